@@ -1,0 +1,325 @@
+package callback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+// App holds what all callbacks of this Caddy share: where tasks are kept, and
+// how callbacks are delivered. Every field has a default; the app need not be
+// configured at all.
+type App struct {
+	// The folder that keeps tasks until they are delivered. Only one process
+	// can use it. Default: `callback` in Caddy's data directory.
+	Store string `json:"store,omitempty"`
+
+	// How often what was written is synced to disk. A killed process loses
+	// nothing whatever this is; a power failure loses what was accepted since
+	// the last sync. Default: `10ms`.
+	Sync caddy.Duration `json:"sync,omitempty"`
+
+	// Sync each message to disk before it is acknowledged, so that a power
+	// failure loses nothing either. Costs most of the throughput.
+	// Default: `false`.
+	SyncAlways bool `json:"sync_always,omitempty"`
+
+	// How long ended tasks can be looked up. Default: `24h`.
+	Retention caddy.Duration `json:"retention,omitempty"`
+
+	// How many ended tasks can be looked up; the oldest are forgotten first.
+	// Default: `100000`.
+	RetentionCount int64 `json:"retention_count,omitempty"`
+
+	// How callbacks are delivered.
+	Delivery *Delivery `json:"delivery,omitempty"`
+
+	ctx     caddy.Context
+	log     *zap.Logger
+	metrics *metrics
+
+	// engineKey is what this generation holds of the pool; empty before Start
+	// and after Cleanup.
+	engineKey string
+	engine    atomic.Pointer[engine.Engine]
+	deliverer *deliverer
+
+	// working counts what still needs the engine after Stop: tasks whose
+	// endpoint is at work, results to record, deliveries in flight.
+	working gate
+	// quit ends them, with a cause, when the process exits.
+	quit     context.Context
+	quitNow  context.CancelCauseFunc
+	draining atomic.Bool
+}
+
+// Defaults of the app.
+const (
+	defaultSync           = 10 * time.Millisecond
+	defaultRetention      = 24 * time.Hour
+	defaultRetentionCount = 100_000
+)
+
+// engines are shared by the two generations of a configuration that overlap
+// during a reload; a store can be open only once.
+var engines = caddy.NewUsagePool()
+
+// CaddyModule returns the Caddy module information.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "callback", New: func() caddy.Module { return new(App) }}
+}
+
+// Provision applies the defaults. It opens nothing: `caddy validate` runs it
+// beside a live server.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx, a.log = ctx, ctx.Logger()
+	a.quit, a.quitNow = context.WithCancelCause(context.Background())
+	if a.Store == "" {
+		a.Store = filepath.Join(caddy.AppDataDir(), "callback")
+	}
+	store, err := filepath.Abs(caddy.NewReplacer().ReplaceKnown(a.Store, ""))
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	a.Store = store
+	setDefault(&a.Sync, caddy.Duration(defaultSync))
+	setDefault(&a.Retention, caddy.Duration(defaultRetention))
+	setDefault(&a.RetentionCount, defaultRetentionCount)
+	if a.Delivery == nil {
+		a.Delivery = new(Delivery)
+	}
+	if a.metrics, err = newMetrics(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
+	return a.Delivery.provision()
+}
+
+// setDefault gives a field that was left out its default.
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Validate checks what needs no I/O.
+func (a *App) Validate() error {
+	switch {
+	case a.Sync < 0:
+		return fmt.Errorf("sync: %v is negative", time.Duration(a.Sync))
+	case a.Retention < 0:
+		return fmt.Errorf("retention: %v is negative", time.Duration(a.Retention))
+	case a.RetentionCount < 0:
+		return fmt.Errorf("retention: %d is negative", a.RetentionCount)
+	}
+	return a.Delivery.validate()
+}
+
+// pooledEngine is an engine and what delivers from it. The pool closes it.
+type pooledEngine struct {
+	*engine.Engine
+	deliverer *deliverer
+}
+
+func (e pooledEngine) Destruct() error { e.Close(); return nil }
+
+// Start opens the engine, or joins the generation that has it open, and
+// begins to deliver.
+func (a *App) Start() error {
+	cfg := engine.Config{
+		Store:          a.Store,
+		Sync:           time.Duration(a.Sync),
+		Retention:      time.Duration(a.Retention),
+		RetentionCount: a.RetentionCount,
+		Logger:         a.log,
+	}
+	if a.SyncAlways {
+		cfg.Sync = 0
+	}
+	pooled, loaded, err := engines.LoadOrNew(a.Store, func() (caddy.Destructor, error) {
+		e, err := engine.Open(a.ctx, cfg)
+		if err != nil {
+			return nil, err
+		}
+		return pooledEngine{e, newDeliverer(e)}, nil
+	})
+	if err != nil {
+		return fmt.Errorf("opening the engine: %w", err)
+	}
+	a.engineKey = a.Store
+	e := pooled.(pooledEngine)
+	if loaded {
+		if err := e.Reconfigure(a.ctx, cfg); err != nil {
+			return fmt.Errorf("changing the engine's options: %w", err)
+		}
+	}
+	a.deliverer = e.deliverer
+	a.engine.Store(e.Engine) // from here on requests use both
+	return a.deliverer.join(a)
+}
+
+// errStopped is why work in flight ends when the process exits.
+var errStopped = errors.New("the gateway was stopped")
+
+// Stop stops claiming. A reload leaves what is in flight to its end, in the
+// background; a process that exits waits for it as long as Caddy's
+// grace_period says.
+func (a *App) Stop() error {
+	a.draining.Store(true)
+	if a.deliverer != nil {
+		a.deliverer.leave(a)
+	}
+	if !caddy.Exiting() {
+		return nil
+	}
+	if grace := a.gracePeriod(); grace > 0 {
+		timer := time.AfterFunc(grace, func() { a.quitNow(errStopped) })
+		defer timer.Stop()
+	}
+	a.working.wait()
+	return nil
+}
+
+// gracePeriod is how long Caddy lets requests finish; zero is without end.
+func (a *App) gracePeriod() time.Duration {
+	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
+		return time.Duration(app.(*caddyhttp.App).GracePeriod)
+	}
+	return 0
+}
+
+// Cleanup gives the engine back once nothing of this generation needs it. It
+// is also called after a Start that failed, or without any Start.
+func (a *App) Cleanup() error {
+	if a.engineKey == "" {
+		return nil
+	}
+	key := a.engineKey
+	a.engineKey = ""
+	if a.deliverer != nil {
+		a.deliverer.leave(a)
+	}
+	release := func() error {
+		a.working.close()
+		_, err := engines.Delete(key)
+		return err
+	}
+	if caddy.Exiting() {
+		return release()
+	}
+	// A reload does not wait for a task that runs for an hour; the task keeps
+	// the engine open.
+	go func() {
+		if err := release(); err != nil {
+			a.log.Error("closing the engine", zap.Error(err))
+		}
+	}()
+	return nil
+}
+
+// enter returns the engine, if it can take a task, and keeps it open until
+// leave is called.
+func (a *App) enter() (e *engine.Engine, leave func(), err error) {
+	if caddy.Exiting() && a.draining.Load() {
+		return nil, nil, errStopped
+	}
+	e = a.engine.Load()
+	if e == nil {
+		return nil, nil, errors.New("the gateway is starting")
+	}
+	leave = a.working.leave
+	if !a.working.enter() {
+		// A reload has replaced this generation while the request was on its
+		// way here. The next one has the engine open.
+		if e, leave, err = joinEngine(a.Store); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := e.Ready(); err != nil {
+		leave()
+		return nil, nil, err
+	}
+	return e, leave, nil
+}
+
+// joinEngine uses the engine that somebody else has open.
+func joinEngine(key string) (*engine.Engine, func(), error) {
+	pooled, _, err := engines.LoadOrNew(key, func() (caddy.Destructor, error) { return nil, errStopped })
+	if err != nil {
+		return nil, nil, err
+	}
+	e := pooled.(pooledEngine).Engine
+	leave := func() { _, _ = engines.Delete(key) } // Close returns no error
+	return e, leave, nil
+}
+
+// gate counts those inside, until it is closed. Unlike a WaitGroup it may be
+// entered while somebody waits.
+type gate struct {
+	mu     sync.Mutex
+	inside int
+	closed bool
+	empty  chan struct{} // closed when the last one leaves; nil if nobody waits
+}
+
+// enter reports whether the gate is open, and if so counts the caller in.
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return false
+	}
+	g.inside++
+	return true
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inside--
+	if g.inside == 0 && g.empty != nil {
+		close(g.empty)
+		g.empty = nil
+	}
+}
+
+// wait returns when nobody is inside; others may enter afterwards.
+func (g *gate) wait() { g.waitAnd(false) }
+
+// close waits until nobody is inside and lets nobody in from then on.
+func (g *gate) close() { g.waitAnd(true) }
+
+func (g *gate) waitAnd(closed bool) {
+	for {
+		g.mu.Lock()
+		if g.inside == 0 {
+			g.closed = g.closed || closed
+			g.mu.Unlock()
+			return
+		}
+		if g.empty == nil {
+			g.empty = make(chan struct{})
+		}
+		empty := g.empty
+		g.mu.Unlock()
+		<-empty
+	}
+}
+
+// Interface guards
+var (
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.Validator    = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
+)

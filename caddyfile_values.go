@@ -1,0 +1,153 @@
+package callback
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/dustin/go-humanize"
+
+	"github.com/caddy-callback/caddy-callback/internal/safedial"
+	"github.com/caddy-callback/caddy-callback/internal/webhook"
+)
+
+// The values of options. Each function makes a parser of what is left of an
+// option's line; its errors name the option and the bad value.
+
+func text(field *string) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, value string) error {
+		if value == "" {
+			return d.Errf("%s: the value is empty", name)
+		}
+		*field = value
+		return nil
+	})
+}
+
+func headerName(field *string) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, value string) error {
+		if !isToken(value) {
+			return d.Errf("%s: %q is not a header name", name, value)
+		}
+		*field = value
+		return nil
+	})
+}
+
+func duration(field *caddy.Duration) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, _ string) error { return setDuration(d, name, field) })
+}
+
+// setDuration sets field to the duration that the dispenser stands on.
+func setDuration(d *caddyfile.Dispenser, name string, field *caddy.Duration) error {
+	value, err := caddy.ParseDuration(d.Val())
+	if err != nil || value <= 0 {
+		return d.Errf("%s: %q is not a positive duration such as 90s, 10m or 1d", name, d.Val())
+	}
+	*field = caddy.Duration(value)
+	return nil
+}
+
+func count(field *int) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, value string) error {
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 1 {
+			return d.Errf("%s: %q is not a positive whole number", name, value)
+		}
+		*field = n
+		return nil
+	})
+}
+
+func status(field *int) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, value string) error {
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 200 || n > 599 {
+			return d.Errf("%s: %q is not a status from 200 to 599", name, value)
+		}
+		*field = n
+		return nil
+	})
+}
+
+func size(field *int64) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, value string) error {
+		n, err := humanize.ParseBytes(value)
+		if err != nil || n == 0 || n > maxSize {
+			return d.Errf("%s: %q is not a size such as 64KiB or 8MiB, 1GiB at most", name, value)
+		}
+		*field = int64(n)
+		return nil
+	})
+}
+
+// maxSize, 1 GiB, bounds bodies that are held in memory.
+const maxSize = 1 << 30
+
+func oneOf(field *string, allowed ...string) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, value string) error {
+		if !slices.Contains(allowed, value) {
+			return d.Errf("%s: %q is none of %s", name, value, strings.Join(allowed, ", "))
+		}
+		*field = value
+		return nil
+	})
+}
+
+// secrets reads keys. One that a placeholder stands for is not known yet.
+func secrets(field *[]string, parse func(string) (webhook.Key, error)) func(*caddyfile.Dispenser) error {
+	return words(field, func(values []string) error {
+		for i, value := range values {
+			if hasPlaceholder(value) {
+				continue
+			}
+			if _, err := parse(value); err != nil {
+				return fmt.Errorf("secret: key %d: %w", i+1, err) // never the key itself
+			}
+		}
+		return nil
+	})
+}
+
+// checkPolicy returns what is wrong with the words of one option; it names the
+// option.
+func checkPolicy(c safedial.Config) error {
+	_, err := safedial.NewPolicy(c)
+	return err
+}
+
+// one reads the option's only value.
+func one(set func(d *caddyfile.Dispenser, name, value string) error) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		name := d.Val()
+		args := d.CountRemainingArgs()
+		if args != 1 {
+			return d.Errf("%s takes one value, not %d", name, args)
+		}
+		d.NextArg()
+		return set(d, name, d.Val())
+	}
+}
+
+// words reads one value or more.
+func words(field *[]string, check func([]string) error) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		name := d.Val()
+		values := d.RemainingArgs()
+		if len(values) == 0 {
+			return d.Errf("%s takes one value or more", name)
+		}
+		if err := check(values); err != nil {
+			return d.WrapErr(err)
+		}
+		*field = values
+		return nil
+	}
+}
+
+// hasPlaceholder says whether a value is known only when the configuration is
+// loaded.
+func hasPlaceholder(value string) bool { return strings.Contains(value, "{") }

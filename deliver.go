@@ -1,0 +1,291 @@
+package callback
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// deliverer attempts deliveries as their turn comes. It lives as long as the
+// engine it takes them from: a reload changes how attempts are made from then
+// on, not what is under way, nor what counts against the limits.
+type deliverer struct {
+	engine *engine.Engine
+	hosts  *hosts
+	lanes  *lanes
+
+	// life is held while a generation of the configuration comes or goes.
+	life     sync.Mutex
+	claiming context.Context // ends when no more deliveries are to be taken
+	stop     context.CancelFunc
+	loops    sync.WaitGroup // what takes deliveries
+
+	mu      sync.Mutex
+	senders []*sender // of the generations that deliver, the newest last
+	log     *zap.Logger
+}
+
+func newDeliverer(e *engine.Engine) *deliverer {
+	d := &deliverer{engine: e, hosts: newHosts(), log: zap.NewNop(), stop: func() {}}
+	d.lanes = newLanes(d)
+	return d
+}
+
+// join makes attempts go by this generation's options, and begins to deliver
+// if it is the only one.
+func (d *deliverer) join(app *App) error {
+	d.life.Lock()
+	defer d.life.Unlock()
+	d.mu.Lock()
+	first := len(d.senders) == 0
+	d.senders = append(d.senders, newSender(app))
+	d.log = app.log
+	d.mu.Unlock()
+	d.hosts.setLimits(app.Delivery.Concurrency, app.Delivery.PerHost)
+	if !first {
+		return nil
+	}
+	return d.start(app.ctx)
+}
+
+// leave undoes join. The last to leave waits until nothing is taken any more;
+// attempts in flight go on. It may be called twice, and without join.
+func (d *deliverer) leave(app *App) {
+	d.life.Lock()
+	defer d.life.Unlock()
+	d.mu.Lock()
+	d.senders = slices.DeleteFunc(d.senders, func(s *sender) bool {
+		if s.app == app {
+			s.close()
+		}
+		return s.app == app
+	})
+	var heir *App
+	if n := len(d.senders); n > 0 {
+		heir = d.senders[n-1].app
+		d.log = heir.log
+	}
+	d.mu.Unlock()
+	if heir != nil {
+		d.hosts.setLimits(heir.Delivery.Concurrency, heir.Delivery.PerHost)
+		return
+	}
+	d.stop()
+	d.loops.Wait()
+}
+
+// start begins to take deliveries. Caller holds d.life.
+func (d *deliverer) start(ctx context.Context) error {
+	due, err := d.engine.Due(ctx)
+	if err != nil {
+		return err
+	}
+	waiting, err := d.engine.OpenLanes(ctx)
+	if err != nil {
+		return err
+	}
+	d.claiming, d.stop = context.WithCancel(context.Background())
+	for token, source := range waiting {
+		d.lanes.adopt(token, source)
+	}
+	d.loops.Go(func() { d.takeDue(due) })
+	return nil
+}
+
+// laneOpen says whether deliveries to a host and port go into its lane.
+func (d *deliverer) laneOpen(hostPort string) bool {
+	return d.lanes.takes(engine.HostToken(hostPort))
+}
+
+// enter returns how attempts are made now and keeps that generation from being
+// cleaned up until its app.working is left; nil if all have left.
+func (d *deliverer) enter() *sender {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range slices.Backward(d.senders) {
+		if s.app.working.enter() {
+			return s
+		}
+	}
+	return nil
+}
+
+func (d *deliverer) warn(msg string, fields ...zap.Field) {
+	d.mu.Lock()
+	log := d.log
+	d.mu.Unlock()
+	log.Warn(msg, fields...)
+}
+
+// dueBatch is how many deliveries are taken at once in the order in which they
+// fell due. All of them are placed before more are taken.
+const dueBatch = 32
+
+// takeDue takes deliveries in the order in which they fell due.
+func (d *deliverer) takeDue(due *engine.Source) {
+	for d.claiming.Err() == nil {
+		var placing sync.WaitGroup
+		d.fetch(due, dueBatch, func(dl *engine.Delivery) {
+			name := engine.HostToken(dl.Record.CallbackHost)
+			t := d.hosts.start(name)
+			if t == begins {
+				d.begin(dl, name)
+				return
+			}
+			placing.Go(func() { d.place(dl, name, t) })
+		})
+		placing.Wait()
+	}
+}
+
+// place begins a delivery that could not begin at once when there is room among
+// all attempts, or moves it out of the others' way if its host has no turn.
+func (d *deliverer) place(dl *engine.Delivery, name string, t turn) {
+	if t == busy {
+		var err error
+		if t, err = d.hosts.await(d.claiming, name, begins|full); err != nil {
+			dl.Release()
+			return
+		}
+	}
+	if t == begins {
+		d.begin(dl, name)
+		return
+	}
+	if err := d.lanes.hold(dl, name); err != nil {
+		d.warn("delivery not put into its lane", zap.String("task_id", dl.Record.ID), zap.Error(err))
+	}
+}
+
+// fetchPause keeps an engine that is away from being asked in a tight loop.
+const fetchPause = time.Second
+
+// fetch takes up to n deliveries from a source, hands each to place, and says
+// whether there were any, or might have been. It takes none while the engine
+// cannot store: what follows from an attempt would be forgotten, and the attempt
+// made again and again.
+func (d *deliverer) fetch(source *engine.Source, n int, place func(*engine.Delivery)) (any bool) {
+	err := d.engine.Ready()
+	if err == nil {
+		for dl, failed := range source.Fetch(d.claiming, n) {
+			if failed != nil {
+				err = failed
+				d.warn("deliveries not fetched", zap.Error(err))
+				break
+			}
+			any = true
+			place(dl)
+		}
+	}
+	if err == nil {
+		return any
+	}
+	select {
+	case <-d.claiming.Done():
+	case <-time.After(fetchPause):
+	}
+	return true
+}
+
+// begin starts an attempt that is counted in.
+func (d *deliverer) begin(dl *engine.Delivery, name string) {
+	s := d.enter()
+	if s == nil {
+		d.hosts.leave(name)
+		dl.Release()
+		return
+	}
+	go func() {
+		defer s.app.working.leave()
+		defer d.hosts.leave(name)
+		if answered, told := s.attempt(dl); told {
+			d.hosts.heard(name, answered)
+		}
+	}()
+}
+
+// attempt makes one attempt and stores what follows from it. It returns whether
+// the host answered, and whether anything can be told about that.
+func (s *sender) attempt(dl *engine.Delivery) (answered, told bool) {
+	rec := dl.Record
+	if rec.FinishedAt.IsZero() { // the lease lapsed
+		rec.FinishedAt = time.Now().UTC()
+		s.app.metrics.taskEnded(rec)
+	}
+	if rec.Callback == nil {
+		s.stored(rec, dl.Done(context.Background()))
+		return false, false
+	}
+	at := time.Now().UTC()
+	ans := s.post(dl, at)
+	took := time.Since(at)
+	if ans.err != nil && s.app.quit.Err() != nil {
+		dl.Release() // the process exits; the attempt does not count
+		return false, false
+	}
+	rec.AddAttempt(task.Attempt{
+		At: at, StatusCode: ans.status, DurationMS: took.Milliseconds(),
+		Error: ans.message(), Response: ans.excerpt,
+	})
+	s.conclude(dl, ans, at, took)
+	return ans.status != 0, true
+}
+
+// conclude stores what follows from an attempt's answer.
+func (s *sender) conclude(dl *engine.Delivery, ans answer, at time.Time, took time.Duration) {
+	rec := dl.Record
+	rec.NextAttemptAt = time.Time{}
+	ctx := context.Background()
+	var outcome string
+	var wait time.Duration
+	var err error
+	switch {
+	case ans.accepted():
+		outcome, rec.DeliveredAt = outcomeDelivered, at.Add(took)
+		err = dl.Done(ctx)
+	case ans.final() || rec.Tries > len(s.opts.Retry):
+		outcome = outcomeDead
+		err = dl.Dead(ctx)
+	default:
+		outcome = outcomeRetry
+		wait = s.retryIn(rec.Tries, ans)
+		rec.NextAttemptAt = time.Now().UTC().Add(wait)
+		err = dl.Retry(ctx, rec.NextAttemptAt)
+	}
+	s.app.metrics.attempted(rec, outcome, took)
+	if c := s.app.log.Check(zap.InfoLevel, "delivery attempted"); c != nil {
+		c.Write(zap.String("task_id", rec.ID), zap.Int("attempt", rec.Tries), zap.String("state", outcome),
+			zap.String("callback_host", rec.CallbackHost), zap.Int("status_code", ans.status),
+			zap.Duration("duration", took), zap.Duration("retry_in", wait), zap.String("error", ans.message()))
+	}
+	s.stored(rec, err)
+}
+
+// stored logs a step that could not be stored. The delivery comes again.
+func (s *sender) stored(rec *task.Record, err error) {
+	if err != nil {
+		s.app.log.Error("delivery not recorded", zap.String("task_id", rec.ID), zap.Error(err))
+	}
+}
+
+const (
+	// maxJitter bounds what is added to a long wait.
+	maxJitter = 15 * time.Minute
+	// maxRetryAfter bounds what a receiver can ask for: a year would be for ever.
+	maxRetryAfter = 24 * time.Hour
+)
+
+// retryIn returns the wait after the given number of attempts. What the
+// receiver asks for counts if it is longer.
+func (s *sender) retryIn(tries int, ans answer) time.Duration {
+	wait := time.Duration(s.opts.Retry[tries-1])
+	wait += rand.N(min(wait/5, maxJitter) + 1)
+	return max(wait, min(ans.retryAfter, maxRetryAfter))
+}

@@ -1,0 +1,105 @@
+package callback
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-callback/caddy-callback/internal/safedial"
+	"github.com/caddy-callback/caddy-callback/internal/webhook"
+)
+
+// Delivery says how callbacks are delivered, and where to.
+type Delivery struct {
+	// How long one attempt may take, from connecting to the last byte of the
+	// answer. Default: `20s`.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// The waits between attempts: one more attempt than there are waits. Each is
+	// lengthened by up to a fifth, at most 15 minutes, so that callbacks which
+	// failed together are not repeated together.
+	// Default: `5s 30s 2m 10m 30m 2h 5h 10h 14h 20h 24h`.
+	Retry []caddy.Duration `json:"retry,omitempty"`
+
+	// The keys that sign callbacks as Standard Webhooks has it: `whsec_…`
+	// (HMAC-SHA256) or `whsk_…` (ed25519). Every key signs, so that keys can be
+	// rotated. Placeholders such as `{env.KEY}` expand. Default: none; callbacks
+	// are not signed.
+	Secret []string `json:"secret,omitempty"`
+
+	// Destinations a request may name though they are not public: CIDRs,
+	// addresses or host names. Default: none.
+	Allow []string `json:"allow,omitempty"`
+
+	// Destinations that are refused, even if allowed or the operator's own.
+	// Default: none.
+	Deny []string `json:"deny,omitempty"`
+
+	// The ports a request may name; `any` lifts the limit. Default: `80 443`.
+	Ports []string `json:"ports,omitempty"`
+
+	// How many attempts are made at once. Default: `256`.
+	Concurrency int `json:"concurrency,omitempty"`
+
+	// How many of them to one host and port. Default: `32`.
+	PerHost int `json:"per_host,omitempty"`
+
+	policy  *safedial.Policy // for URLs from requests
+	trusted *safedial.Policy // for the operator's own
+	keys    []webhook.Key
+}
+
+// Defaults of the delivery.
+const (
+	defaultAttemptTimeout = 20 * time.Second
+	defaultConcurrency    = 256
+	defaultPerHost        = 32
+)
+
+var defaultRetry = []caddy.Duration{
+	caddy.Duration(5 * time.Second), caddy.Duration(30 * time.Second), caddy.Duration(2 * time.Minute),
+	caddy.Duration(10 * time.Minute), caddy.Duration(30 * time.Minute), caddy.Duration(2 * time.Hour),
+	caddy.Duration(5 * time.Hour), caddy.Duration(10 * time.Hour), caddy.Duration(14 * time.Hour),
+	caddy.Duration(20 * time.Hour), caddy.Duration(24 * time.Hour),
+}
+
+func (o *Delivery) provision() (err error) {
+	setDefault(&o.Timeout, caddy.Duration(defaultAttemptTimeout))
+	setDefault(&o.Concurrency, defaultConcurrency)
+	setDefault(&o.PerHost, defaultPerHost)
+	if o.Retry == nil {
+		o.Retry = defaultRetry
+	}
+	repl := caddy.NewReplacer()
+	for _, secret := range o.Secret {
+		key, err := webhook.ParseKey(repl.ReplaceKnown(secret, ""))
+		if err != nil {
+			return fmt.Errorf("delivery: secret: %w", err)
+		}
+		o.keys = append(o.keys, key)
+	}
+	o.policy, err = safedial.NewPolicy(safedial.Config{Allow: o.Allow, Deny: o.Deny, Ports: o.Ports})
+	if err != nil {
+		return fmt.Errorf("delivery: %w", err)
+	}
+	o.trusted = o.policy.Trusted()
+	return nil
+}
+
+func (o *Delivery) validate() error {
+	switch {
+	case o.Timeout < 0:
+		return fmt.Errorf("delivery: timeout: %v is negative", time.Duration(o.Timeout))
+	case o.Concurrency < 1:
+		return fmt.Errorf("delivery: concurrency: %d is less than 1", o.Concurrency)
+	case o.PerHost < 1:
+		return fmt.Errorf("delivery: per_host: %d is less than 1", o.PerHost)
+	}
+	for _, wait := range o.Retry {
+		if wait <= 0 {
+			return fmt.Errorf("delivery: retry: a wait of %v is not positive", time.Duration(wait))
+		}
+	}
+	return nil
+}

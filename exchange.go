@@ -1,0 +1,240 @@
+package callback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// exchange is one task whose client waits for its response.
+type exchange struct {
+	h       *Handler
+	lease   *engine.Lease
+	rec     task.Record
+	capture *capture
+	ctx     context.Context // the handler's: ends with the task, not with the client
+	cancel  context.CancelCauseFunc
+	// recorded is closed when the verdict is in the engine, or another stands.
+	recorded chan struct{}
+}
+
+// errDied is what the callback says if nobody settles the task.
+const errDied = "the gateway that held the task stopped before the endpoint answered"
+
+// claim makes a task of the request: from here on it gets its callback.
+func (h *Handler) claim(e *engine.Engine, callback *task.Callback, host string, w http.ResponseWriter, r *http.Request) (*exchange, error) {
+	id, err := uuid.NewRandom()
+	if err != nil {
+		return nil, fmt.Errorf("making a task ID: %w", err)
+	}
+	now := time.Now().UTC()
+	x := &exchange{
+		h:        h,
+		capture:  newCapture(w, h, id.String()),
+		recorded: make(chan struct{}),
+		rec: task.Record{
+			Task:  task.Task{ID: id.String(), CreatedAt: now, StartedAt: now, CallbackHost: host},
+			Route: h.route, Callback: callback,
+		},
+	}
+	x.capture.complete = x.settleResponse
+	x.ctx, x.cancel = context.WithCancelCause(context.WithoutCancel(r.Context()))
+	died := x.rec
+	died.Status, died.Error = task.Failed, errDied
+	if x.lease, err = e.Claim(x.ctx, died, x.supersede); err != nil {
+		x.cancel(err)
+		return nil, err
+	}
+	return x, nil
+}
+
+// serve runs the handlers after this one, detached from the client, and sees
+// to it that the verdict is recorded before the response ends.
+func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
+	defer x.cancel(nil)
+	deadline := time.AfterFunc(time.Duration(x.h.Timeout), x.timeOut)
+	defer deadline.Stop()
+	defer context.AfterFunc(x.h.app.quit, x.abandon)()
+
+	r.Header.Set(x.h.TaskHeader, x.rec.ID)
+	x.capture.setTaskHeader()
+	defer func() {
+		cause := recover()
+		if cause != nil {
+			x.settleBroken()
+		}
+		<-x.recorded
+		switch {
+		case x.capture.isMuted() && (cause == nil || cause == http.ErrAbortHandler):
+			err = x.cutOff()
+		case cause != nil:
+			panic(cause) // Caddy's to handle
+		}
+	}()
+	err = next.ServeHTTP(x.capture, r.WithContext(x.ctx))
+	switch {
+	case err != nil:
+		x.settle(verdict{status: task.Failed, message: endpointError(err)})
+	case x.capture.short():
+		x.settleBroken()
+	default:
+		x.settleResponse()
+	}
+	return err
+}
+
+// cutOff tells the client of a task that was ended before its endpoint was.
+func (x *exchange) cutOff() error {
+	if x.capture.hasWritten() {
+		// The client must not take the part it has for the whole.
+		panic(http.ErrAbortHandler)
+	}
+	x.capture.discardHeader()
+	cause := context.Cause(x.ctx)
+	if errors.Is(cause, context.DeadlineExceeded) {
+		return caddyhttp.Error(http.StatusGatewayTimeout, cause)
+	}
+	return caddyhttp.Error(http.StatusServiceUnavailable, cause)
+}
+
+// endpointError says in a sentence that the endpoint gave no answer. What the
+// error itself says may name internal addresses and is left to the log.
+func endpointError(err error) string {
+	var he caddyhttp.HandlerError
+	switch {
+	case !errors.As(err, &he) || he.StatusCode == 0:
+		return noAnswer
+	case he.StatusCode < 500:
+		return fmt.Sprintf("the request was refused (%d %s)", he.StatusCode, http.StatusText(he.StatusCode))
+	default:
+		return fmt.Sprintf("%s (%d %s)", noAnswer, he.StatusCode, http.StatusText(he.StatusCode))
+	}
+}
+
+const noAnswer = "the endpoint gave no answer"
+
+// timeOut ends a task whose deadline has passed, whatever its handler does.
+func (x *exchange) timeOut() {
+	x.settle(verdict{
+		status:  task.TimedOut,
+		message: fmt.Sprintf("the endpoint did not finish within %v", time.Duration(x.h.Timeout)),
+		cut:     context.DeadlineExceeded,
+	})
+}
+
+// abandon ends a task because the process exits.
+func (x *exchange) abandon() {
+	x.settle(verdict{status: task.Failed, message: "the gateway was stopped before the endpoint answered", cut: errStopped})
+}
+
+// supersede ends the work on a task that is no longer ours: another verdict
+// stands.
+func (x *exchange) supersede() {
+	if x.capture.close(true) {
+		x.cancel(engine.ErrLost)
+		x.capture.discard()
+		close(x.recorded)
+	}
+}
+
+// verdict is how a task ends without a whole response.
+type verdict struct {
+	status  task.Verdict
+	message string // one sentence, for the receiver
+	// cut ends the work and what the client gets; nil leaves both as they are.
+	cut error
+}
+
+// settle gives the verdict, unless there is one.
+func (x *exchange) settle(v verdict) {
+	if !x.capture.close(v.cut != nil) {
+		return
+	}
+	if v.cut != nil {
+		x.cancel(v.cut)
+	}
+	x.rec.UpstreamStatus = x.capture.discard()
+	x.record(v.status, v.message, nil, nil)
+}
+
+// settleBroken gives the verdict on a response that ended before it was whole,
+// unless there is one.
+func (x *exchange) settleBroken() {
+	message := noAnswer
+	if x.capture.begun {
+		message = "the endpoint's response broke off"
+	}
+	x.settle(verdict{status: task.Failed, message: message})
+}
+
+// settleResponse gives the verdict on a response that is whole, unless there is
+// one.
+func (x *exchange) settleResponse() {
+	if !x.capture.close(false) {
+		return
+	}
+	status, result, body := x.capture.result()
+	x.rec.UpstreamStatus = status
+	if status >= 400 {
+		x.record(task.Failed, "", result, body)
+	} else {
+		x.record(task.Complete, "", result, body)
+	}
+}
+
+// recordTimeout bounds how long a client's response is held back by an engine
+// that does not answer. The verdict is tried again for as long as the lease
+// stands.
+const recordTimeout = 5 * time.Second
+
+// record puts the verdict into the engine. Only who closed the capture gets
+// here.
+func (x *exchange) record(status task.Verdict, message string, result *task.Result, body []byte) {
+	defer close(x.recorded)
+	x.rec.Status, x.rec.Error, x.rec.Result = status, message, result
+	x.rec.FinishedAt = time.Now().UTC()
+	app := x.h.app
+	app.metrics.taskEnded(&x.rec)
+	held := app.deliverer.laneOpen(x.rec.CallbackHost)
+	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+	defer cancel()
+	err := x.lease.Settle(ctx, &x.rec, body, held)
+	if err == nil || errors.Is(err, engine.ErrLost) {
+		return
+	}
+	x.h.log.Error("verdict not recorded; trying on", zap.String("task_id", x.rec.ID), zap.Error(err))
+	if !app.working.enter() {
+		return // the lease lapses, and says that the gateway died
+	}
+	go func() {
+		defer app.working.leave()
+		x.recordLater(body, held)
+	}()
+}
+
+// recordLater tries to record the verdict until it is recorded, another stands,
+// or the process exits.
+func (x *exchange) recordLater(body []byte, held bool) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		err := x.lease.Settle(x.h.app.quit, &x.rec, body, held)
+		if err == nil || errors.Is(err, engine.ErrLost) {
+			return
+		}
+		select {
+		case <-x.h.app.quit.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,229 @@
+package callback
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// source is this package as it was written: structs by name, and which of them
+// are registered as Caddy modules.
+type source struct {
+	structs map[string]*ast.StructType
+	modules map[string]bool
+}
+
+func readSource(t *testing.T) source {
+	t.Helper()
+	src := source{structs: make(map[string]*ast.StructType), modules: make(map[string]bool)}
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.TypeSpec:
+				if s, ok := n.Type.(*ast.StructType); ok {
+					src.structs[n.Name.Name] = s
+				}
+			case *ast.CallExpr:
+				if name := registeredType(n); name != "" {
+					src.modules[name] = true
+				}
+			}
+			return true
+		})
+	}
+	if len(src.modules) == 0 {
+		t.Fatal("no call of caddy.RegisterModule(new(T)) was found")
+	}
+	return src
+}
+
+// registeredType returns T of caddy.RegisterModule(new(T)).
+func registeredType(call *ast.CallExpr) string {
+	f, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok || f.Sel.Name != "RegisterModule" || len(call.Args) != 1 {
+		return ""
+	}
+	made, ok := call.Args[0].(*ast.CallExpr)
+	if !ok || len(made.Args) != 1 {
+		return ""
+	}
+	typ, ok := made.Args[0].(*ast.Ident)
+	if !ok {
+		return ""
+	}
+	return typ.Name
+}
+
+// optionField is a field that is set from JSON.
+type optionField struct {
+	owner, name string // the struct, and the field in Go
+	json        string
+	doc         string // on one line
+}
+
+var tagJSON = regexp.MustCompile(`json:"([^",]*)`)
+
+// options returns the JSON fields of a struct and of the structs in it.
+func (src source) options(name string) (fields []optionField) {
+	for _, f := range src.structs[name].Fields.List {
+		if f.Tag == nil {
+			continue
+		}
+		tag := tagJSON.FindStringSubmatch(f.Tag.Value)
+		if tag == nil || tag[1] == "-" {
+			continue
+		}
+		fields = append(fields, optionField{
+			owner: name, name: f.Names[0].Name, json: tag[1],
+			doc: strings.Join(strings.Fields(f.Doc.Text()), " "),
+		})
+		ast.Inspect(f.Type, func(n ast.Node) bool {
+			if id, ok := n.(*ast.Ident); ok && src.structs[id.Name] != nil {
+				fields = append(fields, src.options(id.Name)...)
+			}
+			return true
+		})
+	}
+	return fields
+}
+
+// saysDefault reports whether the last sentence of a comment gives the default,
+// or says that there is none.
+func saysDefault(doc string) bool {
+	i := max(strings.LastIndex(doc, "Default: "), strings.LastIndex(doc, "Required."))
+	return i >= 0 && strings.HasSuffix(doc, ".") && !strings.Contains(doc[i:], ". ")
+}
+
+func TestEveryJSONFieldIsDocumentedWithItsDefault(t *testing.T) {
+	t.Parallel()
+	src := readSource(t)
+	page := readPages(t)
+	for _, module := range slices.Sorted(maps.Keys(src.modules)) {
+		for _, f := range src.options(module) {
+			if f.json == "" || f.json != strings.ToLower(f.json) {
+				t.Errorf("%s.%s: %q is no JSON name in snake_case", f.owner, f.name, f.json)
+			}
+			if !saysDefault(f.doc) {
+				t.Errorf("%s.%s: the comment ends neither with a default nor with Required: %q", f.owner, f.name, f.doc)
+			}
+			if !strings.Contains(page, "`"+f.json+"`") && !strings.Contains(page, `"`+f.json+`"`) {
+				t.Errorf("%s.%s: no page in docs/ tells of %s", f.owner, f.name, f.json)
+			}
+		}
+	}
+}
+
+// readPages returns what stands in docs/.
+func readPages(t *testing.T) string {
+	t.Helper()
+	files, err := filepath.Glob("docs/*.md")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no pages: %v", err)
+	}
+	var all strings.Builder
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(text)
+	}
+	return all.String()
+}
+
+// saidValue is a default that is given as a value.
+var saidValue = regexp.MustCompile("Default: `([^`]+)`")
+
+func TestDefaultsAreWhatTheCommentsSay(t *testing.T) {
+	ctx, err := caddy.ProvisionContext(&caddy.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, err := ctx.App("callback")
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := new(Handler)
+	if err := handler.Provision(ctx); err != nil {
+		t.Fatal(err)
+	}
+	provisioned := map[string]reflect.Value{
+		"App":      reflect.ValueOf(app).Elem(),
+		"Delivery": reflect.ValueOf(app.(*App).Delivery).Elem(),
+		"Handler":  reflect.ValueOf(handler).Elem(),
+	}
+	src := readSource(t)
+	compared := 0
+	for module := range src.modules {
+		for _, f := range src.options(module) {
+			said := saidValue.FindStringSubmatch(f.doc)
+			if said == nil || !provisioned[f.owner].IsValid() {
+				continue
+			}
+			value := provisioned[f.owner].FieldByName(f.name)
+			if value.IsZero() {
+				continue // the default is applied where it is used
+			}
+			compared++
+			if got := written(value); got != said[1] && f.name != "Store" {
+				t.Errorf("%s.%s: the comment says %s, and it is %s", f.owner, f.name, said[1], got)
+			}
+		}
+	}
+	if compared < 12 {
+		t.Errorf("only %d defaults were compared", compared)
+	}
+}
+
+// written is a value as a comment has it.
+func written(v reflect.Value) string {
+	switch value := v.Interface().(type) {
+	case caddy.Duration:
+		return shortDuration(value)
+	case []caddy.Duration:
+		words := make([]string, len(value))
+		for i, wait := range value {
+			words[i] = shortDuration(wait)
+		}
+		return strings.Join(words, " ")
+	case int, int64:
+		return strconv.FormatInt(v.Int(), 10)
+	default:
+		return fmt.Sprint(value)
+	}
+}
+
+// shortDuration is 2h and not 2h0m0s.
+func shortDuration(d caddy.Duration) string {
+	s := time.Duration(d).String()
+	for _, nothing := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(s, nothing) {
+			s = s[:len(s)-len("0s")]
+		}
+	}
+	return s
+}

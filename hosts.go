@@ -1,0 +1,226 @@
+package callback
+
+import (
+	"container/list"
+	"context"
+	"sync"
+)
+
+// hosts says whose turn it is: how many attempts are made at once, and how many
+// of them to one host.
+//
+// Three rules keep bad hosts from taking every attempt there is. A host gets
+// per_host attempts at most. One that has not answered lately gets an eighth of
+// that, and all such hosts together three quarters of all attempts: clients can
+// name as many of them as they like. And of the last quarter no host gets more
+// than an eighth of per_host.
+//
+// Who waits is served in the order in which it came. Methods may be called from
+// several goroutines at once.
+type hosts struct {
+	mu          sync.Mutex
+	concurrency int
+	perHost     int
+	all         map[string]*host // by the engine's token; those with attempts, or with one that waits
+	running     int              // attempts at once
+	mute        int              // of these, to hosts that have not answered lately
+	answering   recent           // hosts that have
+	waiting     list.List        // of *waiter
+}
+
+// host is one host and port that callbacks go to.
+type host struct {
+	running int
+	waiting int
+	silent  int  // attempts in a row that got no answer
+	answers bool // has answered lately
+}
+
+func newHosts() *hosts { return &hosts{all: make(map[string]*host)} }
+
+// turn is what can be done with a delivery: begin, or why not.
+type turn int
+
+const (
+	begins turn = 1 << iota // and is counted in
+	busy                    // all attempts are taken
+	full                    // the host has all it may have
+)
+
+// setLimits sets how many attempts are made at once, and to one host.
+func (hs *hosts) setLimits(concurrency, perHost int) {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	hs.concurrency, hs.perHost = concurrency, perHost
+	hs.admit()
+}
+
+// turn says whether h may have one more attempt. Caller holds the lock.
+func (hs *hosts) turn(h *host) turn {
+	most := max(1, hs.concurrency*3/4)
+	limit := hs.perHost
+	if !h.answers || hs.running >= most {
+		limit = max(1, hs.perHost/8)
+	}
+	switch {
+	case h.running >= limit, !h.answers && hs.mute >= most:
+		return full
+	case hs.running >= hs.concurrency:
+		return busy
+	default:
+		return begins
+	}
+}
+
+// start counts an attempt in if the host may have one more now. Then leave must
+// be called when it has ended.
+func (hs *hosts) start(name string) turn {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	h := hs.get(name)
+	defer hs.forget(name, h)
+	t := hs.turn(h)
+	if t == begins {
+		hs.count(h, 1)
+	}
+	return t
+}
+
+// waiter waits for its turn.
+type waiter struct {
+	host *host
+	ends turn // the turns that end the wait
+	turn chan turn
+}
+
+// await is start for who can wait: it returns when the host's turn is one of
+// those given, or when ctx ends.
+func (hs *hosts) await(ctx context.Context, name string, ends turn) (turn, error) {
+	hs.mu.Lock()
+	h := hs.get(name)
+	w := &waiter{host: h, ends: ends, turn: make(chan turn, 1)}
+	place := hs.waiting.PushBack(w)
+	h.waiting++
+	hs.admit()
+	hs.mu.Unlock()
+
+	var t turn
+	select {
+	case t = <-w.turn:
+	case <-ctx.Done():
+	}
+
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	defer hs.forget(name, h)
+	h.waiting--
+	if t != 0 {
+		return t, nil
+	}
+	hs.waiting.Remove(place) // or it has been removed: the turn came as ctx ended
+	select {
+	case t = <-w.turn:
+		return t, nil
+	default:
+		return 0, ctx.Err()
+	}
+}
+
+// admit gives those who wait their turn. Caller holds the lock.
+func (hs *hosts) admit() {
+	for e := hs.waiting.Front(); e != nil && hs.running < hs.concurrency; {
+		w := e.Value.(*waiter)
+		next := e.Next()
+		if t := hs.turn(w.host); t&w.ends != 0 {
+			if t == begins {
+				hs.count(w.host, 1)
+			}
+			hs.waiting.Remove(e)
+			w.turn <- t
+		}
+		e = next
+	}
+}
+
+// heard notes whether an attempt to a host got an answer. It is called before
+// leave.
+func (hs *hosts) heard(name string, answered bool) {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	h := hs.get(name)
+	switch {
+	case answered:
+		h.silent = 0
+		hs.answering.add(name)
+		if !h.answers {
+			h.answers = true
+			hs.mute -= h.running
+		}
+	default:
+		h.silent++
+		if h.answers && h.silent >= hs.perHost {
+			hs.answering.remove(name)
+			h.answers = false
+			hs.mute += h.running
+		}
+	}
+}
+
+// leave counts an attempt out.
+func (hs *hosts) leave(name string) {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	h := hs.get(name)
+	hs.count(h, -1)
+	hs.forget(name, h)
+	hs.admit()
+}
+
+func (hs *hosts) count(h *host, n int) {
+	h.running += n
+	hs.running += n
+	if !h.answers {
+		hs.mute += n
+	}
+}
+
+func (hs *hosts) get(name string) *host {
+	h := hs.all[name]
+	if h == nil {
+		h = &host{answers: hs.answering.has(name)}
+		hs.all[name] = h
+	}
+	return h
+}
+
+// forget drops a host of which there is nothing to remember. Names come from
+// clients; they must not pile up.
+func (hs *hosts) forget(name string, h *host) {
+	if h.running == 0 && h.waiting == 0 {
+		delete(hs.all, name)
+	}
+}
+
+// recent remembers the names added last: at least maxRecent of them, at most
+// twice that.
+type recent struct{ now, before map[string]struct{} }
+
+const maxRecent = 5000
+
+func (r *recent) has(name string) bool {
+	_, now := r.now[name]
+	_, before := r.before[name]
+	return now || before
+}
+
+func (r *recent) add(name string) {
+	if r.now == nil || len(r.now) >= maxRecent {
+		r.now, r.before = make(map[string]struct{}), r.now
+	}
+	r.now[name] = struct{}{}
+}
+
+func (r *recent) remove(name string) {
+	delete(r.now, name)
+	delete(r.before, name)
+}

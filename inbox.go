@@ -1,0 +1,82 @@
+package callback
+
+import (
+	"fmt"
+	"net/http"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-callback/caddy-callback/internal/web"
+	"github.com/caddy-callback/caddy-callback/internal/webhook"
+)
+
+// Inbox records whatever is sent to it and shows it: a receiver of one's own,
+// for trying callbacks out. A browser sees the callbacks, decoded; with
+// `Accept: application/json` they are listed.
+type Inbox struct {
+	// How many callbacks are remembered, in memory; the oldest are forgotten
+	// first. Default: `500`.
+	Keep int `json:"keep,omitempty"`
+
+	// The keys that signatures are verified with: `whsec_…`, `whsk_…` or the
+	// public `whpk_…`. Placeholders such as `{env.KEY}` expand. Default: none;
+	// signatures are not verified.
+	Secret []string `json:"secret,omitempty"`
+
+	// The status that senders get, to try out failures. Default: `200`.
+	Respond int `json:"respond,omitempty"`
+
+	inbox *web.Inbox
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Inbox) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.callback_inbox", New: func() caddy.Module { return new(Inbox) }}
+}
+
+// Provision sets the inbox up, empty.
+func (i *Inbox) Provision(caddy.Context) error {
+	var keys []webhook.Key
+	for _, secret := range i.Secret {
+		key, err := webhook.ParseVerifyKey(caddy.NewReplacer().ReplaceKnown(secret, ""))
+		if err != nil {
+			return fmt.Errorf("secret: %w", err)
+		}
+		keys = append(keys, key)
+	}
+	i.inbox = web.NewInbox(web.InboxConfig{Keep: i.Keep, Keys: keys, Respond: i.Respond})
+	return nil
+}
+
+// Validate checks what needs no I/O.
+func (i *Inbox) Validate() error {
+	if i.Keep < 0 {
+		return fmt.Errorf("keep: %d is negative", i.Keep)
+	}
+	if i.Respond != 0 && (i.Respond < 200 || i.Respond > 599) {
+		return fmt.Errorf("respond: %d is not a status from 200 to 599", i.Respond)
+	}
+	return nil
+}
+
+// Cleanup ends the streams that browsers have open.
+func (i *Inbox) Cleanup() error {
+	if i.inbox != nil {
+		i.inbox.Close()
+	}
+	return nil
+}
+
+func (i *Inbox) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+	i.inbox.ServeHTTP(w, r)
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Inbox)(nil)
+	_ caddy.Validator             = (*Inbox)(nil)
+	_ caddy.CleanerUpper          = (*Inbox)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Inbox)(nil)
+)

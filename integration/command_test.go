@@ -1,0 +1,200 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// command is what a command of Caddy's wrote and how it ended.
+type command struct {
+	stdout, stderr string
+	code           int
+}
+
+// runCaddy runs a command of Caddy's to its end, with its data in dir.
+func runCaddy(t *testing.T, dir string, args ...string) command {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), self, args...)
+	cmd.Env = append(os.Environ(), asCaddy+"=1", "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "HOME="+dir)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return command{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// wantCode fails the test if the command ended otherwise.
+func (c command) wantCode(t *testing.T, code int) {
+	t.Helper()
+	if c.code != code {
+		t.Fatalf("exit code %d, not %d\n%s%s", c.code, code, c.stdout, c.stderr)
+	}
+}
+
+func TestListModulesNamesOurs(t *testing.T) {
+	t.Parallel()
+	c := runCaddy(t, t.TempDir(), "list-modules")
+	c.wantCode(t, 0)
+	lines := strings.Split(c.stdout, "\n")
+	for _, module := range []string{"callback", "http.handlers.callback", "http.handlers.callback_inbox"} {
+		if !slices.Contains(lines, module) {
+			t.Errorf("%s is not listed", module)
+		}
+	}
+}
+
+func TestValidateTouchesNothingOfARunningGateway(t *testing.T) {
+	t.Parallel()
+	rcv := newReceiver(t, nil)
+	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	g.post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	rcv.next(t)
+
+	c := runCaddy(t, g.dir, "validate", "--config", g.file, "--adapter", "caddyfile")
+	c.wantCode(t, 0)
+	if !strings.Contains(c.stdout, "Valid configuration") {
+		t.Errorf("validate says %q", c.stdout)
+	}
+
+	g.post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	rcv.next(t)
+	if code := g.stop(); code != 0 {
+		t.Errorf("the gateway ended with %d", code)
+	}
+}
+
+func TestValidateCreatesNoStore(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t, "", "callback\nrespond ok")
+	runCaddy(t, g.dir, "validate", "--config", g.file, "--adapter", "caddyfile").wantCode(t, 0)
+	for _, name := range []string{"store", "caddy/callback"} {
+		if _, err := os.Stat(filepath.Join(g.dir, name)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestValidateFindsWhatOnlyLoadingFinds(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t, "delivery {\nsecret {env.CALLBACK_TEST_UNSET}\n}", "callback\nrespond ok")
+	c := runCaddy(t, g.dir, "validate", "--config", g.file, "--adapter", "caddyfile")
+	c.wantCode(t, 1)
+	if !strings.Contains(c.stderr, "secret") {
+		t.Errorf("it does not name the secret: %s", c.stderr)
+	}
+}
+
+func TestAdaptPrintsTheJSON(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t, "retention 1h 5", "callback {\nformat json\n}\nrespond ok")
+	c := runCaddy(t, g.dir, "adapt", "--config", g.file, "--adapter", "caddyfile", "--validate")
+	c.wantCode(t, 0)
+	var config struct {
+		Apps struct {
+			Callback struct {
+				RetentionCount int `json:"retention_count"`
+			} `json:"callback"`
+		} `json:"apps"`
+	}
+	if err := json.Unmarshal([]byte(c.stdout), &config); err != nil {
+		t.Fatal(err)
+	}
+	if config.Apps.Callback.RetentionCount != 5 {
+		t.Errorf("retention_count is not 5 in %s", c.stdout)
+	}
+}
+
+func TestAdaptNamesTheLineOfAMistake(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t, "retain 1h", "callback\nrespond ok")
+	c := runCaddy(t, g.dir, "adapt", "--config", g.file, "--adapter", "caddyfile")
+	c.wantCode(t, 1)
+	if want := fmt.Sprintf(`callback has no option "retain"; it has delivery, retention, store, sync, at %s:9`, g.file); !strings.Contains(c.stderr, want) {
+		t.Errorf("%q does not say %q", c.stderr, want)
+	}
+}
+
+func TestFmtLeavesTheExampleAsItIs(t *testing.T) {
+	t.Parallel()
+	runCaddy(t, t.TempDir(), "fmt", "--diff", filepath.Join("..", "Caddyfile.example")).wantCode(t, 0)
+}
+
+func TestFmtFormatsOurDirectives(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "Caddyfile")
+	untidy := "example.com {\ncallback   /a/*   {\n    timeout    5m\n}\nrespond ok\n}\n"
+	if err := os.WriteFile(file, []byte(untidy), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	runCaddy(t, dir, "fmt", "--overwrite", file).wantCode(t, 0)
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "example.com {\n\tcallback /a/* {\n\t\ttimeout 5m\n\t}\n\trespond ok\n}\n"; string(got) != want {
+		t.Errorf("it becomes %q", got)
+	}
+}
+
+func TestReloadTakesTheNewCaddyfile(t *testing.T) {
+	t.Parallel()
+	rcv := newReceiver(t, nil)
+	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	reload := func() command {
+		return runCaddy(t, g.dir, "reload", "--config", g.file, "--adapter", "caddyfile", "--address", g.admin)
+	}
+
+	g.configure(toLocal, "callback {\nformat json\nstatus_header x-status\n}\nreverse_proxy "+app)
+	reload().wantCode(t, 0)
+	g.post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	if got := rcv.next(t); got.header.Get("Content-Type") != "application/json" || got.header.Get("X-Status") != "COMPLETE" {
+		t.Errorf("the callback is still of the old Caddyfile: %v", got.header)
+	}
+
+	// One that cannot be loaded changes nothing.
+	g.configure(toLocal, "callback {\nformat xml\n}\nreverse_proxy "+app)
+	reload().wantCode(t, 1)
+	g.post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	if got := rcv.next(t); got.header.Get("X-Status") != "COMPLETE" {
+		t.Errorf("the failed reload changed the configuration: %v", got.header)
+	}
+}
+
+func TestASecondGatewayOnTheSameStoreSaysSo(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, "", "callback\nrespond ok")
+	text, err := os.ReadFile(g.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(g.dir, "other.caddyfile")
+	second := strings.NewReplacer(g.admin, freeAddr(t), g.addr, freeAddr(t)).Replace(string(text))
+	if err := os.WriteFile(other, []byte(second), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := runCaddy(t, g.dir, "run", "--config", other, "--adapter", "caddyfile")
+	c.wantCode(t, 1)
+	if !strings.Contains(c.stderr, "in use by another process") {
+		t.Errorf("it does not say why: %s", c.stderr)
+	}
+}

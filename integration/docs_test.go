@@ -1,0 +1,265 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caddy-callback/caddy-callback/internal/form"
+	"github.com/caddy-callback/caddy-callback/internal/webhook"
+)
+
+// block is a fenced block of a page.
+type block struct {
+	page string // relative to the root
+	line int    // of its first line
+	lang string
+	text string
+}
+
+func (b block) String() string { return fmt.Sprintf("%s:%d", b.page, b.line) }
+
+// pages are all that is written for users and contributors.
+func pages(t *testing.T) []string {
+	t.Helper()
+	var found []string
+	for _, pattern := range []string{"../*.md", "../docs/*.md"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: no pages: %v", pattern, err)
+		}
+		for _, file := range files {
+			found = append(found, strings.TrimPrefix(file, "../"))
+		}
+	}
+	return found
+}
+
+// blocks returns the fenced blocks of a page.
+func blocks(t *testing.T, page string) (all []block) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var open *block
+	for i, line := range strings.SplitAfter(string(text), "\n") {
+		lang, fence := strings.CutPrefix(strings.TrimSpace(line), "```")
+		switch {
+		case fence && open == nil:
+			open = &block{page: page, line: i + 2, lang: lang}
+		case fence:
+			all = append(all, *open)
+			open = nil
+		case open != nil:
+			open.text += line
+		}
+	}
+	if open != nil {
+		t.Fatalf("%v: the block has no end", open)
+	}
+	return all
+}
+
+// each calls f for every block of a language, on all pages.
+func each(t *testing.T, lang string, f func(t *testing.T, b block)) {
+	t.Helper()
+	found := 0
+	for _, page := range pages(t) {
+		for _, b := range blocks(t, page) {
+			if b.lang == lang {
+				found++
+				t.Run(b.String(), func(t *testing.T) { f(t, b) })
+			}
+		}
+	}
+	if found == 0 {
+		t.Errorf("the docs have no block of %s", lang)
+	}
+}
+
+// validate runs `caddy validate` on a configuration from the docs.
+func validate(t *testing.T, b block, adapter, text string) {
+	t.Helper()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "config")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"validate", "--config", file}
+	if adapter != "" {
+		args = append(args, "--adapter", adapter)
+	}
+	if c := runCaddy(t, dir, args...); c.code != 0 {
+		t.Errorf("%v:\n%s\n%s", b, text, c.stderr)
+	}
+}
+
+// The key of the specification's example, for the placeholder in the docs.
+const exampleKey = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+func TestEveryCaddyfileInTheDocsIsValid(t *testing.T) {
+	t.Setenv("CALLBACK_KEY", exampleKey)
+	each(t, "caddyfile", func(t *testing.T, b block) {
+		text := b.text
+		first := strings.Fields(text)[0]
+		switch {
+		case first == "{", strings.ContainsAny(first, ".:"): // options or a site
+		case slices.Contains([]string{"store", "sync", "retention", "delivery"}, first):
+			text = "{\ncallback {\n" + text + "}\n}\n"
+		default:
+			text = "example.com {\n" + text + "}\n"
+		}
+		validate(t, b, "caddyfile", text)
+	})
+}
+
+func TestEveryJSONInTheDocsIsValid(t *testing.T) {
+	t.Setenv("CALLBACK_KEY", exampleKey)
+	each(t, "json", func(t *testing.T, b block) {
+		var shape map[string]any
+		if err := json.Unmarshal([]byte(b.text), &shape); err != nil {
+			t.Fatalf("%v: %v", b, err)
+		}
+		switch {
+		case shape["apps"] != nil:
+			validate(t, b, "", b.text)
+		case shape["handler"] != nil:
+			validate(t, b, "", `{"apps":{"http":{"servers":{"srv":{"routes":[{"handle":[`+b.text+`]}]}}}}}`)
+		}
+	})
+}
+
+// rowOfWire is a row of the table with a result and what is posted of it.
+var rowOfWire = regexp.MustCompile("(?m)^\\| `([^`]+)` \\| `([^`]+)` \\|$")
+
+func TestTheEncodingsInTheDocsAreWhatIsPosted(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/wire.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, found := strings.Cut(string(page), "| result | body |\n")
+	rows := rowOfWire.FindAllStringSubmatch(table, -1)
+	if !found || len(rows) < 3 {
+		t.Fatalf("the table has %d rows", len(rows))
+	}
+	for _, row := range rows {
+		contentType := "text/plain"
+		if json.Valid([]byte(row[1])) {
+			contentType = "application/json"
+		}
+		posted := form.Encode(form.Response{ContentType: contentType, Body: []byte(row[1])}, 1<<20)
+		if string(posted.Body) != row[2] {
+			t.Errorf("of %s is posted %s, not %s", row[1], posted.Body, row[2])
+		}
+	}
+}
+
+// link is a link in a page.
+var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+
+// heading is a heading in a page.
+var heading = regexp.MustCompile("(?m)^#+ (.+)$")
+
+func TestLinksInTheDocsLeadSomewhere(t *testing.T) {
+	t.Parallel()
+	for _, page := range pages(t) {
+		text, err := os.ReadFile(filepath.Join("..", page))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
+			u, err := url.Parse(m[1])
+			if err != nil || u.IsAbs() {
+				continue // elsewhere
+			}
+			target := page
+			if u.Path != "" {
+				target = filepath.Join(filepath.Dir(page), u.Path)
+			}
+			there, err := os.ReadFile(filepath.Join("..", target))
+			if err != nil {
+				t.Errorf("%s: %s: %v", page, m[1], err)
+				continue
+			}
+			if u.Fragment != "" && !slices.Contains(anchors(string(there)), u.Fragment) {
+				t.Errorf("%s: %s: %s has no such heading", page, m[1], target)
+			}
+		}
+	}
+}
+
+// anchors are the headings of a page as links name them.
+func anchors(page string) (names []string) {
+	for _, m := range heading.FindAllStringSubmatch(page, -1) {
+		name := strings.Map(func(c rune) rune {
+			if strings.ContainsRune("`?,.()[]", c) {
+				return -1
+			}
+			return c
+		}, strings.ToLower(m[1]))
+		names = append(names, strings.ReplaceAll(name, " ", "-"))
+	}
+	return names
+}
+
+func TestEveryCommandInTheDocsIsRun(t *testing.T) {
+	t.Parallel()
+	each(t, "sh", func(t *testing.T, b block) {
+		command := strings.TrimSpace(b.text)
+		switch {
+		case b.page == "README.md": // see walkthrough_test.go
+			if command != "go test ./..." && !strings.HasPrefix(command, "curl ") && command != startExample {
+				t.Errorf("%v: nothing runs it", b)
+			}
+		case b.page == "xcaddy.md": // see xcaddy_test.go
+		case strings.HasPrefix(command, `echo "whsec_`):
+			out, err := exec.Command("sh", "-c", b.text).Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := webhook.ParseKey(strings.TrimSpace(string(out))); err != nil {
+				t.Errorf("%v: what it makes is no key: %v", b, err)
+			}
+		case b.page == "CONTRIBUTING.md":
+			for line := range strings.Lines(b.text) {
+				checkContributing(t, b, strings.TrimSpace(line))
+			}
+		default:
+			t.Errorf("%v: nothing runs it", b)
+		}
+	})
+}
+
+// checkContributing checks a command that would run the tests, which is what
+// runs it: that what it names is there.
+func checkContributing(t *testing.T, b block, command string) {
+	t.Helper()
+	words := strings.Fields(command)
+	switch words[0] {
+	case "make":
+		makefile, err := os.ReadFile("../Makefile")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, target := range words[1:] {
+			if !strings.Contains(string(makefile), "\n"+target+":") {
+				t.Errorf("%v: the Makefile has no target %s", b, target)
+			}
+		}
+	case "bash":
+		if _, err := os.Stat(filepath.Join("..", words[1])); err != nil {
+			t.Errorf("%v: %v", b, err)
+		}
+	default:
+		t.Errorf("%v: nothing runs %s", b, command)
+	}
+}

@@ -1,0 +1,262 @@
+package integration
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// arrival is a request as it came to the app behind the gateway.
+type arrival struct {
+	*http.Request
+	body string
+}
+
+func (a arrival) task() string { return a.Header.Get("beam-task-id") }
+
+// newRecorder starts an app that passes on what arrives, and answers as answer
+// does or, if it is nil, with an empty 200.
+func newRecorder(t *testing.T, answer http.HandlerFunc) (addr string, got chan arrival) {
+	got = make(chan arrival, 1000)
+	return newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return
+		}
+		got <- arrival{r, string(body)}
+		if answer != nil {
+			answer(w, r)
+		}
+	}), got
+}
+
+func TestOnlyJSONBodiesAreLookedAt(t *testing.T) {
+	t.Parallel()
+	app, got := newRecorder(t, nil)
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	for contentType, isTask := range map[string]bool{
+		"application/json":                        true,
+		"application/json; charset=utf-8":         true,
+		"application/json ;charset=utf-8":         true,
+		"APPLICATION/JSON":                        true,
+		"application/problem+json":                true,
+		"application/vnd.example.v1+JSON; q=1":    true,
+		"":                                        false,
+		"text/plain":                              false,
+		"text/json":                               false,
+		"application/jsonlines":                   false,
+		"application/x-www-form-urlencoded":       false,
+		"application/xml; note=application/json":  false,
+		"multipart/form-data; boundary=json+json": false,
+		"+json": false,
+	} {
+		t.Run(contentType, func(t *testing.T) {
+			resp, _ := g.do("POST", "/", `{"callback_url":"`+rcv.URL+`"}`, "Content-Type", contentType)
+			id := resp.Header.Get("beam-task-id")
+			if (id != "") != isTask {
+				t.Fatalf("the client got task %q", id)
+			}
+			if seen := (<-got).task(); seen != id {
+				t.Errorf("the app was told of task %q, the client of %q", seen, id)
+			}
+			if isTask {
+				if c := rcv.next(t); c.id() != id || c.status() != "COMPLETE" {
+					t.Errorf("the callback is of task %s, %s", c.id(), c.status())
+				}
+			}
+		})
+	}
+}
+
+func TestTheMemberNamesTheCallback(t *testing.T) {
+	t.Parallel()
+	app, got := newRecorder(t, nil)
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	for name, c := range map[string]struct {
+		body   string // $ stands for the receiver's
+		isTask bool
+	}{
+		"last":                    {`{"prompt":"a","callback_url":"$"}`, true},
+		"first":                   {`{"callback_url":"$","prompt":{"callback_url":5}}`, true},
+		"spelled with escapes":    {`{"callback\u005furl":"$"}`, true},
+		"an escaped value":        {`{"callback_url":"$\/\u0061"}`, true},
+		"odd whitespace":          {"\r\n\t {\n\"callback_url\"\t:\r\n \"$\" }\n\n", true},
+		"null":                    {`{"callback_url":null}`, false},
+		"empty":                   {`{"callback_url":""}`, false},
+		"absent":                  {`{"prompt":"callback_url"}`, false},
+		"another case":            {`{"Callback_URL":"$"}`, false},
+		"a longer name":           {`{"callback_urls":"$","my_callback_url":"$"}`, false},
+		"only nested":             {`{"a":{"callback_url":"$"},"b":[{"callback_url":"$"}]}`, false},
+		"in an array":             {`[{"callback_url":"$"}]`, false},
+		"in an array of pairs":    {`["callback_url","$"]`, false},
+		"in a string":             {`"{\"callback_url\":\"$\"}"`, false},
+		"a value, not a name":     {`{"a":"callback_url","$":1}`, false},
+		"an empty object":         {`{}`, false},
+		"an empty body":           {``, false},
+		"not valid":               {`{"callback_url":"$"`, false},
+		"not valid at the end":    {`{"callback_url":"$"} x`, false},
+		"two documents":           {`{"callback_url":"$"}` + "\n" + `{"callback_url":"$"}`, false},
+		"a trailing comma":        {`{"callback_url":"$",}`, false},
+		"single quotes":           {`{'callback_url':'URL'}`, false},
+		"a byte order mark":       {"\xef\xbb\xbf" + `{"callback_url":"$"}`, false},
+		"twice, but not valid":    {`{"callback_url":"$","callback_url":"$"`, false},
+		"a number, but not valid": {`{"callback_url":5`, false},
+		"brackets without end":    {strings.Repeat("[", 3<<20) + `"callback_url"`, false},
+		"objects without end":     {`{"callback_url":"$","a":` + strings.Repeat(`{"a":`, 1<<20), false},
+		"other members twice":     {`{"a":1,"callback_url":"$","a":1,"":2,"":3}`, true},
+		"bytes that are not text": {"{\"a\":\"\xff\xfe\",\"callback_url\":\"$\"}", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			body := strings.ReplaceAll(c.body, "$", rcv.URL)
+			resp, _ := g.post("/", body)
+			id := resp.Header.Get("beam-task-id")
+			if resp.StatusCode != 200 || (id != "") != c.isTask {
+				t.Fatalf("the client got %d, task %q", resp.StatusCode, id)
+			}
+			a := <-got
+			if a.body != body {
+				t.Errorf("the app got %d bytes, not those that were sent: %.80q", len(a.body), a.body)
+			}
+			if a.ContentLength != int64(len(body)) || a.task() != id {
+				t.Errorf("the app got Content-Length %d, task %q", a.ContentLength, a.task())
+			}
+			if c.isTask && rcv.next(t).id() != id {
+				t.Error("the callback is of another task")
+			}
+		})
+	}
+}
+
+func TestTheRoutesOwnURLMakesEveryRequestATask(t *testing.T) {
+	t.Parallel()
+	app, got := newRecorder(t, nil)
+	own, named := newReceiver(t, nil), newReceiver(t, nil)
+	// No allow and no ports: the operator's URL needs neither.
+	g := startGateway(t, "", "callback "+own.URL+"/own\nreverse_proxy "+app)
+	for _, c := range []struct{ method, contentType, body string }{
+		{"GET", "", ""},
+		{"DELETE", "", ""},
+		{"POST", "", ""},
+		{"POST", "text/plain", "hello"},
+		{"PUT", "application/json", `{"callback_url":null}`},
+		{"POST", "application/json", `{not json`},
+		{"POST", "application/json", ``},
+		{"PURGE", "application/octet-stream", strings.Repeat("x", 9<<20)},
+		{"POST", "application/json", `{"x":"` + strings.Repeat("x", 9<<20) + `"}`},
+	} {
+		resp, _ := g.do(c.method, "/", c.body, "Content-Type", c.contentType)
+		id := resp.Header.Get("beam-task-id")
+		a := <-got
+		if id == "" || a.task() != id || a.body != c.body {
+			t.Errorf("%s %s: the client got task %q, the app %q and %d bytes", c.method, c.contentType, id, a.task(), len(a.body))
+			continue
+		}
+		if cb := own.next(t); cb.id() != id {
+			t.Errorf("%s %s: the callback is of task %s", c.method, c.contentType, cb.id())
+		}
+	}
+	for _, method := range []string{"HEAD", "OPTIONS"} {
+		resp, _ := g.do(method, "/", "")
+		if id := resp.Header.Get("beam-task-id"); id != "" || (<-got).task() != "" {
+			t.Errorf("%s is task %q", method, id)
+		}
+	}
+	resp, _ := g.do("GET", "/", "", "Callback-Hop", "1", "Beam-Task-Id", "theirs")
+	if id := resp.Header.Get("beam-task-id"); id != "" {
+		t.Errorf("a callback is task %q", id)
+	}
+	if a := <-got; a.task() != "theirs" {
+		t.Errorf("what is no task did not pass untouched: %q", a.task())
+	}
+
+	// The URL of the request is held to the rules for clients.
+	resp, body := g.post("/", `{"callback_url":"`+named.URL+`"}`)
+	if resp.StatusCode != 400 {
+		t.Errorf("a private URL in the request: %d %s", resp.StatusCode, body)
+	}
+}
+
+func TestAURLInTheRequestWinsOverTheRoutes(t *testing.T) {
+	t.Parallel()
+	app, _ := newRecorder(t, nil)
+	own, named := newReceiver(t, nil), newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback "+own.URL+"\nreverse_proxy "+app)
+	resp, _ := g.post("/", `{"callback_url":"`+named.URL+`"}`)
+	if id := resp.Header.Get("beam-task-id"); named.next(t).id() != id {
+		t.Error("the callback is of another task")
+	}
+	// The route's own would have had it before this one.
+	resp, _ = g.post("/", `{}`)
+	if id := resp.Header.Get("beam-task-id"); own.next(t).id() != id {
+		t.Error("the route's own URL got a callback that was not its own")
+	}
+}
+
+func TestTheNamesAreTheOperatorsToChoose(t *testing.T) {
+	t.Parallel()
+	app, got := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
+		// An app that knows its task echoes it.
+		w.Header().Set("X-Job", r.Header.Get("X-Job"))
+		w.WriteHeader(201)
+	})
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, `callback {
+		field hook
+		task_header X-Job
+		status_header X-Job-Status
+		header X-Tenant {http.request.header.Tenant}
+		header X-Where "{http.request.method} {http.request.uri.path}"
+		header X-Tenant second
+		header User-Agent mine
+	}
+	reverse_proxy `+app)
+	resp, _ := g.do("POST", "/train", `{"hook":"`+rcv.URL+`","callback_url":5}`,
+		"Content-Type", "application/json", "X-Job", "forged", "X-Job", "forged twice", "Tenant", "acme\tinc")
+	ids := resp.Header["X-Job"]
+	if len(ids) != 1 || len(ids[0]) != 36 {
+		t.Fatalf("the client got the task IDs %q", ids)
+	}
+	if seen := (<-got).Header["X-Job"]; fmt.Sprint(seen) != fmt.Sprint(ids) {
+		t.Errorf("the app was told of task %q, the client of %q", seen, ids)
+	}
+	h := rcv.next(t).header
+	for name, want := range map[string]string{
+		"X-Job":              ids[0],
+		"X-Job-Status":       "COMPLETE",
+		"X-Tenant":           "acme\tinc,second",
+		"X-Where":            "POST /train",
+		"User-Agent":         "mine",
+		"Beam-Task-Id":       "",
+		"X-Beam-Task-Status": "",
+	} {
+		if v := strings.Join(h[name], ","); v != want {
+			t.Errorf("%s is %q, not %q", name, v, want)
+		}
+	}
+}
+
+func TestATaskIDIsTheGatewaysOnly(t *testing.T) {
+	t.Parallel()
+	app, got := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Add("Beam-Task-Id", "the app's own")
+		w.Header().Add("beam-task-id", "and another")
+	})
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	resp, _ := g.do("POST", "/", `{"callback_url":"`+rcv.URL+`"}`,
+		"Content-Type", "application/json", "Beam-Task-Id", "forged", "beam-task-id", "forged twice")
+	ids := resp.Header["Beam-Task-Id"]
+	if len(ids) != 1 || len(ids[0]) != 36 {
+		t.Fatalf("the client got the task IDs %q", ids)
+	}
+	if seen := (<-got).Header["Beam-Task-Id"]; fmt.Sprint(seen) != fmt.Sprint(ids) {
+		t.Errorf("the app was told of task %q, the client of %q", seen, ids)
+	}
+	if id := rcv.next(t).id(); id != ids[0] {
+		t.Errorf("the receiver was told of task %q, the client of %q", id, ids)
+	}
+}

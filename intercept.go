@@ -1,0 +1,285 @@
+package callback
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/safedial"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// Handler gives the handlers after it callbacks: a request whose JSON body
+// names a `callback_url` is a task. The response goes to the client as it
+// would without the handler, and to that URL.
+type Handler struct {
+	// The callback of every request on this route that names none itself. It
+	// may point at private addresses and any port. Default: none; then only
+	// requests that name one are tasks.
+	URL string `json:"url,omitempty"`
+
+	// How long a task may take, from forwarding to the end of the response;
+	// then the client gets 504 and the callback says TIMEOUT. Default: `1h`.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// The member of the JSON body that names the callback's URL.
+	// Default: `callback_url`.
+	Field string `json:"field,omitempty"`
+
+	// What is posted: `form` (URL-encoded pairs), `json` (an envelope) or `raw`
+	// (the body as the app sent it). Default: `form`.
+	Format string `json:"format,omitempty"`
+
+	// The header that carries the task's ID: upstream, to the client and to the
+	// receiver. Default: `beam-task-id`.
+	TaskHeader string `json:"task_header,omitempty"`
+
+	// The header of the callback that carries the task's status.
+	// Default: `x-beam-task-status`.
+	StatusHeader string `json:"status_header,omitempty"`
+
+	// Headers added to the callback. Placeholders in their values expand when
+	// the request is accepted. Default: none.
+	Headers []HeaderField `json:"headers,omitempty"`
+
+	// The largest body, in bytes, of a request that can be a task.
+	// Default: `8388608` (8 MiB).
+	MaxRequest int64 `json:"max_request,omitempty"`
+
+	// The largest result, in bytes, that is posted whole; of a larger one the
+	// beginning is posted. Default: `8388608` (8 MiB).
+	MaxResult int64 `json:"max_result,omitempty"`
+
+	app   *App
+	log   *zap.Logger
+	route string
+	own   string // host and port of URL
+}
+
+// HeaderField is one header of a callback.
+type HeaderField struct {
+	// The name of the header.
+	Name string `json:"name"`
+
+	// Its value; placeholders expand. Default: empty.
+	Value string `json:"value,omitempty"`
+}
+
+// Defaults of the handler.
+const (
+	defaultTimeout      = time.Hour
+	defaultField        = "callback_url"
+	defaultTaskHeader   = "beam-task-id"
+	defaultStatusHeader = "x-beam-task-status"
+	defaultMaxBody      = 8 << 20
+)
+
+// The formats of a callback.
+const (
+	formatForm = "form"
+	formatJSON = "json"
+	formatRaw  = "raw"
+)
+
+// CaddyModule returns the Caddy module information.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.callback", New: func() caddy.Module { return new(Handler) }}
+}
+
+// Provision applies the defaults and finds the app.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	h.log = ctx.Logger()
+	setDefault(&h.Timeout, caddy.Duration(defaultTimeout))
+	setDefault(&h.Field, defaultField)
+	setDefault(&h.Format, formatForm)
+	setDefault(&h.TaskHeader, defaultTaskHeader)
+	setDefault(&h.StatusHeader, defaultStatusHeader)
+	setDefault(&h.MaxRequest, defaultMaxBody)
+	setDefault(&h.MaxResult, defaultMaxBody)
+	h.URL = caddy.NewReplacer().ReplaceKnown(h.URL, "")
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		h.route = server.Name()
+	}
+	app, err := ctx.App("callback")
+	if err != nil {
+		return fmt.Errorf("loading the callback app: %w", err)
+	}
+	h.app = app.(*App)
+	return nil
+}
+
+// Validate checks what needs no I/O.
+func (h *Handler) Validate() error {
+	if h.URL != "" {
+		u, err := h.app.Delivery.trusted.CheckURL(h.URL)
+		if err != nil {
+			return fmt.Errorf("url: %w", err)
+		}
+		h.own = safedial.HostPort(u)
+	}
+	switch h.Format {
+	case formatForm, formatJSON, formatRaw:
+	default:
+		return fmt.Errorf("format: %q is none of form, json, raw", h.Format)
+	}
+	if h.Timeout < 0 {
+		return fmt.Errorf("timeout: %v is negative", time.Duration(h.Timeout))
+	}
+	if h.MaxRequest < 0 || h.MaxResult < 0 {
+		return errors.New("max_request and max_result cannot be negative")
+	}
+	for _, name := range []string{h.TaskHeader, h.StatusHeader} {
+		if !isToken(name) {
+			return fmt.Errorf("%q is not a header name", name)
+		}
+		if isReserved(name) {
+			return fmt.Errorf("%s is set by the gateway; the task's ID and status need headers of their own", name)
+		}
+	}
+	if strings.EqualFold(h.TaskHeader, h.StatusHeader) {
+		return fmt.Errorf("task_header and status_header are both %s", h.TaskHeader)
+	}
+	for _, field := range h.Headers {
+		if !isToken(field.Name) {
+			return fmt.Errorf("header: %q is not a header name", field.Name)
+		}
+		if isReserved(field.Name) || strings.EqualFold(field.Name, h.TaskHeader) || strings.EqualFold(field.Name, h.StatusHeader) {
+			return fmt.Errorf("header: %s is set by the gateway", field.Name)
+		}
+	}
+	return nil
+}
+
+// isReserved says whether a header of the callback is the gateway's to set.
+func isReserved(name string) bool {
+	name = strings.ToLower(name)
+	switch name {
+	case "content-type", "content-length", "content-encoding", "transfer-encoding", "host", "connection",
+		"trailer", "te", "upgrade":
+		return true
+	}
+	return strings.HasPrefix(name, "webhook-") || strings.HasPrefix(name, "callback-")
+}
+
+// isToken says whether s can be a header's name (RFC 9110, section 5.1).
+func isToken(s string) bool {
+	for _, c := range []byte(s) {
+		if c <= ' ' || c >= 0x7f || strings.IndexByte(`"(),/:;<=>?@[\]{}`, c) >= 0 {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// ServeHTTP passes the request on, as a task if it owes a callback.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if !mayBeTask(r) {
+		return next.ServeHTTP(w, r)
+	}
+	callback, host, err := h.callbackOf(r)
+	if err != nil {
+		return writeProblem(w, err)
+	}
+	if callback == nil {
+		return next.ServeHTTP(w, r)
+	}
+	e, leave, err := h.app.enter()
+	if err != nil {
+		return h.unavailable(w, err)
+	}
+	defer leave()
+	x, err := h.claim(e, callback, host, w, r)
+	if err != nil {
+		return h.unavailable(w, err)
+	}
+	return x.serve(r, next)
+}
+
+// callbackOf returns what the request is owed, and the host and port that it
+// goes to, or nil if the request is no task. The error is a *problem.
+func (h *Handler) callbackOf(r *http.Request) (*task.Callback, string, error) {
+	target, host, trusted := h.URL, h.own, true
+	if hasJSONBody(r) {
+		named, err := findURL(r, h.Field, h.MaxRequest)
+		if err != nil {
+			return nil, "", err
+		}
+		if named != "" {
+			u, err := h.app.Delivery.policy.CheckURL(named)
+			if err != nil {
+				return nil, "", &problem{http.StatusBadRequest, fmt.Sprintf("%s: %v", h.Field, err)}
+			}
+			target, host, trusted = named, safedial.HostPort(u), false
+		}
+	}
+	if target == "" {
+		return nil, "", nil
+	}
+	callback := &task.Callback{
+		URL: target, Trusted: trusted, Format: h.Format,
+		TaskHeader: h.TaskHeader, StatusHeader: h.StatusHeader,
+		MaxResult: h.MaxResult, Traceparent: r.Header.Get("Traceparent"),
+	}
+	if len(h.Headers) > 0 {
+		repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+		for _, field := range h.Headers {
+			value := fieldValue(repl.ReplaceAll(field.Value, ""))
+			callback.Header = append(callback.Header, [2]string{field.Name, value})
+		}
+	}
+	return callback, host, nil
+}
+
+// fieldValue takes out of s what cannot stand in a header: a placeholder may
+// expand to what a client sent.
+func fieldValue(s string) string {
+	return strings.Map(func(c rune) rune {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			return -1
+		}
+		return c
+	}, s)
+}
+
+// retryAfter is what clients are told while tasks cannot be stored, in seconds.
+const retryAfter = 5
+
+// unavailable answers a request whose task cannot be stored. It is not
+// forwarded: its callback could be lost.
+func (h *Handler) unavailable(w http.ResponseWriter, err error) error {
+	h.log.Warn("request with a callback refused", zap.Error(err))
+	w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+	return writeProblem(w, &problem{http.StatusServiceUnavailable, "callbacks are not available at the moment"})
+}
+
+// writeProblem answers a request that cannot be accepted with an RFC 9457
+// document.
+func writeProblem(w http.ResponseWriter, err error) error {
+	var p *problem
+	if !errors.As(err, &p) {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(p.status)
+	return json.NewEncoder(w).Encode(struct {
+		Type   string `json:"type"`
+		Title  string `json:"title"`
+		Status int    `json:"status"`
+		Detail string `json:"detail"`
+	}{"about:blank", http.StatusText(p.status), p.status, p.detail})
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.Validator             = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+)

@@ -1,0 +1,81 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+)
+
+// Bodies that do not fit in a message stand in an object store beside it, under
+// a name that the record carries. They are removed with their task.
+
+// What the body of an object is; its name begins with the task's ID.
+const (
+	requestBlob = ".request"
+	resultBlob  = ".result"
+)
+
+func (e *Engine) openBlobs(ctx context.Context) (jetstream.ObjectStore, error) {
+	store, err := e.js.CreateOrUpdateObjectStore(ctx, jetstream.ObjectStoreConfig{
+		Bucket:      blobBucket,
+		Description: "github.com/caddy-callback/caddy-callback",
+		Replicas:    e.replicas(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening the object store %s: %w", blobBucket, err)
+	}
+	return store, nil
+}
+
+// publishBlob stores the body of s as an object first, then publishes the
+// record that names it.
+func (e *Engine) publishBlob(ctx context.Context, s step) (uint64, error) {
+	name := s.rec.ID + resultBlob
+	if s.rec.Request != nil && !s.rec.Ended() {
+		name = s.rec.ID + requestBlob
+	}
+	if _, err := e.blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, bytes.NewReader(s.body)); err != nil {
+		e.health.failed(err)
+		return 0, fmt.Errorf("storing the body of task %s: %w", s.rec.ID, err)
+	}
+	rec := *s.rec
+	rec.Blob = name
+	s.rec, s.body = &rec, nil
+	seq, err := e.publish(ctx, s)
+	if errors.Is(err, ErrLost) {
+		e.dropBlob(ctx, name)
+	}
+	return seq, err
+}
+
+func (e *Engine) blob(ctx context.Context, name string) ([]byte, error) {
+	data, err := e.blobs.GetBytes(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("loading the body %s: %w", name, err)
+	}
+	return data, nil
+}
+
+// dropBlob removes an object and, unlike the client library's Delete, the
+// marker that says it was there: a marker a task would never be removed.
+func (e *Engine) dropBlob(ctx context.Context, name string) {
+	if name == "" {
+		return
+	}
+	err := e.blobs.Delete(ctx, name)
+	if err == nil {
+		var stream jetstream.Stream
+		if stream, err = e.js.Stream(ctx, "OBJ_"+blobBucket); err == nil {
+			meta := "$O." + blobBucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
+			err = stream.Purge(ctx, jetstream.WithPurgeSubject(meta))
+		}
+	}
+	if err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
+		e.log.Warn("body not removed", zap.String("blob", name), zap.Error(err))
+	}
+}

@@ -1,0 +1,301 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// A Source hands out deliveries whose turn has come, in order of arrival, each
+// to one node at a time.
+type Source struct {
+	engine   *Engine
+	name     string
+	filter   string
+	consumer jetstream.Consumer
+}
+
+// Due returns the source of the deliveries to attempt now.
+func (e *Engine) Due(ctx context.Context) (*Source, error) {
+	return e.source(ctx, "due", dueSubject+"*.*")
+}
+
+// Lane returns the source of the deliveries that wait for one host's turn. A
+// lane keeps a slow or flooded host from standing before the others in the
+// order of arrival.
+func (e *Engine) Lane(ctx context.Context, host string) (*Source, error) {
+	return e.laneOf(ctx, hostToken(host))
+}
+
+func (e *Engine) laneOf(ctx context.Context, token string) (*Source, error) {
+	return e.source(ctx, "lane-"+token, heldSubject+token+".*")
+}
+
+func (e *Engine) source(ctx context.Context, name, filter string) (*Source, error) {
+	s := &Source{engine: e, name: name, filter: filter}
+	if err := s.open(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// open creates the consumer if it is not there.
+func (s *Source) open(ctx context.Context) (err error) {
+	s.consumer, err = s.engine.live.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+		Durable:       s.name,
+		FilterSubject: s.filter,
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       s.engine.cfg.LeaseTime,
+		MaxAckPending: -1, // bounded by what the nodes ask for
+		// The embedded server is alone with its store: what was in the hands of a
+		// process that is gone should come again at once, not when its time is up.
+		// A consumer kept in memory forgets.
+		MemoryStorage: s.engine.server != nil,
+	})
+	if err != nil {
+		return fmt.Errorf("opening the consumer %s: %w", s.name, err)
+	}
+	return nil
+}
+
+// fetchWait is how long one request for deliveries waits for the first.
+const fetchWait = 10 * time.Second
+
+// fetchBytes bounds what one request brings into memory.
+const fetchBytes = 16 << 20
+
+// Fetch yields up to n deliveries as they come, and ends when it has n, when
+// none came for about ten seconds, or when ctx ends. Every delivery must be
+// finished with Done, Dead, Retry, Hold or Release.
+func (s *Source) Fetch(ctx context.Context, n int) iter.Seq2[*Delivery, error] {
+	return func(yield func(*Delivery, error) bool) {
+		ctx, cancel := context.WithTimeout(ctx, fetchWait)
+		defer cancel()
+		batch, err := s.consumer.Fetch(n, jetstream.FetchContext(ctx), jetstream.FetchMaxBytes(fetchBytes))
+		if err == nil {
+			for msg := range batch.Messages() {
+				if d := s.engine.take(ctx, msg); d != nil && !yield(d, nil) {
+					return
+				}
+			}
+			err = batch.Error()
+		}
+		switch {
+		case err == nil, ctx.Err() != nil, errors.Is(err, nats.ErrTimeout):
+		case errors.Is(err, jetstream.ErrConsumerDeleted), errors.Is(err, jetstream.ErrConsumerNotFound),
+			errors.Is(err, nats.ErrNoResponders):
+			// Another node closed the lane while this one still uses it.
+			if err := s.open(ctx); err != nil {
+				yield(nil, err)
+			}
+		default:
+			yield(nil, fmt.Errorf("fetching from %s: %w", s.name, err))
+		}
+	}
+}
+
+// Close removes the source if nothing stands in it, and says whether it did. The
+// stream is asked, not the consumer: that one hears of a new message later.
+func (s *Source) Close(ctx context.Context) (bool, error) {
+	_, err := s.engine.live.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(s.filter))
+	if err == nil {
+		return false, nil
+	}
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		err = s.engine.live.DeleteConsumer(ctx, s.name)
+	}
+	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return false, fmt.Errorf("closing the consumer %s: %w", s.name, err)
+	}
+	return true, nil
+}
+
+// A Delivery is a callback in this node's hands: nobody else gets it until it
+// is given back, or this node dies.
+type Delivery struct {
+	Record *task.Record
+	body   []byte
+	engine *Engine
+	msg    jetstream.Msg
+	// twins says that the delivery may stand elsewhere too: an earlier holder
+	// died between storing its next step and acknowledging this one.
+	twins bool
+}
+
+// take makes a delivery of a message and holds it in this node's hands.
+func (e *Engine) take(ctx context.Context, msg jetstream.Msg) *Delivery {
+	rec, body, err := unframe(msg.Data())
+	if err != nil {
+		e.bury(ctx, msg, err)
+		return nil
+	}
+	d := &Delivery{Record: rec, body: body, engine: e, msg: msg}
+	if meta, err := msg.Metadata(); err == nil {
+		d.twins = meta.NumDelivered > 1 || meta.Timestamp.Before(e.opened)
+	}
+	e.handsMu.Lock()
+	e.hands[d] = struct{}{}
+	e.handsMu.Unlock()
+	return d
+}
+
+// bury keeps a message that cannot be read where an operator finds it.
+func (e *Engine) bury(ctx context.Context, msg jetstream.Msg, cause error) {
+	id := idOf(msg.Subject())
+	e.log.Error("a stored message is damaged; it is kept among the dead", zap.String("task_id", id), zap.Error(cause))
+	if _, err := e.send(ctx, &nats.Msg{Subject: deadSubject + id, Data: msg.Data()}); err != nil {
+		e.log.Error("damaged message not kept", zap.String("task_id", id), zap.Error(err))
+		return
+	}
+	e.acknowledge(msg)
+}
+
+// keepHands tells the server at a third of the lease time that the deliveries
+// in hand are being worked on.
+func (e *Engine) keepHands(ctx context.Context) {
+	tick := time.NewTicker(e.cfg.LeaseTime / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		e.handsMu.Lock()
+		for d := range e.hands {
+			if err := d.msg.InProgress(); err != nil {
+				e.log.Warn("delivery not kept in hand", zap.String("task_id", d.Record.ID), zap.Error(err))
+			}
+		}
+		e.handsMu.Unlock()
+	}
+}
+
+func (d *Delivery) letGo() {
+	d.engine.handsMu.Lock()
+	delete(d.engine.hands, d)
+	d.engine.handsMu.Unlock()
+}
+
+// Body returns the body of the task's result as it was captured, loading it
+// if it did not fit in the message.
+func (d *Delivery) Body(ctx context.Context) ([]byte, error) {
+	if d.Record.Blob == "" {
+		return d.body, nil
+	}
+	return d.engine.blob(ctx, d.Record.Blob)
+}
+
+// openBody is Body for a reader that does not want it in memory.
+func (d *Delivery) openBody(ctx context.Context) (io.ReadCloser, error) {
+	if d.Record.Blob == "" {
+		return io.NopCloser(bytes.NewReader(d.body)), nil
+	}
+	object, err := d.engine.blobs.Get(ctx, d.Record.Blob)
+	if err != nil {
+		return nil, fmt.Errorf("loading the body %s: %w", d.Record.Blob, err)
+	}
+	return object, nil
+}
+
+// Done records the task as ended, a queue's with its result, and gives the
+// delivery back for good. An error means that the task cannot be looked up; its
+// delivery is over all the same.
+func (d *Delivery) Done(ctx context.Context) error {
+	rec, body := *d.Record, d.body
+	if rec.Queue == "" {
+		// Nobody can fetch this result.
+		defer d.engine.dropBlob(ctx, rec.Blob)
+		rec.Blob, body = "", nil
+	}
+	_, err := d.engine.publish(ctx, step{subject: doneSubject + rec.ID, rec: &rec, body: body})
+	d.finish(ctx)
+	return err
+}
+
+// Dead keeps the delivery, body and all, where it can be redelivered by hand.
+func (d *Delivery) Dead(ctx context.Context) error {
+	_, err := d.engine.publish(ctx, step{subject: deadSubject + d.Record.ID, rec: d.Record, body: d.body})
+	if err != nil {
+		d.Release()
+		return err
+	}
+	d.finish(ctx)
+	return nil
+}
+
+// Retry schedules the delivery for its next attempt.
+func (d *Delivery) Retry(ctx context.Context, at time.Time) error {
+	return d.move(ctx, step{
+		subject: retrySubject + d.Record.ID,
+		at:      at, target: dueSubject + hostToken(d.Record.CallbackHost) + "." + d.Record.ID,
+	})
+}
+
+// Hold moves the delivery into its host's lane.
+func (d *Delivery) Hold(ctx context.Context) error {
+	return d.move(ctx, step{subject: heldSubject + hostToken(d.Record.CallbackHost) + "." + d.Record.ID})
+}
+
+// move stores the delivery's next step, if it is still where this node took it
+// from, and gives it back.
+func (d *Delivery) move(ctx context.Context, s step) error {
+	meta, err := d.msg.Metadata()
+	if err != nil {
+		return fmt.Errorf("reading where a delivery stands: %w", err)
+	}
+	s.rec, s.body = d.Record, d.body
+	s.fence, s.seq = d.msg.Subject(), meta.Sequence.Stream
+	if _, err := d.engine.publish(ctx, s); err != nil {
+		d.Release()
+		return err
+	}
+	d.letGo()
+	d.engine.acknowledge(d.msg)
+	return nil
+}
+
+// Release gives the delivery back untouched: it comes again, to any node.
+func (d *Delivery) Release() {
+	d.letGo()
+	if err := d.msg.NakWithDelay(releaseDelay); err != nil {
+		d.engine.log.Warn("delivery not released", zap.String("task_id", d.Record.ID), zap.Error(err))
+	}
+}
+
+// releaseDelay keeps a delivery that cannot be stored from coming again in a
+// tight loop.
+const releaseDelay = 250 * time.Millisecond
+
+// finish takes the delivery out of the stream, wherever it stands.
+func (d *Delivery) finish(ctx context.Context) {
+	d.letGo()
+	if d.twins {
+		host := hostToken(d.Record.CallbackHost)
+		for _, subject := range []string{retrySubject, heldSubject + host + ".", dueSubject + host + "."} {
+			if subject += d.Record.ID; subject == d.msg.Subject() {
+				continue
+			}
+			if err := d.engine.live.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+				d.engine.log.Warn("twin not removed", zap.String("task_id", d.Record.ID), zap.Error(err))
+			}
+		}
+	}
+	d.engine.acknowledge(d.msg)
+}
+
+func (e *Engine) acknowledge(msg jetstream.Msg) {
+	if err := msg.Ack(); err != nil {
+		e.log.Warn("delivery not acknowledged; it will be repeated", zap.Error(err))
+	}
+}

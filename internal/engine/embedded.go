@@ -1,0 +1,115 @@
+package engine
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"go.uber.org/zap"
+)
+
+// startEmbedded runs a JetStream server inside the process. It listens on
+// nothing; the connection to it is a pipe.
+func (e *Engine) startEmbedded() error {
+	// Results and signing material of other people's requests lie here.
+	if err := os.MkdirAll(e.cfg.Store, 0o700); err != nil {
+		return fmt.Errorf("creating the store folder: %w", err)
+	}
+	lock, err := lockFolder(e.cfg.Store)
+	if err != nil {
+		return err
+	}
+	e.lock = lock
+	opts := &server.Options{
+		ServerName:   "caddy-callback",
+		DontListen:   true,
+		JetStream:    true,
+		StoreDir:     e.cfg.Store,
+		SyncInterval: e.cfg.Sync,
+		SyncAlways:   e.cfg.Sync <= 0,
+		NoSigs:       true, // signals are Caddy's
+	}
+	srv, err := server.NewServer(opts)
+	if err != nil {
+		return fmt.Errorf("creating the embedded engine: %w", err)
+	}
+	e.server = srv
+	srv.SetLoggerV2(serverLog{e.log.Named("engine").Sugar()}, false, false, false)
+	srv.Start()
+	if !srv.ReadyForConnections(startTimeout) {
+		return fmt.Errorf("the embedded engine was not ready within %v", startTimeout)
+	}
+	e.nc, err = nats.Connect("", append(connectOptions(e.log), nats.InProcessServer(srv))...)
+	if err != nil {
+		return fmt.Errorf("connecting to the embedded engine: %w", err)
+	}
+	return nil
+}
+
+// connectCluster connects to somebody else's servers.
+func connectCluster(cfg Config) (*nats.Conn, error) {
+	opts := connectOptions(cfg.Logger)
+	if cfg.Credentials != "" {
+		opts = append(opts, nats.UserCredentials(cfg.Credentials))
+	}
+	nc, err := nats.Connect(strings.Join(cfg.URLs, ","), opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to NATS: %w", err)
+	}
+	return nc, nil
+}
+
+// reconnectWait is short: a request for a callback is refused while the
+// engine is away.
+const reconnectWait = 500 * time.Millisecond
+
+func connectOptions(log *zap.Logger) []nats.Option {
+	return []nats.Option{
+		nats.Name("caddy-callback"),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(reconnectWait),
+		// A publish while disconnected must fail, not wait in a buffer for a
+		// server that may never hear of it.
+		nats.ReconnectBufSize(-1),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("engine disconnected", zap.Error(err))
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) { log.Info("engine reconnected") }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			log.Warn("engine connection error", zap.Error(err))
+		}),
+	}
+}
+
+// oldestServer is the first release whose message schedules can be purged by
+// their holder and carry sub-second times.
+var oldestServer = [2]int{2, 14}
+
+func checkVersion(nc *nats.Conn) error {
+	var major, minor int
+	version := nc.ConnectedServerVersion()
+	if _, err := fmt.Sscanf(version, "%d.%d", &major, &minor); err != nil {
+		return fmt.Errorf("the NATS server names no version (%q)", version)
+	}
+	if major < oldestServer[0] || major == oldestServer[0] && minor < oldestServer[1] {
+		return fmt.Errorf("the NATS server %s is version %s; %d.%d or newer is needed",
+			nc.ConnectedServerName(), version, oldestServer[0], oldestServer[1])
+	}
+	return nil
+}
+
+// serverLog passes what the embedded server says to Caddy's log. Its notices
+// are of no interest to an operator of Caddy and go to the debug level.
+type serverLog struct{ log *zap.SugaredLogger }
+
+func (l serverLog) Noticef(format string, v ...any) { l.log.Debugf(format, v...) }
+func (l serverLog) Debugf(format string, v ...any)  { l.log.Debugf(format, v...) }
+func (l serverLog) Tracef(format string, v ...any)  { l.log.Debugf(format, v...) }
+func (l serverLog) Warnf(format string, v ...any)   { l.log.Warnf(format, v...) }
+func (l serverLog) Errorf(format string, v ...any)  { l.log.Errorf(format, v...) }
+func (l serverLog) Fatalf(format string, v ...any)  { l.log.Errorf(format, v...) }

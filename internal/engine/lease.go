@@ -1,0 +1,184 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// A Lease is the right to decide a task's verdict. It is renewed on its own
+// until it is settled, released or lost. Its stream sequence is the fencing
+// token: whoever knows the last one holds the task.
+type Lease struct {
+	engine *Engine
+	rec    task.Record
+	body   []byte // stored with rec
+	// request is the body of a queue's task, for when it runs again.
+	request []byte
+	lapse   string // the subject that the lease turns into if it lapses
+	lost    func()
+
+	mu    sync.Mutex
+	seq   uint64
+	timer *time.Timer
+	over  bool
+}
+
+// Claim takes the task that rec names. rec is what is delivered if the holder
+// dies: it must carry the verdict of that case. lost is called, once and from
+// any goroutine, if the lease turns out to be somebody else's: the work should
+// stop, its result counts for nothing. Claim returns ErrHeld if somebody holds
+// the task already.
+func (e *Engine) Claim(ctx context.Context, rec task.Record, lost func()) (*Lease, error) {
+	l := &Lease{
+		engine: e,
+		rec:    rec,
+		lapse:  dueSubject + hostToken(rec.CallbackHost) + "." + rec.ID,
+		lost:   lost,
+	}
+	if err := l.claim(ctx); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// claim takes the lease, if nobody has it.
+func (l *Lease) claim(ctx context.Context) error {
+	seq, err := l.engine.publish(ctx, l.step(0))
+	switch {
+	case errors.Is(err, ErrLost):
+		return ErrHeld
+	case err != nil:
+		return err
+	}
+	l.mu.Lock() // the timer may fire before it is assigned
+	defer l.mu.Unlock()
+	l.seq = seq
+	l.timer = time.AfterFunc(l.engine.cfg.LeaseTime/3, l.renew)
+	return nil
+}
+
+func (l *Lease) subject() string { return leaseSubject + l.rec.ID }
+
+func (l *Lease) step(seq uint64) step {
+	return step{
+		subject: l.subject(), rec: &l.rec, body: l.body,
+		at: time.Now().Add(l.engine.cfg.LeaseTime), target: l.lapse,
+		fence: l.subject(), seq: seq,
+	}
+}
+
+// renew puts the lapse off by another lease time. A failure is tried again
+// soon: the engine may be away for a moment.
+func (l *Lease) renew() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return
+	}
+	e := l.engine
+	seq, err := e.publish(context.Background(), l.step(l.seq))
+	next := e.cfg.LeaseTime / 3
+	switch {
+	case err == nil:
+		l.seq = seq
+	case errors.Is(err, ErrLost):
+		// Either it lapsed, or an earlier renewal was stored and its
+		// acknowledgement was lost.
+		own, err := l.reread(context.Background())
+		if err != nil || own {
+			next = 0
+			break
+		}
+		l.end()
+		e.log.Warn("lease lost", zap.String("task_id", l.rec.ID))
+		go l.lost() // it may want to settle, which waits for us
+		return
+	default:
+		e.log.Warn("lease not renewed", zap.String("task_id", l.rec.ID), zap.Error(err))
+		next = e.cfg.LeaseTime / 10
+	}
+	l.timer.Reset(next)
+}
+
+// reread looks up who holds the lease. If the message on the lease's subject
+// is a renewal of our own, it takes over its sequence and reports true. Caller
+// holds l.mu.
+func (l *Lease) reread(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	msg, err := l.engine.live.GetLastMsgForSubject(ctx, l.subject())
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("looking up the lease of task %s: %w", l.rec.ID, err)
+	}
+	rec, _, err := unframe(msg.Data)
+	if err != nil {
+		return false, err
+	}
+	own := rec.StartedAt.Equal(l.rec.StartedAt)
+	if own {
+		l.seq = msg.Sequence
+	}
+	return own, nil
+}
+
+// Settle records the task's verdict and its result and gives up the lease, in
+// one step: from then on the callback is owed. held says that the host's turn
+// is waited for in its lane. It returns ErrLost if another verdict stands.
+//
+// Any other error means that the step was not acknowledged; Settle may then be
+// called again with the same record. If the step was stored all the same, that
+// call returns ErrLost: the verdict which stands is this one.
+func (l *Lease) Settle(ctx context.Context, rec *task.Record, body []byte, held bool) error {
+	subject := dueSubject
+	if held {
+		subject = heldSubject
+	}
+	err := l.leave(ctx, step{subject: subject + hostToken(rec.CallbackHost) + "." + rec.ID, rec: rec, body: body})
+	if err == nil && l.rec.Blob != "" {
+		l.engine.dropBlob(ctx, l.rec.Blob) // the request's; the result has its own
+	}
+	return err
+}
+
+// leave carries out s and gives up the lease in one step.
+func (l *Lease) leave(ctx context.Context, s step) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return ErrLost
+	}
+	for {
+		s.fence, s.seq, s.purge = l.subject(), l.seq, true
+		_, err := l.engine.publish(ctx, s)
+		if errors.Is(err, ErrLost) {
+			// As in renew: our own renewal may have been stored unacknowledged.
+			if own, ownErr := l.reread(ctx); ownErr != nil {
+				return ownErr
+			} else if own {
+				continue
+			}
+			l.end()
+			return ErrLost
+		}
+		if err == nil {
+			l.end()
+		}
+		return err
+	}
+}
+
+// end stops the renewals. Caller holds l.mu.
+func (l *Lease) end() {
+	l.over = true
+	l.timer.Stop()
+}

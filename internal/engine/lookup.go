@@ -1,0 +1,32 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// OpenLanes returns a source for every host whose deliveries wait for its turn,
+// by subject token: after a start, nobody else may be serving them.
+func (e *Engine) OpenLanes(ctx context.Context) (map[string]*Source, error) {
+	info, err := e.live.Info(ctx, jetstream.WithSubjectFilter(heldSubject+">"))
+	if err != nil {
+		return nil, fmt.Errorf("listing what waits for its host's turn: %w", err)
+	}
+	lanes := make(map[string]*Source)
+	for subject := range info.State.Subjects {
+		token, _, _ := strings.Cut(strings.TrimPrefix(subject, heldSubject), ".")
+		if lanes[token] == nil {
+			if lanes[token], err = e.laneOf(ctx, token); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return lanes, nil
+}
+
+// HostToken returns the name that the engine knows a host by; the key of
+// [Engine.OpenLanes].
+func HostToken(host string) string { return hostToken(host) }

@@ -1,0 +1,123 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// A message is the task's record as one line of JSON, then the body.
+
+func frame(rec *task.Record, body []byte) ([]byte, error) {
+	line, err := json.Marshal(rec)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the record of task %s: %w", rec.ID, err)
+	}
+	data := make([]byte, 0, len(line)+1+len(body))
+	data = append(data, line...)
+	data = append(data, '\n')
+	return append(data, body...), nil
+}
+
+func unframe(data []byte) (*task.Record, []byte, error) {
+	line, body, ok := bytes.Cut(data, []byte{'\n'})
+	if !ok {
+		return nil, nil, errors.New("a stored message has no record")
+	}
+	rec := new(task.Record)
+	if err := json.Unmarshal(line, rec); err != nil {
+		return nil, nil, fmt.Errorf("decoding a stored record: %w", err)
+	}
+	return rec, body, nil
+}
+
+// A step is one publish. Zero fields ask for nothing. None carries a Nats-Msg-Id:
+// the server looks at fences first, so a repeated step is refused as lost, and
+// an unfenced one only writes the same message again.
+type step struct {
+	subject string
+	rec     *task.Record
+	body    []byte
+	// at and target make the message a schedule: at that time the server moves
+	// it to the target.
+	at     time.Time
+	target string
+	// fence is the subject whose last sequence must be seq, or nothing is
+	// published.
+	fence string
+	seq   uint64
+	// purge removes the schedule on the fence's subject in the same step.
+	purge bool
+}
+
+// publish carries out s and returns the sequence of the new message. It
+// returns ErrLost if the fence does not hold.
+func (e *Engine) publish(ctx context.Context, s step) (uint64, error) {
+	if len(s.body) > e.publishLimit-recordRoom {
+		return e.publishBlob(ctx, s)
+	}
+	data, err := frame(s.rec, s.body)
+	if err != nil {
+		return 0, err
+	}
+	return e.send(ctx, &nats.Msg{Subject: s.subject, Header: s.header(), Data: data})
+}
+
+// recordRoom is the room kept in a message for the record. Attempts with
+// their answers are the largest part of it.
+const recordRoom = 128 << 10
+
+func (s *step) header() nats.Header {
+	h := make(nats.Header, 6)
+	if s.target != "" {
+		h[jetstream.ScheduleHeader] = []string{"@at " + s.at.UTC().Format(time.RFC3339Nano)}
+		h[jetstream.ScheduleTargetHeader] = []string{s.target}
+	}
+	if s.fence != "" {
+		h[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(s.seq, 10)}
+		if s.fence != s.subject {
+			h[jetstream.ExpectedLastSubjSeqSubjHeader] = []string{s.fence}
+		}
+	}
+	if s.purge {
+		h[schedulerHeader] = []string{s.fence}
+		h[scheduleNextHeader] = []string{"purge"}
+	}
+	return h
+}
+
+// The client library has no names for these; the server's are in its
+// stream.go.
+const (
+	schedulerHeader    = "Nats-Scheduler"
+	scheduleNextHeader = "Nats-Schedule-Next"
+)
+
+// send publishes msg and waits until it is stored.
+func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	ack, err := e.js.PublishMsg(ctx, msg)
+	if err == nil {
+		e.health.ok()
+		return ack.Sequence, nil
+	}
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+		return 0, ErrLost
+	}
+	// A caller that gave up says nothing about the engine.
+	if !errors.Is(err, context.Canceled) {
+		e.health.failed(err)
+	}
+	return 0, fmt.Errorf("storing on %s: %w", msg.Subject, err)
+}

@@ -1,0 +1,165 @@
+package form
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"strings"
+	"unicode/utf8"
+)
+
+// maxDecoded is where decoding stops, in bytes of output. What lies beyond the
+// limit of a result is decoded only to be counted, and 1 MB of gzip can hold
+// 1 GB of zeros: without an end, one response would keep a core busy for as long
+// as its author likes.
+const maxDecoded = 1 << 30
+
+// utf8BOM is no part of JSON (RFC 8259, section 8.1), but parsers may ignore it,
+// and servers on Windows send it.
+const utf8BOM = "\uFEFF"
+
+// kind is what a result is.
+type kind int
+
+const (
+	text      kind = iota // UTF-8
+	binary                // anything
+	form                  // pairs already
+	jsonValue             // valid JSON in valid UTF-8, nested no deeper than 10,000
+)
+
+// result is a response, decoded and understood.
+type result struct {
+	kind      kind
+	body      []byte // at most limit bytes; of jsonValue the value alone
+	truncated int64  // the full size in bytes if body is only its beginning
+}
+
+// read undoes the content codings of a response, up to limit bytes, and finds
+// out what it is.
+//
+// JSON is what its content type calls JSON (application/json, *+json) and what
+// is JSON. If there is no content type, or text/plain, an object or an array is
+// JSON too: many a small server does not bother to name it, and net/http names
+// what it is not told text/plain.
+func read(r Response, limit int64) result {
+	body, truncated, err := decode(r, limit)
+	if err != nil {
+		// An unknown coding or corrupt data, which the receiver may know better
+		// how to read: it gets what the endpoint sent.
+		body = head(r.Body, limit)
+		return result{kind: binary, body: body, truncated: missing(r, body)}
+	}
+	if truncated > 0 {
+		if beginning := wholeRunes(body); utf8.Valid(beginning) {
+			return result{kind: text, body: beginning, truncated: truncated}
+		}
+		return result{kind: binary, body: body, truncated: truncated}
+	}
+
+	typ := mediaType(r.ContentType)
+	if isForm(typ) && len(body) > 0 {
+		return result{kind: form, body: body}
+	}
+	// encoding/json accepts strings that are not UTF-8. Not so here: it replaces
+	// the bad bytes, and base64 keeps them.
+	if !utf8.Valid(body) {
+		return result{kind: binary, body: body}
+	}
+	named := isJSON(typ)
+	if named || typ == "" || strings.EqualFold(typ, "text/plain") {
+		value := bytes.Trim(bytes.TrimPrefix(body, []byte(utf8BOM)), jsonSpace)
+		nested := len(value) > 0 && (value[0] == '{' || value[0] == '[')
+		// Not gjson.Valid: it recurses, and 8 MB of "[" overflow its stack, which
+		// ends the process. json.Valid does not, and stops at 10,000 levels.
+		if (nested || named) && json.Valid(value) {
+			return result{kind: jsonValue, body: value}
+		}
+	}
+	return result{kind: text, body: body}
+}
+
+// decode undoes the content codings of a response. It returns the first bytes of
+// the body, at most limit of them, and if these are not all, its full size. If
+// the response was captured only in part or is larger than maxDecoded, the full
+// size is what is known of it.
+func decode(r Response, limit int64) (body []byte, truncated int64, err error) {
+	if len(r.Body) == 0 || isIdentity(r.ContentEncoding) {
+		body = head(r.Body, limit)
+		return body, missing(r, body), nil
+	}
+	d, err := NewReader(r.ContentEncoding, bytes.NewReader(r.Body))
+	if err != nil {
+		return nil, 0, err
+	}
+	defer d.Close()
+
+	limit = min(max(limit, 0), maxDecoded)
+	body, err = io.ReadAll(io.LimitReader(d, limit))
+	size := int64(len(body))
+	if err == nil {
+		var rest int64
+		rest, err = io.Copy(io.Discard, io.LimitReader(d, maxDecoded-size))
+		size += rest
+	}
+	if r.Size > int64(len(r.Body)) {
+		// The capture ends too early, so its decoding does.
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = nil
+		}
+		return body, max(size, r.Size), err
+	}
+	if size > int64(len(body)) {
+		truncated = size
+	}
+	return body, truncated, err
+}
+
+// head returns the first limit bytes of body.
+func head(body []byte, limit int64) []byte {
+	if int64(len(body)) <= limit {
+		return body
+	}
+	return body[:max(limit, 0)]
+}
+
+// missing returns the size of a response as it was sent if body, its beginning,
+// is not all of it, else 0.
+func missing(r Response, body []byte) int64 {
+	if size := max(r.Size, int64(len(r.Body))); size > int64(len(body)) {
+		return size
+	}
+	return 0
+}
+
+// wholeRunes returns body without the character at its end that was cut in two,
+// if there is one.
+func wholeRunes(body []byte) []byte {
+	for i := len(body) - 1; i >= 0 && i > len(body)-utf8.UTFMax; i-- {
+		if utf8.RuneStart(body[i]) {
+			if !utf8.FullRune(body[i:]) {
+				return body[:i]
+			}
+			break
+		}
+	}
+	return body
+}
+
+// mediaType returns the type and subtype of a Content-Type. The parser of
+// package mime would allocate a map, and refuse a type for its parameters.
+func mediaType(contentType string) string {
+	typ, _, _ := strings.Cut(contentType, ";")
+	return strings.Trim(typ, httpSpace)
+}
+
+func isForm(mediaType string) bool {
+	return strings.EqualFold(mediaType, formType)
+}
+
+func isJSON(mediaType string) bool {
+	const suffix = "+json" // RFC 6839, section 3.1
+	n := len(mediaType) - len(suffix)
+	return strings.EqualFold(mediaType, jsonType) || n > 0 && strings.EqualFold(mediaType[n:], suffix)
+}

@@ -1,0 +1,328 @@
+package form_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/caddy-callback/caddy-callback/internal/form"
+)
+
+const (
+	jsonType = "application/json"
+	formType = "application/x-www-form-urlencoded"
+	// limit is large enough for whatever is not about limits.
+	limit = 8 << 20
+)
+
+// TestEncode has each row of the table of pairs, letter for letter.
+func TestEncode(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name        string
+		contentType string
+		body        string
+		want        string
+		encoding    string
+	}{
+		{name: "the documented example comes out letter for letter",
+			contentType: jsonType, body: `{"response":"example response"}`, want: "response=example+response"},
+
+		// A JSON object.
+		{name: "an object has a pair per member in its order",
+			contentType: jsonType, body: `{"z":"1","a":"2","m":"3"}`, want: "z=1&a=2&m=3"},
+		{name: "repeated members are kept",
+			contentType: jsonType, body: `{"a":1,"b":2,"a":1,"a":3}`, want: "a=1&b=2&a=1&a=3"},
+		{name: "numbers stay as written",
+			contentType: jsonType,
+			body:        `{"a":12345678901234567890,"b":1.0,"c":1e400,"d":-0,"e":1E+2,"f":0.10}`,
+			want:        "a=12345678901234567890&b=1.0&c=1e400&d=-0&e=1E%2B2&f=0.10"},
+		{name: "booleans are words and null is nothing",
+			contentType: jsonType, body: `{"t":true,"f":false,"n":null,"e":""}`, want: "t=true&f=false&n=&e="},
+		{name: "nested values are compact JSON, verbatim but for whitespace",
+			contentType: jsonType,
+			body:        "{ \"o\" : { \"b\" : [ 1.0 ,\t12345678901234567890 ] ,\r\n \"s\" : \"a b\\u00e9\\\" <&>\" } , \"l\" : [ ] }",
+			want: "o=" + url.QueryEscape(`{"b":[1.0,12345678901234567890],"s":"a b\u00e9\" <&>"}`) +
+				"&l=%5B%5D"},
+		{name: "whitespace, brackets and backslashes in nested strings stay",
+			contentType: jsonType,
+			body:        `{"a": [ " } ] \\" , "\\\" ,  " ] }`,
+			want:        "a=" + url.QueryEscape(`[" } ] \\","\\\" ,  "]`)},
+		{name: "nested line separators are not escaped anew",
+			contentType: jsonType, body: "{\"a\":[\"\u2028\"]}", want: "a=" + url.QueryEscape("[\"\u2028\"]")},
+		{name: "escapes in strings are undone",
+			contentType: jsonType,
+			body:        `{"a":"\"\\\/\b\f\n\r\t\u0000\u00e9\u20ac"}`,
+			want:        "a=%22%5C%2F%08%0C%0A%0D%09%00%C3%A9%E2%82%AC"},
+		{name: "surrogate pairs become one character",
+			contentType: jsonType, body: `{"a":"\ud83d\ude00","b":"😀"}`, want: "a=%F0%9F%98%80&b=%F0%9F%98%80"},
+		{name: "lone surrogates become U+FFFD",
+			contentType: jsonType,
+			body:        `{"\ud800":"\ud83d","b":"\ude00x","c":"\ud83d\ud83d\ude00","d":"\ud83d\n"}`,
+			want:        "%EF%BF%BD=%EF%BF%BD&b=%EF%BF%BDx&c=%EF%BF%BD%F0%9F%98%80&d=%EF%BF%BD%0A"},
+		{name: "any name is a name",
+			contentType: jsonType,
+			body:        `{"":1,"a=b&c":2,"x[0].y":3,"ü😀":4,"\n\u0000":5,"a b+c%20":6,"@this|#.*?":7}`,
+			want: "=1&a%3Db%26c=2&x%5B0%5D.y=3&%C3%BC%F0%9F%98%80=4&%0A%00=5&a+b%2Bc%2520=6" +
+				"&%40this%7C%23.*%3F=7"},
+		{name: "an empty object has no pairs",
+			contentType: jsonType, body: ` {} `, want: ""},
+		{name: "a member named response is a member like any other",
+			contentType: jsonType, body: `{"response":{"response":1}}`, want: "response=%7B%22response%22%3A1%7D"},
+
+		// What is JSON.
+		{name: "a content type may have parameters, capitals and spaces",
+			contentType: " Application/JSON ; charset=UTF-8", body: `{"a":1}`, want: "a=1"},
+		{name: "a type that ends in +json is JSON",
+			contentType: "application/problem+JSON; charset=utf-8", body: `{"title":"Not Found"}`, want: "title=Not+Found"},
+		{name: "a leading byte order mark is no part of JSON",
+			contentType: jsonType, body: "\uFEFF {\"a\":1}", want: "a=1"},
+		{name: "without a content type an object is JSON",
+			body: ` {"a":1} `, want: "a=1"},
+		{name: "without a content type an array is JSON",
+			body: `[1, 2]`, want: "response=%5B1%2C2%5D"},
+		{name: "without a content type a scalar is text",
+			body: `"a" `, want: "response=%22a%22+"},
+		{name: "an object that net/http took for text is JSON",
+			contentType: "text/plain", body: `{"a": 1}`, want: "a=1"},
+		{name: "a scalar in text is text",
+			contentType: "text/plain", body: `"a"`, want: "response=%22a%22"},
+		{name: "other text that looks like JSON is text",
+			contentType: "text/html", body: `{"a": 1}`, want: "response=%7B%22a%22%3A+1%7D"},
+		{name: "JSON that does not parse is text",
+			contentType: jsonType, body: `{"a":1,}`, want: "response=%7B%22a%22%3A1%2C%7D"},
+		{name: "two JSON values in a row are text",
+			contentType: jsonType, body: "{}\n{}", want: "response=%7B%7D%0A%7B%7D"},
+		{name: "a number with a leading zero is no JSON",
+			contentType: jsonType, body: `{"a":01}`, want: "response=%7B%22a%22%3A01%7D"},
+		{name: "JSON that is not UTF-8 is bytes",
+			contentType: jsonType, body: "{\"a\":\"\xe9\"}", want: "response=eyJhIjoi6SJ9", encoding: "base64"},
+
+		// Other JSON.
+		{name: "a string loses its quotes",
+			contentType: jsonType, body: ` "a \"b\"\n\ud83d\ude00" `, want: "response=a+%22b%22%0A%F0%9F%98%80"},
+		{name: "an empty string is nothing",
+			contentType: jsonType, body: `""`, want: "response="},
+		{name: "an array is compact JSON",
+			contentType: jsonType, body: "[1.0, {\"a\" : \"b c\"},\n null]",
+			want: "response=" + url.QueryEscape(`[1.0,{"a":"b c"},null]`)},
+		{name: "a number stays as written",
+			contentType: jsonType, body: " 1e400\n", want: "response=1e400"},
+		{name: "a boolean is a word",
+			contentType: jsonType, body: `true`, want: "response=true"},
+		{name: "null alone is a word",
+			contentType: jsonType, body: `null`, want: "response=null"},
+
+		// A form.
+		{name: "a form stays as it is",
+			contentType: formType, body: "b=%7e&a=1+2&a&&=x", want: "b=%7e&a=1+2&a&&=x"},
+		{name: "a form may have a charset",
+			contentType: "Application/X-WWW-Form-Urlencoded; charset=utf-8", body: "a=%20", want: "a=%20"},
+
+		// Other text.
+		{name: "text is one pair",
+			contentType: "text/html", body: "<p>1 & 2 = 3?</p>\r\n", want: "response=%3Cp%3E1+%26+2+%3D+3%3F%3C%2Fp%3E%0D%0A"},
+		{name: "the content type does not make text bytes",
+			contentType: "application/octet-stream", body: "plain", want: "response=plain"},
+		{name: "the byte order mark of a text stays",
+			contentType: "text/plain", body: "\uFEFFa", want: "response=%EF%BB%BFa"},
+		{name: "server-sent events are text",
+			contentType: "text/event-stream", body: "data: {}\n\n", want: "response=data%3A+%7B%7D%0A%0A"},
+
+		// Bytes.
+		{name: "bytes are base64",
+			contentType: "image/png", body: "\x89PNG\r\n\x1a\n", want: "response=iVBORw0KGgo%3D", encoding: "base64"},
+		{name: "base64 is the standard alphabet, escaped",
+			contentType: "image/png", body: "\xfb\xef\xbe\xff", want: "response=%2B%2B%2B%2B%2Fw%3D%3D", encoding: "base64"},
+		{name: "text in another charset is bytes",
+			contentType: "text/plain; charset=iso-8859-1", body: "caf\xe9", want: "response=Y2Fm6Q%3D%3D", encoding: "base64"},
+		{name: "an encoded surrogate is not UTF-8 and so bytes",
+			contentType: "text/plain", body: "\xed\xa0\x80", want: "response=7aCA", encoding: "base64"},
+
+		// Nothing.
+		{name: "an empty body is an empty text", body: "", want: "response="},
+		{name: "an empty body that says it is JSON is an empty text", contentType: jsonType, body: "", want: "response="},
+		{name: "an empty body that says it is a form is an empty text", contentType: formType, body: "", want: "response="},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			sent := []byte(tc.body)
+			got := form.Encode(form.Response{ContentType: tc.contentType, Body: sent}, limit)
+			want := form.Callback{ContentType: formType, Body: []byte(tc.want), Encoding: tc.encoding}
+			compare(t, got, want)
+			if string(sent) != tc.body {
+				t.Errorf("the response was modified: %q", sent)
+			}
+		})
+	}
+}
+
+func TestEveryByteIsWrittenAsBrowsersDo(t *testing.T) {
+	t.Parallel()
+	for c := range 0x80 {
+		want := fmt.Sprintf("response=%%%02X", c)
+		switch {
+		case c == ' ':
+			want = "response=+"
+		case strings.ContainsRune("*-._", rune(c)),
+			'0' <= c && c <= '9', 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z':
+			want = "response=" + string(rune(c))
+		}
+		compare(t, form.Encode(form.Response{ContentType: "text/plain", Body: []byte{byte(c)}}, limit),
+			form.Callback{ContentType: formType, Body: []byte(want)})
+	}
+	compare(t, form.Encode(form.Response{ContentType: "text/plain", Body: []byte("aÿ b")}, limit),
+		form.Callback{ContentType: formType, Body: []byte("response=a%C3%BF+b")})
+}
+
+func TestBase64OfManyBytesIsInOnePiece(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{3071, 3072, 3073, 6144, 10_000} {
+		body := bytes.Repeat([]byte{0xff, 0x00, 0xfe, 0x3e}, n)[:n]
+		got := form.Encode(form.Response{Body: body}, limit)
+		compare(t, got, form.Callback{
+			ContentType: formType,
+			Body:        []byte("response=" + url.QueryEscape(base64.StdEncoding.EncodeToString(body))),
+			Encoding:    "base64",
+		})
+	}
+}
+
+func TestDeepJSON(t *testing.T) {
+	t.Parallel()
+	nested := func(depth int) string {
+		return `{"a": ` + strings.Repeat("[", depth-1) + strings.Repeat("]", depth-1) + `}`
+	}
+	for _, tc := range []struct {
+		name string
+		body string
+		want string
+	}{
+		{"10,000 levels are JSON", nested(10_000),
+			"a=" + url.QueryEscape(strings.Repeat("[", 9_999)+strings.Repeat("]", 9_999))},
+		{"more are text", nested(10_001), "response=" + url.QueryEscape(nested(10_001))},
+		{"a body full of brackets is text", strings.Repeat("[", limit), "response=" + strings.Repeat("%5B", limit)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			got := form.Encode(form.Response{ContentType: jsonType, Body: []byte(tc.body)}, limit)
+			compare(t, got, form.Callback{ContentType: formType, Body: []byte(tc.want)})
+		})
+	}
+}
+
+func TestTruncation(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name      string
+		response  form.Response
+		limit     int64
+		want      string
+		encoding  string
+		truncated int64
+	}{
+		{name: "a body as large as the limit is whole",
+			response: form.Response{Body: []byte("12345")}, limit: 5, want: "response=12345"},
+		{name: "a body larger than the limit is cut",
+			response: form.Response{Body: []byte("123456")}, limit: 5, want: "response=12345", truncated: 6},
+		{name: "text is cut before a character, not in it",
+			response: form.Response{Body: []byte("aé😀b")}, limit: 6, want: "response=a%C3%A9", truncated: 8},
+		{name: "text is cut after a character that fits",
+			response: form.Response{Body: []byte("aé😀b")}, limit: 7, want: "response=a%C3%A9%F0%9F%98%80", truncated: 8},
+		{name: "a character larger than the limit leaves nothing",
+			response: form.Response{Body: []byte("😀")}, limit: 3, want: "response=", truncated: 4},
+		{name: "cut bytes are base64",
+			response: form.Response{Body: []byte("\xff\xfe\xfd\xfc")}, limit: 3, want: "response=%2F%2F79", encoding: "base64", truncated: 4},
+		{name: "bytes that end like a cut character are bytes to the last",
+			response: form.Response{Body: []byte("\xff\xff\xe2\x82x")}, limit: 4, want: "response=%2F%2F%2Figg%3D%3D", encoding: "base64", truncated: 5},
+		{name: "cut JSON is text",
+			response: form.Response{ContentType: jsonType, Body: []byte(`{"a":1}  `)}, limit: 7, want: "response=%7B%22a%22%3A1%7D", truncated: 9},
+		{name: "a cut form is text",
+			response: form.Response{ContentType: formType, Body: []byte("a=1&b=2")}, limit: 5, want: "response=a%3D1%26b", truncated: 7},
+		{name: "a body of which only the beginning was captured is cut below the limit",
+			response: form.Response{ContentType: jsonType, Body: []byte(`{"a"`), Size: 100}, limit: 50, want: "response=%7B%22a%22", truncated: 100},
+		{name: "and above the limit",
+			response: form.Response{Body: []byte("123456"), Size: 100}, limit: 5, want: "response=12345", truncated: 100},
+		{name: "and if nothing of it was captured",
+			response: form.Response{Size: 100}, limit: 5, want: "response=", truncated: 100},
+		{name: "a size that is too small counts as that of the body",
+			response: form.Response{Body: []byte("123"), Size: 1}, limit: 5, want: "response=123"},
+		{name: "without a limit nothing is posted",
+			response: form.Response{Body: []byte("123")}, limit: 0, want: "response=", truncated: 3},
+		{name: "a negative limit is none",
+			response: form.Response{Body: []byte("123")}, limit: -1, want: "response=", truncated: 3},
+		{name: "nothing fits into any limit",
+			response: form.Response{}, limit: -1, want: "response="},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			compare(t, form.Encode(tc.response, tc.limit), form.Callback{
+				ContentType: formType, Body: []byte(tc.want), Encoding: tc.encoding, Truncated: tc.truncated,
+			})
+		})
+	}
+}
+
+func TestEncodeError(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct{ name, message, want string }{
+		{"a sentence is one pair", "no answer: connection refused", "error=no+answer%3A+connection+refused"},
+		{"a cancelled task says so", "canceled", "error=canceled"},
+		{"what is not UTF-8 is replaced", "a\xffb", "error=a%EF%BF%BDb"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			compare(t, form.EncodeError(tc.message), form.Callback{ContentType: formType, Body: []byte(tc.want)})
+		})
+	}
+}
+
+func TestEncodeRaw(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name     string
+		response form.Response
+		limit    int64
+		want     form.Callback
+	}{
+		{"a response goes as it was sent",
+			form.Response{ContentType: "image/png", ContentEncoding: "br", Body: []byte("\xff\x00")}, 2,
+			form.Callback{ContentType: "image/png", ContentEncoding: "br", Body: []byte("\xff\x00")}},
+		{"without a content type it has none",
+			form.Response{Body: []byte("a")}, 2, form.Callback{Body: []byte("a")}},
+		{"a larger one is cut",
+			form.Response{Body: []byte("é")}, 1, form.Callback{Body: []byte("\xc3"), Truncated: 2}},
+		{"one of which only the beginning was captured is cut",
+			form.Response{Body: []byte("a"), Size: 7}, 5, form.Callback{Body: []byte("a"), Truncated: 7}},
+		{"an empty one is empty", form.Response{}, 5, form.Callback{}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			compare(t, form.EncodeRaw(tc.response, tc.limit), tc.want)
+		})
+	}
+}
+
+// compare reports the first difference between two callbacks, in few words even
+// if they are large.
+func compare(t *testing.T, got, want form.Callback) {
+	t.Helper()
+	if !bytes.Equal(got.Body, want.Body) {
+		t.Errorf("body is\n%s\nnot\n%s", excerpt(got.Body), excerpt(want.Body))
+	}
+	got.Body, want.Body = nil, nil
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("callback is %+v, not %+v", got, want)
+	}
+}
+
+func excerpt(b []byte) string {
+	const most = 400
+	if len(b) <= most {
+		return fmt.Sprintf("%q", b)
+	}
+	return fmt.Sprintf("%q and %d bytes more", b[:most], len(b)-most)
+}

@@ -1,0 +1,58 @@
+package form
+
+import (
+	"bufio"
+	"compress/flate"
+	"compress/zlib"
+	"io"
+)
+
+// inflater undoes the coding deflate: zlib data (RFC 1950), as RFC 9110 asks
+// for, or bare DEFLATE data (RFC 1951), as servers send that took the name at
+// its word. Browsers read both, and so it tells them apart by the first bytes.
+type inflater struct {
+	src  *bufio.Reader
+	zlib io.ReadCloser // nil until there was zlib data; also a zlib.Resetter
+	bare io.ReadCloser // nil until there was bare data; also a flate.Resetter
+	cur  io.Reader     // the one of them that is in use
+}
+
+func (i *inflater) Reset(r io.Reader) (err error) {
+	if i.src == nil {
+		i.src = bufio.NewReader(r)
+	} else {
+		i.src.Reset(r)
+	}
+	header, err := i.src.Peek(2)
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF // neither is ever shorter
+	}
+	if err != nil {
+		return err
+	}
+	switch isZlib := isZlibHeader(header[0], header[1]); {
+	case isZlib && i.zlib == nil:
+		i.zlib, err = zlib.NewReader(i.src)
+		i.cur = i.zlib
+	case isZlib:
+		err = i.zlib.(zlib.Resetter).Reset(i.src, nil)
+		i.cur = i.zlib
+	case i.bare == nil:
+		i.bare = flate.NewReader(i.src)
+		i.cur = i.bare
+	default:
+		err = i.bare.(flate.Resetter).Reset(i.src, nil)
+		i.cur = i.bare
+	}
+	return err
+}
+
+func (i *inflater) Read(p []byte) (int, error) { return i.cur.Read(p) }
+
+// isZlibHeader reports whether two bytes begin zlib data: the method is 8, the
+// window at most 32 KiB, and the check is right (RFC 1950, section 2.2). Bare
+// data that begins so would have to be a stored block with rubbish in its
+// padding.
+func isZlibHeader(cmf, flg byte) bool {
+	return cmf&0x0f == 8 && cmf>>4 <= 7 && (uint(cmf)<<8|uint(flg))%31 == 0
+}

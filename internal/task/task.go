@@ -1,0 +1,161 @@
+// Package task names the things the gateway works on: a task, its verdict,
+// the result it came to, the callback it owes and the attempts made to
+// deliver it. It holds no behaviour beyond what these are made of and imports
+// nothing but the standard library, so that every other package can speak
+// in its terms.
+package task
+
+import (
+	"net/http"
+	"time"
+)
+
+// Verdict is how a task ended. It is given once; the first one stands.
+type Verdict string
+
+const (
+	// Complete: the endpoint answered with a status below 400.
+	Complete Verdict = "COMPLETE"
+	// Failed: the endpoint answered 400 or above or not at all, the task was
+	// canceled, or the gateway that held it died.
+	Failed Verdict = "FAILED"
+	// TimedOut: the deadline passed before the response was whole.
+	TimedOut Verdict = "TIMEOUT"
+)
+
+// State is where a task stands. The engine derives it from the subject that
+// holds the task; it is stored nowhere else.
+type State string
+
+const (
+	// Queued: accepted, waiting for a worker. A claim moves it to Running.
+	Queued State = "queued"
+	// Running: the endpoint is at work. Settling, or the lapse of the lease,
+	// moves it to Delivering, Done, or back to Queued.
+	Running State = "running"
+	// Delivering: it has its verdict; the callback is under way, waiting for
+	// its host's turn or for its next attempt.
+	Delivering State = "delivering"
+	// Done: ended, and its callback (if it had one) was accepted.
+	Done State = "done"
+	// Dead: ended, and its callback was given up. It can be redelivered.
+	Dead State = "dead"
+)
+
+// Task is the task document: the same on a queue's path, the dashboard, the
+// admin endpoint and the command line. Times are UTC.
+type Task struct {
+	ID             string    `json:"task_id"`
+	Queue          string    `json:"queue,omitempty"`
+	State          State     `json:"state,omitempty"`
+	Status         Verdict   `json:"status,omitempty"`
+	UpstreamStatus int       `json:"upstream_status,omitempty"`
+	Error          string    `json:"error,omitempty"`
+	CreatedAt      time.Time `json:"created_at"`
+	StartedAt      time.Time `json:"started_at,omitzero"`
+	FinishedAt     time.Time `json:"finished_at,omitzero"`
+	DeliveredAt    time.Time `json:"delivered_at,omitzero"`
+	CallbackHost   string    `json:"callback_host,omitempty"`
+	NextAttemptAt  time.Time `json:"next_attempt_at,omitzero"`
+	Attempts       []Attempt `json:"attempts,omitempty"`
+}
+
+// Attempt is one try to deliver a callback.
+type Attempt struct {
+	At         time.Time `json:"at"`
+	StatusCode int       `json:"status_code,omitempty"`
+	DurationMS int64     `json:"duration_ms"`
+	Error      string    `json:"error,omitempty"`
+	// Response is the beginning of what the receiver answered, at most 1 KiB.
+	Response string `json:"response,omitempty"`
+}
+
+// Callback is what a task owes: where its result goes and in which form.
+// It is fixed when the task is accepted; later changes of the configuration
+// do not touch it.
+type Callback struct {
+	URL string `json:"url"`
+	// Trusted marks the operator's own URL, which may point at private
+	// addresses and any port.
+	Trusted      bool        `json:"trusted,omitempty"`
+	Format       string      `json:"format,omitempty"`
+	TaskHeader   string      `json:"task_header,omitempty"`
+	StatusHeader string      `json:"status_header,omitempty"`
+	Header       [][2]string `json:"header,omitempty"`
+	// MaxResult is the largest result posted whole, in bytes.
+	MaxResult   int64  `json:"max_result,omitempty"`
+	Traceparent string `json:"traceparent,omitempty"`
+}
+
+// Result describes the endpoint's response as it was captured. The body
+// itself travels beside the record.
+type Result struct {
+	ContentType     string `json:"content_type,omitempty"`
+	ContentEncoding string `json:"content_encoding,omitempty"`
+	// Size is the length of the whole body in bytes; larger than the captured
+	// body if that was cut.
+	Size int64 `json:"size,omitempty"`
+	// Header is the response's whole header; only of a queue's task, whose
+	// result can be fetched.
+	Header http.Header `json:"header,omitempty"`
+}
+
+// Record is a task with all that is needed to go on with it after a crash:
+// what the engine stores. The body of the result, or of the request while it
+// waits, is stored beside it.
+type Record struct {
+	Task
+	// Tries is how many attempts were made; more than len(Attempts) if some were
+	// forgotten. A redelivery by hand starts it anew.
+	Tries int `json:"tries,omitempty"`
+	// Route names the directive that accepted the task, for metrics.
+	Route    string    `json:"route,omitempty"`
+	Callback *Callback `json:"callback,omitempty"`
+	// Result is nil if there was no answer: then Error says why.
+	Result *Result `json:"result,omitempty"`
+	// Blob names the object that holds the body if it did not fit in the
+	// message. Set by the engine.
+	Blob string `json:"blob,omitempty"`
+	// Request is what a queue's task runs; nil for a waiting client's.
+	Request *Request `json:"request,omitempty"`
+	// Starts is how often a queue's task was begun.
+	Starts int `json:"starts,omitempty"`
+	// Timeout bounds one run of a queue's task.
+	Timeout time.Duration `json:"timeout,omitempty"`
+	// Key is the queue task's idempotency key, hashed.
+	Key string `json:"key,omitempty"`
+	// Seed makes the IDs of a schedule's tasks.
+	Seed string `json:"seed,omitempty"`
+}
+
+// Request is a request that was accepted into a queue, as it stood before the
+// queue's block. Its body is stored beside the record.
+type Request struct {
+	Method     string            `json:"method"`
+	URI        string            `json:"uri"`           // as the client wrote it
+	Path       string            `json:"path,omitzero"` // path and query after rewrites, if they differ
+	Proto      string            `json:"proto,omitempty"`
+	Host       string            `json:"host,omitempty"`
+	Header     http.Header       `json:"header,omitempty"`
+	RemoteAddr string            `json:"remote_addr,omitempty"`
+	TLS        bool              `json:"tls,omitempty"`
+	Size       int64             `json:"size,omitempty"` // of the body, in bytes
+	Vars       map[string]string `json:"vars,omitempty"`
+}
+
+// maxAttemptsKept bounds the record of a task that is redelivered by hand
+// again and again: a record must fit in one message.
+const maxAttemptsKept = 50
+
+// AddAttempt appends a to the record, forgetting the oldest when there are
+// too many to keep.
+func (r *Record) AddAttempt(a Attempt) {
+	r.Tries++
+	if len(r.Attempts) >= maxAttemptsKept {
+		r.Attempts = append(r.Attempts[:0], r.Attempts[1:]...)
+	}
+	r.Attempts = append(r.Attempts, a)
+}
+
+// Ended says whether the task has its verdict.
+func (r *Record) Ended() bool { return r.Status != "" }

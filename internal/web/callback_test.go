@@ -1,0 +1,297 @@
+package web_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+	"unicode/utf8"
+
+	"github.com/caddy-callback/caddy-callback/internal/web"
+	"github.com/caddy-callback/caddy-callback/internal/webhook"
+)
+
+const (
+	form = "application/x-www-form-urlencoded"
+	mib  = 1 << 20
+)
+
+func mustKey(t *testing.T, s string) webhook.Key {
+	t.Helper()
+	key, err := webhook.ParseVerifyKey(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func TestSignatureVerdicts(t *testing.T) {
+	t.Parallel()
+	key := mustKey(t, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+	other := mustKey(t, "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")
+	const body = "response=example+response"
+	signed := func(at time.Time) []string {
+		return []string{
+			webhook.HeaderID, "task-1",
+			webhook.HeaderTimestamp, strconv.FormatInt(at.Unix(), 10),
+			webhook.HeaderSignature, webhook.Sign([]webhook.Key{key}, "task-1", at, []byte(body)),
+		}
+	}
+	now := signed(time.Now())
+	tests := []struct {
+		name    string
+		config  web.InboxConfig
+		headers []string
+		body    io.Reader
+		verdict string
+		reason  string
+	}{
+		{"a right signature verifies", web.InboxConfig{Keys: []webhook.Key{key}}, now, strings.NewReader(body), "verified", ""},
+		{"one of two keys is enough", web.InboxConfig{Keys: []webhook.Key{other, key}}, now, strings.NewReader(body), "verified", ""},
+		{"another key's does not", web.InboxConfig{Keys: []webhook.Key{other}}, now, strings.NewReader(body), "failed", "no signature matches"},
+		{"nor does another body's", web.InboxConfig{Keys: []webhook.Key{key}}, now, strings.NewReader(body + "!"), "failed", "no signature matches"},
+		{
+			"an old one is a replay", web.InboxConfig{Keys: []webhook.Key{key}}, signed(time.Now().Add(-time.Hour)), strings.NewReader(body),
+			"failed", "the signature is right, its timestamp is more than 5 minutes off",
+		},
+		{"one without an ID fails", web.InboxConfig{Keys: []webhook.Key{key}}, now[2:], strings.NewReader(body), "failed", "the ID or the timestamp is missing"},
+		{"no signature is no failure", web.InboxConfig{Keys: []webhook.Key{key}}, nil, strings.NewReader(body), "unsigned", ""},
+		{"no signature is unsigned without keys too", web.InboxConfig{}, nil, strings.NewReader(body), "unsigned", ""},
+		{"without keys nothing is judged", web.InboxConfig{}, now, strings.NewReader(body), "unchecked", "the inbox has no secret to check it with"},
+		{
+			"of a body that is cut nothing is known", web.InboxConfig{Keys: []webhook.Key{key}, MaxBody: 10}, now, strings.NewReader(body),
+			"unchecked", "only the first 10 bytes of the body are kept",
+		},
+		{
+			"nor of one that broke off", web.InboxConfig{Keys: []webhook.Key{key}}, now,
+			io.MultiReader(strings.NewReader(body), iotest.ErrReader(errors.New("gone"))), "unchecked", "the body is incomplete",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			inbox := web.NewInbox(tt.config)
+			serve(inbox, http.MethodPost, "/", tt.body, tt.headers...)
+			if c := list(t, inbox, "/")[0]; c.Signature != tt.verdict || c.SignatureError != tt.reason {
+				t.Errorf("got %s (%s), want %s (%s)", c.Signature, c.SignatureError, tt.verdict, tt.reason)
+			}
+		})
+	}
+}
+
+func TestPairs(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, contentType, body string
+		want                    []pair
+	}{
+		{"a form keeps its order and its repeats", form, "z=1&a=2&z=3", []pair{{"z", "1"}, {"a", "2"}, {"z", "3"}}},
+		{"a form with parameters in its type is one", form + "; charset=UTF-8", "a=1", []pair{{"a", "1"}}},
+		{"escapes are undone", form, "a%26=%C3%A4+b%2B", []pair{{"a&", "ä b+"}}},
+		{"a value has everything after the first =", form, "a=b=c", []pair{{"a", "b=c"}}},
+		{"a name alone has an empty value", form, "a&&=&", []pair{{"a", ""}, {"", ""}}},
+		{"what is malformed stands as it was sent", form, "a=%zz+%&b=%41", []pair{{"a", "%zz+%"}, {"b", "A"}}},
+		{"a semicolon parts nothing", form, "a=1;b=2", []pair{{"a", "1;b=2"}}},
+		{"an empty form has none", form, "", nil},
+		{
+			"an object has its members, as they are written", "application/json",
+			`{"z": 12345678901234567890, "a": "x\u0041\n", "z": [1, {"b": 1.0}], "n": null, "t": true}`,
+			[]pair{{"z", "12345678901234567890"}, {"a", "xA\n"}, {"z", `[1,{"b":1.0}]`}, {"n", "null"}, {"t", "true"}},
+		},
+		{"+json is JSON too", "application/vnd.x+json", `{"a":1}`, []pair{{"a", "1"}}},
+		{"an empty object has none", "application/json", `{}`, nil},
+		{"an array has none", "application/json", `[{"a":1}]`, nil},
+		{"nothing is made of broken JSON", "application/json", `{"a":1,`, nil},
+		{"nor of two documents", "application/json", `{"a":1}{"b":2}`, nil},
+		{"text has none", "text/plain", "a=1", nil},
+		{"a body without a type has none", "", "a=1", nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			inbox := web.NewInbox(web.InboxConfig{})
+			post(inbox, "/", tt.body, "Content-Type", tt.contentType)
+			c := list(t, inbox, "/")[0]
+			if !slices.Equal(c.Pairs, tt.want) || c.PairsTruncated {
+				t.Errorf("got %q (truncated: %v), want %q", c.Pairs, c.PairsTruncated, tt.want)
+			}
+			if c.Pairs == nil {
+				t.Error("pairs is null, which jq cannot iterate over")
+			}
+			if c.Body != tt.body {
+				t.Errorf("body: %q", c.Body)
+			}
+		})
+	}
+}
+
+func TestPairsAreBounded(t *testing.T) {
+	t.Parallel()
+	for name, body := range map[string]string{
+		form:               strings.Repeat("a&", 1001),
+		"application/json": "{" + strings.Repeat(`"a":1,`, 1000) + `"a":1}`,
+	} {
+		inbox := web.NewInbox(web.InboxConfig{})
+		post(inbox, "/", body, "Content-Type", name)
+		if c := list(t, inbox, "/")[0]; len(c.Pairs) != 1000 || !c.PairsTruncated {
+			t.Errorf("%s: %d pairs, truncated: %v", name, len(c.Pairs), c.PairsTruncated)
+		}
+	}
+}
+
+func TestBodies(t *testing.T) {
+	t.Parallel()
+	failing := io.MultiReader(strings.NewReader("half"), iotest.ErrReader(errors.New("the line is dead")))
+	tests := []struct {
+		name        string
+		contentType string
+		body        io.Reader
+		maxBody     int64
+		want        callback
+		kept        string // what ?body= gives
+	}{
+		{"text is text", "", strings.NewReader("ä\x00"), 0, callback{Body: "ä\x00", BodySize: 3, BodyKept: 3}, "ä\x00"},
+		{"bytes are base64", "", strings.NewReader("\xff\x00"), 0, callback{BodyBase64: []byte("\xff\x00"), BodySize: 2, BodyKept: 2}, "\xff\x00"},
+		{"half a character is bytes", "", strings.NewReader("a\xc3"), 0, callback{BodyBase64: []byte("a\xc3"), BodySize: 2, BodyKept: 2}, "a\xc3"},
+		{"none is empty", "", nil, 0, callback{}, ""},
+		{"a body of the size that is kept is whole", "", strings.NewReader("12345"), 5, callback{Body: "12345", BodySize: 5, BodyKept: 5}, "12345"},
+		{"a larger one is cut", "", strings.NewReader("123456"), 5, callback{Body: "12345", BodyTruncated: true, BodySize: 6, BodyKept: 5}, "12345"},
+		{"it is cut between characters", "", strings.NewReader("1234ä"), 5, callback{Body: "1234", BodyTruncated: true, BodySize: 6, BodyKept: 5}, "1234\xc3"},
+		{
+			"a form that is cut shows the pairs that are there", form, strings.NewReader("a=1&b=%41%42"), 11,
+			callback{Body: "a=1&b=%41%4", Pairs: []pair{{"a", "1"}, {"b", "A"}}, PairsTruncated: true, BodyTruncated: true, BodySize: 12, BodyKept: 11}, "a=1&b=%41%4",
+		},
+		{"JSON that is cut has no pairs", "application/json", strings.NewReader(`{"a":1} `), 7, callback{Body: `{"a":1}`, BodyTruncated: true, BodySize: 8, BodyKept: 7}, `{"a":1}`},
+		{"a body that breaks off says so", "", failing, 0, callback{Body: "half", BodySize: 4, BodyKept: 4, BodyError: "the line is dead"}, "half"},
+		{
+			"of a long one the list shows the beginning", "", strings.NewReader(strings.Repeat("x", mib+1)), 0,
+			callback{Body: strings.Repeat("x", mib), BodyTruncated: true, BodySize: mib + 1, BodyKept: mib + 1}, strings.Repeat("x", mib+1),
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			inbox := web.NewInbox(web.InboxConfig{MaxBody: tt.maxBody})
+			serve(inbox, http.MethodPost, "/x", tt.body, "Content-Type", tt.contentType)
+			c := list(t, inbox, "/")[0]
+			want := tt.want
+			if want.Pairs == nil {
+				want.Pairs = []pair{}
+			}
+			got := callback{
+				Body: c.Body, BodyBase64: c.BodyBase64, BodyTruncated: c.BodyTruncated, BodySize: c.BodySize,
+				BodyKept: c.BodyKept, BodyError: c.BodyError, Pairs: c.Pairs, PairsTruncated: c.PairsTruncated,
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("got  %.400s\nwant %.400s", fmt.Sprintf("%+v", got), fmt.Sprintf("%+v", want))
+			}
+			w := serve(inbox, http.MethodGet, "/?body=1", nil)
+			if w.Body.String() != tt.kept {
+				t.Errorf("?body= gave %d bytes: %.40q", w.Body.Len(), w.Body.String())
+			}
+			if w.Header().Get("Content-Type") != "application/octet-stream" || !strings.HasPrefix(w.Header().Get("Content-Disposition"), "attachment;") {
+				t.Errorf("?body= could be taken for a page: %v", w.Header())
+			}
+			if w := serve(inbox, http.MethodGet, "/y?body=1", nil); w.Code != http.StatusNotFound {
+				t.Errorf("another path gave the body away: %d", w.Code)
+			}
+		})
+	}
+}
+
+func TestMemoryIsBounded(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name      string
+		keep      int
+		sent      int
+		body      int
+		header    int
+		least     int
+		most      int
+		wantFirst uint64
+	}{
+		{"by number", 3, 5, 0, 0, 3, 3, 5},
+		{"by the size of bodies", 0, 12, 10 * mib, 0, 4, 6, 12},
+		{"by the size of headers", 0, 200, 0, mib / 2, 100, 128, 200},
+		{"but the newest is kept whatever its size", 0, 2, 80 * mib, 0, 1, 1, 2},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) { // one after the other: they are large
+			inbox := web.NewInbox(web.InboxConfig{Keep: tt.keep, MaxBody: 64 * mib})
+			body, header := bytes.Repeat([]byte("x"), tt.body), strings.Repeat("h", tt.header)
+			for range tt.sent {
+				serve(inbox, http.MethodPost, "/", bytes.NewReader(body), "X-Large", header)
+			}
+			got := numbers(list(t, inbox, "/"))
+			if len(got) < tt.least || len(got) > tt.most || got[0] != tt.wantFirst {
+				t.Errorf("%v are kept, want %d to %d of them", got, tt.least, tt.most)
+			}
+		})
+	}
+}
+
+func TestBodiesThatComeAtOnceShareABound(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		inbox := web.NewInbox(web.InboxConfig{MaxBody: 48 * mib})
+		large := bytes.Repeat([]byte("x"), 40*mib)
+		rest, more := io.Pipe()
+		go serve(inbox, http.MethodPost, "/", io.MultiReader(bytes.NewReader(large), rest))
+		synctest.Wait() // the first 40 MiB are there, and it hangs
+		serve(inbox, http.MethodPost, "/", bytes.NewReader(large))
+		if c := list(t, inbox, "/")[0]; c.BodyKept != 24*mib || c.BodySize != 40*mib {
+			t.Errorf("beside 40 MiB that are coming in, %d of %d bytes are kept", c.BodyKept, c.BodySize)
+		}
+		_ = more.Close()
+		synctest.Wait()
+		serve(inbox, http.MethodPost, "/", bytes.NewReader(large))
+		if c := list(t, inbox, "/")[0]; c.BodyKept != 40*mib || c.BodySize != 40*mib {
+			t.Errorf("when the others are there, %d of %d bytes are kept", c.BodyKept, c.BodySize)
+		}
+	})
+}
+
+// endless is a body that does not end.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+func TestABodyThatDoesNotEndIsNotReadForEver(t *testing.T) {
+	t.Parallel()
+	inbox := web.NewInbox(web.InboxConfig{MaxBody: 10})
+	serve(inbox, http.MethodPost, "/", endless{})
+	if c := list(t, inbox, "/")[0]; c.BodyError != "not read beyond 1073741824 bytes" || c.BodySize != 1<<30 || c.BodyKept != 10 {
+		t.Errorf("got %+v", c)
+	}
+}
+
+// Whatever is sent, the list is JSON that holds no tag, and every pair is text.
+func FuzzCallback(f *testing.F) {
+	f.Add(form, []byte("a=%3C/script%3E&%zz&&=\xff+%e2%80%ae"), "</script>")
+	f.Add("application/json", []byte(`{"<":{"</script>":1e999},"<":"\ud800"}`), "\u202e\x1b[31m")
+	f.Add("application/json", []byte(strings.Repeat("[", 20000)), "")
+	f.Fuzz(func(t *testing.T, contentType string, body []byte, header string) {
+		inbox := web.NewInbox(web.InboxConfig{MaxBody: 4 << 10})
+		serve(inbox, http.MethodPost, "/", bytes.NewReader(body), "Content-Type", contentType, "beam-task-id", header, "x-beam-task-status", header)
+		w := serve(inbox, http.MethodGet, "/", nil, "Accept", "application/json")
+		if bytes.ContainsAny(w.Body.Bytes(), "<>&") || !utf8.Valid(w.Body.Bytes()) {
+			t.Errorf("unescaped: %q", w.Body)
+		}
+		if c := list(t, inbox, "/"); len(c) != 1 || len(c[0].Pairs) > 1000 {
+			t.Errorf("listed: %+v", c)
+		}
+		if kept := serve(inbox, http.MethodGet, "/?body=1", nil).Body.Bytes(); !bytes.HasPrefix(body, kept) {
+			t.Errorf("kept is %q of %q", kept, body)
+		}
+	})
+}

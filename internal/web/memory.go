@@ -1,0 +1,186 @@
+package web
+
+import (
+	"crypto/rand"
+	"math"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// maxRemembered bounds what the callbacks of an inbox take together, whatever
+// their number: 500 with bodies of 16 MiB would be 8 GiB.
+const maxRemembered = 64 << 20
+
+// newest is above every callback's number.
+const newest = uint64(math.MaxUint64)
+
+// scope is a path whose callbacks, and those below it, are looked at. Empty is
+// everything.
+type scope string
+
+// scopeOf returns the scope of a view. /inbox/ is /inbox.
+func scopeOf(r *http.Request) scope { return scope(strings.TrimRight(r.URL.Path, "/")) }
+
+func (s scope) holds(c *callback) bool {
+	below, ok := strings.CutPrefix(c.Path, string(s))
+	return s == "" || ok && (below == "" || below[0] == '/') // not /inbox2 in /inbox
+}
+
+// memory remembers the newest callbacks. They are never changed once they are
+// in it, so that they can be read without its lock.
+type memory struct {
+	keep int
+
+	mu        sync.Mutex
+	callbacks []*callback // by number, rising
+	bytes     int64
+	last      uint64               // the newest callback's number; they are never used again
+	latest    map[string]*callback // by task ID, of those in callbacks
+
+	// epoch is a new random string whenever callbacks are taken out by hand, and
+	// in every new memory: a reader that knows another one begins anew.
+	epoch string
+	// changed is closed, and replaced, at each change.
+	changed chan struct{}
+}
+
+func newMemory(keep int) *memory {
+	return &memory{
+		keep:    keep,
+		latest:  make(map[string]*callback),
+		epoch:   rand.Text(),
+		changed: make(chan struct{}),
+	}
+}
+
+// add remembers a callback and completes it: its number, its time, and the time
+// since the one before of the same task.
+func (m *memory) add(c *callback) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last++
+	c.Number = m.last
+	c.ReceivedAt = time.Now()
+	if c.TaskID != "" {
+		if previous := m.latest[c.TaskID]; previous != nil {
+			since := c.ReceivedAt.Sub(previous.ReceivedAt).Milliseconds()
+			c.SincePreviousMS = &since
+		}
+		m.latest[c.TaskID] = c
+	}
+	m.callbacks = append(m.callbacks, c)
+	m.bytes += c.cost()
+	// The newest stays whatever it takes: an inbox that stayed empty would puzzle.
+	for len(m.callbacks) > m.keep || m.bytes > maxRemembered && len(m.callbacks) > 1 {
+		m.forget(m.callbacks[0])
+		m.callbacks[0] = nil // the array behind the slice would hold it still
+		m.callbacks = m.callbacks[1:]
+	}
+	m.announce()
+}
+
+// clear forgets the callbacks of a scope.
+func (m *memory) clear(s scope) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.callbacks = slices.DeleteFunc(m.callbacks, func(c *callback) bool {
+		if !s.holds(c) {
+			return false
+		}
+		m.forget(c)
+		return true
+	})
+	m.epoch = rand.Text()
+	m.announce()
+}
+
+// forget settles the accounts of a callback that leaves m.callbacks. Its caller
+// holds m.mu.
+func (m *memory) forget(c *callback) {
+	m.bytes -= c.cost()
+	if m.latest[c.TaskID] == c {
+		delete(m.latest, c.TaskID)
+	}
+}
+
+// announce wakes those who wait for a change. Its caller holds m.mu.
+func (m *memory) announce() {
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// before returns the newest callback of a scope whose number is below the given
+// one, nil if there is none.
+func (m *memory) before(s scope, number uint64) *callback {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := m.search(number) - 1; i >= 0; i-- {
+		if c := m.callbacks[i]; s.holds(c) {
+			return c
+		}
+	}
+	return nil
+}
+
+// lastOf returns the number of the newest callback of a scope, 0 if there is none.
+func (m *memory) lastOf(s scope) uint64 {
+	if c := m.before(s, newest); c != nil {
+		return c.Number
+	}
+	return 0
+}
+
+// get returns the callback of a scope with a number, nil if there is none.
+func (m *memory) get(s scope, number uint64) *callback {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	i := m.search(number)
+	if i == len(m.callbacks) || m.callbacks[i].Number != number || !s.holds(m.callbacks[i]) {
+		return nil
+	}
+	return m.callbacks[i]
+}
+
+// search returns the index of the first callback whose number is not below the
+// given one. Its caller holds m.mu.
+func (m *memory) search(number uint64) int {
+	i, _ := slices.BinarySearchFunc(m.callbacks, number, func(c *callback, n uint64) int {
+		if c.Number < n {
+			return -1
+		}
+		return 1
+	})
+	return i
+}
+
+// position is how far a reader has read: everything up to number, of an epoch.
+type position struct {
+	epoch  string
+	number uint64
+}
+
+// next returns the oldest callback of a scope that comes after a position, and
+// the position after it. Where there is none, it is nil, and changed is closed
+// when it is worth asking again. If the position is of another epoch, next
+// returns a nil callback and the position at the beginning of this one.
+//
+// A reader holds a position, no queue: one that is slow costs nothing, blocks
+// nobody, and misses what is forgotten in the meantime.
+func (m *memory) next(s scope, p position) (c *callback, after position, changed <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p.epoch != m.epoch {
+		return nil, position{epoch: m.epoch}, m.changed
+	}
+	if p.number < m.last {
+		for _, c := range m.callbacks[m.search(p.number+1):] {
+			if s.holds(c) {
+				return c, position{m.epoch, c.Number}, m.changed
+			}
+		}
+	}
+	return nil, position{m.epoch, m.last}, m.changed
+}

@@ -1,0 +1,333 @@
+
+"use strict";
+// The live inbox. What it shows was sent by strangers: it goes into the page as
+// text (textContent, text nodes), never as HTML, and characters that are
+// invisible or turn the direction of the text are shown by their numbers.
+(() => {
+	const byID = (id) => document.getElementById(id);
+	const list = byID("callbacks");
+	const settings = document.body.dataset;
+	// With the origin: a path of "//evil.example/" alone would name another host.
+	const address = location.origin + location.pathname;
+	const inbox = address.replace(/\/+$/, "");
+
+	// --- Text ---
+
+	// Controls but tab and line feed, and what Unicode has for invisible marks: a
+	// name with U+202E in it would read backwards, one with U+200B like another.
+	const unseen = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\u{e0000}-\u{e0fff}]/gu;
+
+	const marked = (text) => {
+		const parts = document.createDocumentFragment();
+		let end = 0;
+		for (const found of text.matchAll(unseen)) {
+			const number = found[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+			parts.append(text.slice(end, found.index), element("span", "mark", "U+" + number));
+			end = found.index + found[0].length;
+		}
+		parts.append(text.slice(end));
+		return parts;
+	};
+
+	// element makes an element of texts, which may be foreign ones made safe by
+	// marked, and of other elements.
+	const element = (name, className, ...content) => {
+		const made = document.createElement(name);
+		if (className) made.className = className;
+		made.append(...content);
+		return made;
+	};
+
+	const duration = (ms) => {
+		if (ms < 1000) return `${ms} ms`;
+		if (ms < 60e3) return `${(ms / 1000).toFixed(1)} s`;
+		const minutes = Math.floor(ms / 60e3);
+		if (minutes < 60) return `${minutes} min ${Math.floor(ms / 1000) % 60} s`;
+		if (minutes < 48 * 60) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+		return `${Math.floor(minutes / 60 / 24)} days`;
+	};
+
+	const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
+
+	// --- A callback ---
+
+	const statuses = { // colour, and a sign for those who do not see it
+		COMPLETE: ["good", "✓"],
+		FAILED: ["bad", "✕"],
+		TIMEOUT: ["late", "◷"],
+	};
+	const signatures = {
+		verified: ["good", "✓", "Verified"],
+		failed: ["bad", "✕", "Bad signature"],
+		unchecked: ["late", "?", "Unchecked"],
+		unsigned: ["", "", "Unsigned"],
+	};
+
+	const sign = (symbol) => {
+		const made = element("span", "", symbol);
+		made.ariaHidden = "true";
+		return made;
+	};
+
+	const timeOf = (callback) => new Date(callback.received_at);
+
+	const show = (callback) => {
+		const item = byID("callback").content.firstElementChild.cloneNode(true);
+		const part = (name) => item.querySelector("." + name);
+		const [tone, symbol] = statuses[callback.status] ?? ["", "•"];
+		const [verdictTone, verdictSymbol, verdict] = signatures[callback.signature];
+		const card = part("card");
+		if (tone) card.classList.add(tone);
+		part("status").append(sign(symbol), element("span", "", marked(callback.status || "NO STATUS")));
+		part("task").append(callback.task_id ? marked(callback.task_id) : "no task ID");
+		if (callback.attempt) part("attempt").append(`Attempt ${callback.attempt}`);
+		if (callback.since_previous_ms !== undefined) {
+			part("attempt").append(`${callback.attempt ? " · " : ""}+${duration(callback.since_previous_ms)}`);
+		}
+		if (verdictTone) part("signature").classList.add(verdictTone);
+		part("signature").append(...(verdictSymbol ? [sign(verdictSymbol)] : []), verdict);
+		const time = item.querySelector("time");
+		time.dateTime = callback.received_at;
+		time.append(timeOf(callback).toLocaleTimeString());
+		part("request").append(marked(`${callback.method} ${callback.path}${callback.query ? "?" + callback.query : ""}`));
+		const glance = callback.pairs.map(({ name, value }) => `${name}=${value}`).join("  ") || callback.body || plural(callback.body_size, "byte");
+		part("preview").append(marked(glance.slice(0, 200)));
+		// A callback that nobody opens costs no more than this.
+		const open = () => {
+			if (card.open && !part("inside").hasChildNodes()) fill(part("inside"), callback);
+		};
+		card.addEventListener("toggle", open);
+		return item;
+	};
+
+	const fill = (inside, callback) => {
+		if (callback.pairs.length) {
+			const decoded = element("div", "", table(callback.pairs, element("caption", "", "Decoded")));
+			for (const note of notesOn(callback)) decoded.append(element("p", "note", note));
+			inside.append(decoded);
+		}
+		inside.append(
+			facts(callback),
+			raw("Headers", plural(callback.headers.length, "header"), table(callback.headers)),
+			raw("Body", plural(callback.body_size, "byte"), bodyOf(callback), !callback.pairs.length && callback.body_size > 0),
+		);
+	};
+
+	const facts = (callback) => {
+		const made = element("dl", "facts");
+		const fact = (name, value, { tone = "", wide = false } = {}) => {
+			if (!value) return;
+			made.append(element("div", wide ? "wide" : "", element("dt", "", name), element("dd", tone, marked(String(value)))));
+		};
+		const [tone, , verdict] = signatures[callback.signature];
+		const since = callback.since_previous_ms;
+		fact("Task", callback.task_id, { wide: true });
+		fact("Signature", callback.signature_error ? `${verdict}: ${callback.signature_error}` : verdict, { tone: `tone ${tone}` });
+		fact("Upstream status", callback.upstream_status);
+		fact("Attempt", callback.attempt);
+		fact("Since the previous attempt", since !== undefined && duration(since));
+		fact("Received", timeOf(callback).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" }));
+		fact("From", callback.remote_addr);
+		fact("Request", `${callback.method} ${callback.path}${callback.query ? "?" + callback.query : ""} ${callback.proto}`, { wide: true });
+		fact("Number", callback.number);
+		return made;
+	};
+
+	// What the sender says of the pairs, and what is not shown of them.
+	const notesOn = (callback) => {
+		const header = (name) => callback.headers.find((h) => h.name === name)?.value;
+		const notes = [];
+		if (header("callback-encoding")) notes.push(element("span", "", "The response is in ", marked(header("callback-encoding")), "."));
+		if (header("callback-truncated")) notes.push(element("span", "", "The sender cut the result, which has ", marked(header("callback-truncated")), " bytes in full."));
+		if (callback.pairs_truncated) notes.push("There is more than is shown here.");
+		return notes;
+	};
+
+	const table = (pairs, ...caption) => {
+		const made = element("table", "", ...caption);
+		const rows = made.createTBody();
+		for (const { name, value } of pairs) {
+			const heading = element("th", "", marked(name));
+			heading.scope = "row";
+			const long = value.length > 2000 || value.split("\n").length > 20;
+			const cell = element("td", "", long ? scrolling(element("div", "long", marked(value)), `Value of ${name}`) : marked(value));
+			rows.append(element("tr", "", heading, cell));
+		}
+		return made;
+	};
+
+	// What scrolls must take the focus, or the keyboard cannot scroll it.
+	const scrolling = (made, label) => {
+		made.tabIndex = 0;
+		made.role = "group";
+		made.ariaLabel = label;
+		return made;
+	};
+
+	const raw = (title, size, content, open = false) => {
+		const made = element("details", "raw", element("summary", "", title, element("small", "", size)), element("div", "", content));
+		made.open = open;
+		return made;
+	};
+
+	const bodyOf = (callback) => {
+		const made = document.createDocumentFragment();
+		if (callback.body_base64) {
+			made.append(scrolling(element("pre", "long", callback.body_base64), "Body in base64"),
+				element("p", "note", "Not UTF-8: shown in base64."));
+		} else if (callback.body) {
+			made.append(scrolling(element("pre", "long", marked(callback.body)), "Body"));
+		}
+		if (callback.body_truncated) made.append(element("p", "note", `Only the beginning is shown; ${plural(callback.body_kept, "byte")} of it are kept.`));
+		if (callback.body_error) made.append(element("p", "note", "Not all of it came: ", marked(callback.body_error)));
+		if (callback.body_kept) {
+			const link = element("a", "", "Download the body");
+			link.href = `${address}?body=${callback.number}`;
+			made.append(element("p", "note", link));
+		} else if (!callback.body_size) {
+			made.append(element("p", "note", "It has no body."));
+		}
+		return made;
+	};
+
+	// --- The list ---
+
+	const shown = []; // newest first: { item, text }
+	const most = Math.min(Number(settings.keep), 1000); // more would make the browser slow
+	const filter = byID("filter");
+
+	const matches = (entry) => entry.text.includes(filter.value.trim().toLowerCase());
+
+	const count = () => {
+		const visible = shown.filter((entry) => !entry.item.hidden).length;
+		byID("count").textContent = !shown.length ? "" : filter.value.trim() ? `${visible} of ${shown.length}` : plural(shown.length, "callback");
+		byID("empty").hidden = shown.length > 0;
+		byID("nothing").hidden = !shown.length || visible > 0;
+	};
+
+	const add = (callback, isNews) => {
+		const item = show(callback);
+		const said = [callback.task_id, callback.status, callback.method, callback.path, callback.query, callback.remote_addr,
+			signatures[callback.signature][2], callback.body, ...[...callback.pairs, ...callback.headers].flatMap((p) => [p.name, p.value])];
+		const entry = { item, text: said.join("\n").toLowerCase() };
+		item.hidden = !matches(entry);
+		shown.unshift(entry);
+		list.prepend(item);
+		while (shown.length > most) shown.pop().item.remove();
+		count();
+		if (isNews) {
+			item.firstElementChild.classList.add("arrived");
+			announce(callback);
+		}
+	};
+
+	const empty = () => {
+		shown.length = 0;
+		list.replaceChildren();
+		count();
+	};
+
+	// Spoken once a second at most, however many come.
+	let unsaid = [];
+	const announce = (callback) => {
+		unsaid.push(callback);
+		if (unsaid.length > 1) return;
+		setTimeout(() => {
+			const [one] = unsaid;
+			byID("arrivals").textContent = unsaid.length > 1 ? `${unsaid.length} new callbacks`
+				: `New callback: ${one.status || "no status"}, task ${one.task_id || "unknown"}`;
+			unsaid = [];
+		}, 1000);
+	};
+
+	filter.addEventListener("input", () => {
+		for (const entry of shown) entry.item.hidden = !matches(entry);
+		count();
+	});
+
+	byID("clear").addEventListener("click", async () => {
+		let problem = "";
+		try {
+			const answer = await fetch(address, { method: "DELETE" });
+			if (!answer.ok) problem = `Not cleared: ${answer.status} ${await answer.text()}`;
+		} catch {
+			problem = "Not cleared: the server cannot be reached.";
+		}
+		byID("problem").textContent = problem;
+		byID("problem").hidden = !problem;
+	});
+
+	// --- The stream ---
+
+	// An EventSource that fails connects again by itself, always after the same
+	// time, or never (after a 503, say). So it is given up at the first failure,
+	// and a new one waits longer each time: a server that comes up again is not
+	// met by every open page at once.
+	const firstWait = 500, longestWait = 30000;
+	const settled = 5000; // how long a connection must last to count as a good one
+	let wait = firstWait, after = "", last = 0;
+
+	const connection = (state, text) => {
+		byID("connection").dataset.state = state;
+		byID("connection").textContent = text;
+	};
+
+	const connect = () => {
+		const source = new EventSource(address + (after ? "?after=" + encodeURIComponent(after) : ""));
+		let opened = Infinity;
+		source.onopen = () => {
+			opened = performance.now();
+			connection("live", "Live");
+		};
+		source.addEventListener("reset", (event) => {
+			after = event.lastEventId;
+			last = JSON.parse(event.data).last;
+			empty();
+		});
+		source.addEventListener("callback", (event) => {
+			after = event.lastEventId;
+			const callback = JSON.parse(event.data);
+			const first = !shown.length && callback.number > last;
+			add(callback, callback.number > last);
+			// Who waits for the first one, or comes to see the last, sees all of it.
+			if (first || callback.number === last) list.firstElementChild.firstElementChild.open = true;
+		});
+		source.onerror = () => {
+			source.close();
+			connection("waiting", "Reconnecting");
+			if (performance.now() - opened > settled) wait = firstWait;
+			setTimeout(connect, wait * (1 + Math.random() / 2));
+			wait = Math.min(wait * 2, longestWait);
+		};
+	};
+
+	// --- The address, and the command that sends something to it ---
+
+	byID("where").textContent = location.pathname;
+	document.title = "Callback inbox " + location.pathname;
+
+	const quoted = (text) => "'" + text.replaceAll("'", "'\\''") + "'";
+	byID("command").textContent = [
+		"curl",
+		"-H " + quoted(settings.taskHeader + ": example-1"),
+		"-H " + quoted(settings.statusHeader + ": COMPLETE"),
+		"-d " + quoted("response=example+response"),
+		quoted(inbox === location.origin ? address : inbox),
+	].join(" ");
+	byID("own").href = inbox + "/" + Array.from(crypto.getRandomValues(new Uint8Array(5)), (b) => b.toString(36).padStart(2, "0")).join("");
+
+	byID("copy").addEventListener("click", async () => {
+		const text = byID("command").textContent;
+		let copied = true;
+		try {
+			await navigator.clipboard.writeText(text);
+		} catch { // not there without HTTPS, or not permitted
+			getSelection().selectAllChildren(byID("command"));
+			copied = document.execCommand("copy");
+		}
+		byID("copy").textContent = copied ? "Copied" : "Press Ctrl+C";
+		setTimeout(() => { byID("copy").textContent = "Copy"; }, 2000);
+	});
+
+	connect();
+})();

@@ -1,0 +1,155 @@
+package callback
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+// lanes are where deliveries wait whose host has all the attempts it may have:
+// in the engine, a lane to a host, where they stand in nobody's way. A lane is
+// served as the host's attempts end, and while it is open new deliveries to the
+// host go straight into it.
+type lanes struct {
+	d *deliverer
+
+	mu   sync.Mutex
+	open map[string]*lane // by the engine's token
+}
+
+// lane is one that is served.
+type lane struct {
+	takes bool // new deliveries go into it
+}
+
+func newLanes(d *deliverer) *lanes { return &lanes{d: d, open: make(map[string]*lane)} }
+
+// takes says whether new deliveries go into a host's lane.
+func (ls *lanes) takes(name string) bool {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	l := ls.open[name]
+	return l != nil && l.takes
+}
+
+// maxLanes bounds what clients who name a thousand slow hosts can cost: each
+// lane is a consumer in the engine and a goroutine.
+const maxLanes = 1000
+
+// laneless is how long a delivery waits whose host can have no lane.
+const laneless = 10 * time.Second
+
+// hold moves a delivery into its host's lane.
+func (ls *lanes) hold(dl *engine.Delivery, name string) error {
+	ctx := context.Background()
+	host := dl.Record.CallbackHost
+	if !ls.enter(name, host) {
+		return dl.Retry(ctx, time.Now().Add(laneless))
+	}
+	return dl.Hold(ctx)
+}
+
+// enter opens a host's lane if it is not open, and says whether it is.
+func (ls *lanes) enter(name, hostPort string) bool {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if l := ls.open[name]; l != nil {
+		l.takes = true
+		return true
+	}
+	if len(ls.open) >= maxLanes {
+		return false
+	}
+	ls.serve(name, func(ctx context.Context) (*engine.Source, error) { return ls.d.engine.Lane(ctx, hostPort) })
+	return true
+}
+
+// adopt serves a lane that an earlier process left behind.
+func (ls *lanes) adopt(name string, source *engine.Source) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	ls.serve(name, func(context.Context) (*engine.Source, error) { return source, nil })
+}
+
+// serve starts the goroutine of a lane. Caller holds the lock.
+func (ls *lanes) serve(name string, source func(context.Context) (*engine.Source, error)) {
+	ls.open[name] = &lane{takes: true}
+	ls.d.loops.Go(func() {
+		// The lane is in the way of nobody, so that nobody waits for its opening.
+		for ls.d.claiming.Err() == nil {
+			s, err := source(ls.d.claiming)
+			if err == nil {
+				ls.run(name, s)
+				return
+			}
+			ls.d.warn("lane not opened", zap.String("lane", name), zap.Error(err))
+			select {
+			case <-ls.d.claiming.Done():
+			case <-time.After(fetchPause):
+			}
+		}
+		ls.drop(name)
+	})
+}
+
+// run attempts a lane's deliveries as the host's turn comes, until the lane has
+// been empty for a while. When deliveries are to be taken no more, it leaves the
+// lane for the next to adopt.
+func (ls *lanes) run(name string, source *engine.Source) {
+	ctx := ls.d.claiming
+	for ctx.Err() == nil {
+		// One at a time: what was taken and has no turn yet waits in memory.
+		taken := ls.d.fetch(source, 1, func(dl *engine.Delivery) {
+			if _, err := ls.d.hosts.await(ctx, name, begins); err != nil {
+				dl.Release()
+				return
+			}
+			ls.d.begin(dl, name)
+		})
+		switch {
+		case taken, ctx.Err() != nil:
+		case ls.shut(name):
+			// Empty, but somebody may be about to put something in, who was told that
+			// it takes: it is served for one fetch longer.
+		case ls.close(ctx, name, source):
+			return
+		}
+	}
+	ls.drop(name)
+}
+
+// shut lets nothing more into a lane and says whether anything was let in.
+func (ls *lanes) shut(name string) bool {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	l := ls.open[name]
+	was := l.takes
+	l.takes = false
+	return was
+}
+
+// close removes a lane that is empty and says whether it did.
+func (ls *lanes) close(ctx context.Context, name string, source *engine.Source) bool {
+	closed, err := source.Close(ctx)
+	if err != nil {
+		ls.d.warn("lane not closed", zap.String("lane", name), zap.Error(err))
+	}
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if !closed || ls.open[name].takes {
+		return false // in use again; the source opens itself anew
+	}
+	delete(ls.open, name)
+	return true
+}
+
+// drop forgets a lane that is served no more.
+func (ls *lanes) drop(name string) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	delete(ls.open, name)
+}

@@ -1,0 +1,49 @@
+// Package callback gives any HTTP service behind Caddy callbacks, without a
+// line changed in it: a client adds callback_url to its JSON request, and when
+// the response is there the gateway POSTs it to that URL, with the task's ID
+// and status in the headers.
+//
+//	client ── POST {…, "callback_url": …} ─▶ Handler ─▶ reverse_proxy ─▶ app
+//	                                            │ claim        │
+//	                                            ▼              ▼
+//	                                         engine ◀── settle: the result
+//	                                            │
+//	receiver ◀── POST response=… ─────────── deliverer
+//
+// The package reads in the order in which the data flows:
+//
+//   - module.go: what is registered with Caddy
+//   - app.go: the engine's life across reloads
+//   - caddyfile.go: the grammars
+//   - intercept.go: a request becomes a task; request.go reads it
+//   - exchange.go: the task runs and gets its verdict; capture.go copies its
+//     response
+//   - deliver.go: a result becomes a callback that arrives; hosts.go says
+//     whose turn it is
+//   - metrics.go
+//
+// What is promised: a request that was accepted with a callback gets its
+// callback, at least once, with exactly one verdict, whatever crashes.
+package callback
+
+import (
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+)
+
+func init() {
+	caddy.RegisterModule(new(App))
+	caddy.RegisterModule(new(Handler))
+	caddy.RegisterModule(new(Inbox))
+
+	httpcaddyfile.RegisterGlobalOption("callback", parseApp)
+
+	httpcaddyfile.RegisterHandlerDirective("callback", parseHandler)
+	httpcaddyfile.RegisterDirectiveOrder("callback", httpcaddyfile.Before, "invoke")
+	httpcaddyfile.RegisterHandlerDirective("callback_inbox", parseInbox)
+	httpcaddyfile.RegisterDirectiveOrder("callback_inbox", httpcaddyfile.Before, "respond")
+}
+
+// Version is that of this module; it goes out in the user-agent of every
+// callback.
+const Version = "0.1.0"
