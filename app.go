@@ -41,7 +41,11 @@ type App struct {
 	// Default: `100000`.
 	RetentionCount int64 `json:"retention_count,omitempty"`
 
-	// How callbacks are delivered.
+	// How the tasks of each queue are run, by its name. Default: each queue has
+	// the defaults of its options.
+	Queues map[string]*QueueOptions `json:"queues,omitempty"`
+
+	// How callbacks are delivered. Default: the defaults of its options.
 	Delivery *Delivery `json:"delivery,omitempty"`
 
 	ctx     caddy.Context
@@ -58,9 +62,15 @@ type App struct {
 	// endpoint is at work, results to record, deliveries in flight.
 	working gate
 	// quit ends them, with a cause, when the process exits.
-	quit     context.Context
-	quitNow  context.CancelCauseFunc
-	draining atomic.Bool
+	quit    context.Context
+	quitNow context.CancelCauseFunc
+	// givingBack ends when queues' tasks that still run go back to their queues.
+	givingBack  context.Context
+	giveBackNow context.CancelCauseFunc
+	queues      map[string]*TaskQueue
+	workers     sync.WaitGroup     // what takes tasks from queues
+	stopWorkers context.CancelFunc // nil before Start
+	draining    atomic.Bool
 }
 
 // Defaults of the app.
@@ -84,6 +94,11 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx, a.log = ctx, ctx.Logger()
 	a.quit, a.quitNow = context.WithCancelCause(context.Background())
+	a.givingBack, a.giveBackNow = context.WithCancelCause(a.quit)
+	a.queues = make(map[string]*TaskQueue)
+	for _, opts := range a.Queues {
+		opts.provision()
+	}
 	if a.Store == "" {
 		a.Store = filepath.Join(caddy.AppDataDir(), "callback")
 	}
@@ -121,6 +136,11 @@ func (a *App) Validate() error {
 		return fmt.Errorf("retention: %v is negative", time.Duration(a.Retention))
 	case a.RetentionCount < 0:
 		return fmt.Errorf("retention: %d is negative", a.RetentionCount)
+	}
+	for name, opts := range a.Queues {
+		if err := opts.validate(); err != nil {
+			return fmt.Errorf("queue %s: %w", name, err)
+		}
 	}
 	return a.Delivery.validate()
 }
@@ -164,7 +184,11 @@ func (a *App) Start() error {
 		}
 	}
 	a.deliverer = e.deliverer
-	a.engine.Store(e.Engine) // from here on requests use both
+	if err := a.openQueues(e.Engine); err != nil {
+		return err
+	}
+	a.engine.Store(e.Engine) // from here on requests use them all
+	a.startWorkers()
 	return a.deliverer.join(a)
 }
 
@@ -176,6 +200,7 @@ var errStopped = errors.New("the gateway was stopped")
 // grace_period says.
 func (a *App) Stop() error {
 	a.draining.Store(true)
+	a.endWorkers()
 	if a.deliverer != nil {
 		a.deliverer.leave(a)
 	}
@@ -206,6 +231,7 @@ func (a *App) Cleanup() error {
 	}
 	key := a.engineKey
 	a.engineKey = ""
+	a.endWorkers()
 	if a.deliverer != nil {
 		a.deliverer.leave(a)
 	}

@@ -114,6 +114,7 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 //	    store      <folder>
 //	    sync       always|<duration>
 //	    retention  <duration> [<count>]
+//	    queue      <name> { … }
 //	    delivery {
 //	        timeout     <duration>
 //	        retry       <duration…>
@@ -150,6 +151,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"store":     {parse: text(&a.Store)},
 		"sync":      {parse: a.parseSync},
 		"retention": {parse: a.parseRetention},
+		"queue":     {parse: a.parseQueue, repeatable: true},
 		"delivery":  {parse: a.parseDelivery},
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
@@ -26,6 +27,9 @@ type capture struct {
 	before http.Header // the client's header as it was before the handler
 	limit  int64
 	asSent bool // keep an encoded body as it is, however long
+	// keepHeader keeps the response's header with the result, which can be
+	// fetched.
+	keepHeader bool
 	// complete is called once the response is known to be whole, before its
 	// last byte goes out. It is called without the lock.
 	complete func()
@@ -201,11 +205,33 @@ func (c *capture) result() (status int, _ *task.Result, body []byte) {
 		status = http.StatusOK // as net/http has it for a handler that writes nothing
 	}
 	body, size, coding := c.body.take()
-	return status, &task.Result{
+	result := &task.Result{
 		ContentType:     c.Header().Get("Content-Type"),
 		ContentEncoding: coding,
 		Size:            size,
-	}, body
+	}
+	if c.keepHeader {
+		result.Kept, result.Header = int64(len(body)), endToEnd(c.Header())
+	}
+	return status, result, body
+}
+
+// endToEnd returns the fields of a response's header that are its own and not
+// the connection's (RFC 9110, section 7.6.1).
+func endToEnd(header http.Header) http.Header {
+	kept := header.Clone()
+	for _, name := range []string{
+		"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Content-Length",
+	} {
+		kept.Del(name)
+	}
+	return kept
+}
+
+// retryAfter is what the endpoint asks for. It belongs to the handler's
+// goroutine.
+func (c *capture) retryAfter() time.Duration {
+	return parseRetryAfter(c.Header().Get("Retry-After"), time.Now())
 }
 
 // discard forgets the copy and returns the endpoint's status, 0 if it has given

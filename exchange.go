@@ -25,6 +25,14 @@ type exchange struct {
 	cancel  context.CancelCauseFunc
 	// recorded is closed when the verdict is in the engine, or another stands.
 	recorded chan struct{}
+	// again, if set, may give the task back to its queue instead of recording a
+	// verdict on it, and says whether it did.
+	again func() bool
+	// failedWith is the status that the task failed with, the endpoint's or the
+	// one of the gateway's own error; 0 if there is none.
+	failedWith int
+	// stopping ends when a task that still runs must be given up.
+	stopping context.Context
 }
 
 // errDied is what the callback says if nobody settles the task.
@@ -41,6 +49,7 @@ func (h *Handler) claim(e *engine.Engine, callback *task.Callback, host string, 
 		h:        h,
 		capture:  newCapture(w, h, id.String()),
 		recorded: make(chan struct{}),
+		stopping: h.app.quit,
 		rec: task.Record{
 			Task:  task.Task{ID: id.String(), CreatedAt: now, StartedAt: now, CallbackHost: host},
 			Route: h.route, Callback: callback,
@@ -63,7 +72,7 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	defer x.cancel(nil)
 	deadline := time.AfterFunc(time.Duration(x.h.Timeout), x.timeOut)
 	defer deadline.Stop()
-	defer context.AfterFunc(x.h.app.quit, x.abandon)()
+	defer context.AfterFunc(x.stopping, x.abandon)()
 
 	r.Header.Set(x.h.TaskHeader, x.rec.ID)
 	x.capture.setTaskHeader()
@@ -80,16 +89,28 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 			panic(cause) // Caddy's to handle
 		}
 	}()
-	err = next.ServeHTTP(x.capture, r.WithContext(x.ctx))
+	err = next.ServeHTTP(x.capture, r.WithContext(x.handlerContext()))
 	switch {
 	case err != nil:
-		x.settle(verdict{status: task.Failed, message: endpointError(err)})
+		message, code := endpointError(err)
+		x.settle(verdict{status: task.Failed, message: message, code: code})
 	case x.capture.short():
 		x.settleBroken()
 	default:
 		x.settleResponse()
 	}
 	return err
+}
+
+// handlerContext is the context of the handlers after this one. If a queue is
+// among them it finds the task there.
+func (x *exchange) handlerContext() context.Context {
+	if !x.h.leads.Load() {
+		return x.ctx
+	}
+	t := newTicket(x.h)
+	t.exchange = x
+	return context.WithValue(x.ctx, ticketKey{}, t)
 }
 
 // cutOff tells the client of a task that was ended before its endpoint was.
@@ -106,17 +127,18 @@ func (x *exchange) cutOff() error {
 	return caddyhttp.Error(http.StatusServiceUnavailable, cause)
 }
 
-// endpointError says in a sentence that the endpoint gave no answer. What the
-// error itself says may name internal addresses and is left to the log.
-func endpointError(err error) string {
+// endpointError says in a sentence that the endpoint gave no answer, and with
+// which status Caddy answers for it, if it does. What the error itself says may
+// name internal addresses and is left to the log.
+func endpointError(err error) (message string, code int) {
 	var he caddyhttp.HandlerError
 	switch {
 	case !errors.As(err, &he) || he.StatusCode == 0:
-		return noAnswer
+		return noAnswer, 0
 	case he.StatusCode < 500:
-		return fmt.Sprintf("the request was refused (%d %s)", he.StatusCode, http.StatusText(he.StatusCode))
+		return fmt.Sprintf("the request was refused (%d %s)", he.StatusCode, http.StatusText(he.StatusCode)), he.StatusCode
 	default:
-		return fmt.Sprintf("%s (%d %s)", noAnswer, he.StatusCode, http.StatusText(he.StatusCode))
+		return fmt.Sprintf("%s (%d %s)", noAnswer, he.StatusCode, http.StatusText(he.StatusCode)), he.StatusCode
 	}
 }
 
@@ -146,10 +168,30 @@ func (x *exchange) supersede() {
 	}
 }
 
+// enqueue hands the task to a queue: its verdict is no longer given here.
+func (x *exchange) enqueue(ctx context.Context, rec *task.Record, body []byte) error {
+	if !x.capture.close(false) {
+		return engine.ErrLost
+	}
+	close(x.recorded)
+	return x.lease.Enqueue(ctx, rec, body)
+}
+
+// dissolve undoes the claim: the request turned out to be no task.
+func (x *exchange) dissolve(ctx context.Context) {
+	if x.capture.close(false) {
+		close(x.recorded)
+	}
+	if err := x.lease.Drop(ctx); err != nil && !errors.Is(err, engine.ErrLost) {
+		x.h.log.Warn("claim not given up", zap.String("task_id", x.rec.ID), zap.Error(err))
+	}
+}
+
 // verdict is how a task ends without a whole response.
 type verdict struct {
 	status  task.Verdict
 	message string // one sentence, for the receiver
+	code    int    // of the error that stands for a response; 0 if there is none
 	// cut ends the work and what the client gets; nil leaves both as they are.
 	cut error
 }
@@ -162,7 +204,7 @@ func (x *exchange) settle(v verdict) {
 	if v.cut != nil {
 		x.cancel(v.cut)
 	}
-	x.rec.UpstreamStatus = x.capture.discard()
+	x.rec.UpstreamStatus, x.failedWith = x.capture.discard(), v.code
 	x.record(v.status, v.message, nil, nil)
 }
 
@@ -183,7 +225,7 @@ func (x *exchange) settleResponse() {
 		return
 	}
 	status, result, body := x.capture.result()
-	x.rec.UpstreamStatus = status
+	x.rec.UpstreamStatus, x.failedWith = status, status
 	if status >= 400 {
 		x.record(task.Failed, "", result, body)
 	} else {
@@ -202,6 +244,9 @@ func (x *exchange) record(status task.Verdict, message string, result *task.Resu
 	defer close(x.recorded)
 	x.rec.Status, x.rec.Error, x.rec.Result = status, message, result
 	x.rec.FinishedAt = time.Now().UTC()
+	if x.again != nil && x.again() {
+		return
+	}
 	app := x.h.app
 	app.metrics.taskEnded(&x.rec)
 	held := app.deliverer.laneOpen(x.rec.CallbackHost)

@@ -36,7 +36,7 @@ func (*Inbox) CaddyModule() caddy.ModuleInfo {
 }
 
 // Provision sets the inbox up, empty.
-func (i *Inbox) Provision(caddy.Context) error {
+func (i *Inbox) Provision(ctx caddy.Context) error {
 	var keys []webhook.Key
 	for _, secret := range i.Secret {
 		key, err := webhook.ParseVerifyKey(caddy.NewReplacer().ReplaceKnown(secret, ""))
@@ -46,6 +46,11 @@ func (i *Inbox) Provision(caddy.Context) error {
 		keys = append(keys, key)
 	}
 	i.inbox = web.NewInbox(web.InboxConfig{Keep: i.Keep, Keys: keys, Respond: i.Respond})
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		// The server waits for the streams that browsers have open before it lets
+		// go of its modules: they must end first.
+		server.RegisterOnShutdown(i.inbox.Close)
+	}
 	return nil
 }
 

@@ -1,12 +1,13 @@
 package callback
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -61,12 +62,13 @@ type Handler struct {
 	app   *App
 	log   *zap.Logger
 	route string
-	own   string // host and port of URL
+	own   string      // host and port of URL
+	leads atomic.Bool // to a task queue; known once the app starts
 }
 
 // HeaderField is one header of a callback.
 type HeaderField struct {
-	// The name of the header.
+	// The name of the header. Required.
 	Name string `json:"name"`
 
 	// Its value; placeholders expand. Default: empty.
@@ -184,21 +186,29 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if !mayBeTask(r) {
 		return next.ServeHTTP(w, r)
 	}
+	if h.leads.Load() {
+		if _, ok := lookupOf(r.Method, originalPath(r)); ok {
+			return next.ServeHTTP(w, r) // about a task, not one
+		}
+	}
 	callback, host, err := h.callbackOf(r)
 	if err != nil {
 		return writeProblem(w, err)
 	}
 	if callback == nil {
+		if h.leads.Load() {
+			r = r.WithContext(context.WithValue(r.Context(), ticketKey{}, newTicket(h)))
+		}
 		return next.ServeHTTP(w, r)
 	}
 	e, leave, err := h.app.enter()
 	if err != nil {
-		return h.unavailable(w, err)
+		return unavailable(w, h.log, err)
 	}
 	defer leave()
 	x, err := h.claim(e, callback, host, w, r)
 	if err != nil {
-		return h.unavailable(w, err)
+		return unavailable(w, h.log, err)
 	}
 	return x.serve(r, next)
 }
@@ -223,11 +233,8 @@ func (h *Handler) callbackOf(r *http.Request) (*task.Callback, string, error) {
 	if target == "" {
 		return nil, "", nil
 	}
-	callback := &task.Callback{
-		URL: target, Trusted: trusted, Format: h.Format,
-		TaskHeader: h.TaskHeader, StatusHeader: h.StatusHeader,
-		MaxResult: h.MaxResult, Traceparent: r.Header.Get("Traceparent"),
-	}
+	callback := h.newCallback(target, trusted)
+	callback.Traceparent = r.Header.Get("Traceparent")
 	if len(h.Headers) > 0 {
 		repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 		for _, field := range h.Headers {
@@ -236,6 +243,13 @@ func (h *Handler) callbackOf(r *http.Request) (*task.Callback, string, error) {
 		}
 	}
 	return callback, host, nil
+}
+
+func (h *Handler) newCallback(target string, trusted bool) *task.Callback {
+	return &task.Callback{
+		URL: target, Trusted: trusted, Format: h.Format,
+		TaskHeader: h.TaskHeader, StatusHeader: h.StatusHeader, MaxResult: h.MaxResult,
+	}
 }
 
 // fieldValue takes out of s what cannot stand in a header: a placeholder may
@@ -251,14 +265,6 @@ func fieldValue(s string) string {
 
 // retryAfter is what clients are told while tasks cannot be stored, in seconds.
 const retryAfter = 5
-
-// unavailable answers a request whose task cannot be stored. It is not
-// forwarded: its callback could be lost.
-func (h *Handler) unavailable(w http.ResponseWriter, err error) error {
-	h.log.Warn("request with a callback refused", zap.Error(err))
-	w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
-	return writeProblem(w, &problem{http.StatusServiceUnavailable, "callbacks are not available at the moment"})
-}
 
 // writeProblem answers a request that cannot be accepted with an RFC 9457
 // document.

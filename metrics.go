@@ -25,6 +25,8 @@ type metrics struct {
 	deliveries       *prometheus.CounterVec
 	deliveryDuration prometheus.Histogram
 	deliveryLag      prometheus.Histogram
+	queueWait        prometheus.Histogram
+	queueStarts      *prometheus.CounterVec
 }
 
 const metricsNamespace, metricsSubsystem = "caddy", "callback"
@@ -47,6 +49,10 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 			"One attempt, from connecting to the end of the answer.", prometheus.DefBuckets)),
 		deliveryLag: prometheus.NewHistogram(histogram("delivery_lag_seconds",
 			"From a task's verdict to the start of its first attempt.", prometheus.ExponentialBuckets(0.0005, 4, 11))),
+		queueWait: prometheus.NewHistogram(histogram("queue_wait_seconds",
+			"From accepting a queue's task to each time it is begun.", prometheus.ExponentialBuckets(0.0005, 4, 13))),
+		queueStarts: prometheus.NewCounterVec(prometheus.CounterOpts(opts("queue_starts_total",
+			"How often tasks of a queue were begun.")), []string{"queue"}),
 	}
 	var err error
 	m.tasks, err = registered(registry, m.tasks, err)
@@ -54,6 +60,8 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 	m.deliveries, err = registered(registry, m.deliveries, err)
 	m.deliveryDuration, err = registered(registry, m.deliveryDuration, err)
 	m.deliveryLag, err = registered(registry, m.deliveryLag, err)
+	m.queueWait, err = registered(registry, m.queueWait, err)
+	m.queueStarts, err = registered(registry, m.queueStarts, err)
 	return m, err
 }
 
@@ -87,4 +95,10 @@ func (m *metrics) attempted(rec *task.Record, outcome string, took time.Duration
 	if rec.Tries == 1 {
 		m.deliveryLag.Observe(rec.Attempts[0].At.Sub(rec.FinishedAt).Seconds())
 	}
+}
+
+// taskStarted notes that a queue's task was begun.
+func (m *metrics) taskStarted(rec *task.Record) {
+	m.queueWait.Observe(rec.StartedAt.Sub(rec.CreatedAt).Seconds())
+	m.queueStarts.WithLabelValues(rec.Queue).Inc()
 }

@@ -34,12 +34,15 @@ import (
 func init() {
 	caddy.RegisterModule(new(App))
 	caddy.RegisterModule(new(Handler))
+	caddy.RegisterModule(new(TaskQueue))
 	caddy.RegisterModule(new(Inbox))
 
 	httpcaddyfile.RegisterGlobalOption("callback", parseApp)
 
 	httpcaddyfile.RegisterHandlerDirective("callback", parseHandler)
 	httpcaddyfile.RegisterDirectiveOrder("callback", httpcaddyfile.Before, "invoke")
+	httpcaddyfile.RegisterDirective("task_queue", parseTaskQueue)
+	httpcaddyfile.RegisterDirectiveOrder("task_queue", httpcaddyfile.Before, "handle")
 	httpcaddyfile.RegisterHandlerDirective("callback_inbox", parseInbox)
 	httpcaddyfile.RegisterDirectiveOrder("callback_inbox", httpcaddyfile.Before, "respond")
 }

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/form"
@@ -156,11 +157,27 @@ func (s *sender) post(dl *engine.Delivery, at time.Time) (ans answer) {
 	// The status has been given; a body that drips or breaks off takes nothing
 	// from it.
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	ans.excerpt = strings.ToValidUTF8(string(body[:min(len(body), maxExcerpt)]), "\uFFFD")
+	ans.excerpt = excerpt(body)
 	if ans.status == http.StatusTooManyRequests || ans.status == http.StatusServiceUnavailable {
 		ans.retryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
 	}
 	return ans
+}
+
+// excerpt returns the beginning of an answer as text. Control characters stay
+// out of it: it is shown in terminals, and takes six times its size in JSON.
+func excerpt(body []byte) string {
+	text := strings.ToValidUTF8(string(body[:min(len(body), maxExcerpt)]), "\uFFFD")
+	return strings.Map(func(c rune) rune {
+		switch {
+		case c == '\n' || c == '\t' || !unicode.IsControl(c):
+			return c
+		case c == '\r':
+			return -1
+		default:
+			return '\uFFFD'
+		}
+	}, text)
 }
 
 // parseRetryAfter reads seconds or a date (RFC 9110, section 10.2.3). What is

@@ -44,10 +44,11 @@ const patience = 60 * time.Second
 // gateway is a Caddy process with the callback module.
 type gateway struct {
 	t     *testing.T
-	dir   string // its data
-	admin string // host:port
-	addr  string // host:port of the site
-	file  string // the Caddyfile
+	dir   string   // its data
+	admin string   // host:port
+	addr  string   // host:port of the site
+	file  string   // the Caddyfile
+	env   []string // of the process, beside the test's own
 
 	cmd  *exec.Cmd
 	log  *logBuffer
@@ -155,6 +156,7 @@ func (g *gateway) run(args ...string) {
 	g.cmd.Dir = g.dir
 	g.cmd.Env = append(os.Environ(), asCaddy+"=1",
 		"XDG_DATA_HOME="+g.dir, "XDG_CONFIG_HOME="+g.dir, "HOME="+g.dir)
+	g.cmd.Env = append(g.cmd.Env, g.env...)
 	g.cmd.Stdout, g.cmd.Stderr = g.log, g.log
 	if err := g.cmd.Start(); err != nil {
 		g.t.Fatal(err)

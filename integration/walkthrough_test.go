@@ -100,7 +100,7 @@ func (w *walkthrough) start(args []string) {
 		return ":" + port
 	}
 	gateway := port()
-	w.g.addr = "127.0.0.1" + gateway
+	w.g.addr = "localhost" + gateway
 	w.ports = strings.NewReplacer(":8080", gateway, ":8081", port())
 	text, err := os.ReadFile(filepath.Join("..", "Caddyfile.example"))
 	if err != nil {

@@ -196,14 +196,15 @@ func (d *Delivery) Body(ctx context.Context) ([]byte, error) {
 	return d.engine.blob(ctx, d.Record.Blob)
 }
 
-// openBody is Body for a reader that does not want it in memory.
-func (d *Delivery) openBody(ctx context.Context) (io.ReadCloser, error) {
-	if d.Record.Blob == "" {
-		return io.NopCloser(bytes.NewReader(d.body)), nil
+// openBody opens the body of a record, which stands beside it or in the object
+// store.
+func (e *Engine) openBody(ctx context.Context, rec *task.Record, body []byte) (io.ReadCloser, error) {
+	if rec.Blob == "" {
+		return io.NopCloser(bytes.NewReader(body)), nil
 	}
-	object, err := d.engine.blobs.Get(ctx, d.Record.Blob)
+	object, err := e.blobs.Get(ctx, rec.Blob)
 	if err != nil {
-		return nil, fmt.Errorf("loading the body %s: %w", d.Record.Blob, err)
+		return nil, fmt.Errorf("loading the body %s: %w", rec.Blob, err)
 	}
 	return object, nil
 }
@@ -219,6 +220,7 @@ func (d *Delivery) Done(ctx context.Context) error {
 		rec.Blob, body = "", nil
 	}
 	_, err := d.engine.publish(ctx, step{subject: doneSubject + rec.ID, rec: &rec, body: body})
+	err = errors.Join(err, d.engine.retireKey(ctx, &rec))
 	d.finish(ctx)
 	return err
 }

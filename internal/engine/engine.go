@@ -81,6 +81,8 @@ type Engine struct {
 	nc     *nats.Conn
 	js     jetstream.JetStream
 	live   jetstream.Stream
+	ended  jetstream.Stream
+	dead   jetstream.Stream
 	blobs  jetstream.ObjectStore
 
 	// publishLimit is the largest payload that goes into a message; larger
@@ -93,6 +95,8 @@ type Engine struct {
 
 	handsMu sync.Mutex
 	hands   map[*Delivery]struct{} // deliveries taken and not given back
+
+	leases sync.Map // of *Lease, by task ID: those held here
 
 	health health
 
@@ -139,7 +143,10 @@ func (e *Engine) open(ctx context.Context) (err error) {
 	if e.js, err = jetstream.New(e.nc, jetstream.WithDefaultTimeout(publishTimeout)); err != nil {
 		return fmt.Errorf("opening JetStream: %w", err)
 	}
-	return e.openStreams(ctx)
+	if err := e.openStreams(ctx); err != nil {
+		return err
+	}
+	return e.heedNotes()
 }
 
 // headroom is what a message's headers and framing may take of the server's
@@ -191,5 +198,6 @@ func (e *Engine) Reconfigure(ctx context.Context, cfg Config) error {
 		return nil
 	}
 	e.cfg.Retention, e.cfg.RetentionCount = cfg.Retention, cfg.RetentionCount
-	return e.openEnded(ctx)
+	_, err := e.openEnded(ctx)
+	return err
 }

@@ -61,6 +61,7 @@ func (l *Lease) claim(ctx context.Context) error {
 	l.mu.Lock() // the timer may fire before it is assigned
 	defer l.mu.Unlock()
 	l.seq = seq
+	l.engine.leases.Store(l.rec.ID, l)
 	l.timer = time.AfterFunc(l.engine.cfg.LeaseTime/3, l.renew)
 	return nil
 }
@@ -147,7 +148,25 @@ func (l *Lease) Settle(ctx context.Context, rec *task.Record, body []byte, held 
 	if err == nil && l.rec.Blob != "" {
 		l.engine.dropBlob(ctx, l.rec.Blob) // the request's; the result has its own
 	}
+	if err == nil && rec.Queue != "" {
+		l.engine.announce(endedNote, rec.ID)
+	}
 	return err
+}
+
+// Drop gives up the lease without a verdict, as if the task had never been
+// claimed.
+func (l *Lease) Drop(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return ErrLost
+	}
+	l.end()
+	if err := l.engine.live.DeleteMsg(ctx, l.seq); err != nil {
+		return fmt.Errorf("dropping the lease of task %s: %w", l.rec.ID, err)
+	}
+	return nil
 }
 
 // leave carries out s and gives up the lease in one step.
@@ -181,4 +200,5 @@ func (l *Lease) leave(ctx context.Context, s step) error {
 func (l *Lease) end() {
 	l.over = true
 	l.timer.Stop()
+	l.engine.leases.CompareAndDelete(l.rec.ID, l)
 }

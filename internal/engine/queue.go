@@ -147,7 +147,9 @@ func (w *Queued) Claim(ctx context.Context, rec task.Record, lost func()) (*Leas
 }
 
 // OpenBody returns the request's body, to be read while the lease is held.
-func (w *Queued) OpenBody(ctx context.Context) (io.ReadCloser, error) { return w.hand.openBody(ctx) }
+func (w *Queued) OpenBody(ctx context.Context) (io.ReadCloser, error) {
+	return w.hand.engine.openBody(ctx, w.hand.Record, w.hand.body)
+}
 
 // Enqueue turns a waiting client's task into one that waits in a queue: the
 // lease ends and the task is stored, in one step.

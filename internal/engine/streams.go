@@ -29,8 +29,14 @@ const (
 	doneSubject   = "callback.done."
 	deadSubject   = "callback.dead."
 
-	cronSubject  = "callback.cron." // <queue>.<n>: a schedule
-	keySubject   = "callback.key."  // <queue>.<hash>: the task that has an idempotency key
+	cronSubject    = "callback.cron."    // <queue>.<n>: a schedule
+	keySubject     = "callback.key."     // <queue>.<hash>: the task that has an idempotency key
+	doneKeySubject = "callback.donekey." // the same, of a task that has ended
+
+	// Notes are not stored: who misses one finds out later.
+	canceledNote = "callback.note.canceled." // its holder should stop
+	endedNote    = "callback.note.ended."    // who waits for it should look
+
 	probeSubject = "callback.probe" // one message, rewritten to see whether the engine can store
 )
 
@@ -50,10 +56,10 @@ func (e *Engine) openStreams(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := e.openEnded(ctx); err != nil {
+	if e.ended, err = e.openEnded(ctx); err != nil {
 		return err
 	}
-	if _, err = e.openStream(ctx, jetstream.StreamConfig{
+	if e.dead, err = e.openStream(ctx, jetstream.StreamConfig{
 		Name:              deadStream,
 		Subjects:          []string{deadSubject + "*"},
 		MaxMsgsPerSubject: 1,
@@ -67,16 +73,15 @@ func (e *Engine) openStreams(ctx context.Context) (err error) {
 	return nil
 }
 
-func (e *Engine) openEnded(ctx context.Context) error {
-	_, err := e.openStream(ctx, jetstream.StreamConfig{
+func (e *Engine) openEnded(ctx context.Context) (jetstream.Stream, error) {
+	return e.openStream(ctx, jetstream.StreamConfig{
 		Name:              endedStream,
-		Subjects:          []string{doneSubject + "*"},
+		Subjects:          []string{doneSubject + "*", doneKeySubject + "*.*"},
 		MaxMsgsPerSubject: 1,
 		MaxAge:            e.cfg.Retention,
 		MaxMsgs:           e.cfg.RetentionCount,
 		AllowDirect:       true,
 	})
-	return err
 }
 
 // openStream creates the stream, or brings the existing one's limits to what

@@ -95,7 +95,9 @@ type Result struct {
 	// Size is the length of the whole body in bytes; larger than the captured
 	// body if that was cut.
 	Size int64 `json:"size,omitempty"`
-	// Header is the response's whole header; only of a queue's task, whose
+	// Kept is the length of the body that was captured. Only of a queue's task.
+	Kept int64 `json:"kept,omitempty"`
+	// Header is the response's whole header. Only of a queue's task, whose
 	// result can be fetched.
 	Header http.Header `json:"header,omitempty"`
 }

@@ -130,10 +130,11 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Close ends the streams and lets no new ones begin: a server that waits for its
-// requests to end would wait for them for ever, so it must be called when that
-// begins, not after. Everything else goes on. It does not wait, and may be
-// called again; a stream whose reader is stuck ends within 10 s.
+// Close ends the streams and lets no new ones begin. It must be called when the
+// server begins to shut down (http.Server.RegisterOnShutdown), not after that: a
+// graceful shutdown waits for the streams, and they wait for Close. Everything
+// else goes on. It does not wait, and may be called again; a stream whose reader
+// is stuck ends within 10 s.
 func (in *Inbox) Close() { in.close.Do(func() { close(in.closed) }) }
 
 // ServeHTTP does what the request asks for, see Inbox.
@@ -241,12 +242,11 @@ func (in *Inbox) view(w http.ResponseWriter, show func(http.ResponseWriter)) {
 		http.Error(w, "too many are looking at the inbox", http.StatusServiceUnavailable)
 		return
 	}
-	control := http.NewResponseController(w)
-	show(deadlineWriter{w, control})
-	_ = control.SetWriteDeadline(time.Time{}) // the connection may have other uses after this one
+	show(deadlineWriter{w, http.NewResponseController(w)})
 }
 
-// deadlineWriter gives each write viewTimeout, where the server can do that.
+// deadlineWriter gives each write viewTimeout, where the server can do that. The
+// server lifts the deadline for the next request on the connection.
 type deadlineWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController

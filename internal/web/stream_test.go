@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -214,23 +215,53 @@ func TestAStuckReaderDoesNotHoldUpAShutdown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inbox := web.NewInbox(web.InboxConfig{})
 		post(inbox, "/", strings.Repeat("x", 60<<10))
-		ours, theirs := net.Pipe() // which buffers nothing
-		server := &http.Server{Handler: inbox}
-		server.RegisterOnShutdown(inbox.Close)
-		go func() { _ = server.Serve(&oneConn{conn: theirs, closed: make(chan struct{})}) }()
-		if _, err := ours.Write([]byte("GET / HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n")); err != nil {
+		server, conn := connect(inbox)
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait() // it writes, and nobody reads
-		begun := time.Now()
-		if err := server.Shutdown(t.Context()); err != nil {
-			t.Fatal(err)
+		ctx, cancel := context.WithTimeout(t.Context(), 11*time.Second)
+		defer cancel()
+		if err := server.Shutdown(ctx); err != nil {
+			t.Errorf("the shutdown was held up: %v", err)
 		}
-		if took := time.Since(begun); took > 11*time.Second {
-			t.Errorf("the shutdown took %v", took)
-		}
-		_ = ours.Close()
+		_ = conn.Close()
 	})
+}
+
+func TestAConnectionLivesOnAfterAView(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server, conn := connect(web.NewInbox(web.InboxConfig{}))
+		answers := bufio.NewReader(conn)
+		for _, request := range []string{
+			"GET / HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\n\r\n",
+			"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+		} {
+			time.Sleep(time.Minute) // of the fake clock
+			if _, err := io.WriteString(conn, request); err != nil {
+				t.Fatal(err)
+			}
+			answer, err := http.ReadResponse(answers, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if body, err := io.ReadAll(answer.Body); err != nil || answer.StatusCode != http.StatusOK || len(body) == 0 {
+				t.Errorf("got %d, %d bytes, %v", answer.StatusCode, len(body), err)
+			}
+		}
+		_ = server.Close()
+	})
+}
+
+// connect serves a handler on one connection, which buffers nothing and whose
+// deadlines follow the fake clock.
+func connect(inbox *web.Inbox) (*http.Server, net.Conn) {
+	ours, theirs := net.Pipe()
+	server := &http.Server{Handler: inbox}
+	server.RegisterOnShutdown(inbox.Close)
+	go func() { _ = server.Serve(&oneConn{conn: theirs, closed: make(chan struct{})}) }()
+	return server, ours
 }
 
 // oneConn is a listener with one connection to accept.

@@ -1,0 +1,39 @@
+# What people do here. `make` alone lists it.
+.DEFAULT_GOAL := help
+TOOL := go tool -modfile=tools/go.mod
+
+.PHONY: help run build test race lint vuln bench fuzz golden ci
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST)
+
+run: ## run the example of the README
+	go run ./cmd/caddy run --config Caddyfile.example
+
+build: ## build Caddy with the module, ./caddy
+	go build ./cmd/caddy
+
+test: ## run the tests, with real gateways in processes of their own
+	go test ./...
+
+race: ## the same with the race detector
+	go test -race ./...
+
+lint: ## look for mistakes without running anything
+	go vet ./...
+	$(TOOL) golangci-lint run ./...
+
+vuln: ## look for known vulnerabilities
+	$(TOOL) govulncheck ./...
+
+fuzz: ## fuzz every parser of foreign bytes, a minute each: make fuzz FUZZTIME=10m
+	FUZZTIME=$(or $(FUZZTIME),1m) bash .ci/fuzz
+
+bench: ## run the benchmarks
+	go test -run "^$$" -bench . ./...
+
+golden: ## write the golden files of the Caddyfile anew; look at the diff
+	go test . -run TestCaddyfilesAdaptAsTheyDid -update
+
+ci: ## everything that is checked before a change lands
+	bash .ci/run

@@ -1,0 +1,145 @@
+package callback
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// lookup is a request about a task: <path>/<id> or <path>/<id>/result.
+type lookup struct {
+	id     string
+	result bool
+}
+
+// lookupOf reads what a request asks about a task, if it does.
+func lookupOf(method, path string) (lookup, bool) {
+	path = strings.TrimSuffix(path, "/")
+	var l lookup
+	switch method {
+	case http.MethodGet, http.MethodHead:
+		path, l.result = strings.CutSuffix(path, "/result")
+	case http.MethodDelete:
+	default:
+		return lookup{}, false
+	}
+	last := path[strings.LastIndexByte(path, '/')+1:]
+	id, err := uuid.Parse(last)
+	if err != nil || len(last) != len(id.String()) {
+		return lookup{}, false
+	}
+	l.id = id.String()
+	return l, true
+}
+
+// answer answers a request about a task. Its ID is the capability: who knows it
+// may see and cancel the task.
+func (q *TaskQueue) answer(w http.ResponseWriter, r *http.Request, e *engine.Engine, l lookup) error {
+	found, err := e.Find(r.Context(), l.id)
+	switch {
+	case errors.Is(err, engine.ErrNotFound), err == nil && found.Record.Queue != q.Name:
+		return writeProblem(w, &problem{http.StatusNotFound, "no such task in this queue"})
+	case err != nil:
+		return unavailable(w, q.log, err)
+	case r.Method == http.MethodDelete:
+		return q.cancel(w, r, e, l.id)
+	case l.result:
+		return q.writeResult(w, r, found)
+	}
+	return writeJSON(w, http.StatusOK, publicTask(found.Record))
+}
+
+// publicTask is the task document as a client of the queue sees it: without what
+// receivers answered, and of the operator's own receiver not what went wrong
+// there, which may name internal addresses.
+func publicTask(rec *task.Record) task.Task {
+	doc := rec.Task
+	doc.Attempts = append([]task.Attempt(nil), doc.Attempts...)
+	for i := range doc.Attempts {
+		doc.Attempts[i].Response = ""
+		if rec.Callback != nil && rec.Callback.Trusted && doc.Attempts[i].Error != "" {
+			doc.Attempts[i].Error = "not delivered"
+		}
+	}
+	return doc
+}
+
+// errCanceled is what the callback of a canceled task says.
+const errCanceled = "canceled"
+
+func (q *TaskQueue) cancel(w http.ResponseWriter, r *http.Request, e *engine.Engine, id string) error {
+	err := e.Cancel(r.Context(), id, errCanceled)
+	switch {
+	case errors.Is(err, engine.ErrEnded):
+		return writeProblem(w, &problem{http.StatusConflict, "the task has ended"})
+	case errors.Is(err, engine.ErrNotFound):
+		return writeProblem(w, &problem{http.StatusNotFound, "no such task in this queue"})
+	case err != nil:
+		return unavailable(w, q.log, err)
+	}
+	return writeJSON(w, http.StatusAccepted, map[string]string{"task_id": id})
+}
+
+// writeResult answers with the task's response as the app gave it.
+func (q *TaskQueue) writeResult(w http.ResponseWriter, r *http.Request, found *engine.Found) error {
+	rec := found.Record
+	switch {
+	case !rec.Ended():
+		return writeProblem(w, &problem{http.StatusConflict, "the task has no result yet: it is " + string(rec.State)})
+	case rec.Result == nil:
+		return writeProblem(w, &problem{statusWithout(rec), rec.Error})
+	}
+	body, err := found.OpenBody(r.Context())
+	if err != nil {
+		return unavailable(w, q.log, err)
+	}
+	defer body.Close()
+	for name, values := range rec.Result.Header {
+		w.Header()[name] = values
+	}
+	if rec.Result.Size > rec.Result.Kept {
+		w.Header().Set("Callback-Truncated", strconv.FormatInt(rec.Result.Size, 10))
+	}
+	w.Header().Set("Content-Length", strconv.FormatInt(rec.Result.Kept, 10))
+	w.WriteHeader(rec.UpstreamStatus)
+	if _, err := io.Copy(w, body); err != nil {
+		return fmt.Errorf("sending the result of task %s: %w", rec.ID, err)
+	}
+	return nil
+}
+
+// statusWithout is what is answered in place of a response that there is none
+// of: what a waiting client would have got.
+func statusWithout(rec *task.Record) int {
+	switch {
+	case rec.Status == task.TimedOut:
+		return http.StatusGatewayTimeout
+	case rec.Error == errCanceled:
+		return http.StatusGone
+	default:
+		return http.StatusBadGateway
+	}
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	return json.NewEncoder(w).Encode(v)
+}
+
+// unavailable answers what cannot be answered without the engine.
+func unavailable(w http.ResponseWriter, log *zap.Logger, err error) error {
+	log.Warn("request refused", zap.Error(err))
+	w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+	return writeProblem(w, &problem{http.StatusServiceUnavailable, "callbacks are not available at the moment"})
+}

@@ -1,0 +1,178 @@
+package integration
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+)
+
+// refuseWhile lets a receiver refuse, so that nothing is delivered yet.
+func refuseWhile(refuse *atomic.Bool) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		if refuse.Load() {
+			w.WriteHeader(500)
+		}
+	}
+}
+
+// retrySoon has a refused callback come again while a test waits.
+var retrySoon = strings.Replace(toLocal, "delivery {", "delivery {\nretry"+strings.Repeat(" 300ms", 100), 1)
+
+// When the client has its response, the result is in the store: whatever
+// happens to the gateway at that moment takes nothing of it.
+func TestTheResultIsRecordedBeforeTheResponseEnds(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		switch r.URL.Path {
+		case "/known-length":
+			w.Header().Set("Content-Length", "11")
+			_, _ = io.WriteString(w, "hello ")
+			_ = http.NewResponseController(w).Flush()
+			_, _ = io.WriteString(w, "world")
+		case "/large":
+			large := bytes.Repeat([]byte("0123456789abcdef"), 128<<10) // goes out as it comes
+			w.Header().Set("Content-Length", fmt.Sprint(len(large)))
+			_, _ = w.Write(large)
+		case "/chunked":
+			_ = http.NewResponseController(w).Flush()
+			_, _ = io.WriteString(w, "hello world")
+		case "/no-content":
+			w.WriteHeader(http.StatusNoContent)
+		case "/not-modified":
+			w.WriteHeader(http.StatusNotModified)
+		case "/empty":
+			w.Header().Set("Content-Length", "0")
+		}
+	})
+	for _, path := range []string{"/known-length", "/large", "/chunked", "/no-content", "/not-modified", "/empty"} {
+		for _, proto := range []string{"HTTP/1.1", "HTTP/2"} {
+			t.Run(proto+path, func(t *testing.T) {
+				t.Parallel()
+				var refuse atomic.Bool
+				rcv := newReceiver(t, refuseWhile(&refuse))
+				g, client := startH2C(t, retrySoon, "callback\nreverse_proxy "+app+" {\nflush_interval -1\n}")
+				if proto == "HTTP/1.1" {
+					client = &http.Client{Transport: new(http.Transport)}
+				}
+				for range 4 {
+					refuse.Store(true)
+					req := jsonRequest(t, g, rcv)
+					req.URL.Path = path
+					resp, err := client.Do(req)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+						t.Fatal(err)
+					}
+					g.kill()
+					resp.Body.Close()
+					client.CloseIdleConnections()
+					refuse.Store(false)
+					g.start()
+					id := resp.Header.Get("beam-task-id")
+					c := rcv.next(t)
+					for c.id() != id { // refused before, or delivered twice: at least once is the promise
+						c = rcv.next(t)
+					}
+					if c.status() != "COMPLETE" {
+						t.Errorf("the client had its response; the callback is %s %q", c.status(), c.body)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestATaskWhoseGatewayDiesFailsWithinTheLease(t *testing.T) {
+	t.Parallel()
+	started, end := make(chan struct{}, 10), make(chan struct{})
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/streaming" {
+			_, _ = io.WriteString(w, "some of it")
+			_ = http.NewResponseController(w).Flush()
+		}
+		started <- struct{}{}
+		<-end
+	})
+	defer close(end)
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	ids := make(chan string, 2)
+	for _, path := range []string{"/silent", "/streaming"} {
+		req := jsonRequest(t, g, rcv)
+		req.URL.Path = path
+		go func() {
+			resp, err := http.DefaultTransport.RoundTrip(req)
+			if err != nil {
+				ids <- "" // killed before its header
+				return
+			}
+			defer resp.Body.Close()
+			ids <- resp.Header.Get("beam-task-id")
+			_, _ = io.Copy(io.Discard, resp.Body)
+		}()
+	}
+	<-started
+	<-started
+	told := <-ids // the one that streams
+	g.kill()
+	<-ids
+	g.start()
+	seen := make(map[string]bool)
+	for range 2 {
+		c := rcv.next(t) // the lease, 30 s, and no more
+		if message := errorOf(t, c); c.status() != "FAILED" || message != "the gateway that held the task stopped before the endpoint answered" {
+			t.Errorf("the callback is %s, error=%s", c.status(), message)
+		}
+		seen[c.id()] = true
+	}
+	if len(seen) != 2 || !seen[told] {
+		t.Errorf("the callbacks are of tasks %v; the client was told of %s", seen, told)
+	}
+}
+
+func TestAGatewayThatIsStoppedFailsWhatItCannotWaitFor(t *testing.T) {
+	t.Parallel()
+	started, end := make(chan struct{}), make(chan struct{})
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		close(started)
+		select {
+		case <-end:
+		case <-r.Context().Done():
+		}
+	})
+	defer close(end)
+	rcv := newReceiver(t, nil)
+	g := newGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	g.edit("auto_https off", "auto_https off\ngrace_period 500ms")
+	g.start()
+	answer := make(chan string, 1)
+	req := jsonRequest(t, g, rcv)
+	go func() {
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		resp.Body.Close()
+		answer <- resp.Status
+	}()
+	<-started
+	if code := g.stop(); code != 0 {
+		t.Errorf("the gateway ended with %d", code)
+	}
+	if status := <-answer; status != "503 Service Unavailable" {
+		t.Errorf("the client got %s", status)
+	}
+	g.start()
+	c := rcv.next(t)
+	if message := errorOf(t, c); c.status() != "FAILED" || message != "the gateway was stopped before the endpoint answered" {
+		t.Errorf("the callback is %s, error=%s", c.status(), message)
+	}
+}

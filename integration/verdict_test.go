@@ -1,0 +1,313 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// misbehave is a handler that does what handlers should not do.
+type misbehave struct {
+	How string `json:"how"`
+}
+
+func init() {
+	caddy.RegisterModule(misbehave{})
+	httpcaddyfile.RegisterHandlerDirective("misbehave", func(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+		var m misbehave
+		h.Next()
+		h.AllArgs(&m.How)
+		return m, nil
+	})
+	httpcaddyfile.RegisterDirectiveOrder("misbehave", httpcaddyfile.Before, "respond")
+}
+
+func (misbehave) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.misbehave", New: func() caddy.Module { return new(misbehave) }}
+}
+
+func (m misbehave) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+	switch m.How {
+	case "panic":
+		panic("a handler's own fault")
+	case "panic late":
+		_, _ = io.WriteString(w, "some of it")
+		panic("a handler's own fault")
+	case "write too little":
+		w.Header().Set("Content-Length", "100")
+		_, _ = io.WriteString(w, "some of it")
+		return nil
+	case "error":
+		return errors.New("dialing 10.1.2.3: no")
+	case "refuse":
+		return caddyhttp.Error(http.StatusForbidden, errors.New("not from 10.1.2.3"))
+	case "outlast":
+		<-r.Context().Done() // and then answer all the same
+		w.Header().Set("X-Late", "yes")
+		w.WriteHeader(http.StatusAccepted)
+		_, err := io.WriteString(w, "late")
+		return err
+	}
+	return nil // and write nothing
+}
+
+// errorOf is the sentence of a callback that has no result.
+func errorOf(t *testing.T, c callback) string {
+	t.Helper()
+	form, err := url.ParseQuery(c.body)
+	if err != nil || len(form) != 1 || form.Get("error") == "" {
+		t.Fatalf("the callback is %s %q: it has no error", c.status(), c.body)
+	}
+	return form.Get("error")
+}
+
+func TestTheEndpointsStatusIsTheVerdict(t *testing.T) {
+	t.Parallel()
+	const body = `{"detail":"as the app said","n":1.0}`
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		var status int
+		fmt.Sscanf(r.URL.Path, "/%d", &status)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	})
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	for status, verdict := range map[int]string{
+		200: "COMPLETE", 201: "COMPLETE", 202: "COMPLETE", 204: "COMPLETE", 206: "COMPLETE", 299: "COMPLETE",
+		301: "COMPLETE", 304: "COMPLETE", 307: "COMPLETE", 399: "COMPLETE",
+		400: "FAILED", 401: "FAILED", 404: "FAILED", 429: "FAILED", 499: "FAILED",
+		500: "FAILED", 502: "FAILED", 503: "FAILED", 504: "FAILED", 599: "FAILED",
+	} {
+		req := jsonRequest(t, g, rcv)
+		req.URL.Path = fmt.Sprint("/", status)
+		resp, err := http.DefaultTransport.RoundTrip(req) // follows no redirects
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		want := "detail=as+the+app+said&n=1.0"
+		if status == 204 || status == 304 {
+			want = "response="
+		} else if string(text) != body {
+			t.Errorf("%d: the client got %q", status, text)
+		}
+		if err != nil || resp.StatusCode != status {
+			t.Errorf("%d: the client got %d %v", status, resp.StatusCode, err)
+		}
+		c := rcv.next(t)
+		if c.id() != resp.Header.Get("beam-task-id") || c.status() != verdict || c.body != want {
+			t.Errorf("%d: the callback is of task %s, %s %q", status, c.id(), c.status(), c.body)
+		}
+		if got := c.header.Get("callback-upstream-status"); got != fmt.Sprint(status) {
+			t.Errorf("%d: callback-upstream-status is %q", status, got)
+		}
+	}
+}
+
+func TestAnEndpointThatGivesNoAnswerFails(t *testing.T) {
+	t.Parallel()
+	nobody := freeAddr(t)
+	resets := newApp(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	for name, c := range map[string]struct {
+		site   string
+		status int
+		error  string
+	}{
+		"nobody listens":       {"reverse_proxy " + nobody, 502, "the endpoint gave no answer (502 Bad Gateway)"},
+		"nobody is there":      {"reverse_proxy nobody.invalid:80", 502, "the endpoint gave no answer (502 Bad Gateway)"},
+		"it hangs up":          {"reverse_proxy " + resets, 502, "the endpoint gave no answer (502 Bad Gateway)"},
+		"a handler's error":    {"misbehave error", 500, "the endpoint gave no answer"},
+		"a handler's refusal":  {"misbehave refuse", 403, "the request was refused (403 Forbidden)"},
+		"an error of Caddy's":  {"error 503", 503, "the endpoint gave no answer (503 Service Unavailable)"},
+		"it is answered after": {"reverse_proxy " + nobody + "\nhandle_errors {\nrespond \"sorry\" 418\n}", 418, "the endpoint gave no answer (502 Bad Gateway)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rcv := newReceiver(t, nil)
+			g := startGateway(t, toLocal, "callback\n"+c.site)
+			resp, _ := g.post("/", `{"callback_url":"`+rcv.URL+`"}`)
+			id := resp.Header.Get("beam-task-id")
+			if resp.StatusCode != c.status || id == "" {
+				t.Errorf("the client got %s, task %q", resp.Status, id)
+			}
+			cb := rcv.next(t)
+			if message := errorOf(t, cb); message != c.error {
+				t.Errorf("error=%s", message)
+			}
+			if cb.id() != id || cb.status() != "FAILED" || cb.header.Get("callback-upstream-status") != "" {
+				t.Errorf("the callback is of task %s, %s, after %q", cb.id(), cb.status(), cb.header.Get("callback-upstream-status"))
+			}
+		})
+	}
+}
+
+func TestAResponseThatBreaksOffFails(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/announced" {
+			w.Header().Set("Content-Length", "1000000")
+		}
+		_, _ = io.WriteString(w, "some of it")
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	for name, c := range map[string]struct{ path, site string }{
+		"a chunked body":                {"/chunked", "reverse_proxy " + app},
+		"of a known length":             {"/announced", "reverse_proxy " + app},
+		"by a panic":                    {"/", "misbehave \"panic late\""},
+		"without the handler's knowing": {"/", "misbehave \"write too little\""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rcv := newReceiver(t, nil)
+			g := startGateway(t, toLocal, "callback\n"+c.site)
+			req := jsonRequest(t, g, rcv)
+			req.URL.Path = c.path
+			resp, err := http.DefaultTransport.RoundTrip(req)
+			if err == nil {
+				defer resp.Body.Close()
+				if text, err := io.ReadAll(resp.Body); err == nil {
+					t.Errorf("the client took %q for the whole", text)
+				}
+			}
+			cb := rcv.next(t)
+			if message := errorOf(t, cb); message != "the endpoint's response broke off" || cb.status() != "FAILED" {
+				t.Errorf("the callback is %s, error=%s", cb.status(), message)
+			}
+			if got := cb.header.Get("callback-upstream-status"); got != "200" {
+				t.Errorf("callback-upstream-status is %q", got)
+			}
+		})
+	}
+}
+
+func TestAPanicFailsTheTaskAndGoesOnToCaddy(t *testing.T) {
+	t.Parallel()
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback\nmisbehave panic")
+	if resp, err := http.DefaultTransport.RoundTrip(jsonRequest(t, g, rcv)); err == nil {
+		t.Errorf("the client got %s", resp.Status)
+	}
+	c := rcv.next(t)
+	if message := errorOf(t, c); message != "the endpoint gave no answer" || c.status() != "FAILED" {
+		t.Errorf("the callback is %s, error=%s", c.status(), message)
+	}
+	g.eventually("the panic is in the log, and where it came from", func() error {
+		if log := g.log.String(); !strings.Contains(log, "a handler's own fault") || !strings.Contains(log, "misbehave.ServeHTTP") {
+			return errors.New("it is not there")
+		}
+		return nil
+	})
+}
+
+func TestAHandlerThatWritesNothingIsComplete(t *testing.T) {
+	t.Parallel()
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback\nmisbehave")
+	resp, text := g.post("/", `{"callback_url":"`+rcv.URL+`"}`)
+	if resp.StatusCode != 200 || text != "" || resp.Header.Get("beam-task-id") == "" {
+		t.Errorf("the client got %s %q, task %q", resp.Status, text, resp.Header.Get("beam-task-id"))
+	}
+	if c := rcv.next(t); c.status() != "COMPLETE" || c.body != "response=" || c.header.Get("callback-upstream-status") != "200" {
+		t.Errorf("the callback is %s %q after %s", c.status(), c.body, c.header.Get("callback-upstream-status"))
+	}
+}
+
+func TestATaskThatTakesTooLongTimesOut(t *testing.T) {
+	t.Parallel()
+	canceled := make(chan struct{}, 2)
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+		canceled <- struct{}{}
+	})
+	for name, site := range map[string]string{
+		"its endpoint is canceled":      "reverse_proxy " + app,
+		"its endpoint answers late":     "misbehave outlast",
+		"its endpoint is tried no more": "reverse_proxy " + app + " {\nlb_retries 5\nlb_retry_match {\nmethod POST\n}\n}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rcv := newReceiver(t, nil)
+			g := startGateway(t, toLocal, "callback {\ntimeout 300ms\n}\nhandle /fence {\nrespond ok\n}\n"+site)
+			resp, text := g.post("/", `{"callback_url":"`+rcv.URL+`"}`)
+			id := resp.Header.Get("beam-task-id")
+			if resp.StatusCode != 504 || text != "" || id == "" || resp.Header.Get("X-Late") != "" {
+				t.Errorf("the client got %s %q, task %q, with %v", resp.Status, text, id, resp.Header)
+			}
+			if !strings.Contains(site, "outlast") {
+				<-canceled
+			}
+			cb := rcv.next(t)
+			if message := errorOf(t, cb); message != "the endpoint did not finish within 300ms" {
+				t.Errorf("error=%s", message)
+			}
+			if cb.id() != id || cb.status() != "TIMEOUT" || cb.header.Get("callback-upstream-status") != "" {
+				t.Errorf("the callback is of task %s, %s, after %q", cb.id(), cb.status(), cb.header.Get("callback-upstream-status"))
+			}
+			// What comes late has no callback: it would come before the next task's.
+			resp, _ = g.post("/fence", `{"callback_url":"`+rcv.URL+`"}`)
+			if cb := rcv.next(t); cb.id() != resp.Header.Get("beam-task-id") || cb.status() != "COMPLETE" {
+				t.Errorf("there is another callback: task %s, %s %q", cb.id(), cb.status(), cb.body)
+			}
+		})
+	}
+}
+
+func TestAStreamThatTakesTooLongIsCutOff(t *testing.T) {
+	t.Parallel()
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2"} {
+		t.Run(proto, func(t *testing.T) {
+			t.Parallel()
+			canceled := make(chan error, 1)
+			app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+				_, _ = io.Copy(io.Discard, r.Body)
+				var err error
+				for err == nil {
+					if _, err = io.WriteString(w, "more and "); err == nil {
+						err = http.NewResponseController(w).Flush()
+					}
+					select {
+					case <-r.Context().Done():
+						err = r.Context().Err()
+					case <-time.After(10 * time.Millisecond): // a stream's own pace
+					}
+				}
+				canceled <- err
+			})
+			rcv := newReceiver(t, nil)
+			g, client := startH2C(t, toLocal, "callback {\ntimeout 500ms\n}\nreverse_proxy "+app)
+			if proto == "HTTP/1.1" {
+				client = http.DefaultClient
+			}
+			resp, err := client.Do(jsonRequest(t, g, rcv))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			text, err := io.ReadAll(resp.Body)
+			if err == nil || !strings.HasPrefix(string(text), "more and ") {
+				t.Errorf("the client got %q, %v", text, err)
+			}
+			<-canceled
+			cb := rcv.next(t)
+			if message := errorOf(t, cb); cb.status() != "TIMEOUT" || message != "the endpoint did not finish within 500ms" {
+				t.Errorf("the callback is %s, error=%s", cb.status(), message)
+			}
+			if got := cb.header.Get("callback-upstream-status"); got != "200" {
+				t.Errorf("callback-upstream-status is %q", got)
+			}
+		})
+	}
+}

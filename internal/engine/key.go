@@ -1,0 +1,108 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// Key is what is kept of an idempotency key: the task that was started with it.
+// It stands beside the live tasks until its task has ended, and then beside the
+// ended ones, for as long as they are retained.
+type Key struct {
+	TaskID string `json:"task_id"`
+	// Body is a hash of the request's body: the same key with another body is a
+	// mistake of the client's.
+	Body string `json:"body"`
+}
+
+// ClaimKey gives the key of that hash on a queue to the task that k names,
+// unless another has it; then it returns that one, and false.
+func (e *Engine) ClaimKey(ctx context.Context, queue, hash string, k Key) (Key, bool, error) {
+	data, err := json.Marshal(k)
+	if err != nil {
+		return Key{}, false, fmt.Errorf("encoding a key: %w", err)
+	}
+	live, ended := keySubject+queue+"."+hash, doneKeySubject+queue+"."+hash
+	for {
+		if first, err := getKey(ctx, e.ended, ended); err != nil || first != nil {
+			return deref(first), false, err
+		}
+		msg := &nats.Msg{Subject: live, Data: data, Header: nats.Header{jetstream.ExpectedLastSubjSeqHeader: {"0"}}}
+		seq, err := e.send(ctx, msg)
+		switch {
+		case errors.Is(err, ErrLost):
+			if first, err := getKey(ctx, e.live, live); err != nil || first != nil {
+				return deref(first), false, err
+			}
+			continue // its task has just ended
+		case err != nil:
+			return Key{}, false, err
+		}
+		// The first task may have ended between the two looks: its key is then
+		// with the ended ones.
+		first, err := getKey(ctx, e.ended, ended)
+		if err != nil || first != nil {
+			if err := e.live.DeleteMsg(ctx, seq); err != nil {
+				return Key{}, false, fmt.Errorf("giving a key back: %w", err)
+			}
+			return deref(first), false, err
+		}
+		return k, true, nil
+	}
+}
+
+// DropKey gives a key back whose task was not accepted after all.
+func (e *Engine) DropKey(ctx context.Context, queue, hash string) {
+	if err := e.live.Purge(ctx, jetstream.WithPurgeSubject(keySubject+queue+"."+hash)); err != nil {
+		e.log.Warn("idempotency key not given back", zap.Error(err))
+	}
+}
+
+// retireKey moves the key of a task that has ended to the ended ones.
+func (e *Engine) retireKey(ctx context.Context, rec *task.Record) error {
+	if rec.Key == "" {
+		return nil
+	}
+	live := keySubject + rec.Queue + "." + rec.Key
+	k, err := getKey(ctx, e.live, live)
+	if err != nil || k == nil {
+		return err
+	}
+	data, err := json.Marshal(k)
+	if err != nil {
+		return fmt.Errorf("encoding a key: %w", err)
+	}
+	if _, err := e.send(ctx, &nats.Msg{Subject: doneKeySubject + rec.Queue + "." + rec.Key, Data: data}); err != nil {
+		return err
+	}
+	return e.live.Purge(ctx, jetstream.WithPurgeSubject(live))
+}
+
+func getKey(ctx context.Context, stream jetstream.Stream, subject string) (*Key, error) {
+	msg, err := stream.GetLastMsgForSubject(ctx, subject)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("looking up an idempotency key: %w", err)
+	}
+	k := new(Key)
+	if err := json.Unmarshal(msg.Data, k); err != nil {
+		return nil, fmt.Errorf("decoding an idempotency key: %w", err)
+	}
+	return k, nil
+}
+
+func deref(k *Key) Key {
+	if k == nil {
+		return Key{}
+	}
+	return *k
+}

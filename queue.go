@@ -1,0 +1,359 @@
+package callback
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// TaskQueue accepts requests at once, with 202 and a task ID, and runs its
+// handlers on them later: durably, by any node that has the queue. A `callback`
+// before it in the route gives its tasks their callback; without one they are
+// polled under the queue's path.
+type TaskQueue struct {
+	// The queue's name: letters, digits, `-` and `_`. Required.
+	Name string `json:"name"`
+
+	// The routes that are the task. Required.
+	Routes caddyhttp.RouteList `json:"routes"`
+
+	app    *App
+	opts   *QueueOptions
+	log    *zap.Logger
+	server *caddyhttp.Server
+	block  caddyhttp.Handler
+	depth  depth
+	// front is the callback handler that stands before the queue, if one does. It
+	// is known once the app starts.
+	front *Handler
+	queue *engine.Queue
+}
+
+// CaddyModule returns the Caddy module information.
+func (*TaskQueue) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.task_queue", New: func() caddy.Module { return new(TaskQueue) }}
+}
+
+// Provision sets up the handlers of the block and tells the app of the queue.
+func (q *TaskQueue) Provision(ctx caddy.Context) error {
+	q.log = ctx.Logger()
+	q.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if q.server == nil {
+		return errors.New("a task queue needs an HTTP server around it")
+	}
+	if !isQueueName(q.Name) {
+		return fmt.Errorf("name: %q is not made of letters, digits, - and _ (at most %d)", q.Name, maxQueueName)
+	}
+	if err := q.Routes.Provision(ctx); err != nil {
+		return fmt.Errorf("setting up the block of the queue %s: %w", q.Name, err)
+	}
+	end := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
+	q.block = q.Routes.Compile(end)
+	app, err := ctx.App("callback")
+	if err != nil {
+		return fmt.Errorf("loading the callback app: %w", err)
+	}
+	q.app = app.(*App)
+	q.opts, err = q.app.addQueue(q)
+	return err
+}
+
+// maxQueueName keeps a consumer that is named after a queue below the 255
+// characters the engine allows.
+const maxQueueName = 100
+
+func isQueueName(s string) bool {
+	for _, c := range []byte(s) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxQueueName
+}
+
+// ServeHTTP accepts a request into the queue, or answers one about a task in
+// it.
+func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+	path := originalPath(r)
+	ticket, _ := r.Context().Value(ticketKey{}).(*ticket)
+	if ticket == nil {
+		ticket = newTicket(nil)
+	}
+	e, leave, err := q.app.enter()
+	if err != nil {
+		ticket.refuse(r.Context())
+		return unavailable(w, q.log, err)
+	}
+	defer leave()
+	if look, ok := lookupOf(r.Method, path); ok {
+		return q.answer(w, r, e, look)
+	}
+	a, err := q.accept(e, ticket, r)
+	if err != nil {
+		ticket.refuse(r.Context())
+		var p *problem
+		if !errors.As(err, &p) {
+			return unavailable(w, q.log, err)
+		}
+		if p.status == http.StatusTooManyRequests {
+			w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+		}
+		return writeProblem(w, p)
+	}
+	return q.acknowledge(w, r, e, path, a)
+}
+
+// originalPath is the request's path as the client wrote it, before rewrites.
+func originalPath(r *http.Request) string {
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		return original.URL.Path
+	}
+	return r.URL.Path
+}
+
+// ticket is what a callback handler hands to a queue after it.
+type ticket struct {
+	exchange *exchange // claimed for the request; nil if it owes no callback
+	limit    int64     // largest body
+	timeout  time.Duration
+	header   string // of the task's ID
+}
+
+type ticketKey struct{}
+
+// newTicket makes the ticket of a callback handler; nil gives the defaults.
+func newTicket(h *Handler) *ticket {
+	if h == nil {
+		return &ticket{limit: defaultMaxBody, timeout: defaultTimeout, header: defaultTaskHeader}
+	}
+	return &ticket{limit: h.MaxRequest, timeout: time.Duration(h.Timeout), header: h.TaskHeader}
+}
+
+// refuse gives up the task that was claimed for a request which is not accepted.
+func (t *ticket) refuse(ctx context.Context) {
+	if t.exchange != nil {
+		t.exchange.dissolve(ctx)
+	}
+}
+
+// acceptance is what became of a request that was accepted.
+type acceptance struct {
+	id     string
+	header string
+}
+
+// accept stores the request as a task. The error is a *problem if the request
+// must be refused for what it is.
+func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*acceptance, error) {
+	ctx := context.WithoutCancel(r.Context()) // a client that leaves now is accepted all the same
+	full, err := q.depth.full(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	if full {
+		return nil, &problem{http.StatusTooManyRequests, "the queue is full"}
+	}
+	rec, err := q.newRecord(t, r)
+	if err != nil {
+		return nil, err
+	}
+	body, sum, err := readBody(ctx, e, rec, r, t.limit)
+	if err != nil {
+		return nil, err
+	}
+	if key := r.Header.Get("Idempotency-Key"); key != "" {
+		first, err := q.claimKey(ctx, e, rec, key, sum)
+		if err != nil || first != rec.ID {
+			e.DropBody(ctx, rec)
+			t.refuse(ctx)
+			return &acceptance{first, t.header}, err
+		}
+	}
+	if t.exchange != nil {
+		err = t.exchange.enqueue(ctx, rec, body)
+	} else {
+		err = e.Enqueue(ctx, rec, body)
+	}
+	if err != nil && !errors.Is(err, engine.ErrExists) {
+		if rec.Key != "" {
+			e.DropKey(ctx, q.Name, rec.Key)
+		}
+		return nil, err
+	}
+	q.depth.add()
+	return &acceptance{rec.ID, t.header}, nil
+}
+
+// newRecord makes the record of a request as it stands now, after what comes
+// before the queue in the route.
+func (q *TaskQueue) newRecord(t *ticket, r *http.Request) (*task.Record, error) {
+	rec := &task.Record{Route: q.Name}
+	if t.exchange != nil {
+		*rec = t.exchange.rec
+		rec.StartedAt, rec.Route = time.Time{}, q.Name
+	} else {
+		id, err := uuid.NewRandom()
+		if err != nil {
+			return nil, fmt.Errorf("making a task ID: %w", err)
+		}
+		rec.ID, rec.CreatedAt = id.String(), time.Now().UTC()
+	}
+	rec.Queue, rec.Timeout = q.Name, t.timeout
+	rec.Request = storedRequest(r)
+	rec.Request.Header.Set(t.header, rec.ID)
+	rec.Request.Header.Del("Prefer")
+	rec.Request.Header.Del("Expect")
+	return rec, nil
+}
+
+// storedRequest is what is kept of a request.
+func storedRequest(r *http.Request) *task.Request {
+	stored := &task.Request{
+		Method: r.Method, URI: r.RequestURI, Proto: r.Proto, Host: r.Host,
+		Header: r.Header.Clone(), RemoteAddr: r.RemoteAddr, TLS: r.TLS != nil,
+	}
+	if now := r.URL.RequestURI(); now != r.RequestURI {
+		stored.Path = now
+	}
+	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	for name, value := range vars {
+		if s, ok := value.(string); ok && name != caddyhttp.ClientIPVarKey {
+			if stored.Vars == nil {
+				stored.Vars = make(map[string]string)
+			}
+			stored.Vars[name] = s
+		}
+	}
+	return stored
+}
+
+// readBody reads the request's body: into memory if it fits in a message, else
+// into the engine as it comes. It returns its hash as well.
+func readBody(ctx context.Context, e *engine.Engine, rec *task.Record, r *http.Request, limit int64) ([]byte, []byte, error) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil, sha256.New().Sum(nil), nil
+	}
+	body := &boundedBody{r: r.Body, left: limit, sum: sha256.New()}
+	inline := int64(e.InlineLimit())
+	head, err := io.ReadAll(io.LimitReader(body, inline+1))
+	if err == nil && int64(len(head)) > inline {
+		err = e.StoreBody(ctx, rec, io.MultiReader(bytes.NewReader(head), body))
+		head = nil
+	} else {
+		rec.Request.Size = int64(len(head))
+	}
+	switch {
+	case body.over:
+		return nil, nil, &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("a task can have %d bytes at most", limit)}
+	case body.err != nil:
+		return nil, nil, &problem{http.StatusBadRequest, "the request's body broke off"}
+	}
+	return head, body.sum.Sum(nil), err
+}
+
+// boundedBody reads a body up to a limit, and hashes it.
+type boundedBody struct {
+	r    io.Reader
+	left int64
+	sum  hash.Hash
+	over bool
+	err  error // of the client's
+}
+
+var errBodyTooLarge = errors.New("the body is too large")
+
+func (b *boundedBody) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		b.over = true
+		return 0, errBodyTooLarge
+	}
+	b.sum.Write(p[:n])
+	if err != nil && err != io.EOF {
+		b.err = err
+	}
+	return n, err
+}
+
+// claimKey returns the ID of the task that an idempotency key stands for: the
+// new one's, or that of the first request with the key.
+func (q *TaskQueue) claimKey(ctx context.Context, e *engine.Engine, rec *task.Record, key string, sum []byte) (string, error) {
+	hashed := sha256.Sum256([]byte(key))
+	rec.Key = hex.EncodeToString(hashed[:])
+	mine := engine.Key{TaskID: rec.ID, Body: hex.EncodeToString(sum)}
+	first, isMine, err := e.ClaimKey(ctx, q.Name, rec.Key, mine)
+	switch {
+	case err != nil:
+		return "", err
+	case isMine:
+		return rec.ID, nil
+	case first.Body != mine.Body:
+		return "", &problem{http.StatusUnprocessableEntity, "Idempotency-Key: it was used with another body"}
+	}
+	return first.TaskID, nil
+}
+
+// acknowledge answers a request that was accepted: with the task's own response
+// if the client waits for it and it comes in time, else with 202.
+func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, e *engine.Engine, path string, a *acceptance) error {
+	w.Header().Set(a.header, a.id)
+	if wait, ok := preferredWait(r.Header); ok {
+		w.Header().Set("Preference-Applied", "wait="+strconv.Itoa(int(wait/time.Second)))
+		ctx, cancel := context.WithTimeout(r.Context(), wait)
+		defer cancel()
+		found, err := e.Await(ctx, a.id)
+		if err == nil && found.Record.Ended() {
+			return q.writeResult(w, r, found)
+		}
+	}
+	w.Header().Set("Location", strings.TrimSuffix(path, "/")+"/"+a.id)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusAccepted)
+	return json.NewEncoder(w).Encode(map[string]string{"task_id": a.id})
+}
+
+// maxWait bounds how long a client can keep a connection open with Prefer.
+const maxWait = time.Hour
+
+// preferredWait reads "Prefer: wait=N" (RFC 7240, section 4.3), N in seconds.
+func preferredWait(h http.Header) (time.Duration, bool) {
+	for _, line := range h.Values("Prefer") {
+		for preference := range strings.SplitSeq(line, ",") {
+			preference, _, _ = strings.Cut(preference, ";")
+			name, value, _ := strings.Cut(preference, "=")
+			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
+				continue
+			}
+			n, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 32)
+			if err != nil {
+				return 0, false
+			}
+			return min(time.Duration(n)*time.Second, maxWait), true
+		}
+	}
+	return 0, false
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*TaskQueue)(nil)
+	_ caddyhttp.MiddlewareHandler = (*TaskQueue)(nil)
+)

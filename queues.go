@@ -1,0 +1,104 @@
+package callback
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+// addQueue makes a queue known to the app, while the configuration is
+// provisioned, and returns its options.
+func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
+	if a.queues[q.Name] != nil {
+		return nil, fmt.Errorf("the queue %s stands there twice; which block its tasks run would be anybody's guess", q.Name)
+	}
+	a.queues[q.Name] = q
+	opts := a.Queues[q.Name]
+	if opts == nil {
+		opts = new(QueueOptions)
+		opts.provision()
+	}
+	return opts, nil
+}
+
+// openQueues finds out what stands before each queue, opens it and sets its
+// schedules.
+func (a *App) openQueues(e *engine.Engine) error {
+	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
+		for _, server := range app.(*caddyhttp.App).Servers {
+			linkQueues(server.Routes, nil)
+		}
+	}
+	var schedules []engine.Schedule
+	for _, q := range a.queues {
+		var err error
+		if q.queue, err = e.Queue(a.ctx, q.Name); err != nil {
+			return err
+		}
+		own, err := q.schedules()
+		if err != nil {
+			return err
+		}
+		schedules = append(schedules, own...)
+	}
+	a.warnOfIdleSchedules()
+	return e.SetSchedules(a.ctx, schedules)
+}
+
+// linkQueues walks through routes in the order in which a request would, and
+// tells each callback handler and the queues after it of each other.
+func linkQueues(routes caddyhttp.RouteList, front *Handler) {
+	for _, route := range routes {
+		for _, handler := range route.Handlers {
+			switch handler := handler.(type) {
+			case *Handler:
+				front = handler
+			case *TaskQueue:
+				handler.front = front
+				if front != nil {
+					front.leads.Store(true)
+				}
+			case *caddyhttp.Subroute:
+				linkQueues(handler.Routes, front)
+			}
+		}
+	}
+}
+
+// startWorkers begins to run the queues' tasks.
+func (a *App) startWorkers() {
+	var ctx context.Context
+	ctx, a.stopWorkers = context.WithCancel(context.Background())
+	for _, q := range a.queues {
+		a.workers.Go(func() { q.work(ctx) })
+	}
+}
+
+// queueGrace is how long a process that exits waits for the tasks of its
+// queues if Caddy's grace_period says nothing. To give a task back costs it no
+// attempt.
+const queueGrace = 10 * time.Second
+
+// endWorkers stops taking tasks. Those that run have the grace period to end in;
+// then they go back to their queues. It may be called twice, and without
+// startWorkers.
+func (a *App) endWorkers() {
+	if a.stopWorkers == nil {
+		return
+	}
+	a.stopWorkers()
+	a.workers.Wait()
+	grace := a.gracePeriod()
+	if grace == 0 {
+		if !caddy.Exiting() {
+			return // a reload lets them run to their end
+		}
+		grace = queueGrace
+	}
+	time.AfterFunc(grace, func() { a.giveBackNow(errStopped) })
+}
