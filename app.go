@@ -24,6 +24,10 @@ type App struct {
 	// can use it. Default: `callback` in Caddy's data directory.
 	Store string `json:"store,omitempty"`
 
+	// An existing JetStream cluster that keeps tasks instead of the folder, so
+	// that several gateways can share them. Default: none.
+	NATS *NATSOptions `json:"nats,omitempty"`
+
 	// How often what was written is synced to disk. A killed process loses
 	// nothing whatever this is; a power failure loses what was accepted since
 	// the last sync. Default: `10ms`.
@@ -71,6 +75,8 @@ type App struct {
 	workers     sync.WaitGroup     // what takes tasks from queues
 	stopWorkers context.CancelFunc // nil before Start
 	draining    atomic.Bool
+	opening     sync.WaitGroup     // what tries to reach the engine
+	stopOpening context.CancelFunc // nil before Start
 }
 
 // Defaults of the app.
@@ -79,10 +85,6 @@ const (
 	defaultRetention      = 24 * time.Hour
 	defaultRetentionCount = 100_000
 )
-
-// engines are shared by the two generations of a configuration that overlap
-// during a reload; a store can be open only once.
-var engines = caddy.NewUsagePool()
 
 // CaddyModule returns the Caddy module information.
 func (*App) CaddyModule() caddy.ModuleInfo {
@@ -96,7 +98,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.quit, a.quitNow = context.WithCancelCause(context.Background())
 	a.givingBack, a.giveBackNow = context.WithCancelCause(a.quit)
 	a.queues = make(map[string]*TaskQueue)
-	for _, opts := range a.Queues {
+	for name, opts := range a.Queues {
+		if opts == nil {
+			opts = new(QueueOptions)
+			a.Queues[name] = opts
+		}
 		opts.provision()
 	}
 	if a.Store == "" {
@@ -134,6 +140,10 @@ func (a *App) Validate() error {
 		return fmt.Errorf("sync: %v is negative", time.Duration(a.Sync))
 	case a.Retention < 0:
 		return fmt.Errorf("retention: %v is negative", time.Duration(a.Retention))
+	case a.NATS != nil && len(a.NATS.URLs) == 0:
+		return errors.New("nats: no URL")
+	case a.NATS != nil && a.NATS.Replicas < 0:
+		return fmt.Errorf("nats: replicas: %d is negative", a.NATS.Replicas)
 	case a.RetentionCount < 0:
 		return fmt.Errorf("retention: %d is negative", a.RetentionCount)
 	}
@@ -145,51 +155,19 @@ func (a *App) Validate() error {
 	return a.Delivery.validate()
 }
 
-// pooledEngine is an engine and what delivers from it. The pool closes it.
-type pooledEngine struct {
-	*engine.Engine
-	deliverer *deliverer
-}
-
-func (e pooledEngine) Destruct() error { e.Close(); return nil }
-
-// Start opens the engine, or joins the generation that has it open, and
-// begins to deliver.
+// Start opens the engine, or joins the generation that has it open, and begins
+// to run tasks and to deliver. If it is in a cluster that cannot be reached, it
+// goes on trying: plain requests are served meanwhile.
 func (a *App) Start() error {
-	cfg := engine.Config{
-		Store:          a.Store,
-		Sync:           time.Duration(a.Sync),
-		Retention:      time.Duration(a.Retention),
-		RetentionCount: a.RetentionCount,
-		Logger:         a.log,
-	}
-	if a.SyncAlways {
-		cfg.Sync = 0
-	}
-	pooled, loaded, err := engines.LoadOrNew(a.Store, func() (caddy.Destructor, error) {
-		e, err := engine.Open(a.ctx, cfg)
-		if err != nil {
-			return nil, err
-		}
-		return pooledEngine{e, newDeliverer(e)}, nil
-	})
-	if err != nil {
-		return fmt.Errorf("opening the engine: %w", err)
-	}
-	a.engineKey = a.Store
-	e := pooled.(pooledEngine)
-	if loaded {
-		if err := e.Reconfigure(a.ctx, cfg); err != nil {
-			return fmt.Errorf("changing the engine's options: %w", err)
-		}
-	}
-	a.deliverer = e.deliverer
-	if err := a.openQueues(e.Engine); err != nil {
+	var ctx context.Context
+	ctx, a.stopOpening = context.WithCancel(context.Background())
+	err := a.open(ctx)
+	if !errors.Is(err, engine.ErrUnreachable) {
 		return err
 	}
-	a.engine.Store(e.Engine) // from here on requests use them all
-	a.startWorkers()
-	return a.deliverer.join(a)
+	a.log.Error("engine not reached; requests for callbacks are refused until it is", zap.Error(err))
+	a.opening.Go(func() { a.openLater(ctx) })
+	return nil
 }
 
 // errStopped is why work in flight ends when the process exits.
@@ -200,6 +178,7 @@ var errStopped = errors.New("the gateway was stopped")
 // grace_period says.
 func (a *App) Stop() error {
 	a.draining.Store(true)
+	a.endOpening()
 	a.endWorkers()
 	if a.deliverer != nil {
 		a.deliverer.leave(a)
@@ -226,6 +205,7 @@ func (a *App) gracePeriod() time.Duration {
 // Cleanup gives the engine back once nothing of this generation needs it. It
 // is also called after a Start that failed, or without any Start.
 func (a *App) Cleanup() error {
+	a.endOpening()
 	if a.engineKey == "" {
 		return nil
 	}
@@ -267,7 +247,7 @@ func (a *App) enter() (e *engine.Engine, leave func(), err error) {
 	if !a.working.enter() {
 		// A reload has replaced this generation while the request was on its
 		// way here. The next one has the engine open.
-		if e, leave, err = joinEngine(a.Store); err != nil {
+		if e, leave, err = joinEngine(a.key()); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -275,17 +255,6 @@ func (a *App) enter() (e *engine.Engine, leave func(), err error) {
 		leave()
 		return nil, nil, err
 	}
-	return e, leave, nil
-}
-
-// joinEngine uses the engine that somebody else has open.
-func joinEngine(key string) (*engine.Engine, func(), error) {
-	pooled, _, err := engines.LoadOrNew(key, func() (caddy.Destructor, error) { return nil, errStopped })
-	if err != nil {
-		return nil, nil, err
-	}
-	e := pooled.(pooledEngine).Engine
-	leave := func() { _, _ = engines.Delete(key) } // Close returns no error
 	return e, leave, nil
 }
 

@@ -1,7 +1,9 @@
 package callback
 
 import (
+	"errors"
 	"maps"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -113,6 +115,10 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 //	callback {
 //	    store      <folder>
 //	    sync       always|<duration>
+//	    nats       <url…> {
+//	        credentials <file>
+//	        replicas    <n>
+//	    }
 //	    retention  <duration> [<count>]
 //	    queue      <name> { … }
 //	    delivery {
@@ -151,9 +157,32 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"store":     {parse: text(&a.Store)},
 		"sync":      {parse: a.parseSync},
 		"retention": {parse: a.parseRetention},
+		"nats":      {parse: a.parseNATS},
 		"queue":     {parse: a.parseQueue, repeatable: true},
 		"delivery":  {parse: a.parseDelivery},
 	})
+}
+
+func (a *App) parseNATS(d *caddyfile.Dispenser) error {
+	o := new(NATSOptions)
+	a.NATS = o
+	if err := words(&o.URLs, checkNATS)(d); err != nil {
+		return err
+	}
+	return parseBlock(d, d.Nesting(), "nats", options{
+		"credentials": {parse: text(&o.Credentials)},
+		"replicas":    {parse: count(&o.Replicas)},
+	})
+}
+
+func checkNATS(urls []string) error {
+	for _, raw := range urls {
+		u, err := url.Parse(raw)
+		if err != nil || u.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
+			return errors.New("nats takes URLs such as nats://host:4222") // not the bad one: it may hold a password
+		}
+	}
+	return nil
 }
 
 func (a *App) parseSync(d *caddyfile.Dispenser) error {

@@ -13,13 +13,15 @@
 // The package reads in the order in which the data flows:
 //
 //   - module.go: what is registered with Caddy
-//   - app.go: the engine's life across reloads
+//   - app.go: the app's options and life; engines.go: the engine's, across
+//     reloads
 //   - caddyfile.go: the grammars
 //   - intercept.go: a request becomes a task; request.go reads it
 //   - exchange.go: the task runs and gets its verdict; capture.go copies its
 //     response
 //   - deliver.go: a result becomes a callback that arrives; hosts.go says
 //     whose turn it is
+//   - command.go: the command line; run.go: one task without a server
 //   - metrics.go
 //
 // What is promised: a request that was accepted with a callback gets its
@@ -29,6 +31,7 @@ package callback
 import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 )
 
 func init() {
@@ -36,6 +39,8 @@ func init() {
 	caddy.RegisterModule(new(Handler))
 	caddy.RegisterModule(new(TaskQueue))
 	caddy.RegisterModule(new(Inbox))
+
+	caddycmd.RegisterCommand(command)
 
 	httpcaddyfile.RegisterGlobalOption("callback", parseApp)
 

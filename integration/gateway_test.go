@@ -34,6 +34,10 @@ func TestMain(m *testing.M) {
 		caddycmd.Main()
 		return
 	}
+	if os.Getenv(asNATS) != "" {
+		runNATS()
+		return
+	}
 	os.Exit(m.Run())
 }
 
@@ -214,6 +218,8 @@ func (g *gateway) reload() error {
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("reload: %s: %s", resp.Status, body)
 	}
+	// Those to the servers that are being replaced may close as they are used.
+	http.DefaultClient.CloseIdleConnections()
 	return nil
 }
 

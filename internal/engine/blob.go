@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
@@ -17,7 +18,7 @@ import (
 // What the body of an object is; its name begins with the task's ID.
 const (
 	requestBlob = ".request"
-	resultBlob  = ".result"
+	resultBlob  = ".result." // and when the run began: of two runs one is settled
 )
 
 func (e *Engine) openBlobs(ctx context.Context) (jetstream.ObjectStore, error) {
@@ -35,7 +36,7 @@ func (e *Engine) openBlobs(ctx context.Context) (jetstream.ObjectStore, error) {
 // publishBlob stores the body of s as an object first, then publishes the
 // record that names it.
 func (e *Engine) publishBlob(ctx context.Context, s step) (uint64, error) {
-	name := s.rec.ID + resultBlob
+	name := s.rec.ID + resultBlob + strconv.FormatInt(s.rec.StartedAt.UnixNano(), 36)
 	if s.rec.Request != nil && !s.rec.Ended() {
 		name = s.rec.ID + requestBlob
 	}
@@ -46,11 +47,9 @@ func (e *Engine) publishBlob(ctx context.Context, s step) (uint64, error) {
 	rec := *s.rec
 	rec.Blob = name
 	s.rec, s.body = &rec, nil
-	seq, err := e.publish(ctx, s)
-	if errors.Is(err, ErrLost) {
-		e.dropBlob(ctx, name)
-	}
-	return seq, err
+	// If the step is refused the object stays for the sweep: an earlier try of the
+	// same step may have been stored though it was not acknowledged.
+	return e.publish(ctx, s)
 }
 
 func (e *Engine) blob(ctx context.Context, name string) ([]byte, error) {

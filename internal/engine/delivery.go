@@ -50,8 +50,8 @@ func (e *Engine) source(ctx context.Context, name, filter string) (*Source, erro
 }
 
 // open creates the consumer if it is not there.
-func (s *Source) open(ctx context.Context) (err error) {
-	s.consumer, err = s.engine.live.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+func (s *Source) open(ctx context.Context) error {
+	consumer, err := s.engine.live.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
 		Durable:       s.name,
 		FilterSubject: s.filter,
 		AckPolicy:     jetstream.AckExplicitPolicy,
@@ -65,14 +65,12 @@ func (s *Source) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("opening the consumer %s: %w", s.name, err)
 	}
+	s.consumer = consumer
 	return nil
 }
 
 // fetchWait is how long one request for deliveries waits for the first.
 const fetchWait = 10 * time.Second
-
-// fetchBytes bounds what one request brings into memory.
-const fetchBytes = 16 << 20
 
 // Fetch yields up to n deliveries as they come, and ends when it has n, when
 // none came for about ten seconds, or when ctx ends. Every delivery must be
@@ -81,7 +79,9 @@ func (s *Source) Fetch(ctx context.Context, n int) iter.Seq2[*Delivery, error] {
 	return func(yield func(*Delivery, error) bool) {
 		ctx, cancel := context.WithTimeout(ctx, fetchWait)
 		defer cancel()
-		batch, err := s.consumer.Fetch(n, jetstream.FetchContext(ctx), jetstream.FetchMaxBytes(fetchBytes))
+		// No FetchMaxBytes: a cluster then says that the batch is complete before it
+		// sends the last message, which is lost until its acknowledgement is due.
+		batch, err := s.consumer.Fetch(n, jetstream.FetchContext(ctx))
 		if err == nil {
 			for msg := range batch.Messages() {
 				if d := s.engine.take(ctx, msg); d != nil && !yield(d, nil) {

@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -59,8 +60,12 @@ const DefaultLeaseTime = 30 * time.Second
 // with a full disk does not answer at all: a client must hear so soon.
 const publishTimeout = 5 * time.Second
 
-// startTimeout bounds the recovery of the store at start.
-const startTimeout = 60 * time.Second
+const (
+	// startTimeout bounds the recovery of the store at start.
+	startTimeout = 60 * time.Second
+	// connectTimeout bounds how long a cluster that does not answer delays Caddy.
+	connectTimeout = 10 * time.Second
+)
 
 var (
 	// ErrHeld is returned by a claim on a task that somebody else holds.
@@ -68,6 +73,8 @@ var (
 	// ErrLost is returned to a holder whose lease lapsed or was settled by
 	// somebody else: another verdict stands.
 	ErrLost = errors.New("the lease is no longer held")
+	// ErrUnreachable is returned by Open if the cluster does not answer.
+	ErrUnreachable = errors.New("the NATS cluster cannot be reached")
 	// ErrNotFound is returned for a task that the engine does not have.
 	ErrNotFound = errors.New("no such task")
 )
@@ -113,21 +120,29 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		cfg.Logger = zap.NewNop()
 	}
 	e := &Engine{cfg: cfg, log: cfg.Logger, opened: time.Now(), hands: make(map[*Delivery]struct{})}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	timeout := startTimeout
+	if e.remote() {
+		timeout = connectTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if err := e.open(ctx); err != nil {
 		e.disconnect()
+		if e.remote() && isAway(err) {
+			err = fmt.Errorf("%w: %w", ErrUnreachable, err)
+		}
 		return nil, err
 	}
 	var background context.Context
 	background, e.stop = context.WithCancel(context.Background())
 	e.done.Go(func() { e.keepHands(background) })
 	e.done.Go(func() { e.watchHealth(background) })
+	e.done.Go(func() { e.sweepBlobs(background) })
 	return e, nil
 }
 
 func (e *Engine) open(ctx context.Context) (err error) {
-	if len(e.cfg.URLs) > 0 {
+	if e.remote() {
 		e.nc, err = connectCluster(e.cfg)
 	} else {
 		err = e.startEmbedded()
@@ -174,11 +189,31 @@ func (e *Engine) disconnect() {
 	}
 }
 
+// remote says whether the engine is somebody else's cluster.
+func (e *Engine) remote() bool { return len(e.cfg.URLs) > 0 }
+
+// isAway says whether an error means that a cluster may answer later.
+func isAway(err error) bool {
+	var api *jetstream.APIError
+	if errors.As(err, &api) {
+		return api.Code == http.StatusServiceUnavailable // no leader yet
+	}
+	for _, away := range []error{
+		nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, nats.ErrDisconnected,
+		jetstream.ErrNoStreamResponse, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, away) {
+			return true
+		}
+	}
+	return false
+}
+
 func (e *Engine) replicas() int {
 	switch {
 	case e.cfg.Replicas > 0:
 		return e.cfg.Replicas
-	case len(e.cfg.URLs) > 0:
+	case e.remote():
 		return 3
 	default:
 		return 1

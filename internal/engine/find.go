@@ -146,8 +146,11 @@ func (e *Engine) cancelQueued(ctx context.Context, f *Found, reason string) erro
 	if err != nil {
 		return err
 	}
-	if err := e.live.Purge(ctx, jetstream.WithPurgeSubject(f.msg.Subject)); err != nil {
-		return fmt.Errorf("taking task %s from its queue: %w", rec.ID, err)
+	// The next run first: when its time comes it moves into the queue.
+	for _, subject := range []string{retrySubject + rec.ID, queuedOn(rec)} {
+		if err := e.live.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+			return fmt.Errorf("taking task %s from its queue: %w", rec.ID, err)
+		}
 	}
 	if err := l.Settle(ctx, rec, nil, false); err != nil {
 		return err

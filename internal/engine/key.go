@@ -8,14 +8,14 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // Key is what is kept of an idempotency key: the task that was started with it.
 // It stands beside the live tasks until its task has ended, and then beside the
-// ended ones, for as long as they are retained.
+// ended ones, for as long as they are retained. It is stored before its task: if
+// the gateway dies in between, the next request with the key stores the task.
 type Key struct {
 	TaskID string `json:"task_id"`
 	// Body is a hash of the request's body: the same key with another body is a
@@ -59,11 +59,21 @@ func (e *Engine) ClaimKey(ctx context.Context, queue, hash string, k Key) (Key, 
 	}
 }
 
-// DropKey gives a key back whose task was not accepted after all.
-func (e *Engine) DropKey(ctx context.Context, queue, hash string) {
-	if err := e.live.Purge(ctx, jetstream.WithPurgeSubject(keySubject+queue+"."+hash)); err != nil {
-		e.log.Warn("idempotency key not given back", zap.Error(err))
+// ReviveKey puts a key back among the live ones, for its task is stored anew.
+func (e *Engine) ReviveKey(ctx context.Context, queue, hash string, k Key) error {
+	ended := doneKeySubject + queue + "." + hash
+	if old, err := getKey(ctx, e.ended, ended); err != nil || old == nil {
+		return err
 	}
+	data, err := json.Marshal(k)
+	if err != nil {
+		return fmt.Errorf("encoding a key: %w", err)
+	}
+	// There is no moment at which it stands nowhere.
+	if _, err := e.send(ctx, &nats.Msg{Subject: keySubject + queue + "." + hash, Data: data}); err != nil {
+		return err
+	}
+	return e.ended.Purge(ctx, jetstream.WithPurgeSubject(ended))
 }
 
 // retireKey moves the key of a task that has ended to the ended ones.

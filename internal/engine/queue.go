@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -39,6 +40,23 @@ func (e *Engine) StoreBody(ctx context.Context, rec *task.Record, body io.Reader
 		return fmt.Errorf("storing the body of task %s: %w", rec.ID, err)
 	}
 	rec.Blob, rec.Request.Size = name, int64(info.Size)
+	return nil
+}
+
+// RenameBody gives the body of a task to the task of another ID, for rec is to be
+// stored as that one. If a body stands there it is the same one.
+func (e *Engine) RenameBody(ctx context.Context, rec *task.Record, id string) error {
+	if rec.Blob == "" {
+		return nil
+	}
+	name := id + requestBlob
+	err := e.blobs.UpdateMeta(ctx, rec.Blob, jetstream.ObjectMeta{Name: name})
+	if errors.Is(err, jetstream.ErrObjectAlreadyExists) {
+		e.dropBlob(ctx, rec.Blob)
+	} else if err != nil {
+		return fmt.Errorf("renaming the body %s: %w", rec.Blob, err)
+	}
+	rec.Blob = name
 	return nil
 }
 
@@ -116,21 +134,31 @@ func (w *Queued) Drop() {
 
 // Claim takes the task. rec is what it becomes if the holder dies: with a
 // verdict its delivery, without one a task that waits again. lost is as in
-// [Engine.Claim]. It returns ErrHeld if somebody holds the task; the copy is
-// dropped then.
+// [Engine.Claim]. It returns ErrHeld if somebody holds the task, or it is past
+// waiting; the copy is dropped then.
 func (w *Queued) Claim(ctx context.Context, rec task.Record, lost func()) (*Lease, error) {
 	e := w.hand.engine
+	if w.mayBeCopy(&rec) {
+		// Looked at before the claim too: if we died holding a task that has ended,
+		// the lapse would be a second verdict on it.
+		if err := w.waits(ctx, &rec); err != nil {
+			return nil, w.refuse(err)
+		}
+	}
 	l := &Lease{engine: e, rec: rec, body: w.hand.body, request: w.hand.body, lapse: queuedOn(&rec), lost: lost}
 	if rec.Ended() {
 		l.lapse, l.body = dueSubject+hostToken(rec.CallbackHost)+"."+rec.ID, nil
 	}
 	if err := l.claim(ctx); err != nil {
-		if errors.Is(err, ErrHeld) {
-			w.Drop()
-		} else {
-			w.Release()
+		return nil, w.refuse(err)
+	}
+	// Between our taking the copy and the claim, somebody may have claimed, ended
+	// and let go of the task; a cancellation does all three within a millisecond.
+	if err := w.waits(ctx, &rec); err != nil {
+		if dropErr := l.Drop(ctx); dropErr != nil {
+			e.log.Warn("claim not given up", zap.String("task_id", rec.ID), zap.Error(dropErr))
 		}
-		return nil, err
+		return nil, w.refuse(err)
 	}
 	w.hand.letGo()
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
@@ -146,9 +174,62 @@ func (w *Queued) Claim(ctx context.Context, rec task.Record, lost func()) (*Leas
 	return l, nil
 }
 
-// OpenBody returns the request's body, to be read while the lease is held.
+// refuse gives the task back because of err, or drops it if it is past waiting.
+func (w *Queued) refuse(err error) error {
+	if errors.Is(err, ErrHeld) {
+		w.Drop()
+	} else {
+		w.Release()
+	}
+	return err
+}
+
+// mayBeCopy says whether the task may stand elsewhere too: an earlier holder
+// died before it could take this copy out, or two requests with one idempotency
+// key stored it.
+func (w *Queued) mayBeCopy(rec *task.Record) bool { return w.hand.twins || rec.Key != "" }
+
+// waits returns ErrHeld if the task is past waiting, or waits elsewhere.
+func (w *Queued) waits(ctx context.Context, rec *task.Record) error {
+	e := w.hand.engine
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	// Who moves a task on takes it out of the queue first.
+	msg, err := e.live.GetLastMsgForSubject(ctx, w.hand.msg.Subject())
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound), err == nil && msg.Sequence != w.Sequence():
+		return ErrHeld
+	case err != nil:
+		return fmt.Errorf("looking whether task %s waits: %w", rec.ID, err)
+	case !w.mayBeCopy(rec):
+		return nil
+	}
+	host := hostToken(rec.CallbackHost)
+	for _, place := range []struct {
+		stream  jetstream.Stream
+		subject string
+	}{
+		{e.live, dueSubject + host + "." + rec.ID}, {e.live, heldSubject + host + "." + rec.ID},
+		{e.live, retrySubject + rec.ID}, {e.ended, doneSubject + rec.ID}, {e.dead, deadSubject + rec.ID},
+	} {
+		_, err := place.stream.GetLastMsgForSubject(ctx, place.subject)
+		if err == nil {
+			return ErrHeld
+		} else if !errors.Is(err, jetstream.ErrMsgNotFound) {
+			return fmt.Errorf("looking whether task %s waits: %w", rec.ID, err)
+		}
+	}
+	return nil
+}
+
+// OpenBody returns the request's body, to be read while the lease is held. It
+// returns ErrNotFound if the body is gone.
 func (w *Queued) OpenBody(ctx context.Context) (io.ReadCloser, error) {
-	return w.hand.engine.openBody(ctx, w.hand.Record, w.hand.body)
+	body, err := w.hand.engine.openBody(ctx, w.hand.Record, w.hand.body)
+	if errors.Is(err, jetstream.ErrObjectNotFound) {
+		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	return body, err
 }
 
 // Enqueue turns a waiting client's task into one that waits in a queue: the

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	hexenc "encoding/hex"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -51,7 +53,6 @@ func (e *Engine) openStreams(ctx context.Context) (err error) {
 		Retention:         jetstream.WorkQueuePolicy,
 		MaxMsgsPerSubject: 1,
 		AllowMsgSchedules: true,
-		AllowDirect:       true,
 	})
 	if err != nil {
 		return err
@@ -63,7 +64,6 @@ func (e *Engine) openStreams(ctx context.Context) (err error) {
 		Name:              deadStream,
 		Subjects:          []string{deadSubject + "*"},
 		MaxMsgsPerSubject: 1,
-		AllowDirect:       true,
 	}); err != nil {
 		return err
 	}
@@ -80,22 +80,71 @@ func (e *Engine) openEnded(ctx context.Context) (jetstream.Stream, error) {
 		MaxMsgsPerSubject: 1,
 		MaxAge:            e.cfg.Retention,
 		MaxMsgs:           e.cfg.RetentionCount,
-		AllowDirect:       true,
 	})
 }
 
-// openStream creates the stream, or brings the existing one's limits to what
-// is configured. A stream of that name that is something else is refused by
-// the server, which names the field.
-func (e *Engine) openStream(ctx context.Context, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
-	cfg.Storage = jetstream.FileStorage
-	cfg.Replicas = e.replicas()
-	cfg.Description = "github.com/caddy-callback/caddy-callback"
-	stream, err := e.js.CreateOrUpdateStream(ctx, cfg)
+// openStream creates the stream, or uses the one there is: an operator may have
+// made it, with other replicas or on chosen servers. It returns an error that
+// names the field if that one cannot serve.
+func (e *Engine) openStream(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
+	want.Storage = jetstream.FileStorage
+	want.Description = "github.com/caddy-callback/caddy-callback"
+	// In a cluster a direct get may be answered by a server that is behind.
+	want.AllowDirect = !e.remote()
+	stream, err := e.js.Stream(ctx, want.Name)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		want.Replicas = e.replicas()
+		stream, err = e.js.CreateStream(ctx, want)
+	case err == nil:
+		have := stream.CachedInfo().Config
+		if err = compatible(want, have); err == nil && adapt(&have, want) {
+			stream, err = e.js.UpdateStream(ctx, have)
+		}
+	}
 	if err != nil {
-		return nil, fmt.Errorf("opening the stream %s: %w", cfg.Name, err)
+		return nil, fmt.Errorf("opening the stream %s: %w", want.Name, err)
 	}
 	return stream, nil
+}
+
+// compatible says what of an existing stream cannot serve and cannot be changed.
+func compatible(want, have jetstream.StreamConfig) error {
+	for _, field := range []struct {
+		name       string
+		want, have any
+	}{
+		{"retention", want.Retention, have.Retention},
+		{"storage", want.Storage, have.Storage},
+		{"discard", want.Discard, have.Discard},
+		{"max_msgs_per_subject", want.MaxMsgsPerSubject, have.MaxMsgsPerSubject},
+		{"allow_msg_schedules", want.AllowMsgSchedules, have.AllowMsgSchedules},
+		{"sealed", false, have.Sealed},
+		{"mirror", false, have.Mirror != nil},
+	} {
+		if field.want != field.have {
+			return fmt.Errorf("it exists with %s %v, and %v is needed", field.name, field.have, field.want)
+		}
+	}
+	return nil
+}
+
+// adapt brings the limits and subjects of an existing stream to what is wanted,
+// and says whether they were other.
+func adapt(have *jetstream.StreamConfig, want jetstream.StreamConfig) (changed bool) {
+	for _, subject := range want.Subjects {
+		if !slices.Contains(have.Subjects, subject) {
+			have.Subjects, changed = append(have.Subjects, subject), true
+		}
+	}
+	// Zero and -1 both stand for no limit.
+	if max(have.MaxMsgs, 0) != max(want.MaxMsgs, 0) || have.MaxAge != want.MaxAge {
+		have.MaxMsgs, have.MaxAge, changed = want.MaxMsgs, want.MaxAge, true
+	}
+	if have.AllowDirect != want.AllowDirect {
+		have.AllowDirect, changed = want.AllowDirect, true
+	}
+	return changed
 }
 
 // hostToken makes one subject token of a host and port. The escape keeps two
