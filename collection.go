@@ -112,6 +112,9 @@ func (q *TaskQueue) writeResult(w http.ResponseWriter, r *http.Request, found *e
 	}
 	w.Header().Set("Content-Length", strconv.FormatInt(rec.Result.Kept, 10))
 	w.WriteHeader(rec.UpstreamStatus)
+	if r.Method == http.MethodHead {
+		return nil
+	}
 	if _, err := io.Copy(w, body); err != nil {
 		return fmt.Errorf("sending the result of task %s: %w", rec.ID, err)
 	}

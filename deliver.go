@@ -48,6 +48,7 @@ func (d *deliverer) join(app *App) error {
 	d.senders = append(d.senders, newSender(app))
 	d.log = app.log
 	d.mu.Unlock()
+	app.metrics.counts.engine.Store(d.engine)
 	d.hosts.setLimits(app.Delivery.Concurrency, app.Delivery.PerHost)
 	if !first {
 		return nil
@@ -60,6 +61,7 @@ func (d *deliverer) join(app *App) error {
 func (d *deliverer) leave(app *App) {
 	d.life.Lock()
 	defer d.life.Unlock()
+	app.metrics.counts.engine.Store(nil) // it may be closed
 	d.mu.Lock()
 	d.senders = slices.DeleteFunc(d.senders, func(s *sender) bool {
 		if s.app == app {
@@ -95,6 +97,7 @@ func (d *deliverer) start(ctx context.Context) error {
 	for token, source := range waiting {
 		d.lanes.adopt(token, source)
 	}
+	d.loops.Go(d.lanes.adoptAll)
 	d.loops.Go(func() { d.takeDue(due) })
 	return nil
 }
@@ -117,51 +120,89 @@ func (d *deliverer) enter() *sender {
 	return nil
 }
 
-func (d *deliverer) warn(msg string, fields ...zap.Field) {
+// logger returns the log of the newest generation: that of an older one may be
+// closed.
+func (d *deliverer) logger() *zap.Logger {
 	d.mu.Lock()
-	log := d.log
-	d.mu.Unlock()
-	log.Warn(msg, fields...)
+	defer d.mu.Unlock()
+	return d.log
 }
 
-// dueBatch is how many deliveries are taken at once in the order in which they
-// fell due. All of them are placed before more are taken.
-const dueBatch = 32
+const (
+	// dueBatch is how many deliveries are taken at once in the order in which
+	// they fell due.
+	dueBatch = 32
+	// maxInHand bounds how many of them wait in memory for their turn.
+	maxInHand = 4 * dueBatch
+	// turnWait is how long they do. The turn of a host that answers comes sooner;
+	// a lane for each small burst would cost more than the wait.
+	turnWait = 100 * time.Millisecond
+)
 
 // takeDue takes deliveries in the order in which they fell due.
 func (d *deliverer) takeDue(due *engine.Source) {
+	inHand := make(chan struct{}, maxInHand)
+	var placing sync.WaitGroup
+	defer placing.Wait()
 	for d.claiming.Err() == nil {
-		var placing sync.WaitGroup
+		// A place in memory for each before it is taken: what has been fetched and
+		// is not looked at would be given to somebody else after a while.
+		for range dueBatch {
+			inHand <- struct{}{}
+		}
+		waiting := 0
 		d.fetch(due, dueBatch, func(dl *engine.Delivery) {
 			name := engine.HostToken(dl.Record.CallbackHost)
-			t := d.hosts.start(name)
-			if t == begins {
+			if d.hosts.start(name) == begins {
 				d.begin(dl, name)
 				return
 			}
-			placing.Go(func() { d.place(dl, name, t) })
+			waiting++
+			placing.Go(func() {
+				d.place(dl, name)
+				<-inHand
+			})
 		})
-		placing.Wait()
+		for range dueBatch - waiting {
+			<-inHand
+		}
 	}
 }
 
-// place begins a delivery that could not begin at once when there is room among
-// all attempts, or moves it out of the others' way if its host has no turn.
-func (d *deliverer) place(dl *engine.Delivery, name string, t turn) {
-	if t == busy {
-		var err error
-		if t, err = d.hosts.await(d.claiming, name, begins|full); err != nil {
-			dl.Release()
-			return
-		}
+// place begins a delivery as soon as its host has its turn, or moves it out of
+// the others' way if that takes long.
+func (d *deliverer) place(dl *engine.Delivery, name string) {
+	t := full
+	if !d.lanes.takes(name) {
+		t = d.awaitTurn(name)
 	}
-	if t == begins {
+	switch {
+	case t == begins:
 		d.begin(dl, name)
+		return
+	case d.claiming.Err() != nil:
+		dl.Release()
 		return
 	}
 	if err := d.lanes.hold(dl, name); err != nil {
-		d.warn("delivery not put into its lane", zap.String("task_id", dl.Record.ID), zap.Error(err))
+		d.logger().Warn("delivery not put into its lane", zap.String("task_id", dl.Record.ID), zap.Error(err))
 	}
+}
+
+// awaitTurn waits a moment for a host's turn. It waits on while all attempts are
+// taken: a lane would make nothing faster.
+func (d *deliverer) awaitTurn(name string) turn {
+	t := busy
+	for t == busy && d.claiming.Err() == nil {
+		ctx, cancel := context.WithTimeout(d.claiming, turnWait)
+		err := d.hosts.await(ctx, name)
+		cancel()
+		if err == nil {
+			return begins
+		}
+		t = d.hosts.start(name)
+	}
+	return t
 }
 
 // fetchPause keeps an engine that is away from being asked in a tight loop.
@@ -177,7 +218,7 @@ func (d *deliverer) fetch(source *engine.Source, n int, place func(*engine.Deliv
 		for dl, failed := range source.Fetch(d.claiming, n) {
 			if failed != nil {
 				err = failed
-				d.warn("deliveries not fetched", zap.Error(err))
+				d.logger().Warn("deliveries not fetched", zap.Error(err))
 				break
 			}
 			any = true
@@ -259,7 +300,7 @@ func (s *sender) conclude(dl *engine.Delivery, ans answer, at time.Time, took ti
 		rec.NextAttemptAt = time.Now().UTC().Add(wait)
 		err = dl.Retry(ctx, rec.NextAttemptAt)
 	}
-	s.app.metrics.attempted(rec, outcome, took)
+	s.app.metrics.attempted(rec, outcome, at, took)
 	if c := s.app.log.Check(zap.InfoLevel, "delivery attempted"); c != nil {
 		c.Write(zap.String("task_id", rec.ID), zap.Int("attempt", rec.Tries), zap.String("state", outcome),
 			zap.String("callback_host", rec.CallbackHost), zap.Int("status_code", ans.status),

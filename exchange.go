@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -89,7 +90,12 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 			panic(cause) // Caddy's to handle
 		}
 	}()
-	err = next.ServeHTTP(x.capture, r.WithContext(x.handlerContext()))
+	ctx := &requestContext{client: r.Context(), task: x.handlerContext()}
+	defer ctx.over.Store(true)
+	// In place: Caddy's placeholders, {http.request.body} for one, read the request
+	// that it has prepared, not a copy of it.
+	*r = *r.WithContext(ctx)
+	err = next.ServeHTTP(x.capture, r)
 	switch {
 	case err != nil:
 		message, code := endpointError(err)
@@ -101,6 +107,27 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	}
 	return err
 }
+
+// requestContext is the context of a request that is a task: the task's while
+// the handlers after this one have it, then the client's again. The request
+// itself is not written to a second time: who still sends its body upstream
+// reads it.
+type requestContext struct {
+	client, task context.Context
+	over         atomic.Bool
+}
+
+func (c *requestContext) current() context.Context {
+	if c.over.Load() {
+		return c.client
+	}
+	return c.task
+}
+
+func (c *requestContext) Deadline() (time.Time, bool) { return c.current().Deadline() }
+func (c *requestContext) Done() <-chan struct{}       { return c.current().Done() }
+func (c *requestContext) Err() error                  { return c.current().Err() }
+func (c *requestContext) Value(key any) any           { return c.current().Value(key) }
 
 // handlerContext is the context of the handlers after this one. If a queue is
 // among them it finds the task there.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/dustin/go-humanize"
 )
 
 // source is this package as it was written: structs by name, and which of them
@@ -226,4 +227,44 @@ func shortDuration(d caddy.Duration) string {
 		}
 	}
 	return s
+}
+
+// documentedIn are the pages with the tables of options.
+var documentedIn = map[string]string{
+	"App":      "docs/options.md",
+	"Delivery": "docs/options.md",
+	"Handler":  "docs/callback.md",
+	"Inbox":    "docs/callback_inbox.md",
+}
+
+func TestDefaultsInTheDocsAreThoseInTheComments(t *testing.T) {
+	t.Parallel()
+	src := readSource(t)
+	compared := 0
+	for module := range src.modules {
+		for _, f := range src.options(module) {
+			said := saidValue.FindStringSubmatch(f.doc)
+			if said == nil || documentedIn[f.owner] == "" {
+				continue
+			}
+			page, err := os.ReadFile(documentedIn[f.owner])
+			if err != nil {
+				t.Fatal(err)
+			}
+			row := regexp.MustCompile("(?m)^\\| `" + f.json + "` \\|.*\\| (.*) \\|$").FindSubmatch(page)
+			if row == nil {
+				continue // in the Caddyfile it is a part of another option
+			}
+			compared++
+			// What belongs to the option may follow: 24h 100000.
+			cell := strings.TrimPrefix(string(row[1]), "`")
+			size, err := humanize.ParseBytes(strings.TrimSuffix(cell, "`"))
+			if !strings.HasPrefix(cell, said[1]) && (err != nil || strconv.FormatUint(size, 10) != said[1]) {
+				t.Errorf("%s.%s: the comment says %s, the page %s", f.owner, f.name, said[1], row[1])
+			}
+		}
+	}
+	if compared < 15 {
+		t.Errorf("only %d defaults were compared", compared)
+	}
 }

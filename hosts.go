@@ -42,9 +42,9 @@ func newHosts() *hosts { return &hosts{all: make(map[string]*host)} }
 type turn int
 
 const (
-	begins turn = 1 << iota // and is counted in
-	busy                    // all attempts are taken
-	full                    // the host has all it may have
+	begins turn = iota // and is counted in
+	busy               // all attempts are taken
+	full               // the host has all it may have
 )
 
 // setLimits sets how many attempts are made at once, and to one host.
@@ -88,25 +88,22 @@ func (hs *hosts) start(name string) turn {
 
 // waiter waits for its turn.
 type waiter struct {
-	host *host
-	ends turn // the turns that end the wait
-	turn chan turn
+	host   *host
+	begins chan struct{} // closed when it is counted in
 }
 
-// await is start for who can wait: it returns when the host's turn is one of
-// those given, or when ctx ends.
-func (hs *hosts) await(ctx context.Context, name string, ends turn) (turn, error) {
+// await is start for who can wait: it returns an error only if ctx ends first.
+func (hs *hosts) await(ctx context.Context, name string) error {
 	hs.mu.Lock()
 	h := hs.get(name)
-	w := &waiter{host: h, ends: ends, turn: make(chan turn, 1)}
+	w := &waiter{host: h, begins: make(chan struct{})}
 	place := hs.waiting.PushBack(w)
 	h.waiting++
 	hs.admit()
 	hs.mu.Unlock()
 
-	var t turn
 	select {
-	case t = <-w.turn:
+	case <-w.begins:
 	case <-ctx.Done():
 	}
 
@@ -114,29 +111,23 @@ func (hs *hosts) await(ctx context.Context, name string, ends turn) (turn, error
 	defer hs.mu.Unlock()
 	defer hs.forget(name, h)
 	h.waiting--
-	if t != 0 {
-		return t, nil
-	}
-	hs.waiting.Remove(place) // or it has been removed: the turn came as ctx ended
 	select {
-	case t = <-w.turn:
-		return t, nil
+	case <-w.begins: // maybe just as ctx ended
+		return nil
 	default:
-		return 0, ctx.Err()
+		hs.waiting.Remove(place)
+		return ctx.Err()
 	}
 }
 
 // admit gives those who wait their turn. Caller holds the lock.
 func (hs *hosts) admit() {
 	for e := hs.waiting.Front(); e != nil && hs.running < hs.concurrency; {
-		w := e.Value.(*waiter)
-		next := e.Next()
-		if t := hs.turn(w.host); t&w.ends != 0 {
-			if t == begins {
-				hs.count(w.host, 1)
-			}
+		w, next := e.Value.(*waiter), e.Next()
+		if hs.turn(w.host) == begins {
+			hs.count(w.host, 1)
 			hs.waiting.Remove(e)
-			w.turn <- t
+			close(w.begins)
 		}
 		e = next
 	}

@@ -142,7 +142,7 @@ func TestNoLimitIsEverExceededAndEverythingEnds(t *testing.T) {
 			for i := range 2000 {
 				wg.Go(func() {
 					name := fmt.Sprint(i % 5)
-					if _, err := hs.await(t.Context(), name, begins); err != nil {
+					if err := hs.await(t.Context(), name); err != nil {
 						t.Error(err)
 						return
 					}
@@ -171,7 +171,7 @@ func TestWhoWaitsIsServedInOrder(t *testing.T) {
 		served := make(chan int, 10)
 		for i := range 10 {
 			go func() {
-				if _, err := hs.await(t.Context(), fmt.Sprint(i), begins); err != nil {
+				if err := hs.await(t.Context(), fmt.Sprint(i)); err != nil {
 					t.Error(err)
 				}
 				served <- i
@@ -187,33 +187,6 @@ func TestWhoWaitsIsServedInOrder(t *testing.T) {
 	})
 }
 
-func TestWhoWaitsForRoomHearsThatItsHostIsFull(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		hs := limitedHosts(2, 1)
-		hs.answersOnce(t, "a", "b", "c")
-		hs.start("a")
-		hs.start("b")
-		got := make(chan turn)
-		go func() {
-			turn, err := hs.await(t.Context(), "c", begins|full)
-			if err != nil {
-				t.Error(err)
-			}
-			got <- turn
-		}()
-		synctest.Wait()
-		// Another gets the room first, and to the same host.
-		hs.mu.Lock()
-		hs.get("c").running++
-		hs.mu.Unlock()
-		hs.leave("a")
-		if turn := <-got; turn != full {
-			t.Errorf("the turn is %d", turn)
-		}
-	})
-}
-
 func TestAWaitThatEndsTakesNoTurn(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -222,8 +195,7 @@ func TestAWaitThatEndsTakesNoTurn(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() {
-			_, err := hs.await(ctx, "b", begins)
-			ended <- err
+			ended <- hs.await(ctx, "b")
 		}()
 		synctest.Wait()
 		cancel()
@@ -247,7 +219,7 @@ func TestHigherLimitsLetThoseInWhoWait(t *testing.T) {
 		hs.start("a")
 		began := make(chan struct{})
 		go func() {
-			if _, err := hs.await(t.Context(), "b", begins); err == nil {
+			if err := hs.await(t.Context(), "b"); err == nil {
 				close(began)
 			}
 		}()

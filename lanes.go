@@ -68,16 +68,47 @@ func (ls *lanes) enter(name, hostPort string) bool {
 	return true
 }
 
-// adopt serves a lane that an earlier process left behind.
+// adoptInterval is how soon a lane is served whose node has died.
+const adoptInterval = 10 * time.Second
+
+// adoptAll serves the lanes that others left behind, until deliveries are to be
+// taken no more.
+func (ls *lanes) adoptAll() {
+	tick := time.NewTicker(adoptInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ls.d.claiming.Done():
+			return
+		case <-tick.C:
+		}
+		waiting, err := ls.d.engine.WaitingLanes(ls.d.claiming)
+		if err != nil {
+			if ls.d.claiming.Err() == nil {
+				ls.d.logger().Warn("lanes not listed", zap.Error(err))
+			}
+			continue
+		}
+		for name, source := range waiting {
+			ls.adopt(name, source)
+		}
+	}
+}
+
+// adopt serves a lane that somebody left behind.
 func (ls *lanes) adopt(name string, source *engine.Source) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
+	if ls.open[name] != nil {
+		return
+	}
 	ls.serve(name, func(context.Context) (*engine.Source, error) { return source, nil })
 }
 
 // serve starts the goroutine of a lane. Caller holds the lock.
 func (ls *lanes) serve(name string, source func(context.Context) (*engine.Source, error)) {
 	ls.open[name] = &lane{takes: true}
+	ls.d.logger().Debug("lane opened", zap.String("lane", name))
 	ls.d.loops.Go(func() {
 		// The lane is in the way of nobody, so that nobody waits for its opening.
 		for ls.d.claiming.Err() == nil {
@@ -86,7 +117,7 @@ func (ls *lanes) serve(name string, source func(context.Context) (*engine.Source
 				ls.run(name, s)
 				return
 			}
-			ls.d.warn("lane not opened", zap.String("lane", name), zap.Error(err))
+			ls.d.logger().Warn("lane not opened", zap.String("lane", name), zap.Error(err))
 			select {
 			case <-ls.d.claiming.Done():
 			case <-time.After(fetchPause):
@@ -104,7 +135,7 @@ func (ls *lanes) run(name string, source *engine.Source) {
 	for ctx.Err() == nil {
 		// One at a time: what was taken and has no turn yet waits in memory.
 		taken := ls.d.fetch(source, 1, func(dl *engine.Delivery) {
-			if _, err := ls.d.hosts.await(ctx, name, begins); err != nil {
+			if err := ls.d.hosts.await(ctx, name); err != nil {
 				dl.Release()
 				return
 			}
@@ -116,6 +147,7 @@ func (ls *lanes) run(name string, source *engine.Source) {
 			// Empty, but somebody may be about to put something in, who was told that
 			// it takes: it is served for one fetch longer.
 		case ls.close(ctx, name, source):
+			ls.d.logger().Debug("lane closed", zap.String("lane", name))
 			return
 		}
 	}
@@ -136,7 +168,7 @@ func (ls *lanes) shut(name string) bool {
 func (ls *lanes) close(ctx context.Context, name string, source *engine.Source) bool {
 	closed, err := source.Close(ctx)
 	if err != nil {
-		ls.d.warn("lane not closed", zap.String("lane", name), zap.Error(err))
+		ls.d.logger().Warn("lane not closed", zap.String("lane", name), zap.Error(err))
 	}
 	ls.mu.Lock()
 	defer ls.mu.Unlock()

@@ -1,12 +1,15 @@
 package callback
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -27,6 +30,7 @@ type metrics struct {
 	deliveryLag      prometheus.Histogram
 	queueWait        prometheus.Histogram
 	queueStarts      *prometheus.CounterVec
+	counts           *taskCounts
 }
 
 const metricsNamespace, metricsSubsystem = "caddy", "callback"
@@ -46,13 +50,16 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts(opts("deliveries_total",
 			"Attempts to deliver a callback, by what came of them: delivered, retry or dead.")), []string{"outcome"}),
 		deliveryDuration: prometheus.NewHistogram(histogram("delivery_duration_seconds",
-			"One attempt, from connecting to the end of the answer.", prometheus.DefBuckets)),
+			"One attempt, from connecting to the end of the answer.",
+			[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 60})),
 		deliveryLag: prometheus.NewHistogram(histogram("delivery_lag_seconds",
 			"From a task's verdict to the start of its first attempt.", prometheus.ExponentialBuckets(0.0005, 4, 11))),
 		queueWait: prometheus.NewHistogram(histogram("queue_wait_seconds",
 			"From accepting a queue's task to each time it is begun.", prometheus.ExponentialBuckets(0.0005, 4, 13))),
 		queueStarts: prometheus.NewCounterVec(prometheus.CounterOpts(opts("queue_starts_total",
 			"How often tasks of a queue were begun.")), []string{"queue"}),
+		counts: &taskCounts{desc: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "tasks"),
+			"Tasks that stand in a state: queued, running, delivering, done or dead.", []string{"state"}, nil)},
 	}
 	var err error
 	m.tasks, err = registered(registry, m.tasks, err)
@@ -62,6 +69,7 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 	m.deliveryLag, err = registered(registry, m.deliveryLag, err)
 	m.queueWait, err = registered(registry, m.queueWait, err)
 	m.queueStarts, err = registered(registry, m.queueStarts, err)
+	m.counts, err = registered(registry, m.counts, err)
 	return m, err
 }
 
@@ -84,16 +92,46 @@ func registered[C prometheus.Collector](registry *prometheus.Registry, c C, befo
 	return c, nil
 }
 
+// taskCounts asks the engine how many tasks stand in each state, whenever it is
+// scraped. While the engine does not answer it says nothing.
+type taskCounts struct {
+	desc   *prometheus.Desc
+	engine atomic.Pointer[engine.Engine] // nil while this generation has none
+}
+
+// countsTimeout keeps an engine that is away from holding up a scrape.
+const countsTimeout = 2 * time.Second
+
+// Describe implements [prometheus.Collector].
+func (c *taskCounts) Describe(descs chan<- *prometheus.Desc) { descs <- c.desc }
+
+// Collect implements [prometheus.Collector].
+func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
+	e := c.engine.Load()
+	if e == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), countsTimeout)
+	defer cancel()
+	counts, err := e.Counts(ctx)
+	if err != nil {
+		return
+	}
+	for _, state := range []task.State{task.Queued, task.Running, task.Delivering, task.Done, task.Dead} {
+		found <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(counts[state]), string(state))
+	}
+}
+
 func (m *metrics) taskEnded(rec *task.Record) {
 	m.tasks.WithLabelValues(rec.Route, string(rec.Status)).Inc()
 	m.taskDuration.Observe(rec.FinishedAt.Sub(rec.CreatedAt).Seconds())
 }
 
-func (m *metrics) attempted(rec *task.Record, outcome string, took time.Duration) {
+func (m *metrics) attempted(rec *task.Record, outcome string, at time.Time, took time.Duration) {
 	m.deliveries.WithLabelValues(outcome).Inc()
 	m.deliveryDuration.Observe(took.Seconds())
 	if rec.Tries == 1 {
-		m.deliveryLag.Observe(rec.Attempts[0].At.Sub(rec.FinishedAt).Seconds())
+		m.deliveryLag.Observe(at.Sub(rec.FinishedAt).Seconds())
 	}
 }
 

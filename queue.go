@@ -4,13 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -45,6 +45,7 @@ type TaskQueue struct {
 	// is known once the app starts.
 	front *Handler
 	queue *engine.Queue
+	slots *slots
 }
 
 // CaddyModule returns the Caddy module information.
@@ -92,7 +93,7 @@ func isQueueName(s string) bool {
 // ServeHTTP accepts a request into the queue, or answers one about a task in
 // it.
 func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	path := originalPath(r)
+	original := originalURL(r)
 	ticket, _ := r.Context().Value(ticketKey{}).(*ticket)
 	if ticket == nil {
 		ticket = newTicket(nil)
@@ -103,7 +104,7 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 		return unavailable(w, q.log, err)
 	}
 	defer leave()
-	if look, ok := lookupOf(r.Method, path); ok {
+	if look, ok := lookupOf(r.Method, original.Path); ok {
 		return q.answer(w, r, e, look)
 	}
 	a, err := q.accept(e, ticket, r)
@@ -118,16 +119,21 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 		}
 		return writeProblem(w, p)
 	}
-	return q.acknowledge(w, r, e, path, a)
+	if ticket.exchange != nil {
+		ticket.exchange.capture.taskHeader[1] = a.id // a key may stand for another task
+	}
+	return q.acknowledge(w, r, e, original, a)
 }
 
-// originalPath is the request's path as the client wrote it, before rewrites.
-func originalPath(r *http.Request) string {
+// originalURL is the request's URL as the client wrote it, before rewrites.
+func originalURL(r *http.Request) *url.URL {
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
-		return original.URL.Path
+		return original.URL
 	}
-	return r.URL.Path
+	return r.URL
 }
+
+func originalPath(r *http.Request) string { return originalURL(r).Path }
 
 // ticket is what a callback handler hands to a queue after it.
 type ticket struct {
@@ -180,22 +186,20 @@ func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*accep
 		return nil, err
 	}
 	if key := r.Header.Get("Idempotency-Key"); key != "" {
-		first, err := q.claimKey(ctx, e, rec, key, sum)
+		first, err := q.claimKey(ctx, e, t, rec, sum, key)
 		if err != nil || first != rec.ID {
 			e.DropBody(ctx, rec)
-			t.refuse(ctx)
 			return &acceptance{first, t.header}, err
 		}
 	}
-	if t.exchange != nil {
+	if t.exchange != nil && rec.Key == "" {
 		err = t.exchange.enqueue(ctx, rec, body)
 	} else {
 		err = e.Enqueue(ctx, rec, body)
 	}
+	// A refusal that is none of ours may have been stored all the same: key and
+	// body stay.
 	if err != nil && !errors.Is(err, engine.ErrExists) {
-		if rec.Key != "" {
-			e.DropKey(ctx, q.Name, rec.Key)
-		}
 		return nil, err
 	}
 	q.depth.add()
@@ -235,11 +239,15 @@ func storedRequest(r *http.Request) *task.Request {
 	}
 	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	for name, value := range vars {
-		if s, ok := value.(string); ok && name != caddyhttp.ClientIPVarKey {
+		if name == caddyhttp.ClientIPVarKey || name == caddyhttp.TrustedProxyVarKey {
+			continue // made anew from the address and the headers
+		}
+		switch value.(type) {
+		case string, bool, int, int64, float64: // as the vars directive has them
 			if stored.Vars == nil {
 				stored.Vars = make(map[string]string)
 			}
-			stored.Vars[name] = s
+			stored.Vars[name] = fmt.Sprint(value)
 		}
 	}
 	return stored
@@ -293,27 +301,9 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// claimKey returns the ID of the task that an idempotency key stands for: the
-// new one's, or that of the first request with the key.
-func (q *TaskQueue) claimKey(ctx context.Context, e *engine.Engine, rec *task.Record, key string, sum []byte) (string, error) {
-	hashed := sha256.Sum256([]byte(key))
-	rec.Key = hex.EncodeToString(hashed[:])
-	mine := engine.Key{TaskID: rec.ID, Body: hex.EncodeToString(sum)}
-	first, isMine, err := e.ClaimKey(ctx, q.Name, rec.Key, mine)
-	switch {
-	case err != nil:
-		return "", err
-	case isMine:
-		return rec.ID, nil
-	case first.Body != mine.Body:
-		return "", &problem{http.StatusUnprocessableEntity, "Idempotency-Key: it was used with another body"}
-	}
-	return first.TaskID, nil
-}
-
 // acknowledge answers a request that was accepted: with the task's own response
 // if the client waits for it and it comes in time, else with 202.
-func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, e *engine.Engine, path string, a *acceptance) error {
+func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, e *engine.Engine, original *url.URL, a *acceptance) error {
 	w.Header().Set(a.header, a.id)
 	if wait, ok := preferredWait(r.Header); ok {
 		w.Header().Set("Preference-Applied", "wait="+strconv.Itoa(int(wait/time.Second)))
@@ -324,7 +314,9 @@ func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, e *engin
 			return q.writeResult(w, r, found)
 		}
 	}
-	w.Header().Set("Location", strings.TrimSuffix(path, "/")+"/"+a.id)
+	// Two slashes in front would name another host.
+	path := strings.Trim(original.EscapedPath(), "/")
+	w.Header().Set("Location", strings.TrimSuffix("/"+path, "/")+"/"+a.id)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusAccepted)
 	return json.NewEncoder(w).Encode(map[string]string{"task_id": a.id})

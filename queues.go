@@ -3,6 +3,7 @@ package callback
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -40,6 +41,7 @@ func (a *App) openQueues(e *engine.Engine) error {
 		if q.queue, err = e.Queue(a.ctx, q.Name); err != nil {
 			return err
 		}
+		q.slots = slotsOf(a.key(), q.Name)
 		own, err := q.schedules()
 		if err != nil {
 			return err
@@ -101,4 +103,51 @@ func (a *App) endWorkers() {
 		grace = queueGrace
 	}
 	time.AfterFunc(grace, func() { a.giveBackNow(errStopped) })
+}
+
+// slots bound how many tasks of a queue run at once on this node. The generations
+// of a configuration that overlap share them: a reload must not put a second
+// task beside the one that fills the machine.
+type slots struct {
+	mu    sync.Mutex
+	taken int
+	given chan struct{} // closed when some are given back
+}
+
+// allSlots has the slots of every queue that this process has run.
+var allSlots sync.Map
+
+// slotsOf returns the slots of a queue in the engine of that key.
+func slotsOf(engineKey, queue string) *slots {
+	s, _ := allSlots.LoadOrStore([2]string{engineKey, queue}, &slots{given: make(chan struct{})})
+	return s.(*slots)
+}
+
+// take waits until fewer than limit are taken, takes those that are left, and
+// returns how many; 0 if ctx ends first.
+func (s *slots) take(ctx context.Context, limit int) int {
+	for ctx.Err() == nil {
+		s.mu.Lock()
+		n, given := limit-s.taken, s.given
+		if n > 0 {
+			s.taken = limit
+			s.mu.Unlock()
+			return n
+		}
+		s.mu.Unlock()
+		select {
+		case <-given:
+		case <-ctx.Done():
+		}
+	}
+	return 0
+}
+
+// give gives n slots back.
+func (s *slots) give(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken -= n
+	close(s.given)
+	s.given = make(chan struct{})
 }

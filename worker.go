@@ -26,21 +26,11 @@ import (
 // work takes the queue's tasks in the order of their arrival and runs them,
 // until ctx ends.
 func (q *TaskQueue) work(ctx context.Context) {
-	free := make(chan struct{}, q.opts.Workers)
-	for range q.opts.Workers {
-		free <- struct{}{}
-	}
 	for {
 		// One slot is waited for; what else is free is taken with it.
-		select {
-		case <-free:
-		case <-ctx.Done():
+		n := q.slots.take(ctx, q.opts.Workers)
+		if n == 0 {
 			return
-		}
-		n := 1
-		for len(free) > 0 {
-			<-free
-			n++
 		}
 		for w, err := range q.queue.Fetch(ctx, n) {
 			if err != nil {
@@ -58,13 +48,11 @@ func (q *TaskQueue) work(ctx context.Context) {
 			n--
 			go func() {
 				defer q.app.working.leave()
-				defer func() { free <- struct{}{} }()
+				defer q.slots.give(1)
 				q.take(w)
 			}()
 		}
-		for range n {
-			free <- struct{}{}
-		}
+		q.slots.give(n)
 	}
 }
 
@@ -77,11 +65,6 @@ func (q *TaskQueue) take(w *engine.Queued) {
 		rec.Request.Header.Set(headerOf(&rec), rec.ID)
 	}
 	log := q.log.With(zap.String("task_id", rec.ID), zap.String("queue", q.Name))
-	ctx := q.app.quit
-	if rec.Key != "" && q.hasEnded(ctx, rec.ID) {
-		w.Drop() // a copy: two gateways accepted the same key
-		return
-	}
 	rec.StartedAt, rec.NextAttemptAt = time.Now().UTC(), time.Time{}
 	rec.Starts++
 	x := q.newExchange(&rec)
@@ -90,7 +73,7 @@ func (q *TaskQueue) take(w *engine.Queued) {
 		died.Status, died.Error = task.Failed, errDied
 	}
 	var err error
-	if x.lease, err = w.Claim(ctx, died, x.supersede); err != nil {
+	if x.lease, err = w.Claim(q.app.quit, died, x.supersede); err != nil {
 		if !errors.Is(err, engine.ErrHeld) {
 			log.Warn("task not claimed", zap.Error(err))
 		}
@@ -100,7 +83,11 @@ func (q *TaskQueue) take(w *engine.Queued) {
 	body, err := w.OpenBody(x.ctx)
 	if err != nil {
 		log.Error("task's request not loaded", zap.Error(err))
-		x.settle(verdict{status: task.Failed, message: "the task's request was lost"})
+		if errors.Is(err, engine.ErrNotFound) {
+			x.settle(verdict{status: task.Failed, message: "the task's request was lost"})
+		} else if x.capture.close(false) { // the engine is unwell, the task was not begun
+			q.giveBack(x, rec, time.Now().Add(fetchPause))
+		}
 		return
 	}
 	defer body.Close()
@@ -117,11 +104,13 @@ func (q *TaskQueue) newExchange(rec *task.Record) *exchange {
 		h.MaxResult = rec.Callback.MaxResult
 	}
 	x := &exchange{h: h, rec: *rec, recorded: make(chan struct{})}
+	x.rec.Blob = "" // what stands there is the request's body, not the result's
 	x.capture = newCapture(nobody{make(http.Header)}, h, rec.ID)
 	x.capture.keepHeader, x.capture.complete = true, x.settleResponse
 	x.ctx, x.cancel = context.WithCancelCause(context.Background())
 	x.stopping = q.app.givingBack
-	x.again = func() bool { return q.again(x) }
+	blob := rec.Blob
+	x.again = func() bool { return q.again(x, blob) }
 	return x
 }
 
@@ -181,31 +170,42 @@ func (q *TaskQueue) request(x *exchange, body io.ReadCloser) (*http.Request, err
 }
 
 // again gives a task back to its queue if it should run again: after a status
-// that is worth another start, or because the gateway stops.
-func (q *TaskQueue) again(x *exchange) bool {
+// that is worth another start, or because the gateway stops. blob is its body, if
+// that stands apart.
+func (q *TaskQueue) again(x *exchange, blob string) bool {
 	rec := x.rec
+	rec.Blob = blob
 	stopped := errors.Is(context.Cause(x.ctx), errStopped)
 	worth := rec.Status == task.Failed && slices.Contains(q.opts.RetryStatus, x.failedWith)
 	if !stopped && (!worth || rec.Starts >= q.opts.Attempts) {
 		return false
 	}
-	rec.Status, rec.Error, rec.Result, rec.UpstreamStatus = "", "", nil, 0
-	rec.StartedAt, rec.FinishedAt = time.Time{}, time.Time{}
-	var at time.Time
 	if stopped {
-		rec.Starts-- // it was cut short, not tried
-	} else {
-		wait := max(runWait(rec.Starts), min(x.capture.retryAfter(), maxRetryAfter))
-		at = time.Now().Add(wait).UTC()
-		rec.NextAttemptAt = at
+		q.giveBack(x, rec, time.Time{})
+		return true
 	}
+	wait := max(runWait(rec.Starts), min(x.capture.retryAfter(), maxRetryAfter))
+	q.requeue(x, rec, time.Now().Add(wait).UTC())
+	return true
+}
+
+// giveBack requeues a task that was cut short, not tried: it costs no attempt.
+func (q *TaskQueue) giveBack(x *exchange, rec task.Record, at time.Time) {
+	rec.Starts--
+	q.requeue(x, rec, at)
+}
+
+// requeue puts a task back into its queue, to wait until the given time or for
+// its turn if that is zero.
+func (q *TaskQueue) requeue(x *exchange, rec task.Record, at time.Time) {
+	rec.Status, rec.Error, rec.Result, rec.UpstreamStatus = "", "", nil, 0
+	rec.StartedAt, rec.FinishedAt, rec.NextAttemptAt = time.Time{}, time.Time{}, at
 	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
 	defer cancel()
 	if err := x.lease.Requeue(ctx, &rec, at); err != nil && !errors.Is(err, engine.ErrLost) {
 		// The lease lapses, and the task waits again all the same.
 		q.log.Warn("task not given back", zap.String("task_id", rec.ID), zap.Error(err))
 	}
-	return true
 }
 
 // runWaits are the waits between the starts of a task.
@@ -216,13 +216,6 @@ var runWaits = []time.Duration{time.Second, 5 * time.Second, 30 * time.Second, 2
 func runWait(starts int) time.Duration {
 	wait := runWaits[min(max(starts, 1), len(runWaits))-1]
 	return wait + rand.N(wait/5+1)
-}
-
-// hasEnded says whether a task has its verdict.
-func (q *TaskQueue) hasEnded(ctx context.Context, id string) bool {
-	e := q.app.engine.Load()
-	found, err := e.Find(ctx, id)
-	return err == nil && found.Record.Ended()
 }
 
 // headerOf is the header of a task's ID.

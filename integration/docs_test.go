@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/caddy-callback/caddy-callback/internal/form"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
@@ -112,8 +113,10 @@ func TestEveryCaddyfileInTheDocsIsValid(t *testing.T) {
 		first := strings.Fields(text)[0]
 		switch {
 		case first == "{", strings.ContainsAny(first, ".:"): // options or a site
-		case slices.Contains([]string{"store", "sync", "retention", "delivery"}, first):
+		case slices.Contains([]string{"store", "sync", "nats", "retention", "queue", "delivery"}, first):
 			text = "{\ncallback {\n" + text + "}\n}\n"
+		case first == "schedule":
+			text = "{\ncallback {\nqueue q {\n" + text + "}\n}\n}\n"
 		default:
 			text = "example.com {\n" + text + "}\n"
 		}
@@ -201,10 +204,10 @@ func TestLinksInTheDocsLeadSomewhere(t *testing.T) {
 func anchors(page string) (names []string) {
 	for _, m := range heading.FindAllStringSubmatch(page, -1) {
 		name := strings.Map(func(c rune) rune {
-			if strings.ContainsRune("`?,.()[]", c) {
-				return -1
+			if unicode.IsLetter(c) || unicode.IsDigit(c) || strings.ContainsRune(" -_", c) {
+				return c
 			}
-			return c
+			return -1
 		}, strings.ToLower(m[1]))
 		names = append(names, strings.ReplaceAll(name, " ", "-"))
 	}
@@ -217,10 +220,12 @@ func TestEveryCommandInTheDocsIsRun(t *testing.T) {
 		command := strings.TrimSpace(b.text)
 		switch {
 		case b.page == "README.md": // see walkthrough_test.go
-			if command != "go test ./..." && !strings.HasPrefix(command, "curl ") && command != startExample {
+			if command != "go test ./..." && !strings.HasPrefix(command, "curl ") && command != startExample &&
+				!strings.HasPrefix(command, startRun) {
 				t.Errorf("%v: nothing runs it", b)
 			}
 		case b.page == "xcaddy.md": // see xcaddy_test.go
+		case b.page == "docs/run.md": // see run_test.go
 		case strings.HasPrefix(command, `echo "whsec_`):
 			out, err := exec.Command("sh", "-c", b.text).Output()
 			if err != nil {
@@ -229,6 +234,8 @@ func TestEveryCommandInTheDocsIsRun(t *testing.T) {
 			if _, err := webhook.ParseKey(strings.TrimSpace(string(out))); err != nil {
 				t.Errorf("%v: what it makes is no key: %v", b, err)
 			}
+		case strings.HasPrefix(command, "caddy "):
+			checkFlags(t, b, command)
 		case b.page == "CONTRIBUTING.md":
 			for line := range strings.Lines(b.text) {
 				checkContributing(t, b, strings.TrimSpace(line))
@@ -237,6 +244,24 @@ func TestEveryCommandInTheDocsIsRun(t *testing.T) {
 			t.Errorf("%v: nothing runs it", b)
 		}
 	})
+}
+
+// checkFlags checks that a command of Caddy's has the flags it is shown with.
+// What it does is for the tests of the command.
+func checkFlags(t *testing.T, b block, command string) {
+	t.Helper()
+	words := strings.Fields(command)[1:]
+	flags := slices.IndexFunc(words, func(word string) bool { return strings.HasPrefix(word, "-") })
+	if flags < 0 {
+		flags = len(words)
+	}
+	help := runCaddy(t, t.TempDir(), append(slices.Clone(words[:flags]), "--help")...)
+	help.wantCode(t, 0)
+	for _, word := range words[flags:] {
+		if strings.HasPrefix(word, "-") && !strings.Contains(help.stdout, word+" ") {
+			t.Errorf("%v: %s has no flag %s", b, strings.Join(words[:flags], " "), word)
+		}
+	}
 }
 
 // checkContributing checks a command that would run the tests, which is what
@@ -261,5 +286,31 @@ func checkContributing(t *testing.T, b block, command string) {
 		}
 	default:
 		t.Errorf("%v: nothing runs %s", b, command)
+	}
+}
+
+// requirement is a direct requirement of a go.mod: what it is called, without
+// its host and version.
+var requirement = regexp.MustCompile(`(?m)^\t(?:[^/\s]+/)+?([^/\s]+)(?:/v[0-9]+|/libraries)? v\S+$`)
+
+func TestEveryRequirementHasAReason(t *testing.T) {
+	t.Parallel()
+	gomod, err := os.ReadFile("../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile("../CONTRIBUTING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, reasons, _ := strings.Cut(string(page), "\n## Requirements\n")
+	direct := requirement.FindAllStringSubmatch(string(gomod), -1)
+	if len(direct) < 5 {
+		t.Fatalf("go.mod has only %d direct requirements", len(direct))
+	}
+	for _, m := range direct {
+		if !strings.Contains(strings.ToLower(reasons), m[1]) {
+			t.Errorf("CONTRIBUTING.md does not say what %s is for", m[1])
+		}
 	}
 }

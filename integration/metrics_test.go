@@ -1,10 +1,16 @@
 package integration
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
+	"maps"
+	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+	"testing"
 )
 
 // metrics scrapes Caddy's admin endpoint: values by name with labels.
@@ -25,13 +31,207 @@ func (g *gateway) metrics() map[string]float64 {
 	return values
 }
 
-// metered waits until a metric has a value.
-func (g *gateway) metered(name string, want float64) {
+// metered waits until metrics have these values.
+func (g *gateway) metered(want map[string]float64) {
 	g.t.Helper()
-	g.eventually(name, func() error {
-		if got, ok := g.metrics()[name]; !ok || got != want {
-			return fmt.Errorf("it is %v (%v), not %v", got, ok, want)
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		g.eventually(name, func() error {
+			if got, ok := g.metrics()["caddy_callback_"+name]; !ok || got != want[name] {
+				return fmt.Errorf("it is %v (%v), not %v", got, ok, want[name])
+			}
+			return nil
+		})
+	}
+}
+
+func TestMetricsSayWhatHappensAndSurviveAReload(t *testing.T) {
+	t.Parallel()
+	working, finish := make(chan struct{}), make(chan struct{})
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/slow":
+			close(working)
+			<-finish
+		case "/fails":
+			w.WriteHeader(http.StatusInternalServerError)
 		}
-		return nil
 	})
+	rcv := newReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/refuses" {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	site := "callback\nreverse_proxy " + app
+	g := startGateway(t, delivering("retry 1s 1h"), site)
+	post := func(path, hook string) {
+		g.post(path, fmt.Sprintf(`{"callback_url":%q}`, rcv.URL+hook))
+	}
+	g.metered(map[string]float64{`tasks{state="running"}`: 0, `tasks{state="delivering"}`: 0, `tasks{state="done"}`: 0,
+		`tasks{state="dead"}`: 0, `tasks{state="queued"}`: 0})
+
+	post("/", "/a")
+	post("/fails", "/b")
+	post("/", "/refuses")
+	slow := make(chan struct{})
+	go func() {
+		defer close(slow)
+		post("/slow", "/c")
+	}()
+	<-working
+	want := map[string]float64{
+		`tasks_total{route="srv0",status="COMPLETE"}`: 2,
+		`tasks_total{route="srv0",status="FAILED"}`:   1,
+		`task_duration_seconds_count`:                 3,
+		`deliveries_total{outcome="delivered"}`:       2,
+		`deliveries_total{outcome="retry"}`:           2,
+		`delivery_duration_seconds_count`:             4,
+		`delivery_lag_seconds_count`:                  3,
+		`tasks{state="running"}`:                      1,
+		`tasks{state="delivering"}`:                   1,
+		`tasks{state="done"}`:                         2,
+		`tasks{state="dead"}`:                         0,
+		`tasks{state="queued"}`:                       0,
+	}
+	g.metered(want)
+	values := g.metrics()
+	for _, name := range []string{"task_duration_seconds_sum", "delivery_duration_seconds_sum", "delivery_lag_seconds_sum"} {
+		if sum := values["caddy_callback_"+name]; sum <= 0 || sum > patience.Seconds() {
+			t.Errorf("%s is %v", name, sum)
+		}
+	}
+
+	// A reload gives a new registry, whose counters start anew; the slow task
+	// belongs to the generation before.
+	g.configure(delivering("retry 1h"), site)
+	if err := g.reload(); err != nil {
+		t.Fatal(err)
+	}
+	g.metered(map[string]float64{`tasks{state="running"}`: 1, `tasks{state="delivering"}`: 1, `tasks{state="done"}`: 2})
+	close(finish)
+	<-slow
+	post("/", "/d")
+	g.metered(map[string]float64{
+		`tasks_total{route="srv0",status="COMPLETE"}`: 1,
+		`deliveries_total{outcome="delivered"}`:       2, // the slow one's is made by the new generation
+		`tasks{state="running"}`:                      0,
+		`tasks{state="done"}`:                         4,
+	})
+}
+
+func TestMetricsDoNotGrowWithTasksAndHosts(t *testing.T) {
+	t.Parallel()
+	rcv := newReceiver(t, nil)
+	_, port, err := net.SplitHostPort(hostOf(t, rcv.URL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := startGateway(t, delivering("retry 1h", "timeout 2s"), exampleSite(t))
+	g.task(rcv.URL)
+	g.task("http://127.0.0.9:9/refused")
+	g.attempted("", 2)
+	series := func() (names []string) {
+		for name := range g.metrics() {
+			if strings.HasPrefix(name, "caddy_callback_") {
+				names = append(names, name)
+			}
+		}
+		slices.Sort(names)
+		return names
+	}
+	before := series()
+	for i := range 30 {
+		g.task(fmt.Sprintf("http://127.0.0.%d:%s/hook/%d", 1+i%3, port, i))
+	}
+	g.attempted("", 32)
+	after := series()
+	if !slices.Equal(before, after) || len(after) < 10 {
+		t.Errorf("there were %d series, now %d", len(before), len(after))
+	}
+	for _, name := range after {
+		if strings.Contains(name, "127.0.0") || strings.Contains(name, "hook") {
+			t.Errorf("a label names a host or URL: %s", name)
+		}
+	}
+}
+
+func TestTheLogHoldsNoSecretQueryOrBody(t *testing.T) {
+	t.Parallel()
+	const (
+		inQuery   = "hunter2-query"
+		inRequest = "hunter2-request"
+		inResult  = "hunter2-result"
+		inAnswer  = "hunter2-answer"
+		inHeader  = "hunter2-header"
+		key       = "whsec_aHVudGVyMi1rZXktMTIzNDU2Nzg5MDEyMzQ1Njc4OTA="
+	)
+	echo := func(conn net.Conn) { _, _ = io.Copy(conn, conn) }
+	fails := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Location", "http://127.0.0.1/?"+inAnswer)
+		w.Header().Set("Retry-After", inAnswer)
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = io.WriteString(w, inAnswer)
+	})
+	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, inResult) })
+	g := startGateway(t, delivering("retry 1h", "timeout 1s", "secret "+key),
+		"callback {\nheader X-Token "+inHeader+"\n}\nreverse_proxy "+app)
+	targets := []string{
+		newReceiver(t, nil).URL,
+		fails.URL,
+		newPeer(t, echo),
+		newPeer(t, func(net.Conn) {}),
+		newPeer(t, func(conn net.Conn) { write(conn, "HTTP/1.1 200 OK\r\n"+inAnswer+"\r\n\r\n") }),
+		newPeer(t, func(conn net.Conn) { write(conn, "HTTP/1.1 "+inAnswer+"\r\n\r\n") }),
+		newPeer(t, func(conn net.Conn) { write(conn, "HTTP/1.1 200 OK\r\nContent-Length: "+inAnswer+"\r\n\r\n") }),
+		newPeer(t, func(conn net.Conn) { write(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: "+inAnswer+"\r\n\r\n") }),
+		strings.Replace(newPeer(t, echo), "http:", "https:", 1),
+		"http://127.0.0.1:1",
+		"http://no-such-host.invalid",
+	}
+	for _, target := range targets {
+		resp, text := g.post("/", fmt.Sprintf(`{"prompt":%q,"callback_url":%q}`, inRequest, target+"?token="+inQuery))
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s %s", target, resp.Status, text)
+		}
+	}
+	for _, got := range g.attempted("", len(targets)) {
+		if got.TaskID == "" || got.CallbackHost == "" || got.Attempt != 1 || got.State == "" || got.Duration <= 0 {
+			t.Errorf("an attempt is logged as %+v", got)
+		}
+	}
+	g.refused("http://10.0.0.1/?token=" + inQuery)
+	g.post("/", `{"callback_url":"http://user:`+inQuery+`@example.com/"}`)
+	g.stop()
+	log := g.log.String()
+	for _, secret := range []string{inQuery, inRequest, inResult, inAnswer, inHeader, key, strings.TrimPrefix(key, "whsec_")} {
+		for line := range strings.Lines(log) {
+			if strings.Contains(line, secret) {
+				t.Errorf("the log holds %s: %s", secret, line)
+			}
+		}
+	}
+}
+
+func TestAnAttemptIsOneLineWithAllItsFields(t *testing.T) {
+	t.Parallel()
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, delivering(), exampleSite(t))
+	id := g.task(rcv.URL)
+	g.attempted(id, 1)
+	for line := range strings.Lines(g.log.String()) {
+		if !strings.Contains(line, "delivery attempted") {
+			continue
+		}
+		var fields map[string]any
+		if err := json.Unmarshal([]byte(line), &fields); err != nil {
+			t.Fatal(err)
+		}
+		got := slices.Sorted(maps.Keys(fields))
+		want := []string{"attempt", "callback_host", "duration", "error", "level", "logger", "msg", "retry_in", "state", "status_code", "task_id", "ts"}
+		if !slices.Equal(got, want) {
+			t.Errorf("its fields are %q", got)
+		}
+		if fields["level"] != "info" || fields["logger"] != "callback" || fields["callback_host"] != hostOf(t, rcv.URL) {
+			t.Errorf("it is %s", line)
+		}
+	}
 }

@@ -18,8 +18,11 @@ import (
 	"time"
 )
 
-// startExample is how the README starts the example.
-const startExample = "go run ./cmd/caddy run --config Caddyfile.example"
+// How the README starts the example, and a run.
+const (
+	startExample = "go run ./cmd/caddy run --config Caddyfile.example"
+	startRun     = "go run ./cmd/caddy callback run "
+)
 
 // walkthrough follows the README.
 type walkthrough struct {
@@ -59,6 +62,8 @@ func TestTheREADMEDoesWhatItSays(t *testing.T) {
 			}
 			w.wantInbox("/inbox/slow", "COMPLETE", "response=slow+response")
 			w.wantInbox("/inbox/fail", "FAILED", "detail=out+of+memory")
+			w.wantInbox("/inbox/train", "COMPLETE", "response=example+response")
+			w.wantInbox("/inbox/run", "COMPLETE", "response=example+response")
 		})
 	}
 }
@@ -82,6 +87,10 @@ func (w *walkthrough) run(b block) {
 			first = false
 			return out
 		}
+	case strings.HasPrefix(command, startRun):
+		out := runTask(w.t, shellWords(w.t, w.ports.Replace(strings.TrimPrefix(command, startRun)))...)
+		out.wantCode(w.t, 0)
+		w.last = func() string { return out.stdout }
 	case command == "go test ./...": // this is it
 	default:
 		w.t.Fatalf("%v: nothing runs it", b)
@@ -213,6 +222,7 @@ type recorded struct {
 	Method  string `json:"method"`
 	Path    string `json:"path"`
 	Status  string `json:"status"`
+	Signed  string `json:"signature"`
 	Body    string `json:"body"`
 	Headers []struct {
 		Name  string `json:"name"`

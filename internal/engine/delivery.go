@@ -38,8 +38,11 @@ func (e *Engine) Lane(ctx context.Context, host string) (*Source, error) {
 }
 
 func (e *Engine) laneOf(ctx context.Context, token string) (*Source, error) {
-	return e.source(ctx, "lane-"+token, heldSubject+token+".*")
+	return e.source(ctx, lanePrefix+token, heldSubject+token+".*")
 }
+
+// lanePrefix begins the name of a lane's consumer; the host's token ends it.
+const lanePrefix = "lane-"
 
 func (e *Engine) source(ctx context.Context, name, filter string) (*Source, error) {
 	s := &Source{engine: e, name: name, filter: filter}

@@ -86,6 +86,10 @@ func (e *Engine) retireKey(ctx context.Context, rec *task.Record) error {
 	if err != nil || k == nil {
 		return err
 	}
+	if k.TaskID != rec.ID {
+		// It was retired before, and a gateway died that was about to find that out.
+		return nil
+	}
 	data, err := json.Marshal(k)
 	if err != nil {
 		return fmt.Errorf("encoding a key: %w", err)

@@ -71,6 +71,9 @@ func (r *report) add(e event) {
 	case e.Test == "":
 		r.addPackage(e)
 	case e.Action == "output":
+		if strings.HasPrefix(e.Output, "=== ") {
+			return // that it runs, pauses or goes on
+		}
 		if r.output[name] == nil {
 			r.output[name] = new(strings.Builder)
 		}
@@ -78,7 +81,7 @@ func (r *report) add(e event) {
 	case e.Action == "fail":
 		r.failed = append(r.failed, name)
 		if r.output[name] != nil {
-			fmt.Fprintf(r.out, "%s: %s", e.Package, r.output[name])
+			fmt.Fprintf(r.out, "\n%s:\n%s", e.Package, r.output[name])
 		}
 		delete(r.output, name)
 	case e.Action == "skip":

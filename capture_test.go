@@ -1,0 +1,181 @@
+package callback
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+)
+
+// client is a response writer that notes what it gets, in order.
+type client struct {
+	header http.Header
+	events []string
+	fails  bool
+}
+
+func (c *client) Header() http.Header    { return c.header }
+func (c *client) WriteHeader(status int) { c.events = append(c.events, http.StatusText(status)) }
+func (c *client) Write(p []byte) (int, error) {
+	if c.fails {
+		return 0, errors.New("the client is gone")
+	}
+	c.events = append(c.events, string(p))
+	return len(p), nil
+}
+
+// capturing returns a capture that notes among the client's events when the
+// response is whole.
+func capturing(h *Handler) (*capture, *client) {
+	to := &client{header: make(http.Header)}
+	h.TaskHeader = defaultTaskHeader
+	c := newCapture(to, h, "the-task")
+	c.complete = func() {
+		c.close(false)
+		to.events = append(to.events, "recorded")
+	}
+	return c, to
+}
+
+func TestAResponseIsRecordedBeforeItsLastByteGoesOut(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		status int
+		length string
+		writes []string
+		want   string
+	}{
+		"of a known length":      {200, "6", []string{"abc", "def"}, "OK abc recorded def"},
+		"at once":                {404, "3", []string{"abc"}, "Not Found recorded abc"},
+		"an empty body":          {200, "0", nil, "recorded OK"},
+		"no content":             {204, "", nil, "recorded No Content"},
+		"not modified":           {304, "1234", nil, "recorded Not Modified"},
+		"early hints before it":  {103, "3", []string{"abc"}, "Early Hints OK recorded abc"},
+		"a length that is none":  {200, "-3", []string{"abc"}, "OK abc"},
+		"a length that is words": {200, "three", []string{"abc"}, "OK abc"},
+		"no length":              {200, "", []string{"abc"}, "OK abc"},
+		"less than the length":   {200, "9", []string{"abc"}, "OK abc"},
+		"more than the length":   {200, "2", []string{"abc", "def"}, "OK recorded abc def"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cap, to := capturing(&Handler{MaxResult: 100})
+			if c.length != "" {
+				cap.Header().Set("Content-Length", c.length)
+			}
+			cap.WriteHeader(c.status)
+			for _, text := range c.writes {
+				if n, err := io.WriteString(cap, text); n != len(text) || err != nil {
+					t.Errorf("%d %v", n, err)
+				}
+			}
+			if got := strings.Join(to.events, " "); got != c.want {
+				t.Errorf("the client gets %q, not %q", got, c.want)
+			}
+			if name == "less than the length" && !cap.short() {
+				t.Error("it does not know that it is short")
+			}
+		})
+	}
+}
+
+func TestAMutedCaptureSendsNothing(t *testing.T) {
+	t.Parallel()
+	c, to := capturing(&Handler{MaxResult: 100})
+	c.complete = func() {
+		if c.close(false) {
+			t.Error("there is a second verdict")
+		}
+	}
+	if !c.close(true) {
+		t.Fatal("there was a verdict")
+	}
+	c.Header().Set("Content-Length", "4")
+	c.WriteHeader(http.StatusEarlyHints)
+	c.WriteHeader(http.StatusOK)
+	_, err := io.WriteString(c, "late")
+	if err := errors.Join(err, c.FlushError()); err != nil {
+		t.Errorf("the handler learns of it: %v", err)
+	}
+	if len(to.events) != 0 || c.hasWritten() {
+		t.Errorf("the client gets %q", to.events)
+	}
+	c.discardHeader()
+	if len(to.header) != 1 || to.header.Get(defaultTaskHeader) != "the-task" {
+		t.Errorf("the client's header is %v", to.header)
+	}
+}
+
+func TestTheVerdictOfTheDeadlineStopsTheLastByte(t *testing.T) {
+	t.Parallel()
+	c, to := capturing(&Handler{MaxResult: 100})
+	c.complete = func() { c.close(true) } // the deadline is a moment faster
+	c.Header().Set("Content-Length", "6")
+	_, err := io.WriteString(c, "abc")
+	_, err2 := io.WriteString(c, "def")
+	if err := errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(to.events, " "); got != "OK abc" {
+		t.Errorf("the client gets %q", got)
+	}
+}
+
+func TestAClientThatIsGoneIsNotNoticed(t *testing.T) {
+	t.Parallel()
+	c, to := capturing(&Handler{MaxResult: 100})
+	to.fails = true
+	for range 3 {
+		if n, err := io.WriteString(c, "abc"); n != 3 || err != nil {
+			t.Errorf("%d %v", n, err)
+		}
+	}
+	if n, err := io.Copy(c, strings.NewReader("def")); n != 3 || err != nil {
+		t.Errorf("%d %v", n, err)
+	}
+	c.close(false)
+	if status, result, body := c.result(); status != 200 || string(body) != "abcabcabcdef" || result.Size != 12 {
+		t.Errorf("the result is %d, %d bytes, %q", status, result.Size, body)
+	}
+}
+
+func TestAWriterThatCannotFlushGetsTheWholeResponse(t *testing.T) {
+	t.Parallel()
+	c, to := capturing(&Handler{MaxResult: 100})
+	if err := c.FlushError(); !errors.Is(err, http.ErrNotSupported) {
+		t.Errorf("flushing: %v", err)
+	}
+	c.Flush()
+	if _, err := io.WriteString(c, "abc"); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(to.events, " "); got != "OK abc" {
+		t.Errorf("the client gets %q", got)
+	}
+}
+
+func TestACaptureThatIsGivenUpLeavesNothingRunning(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, _ = w.Write(make([]byte, 10<<20))
+	_ = w.Close()
+	encoded := b.Bytes()
+	// A goroutine that is left waiting makes synctest.Test panic.
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := capturing(&Handler{MaxResult: 1000})
+		c.Header().Set("Content-Encoding", "gzip")
+		if _, err := c.Write(encoded[:len(encoded)/2]); err != nil {
+			t.Fatal(err)
+		}
+		c.close(true)
+		if status := c.discard(); status != 200 {
+			t.Errorf("the endpoint's status was %d", status)
+		}
+		_, _ = c.Write(encoded[len(encoded)/2:]) // the handler has not noticed yet
+	})
+}

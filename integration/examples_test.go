@@ -1,0 +1,168 @@
+package integration
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// example is a folder of examples/, started on free ports.
+type example struct {
+	t     *testing.T
+	g     *gateway
+	ports *strings.Replacer
+	text  string
+}
+
+// examples are what a test knows about each folder of examples/: what its
+// commands answer, and what is in its inbox afterwards.
+var examples = map[string]func(e *example){
+	"inference-queue": func(e *example) {
+		answers := e.commands()
+		e.want(answers[0], "HTTP/1.1 202 Accepted", `{"task_id":"`)
+		e.want(answers[1], "HTTP/1.1 200 OK", "Preference-Applied: wait=10", `{"response":"example response"}`)
+		e.wantInbox("/inbox", func(c recorded) bool { return c.Body == "response=example+response" && c.Status == "COMPLETE" })
+	},
+	"nightly-report": func(e *example) {
+		e.want(e.commands()[0], "HTTP/1.1 202 Accepted", `{"task_id":"`)
+		e.wantInbox("/inbox/reports", func(c recorded) bool { return c.Body == "report=all+is+well&rows=1200" })
+		// One by hand, one of the schedule, which does not wait for the night here.
+		e.wantInboxCount("/inbox/reports", 2)
+	},
+	"default-callback": func(e *example) {
+		e.want(e.commands()[0], "HTTP/1.1 200 OK", "Beam-Task-Id: ", `{"response":"a short story"}`)
+		e.wantInbox("/inbox/answers", func(c recorded) bool {
+			return c.header().Get("X-Team") == "blue" && strings.Contains(c.Body, `"data":{"response":"a short story"}`)
+		})
+	},
+	"fan-in": func(e *example) {
+		answers := e.commands()
+		e.want(answers[0], `{"response":"example response"}`)
+		e.want(answers[2], `{"task_id":"`)
+		for _, source := range []string{"images", "texts", "videos"} {
+			e.wantInbox("/inbox/all", func(c recorded) bool {
+				return c.header().Get("X-Source") == source && c.Signed == "verified"
+			})
+		}
+	},
+}
+
+// TestExamplesDoWhatTheySay starts each example as it is, but for its ports,
+// runs the commands that its comment has, and looks into its inbox.
+func TestExamplesDoWhatTheySay(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("../examples/*/Caddyfile")
+	if err != nil || len(files) != len(examples) {
+		t.Fatalf("there are %d examples, and %d are tested: %v", len(files), len(examples), err)
+	}
+	for _, file := range files {
+		name := filepath.Base(filepath.Dir(file))
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			check := examples[name]
+			if check == nil {
+				t.Fatal("nothing tests it")
+			}
+			runCaddy(t, t.TempDir(), "fmt", "--diff", file).wantCode(t, 0)
+			check(startFile(t, file))
+		})
+	}
+}
+
+// startFile starts a Caddyfile of the docs on free ports.
+func startFile(t *testing.T, file string) *example {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &example{t: t, g: newGateway(t, "", ""), text: string(text)}
+	port := func() string {
+		_, port, err := net.SplitHostPort(freeAddr(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ":" + port
+	}
+	gateway := port()
+	e.g.addr = "localhost" + gateway
+	e.ports = strings.NewReplacer(":8080", gateway, ":8081", port(), `"30 2 * * *" Europe/Berlin`, "@every 2s")
+	head, sites, ok := strings.Cut(e.ports.Replace(e.text), "\n{\n")
+	if !ok {
+		t.Fatalf("%s has no options", file)
+	}
+	// Tests run beside each other: only one can have Caddy's default address.
+	if err := os.WriteFile(e.g.file, []byte(head+"\n{\n\tadmin "+e.g.admin+"\n"+sites), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e.g.start()
+	return e
+}
+
+// commands runs the commands in the file's comment and returns their answers.
+func (e *example) commands() (answers []string) {
+	e.t.Helper()
+	for line := range strings.Lines(e.text) {
+		if args, ok := strings.CutPrefix(line, "#\tcurl "); ok {
+			answers = append(answers, curlByHand(e.t, shellWords(e.t, e.ports.Replace(args))))
+		}
+	}
+	return answers
+}
+
+// want wants parts in an answer.
+func (e *example) want(answer string, parts ...string) {
+	e.t.Helper()
+	for _, part := range parts {
+		if !strings.Contains(answer, part) {
+			e.t.Errorf("%q is not in %s", part, answer)
+		}
+	}
+}
+
+// wantInbox waits for a callback that is as it should be.
+func (e *example) wantInbox(path string, good func(recorded) bool) {
+	e.t.Helper()
+	eventually(e.t, path, func() error {
+		list, err := inboxOf(e.g, path)
+		if err == nil && !slices.ContainsFunc(list, good) {
+			err = fmt.Errorf("it has %v", list)
+		}
+		return err
+	})
+}
+
+// wantInboxCount waits for a number of callbacks.
+func (e *example) wantInboxCount(path string, n int) {
+	e.t.Helper()
+	eventually(e.t, path, func() error {
+		list, err := inboxOf(e.g, path)
+		if err == nil && len(list) < n {
+			err = fmt.Errorf("it has %d callbacks, not %d", len(list), n)
+		}
+		return err
+	})
+}
+
+// inboxOf lists what an inbox has.
+func inboxOf(g *gateway, path string) ([]recorded, error) {
+	w := walkthrough{t: g.t, g: g}
+	return w.inbox(path)
+}
+
+func TestExamplesAreFound(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range examples {
+		if !strings.Contains(string(readme), "examples/"+name+"/Caddyfile") {
+			t.Errorf("the README does not name %s", name)
+		}
+	}
+}

@@ -1,0 +1,258 @@
+package integration
+
+import (
+	"crypto/tls"
+	"encoding/pem"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// crowd counts callbacks that are with receivers at once.
+type crowd struct {
+	mu        sync.Mutex
+	now, most map[string]int // by receiver; "" is all of them
+}
+
+func newCrowd() *crowd { return &crowd{now: make(map[string]int), most: make(map[string]int)} }
+
+func (c *crowd) enter(name string, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, name := range []string{name, ""} {
+		c.now[name] += n
+		c.most[name] = max(c.most[name], c.now[name])
+	}
+}
+
+// answer holds a callback for a moment.
+func (c *crowd) answer(w http.ResponseWriter, r *http.Request) {
+	c.enter(r.Host, 1)
+	pause(rand.N(20 * time.Millisecond))
+	c.enter(r.Host, -1) // before the answer: the gateway may be faster than we
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func TestTheLimitsHoldAcrossReloads(t *testing.T) {
+	t.Parallel()
+	const each, perHost, concurrency = 300, 4, 10
+	crowd, accepted := newCrowd(), make(chan struct{})
+	var receivers []*receiver
+	for range 5 {
+		receivers = append(receivers, newReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+			<-accepted
+			crowd.answer(w, r)
+		}))
+	}
+	options := delivering(fmt.Sprintf("per_host %d", perHost), fmt.Sprintf("concurrency %d", concurrency))
+	site := exampleSite(t)
+	g := startGateway(t, options, site)
+	g.tasks(each*len(receivers), func(i int) string { return receivers[i%len(receivers)].URL })
+	close(accepted)
+	for i := range 10 {
+		g.configure(strings.Replace(options, "ports any", fmt.Sprintf("ports any\nretry %dh", i+1), 1), site)
+		if err := g.reload(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, rcv := range receivers {
+		for range each {
+			rcv.next(t)
+		}
+	}
+	crowd.mu.Lock()
+	defer crowd.mu.Unlock()
+	for name, most := range crowd.most {
+		if name != "" && most > perHost {
+			t.Errorf("%d callbacks were with %s at once, with a limit of %d", most, name, perHost)
+		}
+	}
+	if most := crowd.most[""]; most > concurrency || most < concurrency/2 {
+		t.Errorf("%d attempts were made at once, with a concurrency of %d", most, concurrency)
+	}
+}
+
+func TestAReloadChangesTheLimits(t *testing.T) {
+	t.Parallel()
+	crowd := newCrowd()
+	rcv := newReceiver(t, crowd.answer)
+	site := exampleSite(t)
+	g := startGateway(t, delivering("per_host 1"), site)
+	for _, limit := range []int{1, 3, 2} {
+		g.configure(delivering(fmt.Sprintf("per_host %d", limit)), site)
+		if err := g.reload(); err != nil {
+			t.Fatal(err)
+		}
+		crowd.mu.Lock()
+		clear(crowd.most)
+		crowd.mu.Unlock()
+		g.tasks(100, to(rcv.URL))
+		for range 100 {
+			rcv.next(t)
+		}
+		crowd.mu.Lock()
+		if most := crowd.most[""]; most != limit {
+			t.Errorf("%d callbacks were with the receiver at once, not %d", most, limit)
+		}
+		crowd.mu.Unlock()
+	}
+}
+
+func TestALaneClosesWhenItIsEmptyAndOpensAgain(t *testing.T) {
+	t.Parallel()
+	const each = 50
+	rcv := newReceiver(t, newCrowd().answer)
+	g := startGateway(t, delivering("per_host 1"), exampleSite(t))
+	for round := 1; round <= 2; round++ {
+		g.tasks(each, to(rcv.URL))
+		for range each {
+			rcv.next(t)
+		}
+		for _, event := range []string{"lane opened", "lane closed"} {
+			g.eventually(event, func() error {
+				if n := strings.Count(g.log.String(), event); n != round {
+					return fmt.Errorf("%d times", n)
+				}
+				return nil
+			})
+		}
+	}
+	if n := len(rcv.got); n > 0 {
+		t.Errorf("%d callbacks came twice", n)
+	}
+}
+
+// connections counts the connections that requests came over.
+type connections struct {
+	mu   sync.Mutex
+	from map[string]int
+}
+
+func (c *connections) answer(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.from == nil {
+		c.from = make(map[string]int)
+	}
+	c.from[r.RemoteAddr]++
+	_, _ = w.Write(make([]byte, 10<<10)) // an answer that must be read for its connection to be used again
+}
+
+func TestConnectionsAreUsedAgain(t *testing.T) {
+	t.Parallel()
+	conns := new(connections)
+	rcv := newReceiver(t, conns.answer)
+	g := startGateway(t, delivering("per_host 4"), exampleSite(t))
+	for range 50 {
+		g.task(rcv.URL)
+		rcv.next(t)
+	}
+	conns.mu.Lock()
+	one := len(conns.from)
+	conns.mu.Unlock()
+	g.tasks(200, to(rcv.URL))
+	for range 200 {
+		rcv.next(t)
+	}
+	// A transport may dial for an attempt that then gets a connection which has
+	// become free, and keep both: twice the limit is what it can come to.
+	if conns.mu.Lock(); one > 3 || len(conns.from) > 8 {
+		t.Errorf("one attempt at a time took %d connections, four at a time %d", one, len(conns.from))
+	}
+	conns.mu.Unlock()
+}
+
+// newTLSReceiver starts a receiver with TLS and HTTP/2, and returns the
+// environment in which a gateway trusts it.
+func newTLSReceiver(t *testing.T, answer http.HandlerFunc) (url, env string) {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(answer)
+	srv.EnableHTTP2 = true
+	srv.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	if err := os.WriteFile(file, block, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return srv.URL, "SSL_CERT_FILE=" + file
+}
+
+func TestHTTP2IsSpokenOverOneConnection(t *testing.T) {
+	t.Parallel()
+	conns := new(connections)
+	got := make(chan int, 1000)
+	url, env := newTLSReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+		conns.answer(w, r)
+		got <- r.ProtoMajor
+	})
+	g := newGateway(t, delivering(), exampleSite(t))
+	g.env = []string{env}
+	g.start()
+	g.task(url)
+	for range 100 {
+		g.task(url)
+	}
+	for range 101 {
+		select {
+		case major := <-got:
+			if major != 2 {
+				t.Fatalf("the callback came by HTTP/%d", major)
+			}
+		case <-time.After(patience):
+			t.Fatal("no callback came")
+		}
+	}
+	if conns.mu.Lock(); len(conns.from) > 2 {
+		t.Errorf("%d connections were made", len(conns.from))
+	}
+	conns.mu.Unlock()
+}
+
+func TestAReceiverWithACertificateOfNobodyIsNotCalled(t *testing.T) {
+	t.Parallel()
+	called := make(chan struct{}, 10)
+	url, _ := newTLSReceiver(t, func(http.ResponseWriter, *http.Request) { called <- struct{}{} })
+	g := startGateway(t, delivering("retry 1h"), exampleSite(t))
+	got := g.attempted(g.task(url), 1)[0]
+	if got.State != "retry" || !strings.Contains(got.Error, "certificate signed by unknown authority") {
+		t.Errorf("it is logged as %+v", got)
+	}
+	if len(called) > 0 {
+		t.Error("the receiver was called")
+	}
+}
+
+func TestAnAnswerByHTTP2IsReadTo16KiBAndNoFurther(t *testing.T) {
+	t.Parallel()
+	sent := make(chan int, 1)
+	url, env := newTLSReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		n := 0
+		for {
+			m, err := w.Write(make([]byte, 4096))
+			if n += m; err != nil {
+				sent <- n
+				return
+			}
+		}
+	})
+	g := newGateway(t, delivering("timeout 30s", "retry 1h"), exampleSite(t))
+	g.env = []string{env}
+	g.start()
+	if got := g.attempted(g.task(url), 1)[0]; got.StatusCode != 503 || got.State != "retry" {
+		t.Errorf("it is logged as %+v", got)
+	}
+	// The window the gateway opens is 64 KiB; the server buffers a little.
+	if n := <-sent; n > 256<<10 {
+		t.Errorf("%d bytes were taken", n)
+	}
+}

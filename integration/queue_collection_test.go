@@ -1,0 +1,223 @@
+package integration
+
+import (
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// cancel asks a queue to cancel a task and returns the status of its answer.
+func cancel(g *gateway, path, id string) int {
+	g.t.Helper()
+	resp, _ := g.do(http.MethodDelete, path+"/"+id, "")
+	return resp.StatusCode
+}
+
+func TestATaskIsCanceledBetweenItsAttempts(t *testing.T) {
+	t.Parallel()
+	runs := make(chan struct{}, 10)
+	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) {
+		runs <- struct{}{}
+		w.Header().Set("Retry-After", "2")
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	id := accepted(t, g, "/q", "{}")
+	<-runs
+	if doc := reaches(t, g, "/q", id, task.Queued); doc.NextAttemptAt.Sub(doc.CreatedAt).Seconds() < 2 {
+		t.Errorf("Retry-After is not heeded: %+v", doc)
+	}
+	if got := cancel(g, "/q", id); got != http.StatusAccepted {
+		t.Errorf("canceling between attempts: %d", got)
+	}
+	if c := rcv.next(t); c.id() != id || c.status() != "FAILED" || c.body != "error=canceled" {
+		t.Errorf("the callback is %v %s", c.header, c.body)
+	}
+	reaches(t, g, "/q", id, task.Done)
+	// A task of the same queue that waits as long is through: the canceled one
+	// would have been before it.
+	other := accepted(t, g, "/q", "{}")
+	<-runs
+	<-runs
+	if doc, err := document(g, "/q", other); err != nil || len(runs) != 0 {
+		t.Errorf("%d more runs; %+v %v", len(runs), doc, err)
+	}
+}
+
+func TestATaskThatHasEndedIsNotCanceled(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(http.ResponseWriter, *http.Request) {})
+	rcv := newReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/gone" {
+			w.WriteHeader(http.StatusGone)
+		} else {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	g := startGateway(t, toLocal, "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	failing := accepted(t, g, "/q", fmt.Sprintf(`{"callback_url":"%s/failing"}`, rcv.URL))
+	gone := accepted(t, g, "/q", fmt.Sprintf(`{"callback_url":"%s/gone"}`, rcv.URL))
+	reaches(t, g, "/q", failing, task.Delivering)
+	reaches(t, g, "/q", gone, task.Dead)
+	for _, id := range []string{failing, gone} {
+		if got := cancel(g, "/q", id); got != http.StatusConflict {
+			t.Errorf("canceling: %d", got)
+		}
+		if doc, err := document(g, "/q", id); err != nil || doc.Status != task.Complete {
+			t.Errorf("the task is %+v: %v", doc, err)
+		}
+		if resp, _ := g.do(http.MethodGet, "/q/"+id+"/result", ""); resp.StatusCode != http.StatusOK {
+			t.Errorf("its result is %s", resp.Status)
+		}
+	}
+	if got := cancel(g, "/q", "2f1b6c1e-6a65-4b7c-9d0a-111111111111"); got != http.StatusNotFound {
+		t.Errorf("canceling an unknown task: %d", got)
+	}
+}
+
+func TestAWaitingClientsTaskIsNoneOfAQueues(t *testing.T) {
+	t.Parallel()
+	begun, finish := make(chan string), make(chan struct{})
+	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		begun <- r.Header.Get("beam-task-id")
+		<-finish
+	})
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback\ntask_queue /q* q {\nrespond yes\n}\ntask_queue /r* r {\nrespond yes\n}\nreverse_proxy "+app)
+	go func() {
+		_, _, _ = send(http.MethodPost, g.url("/"), strings.NewReader(fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)),
+			"Content-Type", "application/json") // its callback tells
+	}()
+	id := <-begun
+	for _, method := range []string{http.MethodGet, http.MethodDelete} {
+		if resp, _ := g.do(method, "/q/"+id, ""); resp.StatusCode != http.StatusNotFound {
+			t.Errorf("%s of a waiting client's task: %s", method, resp.Status)
+		}
+	}
+	close(finish)
+	if c := rcv.next(t); c.status() != "COMPLETE" {
+		t.Errorf("the callback is %v %s", c.header, c.body)
+	}
+	other := accepted(t, g, "/r", "{}")
+	if got := cancel(g, "/q", other); got != http.StatusNotFound {
+		t.Errorf("canceling another queue's task: %d", got)
+	}
+}
+
+func TestAResultIsTheResponseAsTheAppGaveIt(t *testing.T) {
+	t.Parallel()
+	var zipped bytes.Buffer
+	zip := gzip.NewWriter(&zipped)
+	if _, err := zip.Write([]byte(strings.Repeat("text ", 1000))); err != nil {
+		t.Fatal(err)
+	}
+	if err := zip.Close(); err != nil {
+		t.Fatal(err)
+	}
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["X-Twice"] = []string{"a", "b"}
+		w.Header().Set("Connection", "X-Hop")
+		w.Header().Set("X-Hop", "1")
+		w.Header().Set("Keep-Alive", "timeout=5")
+		switch r.URL.Path {
+		case "/q/gzip":
+			w.Header().Set("Content-Encoding", "gzip")
+			_, _ = w.Write(zipped.Bytes())
+		case "/q/bytes":
+			w.Header().Set("Content-Type", "image/png")
+			w.WriteHeader(http.StatusAccepted)
+			_, _ = w.Write([]byte{0, 1, 0xff, '\n', 0xfe})
+		case "/q/none":
+			w.WriteHeader(http.StatusNoContent)
+		case "/q/late":
+			<-r.Context().Done()
+		}
+	})
+	g := startGateway(t, "", "callback {\ntimeout 2s\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	for path, want := range map[string]struct {
+		status int
+		body   string
+	}{
+		"/q/gzip":  {200, zipped.String()},
+		"/q/bytes": {202, "\x00\x01\xff\n\xfe"},
+		"/q/none":  {204, ""},
+	} {
+		resp, text := g.do(http.MethodPost, path, "", "Prefer", "wait=60", "Accept-Encoding", "gzip")
+		check := func(what string) {
+			t.Helper()
+			if resp.StatusCode != want.status || text != want.body {
+				t.Errorf("%s %s: %s %q", what, path, resp.Status, text)
+			}
+			header := resp.Header
+			if strings.Join(header["X-Twice"], " ") != "a b" || header.Get("Keep-Alive") != "" || header.Get("X-Hop") != "" {
+				t.Errorf("%s %s: the header is %v", what, path, header)
+			}
+			if (header.Get("Content-Encoding") == "gzip") != (path == "/q/gzip") {
+				t.Errorf("%s %s: Content-Encoding %q", what, path, header.Get("Content-Encoding"))
+			}
+		}
+		check("waiting for")
+		id := resp.Header.Get("beam-task-id")
+		for _, form := range []string{"/%s/result", "/%s/result/"} {
+			resp, text = g.do(http.MethodGet, path+fmt.Sprintf(form, strings.ToUpper(id)), "", "Accept-Encoding", "gzip")
+			check("fetching")
+		}
+		want.body = ""
+		resp, text = g.do(http.MethodHead, path+"/"+id+"/result", "", "Accept-Encoding", "gzip")
+		check("the head of")
+		if resp, _ := g.do(http.MethodGet, path+"/"+strings.ToUpper(id)+"/", ""); resp.StatusCode != http.StatusOK {
+			t.Errorf("the document with a slash: %s", resp.Status)
+		}
+	}
+	resp, text := g.do(http.MethodPost, "/q/late", "", "Prefer", "wait=60")
+	if resp.StatusCode != http.StatusGatewayTimeout || !strings.Contains(text, "did not finish within 2s") {
+		t.Errorf("a task that timed out: %s %s", resp.Status, text)
+	}
+	if strings.Contains(g.log.String(), `"level":"error"`) {
+		t.Error("an error was logged")
+	}
+}
+
+func TestAQueueIsACollectionUnderThePathThatTheClientWrote(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.RequestURI) })
+	g := startGateway(t, "", `
+	handle_path /api/* {
+		task_queue stripped {
+			reverse_proxy `+app+`
+		}
+	}
+	route /v1/* {
+		uri strip_prefix /v1
+		rewrite * /new{uri}
+		task_queue rewritten {
+			reverse_proxy `+app+`
+		}
+	}
+	task_queue /with* spaces {
+		reverse_proxy `+app+`
+	}`)
+	for path, want := range map[string]string{
+		"/api/train":     "/train",
+		"/v1/train":      "/new/train",
+		"/with%20space":  "/with%20space",
+		"/with/%2Fslash": "/with/%2Fslash",
+	} {
+		id := accepted(t, g, path, "{}")
+		reaches(t, g, path, id, task.Done)
+		if resp, text := g.do(http.MethodGet, path+"/"+id+"/result", ""); text != want {
+			t.Errorf("%s reached the app as %s %s", path, text, resp.Status)
+		}
+	}
+	resp, _ := g.do(http.MethodPost, "//with", "{}")
+	if resp.StatusCode == http.StatusAccepted && strings.HasPrefix(resp.Header.Get("Location"), "//") {
+		t.Errorf("Location names another host: %s", resp.Header.Get("Location"))
+	}
+}

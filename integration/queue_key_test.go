@@ -1,0 +1,139 @@
+package integration
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+func hashOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// leaveKey stores a key as a gateway does that is killed before it stores the
+// task.
+func leaveKey(t *testing.T, g *gateway, queue, key string, body []byte) (id string) {
+	t.Helper()
+	e, err := engine.Open(t.Context(), engine.Config{
+		Store: filepath.Join(g.dir, "store"), Sync: 10 * time.Millisecond, Retention: 24 * time.Hour, RetentionCount: 100_000,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	id = uuid.NewString()
+	_, mine, err := e.ClaimKey(t.Context(), queue, hashOf([]byte(key)), engine.Key{TaskID: id, Body: hashOf(body)})
+	if err != nil || !mine {
+		t.Fatalf("the key is not ours: %v", err)
+	}
+	return id
+}
+
+func TestAKeyWithoutItsTaskStartsIt(t *testing.T) {
+	t.Parallel()
+	for name, size := range map[string]int{"a body in the message": 100, "a body beside it": 20 << 20} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := make(chan string, 100)
+			app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(r.Body)
+				if err != nil {
+					t.Error(err)
+				}
+				got <- r.Header.Get("beam-task-id") + " " + hashOf(body)
+			})
+			rcv := newReceiver(t, nil)
+			g := newGateway(t, toLocal, "callback "+rcv.URL+" {\nmax_request 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+			body := bytes.Repeat([]byte("x"), size)
+			id := leaveKey(t, g, "q", "k", body)
+			g.start()
+			ids := make(chan string, 8)
+			for range 8 {
+				go func() {
+					resp, text, err := send(http.MethodPost, g.url("/q"), bytes.NewReader(body), "Idempotency-Key", "k")
+					if err != nil || resp.StatusCode != http.StatusAccepted {
+						t.Errorf("%v %s", err, text)
+						ids <- ""
+						return
+					}
+					if want := fmt.Sprintf("{\"task_id\":%q}\n", resp.Header.Get("beam-task-id")); text != want {
+						t.Errorf("the header names %s and the body %s", want, text)
+					}
+					ids <- resp.Header.Get("beam-task-id")
+				}()
+			}
+			for range 8 {
+				if got := <-ids; got != id {
+					t.Errorf("the key has the task %q, not %s", got, id)
+				}
+			}
+			if c := rcv.next(t); c.id() != id || c.status() != "COMPLETE" {
+				t.Errorf("the callback is %v %s", c.header, c.body)
+			}
+			reaches(t, g, "/q", id, task.Done)
+			if run := <-got; run != id+" "+hashOf(body) || len(got) != 0 {
+				t.Errorf("the app got %s and %d more", run, len(got))
+			}
+		})
+	}
+}
+
+func TestAKeyLivesAsLongAsItsTask(t *testing.T) {
+	t.Parallel()
+	runs := make(chan string, 100)
+	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) { runs <- r.Header.Get("beam-task-id") })
+	g := startGateway(t, "retention 2s", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	id := accepted(t, g, "/q", "{}", "Idempotency-Key", "k")
+	reaches(t, g, "/q", id, task.Done)
+	eventually(t, "the task is forgotten", func() error {
+		if _, err := document(g, "/q", id); err == nil {
+			return fmt.Errorf("it is known")
+		}
+		return nil
+	})
+	again := accepted(t, g, "/q", "{}", "Idempotency-Key", "k")
+	<-runs
+	select {
+	case run := <-runs:
+		if run != again {
+			t.Errorf("task %s runs, not %s", run, again)
+		}
+	case <-time.After(patience):
+		t.Error("the key of a forgotten task starts none")
+	}
+}
+
+func TestACallbackAndAKeyMakeOneTask(t *testing.T) {
+	t.Parallel()
+	runs := make(chan string, 100)
+	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) { runs <- r.Header.Get("beam-task-id") })
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	id := accepted(t, g, "/q", "{}", "Idempotency-Key", "k")
+	if again := accepted(t, g, "/q", "{}", "Idempotency-Key", "k"); again != id {
+		t.Errorf("the key has the tasks %s and %s", id, again)
+	}
+	if c := rcv.next(t); c.id() != id {
+		t.Errorf("the callback is %v", c.header)
+	}
+	resp, text := g.do(http.MethodPost, "/q", `{"n":2}`, "Idempotency-Key", "k")
+	if resp.StatusCode != http.StatusUnprocessableEntity {
+		t.Errorf("the key with another body: %s %s", resp.Status, text)
+	}
+	reaches(t, g, "/q", id, task.Done)
+	if run := <-runs; run != id || len(runs) != 0 || len(rcv.got) != 0 {
+		t.Errorf("task %s ran, and %d others with %d callbacks", run, len(runs), len(rcv.got))
+	}
+}

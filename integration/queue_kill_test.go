@@ -1,0 +1,193 @@
+package integration
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// killTasks is how many tasks go through a queue whose gateway is killed. More
+// than CI has time for are asked for in the environment.
+func killTasks(t *testing.T) int {
+	if s := os.Getenv("CALLBACK_KILL_TASKS"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	return 2000
+}
+
+// starts counts at the app how often each task was begun, and which tasks each
+// idempotency key has made.
+type starts struct {
+	mu    sync.Mutex
+	tasks map[string]int
+	keys  map[string]map[string]bool
+}
+
+func newStarts() *starts {
+	return &starts{tasks: make(map[string]int), keys: make(map[string]map[string]bool)}
+}
+
+func (s *starts) count(r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id, key := r.Header.Get("beam-task-id"), r.Header.Get("Idempotency-Key")
+	s.tasks[id]++
+	if key == "" {
+		return
+	}
+	if s.keys[key] == nil {
+		s.keys[key] = make(map[string]bool)
+	}
+	s.keys[key][id] = true
+}
+
+// sendUntilAccepted sends a task until a gateway that is up and down takes it,
+// and returns its ID.
+func sendUntilAccepted(t *testing.T, client *http.Client, url, body string, header ...string) string {
+	for t.Context().Err() == nil {
+		req, err := http.NewRequest(http.MethodPost, url, strings.NewReader(body))
+		if err != nil {
+			t.Error(err)
+			return ""
+		}
+		req.Header.Set("Content-Type", "application/json")
+		for i := 0; i < len(header); i += 2 {
+			req.Header.Set(header[i], header[i+1])
+		}
+		resp, err := client.Do(req)
+		if err == nil {
+			_, _ = io.Copy(io.Discard, resp.Body) // the gateway may be killed here too
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusAccepted {
+				return resp.Header.Get("beam-task-id")
+			}
+			if resp.StatusCode != http.StatusServiceUnavailable {
+				t.Errorf("the queue answered %s", resp.Status)
+			}
+		}
+		pause(10 * time.Millisecond)
+	}
+	return ""
+}
+
+func TestAKilledGatewayLosesNothingOfItsQueue(t *testing.T) {
+	t.Parallel()
+	const attempts, writers = 3, 16
+	begun := newStarts()
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		begun.count(r)
+		pause(rand.N(20 * time.Millisecond))
+		if rand.N(20) == 0 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal+fmt.Sprintf("\nqueue q {\nworkers 16\nattempts %d\n}", attempts),
+		"callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	l := newLedger(rcv, t.Context().Done())
+
+	total := killTasks(t)
+	var next atomic.Int64
+	var sending sync.WaitGroup
+	for range writers {
+		sending.Go(func() {
+			client := &http.Client{Transport: &http.Transport{}}
+			defer client.CloseIdleConnections()
+			body := fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)
+			for n := next.Add(1); n <= int64(total); n = next.Add(1) {
+				var header []string
+				if n%2 == 0 {
+					header = []string{"Idempotency-Key", fmt.Sprint(n)}
+				}
+				l.accept(sendUntilAccepted(t, client, g.url("/q"), body, header...))
+				pause(rand.N(20 * time.Millisecond))
+			}
+		})
+	}
+	for range 5 {
+		pause(200*time.Millisecond + rand.N(600*time.Millisecond))
+		g.kill()
+		g.start()
+	}
+	sending.Wait()
+	g.eventually("every accepted task has its callback", l.settled)
+
+	begun.mu.Lock()
+	defer begun.mu.Unlock()
+	for id, n := range begun.tasks {
+		if n > attempts {
+			t.Errorf("task %s was begun %d times", id, n)
+		}
+	}
+	for key, ids := range begun.keys {
+		if len(ids) != 1 {
+			t.Errorf("the key %s has begun %d tasks", key, len(ids))
+		}
+	}
+	if len(begun.keys) != total/2 {
+		t.Errorf("%d keys of %d have begun a task", len(begun.keys), total/2)
+	}
+	for id := range l.accepted {
+		if doc, err := document(g, "/q", id); err != nil || doc.State != task.Done && doc.State != task.Delivering {
+			t.Errorf("task %s is %+v: %v", id, doc, err)
+		}
+	}
+	t.Logf("%d tasks over 5 kills, %d callbacks", len(l.accepted), l.arrived)
+}
+
+// A gateway that is killed between the key and the task it is for leaves a key
+// alone. Many clients that are cut off and try again are likely to meet one.
+func TestAKeyWhoseGatewayWasKilledStartsItsTaskOnce(t *testing.T) {
+	t.Parallel()
+	begun := newStarts()
+	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) { begun.count(r) })
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	l := newLedger(rcv, t.Context().Done())
+	const rounds, clients = 4, 64
+	for round := range rounds {
+		key := fmt.Sprint("k", round)
+		body := fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)
+		ids := make(chan string, clients)
+		for range clients {
+			go func() {
+				client := &http.Client{Transport: &http.Transport{}}
+				defer client.CloseIdleConnections()
+				ids <- sendUntilAccepted(t, client, g.url("/q"), body, "Idempotency-Key", key)
+			}()
+		}
+		pause(rand.N(30 * time.Millisecond))
+		g.kill()
+		g.start()
+		first := <-ids
+		for range clients - 1 {
+			if id := <-ids; id != first || id == "" {
+				t.Errorf("the key %s has the tasks %q and %q", key, first, id)
+			}
+		}
+		l.accept(first)
+	}
+	// Requests that were cut off have FAILED callbacks that nobody waits for.
+	g.eventually("every key's task has its callback", l.settled)
+	begun.mu.Lock()
+	defer begun.mu.Unlock()
+	for key, ids := range begun.keys {
+		if len(ids) != 1 {
+			t.Errorf("the key %s has begun %d tasks", key, len(ids))
+		}
+	}
+}

@@ -1,0 +1,459 @@
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+)
+
+// oneRun is a `caddy callback run` in a process of its own.
+type oneRun struct {
+	t              *testing.T
+	dir            string // where it keeps what it keeps
+	cmd            *exec.Cmd
+	stdout, stderr logBuffer
+}
+
+// newRun makes a run that is not started.
+func newRun(t *testing.T, args ...string) *oneRun {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &oneRun{t: t, dir: t.TempDir()}
+	r.cmd = exec.CommandContext(t.Context(), self, append([]string{"callback", "run"}, args...)...)
+	r.cmd.Env = append(os.Environ(), asCaddy+"=1",
+		"XDG_DATA_HOME="+r.dir, "XDG_CONFIG_HOME="+r.dir, "HOME="+r.dir, "TMPDIR="+r.dir)
+	r.cmd.Stdout, r.cmd.Stderr = &r.stdout, &r.stderr
+	return r
+}
+
+func (r *oneRun) start() *oneRun {
+	r.t.Helper()
+	if err := r.cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	return r
+}
+
+// wait returns how the run ended, and wants that nothing of it is left.
+func (r *oneRun) wait() command {
+	r.t.Helper()
+	var exit *exec.ExitError
+	if err := r.cmd.Wait(); err != nil && !errors.As(err, &exit) {
+		r.t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(r.dir, "*"))
+	if err != nil || len(left) > 0 {
+		r.t.Errorf("it leaves %v behind: %v", left, err)
+	}
+	return command{r.stdout.String(), r.stderr.String(), r.cmd.ProcessState.ExitCode()}
+}
+
+// interrupt does what Ctrl-C does.
+func (r *oneRun) interrupt() {
+	r.t.Helper()
+	if err := r.cmd.Process.Signal(os.Interrupt); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// runTask runs a task to its end.
+func runTask(t *testing.T, args ...string) command {
+	t.Helper()
+	return newRun(t, args...).start().wait()
+}
+
+// deliveryFile writes a Caddyfile with delivery options.
+func deliveryFile(t *testing.T, options string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "Caddyfile")
+	text := "{\n\tcallback {\n\t\tdelivery {\n\t\t\t" + options + "\n\t\t}\n\t}\n}\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestARunWritesTheResponseAndCallsBack(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil || string(body) != `{"n":1}` || r.Method != "POST" || r.RequestURI != "/train?x=1" ||
+			r.Header.Get("Content-Type") != "application/json" || r.Header.Get("X-Two") != "b" {
+			t.Errorf("the app got %s %s %v %s %v", r.Method, r.RequestURI, r.Header, body, err)
+		}
+		if _, err := uuid.Parse(r.Header.Get("beam-task-id")); err != nil {
+			t.Errorf("the app's beam-task-id: %v", err)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"response":"example response"}`)
+	})
+	rcv := newReceiver(t, nil)
+	c := runTask(t, "--to", "http://"+app+"/train?x=1", "--data", `{"n":1}`, "-H", "X-One: a", "--header", "X-Two: b",
+		"--callback-url", rcv.URL, "--config", deliveryFile(t, "secret "+exampleKey))
+	c.wantCode(t, 0)
+	if c.stdout != `{"response":"example response"}` || c.stderr != "" {
+		t.Errorf("it writes %q and %q", c.stdout, c.stderr)
+	}
+	got := rcv.next(t)
+	if got.body != "response=example+response" || got.status() != "COMPLETE" {
+		t.Errorf("the callback is %v %s", got.header, got.body)
+	}
+	for name, want := range map[string]string{
+		"Content-Type":             "application/x-www-form-urlencoded",
+		"Callback-Attempt":         "1",
+		"Callback-Upstream-Status": "200",
+		"Callback-Hop":             "1",
+		"Webhook-Id":               got.id(),
+	} {
+		if v := got.header.Get(name); v != want {
+			t.Errorf("%s is %q, not %q", name, v, want)
+		}
+	}
+	verifier, err := standardwebhooks.NewWebhook(exampleKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := verifier.Verify([]byte(got.body), got.header); err != nil {
+		t.Errorf("the signature: %v", err)
+	}
+}
+
+func TestARunCallsTheURLThatItsDataNames(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	rcv, other := newReceiver(t, nil), newReceiver(t, nil)
+	data := fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)
+	runTask(t, "--to", "http://"+app, "--data", data, "--format", "json").wantCode(t, 0)
+	if got := rcv.next(t); got.header.Get("Content-Type") != "application/json" || !strings.Contains(got.body, `"data":"done"`) {
+		t.Errorf("the callback is %v %s", got.header, got.body)
+	}
+	// The command line's own wins over it.
+	runTask(t, "--to", "http://"+app, "--data", data, "--callback-url", other.URL).wantCode(t, 0)
+	other.next(t)
+	if len(rcv.got) > 0 {
+		t.Error("both were called")
+	}
+}
+
+func TestARunEndsWithItsVerdict(t *testing.T) {
+	t.Parallel()
+	rcv := newReceiver(t, nil)
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			t.Error(err)
+		}
+		switch r.URL.Path {
+		case "/fail":
+			http.Error(w, "out of memory", http.StatusInternalServerError)
+		case "/moved":
+			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusFound)
+		case "/hang":
+			<-r.Context().Done()
+		case "/broken":
+			w.Header().Set("Content-Length", "100")
+			_, _ = io.WriteString(w, "part")
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}
+	})
+	for name, test := range map[string]struct {
+		args                   []string
+		code                   int
+		status, body           string
+		stdout, stderrContains string
+	}{
+		"the app answers 500": {
+			[]string{"--to", "http://" + app + "/fail"}, 1, "FAILED", "response=out+of+memory%0A",
+			"out of memory\n", "FAILED: the endpoint answered 500 Internal Server Error\n",
+		},
+		"nobody answers": {
+			[]string{"--to", "http://127.0.0.1:1/"}, 1, "FAILED", "error=the+endpoint+gave+no+answer+%28502+Bad+Gateway%29",
+			"", "connection refused\nFAILED: the endpoint gave no answer",
+		},
+		"the response breaks off": {
+			[]string{"--to", "http://" + app + "/broken"}, 1, "FAILED", "error=the+endpoint%27s+response+broke+off",
+			"part", "FAILED: the endpoint's response broke off\n",
+		},
+		"the time is up": {
+			[]string{"--to", "http://" + app + "/hang", "--timeout", "100ms"}, 3, "TIMEOUT",
+			"error=the+endpoint+did+not+finish+within+100ms", "", "TIMEOUT: the endpoint did not finish within 100ms\n",
+		},
+		"a redirect is a response": {
+			[]string{"--to", "http://" + app + "/moved", "--method", "PUT"}, 0, "COMPLETE", "response=", "", "",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			runTask(t, test.args...).wantCode(t, test.code) // without a callback it is the same
+			c := runTask(t, append(test.args, "--callback-url", rcv.URL)...)
+			c.wantCode(t, test.code)
+			if c.stdout != test.stdout || !strings.Contains(c.stderr, test.stderrContains) || test.stderrContains == "" && c.stderr != "" {
+				t.Errorf("it writes %q and %q", c.stdout, c.stderr)
+			}
+			if got := rcv.next(t); got.status() != test.status || got.body != test.body {
+				t.Errorf("the callback is %s %s", got.status(), got.body)
+			}
+		})
+	}
+}
+
+func TestARunWaitsThroughTheRetries(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	calls := 0
+	rcv := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
+		if calls++; calls <= 2 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	c := runTask(t, "--to", "http://"+app, "--callback-url", rcv.URL, "--config", deliveryFile(t, "retry 1s 1s"))
+	c.wantCode(t, 0)
+	var attempts []string
+	for range 3 {
+		attempts = append(attempts, rcv.next(t).header.Get("Callback-Attempt"))
+	}
+	if got := strings.Join(attempts, " "); got != "1 2 3" {
+		t.Errorf("the attempts are %s", got)
+	}
+	for _, want := range []string{"callback, attempt 1: 503 Service Unavailable", "callback, attempt 2: 503 Service Unavailable"} {
+		if strings.Count(c.stderr, want) != 1 {
+			t.Errorf("%q does not tell of the failed attempt: %s", c.stderr, want)
+		}
+	}
+}
+
+func TestARunWhoseCallbackIsNotDeliveredEndsWith4(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	c := runTask(t, "--to", "http://"+app, "--callback-url", "http://127.0.0.1:1/hook", "--config", deliveryFile(t, "retry 1s"))
+	c.wantCode(t, 4)
+	if c.stdout != "done" || !strings.Contains(c.stderr, "callback, attempt 2: ") || !strings.Contains(c.stderr, "given up") {
+		t.Errorf("it writes %q and %q", c.stdout, c.stderr)
+	}
+}
+
+func TestInterruptingARunCancelsItAndCallsBack(t *testing.T) {
+	t.Parallel()
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
+		t.Run(sig.String(), func(t *testing.T) {
+			t.Parallel()
+			begun, canceled := make(chan struct{}), make(chan struct{})
+			app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+				if _, err := io.Copy(io.Discard, r.Body); err != nil {
+					t.Error(err)
+				}
+				close(begun)
+				<-r.Context().Done()
+				close(canceled)
+			})
+			rcv := newReceiver(t, nil)
+			r := newRun(t, "--to", "http://"+app, "--callback-url", rcv.URL).start()
+			<-begun
+			if err := r.cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			<-canceled
+			if got := rcv.next(t); got.status() != "FAILED" || got.body != "error=canceled" {
+				t.Errorf("the callback is %s %s", got.status(), got.body)
+			}
+			r.wait().wantCode(t, 1)
+		})
+	}
+}
+
+func TestInterruptingARunAgainGivesUp(t *testing.T) {
+	t.Parallel()
+	begun := make(chan struct{})
+	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			t.Error(err)
+		}
+		close(begun)
+		<-r.Context().Done()
+	})
+	rcv := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	r := newRun(t, "--to", "http://"+app, "--callback-url", rcv.URL, "--config", deliveryFile(t, "retry 1h")).start()
+	<-begun
+	r.interrupt()
+	eventually(t, "the callback is tried", func() error {
+		if !strings.Contains(r.stderr.String(), "attempt 1: 503 Service Unavailable; next in ") {
+			return errors.New(r.stderr.String())
+		}
+		return nil
+	})
+	// Two that come at once are one.
+	ended := make(chan command, 1)
+	go func() { ended <- r.wait() }()
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for {
+		select {
+		case c := <-ended:
+			c.wantCode(t, 4)
+			if !strings.Contains(c.stderr, "given up; the callback was not delivered") {
+				t.Errorf("it writes %q", c.stderr)
+			}
+			return
+		case <-again.C:
+			_ = r.cmd.Process.Signal(os.Interrupt) // it may have ended
+		case <-t.Context().Done():
+			t.Fatal("it waits on")
+		}
+	}
+}
+
+func TestBadUsageOfRunNamesTheFlag(t *testing.T) {
+	t.Parallel()
+	good := []string{"--to", "http://127.0.0.1:1/"}
+	for name, test := range map[string]struct {
+		args []string
+		want string
+	}{
+		"no target":             {nil, "--to is missing"},
+		"a target of no use":    {[]string{"--to", "app:9000"}, `--to: "app:9000" is not an http or https URL`},
+		"an unknown flag":       {append(good, "--callback", "x"), "unknown flag: --callback"},
+		"an argument":           {append(good, "x"), `"x" is neither a flag`},
+		"a bad timeout":         {append(good, "--timeout", "soon"), `--timeout: "soon" is not a positive duration`},
+		"no time":               {append(good, "--timeout", "0"), `--timeout: "0" is not`},
+		"a bad format":          {append(good, "--format", "xml"), `--format: "xml" is none of form, json, raw`},
+		"a bad header":          {append(good, "-H", "x"), `--header: "x" is not "Name: value"`},
+		"a bad method":          {append(good, "--method", "A B"), `--method: "A B" is not a method`},
+		"a missing file":        {append(good, "--data", "@/nowhere"), "--data: open /nowhere"},
+		"a bad callback URL":    {append(good, "--callback-url", "ftp://c.example"), "--callback-url: not an http or https URL"},
+		"a bad URL in data":     {append(good, "--data", `{"callback_url":7}`), "--data: callback_url: not a string"},
+		"a missing config":      {append(good, "--config", "/nowhere"), "--config: "},
+		"a bad config":          {append(good, "--config", deliveryFile(t, "retry never")), `--config: `},
+		"an adapter on its own": {append(good, "--adapter", "caddyfile"), "--config"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := runTask(t, test.args...)
+			c.wantCode(t, 2)
+			if !strings.Contains(c.stderr, "caddy callback run: ") || !strings.Contains(c.stderr, test.want) || c.stdout != "" {
+				t.Errorf("it writes %q and %q", c.stdout, c.stderr)
+			}
+		})
+	}
+	c := runCaddy(t, t.TempDir(), "callback", "rum")
+	c.wantCode(t, 2)
+	if !strings.Contains(c.stderr, `there is no command "rum"`) {
+		t.Errorf("it writes %q", c.stderr)
+	}
+}
+
+func TestARunPassesBytesOn(t *testing.T) {
+	t.Parallel()
+	// 20 MB of every byte there is, more than a callback posts whole.
+	sent := bytes.Repeat([]byte(allBytes()), 20<<20/256)
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
+		_, _ = io.Copy(w, r.Body)
+	})
+	rcv := newReceiver(t, nil)
+	r := newRun(t, "--to", "http://"+app, "--data", "@-", "--callback-url", rcv.URL)
+	r.cmd.Stdin = bytes.NewReader(sent)
+	c := r.start().wait()
+	c.wantCode(t, 0)
+	if c.stdout != string(sent) || c.stderr != "" {
+		t.Errorf("it writes %d bytes, and %q", len(c.stdout), c.stderr)
+	}
+	got := rcv.next(t)
+	if got.header.Get("Callback-Encoding") != "base64" || got.header.Get("Callback-Truncated") != fmt.Sprint(len(sent)) {
+		t.Errorf("the callback is %v", got.header)
+	}
+}
+
+func allBytes() string {
+	var b [256]byte
+	for i := range b {
+		b[i] = byte(i)
+	}
+	return string(b[:])
+}
+
+func TestARunTakesItsDataFromAFile(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "job.json")
+	if err := os.WriteFile(file, []byte(`{"epochs":3}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+	c := runTask(t, "--to", "http://"+app, "--data", "@"+file)
+	c.wantCode(t, 0)
+	if c.stdout != `{"epochs":3}` {
+		t.Errorf("it writes %q", c.stdout)
+	}
+}
+
+func TestARunGoesOnWhenNobodyReadsItsOutput(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) {
+		for range 100 {
+			_, _ = io.WriteString(w, strings.Repeat("x", 10_000))
+		}
+	})
+	rcv := newReceiver(t, nil)
+	r := newRun(t, "--to", "http://"+app, "--callback-url", rcv.URL)
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.cmd.Stdout = writer
+	r.start()
+	writer.Close()
+	reader.Close() // as `| head` does
+	if got := rcv.next(t); got.status() != "COMPLETE" || len(got.body) != len("response=")+1_000_000 {
+		t.Errorf("the callback is %s, %d bytes", got.status(), len(got.body))
+	}
+	r.wait().wantCode(t, 0)
+}
+
+func TestTheDocsOfRunDoWhatTheySay(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	rcv := newReceiver(t, nil)
+	real := strings.NewReplacer("app:9000", app, "https://c.example", rcv.URL)
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"job.json":  `{"epochs":3}`,
+		"Caddyfile": "example.com {\n\tcallback\n\treverse_proxy app:9000\n}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, b := range blocks(t, "docs/run.md") {
+		if b.lang != "sh" {
+			continue
+		}
+		args, ok := strings.CutPrefix(b.text, "caddy callback run ")
+		if !ok {
+			t.Fatalf("%v: nothing runs it", b)
+		}
+		r := newRun(t, shellWords(t, real.Replace(args))...)
+		r.cmd.Dir = dir
+		c := r.start().wait()
+		c.wantCode(t, 0)
+		if c.stdout != "done" || c.stderr != "" {
+			t.Errorf("%v: it writes %q and %q", b, c.stdout, c.stderr)
+		}
+		if strings.Contains(args, "https://c.example/hook") {
+			rcv.next(t)
+		}
+	}
+}

@@ -1,0 +1,321 @@
+package callback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// run is one task from the command line: a Handler without a server, in front of
+// an endpoint, with standard output for a client.
+type run struct {
+	app      *App
+	h        *Handler
+	request  *http.Request
+	callback *task.Callback // nil if there is none
+	host     string         // of the callback, and its port
+	log      *progress
+
+	reported int         // attempts
+	unheard  atomic.Bool // part of the response could not be written
+}
+
+// loadQuietly loads the app and a handler as a configuration with both would,
+// with a log of warnings only. The configuration is known by f once there is
+// such a log.
+func loadQuietly(f func() (*App, *Handler, error)) (*Handler, error) {
+	apps := make(caddy.ModuleMap)
+	ctx, err := caddy.ProvisionContext(&caddy.Config{
+		AppsRaw: apps,
+		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: caddy.BaseLog{Level: "WARN"}}}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	app, h, err := f()
+	if err != nil {
+		return nil, err
+	}
+	apps["callback"] = caddyconfig.JSON(app, nil)
+	module, err := ctx.LoadModuleByID("http.handlers.callback", caddyconfig.JSON(h, nil))
+	if err != nil {
+		return nil, err
+	}
+	return module.(*Handler), nil
+}
+
+// trapInterrupts makes what would end the process a message, unless it is
+// ignored, as nohup does.
+func trapInterrupts() (stop func(), interrupts <-chan os.Signal) {
+	// Of what goes to a program that has ended, the task takes no notice: its
+	// callback is still to come.
+	signal.Ignore(syscall.SIGPIPE)
+	c := make(chan os.Signal, 2)
+	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) {
+			signal.Notify(c, s)
+		}
+	}
+	return func() { signal.Stop(c) }, c
+}
+
+const (
+	// soonest and latest are how often the task is looked at: at first a callback
+	// is delivered within milliseconds, later it may wait for hours.
+	soonest = 5 * time.Millisecond
+	latest  = 500 * time.Millisecond
+
+	// sameInterrupt is how close two interrupts come if they are one: a shell's,
+	// and the same again from a program such as timeout or make.
+	sameInterrupt = 300 * time.Millisecond
+)
+
+// main runs the task, waits for its callback to be delivered, and returns the
+// exit code.
+func (r *run) main(interrupts <-chan os.Signal) int {
+	e, leave, err := r.app.enter()
+	if err != nil {
+		r.log.line("%v", err)
+		return exitFailed
+	}
+	out := &output{header: make(http.Header), run: r}
+	x, err := r.h.claim(e, r.callback, r.host, out, r.request)
+	if err != nil {
+		leave()
+		r.log.line("%v", err)
+		return exitFailed
+	}
+	r.log.begin("running")
+	defer r.log.end()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		defer leave()
+		r.serve(x)
+	}()
+	var interrupted time.Time
+	for wait := latest; ; {
+		select {
+		case <-served:
+			served, wait = nil, soonest
+			if out.last != 0 && out.last != '\n' {
+				r.log.freshLine() // or the response's last line would be written over
+			}
+			r.log.begin("calling back")
+		case <-interrupts:
+			switch {
+			case interrupted.IsZero():
+				interrupted = time.Now()
+				r.cancel(x)
+			case time.Since(interrupted) > sameInterrupt:
+				return r.giveUp(e, x.rec.ID)
+			}
+		case <-time.After(wait):
+			wait = min(2*wait, latest)
+		}
+		r.log.tick()
+		if served != nil {
+			continue
+		}
+		if code, over := r.look(e, x.rec.ID); over {
+			return code
+		}
+	}
+}
+
+// serve runs the task to its verdict.
+func (r *run) serve(x *exchange) {
+	defer func() {
+		// A response that broke off panics so that a server cuts its client off.
+		if cause := recover(); cause != nil && cause != http.ErrAbortHandler {
+			panic(cause)
+		}
+	}()
+	_ = x.serve(r.request, caddyhttp.HandlerFunc(r.forward)) // the verdict says it
+}
+
+// forward is the endpoint: it sends the request and passes on the response as it
+// comes.
+func (r *run) forward(w http.ResponseWriter, req *http.Request) error {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.DisableCompression = true // the response as it is sent
+	defer transport.CloseIdleConnections()
+	client := http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		if req.Context().Err() == nil {
+			r.log.line("%v", withoutURL(err))
+		}
+		return caddyhttp.Error(http.StatusBadGateway, err)
+	}
+	defer resp.Body.Close()
+	for name, values := range resp.Header {
+		w.Header()[name] = values
+	}
+	w.WriteHeader(resp.StatusCode)
+	if _, err := io.Copy(w, resp.Body); err != nil {
+		panic(http.ErrAbortHandler) // as reverse_proxy does
+	}
+	return nil
+}
+
+// withoutURL is what went wrong with a request; its URL may have secrets in its
+// query.
+func withoutURL(err error) error {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		return ue.Err
+	}
+	return err
+}
+
+// cancel gives the task the verdict FAILED, unless it has one.
+func (r *run) cancel(x *exchange) {
+	x.settle(verdict{status: task.Failed, message: errCanceled, cut: context.Canceled})
+	if r.callback != nil {
+		r.log.line("interrupted; the callback is still to come. Interrupt again to give it up")
+	}
+}
+
+// look reports what has happened to the task since it was last looked at, and
+// returns the exit code if nothing more will.
+func (r *run) look(e *engine.Engine, id string) (code int, over bool) {
+	found, err := e.Find(r.app.quit, id)
+	if err != nil {
+		return 0, false // the store is in trouble, and has said so
+	}
+	rec := found.Record
+	for ; r.reported < rec.Tries; r.reported++ {
+		// Of many attempts only the last are kept.
+		i := len(rec.Attempts) - (rec.Tries - r.reported)
+		if i >= 0 && !rec.Attempts[i].At.IsZero() {
+			r.report(rec, r.reported+1, rec.Attempts[i])
+		}
+	}
+	if rec.State != task.Done && rec.State != task.Dead {
+		return 0, false
+	}
+	if rec.Status != task.Complete {
+		r.log.line("%s: %s", rec.Status, reasonOf(rec))
+	}
+	return r.codeOf(rec), true
+}
+
+// report tells of an attempt that failed.
+func (r *run) report(rec *task.Record, number int, a task.Attempt) {
+	if a.StatusCode >= 200 && a.StatusCode < 300 {
+		return
+	}
+	said := a.Error
+	if said == "" {
+		said = fmt.Sprintf("%d %s", a.StatusCode, http.StatusText(a.StatusCode))
+	}
+	wait := time.Until(rec.NextAttemptAt).Round(100 * time.Millisecond)
+	next := ""
+	switch {
+	case rec.State == task.Dead && number == rec.Tries:
+		next = "; given up"
+	case wait > 0 && number == rec.Tries:
+		next = "; next in " + wait.String()
+	}
+	r.log.line("callback, attempt %d: %s%s", number, said, next)
+}
+
+// reasonOf says why a task is not COMPLETE.
+func reasonOf(rec *task.Record) string {
+	if rec.Error != "" {
+		return rec.Error
+	}
+	return fmt.Sprintf("the endpoint answered %d %s", rec.UpstreamStatus, http.StatusText(rec.UpstreamStatus))
+}
+
+// giveUp returns the exit code of a task that is not waited for any more.
+func (r *run) giveUp(e *engine.Engine, id string) int {
+	found, err := e.Find(r.app.quit, id)
+	switch {
+	case err != nil:
+		return exitFailed
+	case r.callback != nil && found.Record.State != task.Done:
+		r.log.line("given up; the callback was not delivered")
+		return exitUndelivered
+	}
+	return r.codeOf(found.Record)
+}
+
+// codeOf returns the exit code of a task that is over.
+func (r *run) codeOf(rec *task.Record) int {
+	switch {
+	case rec.State == task.Dead:
+		return exitUndelivered
+	case rec.Status == task.TimedOut:
+		return exitTimeout
+	case rec.Status == task.Complete && !r.unheard.Load():
+		return exitComplete
+	default:
+		return exitFailed
+	}
+}
+
+// closeTimeout bounds what a program that reads standard output, and does not,
+// can hold up.
+const closeTimeout = 5 * time.Second
+
+// close ends what is under way and closes the engine. Cleanup would leave that
+// to the background.
+func (r *run) close() {
+	r.app.quitNow(errStopped)
+	_ = r.app.Stop() // it returns no error
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		r.app.working.close()
+		_, _ = engines.Delete(r.app.engineKey) // Close returns no error
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closeTimeout):
+	}
+}
+
+// output is the client of a run: the body of the response goes to standard
+// output.
+type output struct {
+	header http.Header
+	run    *run
+	last   byte // written; 0 before
+}
+
+func (o *output) Header() http.Header { return o.header }
+func (o *output) WriteHeader(int)     {}
+func (o *output) Flush()              {} // nothing is held back
+
+func (o *output) Write(p []byte) (int, error) {
+	o.run.log.end()
+	if len(p) > 0 {
+		o.last = p[len(p)-1]
+	}
+	n, err := os.Stdout.Write(p)
+	if err != nil && !errors.Is(err, syscall.EPIPE) { // who has left needs no more
+		o.run.unheard.Store(true)
+		o.run.log.line("standard output: %v", err)
+	}
+	return n, err
+}
