@@ -21,8 +21,9 @@ var update = flag.Bool("update", false, "write the golden files in testdata/adap
 const divider = "----------\n"
 
 // TestCaddyfilesAdaptAsTheyDid reads testdata/adapt: a Caddyfile, a line, then
-// the JSON it becomes or the error. What becomes JSON must load, too, but for
-// the files named invalid_…: they have what only loading finds.
+// the JSON it becomes or, if it is named error_…, the error. What becomes JSON
+// must load, too, but for the files named invalid_…: they have what only loading
+// finds.
 func TestCaddyfilesAdaptAsTheyDid(t *testing.T) {
 	t.Setenv("OLD_KEY", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 	files, err := filepath.Glob("testdata/adapt/*.caddyfiletest")
@@ -59,6 +60,9 @@ func outcome(t *testing.T, name, caddyfile string) string {
 	t.Helper()
 	config, warnings, err := caddyconfig.GetAdapter("caddyfile").
 		Adapt([]byte(caddyfile), map[string]any{"filename": "Caddyfile"})
+	if failing := strings.HasPrefix(name, "error_"); failing != (err != nil) {
+		t.Errorf("%s is a name for something else: the error is %v", name, err)
+	}
 	if err != nil {
 		return err.Error() + "\n"
 	}

@@ -75,6 +75,8 @@ type App struct {
 	workers     sync.WaitGroup     // what takes tasks from queues
 	stopWorkers context.CancelFunc // nil before Start
 	draining    atomic.Bool
+	started     chan struct{}      // closed when the engine is open
+	away        atomic.Bool        // it could not be reached at Start
 	opening     sync.WaitGroup     // what tries to reach the engine
 	stopOpening context.CancelFunc // nil before Start
 }
@@ -98,6 +100,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.quit, a.quitNow = context.WithCancelCause(context.Background())
 	a.givingBack, a.giveBackNow = context.WithCancelCause(a.quit)
 	a.queues = make(map[string]*TaskQueue)
+	a.started = make(chan struct{})
 	for name, opts := range a.Queues {
 		if opts == nil {
 			opts = new(QueueOptions)
@@ -166,6 +169,7 @@ func (a *App) Start() error {
 		return err
 	}
 	a.log.Error("engine not reached; requests for callbacks are refused until it is", zap.Error(err))
+	a.away.Store(true)
 	a.opening.Go(func() { a.openLater(ctx) })
 	return nil
 }
@@ -233,16 +237,29 @@ func (a *App) Cleanup() error {
 	return nil
 }
 
+// startWait is how long a request for a callback waits for the app to start.
+const startWait = 2 * time.Second
+
 // enter returns the engine, if it can take a task, and keeps it open until
 // leave is called.
 func (a *App) enter() (e *engine.Engine, leave func(), err error) {
 	if caddy.Exiting() && a.draining.Load() {
 		return nil, nil, errStopped
 	}
-	e = a.engine.Load()
-	if e == nil {
-		return nil, nil, errors.New("the gateway is starting")
+	// During a reload the new servers may take a request before this app starts.
+	select {
+	case <-a.started:
+	default:
+		if a.away.Load() {
+			return nil, nil, engine.ErrUnreachable
+		}
+		select {
+		case <-a.started:
+		case <-time.After(startWait):
+			return nil, nil, errors.New("the gateway is starting")
+		}
 	}
+	e = a.engine.Load()
 	leave = a.working.leave
 	if !a.working.enter() {
 		// A reload has replaced this generation while the request was on its

@@ -86,7 +86,8 @@ func (a *App) open(ctx context.Context) error {
 	if err := a.openQueues(e.Engine); err != nil {
 		return err
 	}
-	a.engine.Store(e.Engine) // from here on requests use them all
+	a.engine.Store(e.Engine)
+	close(a.started) // from here on requests use them all
 	a.startWorkers()
 	return a.deliverer.join(a)
 }

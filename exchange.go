@@ -90,7 +90,7 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 			panic(cause) // Caddy's to handle
 		}
 	}()
-	ctx := &requestContext{client: r.Context(), task: x.handlerContext()}
+	ctx := &requestContext{client: r.Context(), task: x.handlerContext(r.Context())}
 	defer ctx.over.Store(true)
 	// In place: Caddy's placeholders, {http.request.body} for one, read the request
 	// that it has prepared, not a copy of it.
@@ -130,13 +130,13 @@ func (c *requestContext) Err() error                  { return c.current().Err()
 func (c *requestContext) Value(key any) any           { return c.current().Value(key) }
 
 // handlerContext is the context of the handlers after this one. If a queue is
-// among them it finds the task there.
-func (x *exchange) handlerContext() context.Context {
+// among them it finds the task there, and the client's own context.
+func (x *exchange) handlerContext(client context.Context) context.Context {
 	if !x.h.leads.Load() {
 		return x.ctx
 	}
 	t := newTicket(x.h)
-	t.exchange = x
+	t.exchange, t.client = x, client
 	return context.WithValue(x.ctx, ticketKey{}, t)
 }
 

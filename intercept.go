@@ -48,7 +48,8 @@ type Handler struct {
 	StatusHeader string `json:"status_header,omitempty"`
 
 	// Headers added to the callback. Placeholders in their values expand when
-	// the request is accepted. Default: none.
+	// the request is accepted; a request that makes more than 16 KiB of them is
+	// refused. Default: none.
 	Headers []HeaderField `json:"headers,omitempty"`
 
 	// The largest body, in bytes, of a request that can be a task.
@@ -234,15 +235,39 @@ func (h *Handler) callbackOf(r *http.Request) (*task.Callback, string, error) {
 		return nil, "", nil
 	}
 	callback := h.newCallback(target, trusted)
-	callback.Traceparent = r.Header.Get("Traceparent")
-	if len(h.Headers) > 0 {
-		repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-		for _, field := range h.Headers {
-			value := fieldValue(repl.ReplaceAll(field.Value, ""))
-			callback.Header = append(callback.Header, [2]string{field.Name, value})
-		}
+	if parent := r.Header.Get("Traceparent"); len(parent) <= maxTraceparent {
+		callback.Traceparent = parent
 	}
-	return callback, host, nil
+	var err error
+	callback.Header, err = h.callbackHeader(r)
+	return callback, host, err
+}
+
+// maxTraceparent is more than any version of Trace Context has had, in bytes.
+const maxTraceparent = 128
+
+// maxFields is how large the values may be, in bytes, that placeholders put into
+// the header of a callback. The engine keeps them in the task's record, which
+// must fit in a message; most receivers refuse more.
+const maxFields = 16 << 10
+
+// callbackHeader returns what the operator adds to a callback, with what the
+// request puts in the place of placeholders. The error is a *problem.
+func (h *Handler) callbackHeader(r *http.Request) (header [][2]string, _ error) {
+	if len(h.Headers) == 0 {
+		return nil, nil
+	}
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	size := 0
+	for _, field := range h.Headers {
+		value := fieldValue(repl.ReplaceAll(field.Value, ""))
+		if size += len(value); size > maxFields {
+			return nil, &problem{http.StatusBadRequest,
+				fmt.Sprintf("what the request gives the callback's header %s is too long: %d bytes at most", field.Name, maxFields)}
+		}
+		header = append(header, [2]string{field.Name, value})
+	}
+	return header, nil
 }
 
 func (h *Handler) newCallback(target string, trusted bool) *task.Callback {

@@ -19,8 +19,11 @@
 //   - intercept.go: a request becomes a task; request.go reads it
 //   - exchange.go: the task runs and gets its verdict; capture.go copies its
 //     response
-//   - deliver.go: a result becomes a callback that arrives; hosts.go says
-//     whose turn it is
+//   - deliver.go: a result becomes a callback that arrives; post.go makes the
+//     attempts, hosts.go says whose turn it is, lanes.go is where the others
+//     wait, delivery_options.go is what the operator says to all that
+//   - queue.go: a request waits its turn; worker.go runs it, collection.go
+//     answers what is asked about it, schedule.go makes tasks of a clock
 //   - command.go: the command line; run.go: one task without a server
 //   - metrics.go
 //

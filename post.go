@@ -136,6 +136,7 @@ func (s *sender) post(dl *engine.Delivery, at time.Time) (ans answer) {
 	if err != nil {
 		return answer{err: err}
 	}
+	hushStdLog()
 	transport := s.guarded
 	if dl.Record.Callback.Trusted {
 		transport = s.own

@@ -40,12 +40,16 @@ type TaskQueue struct {
 	log    *zap.Logger
 	server *caddyhttp.Server
 	block  caddyhttp.Handler
-	depth  depth
+	depth  *depth
 	// front is the callback handler that stands before the queue, if one does. It
 	// is known once the app starts.
 	front *Handler
 	queue *engine.Queue
 	slots *slots
+	// told is what the configuration says of the queue. twins are told the same,
+	// in another server; they accept tasks, and this one runs them.
+	told  string
+	twins []*TaskQueue
 }
 
 // CaddyModule returns the Caddy module information.
@@ -63,6 +67,11 @@ func (q *TaskQueue) Provision(ctx caddy.Context) error {
 	if !isQueueName(q.Name) {
 		return fmt.Errorf("name: %q is not made of letters, digits, - and _ (at most %d)", q.Name, maxQueueName)
 	}
+	told, err := json.Marshal(q.Routes)
+	if err != nil {
+		return fmt.Errorf("reading the block of the queue %s: %w", q.Name, err)
+	}
+	q.told, q.depth = string(told), new(depth)
 	if err := q.Routes.Provision(ctx); err != nil {
 		return fmt.Errorf("setting up the block of the queue %s: %w", q.Name, err)
 	}
@@ -94,16 +103,16 @@ func isQueueName(s string) bool {
 // it.
 func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	original := originalURL(r)
-	ticket, _ := r.Context().Value(ticketKey{}).(*ticket)
-	if ticket == nil {
-		ticket = newTicket(nil)
-	}
 	e, leave, err := q.app.enter()
+	ticket, _ := r.Context().Value(ticketKey{}).(*ticket)
 	if err != nil {
 		ticket.refuse(r.Context())
 		return unavailable(w, q.log, err)
 	}
 	defer leave()
+	if ticket == nil {
+		ticket = newTicket(q.front) // which did not know yet that it leads here
+	}
 	if look, ok := lookupOf(r.Method, original.Path); ok {
 		return q.answer(w, r, e, look)
 	}
@@ -122,6 +131,9 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 	if ticket.exchange != nil {
 		ticket.exchange.capture.taskHeader[1] = a.id // a key may stand for another task
 	}
+	if ticket.client != nil {
+		r = r.WithContext(ticket.client) // nobody waits for a client that has left
+	}
 	return q.acknowledge(w, r, e, original, a)
 }
 
@@ -137,8 +149,9 @@ func originalPath(r *http.Request) string { return originalURL(r).Path }
 
 // ticket is what a callback handler hands to a queue after it.
 type ticket struct {
-	exchange *exchange // claimed for the request; nil if it owes no callback
-	limit    int64     // largest body
+	exchange *exchange       // claimed for the request; nil if it owes no callback
+	client   context.Context // ends when the client leaves; nil without an exchange
+	limit    int64           // largest body
 	timeout  time.Duration
 	header   string // of the task's ID
 }
@@ -155,7 +168,7 @@ func newTicket(h *Handler) *ticket {
 
 // refuse gives up the task that was claimed for a request which is not accepted.
 func (t *ticket) refuse(ctx context.Context) {
-	if t.exchange != nil {
+	if t != nil && t.exchange != nil {
 		t.exchange.dissolve(ctx)
 	}
 }

@@ -15,7 +15,11 @@ import (
 // addQueue makes a queue known to the app, while the configuration is
 // provisioned, and returns its options.
 func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
-	if a.queues[q.Name] != nil {
+	if first := a.queues[q.Name]; first != nil && first.told == q.told {
+		// One site block that two servers serve, with and without encryption.
+		first.twins = append(first.twins, q)
+		return first.opts, nil
+	} else if first != nil {
 		return nil, fmt.Errorf("the queue %s stands there twice; which block its tasks run would be anybody's guess", q.Name)
 	}
 	a.queues[q.Name] = q
@@ -42,6 +46,9 @@ func (a *App) openQueues(e *engine.Engine) error {
 			return err
 		}
 		q.slots = slotsOf(a.key(), q.Name)
+		for _, twin := range q.twins {
+			twin.queue, twin.slots, twin.depth = q.queue, q.slots, q.depth
+		}
 		own, err := q.schedules()
 		if err != nil {
 			return err

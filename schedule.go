@@ -15,6 +15,7 @@ import (
 	"time"
 	_ "time/tzdata" // schedules name zones on machines that have no database of them
 
+	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -73,6 +74,9 @@ func (s *Schedule) engineCron() (string, error) {
 	fields := strings.Fields(s.Cron)
 	if len(fields) != 5 {
 		return "", fmt.Errorf("%q has %d fields, not five", s.Cron, len(fields))
+	}
+	if err := checkCron(fields); err != nil {
+		return "", err
 	}
 	return "0 " + strings.Join(fields, " "), nil
 }
@@ -188,8 +192,9 @@ func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.C
 		return nil, "", nil
 	}
 	callback := h.newCallback(target, trusted)
+	repl := caddy.NewReplacer() // there is no request whose placeholders could expand
 	for _, field := range h.Headers {
-		callback.Header = append(callback.Header, [2]string{field.Name, fieldValue(field.Value)})
+		callback.Header = append(callback.Header, [2]string{field.Name, fieldValue(repl.ReplaceAll(field.Value, ""))})
 	}
 	return callback, host, nil
 }

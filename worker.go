@@ -32,7 +32,7 @@ func (q *TaskQueue) work(ctx context.Context) {
 		if n == 0 {
 			return
 		}
-		for w, err := range q.queue.Fetch(ctx, n) {
+		for w, err := range q.queue.Fetch(n) {
 			if err != nil {
 				q.log.Warn("tasks not fetched", zap.String("queue", q.Name), zap.Error(err))
 				select {
@@ -60,8 +60,11 @@ func (q *TaskQueue) work(ctx context.Context) {
 func (q *TaskQueue) take(w *engine.Queued) {
 	rec := *w.Record()
 	if rec.ID == "" {
+		if err := w.RememberTick(q.app.quit); err != nil {
+			q.log.Warn("tick not remembered", zap.String("queue", q.Name), zap.Error(err))
+		}
 		rec.ID, rec.CreatedAt = tickID(rec.Seed, w.Sequence()), time.Now().UTC()
-		rec.Request.Header = rec.Request.Header.Clone()
+		rec.Request.Header = headerOfRequest(rec.Request)
 		rec.Request.Header.Set(headerOf(&rec), rec.ID)
 	}
 	log := q.log.With(zap.String("task_id", rec.ID), zap.String("queue", q.Name))
@@ -142,7 +145,7 @@ func (q *TaskQueue) request(x *exchange, body io.ReadCloser) (*http.Request, err
 	}
 	r := &http.Request{
 		Method: stored.Method, URL: u, RequestURI: stored.URI, Proto: stored.Proto,
-		Header: stored.Header.Clone(), Host: stored.Host, RemoteAddr: stored.RemoteAddr,
+		Header: headerOfRequest(stored), Host: stored.Host, RemoteAddr: stored.RemoteAddr,
 		Body: body, ContentLength: stored.Size,
 	}
 	if major, minor, ok := http.ParseHTTPVersion(stored.Proto); ok {
@@ -224,6 +227,15 @@ func headerOf(rec *task.Record) string {
 		return rec.Callback.TaskHeader
 	}
 	return defaultTaskHeader
+}
+
+// headerOfRequest returns the header of a stored request; one that is empty is not
+// stored.
+func headerOfRequest(stored *task.Request) http.Header {
+	if stored.Header == nil {
+		return make(http.Header)
+	}
+	return stored.Header.Clone()
 }
 
 // tickID is the ID of the task that a schedule's tick makes: the same on every

@@ -163,3 +163,31 @@ func TestALongURLIsTakenUpToItsLimit(t *testing.T) {
 		t.Errorf("the receiver was asked for %s", path)
 	}
 }
+
+// A record that does not fit in a message would look like an engine that
+// cannot store, and turn other clients away.
+func TestLongHeadersOfOneClientTakeNothingFromOthers(t *testing.T) {
+	t.Parallel()
+	app, _ := newRecorder(t, nil)
+	rcv := newReceiver(t, nil)
+	g := newGateway(t, toLocal, "callback {\nheader X-Tenant {http.request.header.Tenant}\n}\nreverse_proxy "+app)
+	g.edit("auto_https off", "auto_https off\nservers {\nmax_header_size 1MB\n}")
+	g.start()
+	long := strings.Repeat("<", 200_000) // six times as long in JSON
+	body := `{"callback_url":"` + rcv.URL + `"}`
+	for range 3 {
+		resp, text := g.do("POST", "/", body, "Content-Type", "application/json", "Tenant", long)
+		if detail := checkProblem(t, resp, text, 400); !strings.Contains(detail, "X-Tenant") {
+			t.Errorf("detail %q does not name the header", detail)
+		}
+		resp, _ = g.do("POST", "/", body, "Content-Type", "application/json", "Traceparent", long, "X-Other", long)
+		if c := rcv.next(t); resp.StatusCode != 200 || c.header.Get("Traceparent") != "" {
+			t.Errorf("the client got %s, the receiver a traceparent of %d bytes", resp.Status, len(c.header.Get("Traceparent")))
+		}
+	}
+	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	resp, _ := g.do("POST", "/", body, "Content-Type", "application/json", "Traceparent", parent, "Tenant", strings.Repeat("<", 16<<10))
+	if c := rcv.next(t); resp.StatusCode != 200 || c.header.Get("Traceparent") != parent || len(c.header.Get("X-Tenant")) != 16<<10 {
+		t.Errorf("the client got %s, the receiver traceparent %q", resp.Status, c.header.Get("Traceparent"))
+	}
+}

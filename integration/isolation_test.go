@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // manyTimes are waits for callbacks that are tried again until the test has
@@ -103,7 +104,9 @@ func TestABlackHoleWithTenThousandCallbacksDelaysNobodyElse(t *testing.T) {
 	}
 
 	close(hole.opened)
+	opened := time.Now()
 	g.eventually("all callbacks are delivered", func() error { return hole.delivered(waiting) })
+	t.Logf("all are delivered %v after it opened", time.Since(opened))
 	for id, n := range hole.answered {
 		if n != 1 {
 			t.Errorf("the callback of %s was accepted %d times", id, n)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -134,8 +135,10 @@ func TestARawResultOverTheLimitStaysInItsCoding(t *testing.T) {
 func TestALargeResultArrivesWhole(t *testing.T) {
 	t.Parallel()
 	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
-		var size int
-		fmt.Sscanf(r.URL.Path, "/%d", &size)
+		size, err := strconv.Atoi(r.URL.Path[1:])
+		if err != nil {
+			return
+		}
 		w.Header().Set("Content-Type", "text/plain")
 		_, _ = io.WriteString(w, strings.Repeat("x", size))
 	})

@@ -214,10 +214,9 @@ func TestAClientThatLeavesEndsNothing(t *testing.T) {
 						t.Fatalf("the client got %v %v", resp, err)
 					}
 				case "after the header":
-					if err != nil {
+					if err := errors.Join(err, <-ended); err != nil {
 						t.Fatal(err)
 					}
-					<-ended
 				case "in the body":
 					if err != nil {
 						t.Fatal(err)

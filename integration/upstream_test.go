@@ -162,3 +162,20 @@ func TestAnUpstreamsOwnTimeoutIsAFailure(t *testing.T) {
 		t.Errorf("the callback is %s, error=%s", c.status(), message)
 	}
 }
+
+func TestALimitOfCaddysOwnHoldsAsItWould(t *testing.T) {
+	t.Parallel()
+	app, _ := newRecorder(t, nil)
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "request_body {\nmax_size 1KB\n}\ncallback\nreverse_proxy "+app)
+	for _, padding := range []int{10, 10_000} {
+		resp, _ := g.post("/", `{"callback_url":"`+rcv.URL+`","a":"`+strings.Repeat("x", padding)+`"}`)
+		id := resp.Header.Get("beam-task-id")
+		if fits := padding < 1000; fits != (resp.StatusCode == 200) || fits != (id != "") {
+			t.Errorf("with %d bytes more the client got %s, task %q", padding, resp.Status, id)
+		}
+	}
+	if c := rcv.next(t); c.status() != "COMPLETE" {
+		t.Errorf("the callback is %s %q", c.status(), c.body)
+	}
+}

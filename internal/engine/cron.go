@@ -2,11 +2,14 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -26,11 +29,16 @@ type Schedule struct {
 	Body   []byte
 }
 
+// target is where a tick stands until it is claimed.
+func (s *Schedule) target() string { return queuedSubject + s.Queue + "." + tickPrefix + s.Name }
+
+const tickPrefix = "cron-"
+
 func (s *Schedule) subject() string { return cronSubject + s.Queue + "." + s.Name }
 
 // SetSchedules makes the given schedules the ones there are: others are taken
-// out, unchanged ones keep their place. A tick that was missed while no server
-// ran comes once when one does.
+// out, unchanged ones keep their place. Ticks that were missed while no server
+// ran are made up for by one.
 func (e *Engine) SetSchedules(ctx context.Context, schedules []Schedule) error {
 	info, err := e.live.Info(ctx, jetstream.WithSubjectFilter(cronSubject+">"))
 	if err != nil {
@@ -41,6 +49,9 @@ func (e *Engine) SetSchedules(ctx context.Context, schedules []Schedule) error {
 		s := &schedules[i]
 		if _, ok := old[s.subject()]; ok {
 			delete(old, s.subject())
+			if err := e.watchTick(ctx, s); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := e.addSchedule(ctx, s); err != nil {
@@ -50,6 +61,10 @@ func (e *Engine) SetSchedules(ctx context.Context, schedules []Schedule) error {
 	for subject := range old {
 		if err := e.live.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
 			return fmt.Errorf("taking out the schedule %s: %w", strings.TrimPrefix(subject, cronSubject), err)
+		}
+		next := tickSubject + strings.TrimPrefix(subject, cronSubject)
+		if err := e.live.Purge(ctx, jetstream.WithPurgeSubject(next)); err != nil {
+			return fmt.Errorf("forgetting the next tick of a schedule: %w", err)
 		}
 	}
 	return nil
@@ -62,7 +77,7 @@ func (e *Engine) addSchedule(ctx context.Context, s *Schedule) error {
 	}
 	header := nats.Header{
 		jetstream.ScheduleHeader:       {s.Cron},
-		jetstream.ScheduleTargetHeader: {queuedSubject + s.Queue + ".cron-" + s.Name},
+		jetstream.ScheduleTargetHeader: {s.target()},
 	}
 	if s.Zone != "" {
 		header[jetstream.ScheduleTimeZoneHeader] = []string{s.Zone}
@@ -71,4 +86,75 @@ func (e *Engine) addSchedule(ctx context.Context, s *Schedule) error {
 		return fmt.Errorf("storing a schedule of the queue %s: %w", s.Queue, err)
 	}
 	return nil
+}
+
+// RememberTick notes when the schedule that made w ticks next. The server knows,
+// but it forgets if it is killed, and then leaves out what it missed.
+func (w *Queued) RememberTick(ctx context.Context) error {
+	next := w.hand.msg.Headers().Get(scheduleNextHeader)
+	name := strings.TrimPrefix(idOf(w.hand.msg.Subject()), tickPrefix)
+	if next == "" {
+		return nil
+	}
+	_, err := w.hand.engine.send(ctx, &nats.Msg{
+		Subject: tickSubject + w.hand.Record.Queue + "." + name, Data: []byte(next),
+	})
+	return err
+}
+
+// makeUpAfter is how long after it was opened the server has to make up for a
+// tick itself.
+const makeUpAfter = 2 * time.Second
+
+// watchTick makes up for a tick that was due while the embedded server was not
+// running, unless the server does.
+func (e *Engine) watchTick(ctx context.Context, s *Schedule) error {
+	next, err := e.nextTick(ctx, s)
+	if err != nil || e.remote() || next.IsZero() || !next.Before(e.opened) {
+		return err
+	}
+	missed := *s
+	e.done.Go(func() {
+		select {
+		case <-e.closing.Done():
+			return
+		case <-time.After(makeUpAfter - time.Since(e.opened)):
+		}
+		if err := e.makeUp(e.closing, &missed, next); err != nil {
+			e.log.Error("missed tick not made up for", zap.String("queue", missed.Queue), zap.Error(err))
+		}
+	})
+	return nil
+}
+
+// makeUp puts a tick into the queue if none has come since the one that was due
+// at next.
+func (e *Engine) makeUp(ctx context.Context, s *Schedule, next time.Time) error {
+	if now, err := e.nextTick(ctx, s); err != nil || !now.Equal(next) {
+		return err
+	}
+	msg, err := e.live.GetLastMsgForSubject(ctx, s.subject())
+	if err != nil {
+		return fmt.Errorf("looking up a schedule: %w", err)
+	}
+	// Refused if a tick waits there already.
+	_, err = e.send(ctx, &nats.Msg{
+		Subject: s.target(), Data: msg.Data,
+		Header: nats.Header{jetstream.ExpectedLastSubjSeqHeader: {"0"}},
+	})
+	if errors.Is(err, ErrLost) {
+		return nil
+	}
+	return err
+}
+
+// nextTick returns when a schedule was to tick next, as far as it is remembered.
+func (e *Engine) nextTick(ctx context.Context, s *Schedule) (time.Time, error) {
+	msg, err := e.live.GetLastMsgForSubject(ctx, tickSubject+s.Queue+"."+s.Name)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return time.Time{}, nil
+	} else if err != nil {
+		return time.Time{}, fmt.Errorf("looking up the next tick of a schedule: %w", err)
+	}
+	return time.Parse(time.RFC3339Nano, string(msg.Data))
 }

@@ -79,8 +79,12 @@ const fetchWait = 10 * time.Second
 // none came for about ten seconds, or when ctx ends. Every delivery must be
 // finished with Done, Dead, Retry, Hold or Release.
 func (s *Source) Fetch(ctx context.Context, n int) iter.Seq2[*Delivery, error] {
+	return s.fetch(ctx, n, fetchWait)
+}
+
+func (s *Source) fetch(ctx context.Context, n int, wait time.Duration) iter.Seq2[*Delivery, error] {
 	return func(yield func(*Delivery, error) bool) {
-		ctx, cancel := context.WithTimeout(ctx, fetchWait)
+		ctx, cancel := context.WithTimeout(ctx, wait)
 		defer cancel()
 		// No FetchMaxBytes: a cluster then says that the batch is complete before it
 		// sends the last message, which is lost until its acknowledgement is due.

@@ -97,8 +97,9 @@ type Engine struct {
 	publishLimit int
 	opened       time.Time
 
-	stop context.CancelFunc
-	done sync.WaitGroup
+	closing context.Context // ends when the engine closes
+	stop    context.CancelFunc
+	done    sync.WaitGroup
 
 	handsMu sync.Mutex
 	hands   map[*Delivery]struct{} // deliveries taken and not given back
@@ -133,11 +134,10 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		}
 		return nil, err
 	}
-	var background context.Context
-	background, e.stop = context.WithCancel(context.Background())
-	e.done.Go(func() { e.keepHands(background) })
-	e.done.Go(func() { e.watchHealth(background) })
-	e.done.Go(func() { e.sweepBlobs(background) })
+	e.closing, e.stop = context.WithCancel(context.Background())
+	e.done.Go(func() { e.keepHands(e.closing) })
+	e.done.Go(func() { e.watchHealth(e.closing) })
+	e.done.Go(func() { e.sweepBlobs(e.closing) })
 	return e, nil
 }
 

@@ -37,25 +37,31 @@ func (e *Engine) ClaimKey(ctx context.Context, queue, hash string, k Key) (Key, 
 		}
 		msg := &nats.Msg{Subject: live, Data: data, Header: nats.Header{jetstream.ExpectedLastSubjSeqHeader: {"0"}}}
 		seq, err := e.send(ctx, msg)
-		switch {
-		case errors.Is(err, ErrLost):
-			if first, err := getKey(ctx, e.live, live); err != nil || first != nil {
-				return deref(first), false, err
-			}
-			continue // its task has just ended
-		case err != nil:
+		if err != nil && !errors.Is(err, ErrLost) {
 			return Key{}, false, err
 		}
-		// The first task may have ended between the two looks: its key is then
-		// with the ended ones.
+		isMine := err == nil
+		standing := &k
+		if !isMine {
+			if standing, err = getKey(ctx, e.live, live); err != nil {
+				return Key{}, false, err
+			}
+		}
+		// The first task may have ended between the two looks: its key is then with
+		// the ended ones, and what stands among the live is another's who comes too
+		// late, or ours.
 		first, err := getKey(ctx, e.ended, ended)
-		if err != nil || first != nil {
+		switch {
+		case err == nil && first == nil && standing != nil:
+			return *standing, isMine, nil
+		case err == nil && first == nil:
+			continue // it has just been retired, or given back
+		case isMine:
 			if err := e.live.DeleteMsg(ctx, seq); err != nil {
 				return Key{}, false, fmt.Errorf("giving a key back: %w", err)
 			}
-			return deref(first), false, err
 		}
-		return k, true, nil
+		return deref(first), false, err
 	}
 }
 

@@ -91,11 +91,16 @@ func (q *Queue) Waiting(ctx context.Context) (int, error) {
 	return int(info.NumPending) + info.NumAckPending, nil
 }
 
-// Fetch yields up to n tasks as they come, like [Source.Fetch]. Every one must
-// be finished with Claim, Drop or Release.
-func (q *Queue) Fetch(ctx context.Context, n int) iter.Seq2[*Queued, error] {
+// queueWait is how long one request for tasks waits for the first. It is not cut
+// short: a task that is on its way when its taker leaves would be nobody's until
+// its acknowledgement is due.
+const queueWait = 2 * time.Second
+
+// Fetch yields up to n tasks as they come, and ends when it has n, or when none
+// came for two seconds. Every one must be finished with Claim, Drop or Release.
+func (q *Queue) Fetch(n int) iter.Seq2[*Queued, error] {
 	return func(yield func(*Queued, error) bool) {
-		for d, err := range q.source.Fetch(ctx, n) {
+		for d, err := range q.source.fetch(q.source.engine.closing, n, queueWait) {
 			if err != nil {
 				yield(nil, err)
 				return

@@ -32,6 +32,7 @@ const (
 	deadSubject   = "callback.dead."
 
 	cronSubject    = "callback.cron."    // <queue>.<n>: a schedule
+	tickSubject    = "callback.tick."    // <queue>.<n>: when that schedule ticks next
 	keySubject     = "callback.key."     // <queue>.<hash>: the task that has an idempotency key
 	doneKeySubject = "callback.donekey." // the same, of a task that has ended
 
@@ -46,7 +47,7 @@ func (e *Engine) openStreams(ctx context.Context) (err error) {
 	e.live, err = e.openStream(ctx, jetstream.StreamConfig{
 		Name: liveStream,
 		Subjects: []string{
-			queuedSubject + "*.*", cronSubject + "*.*", keySubject + "*.*",
+			queuedSubject + "*.*", cronSubject + "*.*", tickSubject + "*.*", keySubject + "*.*",
 			leaseSubject + "*", dueSubject + "*.*", heldSubject + "*.*", retrySubject + "*",
 			probeSubject,
 		},

@@ -1,0 +1,130 @@
+package integration
+
+import (
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"testing"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+func TestAQueueThatIsTakenOutKeepsItsTasks(t *testing.T) {
+	t.Parallel()
+	finish := make(chan struct{})
+	app := newApp(t, func(http.ResponseWriter, *http.Request) { <-finish })
+	site := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
+	other := "task_queue /r* r {\nreverse_proxy " + app + "\n}"
+	g := startGateway(t, "queue q {\nworkers 1\n}", site)
+	running := accepted(t, g, "/q", "{}")
+	reaches(t, g, "/q", running, task.Running)
+	waiting := accepted(t, g, "/q", "{}")
+	change := func(options, site string) {
+		t.Helper()
+		g.configure(options, site)
+		if err := g.reload(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change("", other)
+	if resp, _ := g.do(http.MethodGet, "/q/"+waiting, ""); resp.StatusCode == http.StatusOK && resp.Header.Get("Content-Type") != "" {
+		t.Errorf("a queue that is not there answers %s", resp.Status)
+	}
+	added := accepted(t, g, "/r", "{}")
+	reaches(t, g, "/r", added, task.Running)
+	change("queue q {\nworkers 2\n}", site+"\n"+other)
+	reaches(t, g, "/q", running, task.Running) // the reload left it alone
+	reaches(t, g, "/q", waiting, task.Running) // there are two workers now
+	close(finish)
+	for _, id := range []string{running, waiting} {
+		if doc := reaches(t, g, "/q", id, task.Done); doc.Status != task.Complete {
+			t.Errorf("the task is %+v", doc)
+		}
+	}
+	if doc := reaches(t, g, "/r", added, task.Done); doc.Status != task.Complete {
+		t.Errorf("the task is %+v", doc)
+	}
+}
+
+func TestAReloadPutsNoTaskBesideTheWorkersThatThereAre(t *testing.T) {
+	t.Parallel()
+	var running, most atomic.Int32
+	next := make(chan string, 100)
+	finish := make(chan struct{})
+	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		n := running.Add(1)
+		defer running.Add(-1)
+		if n > most.Load() {
+			most.Store(n)
+		}
+		next <- r.Header.Get("beam-task-id")
+		<-finish
+	})
+	site := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
+	g := startGateway(t, "queue q {\nworkers 1\n}", site)
+	var ids []string
+	for range 20 {
+		ids = append(ids, accepted(t, g, "/q", "{}"))
+	}
+	for i, id := range ids {
+		if got := <-next; got != id {
+			t.Errorf("task %d begun is %s, which was not the next to arrive", i, got)
+		}
+		if i < 5 {
+			g.configure(fmt.Sprintf("queue q {\nworkers 1\nattempts %d\n}", 2+i), site)
+			if err := g.reload(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		finish <- struct{}{}
+	}
+	if most.Load() != 1 {
+		t.Errorf("%d tasks ran at once", most.Load())
+	}
+	reaches(t, g, "/q", ids[len(ids)-1], task.Done)
+}
+
+func TestAQueueRunsAsManyTasksAsItHasWorkers(t *testing.T) {
+	t.Parallel()
+	var running, most atomic.Int32
+	full, finish := make(chan struct{}), make(chan struct{})
+	app := newApp(t, func(http.ResponseWriter, *http.Request) {
+		n := running.Add(1)
+		defer running.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		if n == 5 {
+			close(full)
+		}
+		<-finish
+	})
+	g := startGateway(t, "queue q {\nworkers 5\n}", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	var last string
+	for range 30 {
+		last = accepted(t, g, "/q", "{}")
+	}
+	<-full
+	if doc, err := document(g, "/q", last); err != nil || doc.State != task.Queued {
+		t.Errorf("the last task is %+v: %v", doc, err)
+	}
+	close(finish)
+	reaches(t, g, "/q", last, task.Done)
+	if most.Load() != 5 {
+		t.Errorf("%d tasks ran at once", most.Load())
+	}
+}
+
+func TestASiteOfTwoServersHasOneQueue(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(http.ResponseWriter, *http.Request) {})
+	second := freeAddr(t)
+	block := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
+	g := startGateway(t, "", block+"\n}\nhttp://"+second+" {\n"+block)
+	id := accepted(t, g, "/q", "{}")
+	resp, text, err := send(http.MethodPost, "http://"+second+"/q", nil, "Prefer", "wait=60")
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("the second server: %v %s", err, text)
+	}
+	reaches(t, g, "/q", id, task.Done)
+	reaches(t, g, "/q", resp.Header.Get("beam-task-id"), task.Done)
+}

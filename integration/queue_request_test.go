@@ -1,0 +1,276 @@
+package integration
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// result waits for a task's result.
+func result(t *testing.T, g *gateway, path, id string) (*http.Response, string) {
+	t.Helper()
+	reaches(t, g, path, id, task.Done)
+	return g.do(http.MethodGet, path+"/"+id+"/result", "")
+}
+
+func TestATaskSeesTheRequestAsItWasAccepted(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		for _, name := range []string{"X-Seen", "X-Count", "X-Forwarded-Proto", "X-Forwarded-For"} {
+			fmt.Fprintf(w, "%s: %s\n", name, strings.Join(r.Header[name], ","))
+		}
+	})
+	g := startGateway(t, "}\nservers {\ntrusted_proxies static private_ranges", `
+	vars plan gold
+	vars level 5
+	request_header +X-Count 1
+	task_queue /q* q {
+		reverse_proxy `+app+` {
+			header_up X-Seen "{http.request.orig_uri} {http.request.header.X-Mine} {http.vars.plan} {http.vars.level} {http.request.remote.host} {client_ip} {host} {method}"
+		}
+	}`)
+	id := accepted(t, g, "/q", "{}", "X-Mine", "mine", "X-Forwarded-For", "203.0.113.7", "X-Forwarded-Proto", "https")
+	_, text := result(t, g, "/q", id)
+	want := "X-Seen: /q mine gold 5 127.0.0.1 203.0.113.7 127.0.0.1 POST\nX-Count: 1\n" +
+		"X-Forwarded-Proto: https\nX-Forwarded-For: 203.0.113.7, 127.0.0.1\n"
+	if text != want {
+		t.Errorf("the app saw\n%s\nand not\n%s", text, want)
+	}
+}
+
+// certificate writes a certificate for 127.0.0.1 and its key into files.
+func certificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	borrowed := httptest.NewTLSServer(nil)
+	defer borrowed.Close()
+	pair := borrowed.TLS.Certificates[0]
+	private, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for file, block := range map[string]*pem.Block{
+		cert: {Type: "CERTIFICATE", Bytes: pair.Certificate[0]},
+		key:  {Type: "PRIVATE KEY", Bytes: private},
+	} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cert, key
+}
+
+func TestATaskOfAnEncryptedRequestIsOne(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, r.Header.Get("X-Forwarded-Proto")+" "+r.Header.Get("X-Scheme"))
+	})
+	secure := freeAddr(t)
+	cert, key := certificate(t)
+	startGateway(t, "", fmt.Sprintf(
+		"respond no\n}\nhttps://%s {\ntls %s %s\ntask_queue q {\nreverse_proxy %s {\nheader_up X-Scheme {scheme}\n}\n}", secure, cert, key, app))
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequest(http.MethodPost, "https://"+secure+"/q", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Prefer", "wait=60")
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(text) != "https https" {
+		t.Errorf("the app saw %q", text)
+	}
+}
+
+func TestTheBlockOfAQueueIsLikeThatOfHandle(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "100")
+		_, _ = io.WriteString(w, "part of it") // and breaks off
+	})
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback "+rcv.URL+`
+	task_queue /q* q {
+		@named header X-Kind named
+		handle @named {
+			header X-Block yes
+			respond "named {header.X-Kind}" 201
+		}
+		handle /q/refused {
+			error "no such thing" 404
+		}
+		handle /q/broken {
+			reverse_proxy `+app+`
+		}
+		handle {
+			respond other
+		}
+	}`)
+	resp, text := result(t, g, "/q", accepted(t, g, "/q", "{}", "X-Kind", "named"))
+	if resp.StatusCode != http.StatusCreated || text != "named named" || resp.Header.Get("X-Block") != "yes" {
+		t.Errorf("the result is %s %v %s", resp.Status, resp.Header, text)
+	}
+	if c := rcv.next(t); c.status() != "COMPLETE" || c.body != "response=named+named" {
+		t.Errorf("the callback is %v %s", c.header, c.body)
+	}
+	if _, text := result(t, g, "/q", accepted(t, g, "/q", "{}")); text != "other" {
+		t.Errorf("the result is %s", text)
+	}
+	rcv.next(t)
+	for path, want := range map[string]string{
+		"/q/refused": "error=the+request+was+refused+%28404+Not+Found%29",
+		"/q/broken":  "error=the+endpoint%27s+response+broke+off",
+	} {
+		id := accepted(t, g, path, "{}")
+		if c := rcv.next(t); c.id() != id || c.status() != "FAILED" || c.body != want {
+			t.Errorf("the callback of %s is %v %s", path, c.header, c.body)
+		}
+		if doc := reaches(t, g, path, id, task.Done); doc.Status != task.Failed || doc.Error == "" {
+			t.Errorf("the task of %s is %+v", path, doc)
+		}
+	}
+}
+
+func TestTheLastAttemptsAnswerIsDelivered(t *testing.T) {
+	t.Parallel()
+	runs := make(chan time.Time, 10)
+	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) {
+		runs <- time.Now()
+		w.WriteHeader(http.StatusServiceUnavailable)
+		fmt.Fprintf(w, "try %d", len(runs))
+	})
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal+"\nqueue q {\nattempts 2\n}", "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	id := accepted(t, g, "/q", "{}")
+	c := rcv.next(t)
+	if c.status() != "FAILED" || c.body != "response=try+2" || c.header.Get("callback-upstream-status") != "503" {
+		t.Errorf("the callback is %v %s", c.header, c.body)
+	}
+	if resp, text := result(t, g, "/q", id); resp.StatusCode != http.StatusServiceUnavailable || text != "try 2" {
+		t.Errorf("the result is %s %s", resp.Status, text)
+	}
+	if first, second := <-runs, <-runs; second.Sub(first) < time.Second {
+		t.Errorf("the second attempt came %v after the first", second.Sub(first))
+	}
+}
+
+func TestWhatIsRefusedIsNotStored(t *testing.T) {
+	t.Parallel()
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, "", "callback {\nmax_request 1000\n}\ntask_queue /q* q {\nrespond yes\n}")
+	for body, want := range map[string]int{
+		`{"callback_url":"ftp://c.example"}`:                                   http.StatusBadRequest,
+		fmt.Sprintf(`{"callback_url":%q}`, rcv.URL):                            http.StatusBadRequest, // a private address
+		`{"callback_url":1}`:                                                   http.StatusBadRequest,
+		`{"a":"` + strings.Repeat("x", 1000) + `"}`:                            http.StatusRequestEntityTooLarge,
+		`{"callback_url":"http://c.example","a":"` + strings.Repeat("x", 1000): http.StatusRequestEntityTooLarge,
+	} {
+		for _, reader := range []io.Reader{strings.NewReader(body), io.MultiReader(strings.NewReader(body))} { // the second has no length
+			resp, text, err := send(http.MethodPost, g.url("/q"), reader, "Content-Type", "application/json")
+			if err != nil || resp.StatusCode != want {
+				t.Errorf("%.60s: %v %s, not %d", body, err, text, want)
+			}
+		}
+	}
+	if n := stored(t, g); n != 0 {
+		t.Errorf("%d messages are stored", n)
+	}
+}
+
+// stored stops a gateway and counts what is in its store.
+func stored(t *testing.T, g *gateway) (n uint64) {
+	t.Helper()
+	g.stop()
+	srv, err := server.NewServer(&server.Options{
+		JetStream: true, StoreDir: filepath.Join(g.dir, "store"), DontListen: true, NoSigs: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	defer srv.WaitForShutdown()
+	defer srv.Shutdown()
+	if !srv.ReadyForConnections(patience) {
+		t.Fatal("the store does not open")
+	}
+	nc, err := nats.Connect("", nats.InProcessServer(srv))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"CALLBACK", "CALLBACK_ENDED", "CALLBACK_DEAD", "OBJ_callback-blobs"} {
+		stream, err := js.Stream(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += stream.CachedInfo().State.Msgs
+	}
+	return n
+}
+
+func TestALargeTaskGoesWithItsResult(t *testing.T) {
+	t.Parallel()
+	large := bytes.Repeat([]byte("0123456789abcdef"), 20<<16) // 20 MiB
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil || !bytes.Equal(body, large) {
+			t.Errorf("the app got %d bytes: %v", len(body), err)
+		}
+		if r.URL.Path == "/q/large" {
+			w.Header().Set("Content-Type", "text/plain")
+			_, _ = w.Write(body)
+			return
+		}
+		_, _ = io.WriteString(w, "small")
+	})
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, toLocal, "callback "+rcv.URL+" {\nmax_request 64MiB\nmax_result 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	for path, want := range map[string]string{"/q/small": "small", "/q/large": string(large)} {
+		resp, text, err := send(http.MethodPost, g.url(path), bytes.NewReader(large))
+		if err != nil || resp.StatusCode != http.StatusAccepted {
+			t.Fatalf("%v %s", err, text)
+		}
+		id := resp.Header.Get("beam-task-id")
+		if c := rcv.next(t); c.id() != id || c.body != "response="+want {
+			t.Errorf("the callback of %s is %v, %d bytes: %.100s", path, c.header, len(c.body), c.body)
+		}
+		if resp, text := result(t, g, path, id); resp.StatusCode != http.StatusOK || text != want {
+			t.Errorf("the result of %s is %s, %d bytes", path, resp.Status, len(text))
+		}
+	}
+	// The two tasks, and the parts and the description of the large result; of
+	// the requests nothing is left.
+	const part = 128 << 10
+	if got, want := stored(t, g), uint64(2+20<<20/part+1); got != want {
+		t.Errorf("%d messages are stored, not %d", got, want)
+	}
+}

@@ -1,0 +1,165 @@
+package integration
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// tick is a task of a schedule that reached the app.
+type tick struct {
+	id, uri string
+	at      time.Time
+}
+
+// newClockedApp starts an app that tells of each task it gets.
+func newClockedApp(t *testing.T) (addr string, ticks chan tick) {
+	ticks = make(chan tick, 1000)
+	addr = newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		ticks <- tick{r.Header.Get("beam-task-id"), r.RequestURI, time.Now()}
+	})
+	return addr, ticks
+}
+
+func nextTick(t *testing.T, ticks chan tick) tick {
+	t.Helper()
+	select {
+	case k := <-ticks:
+		return k
+	case <-time.After(patience):
+		t.Fatal("no tick came")
+		panic("unreachable")
+	}
+}
+
+func every(d, uri string) string {
+	return fmt.Sprintf("queue q {\nschedule @every %s {\nuri %s\n}\n}", d, uri)
+}
+
+func TestTicksMissedWhileNoGatewayRanComeOnce(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*gateway){
+		"stopped": func(g *gateway) { g.stop() },
+		"killed":  func(g *gateway) { g.kill() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			app, ticks := newClockedApp(t)
+			g := startGateway(t, every("5s", "/t"), "task_queue /t* q {\nreverse_proxy "+app+"\n}")
+			seen := map[string]bool{nextTick(t, ticks).id: true}
+			end(g)
+			pause(11 * time.Second) // two ticks, or three
+			for len(ticks) > 0 {
+				seen[(<-ticks).id] = true // it was begun as the gateway ended
+			}
+			g.start()
+			first := nextTick(t, ticks)
+			second := nextTick(t, ticks)
+			if wait := second.at.Sub(first.at); wait < 1500*time.Millisecond {
+				t.Errorf("another tick came %v after the missed one", wait)
+			}
+			for _, k := range []tick{first, second} {
+				if seen[k.id] || k.id == "" {
+					t.Errorf("the task %q came twice", k.id)
+				}
+				seen[k.id] = true
+			}
+		})
+	}
+}
+
+func TestAReloadKeepsASchedulesPlace(t *testing.T) {
+	t.Parallel()
+	app, ticks := newClockedApp(t)
+	site := "task_queue /t* q {\nreverse_proxy " + app + "\n}"
+	g := startGateway(t, every("4s", "/t/kept"), site)
+	started := time.Now()
+	// If a reload began the interval anew, no tick would come while they go on.
+	for i := 0; len(ticks) == 0; i++ {
+		pause(500 * time.Millisecond)
+		if time.Since(started) > patience {
+			t.Fatal("no tick came over many reloads")
+		}
+		g.configure(every("4s", "/t/kept")+fmt.Sprintf("\nqueue other {\nattempts %d\n}", i+1), site)
+		if err := g.reload(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-ticks
+
+	g.configure(every("1s", "/t/changed"), site)
+	if err := g.reload(); err != nil {
+		t.Fatal(err)
+	}
+	seen := make(map[string]bool)
+	for range 5 {
+		k := nextTick(t, ticks)
+		if k.uri != "/t/changed" || seen[k.id] {
+			t.Errorf("a tick of %s is the task %s", k.uri, k.id)
+		}
+		seen[k.id] = true
+	}
+
+	g.configure("", site)
+	if err := g.reload(); err != nil {
+		t.Fatal(err)
+	}
+	pause(500 * time.Millisecond) // what was under way
+	for len(ticks) > 0 {
+		<-ticks
+	}
+	pause(2500 * time.Millisecond)
+	if len(ticks) > 0 {
+		t.Errorf("a schedule that was taken out made %d tasks", len(ticks))
+	}
+}
+
+func TestAScheduleMayNameItsCallback(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		fmt.Fprintf(w, "%s %s %s %s", r.Method, r.Host, r.Header.Get("X-Kind"), body)
+	})
+	rcv := newReceiver(t, nil)
+	g := startGateway(t, fmt.Sprintf(`
+	queue q {
+		schedule @every 1s {
+			method PUT
+			uri /t
+			header X-Kind nightly
+			header Host reports.example
+			body `+"`"+`{"callback_url":%q}`+"`"+`
+		}
+	}`, rcv.URL), "callback\ntask_queue /t* q {\nreverse_proxy "+app+"\n}")
+	c := rcv.next(t) // the operator wrote it: it may be a private address
+	if c.status() != "COMPLETE" || !strings.HasPrefix(c.body, "response=PUT+reports.example+nightly+") {
+		t.Errorf("the callback is %v %s", c.header, c.body)
+	}
+	resp, text := g.do(http.MethodGet, "/t/"+c.id(), "")
+	if resp.StatusCode != http.StatusOK || !strings.Contains(text, c.id()) {
+		t.Errorf("its document is %s %s", resp.Status, text)
+	}
+}
+
+func TestACronOfFiveFieldsIsTakenInItsZone(t *testing.T) {
+	t.Parallel()
+	now := time.Now().In(zone(t, "Asia/Tokyo")).Add(90 * time.Second)
+	g := newGateway(t, fmt.Sprintf("queue q {\nschedule \"%d %d * * *\" Asia/Tokyo\nschedule \"30 2 * * MON-FRI\" Europe/Paris\nschedule @daily\n}",
+		now.Minute(), now.Hour()), "task_queue /t* q {\nrespond yes\n}")
+	g.start() // the engine takes them all
+}
+
+func zone(t *testing.T, name string) *time.Location {
+	t.Helper()
+	location, err := time.LoadLocation(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return location
+}

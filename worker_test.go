@@ -1,0 +1,76 @@
+package callback
+
+import (
+	"context"
+	"testing"
+	"time"
+)
+
+func TestWaitsBetweenRunsGrowAndJitterOnlyAdds(t *testing.T) {
+	t.Parallel()
+	for starts, want := range map[int]time.Duration{
+		1: time.Second, 2: 5 * time.Second, 3: 30 * time.Second, 4: 2 * time.Minute, 5: 2 * time.Minute, 100: 2 * time.Minute,
+	} {
+		seen := make(map[time.Duration]bool)
+		for range 100 {
+			got := runWait(starts)
+			if got < want || got > want+want/5 {
+				t.Errorf("after %d starts the wait is %v, not %v and up to a fifth more", starts, got, want)
+			}
+			seen[got] = true
+		}
+		if len(seen) < 2 {
+			t.Errorf("after %d starts the wait is always the same", starts)
+		}
+	}
+}
+
+func TestATicksIDIsTheSameOnEveryNode(t *testing.T) {
+	t.Parallel()
+	first := tickID("seed", 1)
+	if first != tickID("seed", 1) {
+		t.Error("the same tick has two IDs")
+	}
+	if first == tickID("seed", 2) || first == tickID("other", 1) {
+		t.Error("two ticks have one ID")
+	}
+	if l, ok := lookupOf("GET", "/q/"+first); !ok || l.id != first {
+		t.Errorf("%s cannot be looked up", first)
+	}
+}
+
+func TestSlotsAreSharedAndNeverMoreThanTheLimit(t *testing.T) {
+	t.Parallel()
+	s := slotsOf("engine of this test", "q")
+	if s != slotsOf("engine of this test", "q") {
+		t.Fatal("two generations have slots of their own")
+	}
+	if n := s.take(t.Context(), 3); n != 3 {
+		t.Errorf("of three free slots %d were taken", n)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if n := s.take(ended, 3); n != 0 {
+		t.Errorf("%d slots were taken that there are not", n)
+	}
+	waited := make(chan int)
+	go func() { waited <- s.take(context.WithoutCancel(t.Context()), 2) }()
+	s.give(1) // two are left, which is what the new limit allows
+	s.give(1)
+	if n := <-waited; n != 1 {
+		t.Errorf("%d slots were taken, not the one that was free", n)
+	}
+}
+
+func TestACronIsCheckedAsTheEngineReadsIt(t *testing.T) {
+	t.Parallel()
+	for cron, valid := range map[string]bool{
+		"30 2 * * *": true, "*/5 0-6,8 1 jan-MAR mon": true, "0 0 ? * 0/2": true, "5/10 * * * *": true,
+		"60 2 * * *": false, "0 24 * * *": false, "0 0 0 * *": false, "0 0 1 13 *": false, "0 0 * * 7": false,
+		"5-1 * * * *": false, "*/0 * * * *": false, "a * * * *": false, "0 0 * anf *": false, "-1 * * * *": false, ", * * * *": false,
+	} {
+		if _, err := (&Schedule{Cron: cron}).engineCron(); (err == nil) != valid {
+			t.Errorf("%q: %v", cron, err)
+		}
+	}
+}
