@@ -205,8 +205,10 @@ func (c *capture) result() (status int, _ *task.Result, body []byte) {
 		status = http.StatusOK // as net/http has it for a handler that writes nothing
 	}
 	body, size, coding := c.body.take()
+	contentType := c.Header().Get("Content-Type")
+	contentType = contentType[:min(len(contentType), maxContentType)]
 	result := &task.Result{
-		ContentType:     c.Header().Get("Content-Type"),
+		ContentType:     contentType,
 		ContentEncoding: coding,
 		Size:            size,
 	}
@@ -216,17 +218,35 @@ func (c *capture) result() (status int, _ *task.Result, body []byte) {
 	return status, result, body
 }
 
+// maxKeptHeader bounds the header that is kept with a result, in bytes: it must
+// fit in the task's record.
+const maxKeptHeader = 32 << 10
+
 // endToEnd returns the fields of a response's header that are its own and not
-// the connection's (RFC 9110, section 7.6.1).
+// the connection's (RFC 9110, section 7.6.1), as far as they can be kept.
 func endToEnd(header http.Header) http.Header {
-	kept := header.Clone()
-	for _, name := range []string{
-		"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Content-Length",
-	} {
-		kept.Del(name)
+	kept := make(http.Header, len(header))
+	size := 0
+	for name, values := range header {
+		for _, value := range values {
+			size += len(name) + len(value)
+		}
+		if size > maxKeptHeader {
+			break
+		}
+		kept[name] = values
+	}
+	hop := append([]string{
+		"Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Content-Length",
+	}, strings.Split(strings.Join(kept["Connection"], ","), ",")...)
+	for _, name := range append(hop, "Connection") {
+		delete(kept, http.CanonicalHeaderKey(strings.TrimSpace(name)))
 	}
 	return kept
 }
+
+// maxContentType bounds what is kept of one; a longer one is nobody's.
+const maxContentType = 1 << 10
 
 // retryAfter is what the endpoint asks for. It belongs to the handler's
 // goroutine.

@@ -20,6 +20,7 @@ type deliverer struct {
 	engine *engine.Engine
 	hosts  *hosts
 	lanes  *lanes
+	bodies *largeBodies
 
 	// life is held while a generation of the configuration comes or goes.
 	life     sync.Mutex
@@ -33,7 +34,7 @@ type deliverer struct {
 }
 
 func newDeliverer(e *engine.Engine) *deliverer {
-	d := &deliverer{engine: e, hosts: newHosts(), log: zap.NewNop(), stop: func() {}}
+	d := &deliverer{engine: e, hosts: newHosts(), bodies: newLargeBodies(), log: zap.NewNop(), stop: func() {}}
 	d.lanes = newLanes(d)
 	return d
 }
@@ -45,7 +46,7 @@ func (d *deliverer) join(app *App) error {
 	defer d.life.Unlock()
 	d.mu.Lock()
 	first := len(d.senders) == 0
-	d.senders = append(d.senders, newSender(app))
+	d.senders = append(d.senders, newSender(d, app))
 	d.log = app.log
 	d.mu.Unlock()
 	app.metrics.counts.engine.Store(d.engine)
@@ -246,7 +247,7 @@ func (d *deliverer) begin(dl *engine.Delivery, name string) {
 	go func() {
 		defer s.app.working.leave()
 		defer d.hosts.leave(name)
-		if answered, told := s.attempt(dl); told {
+		if answered, told := s.attempt(dl, name); told {
 			d.hosts.heard(name, answered)
 		}
 	}()
@@ -254,7 +255,7 @@ func (d *deliverer) begin(dl *engine.Delivery, name string) {
 
 // attempt makes one attempt and stores what follows from it. It returns whether
 // the host answered, and whether anything can be told about that.
-func (s *sender) attempt(dl *engine.Delivery) (answered, told bool) {
+func (s *sender) attempt(dl *engine.Delivery, name string) (answered, told bool) {
 	rec := dl.Record
 	if rec.FinishedAt.IsZero() { // the lease lapsed
 		rec.FinishedAt = time.Now().UTC()
@@ -264,23 +265,21 @@ func (s *sender) attempt(dl *engine.Delivery) (answered, told bool) {
 		s.stored(rec, dl.Done(context.Background()))
 		return true, true // nobody is called, so that nobody is slow
 	}
-	at := time.Now().UTC()
-	ans := s.post(dl, at)
-	took := time.Since(at)
+	ans := s.post(dl, name)
 	if ans.err != nil && s.app.quit.Err() != nil {
 		dl.Release() // the process exits; the attempt does not count
 		return false, false
 	}
 	rec.AddAttempt(task.Attempt{
-		At: at, StatusCode: ans.status, DurationMS: took.Milliseconds(),
+		At: ans.at, StatusCode: ans.status, DurationMS: ans.took.Milliseconds(),
 		Error: ans.message(), Response: ans.excerpt,
 	})
-	s.conclude(dl, ans, at, took)
+	s.conclude(dl, ans)
 	return ans.status != 0, true
 }
 
 // conclude stores what follows from an attempt's answer.
-func (s *sender) conclude(dl *engine.Delivery, ans answer, at time.Time, took time.Duration) {
+func (s *sender) conclude(dl *engine.Delivery, ans answer) {
 	rec := dl.Record
 	rec.NextAttemptAt = time.Time{}
 	ctx := context.Background()
@@ -289,7 +288,7 @@ func (s *sender) conclude(dl *engine.Delivery, ans answer, at time.Time, took ti
 	var err error
 	switch {
 	case ans.accepted():
-		outcome, rec.DeliveredAt = outcomeDelivered, at.Add(took)
+		outcome, rec.DeliveredAt = outcomeDelivered, ans.at.Add(ans.took)
 		err = dl.Done(ctx)
 	case ans.final() || rec.Tries > len(s.opts.Retry):
 		outcome = outcomeDead
@@ -300,11 +299,11 @@ func (s *sender) conclude(dl *engine.Delivery, ans answer, at time.Time, took ti
 		rec.NextAttemptAt = time.Now().UTC().Add(wait)
 		err = dl.Retry(ctx, rec.NextAttemptAt)
 	}
-	s.app.metrics.attempted(rec, outcome, at, took)
+	s.app.metrics.attempted(rec, outcome, ans.at, ans.took)
 	if c := s.app.log.Check(zap.InfoLevel, "delivery attempted"); c != nil {
 		c.Write(zap.String("task_id", rec.ID), zap.Int("attempt", rec.Tries), zap.String("state", outcome),
 			zap.String("callback_host", rec.CallbackHost), zap.Int("status_code", ans.status),
-			zap.Duration("duration", took), zap.Duration("retry_in", wait), zap.String("error", ans.message()))
+			zap.Duration("duration", ans.took), zap.Duration("retry_in", wait), zap.String("error", ans.message()))
 	}
 	s.stored(rec, err)
 }

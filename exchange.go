@@ -274,6 +274,7 @@ func (x *exchange) record(status task.Verdict, message string, result *task.Resu
 	if x.again != nil && x.again() {
 		return
 	}
+	x.rec.ForgetRequest()
 	app := x.h.app
 	app.metrics.taskEnded(&x.rec)
 	held := app.deliverer.laneOpen(x.rec.CallbackHost)

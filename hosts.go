@@ -157,6 +157,13 @@ func (hs *hosts) heard(name string, answered bool) {
 	}
 }
 
+// isMute says whether a host with attempts has not answered lately.
+func (hs *hosts) isMute(name string) bool {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	return !hs.get(name).answers
+}
+
 // leave counts an attempt out.
 func (hs *hosts) leave(name string) {
 	hs.mu.Lock()

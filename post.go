@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"strconv"
@@ -21,15 +22,16 @@ import (
 
 // sender makes attempts as one generation of the configuration says.
 type sender struct {
+	d       *deliverer
 	app     *App
 	opts    *Delivery
 	guarded *http.Transport // for URLs from requests
 	own     *http.Transport // for the operator's
 }
 
-func newSender(app *App) *sender {
+func newSender(d *deliverer, app *App) *sender {
 	o := app.Delivery
-	return &sender{app: app, opts: o, guarded: newTransport(o.policy, o), own: newTransport(o.trusted, o)}
+	return &sender{d: d, app: app, opts: o, guarded: newTransport(o.policy, o), own: newTransport(o.trusted, o)}
 }
 
 // close gives up the connections that are kept for reuse.
@@ -84,6 +86,8 @@ func newTransport(policy *safedial.Policy, o *Delivery) *http.Transport {
 
 // answer is what came of an attempt.
 type answer struct {
+	at         time.Time // when the attempt began
+	took       time.Duration
 	status     int // 0 if there was none
 	excerpt    string
 	retryAfter time.Duration
@@ -128,13 +132,43 @@ const (
 	maxExcerpt = 1 << 10
 )
 
-// post makes the request and reads the answer.
-func (s *sender) post(dl *engine.Delivery, at time.Time) (ans answer) {
-	ctx, cancel := context.WithTimeout(s.app.quit, time.Duration(s.opts.Timeout))
-	defer cancel()
-	req, err := s.request(ctx, dl, at)
+// post makes an attempt. A large body waits for room first.
+func (s *sender) post(dl *engine.Delivery, name string) answer {
+	if !isLarge(dl.Record) {
+		if ans := s.send(dl, largeBody); !errors.Is(ans.err, errLarge) {
+			return ans
+		}
+	}
+	leave, err := s.d.bodies.enter(s.app.quit, s.d.hosts.isMute(name))
 	if err != nil {
 		return answer{err: err}
+	}
+	defer leave()
+	return s.send(dl, math.MaxInt64)
+}
+
+// errLarge is a body that was compressed, and must wait for room as it is.
+var errLarge = errors.New("the callback's body is large")
+
+// send makes the request, unless its body has more than limit bytes, and reads
+// the answer.
+func (s *sender) send(dl *engine.Delivery, limit int64) (ans answer) {
+	encoded, err := s.d.bodies.encode(s.app.quit, dl.Record)
+	if err != nil {
+		return answer{err: err}
+	}
+	ans.at = time.Now().UTC()
+	defer func() { ans.took = time.Since(ans.at) }()
+	ctx, cancel := context.WithTimeout(s.app.quit, time.Duration(s.opts.Timeout))
+	defer cancel()
+	req, err := s.request(ctx, dl, ans.at)
+	encoded()
+	if err == nil && req.ContentLength > limit {
+		err = errLarge
+	}
+	if err != nil {
+		ans.err = err
+		return ans
 	}
 	hushStdLog()
 	transport := s.guarded
@@ -148,7 +182,8 @@ func (s *sender) post(dl *engine.Delivery, at time.Time) (ans answer) {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer within %v", time.Duration(s.opts.Timeout))
 		}
-		return answer{err: err}
+		ans.err = err
+		return ans
 	}
 	defer resp.Body.Close()
 	ans.status = resp.StatusCode

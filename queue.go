@@ -212,7 +212,10 @@ func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*accep
 	}
 	// A refusal that is none of ours may have been stored all the same: key and
 	// body stay.
-	if err != nil && !errors.Is(err, engine.ErrExists) {
+	switch {
+	case errors.Is(err, engine.ErrTooLarge):
+		return nil, &problem{http.StatusRequestHeaderFieldsTooLarge, "the request's header is too large for a task"}
+	case err != nil && !errors.Is(err, engine.ErrExists):
 		return nil, err
 	}
 	q.depth.add()

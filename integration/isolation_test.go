@@ -2,7 +2,6 @@ package integration
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -150,23 +149,7 @@ func TestTenBlackHolesLeaveRoomForAHealthyHost(t *testing.T) {
 func TestAThousandBlackHolesLeaveRoomForAHostThatIsKnownToAnswer(t *testing.T) {
 	t.Parallel()
 	const holes, healthy = 1000, 100
-	ln, err := net.Listen("tcp", "0.0.0.0:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	var called atomic.Int64
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			called.Add(1)
-			t.Cleanup(func() { conn.Close() })
-		}
-	}()
-	port := ln.Addr().(*net.TCPAddr).Port
+	port, called := newVoid(t)
 	good := newReceiver(t, nil)
 	g := startGateway(t, delivering("timeout 10m", "concurrency 32", "per_host 4"), exampleSite(t))
 	g.task(good.URL)

@@ -274,3 +274,26 @@ func TestALargeTaskGoesWithItsResult(t *testing.T) {
 		t.Errorf("%d messages are stored, not %d", got, want)
 	}
 }
+
+func TestARequestWhoseHeaderCannotBeKeptIsRefused(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(http.ResponseWriter, *http.Request) {})
+	g := startGateway(t, "}\nservers {\nmax_header_size 1MB", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	resp, text := g.do(http.MethodPost, "/q", "{}", "X-Large", strings.Repeat("x", 200<<10))
+	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("it got %s: %s", resp.Status, text)
+	}
+	reaches(t, g, "/q", accepted(t, g, "/q", "{}"), task.Done) // and the queue goes on
+}
+
+func TestAResultWithALargeHeaderIsKept(t *testing.T) {
+	t.Parallel()
+	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Large", strings.Repeat("x", 100<<10))
+		_, _ = io.WriteString(w, "ok")
+	})
+	g := startGateway(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	if _, text := result(t, g, "/q", accepted(t, g, "/q", "{}")); text != "ok" {
+		t.Errorf("the result is %s", text)
+	}
+}

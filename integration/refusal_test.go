@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -95,41 +94,6 @@ func TestDenyWinsOverTheOperatorsOwnURLAtTheDialToo(t *testing.T) {
 		})
 	if got.StatusCode != 0 || !strings.Contains(got.Error, "127.0.0.1 is a denied address") {
 		t.Errorf("it is logged as %+v", got)
-	}
-}
-
-func TestANameWithAPrivateAddressIsFinalAndTellsNothing(t *testing.T) {
-	t.Parallel()
-	name, err := os.Hostname()
-	if err != nil {
-		t.Fatal(err)
-	}
-	addrs, err := net.LookupIP(name)
-	if err != nil || len(addrs) == 0 || !(addrs[0].IsLoopback() || addrs[0].IsPrivate()) {
-		t.Skipf("this machine's own name %s is not that of a private address: %v %v", name, addrs, err)
-	}
-	rcv := newReceiver(t, nil)
-	_, port, err := net.SplitHostPort(hostOf(t, rcv.URL))
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := startGateway(t, "delivery {\nports any\n}", exampleSite(t))
-	id := g.task("http://" + name + ":" + port + "/hook")
-	got := g.attempted(id, 1)[0]
-	if got.State != "dead" || got.StatusCode != 0 || strings.Contains(got.Error, addrs[0].String()) {
-		t.Errorf("it is logged as %+v", got)
-	}
-	if len(rcv.got) > 0 {
-		t.Error("the receiver was called")
-	}
-	// What is allowed by its name is reached.
-	g.configure("delivery {\nallow "+name+"\nports any\n}", exampleSite(t))
-	if err := g.reload(); err != nil {
-		t.Fatal(err)
-	}
-	id = g.task("http://" + name + ":" + port + "/hook")
-	if got := rcv.next(t).id(); got != id {
-		t.Errorf("the callback of %s came, not of %s", got, id)
 	}
 }
 

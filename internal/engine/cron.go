@@ -71,7 +71,7 @@ func (e *Engine) SetSchedules(ctx context.Context, schedules []Schedule) error {
 }
 
 func (e *Engine) addSchedule(ctx context.Context, s *Schedule) error {
-	data, err := frame(&s.Record, s.Body)
+	data, err := frame(&s.Record, s.Body, recordRoom/2)
 	if err != nil {
 		return err
 	}

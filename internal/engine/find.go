@@ -135,6 +135,7 @@ func canceled(f *Found, reason string) *task.Record {
 	rec := *f.Record
 	rec.Status, rec.Error, rec.State, rec.Result = task.Failed, reason, "", nil
 	rec.FinishedAt, rec.NextAttemptAt, rec.Blob = time.Now().UTC(), time.Time{}, ""
+	rec.ForgetRequest()
 	return &rec
 }
 

@@ -17,10 +17,13 @@ import (
 
 // A message is the task's record as one line of JSON, then the body.
 
-func frame(rec *task.Record, body []byte) ([]byte, error) {
+func frame(rec *task.Record, body []byte, room int) ([]byte, error) {
 	line, err := json.Marshal(rec)
 	if err != nil {
 		return nil, fmt.Errorf("encoding the record of task %s: %w", rec.ID, err)
+	}
+	if len(line) > room {
+		return nil, ErrTooLarge
 	}
 	data := make([]byte, 0, len(line)+1+len(body))
 	data = append(data, line...)
@@ -55,6 +58,8 @@ type step struct {
 	// published.
 	fence string
 	seq   uint64
+	// first says that the record is stored for the first time.
+	first bool
 	// purge removes the schedule on the fence's subject in the same step.
 	purge bool
 }
@@ -65,7 +70,11 @@ func (e *Engine) publish(ctx context.Context, s step) (uint64, error) {
 	if len(s.body) > e.publishLimit-recordRoom {
 		return e.publishBlob(ctx, s)
 	}
-	data, err := frame(s.rec, s.body)
+	room := recordRoom
+	if s.first {
+		room /= 2 // what comes to it later must fit as well
+	}
+	data, err := frame(s.rec, s.body, room)
 	if err != nil {
 		return 0, err
 	}
@@ -75,6 +84,10 @@ func (e *Engine) publish(ctx context.Context, s step) (uint64, error) {
 // recordRoom is the room kept in a message for the record. Attempts with
 // their answers are the largest part of it.
 const recordRoom = 128 << 10
+
+// ErrTooLarge is returned for a record that does not fit in a message: a request
+// with some 60 KiB of headers.
+var ErrTooLarge = errors.New("the task's record is too large")
 
 func (s *step) header() nats.Header {
 	h := make(nats.Header, 6)

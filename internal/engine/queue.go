@@ -23,7 +23,7 @@ func queuedOn(rec *task.Record) string { return queuedSubject + rec.Queue + "." 
 // Enqueue stores a task that waits to run: from then on it runs. It returns
 // ErrExists if the task waits already.
 func (e *Engine) Enqueue(ctx context.Context, rec *task.Record, body []byte) error {
-	_, err := e.publish(ctx, step{subject: queuedOn(rec), rec: rec, body: body, fence: queuedOn(rec)})
+	_, err := e.publish(ctx, step{subject: queuedOn(rec), rec: rec, body: body, fence: queuedOn(rec), first: true})
 	if errors.Is(err, ErrLost) {
 		return ErrExists
 	}
@@ -240,7 +240,7 @@ func (w *Queued) OpenBody(ctx context.Context) (io.ReadCloser, error) {
 // Enqueue turns a waiting client's task into one that waits in a queue: the
 // lease ends and the task is stored, in one step.
 func (l *Lease) Enqueue(ctx context.Context, rec *task.Record, body []byte) error {
-	return l.leave(ctx, step{subject: queuedOn(rec), rec: rec, body: body})
+	return l.leave(ctx, step{subject: queuedOn(rec), rec: rec, body: body, first: true})
 }
 
 // Requeue gives the task back to its queue, to run again at the given time, or

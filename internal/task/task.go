@@ -159,5 +159,13 @@ func (r *Record) AddAttempt(a Attempt) {
 	r.Attempts = append(r.Attempts, a)
 }
 
+// ForgetRequest drops what is of no use once the task has its verdict: headers
+// hold credentials, and the record of the result needs the room.
+func (r *Record) ForgetRequest() {
+	if r.Request != nil {
+		r.Request = &Request{Method: r.Request.Method, URI: r.Request.URI, Size: r.Request.Size}
+	}
+}
+
 // Ended says whether the task has its verdict.
 func (r *Record) Ended() bool { return r.Status != "" }

@@ -1,0 +1,94 @@
+package integration
+
+import (
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// newVoid starts a receiver that accepts connections to any address of this
+// machine and never reads from them. It returns its port and counts connections.
+func newVoid(t *testing.T) (port int, called *atomic.Int64) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	called = new(atomic.Int64)
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			called.Add(1)
+			t.Cleanup(func() { conn.Close() })
+		}
+	}()
+	return ln.Addr().(*net.TCPAddr).Port, called
+}
+
+func TestLargeResultsToReceiversThatReadNothingLeaveMemoryBounded(t *testing.T) {
+	t.Parallel()
+	const holes, size = 60, 4 << 20
+	large := strings.Repeat("é&=x", size/6)
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	if _, err := io.WriteString(w, large); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, app := range map[string]http.HandlerFunc{
+		"plain": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain")
+			_, _ = io.WriteString(w, large)
+		},
+		"compressed": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain")
+			w.Header().Set("Content-Encoding", "gzip")
+			_, _ = w.Write(packed.Bytes())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			port, called := newVoid(t)
+			good := newReceiver(t, nil)
+			g := startGateway(t, delivering("timeout 10m"), "callback\nreverse_proxy "+newApp(t, app))
+			g.task(good.URL)
+			good.next(t)
+			before := g.memory()
+			for i := range holes {
+				g.task(fmt.Sprintf("http://127.1.0.%d:%d/", 1+i, port))
+			}
+			g.eventually("receivers are called", func() error {
+				if n := called.Load(); n < 4 {
+					return fmt.Errorf("%d are", n)
+				}
+				return nil
+			})
+			g.task(good.URL)
+			if got := good.next(t); len(got.body) < size {
+				t.Errorf("the callback has %d bytes", len(got.body))
+			}
+			pause(3 * time.Second) // for more to be called
+			after := g.memory()
+			t.Logf("from %d MiB to %d MiB, %d receivers are called", before>>20, after>>20, called.Load())
+			if after > before+400<<20 {
+				t.Errorf("from %d MiB to %d MiB", before>>20, after>>20)
+			}
+			if n := called.Load(); n != 4 {
+				t.Errorf("%d receivers that do not answer have large callbacks at once", n)
+			}
+		})
+	}
+}
