@@ -213,7 +213,7 @@ const fetchPause = time.Second
 // whether there were any, or might have been. It takes none while the engine
 // cannot store: what follows from an attempt would be forgotten, and the attempt
 // made again and again.
-func (d *deliverer) fetch(source *engine.Source, n int, place func(*engine.Delivery)) (any bool) {
+func (d *deliverer) fetch(source *engine.Source, n int, place func(*engine.Delivery)) (found bool) {
 	err := d.engine.Ready()
 	if err == nil {
 		for dl, failed := range source.Fetch(d.claiming, n) {
@@ -222,12 +222,12 @@ func (d *deliverer) fetch(source *engine.Source, n int, place func(*engine.Deliv
 				d.logger().Warn("deliveries not fetched", zap.Error(err))
 				break
 			}
-			any = true
+			found = true
 			place(dl)
 		}
 	}
 	if err == nil {
-		return any
+		return found
 	}
 	select {
 	case <-d.claiming.Done():

@@ -1,6 +1,7 @@
 package callback
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
@@ -144,6 +145,23 @@ func TestAnAttemptsErrorHoldsNothingThatTheReceiverSent(t *testing.T) {
 	a := answer{err: errors.New(strings.Repeat("é", 1000) + "\xff")}
 	if got := a.message(); len(got) > maxMessage || strings.ContainsRune(got, '\uFFFD') || got == "" {
 		t.Errorf("%d bytes: %q", len(got), got)
+	}
+}
+
+func TestTheStandardLogKeepsNothingOfAnUnsolicitedAnswer(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	for _, line := range []string{
+		"2026/11/23 17:33:00 Unsolicited response received on idle HTTP channel starting with \"hunter2\"; err=<nil>\n",
+		"something else\n",
+	} {
+		if n, err := (hushedLog{&log}).Write([]byte(line)); n != len(line) || err != nil {
+			t.Errorf("%d bytes are written: %v", n, err)
+		}
+	}
+	want := "2026/11/23 17:33:00 Unsolicited response received on idle HTTP channel\nsomething else\n"
+	if log.String() != want {
+		t.Errorf("the log is %q", log.String())
 	}
 }
 

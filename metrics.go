@@ -28,7 +28,8 @@ type metrics struct {
 	deliveries       *prometheus.CounterVec
 	deliveryDuration prometheus.Histogram
 	deliveryLag      prometheus.Histogram
-	queueWait        prometheus.Histogram
+	queueWait        *prometheus.HistogramVec
+	queueRun         *prometheus.HistogramVec
 	queueStarts      *prometheus.CounterVec
 	counts           *taskCounts
 }
@@ -54,12 +55,18 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 			[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 60})),
 		deliveryLag: prometheus.NewHistogram(histogram("delivery_lag_seconds",
 			"From a task's verdict to the start of its first attempt.", prometheus.ExponentialBuckets(0.0005, 4, 11))),
-		queueWait: prometheus.NewHistogram(histogram("queue_wait_seconds",
-			"From accepting a queue's task to each time it is begun.", prometheus.ExponentialBuckets(0.0005, 4, 13))),
+		queueWait: prometheus.NewHistogramVec(histogram("queue_wait_seconds",
+			"From accepting a queue's task to each time it is begun.",
+			prometheus.ExponentialBuckets(0.0005, 4, 13)), []string{"queue"}),
+		queueRun: prometheus.NewHistogramVec(histogram("queue_run_seconds",
+			"From beginning a queue's task to the verdict of that run.",
+			prometheus.ExponentialBuckets(0.005, 4, 11)), []string{"queue"}),
 		queueStarts: prometheus.NewCounterVec(prometheus.CounterOpts(opts("queue_starts_total",
 			"How often tasks of a queue were begun.")), []string{"queue"}),
 		counts: &taskCounts{desc: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "tasks"),
-			"Tasks that stand in a state: queued, running, delivering, done or dead.", []string{"state"}, nil)},
+			"Tasks that stand in a state: queued, running, delivering, done or dead.", []string{"state"}, nil),
+			queued: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "queued_tasks"),
+				"Tasks that wait in a queue.", []string{"queue"}, nil)},
 	}
 	var err error
 	m.tasks, err = registered(registry, m.tasks, err)
@@ -68,6 +75,7 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 	m.deliveryDuration, err = registered(registry, m.deliveryDuration, err)
 	m.deliveryLag, err = registered(registry, m.deliveryLag, err)
 	m.queueWait, err = registered(registry, m.queueWait, err)
+	m.queueRun, err = registered(registry, m.queueRun, err)
 	m.queueStarts, err = registered(registry, m.queueStarts, err)
 	m.counts, err = registered(registry, m.counts, err)
 	return m, err
@@ -96,6 +104,7 @@ func registered[C prometheus.Collector](registry *prometheus.Registry, c C, befo
 // scraped. While the engine does not answer it says nothing.
 type taskCounts struct {
 	desc   *prometheus.Desc
+	queued *prometheus.Desc
 	engine atomic.Pointer[engine.Engine] // nil while this generation has none
 }
 
@@ -103,7 +112,10 @@ type taskCounts struct {
 const countsTimeout = 2 * time.Second
 
 // Describe implements [prometheus.Collector].
-func (c *taskCounts) Describe(descs chan<- *prometheus.Desc) { descs <- c.desc }
+func (c *taskCounts) Describe(descs chan<- *prometheus.Desc) {
+	descs <- c.desc
+	descs <- c.queued
+}
 
 // Collect implements [prometheus.Collector].
 func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
@@ -120,11 +132,21 @@ func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
 	for _, state := range []task.State{task.Queued, task.Running, task.Delivering, task.Done, task.Dead} {
 		found <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(counts[state]), string(state))
 	}
+	lengths, err := e.QueueLengths(ctx)
+	if err != nil {
+		return
+	}
+	for queue, n := range lengths {
+		found <- prometheus.MustNewConstMetric(c.queued, prometheus.GaugeValue, float64(n), queue)
+	}
 }
 
 func (m *metrics) taskEnded(rec *task.Record) {
 	m.tasks.WithLabelValues(rec.Route, string(rec.Status)).Inc()
 	m.taskDuration.Observe(rec.FinishedAt.Sub(rec.CreatedAt).Seconds())
+	if rec.Queue != "" && !rec.StartedAt.IsZero() {
+		m.queueRun.WithLabelValues(rec.Queue).Observe(rec.FinishedAt.Sub(rec.StartedAt).Seconds())
+	}
 }
 
 func (m *metrics) attempted(rec *task.Record, outcome string, at time.Time, took time.Duration) {
@@ -137,6 +159,6 @@ func (m *metrics) attempted(rec *task.Record, outcome string, at time.Time, took
 
 // taskStarted notes that a queue's task was begun.
 func (m *metrics) taskStarted(rec *task.Record) {
-	m.queueWait.Observe(rec.StartedAt.Sub(rec.CreatedAt).Seconds())
+	m.queueWait.WithLabelValues(rec.Queue).Observe(rec.StartedAt.Sub(rec.CreatedAt).Seconds())
 	m.queueStarts.WithLabelValues(rec.Queue).Inc()
 }

@@ -208,7 +208,7 @@ func TestHostileReceiversLeaveMemoryBounded(t *testing.T) {
 		g.task(heads)
 	}
 	g.attempted("", 400)
-	if after := g.memory(); after > before+200<<20 {
+	if after := g.memory(); after > before+growth(200<<20) {
 		t.Errorf("from %d MiB to %d MiB", before>>20, after>>20)
 	}
 }

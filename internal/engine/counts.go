@@ -49,6 +49,21 @@ func (e *Engine) Counts(ctx context.Context) (map[task.State]uint64, error) {
 	return counts, nil
 }
 
+// QueueLengths returns how many tasks wait in each queue.
+func (e *Engine) QueueLengths(ctx context.Context) (map[string]uint64, error) {
+	lengths := make(map[string]uint64)
+	consumers := e.live.ListConsumers(ctx)
+	for info := range consumers.Info() {
+		if name, ok := strings.CutPrefix(info.Name, queueConsumer); ok {
+			lengths[name] = info.NumPending + uint64(info.NumAckPending)
+		}
+	}
+	if err := consumers.Err(); err != nil {
+		return nil, fmt.Errorf("counting the tasks of queues: %w", err)
+	}
+	return lengths, nil
+}
+
 // count returns how many messages of a stream match a filter. The server tells
 // it to a new consumer; to list them would take seconds where there are many.
 func count(ctx context.Context, stream jetstream.Stream, filter string) (uint64, error) {

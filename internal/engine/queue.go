@@ -73,9 +73,12 @@ type Queue struct {
 	source *Source
 }
 
+// queueConsumer is what the name of a queue's consumer begins with.
+const queueConsumer = "queue-"
+
 // Queue opens the queue of that name.
 func (e *Engine) Queue(ctx context.Context, name string) (*Queue, error) {
-	source, err := e.source(ctx, "queue-"+name, queuedSubject+name+".*")
+	source, err := e.source(ctx, queueConsumer+name, queuedSubject+name+".*")
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,41 @@
+package integration
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+func TestAQueueIsCounted(t *testing.T) {
+	t.Parallel()
+	finish := make(chan struct{})
+	app := newApp(t, func(http.ResponseWriter, *http.Request) { <-finish })
+	g := startGateway(t, "queue q {\nworkers 1\n}", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	reaches(t, g, "/q", accepted(t, g, "/q", "{}"), task.Running)
+	last := accepted(t, g, "/q", "{}")
+	scrape(t, g, `caddy_callback_tasks{state="running"} 1`, `caddy_callback_tasks{state="queued"} 1`,
+		`caddy_callback_queued_tasks{queue="q"} 1`, `caddy_callback_queue_starts_total{queue="q"} 1`)
+	close(finish)
+	reaches(t, g, "/q", last, task.Done)
+	scrape(t, g, `caddy_callback_tasks{state="done"} 2`, `caddy_callback_queued_tasks{queue="q"} 0`,
+		`caddy_callback_queue_wait_seconds_count{queue="q"} 2`, `caddy_callback_queue_run_seconds_count{queue="q"} 2`)
+}
+
+var errNotThere = errors.New("it is not there")
+
+// scrape waits until the metrics have all of the given lines.
+func scrape(t *testing.T, g *gateway, lines ...string) {
+	t.Helper()
+	for _, line := range lines {
+		eventually(t, line, func() error {
+			_, text, err := send(http.MethodGet, "http://"+g.admin+"/metrics", nil)
+			if err == nil && !strings.Contains(text, line+"\n") {
+				err = errNotThere
+			}
+			return err
+		})
+	}
+}
