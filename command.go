@@ -133,8 +133,7 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 		return exit(cmd, exitFailed)
 	}
 	defer os.RemoveAll(r.app.Store) //nolint:errcheck // what is left is in a temporary folder
-	stop, interrupts := trapInterrupts()
-	defer stop()
+	interrupts := trapInterrupts()
 	if err := r.app.Start(); err != nil {
 		log.line("%v", err)
 		return exit(cmd, exitFailed)

@@ -290,17 +290,18 @@ func (x *exchange) record(status task.Verdict, message string, result *task.Resu
 	}
 	go func() {
 		defer app.working.leave()
-		x.recordLater(body, held)
+		x.recordLater(body)
 	}()
 }
 
 // recordLater tries to record the verdict until it is recorded, another stands,
 // or the process exits.
-func (x *exchange) recordLater(body []byte, held bool) {
+func (x *exchange) recordLater(body []byte) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		err := x.lease.Settle(x.h.app.quit, &x.rec, body, held)
+		// Not into a lane: it may have been closed meanwhile.
+		err := x.lease.Settle(x.h.app.quit, &x.rec, body, false)
 		if err == nil || errors.Is(err, engine.ErrLost) {
 			return
 		}

@@ -60,8 +60,9 @@ func loadQuietly(f func() (*App, *Handler, error)) (*Handler, error) {
 }
 
 // trapInterrupts makes what would end the process a message, unless it is
-// ignored, as nohup does.
-func trapInterrupts() (stop func(), interrupts <-chan os.Signal) {
+// ignored, as nohup does. It stays so to the end: an interrupt more must not keep
+// the process from clearing up.
+func trapInterrupts() <-chan os.Signal {
 	// Of what goes to a program that has ended, the task takes no notice: its
 	// callback is still to come.
 	signal.Ignore(syscall.SIGPIPE)
@@ -71,7 +72,7 @@ func trapInterrupts() (stop func(), interrupts <-chan os.Signal) {
 			signal.Notify(c, s)
 		}
 	}
-	return func() { signal.Stop(c) }, c
+	return c
 }
 
 const (

@@ -135,7 +135,7 @@ func TestProxiesInTheEnvironmentAreNotUsed(t *testing.T) {
 	rcv := newReceiver(t, nil)
 	srv := &http.Server{Handler: rcv.Config.Handler}
 	t.Cleanup(func() { srv.Close() })
-	go srv.Serve(ln)
+	go func() { _ = srv.Serve(ln) }() // until the test ends
 	// 0.0.0.0 is this machine, but not by the name of a loopback address, for
 	// which no proxy would be used anyway.
 	target := fmt.Sprintf("http://0.0.0.0:%d/hook", ln.Addr().(*net.TCPAddr).Port)

@@ -31,6 +31,9 @@ func (e *Engine) startEmbedded() error {
 		SyncInterval: e.cfg.Sync,
 		SyncAlways:   e.cfg.Sync <= 0,
 		NoSigs:       true, // signals are Caddy's
+		// The connection carries the bodies of many deliveries at once. One that has
+		// more than this waiting for it is cut.
+		MaxPending: maxPending,
 	}
 	srv, err := server.NewServer(opts)
 	if err != nil {
@@ -48,6 +51,8 @@ func (e *Engine) startEmbedded() error {
 	}
 	return nil
 }
+
+const maxPending = 256 << 20
 
 // connectCluster connects to somebody else's servers.
 func connectCluster(cfg Config) (*nats.Conn, error) {

@@ -173,7 +173,34 @@ const headroom = 8 << 10
 func (e *Engine) Close() {
 	e.stop()
 	e.done.Wait()
+	if e.server != nil {
+		e.settleDown()
+	}
 	e.disconnect()
+}
+
+// settleTime bounds how long the embedded server has to take note of the last
+// acknowledgements.
+const settleTime = 2 * time.Second
+
+// settleDown waits until the embedded server has taken note of what was
+// acknowledged: what it has not would come again after the next start.
+func (e *Engine) settleDown() {
+	ctx, cancel := context.WithTimeout(context.Background(), settleTime)
+	defer cancel()
+	for e.nc.FlushWithContext(ctx) == nil {
+		unsettled := 0
+		consumers := e.live.ListConsumers(ctx)
+		for info := range consumers.Info() {
+			unsettled += info.NumAckPending
+		}
+		e.handsMu.Lock()
+		held := len(e.hands)
+		e.handsMu.Unlock()
+		if consumers.Err() != nil || unsettled <= held {
+			return
+		}
+	}
 }
 
 func (e *Engine) disconnect() {

@@ -78,15 +78,18 @@ func (e *Engine) publish(ctx context.Context, s step) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if len(data) > e.publishLimit && len(s.body) > 0 {
+		return e.publishBlob(ctx, s) // the record has outgrown its room
+	}
 	return e.send(ctx, &nats.Msg{Subject: s.subject, Header: s.header(), Data: data})
 }
 
 // recordRoom is the room kept in a message for the record. Attempts with
 // their answers are the largest part of it.
-const recordRoom = 128 << 10
+const recordRoom = 256 << 10
 
 // ErrTooLarge is returned for a record that does not fit in a message: a request
-// with some 60 KiB of headers.
+// with more than 100 KiB of headers.
 var ErrTooLarge = errors.New("the task's record is too large")
 
 func (s *step) header() nats.Header {
@@ -128,8 +131,8 @@ func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {
 	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
 		return 0, ErrLost
 	}
-	// A caller that gave up says nothing about the engine.
-	if !errors.Is(err, context.Canceled) {
+	// A caller that gave up, or asks too much, says nothing about the engine.
+	if !errors.Is(err, context.Canceled) && !errors.Is(err, nats.ErrMaxPayload) {
 		e.health.failed(err)
 	}
 	return 0, fmt.Errorf("storing on %s: %w", msg.Subject, err)

@@ -139,8 +139,8 @@ func TestNewReaderStreams(t *testing.T) {
 			go func() {
 				w := compressor(dst)
 				for _, piece := range []string{"first", "second"} {
-					io.WriteString(w, piece)
-					w.Flush()
+					_, _ = io.WriteString(w, piece) // the reader finds out
+					_ = w.Flush()
 					<-read
 				}
 				w.Close()

@@ -133,7 +133,7 @@ func TestDialingIsRefused(t *testing.T) {
 			if tt.trusted {
 				policy = policy.Trusted()
 			}
-			assertDialRefused(t, policy, tt.host+":"+port, tt.want)
+			_ = assertDialRefused(t, policy, tt.host+":"+port, tt.want)
 		})
 	}
 	// Go's resolver takes these for no names at all; another may not.

@@ -145,18 +145,24 @@ type Request struct {
 	Vars       map[string]string `json:"vars,omitempty"`
 }
 
-// maxAttemptsKept bounds the record of a task that is redelivered by hand
-// again and again: a record must fit in one message.
-const maxAttemptsKept = 50
+// What is kept of a task that is redelivered by hand again and again: its record
+// must fit in a message.
+const (
+	maxAttemptsKept  = 50
+	maxResponsesKept = 12 // as many as the default schedule makes attempts
+)
 
-// AddAttempt appends a to the record, forgetting the oldest when there are
-// too many to keep.
+// AddAttempt appends a to the record, forgetting the oldest when there are too
+// many to keep.
 func (r *Record) AddAttempt(a Attempt) {
 	r.Tries++
 	if len(r.Attempts) >= maxAttemptsKept {
 		r.Attempts = append(r.Attempts[:0], r.Attempts[1:]...)
 	}
 	r.Attempts = append(r.Attempts, a)
+	if n := len(r.Attempts) - maxResponsesKept; n > 0 {
+		r.Attempts[n-1].Response = ""
+	}
 }
 
 // ForgetRequest drops what is of no use once the task has its verdict: headers
