@@ -1,0 +1,144 @@
+package integration
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+func TestOneKeyStartsOneTaskOnTwoGateways(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	var mu sync.Mutex
+	runs := make(map[string]int) // by key
+	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		runs[r.Header.Get("Idempotency-Key")]++
+	})
+	site := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
+	gateways := []*gateway{startGateway(t, c.options(), site), startGateway(t, c.options(), site)}
+	for i := range 10 {
+		key := fmt.Sprint("k", i)
+		ids := make(chan string, 32)
+		for j := range cap(ids) {
+			go func() {
+				resp, _, err := send(http.MethodPost, gateways[j%2].url("/q"), strings.NewReader("{}"), "Idempotency-Key", key)
+				if err != nil {
+					t.Error(err)
+					ids <- ""
+					return
+				}
+				ids <- resp.Header.Get("beam-task-id")
+			}()
+		}
+		first := <-ids
+		for range cap(ids) - 1 {
+			if id := <-ids; id != first || id == "" {
+				t.Errorf("%s has the tasks %q and %q", key, first, id)
+			}
+		}
+		reaches(t, gateways[i%2], "/q", first, task.Done)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for key, n := range runs {
+		if n != 1 {
+			t.Errorf("%s was run %d times", key, n)
+		}
+	}
+	if len(runs) != 10 {
+		t.Errorf("%d of 10 keys were run", len(runs))
+	}
+}
+
+func TestAScheduleTicksOnceForTwoGateways(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	app, ticks := newClockedApp(t)
+	site := "task_queue /t* q {\nreverse_proxy " + app + "\n}"
+	options := c.options() + "\n" + every("2s", "/t")
+	a, b := startGateway(t, options, site), startGateway(t, options, site)
+	seen := make(map[string]bool)
+	next := func() tick {
+		t.Helper()
+		k := nextTick(t, ticks)
+		if seen[k.id] || k.id == "" {
+			t.Errorf("the task %q came twice", k.id)
+		}
+		seen[k.id] = true
+		return k
+	}
+	first := next()
+	next()
+	if err := b.reload(); err != nil {
+		t.Fatal(err)
+	}
+	next()
+	a.kill()
+	next()
+	next()
+	// Six ticks take ten seconds, and if each made two tasks, four. A slow machine
+	// only adds to that.
+	if took := next().at.Sub(first.at); took < 8*time.Second {
+		t.Errorf("six ticks of two seconds came within %v", took)
+	}
+}
+
+func TestATaskOfAKilledGatewayRunsOnAnother(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	begun, release := make(chan string, 10), make(chan struct{})
+	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		begun <- r.Header.Get("beam-task-id")
+		<-release
+	})
+	rcv := newReceiver(t, nil)
+	site := "callback\ntask_queue /q* q {\nreverse_proxy " + app + "\n}"
+	a := startGateway(t, c.options(), site)
+	id := accepted(t, a, "/q", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	<-begun
+	b := startGateway(t, c.options(), site)
+	a.kill()
+	if again := <-begun; again != id {
+		t.Errorf("task %s runs, not %s", again, id)
+	}
+	close(release)
+	if got := rcv.next(t); got.id() != id || got.status() != "COMPLETE" {
+		t.Errorf("the callback is %v %s", got.header, got.body)
+	}
+	reaches(t, b, "/q", id, task.Done)
+}
+
+func TestATaskIsCanceledFromAnotherGateway(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	begun, stopped, release := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(release) })
+	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		close(begun)
+		select {
+		case <-r.Context().Done():
+			close(stopped)
+		case <-release:
+		}
+	})
+	site := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
+	a := startGateway(t, c.options(), site)
+	resp, _ := a.do(http.MethodPost, "/q", "") // without a body, so that the app hears of its client
+	id := resp.Header.Get("beam-task-id")
+	<-begun
+	b := startGateway(t, c.options(), site)
+	if resp, text := b.do(http.MethodDelete, "/q/"+id, ""); resp.StatusCode != http.StatusAccepted {
+		t.Fatalf("canceling: %s %s", resp.Status, text)
+	}
+	<-stopped
+	if doc := reaches(t, b, "/q", id, task.Done); doc.Error != "canceled" {
+		t.Errorf("the task is %+v", doc)
+	}
+}
