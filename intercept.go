@@ -136,8 +136,8 @@ func (h *Handler) Validate() error {
 	if h.Timeout < 0 {
 		return fmt.Errorf("timeout: %v is negative", time.Duration(h.Timeout))
 	}
-	if h.MaxRequest < 0 || h.MaxResult < 0 {
-		return errors.New("max_request and max_result cannot be negative")
+	if min(h.MaxRequest, h.MaxResult) < 0 || max(h.MaxRequest, h.MaxResult) > maxSize {
+		return fmt.Errorf("max_request and max_result can be %d bytes at most, and not negative", maxSize)
 	}
 	for _, name := range []string{h.TaskHeader, h.StatusHeader} {
 		if !isToken(name) {
