@@ -131,8 +131,11 @@ func (q *TaskQueue) run(x *exchange, body io.ReadCloser, log *zap.Logger) {
 			log.Error("task panicked", zap.Any("panic", cause))
 		}
 	}()
-	if err := x.serve(r, q.block); err != nil {
-		log.Info("task's handlers failed", zap.Error(err))
+	err = x.serve(r, q.block)
+	if c := log.Check(zap.InfoLevel, "task run"); c != nil {
+		c.Write(zap.Int("start", x.rec.Starts), zap.String("status", string(x.rec.Status)),
+			zap.Int("upstream_status", x.rec.UpstreamStatus), zap.Duration("waited", x.rec.StartedAt.Sub(x.rec.CreatedAt)),
+			zap.Duration("ran", time.Since(x.rec.StartedAt)), zap.Error(err))
 	}
 }
 

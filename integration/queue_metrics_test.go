@@ -22,6 +22,12 @@ func TestAQueueIsCounted(t *testing.T) {
 	reaches(t, g, "/q", last, task.Done)
 	scrape(t, g, `caddy_callback_tasks{state="done"} 2`, `caddy_callback_queued_tasks{queue="q"} 0`,
 		`caddy_callback_queue_wait_seconds_count{queue="q"} 2`, `caddy_callback_queue_run_seconds_count{queue="q"} 2`)
+	eventually(t, "both runs are logged", func() error {
+		if strings.Count(g.log.String(), `"msg":"task run"`) != 2 {
+			return errNotThere
+		}
+		return nil
+	})
 }
 
 var errNotThere = errors.New("it is not there")
