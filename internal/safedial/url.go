@@ -45,6 +45,9 @@ func (p *Policy) CheckURL(raw string) (*url.URL, error) {
 		return nil, errors.New("has a user name or password")
 	case u.Hostname() == "":
 		return nil, errors.New("has no host")
+	case !utf8.ValidString(u.Host), strings.ContainsFunc(u.Host, unicode.IsControl):
+		// Written with percent signs, which the parser has undone.
+		return nil, errors.New("has a control or invalid character")
 	}
 	if err := p.checkHost(u); err != nil {
 		return nil, err

@@ -152,6 +152,7 @@ func FuzzCheckURL(f *testing.F) {
 		"https://c.example/hook", "http://10.0.0.1/", "http://[::ffff:127.0.0.1]:80/", "http://[fe80::1%25eth0]/",
 		"http://2130706433/", "http://0x7f.1/", "http://127.1/", "http://１２７。０.０.１/", "http://localhost./",
 		"http://u:p@c.example/", "http://c.example:0/", "http://%EF%BC%91/", "http:c", "http://[::1", "\x00", "http://.\u00ad./",
+		"http://%C2%800000", "http://a%FF/",
 	} {
 		f.Add(seed)
 	}
