@@ -43,6 +43,15 @@ func (q *TaskQueue) claimKey(ctx context.Context, e *engine.Engine, t *ticket, r
 	return first.TaskID, err
 }
 
+// knowsKey says whether an idempotency key stands for a task already.
+func (q *TaskQueue) knowsKey(ctx context.Context, e *engine.Engine, key string) (bool, error) {
+	if key == "" {
+		return false, nil
+	}
+	hashed := sha256.Sum256([]byte(key))
+	return e.HasKey(ctx, q.Name, hex.EncodeToString(hashed[:]))
+}
+
 // takeOver makes rec the task that a key stands for and that nobody stored: the
 // gateway that was about to is gone, or the task is so long past that it was
 // forgotten. If that gateway was only slow, one of the two copies is dropped

@@ -188,7 +188,13 @@ func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*accep
 		return nil, err
 	}
 	if full {
-		return nil, &problem{http.StatusTooManyRequests, "the queue is full"}
+		known, err := q.knowsKey(ctx, e, r.Header.Get("Idempotency-Key"))
+		if err != nil {
+			return nil, err
+		}
+		if !known { // a known key adds nothing to the queue
+			return nil, &problem{http.StatusTooManyRequests, "the queue is full"}
+		}
 	}
 	rec, err := q.newRecord(t, r)
 	if err != nil {

@@ -230,7 +230,11 @@ func TestAFullQueueRefuses(t *testing.T) {
 	reaches(t, g, "/q", accepted(t, g, "/q", "{}"), task.Running)
 	var last string
 	for range 3 {
-		last = accepted(t, g, "/q", "{}")
+		last = accepted(t, g, "/q", "{}", "Idempotency-Key", "k"+last)
+	}
+	first := accepted(t, g, "/q", "{}", "Idempotency-Key", "k")
+	if doc, err := document(g, "/q", first); err != nil || doc.State != task.Queued {
+		t.Errorf("a known key on a full queue has the task %+v: %v", doc, err)
 	}
 	resp, text := g.post("/q", "{}")
 	if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") == "" {

@@ -126,3 +126,12 @@ func deref(k *Key) Key {
 	}
 	return *k
 }
+
+// HasKey says whether the key of that hash on a queue stands for a task.
+func (e *Engine) HasKey(ctx context.Context, queue, hash string) (bool, error) {
+	k, err := getKey(ctx, e.live, keySubject+queue+"."+hash)
+	if err == nil && k == nil {
+		k, err = getKey(ctx, e.ended, doneKeySubject+queue+"."+hash)
+	}
+	return k != nil, err
+}
