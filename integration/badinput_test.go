@@ -1,14 +1,12 @@
 package integration
 
 import (
-	"bytes"
 	"encoding/json"
-	"io/fs"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // problemDocument is what RFC 9457 has a refused client get.
@@ -37,28 +35,10 @@ func checkProblem(t *testing.T, resp *http.Response, body string, status int) st
 	return p.Detail
 }
 
-// stored says whether the gateway's store has the text anywhere on disk.
-func (g *gateway) stored(text string) bool {
-	g.t.Helper()
-	found := false
-	err := filepath.WalkDir(filepath.Join(g.dir, "store"), func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		data, err := os.ReadFile(path)
-		found = found || bytes.Contains(data, []byte(text))
-		return err
-	})
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	return found
-}
-
 func TestABadCallbackIsRefusedAndNothingIsForwardedOrStored(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
-	g := startGateway(t, "delivery {\ndeny denied.example 8.8.8.0/24\n}", "callback\nreverse_proxy "+app)
+	g := gatewaytest.Start(t, "delivery {\ndeny denied.example 8.8.8.0/24\n}", "callback\nreverse_proxy "+app)
 	const marker = "nothing-stored-of-this"
 	quoted := func(url string) string {
 		text, err := json.Marshal(url)
@@ -108,7 +88,7 @@ func TestABadCallbackIsRefusedAndNothingIsForwardedOrStored(t *testing.T) {
 		"a denied address":        {quoted("http://8.8.8.8/"), "denied"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			resp, body := g.post("/", `{"marker":"`+marker+`","callback_url":`+c.value+`}`)
+			resp, body := g.Post("/", `{"marker":"`+marker+`","callback_url":`+c.value+`}`)
 			detail := checkProblem(t, resp, body, 400)
 			if !strings.HasPrefix(detail, "callback_url: ") || !strings.Contains(detail, c.reason) {
 				t.Errorf("detail %q does not name the field and %q", detail, c.reason)
@@ -119,7 +99,7 @@ func TestABadCallbackIsRefusedAndNothingIsForwardedOrStored(t *testing.T) {
 		})
 	}
 	t.Run("over the limit", func(t *testing.T) {
-		resp, body := g.post("/", `{"callback_url":"http://c.example/`+marker+`","a":"`+strings.Repeat("x", 8<<20)+`"}`)
+		resp, body := g.Post("/", `{"callback_url":"http://c.example/`+marker+`","a":"`+strings.Repeat("x", 8<<20)+`"}`)
 		if detail := checkProblem(t, resp, body, 413); !strings.Contains(detail, "callback_url") || !strings.Contains(detail, "8388608") {
 			t.Errorf("detail %q does not name the field and the limit", detail)
 		}
@@ -131,20 +111,20 @@ func TestABadCallbackIsRefusedAndNothingIsForwardedOrStored(t *testing.T) {
 	}
 	// Nobody answers at this address, whether or not there is a network: it is
 	// there so that the search below could find something.
-	resp, _ := g.post("/", `{"callback_url":"http://callback.invalid/accepted-and-stored"}`)
+	resp, _ := g.Post("/", `{"callback_url":"http://callback.invalid/accepted-and-stored"}`)
 	if resp.StatusCode != 200 || resp.Header.Get("beam-task-id") == "" {
 		t.Fatalf("a good request: %s", resp.Status)
 	}
-	g.kill()
-	if !g.stored("/accepted-and-stored") {
+	g.Kill()
+	if !g.Stored("/accepted-and-stored") {
 		t.Error("the store has nothing of a task that was accepted")
 	}
 	for _, refused := range []string{marker, "c.example", "denied.example"} {
-		if g.stored(refused) {
+		if g.Stored(refused) {
 			t.Errorf("the store has %q, of a request that was refused", refused)
 		}
 	}
-	if log := g.log.String(); strings.Contains(log, "password@") {
+	if log := g.Log.String(); strings.Contains(log, "password@") {
 		t.Error("the log has the password of a refused URL")
 	}
 }
@@ -153,10 +133,10 @@ func TestALongURLIsTakenUpToItsLimit(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, nil)
 	paths := make(chan string, 1)
-	rcv := newReceiver(t, func(_ http.ResponseWriter, r *http.Request) { paths <- r.URL.RequestURI() })
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, func(_ http.ResponseWriter, r *http.Request) { paths <- r.URL.RequestURI() })
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	url := rcv.URL + "/?q=" + strings.Repeat("x", 2048-len(rcv.URL)-len("/?q="))
-	if resp, body := g.post("/", `{"callback_url":"`+url+`"}`); resp.StatusCode != 200 {
+	if resp, body := g.Post("/", `{"callback_url":"`+url+`"}`); resp.StatusCode != 200 {
 		t.Fatalf("%s %s", resp.Status, body)
 	}
 	if path := <-paths; rcv.URL+path != url {
@@ -169,25 +149,25 @@ func TestALongURLIsTakenUpToItsLimit(t *testing.T) {
 func TestLongHeadersOfOneClientTakeNothingFromOthers(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, nil)
-	rcv := newReceiver(t, nil)
-	g := newGateway(t, toLocal, "callback {\nheader X-Tenant {http.request.header.Tenant}\n}\nreverse_proxy "+app)
-	g.edit("auto_https off", "auto_https off\nservers {\nmax_header_size 1MB\n}")
-	g.start()
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.New(t, gatewaytest.ToLocal, "callback {\nheader X-Tenant {http.request.header.Tenant}\n}\nreverse_proxy "+app)
+	g.Edit("auto_https off", "auto_https off\nservers {\nmax_header_size 1MB\n}")
+	g.Start()
 	long := strings.Repeat("<", 200_000) // six times as long in JSON
 	body := `{"callback_url":"` + rcv.URL + `"}`
 	for range 3 {
-		resp, text := g.do("POST", "/", body, "Content-Type", "application/json", "Tenant", long)
+		resp, text := g.Do("POST", "/", body, "Content-Type", "application/json", "Tenant", long)
 		if detail := checkProblem(t, resp, text, 400); !strings.Contains(detail, "X-Tenant") {
 			t.Errorf("detail %q does not name the header", detail)
 		}
-		resp, _ = g.do("POST", "/", body, "Content-Type", "application/json", "Traceparent", long, "X-Other", long)
-		if c := rcv.next(t); resp.StatusCode != 200 || c.header.Get("Traceparent") != "" {
-			t.Errorf("the client got %s, the receiver a traceparent of %d bytes", resp.Status, len(c.header.Get("Traceparent")))
+		resp, _ = g.Do("POST", "/", body, "Content-Type", "application/json", "Traceparent", long, "X-Other", long)
+		if c := rcv.Next(t); resp.StatusCode != 200 || c.Header.Get("Traceparent") != "" {
+			t.Errorf("the client got %s, the receiver a traceparent of %d bytes", resp.Status, len(c.Header.Get("Traceparent")))
 		}
 	}
 	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-	resp, _ := g.do("POST", "/", body, "Content-Type", "application/json", "Traceparent", parent, "Tenant", strings.Repeat("<", 16<<10))
-	if c := rcv.next(t); resp.StatusCode != 200 || c.header.Get("Traceparent") != parent || len(c.header.Get("X-Tenant")) != 16<<10 {
-		t.Errorf("the client got %s, the receiver traceparent %q", resp.Status, c.header.Get("Traceparent"))
+	resp, _ := g.Do("POST", "/", body, "Content-Type", "application/json", "Traceparent", parent, "Tenant", strings.Repeat("<", 16<<10))
+	if c := rcv.Next(t); resp.StatusCode != 200 || c.Header.Get("Traceparent") != parent || len(c.Header.Get("X-Tenant")) != 16<<10 {
+		t.Errorf("the client got %s, the receiver traceparent %q", resp.Status, c.Header.Get("Traceparent"))
 	}
 }

@@ -11,31 +11,20 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"testing"
-)
 
-// edit replaces a part of the Caddyfile.
-func (g *gateway) edit(old, new string) {
-	g.t.Helper()
-	text, err := os.ReadFile(g.file)
-	if err != nil || !bytes.Contains(text, []byte(old)) {
-		g.t.Fatalf("no %q in the Caddyfile: %v", old, err)
-	}
-	if err := os.WriteFile(g.file, bytes.Replace(text, []byte(old), []byte(new), 1), 0o600); err != nil {
-		g.t.Fatal(err)
-	}
-}
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+)
 
 // startH2C starts a gateway that speaks HTTP/2 without TLS, and returns a
 // client that does.
-func startH2C(t *testing.T, options, site string) (*gateway, *http.Client) {
+func startH2C(t *testing.T, options, site string) (*gatewaytest.Gateway, *http.Client) {
 	t.Helper()
-	g := newGateway(t, options, site)
-	g.edit("auto_https off", "auto_https off\nservers {\nprotocols h1 h2c\n}")
-	g.start()
+	g := gatewaytest.New(t, options, site)
+	g.Edit("auto_https off", "auto_https off\nservers {\nprotocols h1 h2c\n}")
+	g.Start()
 	transport := &http.Transport{Protocols: new(http.Protocols)}
 	transport.Protocols.SetUnencryptedHTTP2(true)
 	t.Cleanup(transport.CloseIdleConnections)
@@ -45,11 +34,11 @@ func startH2C(t *testing.T, options, site string) (*gateway, *http.Client) {
 func TestAChunkedUploadIsATaskAndStaysChunked(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	body := `{"text":"` + strings.Repeat("a long prompt ", 100_000) + `","callback_url":"` + rcv.URL + `"}`
 	// A reader of no known length, a few bytes at a time.
-	resp, _, err := send("POST", g.url("/"), io.MultiReader(strings.NewReader(body[:7]), strings.NewReader(body[7:])),
+	resp, _, err := gatewaytest.Send("POST", g.URL("/"), io.MultiReader(strings.NewReader(body[:7]), strings.NewReader(body[7:])),
 		"Content-Type", "application/json")
 	if err != nil {
 		t.Fatal(err)
@@ -58,8 +47,8 @@ func TestAChunkedUploadIsATaskAndStaysChunked(t *testing.T) {
 	if a.body != body || a.ContentLength != -1 || len(a.TransferEncoding) != 1 {
 		t.Errorf("the app got %d bytes of %d, Content-Length %d, %v", len(a.body), len(body), a.ContentLength, a.TransferEncoding)
 	}
-	if c := rcv.next(t); c.id() != resp.Header.Get("beam-task-id") {
-		t.Errorf("the callback is of task %s", c.id())
+	if c := rcv.Next(t); c.TaskID() != resp.Header.Get("beam-task-id") {
+		t.Errorf("the callback is of task %s", c.TaskID())
 	}
 }
 
@@ -68,11 +57,11 @@ func TestATaskMayComeByHTTP2(t *testing.T) {
 	app, got := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, `{"response":"example response"}`)
 	})
-	check := func(t *testing.T, g *gateway, client *http.Client, scheme string) {
-		rcv := newReceiver(t, nil)
+	check := func(t *testing.T, g *gatewaytest.Gateway, client *http.Client, scheme string) {
+		rcv := gatewaytest.NewReceiver(t, nil)
 		for _, length := range []int64{0, -1} { // told, and not told
 			body := `{"prompt":"` + strings.Repeat("x", 200_000) + `","callback_url":"` + rcv.URL + `"}`
-			req, err := http.NewRequest("POST", scheme+g.addr+"/", strings.NewReader(body))
+			req, err := http.NewRequest("POST", scheme+g.Addr+"/", strings.NewReader(body))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -92,28 +81,28 @@ func TestATaskMayComeByHTTP2(t *testing.T) {
 			if a := <-got; a.body != body || a.task() != resp.Header.Get("beam-task-id") {
 				t.Errorf("the app got %d bytes, task %q", len(a.body), a.task())
 			}
-			if c := rcv.next(t); c.id() != resp.Header.Get("beam-task-id") || c.id() == "" {
-				t.Errorf("the callback is of task %q", c.id())
+			if c := rcv.Next(t); c.TaskID() != resp.Header.Get("beam-task-id") || c.TaskID() == "" {
+				t.Errorf("the callback is of task %q", c.TaskID())
 			}
 		}
 	}
 	t.Run("without TLS", func(t *testing.T) {
-		g, client := startH2C(t, toLocal, "callback\nreverse_proxy "+app)
+		g, client := startH2C(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 		check(t, g, client, "http://")
 	})
 	t.Run("with TLS", func(t *testing.T) {
-		g := newGateway(t, toLocal, "tls internal\ncallback\nreverse_proxy "+app)
-		g.edit("auto_https off", "auto_https disable_redirects\nskip_install_trust")
-		g.edit("http://", "https://")
-		g.start()
+		g := gatewaytest.New(t, gatewaytest.ToLocal, "tls internal\ncallback\nreverse_proxy "+app)
+		g.Edit("auto_https off", "auto_https disable_redirects\nskip_install_trust")
+		g.Edit("http://", "https://")
+		g.Start()
 		transport := &http.Transport{
 			ForceAttemptHTTP2: true,
 			TLSClientConfig:   &tls.Config{InsecureSkipVerify: true},
 		}
 		t.Cleanup(transport.CloseIdleConnections)
 		client := &http.Client{Transport: transport}
-		g.eventually("the gateway has a certificate", func() error {
-			resp, err := client.Head("https://" + g.addr + "/")
+		g.Eventually("the gateway has a certificate", func() error {
+			resp, err := client.Head("https://" + g.Addr + "/")
 			if err == nil {
 				resp.Body.Close()
 				<-got
@@ -127,8 +116,8 @@ func TestATaskMayComeByHTTP2(t *testing.T) {
 func TestAnEncodedBodyIsLookedIntoAndForwardedAsItIs(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback {\nmax_request 64KiB\n}\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback {\nmax_request 64KiB\n}\nreverse_proxy "+app)
 	document := func(padding int) string {
 		return `{"callback_url":"` + rcv.URL + `","padding":"` + strings.Repeat("0", padding) + `"}`
 	}
@@ -148,7 +137,7 @@ func TestAnEncodedBodyIsLookedIntoAndForwardedAsItIs(t *testing.T) {
 		"large, no member":  {"gzip", gzipped(t, `{"a":"`+strings.Repeat("0", 100<<20)+`","callback_url":"`+rcv.URL+`"}`), 200, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			resp, text := g.do("POST", "/", c.body, "Content-Type", "application/json", "Content-Encoding", c.coding)
+			resp, text := g.Do("POST", "/", c.body, "Content-Type", "application/json", "Content-Encoding", c.coding)
 			id := resp.Header.Get("beam-task-id")
 			if resp.StatusCode != c.status || (id != "") != c.isTask {
 				t.Fatalf("the client got %d %s, task %q", resp.StatusCode, text, id)
@@ -159,7 +148,7 @@ func TestAnEncodedBodyIsLookedIntoAndForwardedAsItIs(t *testing.T) {
 			if a := <-got; a.body != c.body || a.Header.Get("Content-Encoding") != c.coding {
 				t.Errorf("the app got %d other bytes in coding %q", len(a.body), a.Header.Get("Content-Encoding"))
 			}
-			if c.isTask && rcv.next(t).id() != id {
+			if c.isTask && rcv.Next(t).TaskID() != id {
 				t.Error("the callback is of another task")
 			}
 		})
@@ -187,7 +176,7 @@ func TestABodyOverTheLimitIsATaskNever(t *testing.T) {
 		size int64
 	}
 	sums := make(chan sum, 10)
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		h := sha256.New()
 		n, err := io.Copy(h, r.Body)
 		if err != nil {
@@ -195,8 +184,8 @@ func TestABodyOverTheLimitIsATaskNever(t *testing.T) {
 		}
 		sums <- sum{[32]byte(h.Sum(nil)), n}
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback {\nmax_request 64KiB\n}\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback {\nmax_request 64KiB\n}\nreverse_proxy "+app)
 	member := `"callback_url":"` + rcv.URL + `"`
 	// before puts the member's last byte at the given offset.
 	before := func(end int) string {
@@ -228,7 +217,7 @@ func TestABodyOverTheLimitIsATaskNever(t *testing.T) {
 				if chunked {
 					body = io.MultiReader(body)
 				}
-				resp, text, err := send("POST", g.url("/"), body, "Content-Type", "application/json")
+				resp, text, err := gatewaytest.Send("POST", g.URL("/"), body, "Content-Type", "application/json")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -242,7 +231,7 @@ func TestABodyOverTheLimitIsATaskNever(t *testing.T) {
 				if got := <-sums; got.hash != sha256.Sum256([]byte(c.body)) {
 					t.Errorf("the app got %d bytes of %d, or others", got.size, len(c.body))
 				}
-				if c.isTask && rcv.next(t).id() != id {
+				if c.isTask && rcv.Next(t).TaskID() != id {
 					t.Error("the callback is of another task")
 				}
 			})
@@ -256,14 +245,14 @@ func TestABodyOverTheLimitIsATaskNever(t *testing.T) {
 func TestALargeUploadIsForwardedAsItComes(t *testing.T) {
 	t.Parallel()
 	started := make(chan struct{})
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.ReadFull(r.Body, make([]byte, 70<<10)); err == nil {
 			close(started)
 		}
 		n, err := io.Copy(io.Discard, r.Body)
 		fmt.Fprint(w, n, err)
 	})
-	g := startGateway(t, toLocal, "callback {\nmax_request 64KiB\n}\nreverse_proxy "+app)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback {\nmax_request 64KiB\n}\nreverse_proxy "+app)
 	reader, writer := io.Pipe()
 	go func() {
 		_, err := io.WriteString(writer, `{"a":"`+strings.Repeat("x", 200<<10))
@@ -273,7 +262,7 @@ func TestALargeUploadIsForwardedAsItComes(t *testing.T) {
 		}
 		writer.CloseWithError(err)
 	}()
-	resp, text, err := send("POST", g.url("/"), reader, "Content-Type", "application/json")
+	resp, text, err := gatewaytest.Send("POST", g.URL("/"), reader, "Content-Type", "application/json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +274,7 @@ func TestALargeUploadIsForwardedAsItComes(t *testing.T) {
 
 func TestAStreamThatIsNoTaskPassesBothWaysAtOnce(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		rc := http.NewResponseController(w)
 		if err := errors.Join(rc.EnableFullDuplex(), rc.Flush()); err != nil {
 			return
@@ -300,7 +289,7 @@ func TestAStreamThatIsNoTaskPassesBothWaysAtOnce(t *testing.T) {
 	})
 	for _, own := range []bool{false, true} { // the other way: captured as it streams
 		t.Run("a task "+strconv.FormatBool(own), func(t *testing.T) {
-			rcv := newReceiver(t, nil)
+			rcv := gatewaytest.NewReceiver(t, nil)
 			site := "callback\nreverse_proxy " + app
 			if own {
 				site = "callback " + rcv.URL + "\nreverse_proxy " + app
@@ -308,7 +297,7 @@ func TestAStreamThatIsNoTaskPassesBothWaysAtOnce(t *testing.T) {
 			g, client := startH2C(t, "", site)
 			reader, writer := io.Pipe()
 			defer writer.Close()
-			req, err := http.NewRequest("POST", g.url("/"), reader)
+			req, err := http.NewRequest("POST", g.URL("/"), reader)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -333,8 +322,8 @@ func TestAStreamThatIsNoTaskPassesBothWaysAtOnce(t *testing.T) {
 				t.Errorf("the end is %q, %v", answer.Text(), answer.Err())
 			}
 			if own {
-				if c := rcv.next(t); c.status() != "COMPLETE" || !strings.HasPrefix(c.body, "response=echo+0%0Aecho+1%0A") {
-					t.Errorf("the callback is %s %q", c.status(), c.body)
+				if c := rcv.Next(t); c.Status() != "COMPLETE" || !strings.HasPrefix(c.Body, "response=echo+0%0Aecho+1%0A") {
+					t.Errorf("the callback is %s %q", c.Status(), c.Body)
 				}
 			}
 		})
@@ -344,16 +333,16 @@ func TestAStreamThatIsNoTaskPassesBothWaysAtOnce(t *testing.T) {
 func TestAClientThatExpectsContinueIsToldTo(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
-	conn, err := net.Dial("tcp", g.addr)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
+	conn, err := net.Dial("tcp", g.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
 	body := `{"callback_url":"` + rcv.URL + `"}`
 	fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"+
-		"Expect: 100-continue\r\n\r\n", g.addr, len(body))
+		"Expect: 100-continue\r\n\r\n", g.Addr, len(body))
 	answers := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(answers, nil)
 	if err != nil || resp.StatusCode != 100 {
@@ -372,7 +361,7 @@ func TestAClientThatExpectsContinueIsToldTo(t *testing.T) {
 	if a := <-got; a.body != body {
 		t.Errorf("the app got %q", a.body)
 	}
-	if c := rcv.next(t); c.id() != id {
-		t.Errorf("the callback is of task %q", c.id())
+	if c := rcv.Next(t); c.TaskID() != id {
+		t.Errorf("the callback is of task %q", c.TaskID())
 	}
 }

@@ -8,27 +8,28 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 func TestOneKeyStartsOneTaskOnTwoGateways(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 1)
+	c := gatewaytest.StartCluster(t, 1)
 	var mu sync.Mutex
 	runs := make(map[string]int) // by key
-	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
 		runs[r.Header.Get("Idempotency-Key")]++
 	})
 	site := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
-	gateways := []*gateway{startGateway(t, c.options(), site), startGateway(t, c.options(), site)}
+	gateways := []*gatewaytest.Gateway{gatewaytest.Start(t, c.Options(), site), gatewaytest.Start(t, c.Options(), site)}
 	for i := range 10 {
 		key := fmt.Sprint("k", i)
 		ids := make(chan string, 32)
 		for j := range cap(ids) {
 			go func() {
-				resp, _, err := send(http.MethodPost, gateways[j%2].url("/q"), strings.NewReader("{}"), "Idempotency-Key", key)
+				resp, _, err := gatewaytest.Send(http.MethodPost, gateways[j%2].URL("/q"), strings.NewReader("{}"), "Idempotency-Key", key)
 				if err != nil {
 					t.Error(err)
 					ids <- ""
@@ -59,11 +60,11 @@ func TestOneKeyStartsOneTaskOnTwoGateways(t *testing.T) {
 
 func TestAScheduleTicksOnceForTwoGateways(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 1)
+	c := gatewaytest.StartCluster(t, 1)
 	app, ticks := newClockedApp(t)
 	site := "task_queue /t* q {\nreverse_proxy " + app + "\n}"
-	options := c.options() + "\n" + every("2s", "/t")
-	a, b := startGateway(t, options, site), startGateway(t, options, site)
+	options := c.Options() + "\n" + every("2s", "/t")
+	a, b := gatewaytest.Start(t, options, site), gatewaytest.Start(t, options, site)
 	seen := make(map[string]bool)
 	next := func() tick {
 		t.Helper()
@@ -76,11 +77,11 @@ func TestAScheduleTicksOnceForTwoGateways(t *testing.T) {
 	}
 	first := next()
 	next()
-	if err := b.reload(); err != nil {
+	if err := b.Reload(); err != nil {
 		t.Fatal(err)
 	}
 	next()
-	a.kill()
+	a.Kill()
 	next()
 	next()
 	// Six ticks take ten seconds, and if each made two tasks, four. A slow machine
@@ -92,35 +93,35 @@ func TestAScheduleTicksOnceForTwoGateways(t *testing.T) {
 
 func TestATaskOfAKilledGatewayRunsOnAnother(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 1)
+	c := gatewaytest.StartCluster(t, 1)
 	begun, release := make(chan string, 10), make(chan struct{})
-	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 		begun <- r.Header.Get("beam-task-id")
 		<-release
 	})
-	rcv := newReceiver(t, nil)
+	rcv := gatewaytest.NewReceiver(t, nil)
 	site := "callback\ntask_queue /q* q {\nreverse_proxy " + app + "\n}"
-	a := startGateway(t, c.options(), site)
+	a := gatewaytest.Start(t, c.Options(), site)
 	id := accepted(t, a, "/q", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
 	<-begun
-	b := startGateway(t, c.options(), site)
-	a.kill()
+	b := gatewaytest.Start(t, c.Options(), site)
+	a.Kill()
 	if again := <-begun; again != id {
 		t.Errorf("task %s runs, not %s", again, id)
 	}
 	close(release)
-	if got := rcv.next(t); got.id() != id || got.status() != "COMPLETE" {
-		t.Errorf("the callback is %v %s", got.header, got.body)
+	if got := rcv.Next(t); got.TaskID() != id || got.Status() != "COMPLETE" {
+		t.Errorf("the callback is %v %s", got.Header, got.Body)
 	}
 	reaches(t, b, "/q", id, task.Done)
 }
 
 func TestATaskIsCanceledFromAnotherGateway(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t, 1)
+	c := gatewaytest.StartCluster(t, 1)
 	begun, stopped, release := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	t.Cleanup(func() { close(release) })
-	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 		close(begun)
 		select {
 		case <-r.Context().Done():
@@ -129,12 +130,12 @@ func TestATaskIsCanceledFromAnotherGateway(t *testing.T) {
 		}
 	})
 	site := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
-	a := startGateway(t, c.options(), site)
-	resp, _ := a.do(http.MethodPost, "/q", "") // without a body, so that the app hears of its client
+	a := gatewaytest.Start(t, c.Options(), site)
+	resp, _ := a.Do(http.MethodPost, "/q", "") // without a body, so that the app hears of its client
 	id := resp.Header.Get("beam-task-id")
 	<-begun
-	b := startGateway(t, c.options(), site)
-	if resp, text := b.do(http.MethodDelete, "/q/"+id, ""); resp.StatusCode != http.StatusAccepted {
+	b := gatewaytest.Start(t, c.Options(), site)
+	if resp, text := b.Do(http.MethodDelete, "/q/"+id, ""); resp.StatusCode != http.StatusAccepted {
 		t.Fatalf("canceling: %s %s", resp.Status, text)
 	}
 	<-stopped

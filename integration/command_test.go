@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // command is what a command of Caddy's wrote and how it ended.
@@ -30,7 +32,7 @@ func runCaddy(t *testing.T, dir string, args ...string) command {
 	}
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), self, args...)
-	cmd.Env = append(os.Environ(), asCaddy+"=1", "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "HOME="+dir)
+	cmd.Env = append(os.Environ(), gatewaytest.AsCaddy+"=1", "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "HOME="+dir)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err = cmd.Run()
 	var exit *exec.ExitError
@@ -62,31 +64,31 @@ func TestListModulesNamesOurs(t *testing.T) {
 
 func TestValidateTouchesNothingOfARunningGateway(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
-	g.post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
-	rcv.next(t)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
+	g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	rcv.Next(t)
 
-	c := runCaddy(t, g.dir, "validate", "--config", g.file, "--adapter", "caddyfile")
+	c := runCaddy(t, g.Dir, "validate", "--config", g.File, "--adapter", "caddyfile")
 	c.wantCode(t, 0)
 	if !strings.Contains(c.stdout, "Valid configuration") {
 		t.Errorf("validate says %q", c.stdout)
 	}
 
-	g.post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
-	rcv.next(t)
-	if code := g.stop(); code != 0 {
+	g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	rcv.Next(t)
+	if code := g.Stop(); code != 0 {
 		t.Errorf("the gateway ended with %d", code)
 	}
 }
 
 func TestValidateCreatesNoStore(t *testing.T) {
 	t.Parallel()
-	g := newGateway(t, "", "callback\nrespond ok")
-	runCaddy(t, g.dir, "validate", "--config", g.file, "--adapter", "caddyfile").wantCode(t, 0)
+	g := gatewaytest.New(t, "", "callback\nrespond ok")
+	runCaddy(t, g.Dir, "validate", "--config", g.File, "--adapter", "caddyfile").wantCode(t, 0)
 	for _, name := range []string{"store", "caddy/callback"} {
-		if _, err := os.Stat(filepath.Join(g.dir, name)); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(g.Dir, name)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -94,8 +96,8 @@ func TestValidateCreatesNoStore(t *testing.T) {
 
 func TestValidateFindsWhatOnlyLoadingFinds(t *testing.T) {
 	t.Parallel()
-	g := newGateway(t, "delivery {\nsecret {env.CALLBACK_TEST_UNSET}\n}", "callback\nrespond ok")
-	c := runCaddy(t, g.dir, "validate", "--config", g.file, "--adapter", "caddyfile")
+	g := gatewaytest.New(t, "delivery {\nsecret {env.CALLBACK_TEST_UNSET}\n}", "callback\nrespond ok")
+	c := runCaddy(t, g.Dir, "validate", "--config", g.File, "--adapter", "caddyfile")
 	c.wantCode(t, 1)
 	if !strings.Contains(c.stderr, "secret") {
 		t.Errorf("it does not name the secret: %s", c.stderr)
@@ -104,8 +106,8 @@ func TestValidateFindsWhatOnlyLoadingFinds(t *testing.T) {
 
 func TestAdaptPrintsTheJSON(t *testing.T) {
 	t.Parallel()
-	g := newGateway(t, "retention 1h 5", "callback {\nformat json\n}\nrespond ok")
-	c := runCaddy(t, g.dir, "adapt", "--config", g.file, "--adapter", "caddyfile", "--validate")
+	g := gatewaytest.New(t, "retention 1h 5", "callback {\nformat json\n}\nrespond ok")
+	c := runCaddy(t, g.Dir, "adapt", "--config", g.File, "--adapter", "caddyfile", "--validate")
 	c.wantCode(t, 0)
 	var config struct {
 		Apps struct {
@@ -124,16 +126,16 @@ func TestAdaptPrintsTheJSON(t *testing.T) {
 
 func TestAdaptNamesTheLineOfAMistake(t *testing.T) {
 	t.Parallel()
-	g := newGateway(t, "retain 1h", "callback\nrespond ok")
-	c := runCaddy(t, g.dir, "adapt", "--config", g.file, "--adapter", "caddyfile")
+	g := gatewaytest.New(t, "retain 1h", "callback\nrespond ok")
+	c := runCaddy(t, g.Dir, "adapt", "--config", g.File, "--adapter", "caddyfile")
 	c.wantCode(t, 1)
 	said := strings.ReplaceAll(c.stderr, `\"`, `"`) // it is in a log line
-	text, err := os.ReadFile(g.file)
+	text, err := os.ReadFile(g.File)
 	if err != nil {
 		t.Fatal(err)
 	}
 	before, _, _ := strings.Cut(string(text), "retain 1h")
-	line := fmt.Sprintf(" at %s:%d", g.file, strings.Count(before, "\n")+1)
+	line := fmt.Sprintf(" at %s:%d", g.File, strings.Count(before, "\n")+1)
 	for _, want := range []string{`callback has no option "retain"; it has delivery, `, line} {
 		if !strings.Contains(said, want) {
 			t.Errorf("%q does not say %q", said, want)
@@ -166,42 +168,42 @@ func TestFmtFormatsOurDirectives(t *testing.T) {
 
 func TestReloadTakesTheNewCaddyfile(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	reload := func() command {
-		return runCaddy(t, g.dir, "reload", "--config", g.file, "--adapter", "caddyfile", "--address", g.admin)
+		return runCaddy(t, g.Dir, "reload", "--config", g.File, "--adapter", "caddyfile", "--address", g.Admin)
 	}
 
-	g.configure(toLocal, "callback {\nformat json\nstatus_header x-status\n}\nreverse_proxy "+app)
+	g.Configure(gatewaytest.ToLocal, "callback {\nformat json\nstatus_header x-status\n}\nreverse_proxy "+app)
 	reload().wantCode(t, 0)
-	g.post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
-	if got := rcv.next(t); got.header.Get("Content-Type") != "application/json" || got.header.Get("X-Status") != "COMPLETE" {
-		t.Errorf("the callback is still of the old Caddyfile: %v", got.header)
+	g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	if got := rcv.Next(t); got.Header.Get("Content-Type") != "application/json" || got.Header.Get("X-Status") != "COMPLETE" {
+		t.Errorf("the callback is still of the old Caddyfile: %v", got.Header)
 	}
 
 	// One that cannot be loaded changes nothing.
-	g.configure(toLocal, "callback {\nformat xml\n}\nreverse_proxy "+app)
+	g.Configure(gatewaytest.ToLocal, "callback {\nformat xml\n}\nreverse_proxy "+app)
 	reload().wantCode(t, 1)
-	g.post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
-	if got := rcv.next(t); got.header.Get("X-Status") != "COMPLETE" {
-		t.Errorf("the failed reload changed the configuration: %v", got.header)
+	g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	if got := rcv.Next(t); got.Header.Get("X-Status") != "COMPLETE" {
+		t.Errorf("the failed reload changed the configuration: %v", got.Header)
 	}
 }
 
 func TestASecondGatewayOnTheSameStoreSaysSo(t *testing.T) {
 	t.Parallel()
-	g := startGateway(t, "", "callback\nrespond ok")
-	text, err := os.ReadFile(g.file)
+	g := gatewaytest.Start(t, "", "callback\nrespond ok")
+	text, err := os.ReadFile(g.File)
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := filepath.Join(g.dir, "other.caddyfile")
-	second := strings.NewReplacer(g.admin, freeAddr(t), g.addr, freeAddr(t)).Replace(string(text))
+	other := filepath.Join(g.Dir, "other.caddyfile")
+	second := strings.NewReplacer(g.Admin, gatewaytest.FreeAddr(t), g.Addr, gatewaytest.FreeAddr(t)).Replace(string(text))
 	if err := os.WriteFile(other, []byte(second), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c := runCaddy(t, g.dir, "run", "--config", other, "--adapter", "caddyfile")
+	c := runCaddy(t, g.Dir, "run", "--config", other, "--adapter", "caddyfile")
 	c.wantCode(t, 1)
 	if !strings.Contains(c.stderr, "in use by another process") {
 		t.Errorf("it does not say why: %s", c.stderr)

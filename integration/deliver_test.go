@@ -12,85 +12,87 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 func TestACallbackHasTheseHeadersAndNoOthers(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, delivering(), exampleSite(t))
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.Delivering(), gatewaytest.ExampleSite(t))
 	const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 	want := map[string]string{
 		"Content-Type":             "application/x-www-form-urlencoded",
 		"Content-Length":           "25",
-		"Beam-Task-Id":             g.task(rcv.URL),
+		"Beam-Task-Id":             g.Task(rcv.URL),
 		"X-Beam-Task-Status":       "COMPLETE",
 		"User-Agent":               "caddy-callback/0.1.0",
 		"Callback-Attempt":         "1",
 		"Callback-Upstream-Status": "200",
 		"Callback-Hop":             "1",
 	}
-	check := func(got callback) {
+	check := func(got gatewaytest.Callback) {
 		t.Helper()
-		for _, name := range slices.Sorted(maps.Keys(got.header)) {
-			if v := got.header[name]; len(v) != 1 || v[0] != want[name] {
+		for _, name := range slices.Sorted(maps.Keys(got.Header)) {
+			if v := got.Header[name]; len(v) != 1 || v[0] != want[name] {
 				t.Errorf("%s is %q, not %q", name, v, want[name])
 			}
 		}
 		for name := range want {
-			if got.header[name] == nil {
+			if got.Header[name] == nil {
 				t.Errorf("%s is missing", name)
 			}
 		}
 	}
-	check(rcv.next(t))
+	check(rcv.Next(t))
 
-	want["Beam-Task-Id"] = g.task(rcv.URL, "Traceparent", traceparent)
+	want["Beam-Task-Id"] = g.Task(rcv.URL, "Traceparent", traceparent)
 	want["Traceparent"] = traceparent
-	check(rcv.next(t))
+	check(rcv.Next(t))
 }
 
 func TestATaskWithoutAnAnswerHasNoUpstreamStatus(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, delivering(), "callback\nreverse_proxy "+freeAddr(t))
-	g.post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
-	got := rcv.next(t)
-	if got.status() != "FAILED" || !strings.HasPrefix(got.body, "error=") {
-		t.Errorf("the callback is %s %s", got.status(), got.body)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.Delivering(), "callback\nreverse_proxy "+gatewaytest.FreeAddr(t))
+	g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	got := rcv.Next(t)
+	if got.Status() != "FAILED" || !strings.HasPrefix(got.Body, "error=") {
+		t.Errorf("the callback is %s %s", got.Status(), got.Body)
 	}
-	if v, ok := got.header["Callback-Upstream-Status"]; ok {
+	if v, ok := got.Header["Callback-Upstream-Status"]; ok {
 		t.Errorf("Callback-Upstream-Status is %q", v)
 	}
 }
 
 func TestAttemptsFollowTheScheduleAndCountUp(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("callback-attempt") != "3" {
 			w.WriteHeader(http.StatusInternalServerError)
 		}
 	})
-	g := startGateway(t, delivering("retry 1s 2s 1h"), exampleSite(t))
-	id := g.task(rcv.URL)
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1s 2s 1h"), gatewaytest.ExampleSite(t))
+	id := g.Task(rcv.URL)
 	var at []time.Time
 	for n := 1; n <= 3; n++ {
-		got := rcv.next(t)
-		if got.id() != id || got.header.Get("callback-attempt") != strconv.Itoa(n) {
-			t.Errorf("attempt %d says it is attempt %s of %s", n, got.header.Get("callback-attempt"), got.id())
+		got := rcv.Next(t)
+		if got.TaskID() != id || got.Header.Get("callback-attempt") != strconv.Itoa(n) {
+			t.Errorf("attempt %d says it is attempt %s of %s", n, got.Header.Get("callback-attempt"), got.TaskID())
 		}
-		if got.body != "response=example+response" {
-			t.Errorf("attempt %d has the body %q", n, got.body)
+		if got.Body != "response=example+response" {
+			t.Errorf("attempt %d has the body %q", n, got.Body)
 		}
-		at = append(at, got.at)
+		at = append(at, got.At)
 	}
 	for i, wait := range []time.Duration{time.Second, 2 * time.Second} {
 		if waited := at[i+1].Sub(at[i]); waited < wait {
 			t.Errorf("attempt %d came %v after the one before, not %v", i+2, waited, wait)
 		}
 	}
-	logged := g.attempted(id, 3)
-	for i, want := range []attempt{
+	logged := g.Attempted(id, 3)
+	for i, want := range []gatewaytest.Attempt{
 		{Attempt: 1, State: "retry", StatusCode: 500, RetryIn: 1},
 		{Attempt: 2, State: "retry", StatusCode: 500, RetryIn: 2},
 		{Attempt: 3, State: "delivered", StatusCode: 200},
@@ -109,12 +111,12 @@ func TestEveryAnswerBut2xxIsAFailure(t *testing.T) {
 	t.Parallel()
 	var status atomic.Int32
 	var target string
-	rcv := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Location", target)
 		w.WriteHeader(int(status.Load()))
 	})
 	target = rcv.URL + "/elsewhere"
-	g := startGateway(t, delivering("retry 1h"), exampleSite(t))
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1h"), gatewaytest.ExampleSite(t))
 	for code, state := range map[int]string{
 		200: "delivered", 201: "delivered", 202: "delivered", 204: "delivered", 226: "delivered", 299: "delivered",
 		300: "retry", 301: "retry", 302: "retry", 303: "retry", 304: "retry", 307: "retry", 308: "retry",
@@ -122,40 +124,40 @@ func TestEveryAnswerBut2xxIsAFailure(t *testing.T) {
 		410: "dead",
 	} {
 		status.Store(int32(code))
-		id := g.task(rcv.URL)
-		if got := g.attempted(id, 1); got[0].State != state || got[0].StatusCode != code {
+		id := g.Task(rcv.URL)
+		if got := g.Attempted(id, 1); got[0].State != state || got[0].StatusCode != code {
 			t.Errorf("after %d the log says %+v, not %s", code, got[0], state)
 		}
 	}
-	for len(rcv.got) > 0 {
+	for len(rcv.Got) > 0 {
 		// A redirect that was followed would have come again, as another request.
-		if got := rcv.next(t); got.header.Get("callback-attempt") != "1" {
-			t.Errorf("a callback came that is attempt %s", got.header.Get("callback-attempt"))
+		if got := rcv.Next(t); got.Header.Get("callback-attempt") != "1" {
+			t.Errorf("a callback came that is attempt %s", got.Header.Get("callback-attempt"))
 		}
 	}
-	if n := len(g.attempts("")); n != 22 {
+	if n := len(g.Attempts("")); n != 22 {
 		t.Errorf("%d attempts are logged for 22 callbacks", n)
 	}
 }
 
 func TestARedirectIsNotFollowed(t *testing.T) {
 	t.Parallel()
-	elsewhere := newReceiver(t, nil)
+	elsewhere := gatewaytest.NewReceiver(t, nil)
 	var to atomic.Value
-	rcv := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Location", to.Load().(string))
 		w.WriteHeader(http.StatusTemporaryRedirect)
 	})
-	g := startGateway(t, delivering("retry 1h"), exampleSite(t))
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1h"), gatewaytest.ExampleSite(t))
 	for _, target := range []string{elsewhere.URL, "/again", "http://169.254.169.254/latest/meta-data/", "file:///etc/passwd"} {
 		to.Store(target)
-		id := g.task(rcv.URL)
-		rcv.next(t)
-		if got := g.attempted(id, 1)[0]; got.State != "retry" || got.StatusCode != 307 || got.Error != "" {
+		id := g.Task(rcv.URL)
+		rcv.Next(t)
+		if got := g.Attempted(id, 1)[0]; got.State != "retry" || got.StatusCode != 307 || got.Error != "" {
 			t.Errorf("a redirect to %s is logged as %+v", target, got)
 		}
 	}
-	if len(elsewhere.got)+len(rcv.got) > 0 {
+	if len(elsewhere.Got)+len(rcv.Got) > 0 {
 		t.Error("a redirect was followed")
 	}
 }
@@ -163,7 +165,7 @@ func TestARedirectIsNotFollowed(t *testing.T) {
 func TestRetryAfterIsWaitedForUpToADay(t *testing.T) {
 	t.Parallel()
 	const day = 24 * 60 * 60
-	rcv := newReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		query := r.URL.Query()
 		if r.Header.Get("callback-attempt") == "1" {
 			w.Header().Set("Retry-After", query.Get("after"))
@@ -171,7 +173,7 @@ func TestRetryAfterIsWaitedForUpToADay(t *testing.T) {
 			w.WriteHeader(status)
 		}
 	})
-	g := startGateway(t, delivering("retry 10s 10s"), exampleSite(t))
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 10s 10s"), gatewaytest.ExampleSite(t))
 	for _, test := range []struct {
 		status   int
 		after    string
@@ -192,8 +194,8 @@ func TestRetryAfterIsWaitedForUpToADay(t *testing.T) {
 		{503, time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat), 10, 12},
 		{503, time.Now().AddDate(1, 0, 0).UTC().Format(http.TimeFormat), day, day},
 	} {
-		id := g.task(fmt.Sprintf("%s/?status=%d&after=%s", rcv.URL, test.status, strings.ReplaceAll(test.after, " ", "+")))
-		got := g.attempted(id, 1)[0]
+		id := g.Task(fmt.Sprintf("%s/?status=%d&after=%s", rcv.URL, test.status, strings.ReplaceAll(test.after, " ", "+")))
+		got := g.Attempted(id, 1)[0]
 		if got.RetryIn < test.min || got.RetryIn > test.max {
 			t.Errorf("after %d with Retry-After: %s the wait is %vs, not %v to %v",
 				test.status, test.after, got.RetryIn, test.min, test.max)
@@ -203,16 +205,16 @@ func TestRetryAfterIsWaitedForUpToADay(t *testing.T) {
 
 func TestAReceiverThatAsksForAWaitGetsIt(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("callback-attempt") == "1" {
 			w.Header().Set("Retry-After", "2")
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})
-	g := startGateway(t, delivering("retry 100ms"), exampleSite(t))
-	g.task(rcv.URL)
-	first, second := rcv.next(t), rcv.next(t)
-	if waited := second.at.Sub(first.at); waited < 1900*time.Millisecond {
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 100ms"), gatewaytest.ExampleSite(t))
+	g.Task(rcv.URL)
+	first, second := rcv.Next(t), rcv.Next(t)
+	if waited := second.At.Sub(first.At); waited < 1900*time.Millisecond {
 		t.Errorf("the second attempt came after %v", waited)
 	}
 }
@@ -220,7 +222,7 @@ func TestAReceiverThatAsksForAWaitGetsIt(t *testing.T) {
 func TestDeadCallbacksAreKeptWithAllThatARedeliveryNeeds(t *testing.T) {
 	t.Parallel()
 	answer := strings.Repeat("no\x00<é>\xff\x1b[2J", 1000)
-	rcv := newReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/gone" {
 			w.WriteHeader(http.StatusGone)
 		} else {
@@ -228,16 +230,16 @@ func TestDeadCallbacksAreKeptWithAllThatARedeliveryNeeds(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, answer)
 	})
-	g := startGateway(t, delivering("retry 100ms 100ms"), exampleSite(t))
-	gone, failed := g.task(rcv.URL+"/gone"), g.task(rcv.URL+"/fails")
-	g.attempted(gone, 1)
-	if got := g.attempted(failed, 3)[2]; got.State != "dead" || got.RetryIn != 0 {
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 100ms 100ms"), gatewaytest.ExampleSite(t))
+	gone, failed := g.Task(rcv.URL+"/gone"), g.Task(rcv.URL+"/fails")
+	g.Attempted(gone, 1)
+	if got := g.Attempted(failed, 3)[2]; got.State != "dead" || got.RetryIn != 0 {
 		t.Errorf("the last attempt is logged as %+v", got)
 	}
-	if code := g.stop(); code != 0 {
+	if code := g.Stop(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	dead := g.dead()
+	dead := g.Dead()
 	if len(dead) != 2 {
 		t.Fatalf("%d callbacks are dead", len(dead))
 	}
@@ -265,18 +267,18 @@ func TestDeadCallbacksAreKeptWithAllThatARedeliveryNeeds(t *testing.T) {
 		}
 	}
 	// Nothing is repeated when the gateway starts again.
-	g.start()
-	alive := g.task(rcv.URL + "/gone")
-	g.attempted(alive, 1)
-	if n := len(g.attempts("")); n != 5 {
+	g.Start()
+	alive := g.Task(rcv.URL + "/gone")
+	g.Attempted(alive, 1)
+	if n := len(g.Attempts("")); n != 5 {
 		t.Errorf("%d attempts are logged, not 5", n)
 	}
 }
 
 func TestTheOtherFormatsAreDelivered(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, nil)
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/vnd.example+json; charset=utf-8")
 		w.WriteHeader(http.StatusTeapot)
 		_, _ = io.WriteString(w, `{ "response": 1.0 }`)
@@ -286,15 +288,15 @@ func TestTheOtherFormatsAreDelivered(t *testing.T) {
 		"raw":  {"application/vnd.example+json; charset=utf-8", `{ "response": 1.0 }`},
 		"form": {"application/x-www-form-urlencoded", "response=1.0"},
 	} {
-		g := startGateway(t, delivering(), fmt.Sprintf("callback {\nformat %s\n}\nreverse_proxy %s", format, app))
-		g.post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
-		got := rcv.next(t)
+		g := gatewaytest.Start(t, gatewaytest.Delivering(), fmt.Sprintf("callback {\nformat %s\n}\nreverse_proxy %s", format, app))
+		g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+		got := rcv.Next(t)
 		body := want[1]
 		if strings.Contains(body, "%q") {
-			body = fmt.Sprintf(body, got.id())
+			body = fmt.Sprintf(body, got.TaskID())
 		}
-		if got.header.Get("Content-Type") != want[0] || got.body != body {
-			t.Errorf("%s: %s %s", format, got.header.Get("Content-Type"), got.body)
+		if got.Header.Get("Content-Type") != want[0] || got.Body != body {
+			t.Errorf("%s: %s %s", format, got.Header.Get("Content-Type"), got.Body)
 		}
 	}
 }

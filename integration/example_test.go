@@ -6,19 +6,20 @@ import (
 	"net/http"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/google/uuid"
 )
 
 func TestTheDocumentedExampleComesOutLetterForLetter(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(w, `{"response":"example response"}`)
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 
-	resp, body := g.post("/", fmt.Sprintf(`{"prompt":"hello","callback_url":%q}`, rcv.URL))
+	resp, body := g.Post("/", fmt.Sprintf(`{"prompt":"hello","callback_url":%q}`, rcv.URL))
 	if resp.StatusCode != 200 || body != `{"response":"example response"}` {
 		t.Fatalf("the client got %d %s", resp.StatusCode, body)
 	}
@@ -26,9 +27,9 @@ func TestTheDocumentedExampleComesOutLetterForLetter(t *testing.T) {
 	if parsed, err := uuid.Parse(id); err != nil || parsed.Version() != 4 {
 		t.Errorf("beam-task-id is %q, not a version 4 UUID", id)
 	}
-	got := rcv.next(t)
-	if got.body != "response=example+response" {
-		t.Errorf("the callback's body is %q", got.body)
+	got := rcv.Next(t)
+	if got.Body != "response=example+response" {
+		t.Errorf("the callback's body is %q", got.Body)
 	}
 	for name, want := range map[string]string{
 		"Content-Type":             "application/x-www-form-urlencoded",
@@ -38,7 +39,7 @@ func TestTheDocumentedExampleComesOutLetterForLetter(t *testing.T) {
 		"Callback-Upstream-Status": "200",
 		"Callback-Hop":             "1",
 	} {
-		if v := got.header.Get(name); v != want {
+		if v := got.Header.Get(name); v != want {
 			t.Errorf("%s is %q, not %q", name, v, want)
 		}
 	}

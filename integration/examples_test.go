@@ -8,12 +8,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // example is a folder of examples/, started on free ports.
 type example struct {
 	t     *testing.T
-	g     *gateway
+	g     *gatewaytest.Gateway
 	ports *strings.Replacer
 	text  string
 }
@@ -80,26 +82,26 @@ func startFile(t *testing.T, file string) *example {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &example{t: t, g: newGateway(t, "", ""), text: string(text)}
+	e := &example{t: t, g: gatewaytest.New(t, "", ""), text: string(text)}
 	port := func() string {
-		_, port, err := net.SplitHostPort(freeAddr(t))
+		_, port, err := net.SplitHostPort(gatewaytest.FreeAddr(t))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return ":" + port
 	}
 	gateway := port()
-	e.g.addr = "localhost" + gateway
+	e.g.Addr = "localhost" + gateway
 	e.ports = strings.NewReplacer(":8080", gateway, ":8081", port(), `"30 2 * * *" Europe/Berlin`, "@every 2s")
 	head, sites, ok := strings.Cut(e.ports.Replace(e.text), "\n{\n")
 	if !ok {
 		t.Fatalf("%s has no options", file)
 	}
 	// Tests run beside each other: only one can have Caddy's default address.
-	if err := os.WriteFile(e.g.file, []byte(head+"\n{\n\tadmin "+e.g.admin+"\n"+sites), 0o600); err != nil {
+	if err := os.WriteFile(e.g.File, []byte(head+"\n{\n\tadmin "+e.g.Admin+"\n"+sites), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	e.g.start()
+	e.g.Start()
 	return e
 }
 
@@ -127,8 +129,8 @@ func (e *example) want(answer string, parts ...string) {
 // wantInbox waits for a callback that is as it should be.
 func (e *example) wantInbox(path string, good func(recorded) bool) {
 	e.t.Helper()
-	eventually(e.t, path, func() error {
-		list, err := inboxOf(e.g, path)
+	gatewaytest.Eventually(e.t, path, func() error {
+		list, err := inboxOf(e.t, e.g, path)
 		if err == nil && !slices.ContainsFunc(list, good) {
 			err = fmt.Errorf("it has %v", list)
 		}
@@ -139,8 +141,8 @@ func (e *example) wantInbox(path string, good func(recorded) bool) {
 // wantInboxCount waits for a number of callbacks.
 func (e *example) wantInboxCount(path string, n int) {
 	e.t.Helper()
-	eventually(e.t, path, func() error {
-		list, err := inboxOf(e.g, path)
+	gatewaytest.Eventually(e.t, path, func() error {
+		list, err := inboxOf(e.t, e.g, path)
 		if err == nil && len(list) < n {
 			err = fmt.Errorf("it has %d callbacks, not %d", len(list), n)
 		}
@@ -149,8 +151,8 @@ func (e *example) wantInboxCount(path string, n int) {
 }
 
 // inboxOf lists what an inbox has.
-func inboxOf(g *gateway, path string) ([]recorded, error) {
-	w := walkthrough{t: g.t, g: g}
+func inboxOf(t *testing.T, g *gatewaytest.Gateway, path string) ([]recorded, error) {
+	w := walkthrough{t: t, g: g}
 	return w.inbox(path)
 }
 

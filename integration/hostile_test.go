@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // write writes to a peer that may have gone, which ends the test's own loops.
@@ -109,16 +111,16 @@ func TestHostileReceiversCostAnAttemptItsTimeoutAndNoMore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			g := startGateway(t, delivering("timeout 1s", "retry 1h"), exampleSite(t))
-			id := g.task(newPeer(t, test.serve))
-			got := g.attempted(id, 1)[0]
+			g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 1s", "retry 1h"), gatewaytest.ExampleSite(t))
+			id := g.Task(newPeer(t, test.serve))
+			got := g.Attempted(id, 1)[0]
 			if got.State != test.state || got.StatusCode != test.code || !strings.HasPrefix(got.Error, test.err) {
 				t.Errorf("it is logged as %+v", got)
 			}
 			if (got.StatusCode == 0) == (got.Error == "") {
 				t.Errorf("status %d and error %q", got.StatusCode, got.Error)
 			}
-			if got.Duration > patience.Seconds()/2 {
+			if got.Duration > gatewaytest.Patience.Seconds()/2 {
 				t.Errorf("the attempt took %vs", got.Duration)
 			}
 		})
@@ -142,14 +144,14 @@ func TestAnAnswerIsReadTo16KiBAndNoFurther(t *testing.T) {
 			if strings.Contains(header, "chunked") {
 				chunk = "1000\r\n" + chunk + "\r\n"
 			}
-			g := startGateway(t, delivering("timeout 30s", "retry 1h"), exampleSite(t))
-			id := g.task(newPeer(t, func(conn net.Conn) {
+			g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 30s", "retry 1h"), gatewaytest.ExampleSite(t))
+			id := g.Task(newPeer(t, func(conn net.Conn) {
 				defer close(ended)
 				_, _ = readCallback(conn)
 				write(conn, "HTTP/1.1 503 No\r\n"+header+"\r\n")
 				flood(conn, chunk, sent)
 			}))
-			got := g.attempted(id, 1)[0]
+			got := g.Attempted(id, 1)[0]
 			if got.State != "retry" || got.StatusCode != 503 {
 				t.Errorf("it is logged as %+v", got)
 			}
@@ -171,19 +173,19 @@ func TestAGzipBombIsNotExpanded(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	rcv := newReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Encoding", "gzip")
 		w.WriteHeader(http.StatusGone)
 		_, _ = w.Write(bomb.Bytes())
 	})
-	g := startGateway(t, delivering(), exampleSite(t))
-	id := g.task(rcv.URL)
-	if got := rcv.next(t).header.Get("Accept-Encoding"); got != "" {
+	g := gatewaytest.Start(t, gatewaytest.Delivering(), gatewaytest.ExampleSite(t))
+	id := g.Task(rcv.URL)
+	if got := rcv.Next(t).Header.Get("Accept-Encoding"); got != "" {
 		t.Errorf("Accept-Encoding is %q", got)
 	}
-	g.attempted(id, 1)
-	g.stop()
-	if kept := g.dead()[id]; !strings.Contains(kept, `"response":"`) || strings.Contains(kept, "expandedexpanded") {
+	g.Attempted(id, 1)
+	g.Stop()
+	if kept := g.Dead()[id]; !strings.Contains(kept, `"response":"`) || strings.Contains(kept, "expandedexpanded") {
 		t.Errorf("of the answer is kept: %.1000q", kept)
 	}
 }
@@ -201,28 +203,16 @@ func TestHostileReceiversLeaveMemoryBounded(t *testing.T) {
 		write(conn, "HTTP/1.1 500 No\r\n")
 		flood(conn, "X-Flood: "+chunk+"\r\n", new(atomic.Int64))
 	})
-	g := startGateway(t, delivering("timeout 5s", "retry 1h"), exampleSite(t))
-	before := g.memory()
+	g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 5s", "retry 1h"), gatewaytest.ExampleSite(t))
+	before := g.Memory()
 	for range 200 {
-		g.task(peer)
-		g.task(heads)
+		g.Task(peer)
+		g.Task(heads)
 	}
-	g.attempted("", 400)
-	if after := g.memory(); after > before+growth(200<<20) {
+	g.Attempted("", 400)
+	if after := g.Memory(); after > before+growth(200<<20) {
 		t.Errorf("from %d MiB to %d MiB", before>>20, after>>20)
 	}
-}
-
-// memory returns how much of the machine's memory the process has, in bytes.
-func (g *gateway) memory() int64 {
-	g.t.Helper()
-	for name, value := range g.metrics() {
-		if name == "process_resident_memory_bytes" {
-			return int64(value)
-		}
-	}
-	g.t.Fatal("the gateway does not say how much memory it has")
-	return 0
 }
 
 func TestConnectionsToAReceiverThatNeverShakesHandsDoNotPileUp(t *testing.T) {
@@ -233,14 +223,14 @@ func TestConnectionsToAReceiverThatNeverShakesHandsDoNotPileUp(t *testing.T) {
 		defer open.Add(-1)
 		_, _ = io.Copy(io.Discard, conn) // until the gateway hangs up
 	})
-	g := startGateway(t, delivering("timeout 500ms", "retry 100ms 100ms 100ms 100ms"), exampleSite(t))
-	id := g.task(strings.Replace(peer, "http://", "https://", 1))
-	for _, got := range g.attempted(id, 5) {
+	g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 500ms", "retry 100ms 100ms 100ms 100ms"), gatewaytest.ExampleSite(t))
+	id := g.Task(strings.Replace(peer, "http://", "https://", 1))
+	for _, got := range g.Attempted(id, 5) {
 		if got.Error != "no answer within 500ms" && !strings.Contains(got.Error, "timeout") {
 			t.Errorf("it is logged as %+v", got)
 		}
 	}
-	g.eventually("no connection is left", func() error {
+	g.Eventually("no connection is left", func() error {
 		if n := open.Load(); n != 0 {
 			return fmt.Errorf("%d are open", n)
 		}

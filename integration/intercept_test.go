@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // arrival is a request as it came to the app behind the gateway.
@@ -20,7 +22,7 @@ func (a arrival) task() string { return a.Header.Get("beam-task-id") }
 // does or, if it is nil, with an empty 200.
 func newRecorder(t *testing.T, answer http.HandlerFunc) (addr string, got chan arrival) {
 	got = make(chan arrival, 1000)
-	return newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	return gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return
@@ -35,8 +37,8 @@ func newRecorder(t *testing.T, answer http.HandlerFunc) (addr string, got chan a
 func TestOnlyJSONBodiesAreLookedAt(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	for contentType, isTask := range map[string]bool{
 		"application/json":                        true,
 		"application/json; charset=utf-8":         true,
@@ -54,7 +56,7 @@ func TestOnlyJSONBodiesAreLookedAt(t *testing.T) {
 		"+json": false,
 	} {
 		t.Run(contentType, func(t *testing.T) {
-			resp, _ := g.do("POST", "/", `{"callback_url":"`+rcv.URL+`"}`, "Content-Type", contentType)
+			resp, _ := g.Do("POST", "/", `{"callback_url":"`+rcv.URL+`"}`, "Content-Type", contentType)
 			id := resp.Header.Get("beam-task-id")
 			if (id != "") != isTask {
 				t.Fatalf("the client got task %q", id)
@@ -63,8 +65,8 @@ func TestOnlyJSONBodiesAreLookedAt(t *testing.T) {
 				t.Errorf("the app was told of task %q, the client of %q", seen, id)
 			}
 			if isTask {
-				if c := rcv.next(t); c.id() != id || c.status() != "COMPLETE" {
-					t.Errorf("the callback is of task %s, %s", c.id(), c.status())
+				if c := rcv.Next(t); c.TaskID() != id || c.Status() != "COMPLETE" {
+					t.Errorf("the callback is of task %s, %s", c.TaskID(), c.Status())
 				}
 			}
 		})
@@ -74,8 +76,8 @@ func TestOnlyJSONBodiesAreLookedAt(t *testing.T) {
 func TestTheMemberNamesTheCallback(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	for name, c := range map[string]struct {
 		body   string // $ stands for the receiver's
 		isTask bool
@@ -112,7 +114,7 @@ func TestTheMemberNamesTheCallback(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			body := strings.ReplaceAll(c.body, "$", rcv.URL)
-			resp, _ := g.post("/", body)
+			resp, _ := g.Post("/", body)
 			id := resp.Header.Get("beam-task-id")
 			if resp.StatusCode != 200 || (id != "") != c.isTask {
 				t.Fatalf("the client got %d, task %q", resp.StatusCode, id)
@@ -124,7 +126,7 @@ func TestTheMemberNamesTheCallback(t *testing.T) {
 			if a.ContentLength != int64(len(body)) || a.task() != id {
 				t.Errorf("the app got Content-Length %d, task %q", a.ContentLength, a.task())
 			}
-			if c.isTask && rcv.next(t).id() != id {
+			if c.isTask && rcv.Next(t).TaskID() != id {
 				t.Error("the callback is of another task")
 			}
 		})
@@ -134,9 +136,9 @@ func TestTheMemberNamesTheCallback(t *testing.T) {
 func TestTheRoutesOwnURLMakesEveryRequestATask(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
-	own, named := newReceiver(t, nil), newReceiver(t, nil)
+	own, named := gatewaytest.NewReceiver(t, nil), gatewaytest.NewReceiver(t, nil)
 	// No allow and no ports: the operator's URL needs neither.
-	g := startGateway(t, "", "callback "+own.URL+"/own\nreverse_proxy "+app)
+	g := gatewaytest.Start(t, "", "callback "+own.URL+"/own\nreverse_proxy "+app)
 	for _, c := range []struct{ method, contentType, body string }{
 		{"GET", "", ""},
 		{"DELETE", "", ""},
@@ -148,24 +150,24 @@ func TestTheRoutesOwnURLMakesEveryRequestATask(t *testing.T) {
 		{"PURGE", "application/octet-stream", strings.Repeat("x", 9<<20)},
 		{"POST", "application/json", `{"x":"` + strings.Repeat("x", 9<<20) + `"}`},
 	} {
-		resp, _ := g.do(c.method, "/", c.body, "Content-Type", c.contentType)
+		resp, _ := g.Do(c.method, "/", c.body, "Content-Type", c.contentType)
 		id := resp.Header.Get("beam-task-id")
 		a := <-got
 		if id == "" || a.task() != id || a.body != c.body {
 			t.Errorf("%s %s: the client got task %q, the app %q and %d bytes", c.method, c.contentType, id, a.task(), len(a.body))
 			continue
 		}
-		if cb := own.next(t); cb.id() != id {
-			t.Errorf("%s %s: the callback is of task %s", c.method, c.contentType, cb.id())
+		if cb := own.Next(t); cb.TaskID() != id {
+			t.Errorf("%s %s: the callback is of task %s", c.method, c.contentType, cb.TaskID())
 		}
 	}
 	for _, method := range []string{"HEAD", "OPTIONS"} {
-		resp, _ := g.do(method, "/", "")
+		resp, _ := g.Do(method, "/", "")
 		if id := resp.Header.Get("beam-task-id"); id != "" || (<-got).task() != "" {
 			t.Errorf("%s is task %q", method, id)
 		}
 	}
-	resp, _ := g.do("GET", "/", "", "Callback-Hop", "1", "Beam-Task-Id", "theirs")
+	resp, _ := g.Do("GET", "/", "", "Callback-Hop", "1", "Beam-Task-Id", "theirs")
 	if id := resp.Header.Get("beam-task-id"); id != "" {
 		t.Errorf("a callback is task %q", id)
 	}
@@ -174,7 +176,7 @@ func TestTheRoutesOwnURLMakesEveryRequestATask(t *testing.T) {
 	}
 
 	// The URL of the request is held to the rules for clients.
-	resp, body := g.post("/", `{"callback_url":"`+named.URL+`"}`)
+	resp, body := g.Post("/", `{"callback_url":"`+named.URL+`"}`)
 	if resp.StatusCode != 400 {
 		t.Errorf("a private URL in the request: %d %s", resp.StatusCode, body)
 	}
@@ -183,15 +185,15 @@ func TestTheRoutesOwnURLMakesEveryRequestATask(t *testing.T) {
 func TestAURLInTheRequestWinsOverTheRoutes(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, nil)
-	own, named := newReceiver(t, nil), newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback "+own.URL+"\nreverse_proxy "+app)
-	resp, _ := g.post("/", `{"callback_url":"`+named.URL+`"}`)
-	if id := resp.Header.Get("beam-task-id"); named.next(t).id() != id {
+	own, named := gatewaytest.NewReceiver(t, nil), gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+own.URL+"\nreverse_proxy "+app)
+	resp, _ := g.Post("/", `{"callback_url":"`+named.URL+`"}`)
+	if id := resp.Header.Get("beam-task-id"); named.Next(t).TaskID() != id {
 		t.Error("the callback is of another task")
 	}
 	// The route's own would have had it before this one.
-	resp, _ = g.post("/", `{}`)
-	if id := resp.Header.Get("beam-task-id"); own.next(t).id() != id {
+	resp, _ = g.Post("/", `{}`)
+	if id := resp.Header.Get("beam-task-id"); own.Next(t).TaskID() != id {
 		t.Error("the route's own URL got a callback that was not its own")
 	}
 }
@@ -203,8 +205,8 @@ func TestTheNamesAreTheOperatorsToChoose(t *testing.T) {
 		w.Header().Set("X-Job", r.Header.Get("X-Job"))
 		w.WriteHeader(201)
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, `callback {
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, `callback {
 		field hook
 		task_header X-Job
 		status_header X-Job-Status
@@ -214,7 +216,7 @@ func TestTheNamesAreTheOperatorsToChoose(t *testing.T) {
 		header User-Agent mine
 	}
 	reverse_proxy `+app)
-	resp, _ := g.do("POST", "/train", `{"hook":"`+rcv.URL+`","callback_url":5}`,
+	resp, _ := g.Do("POST", "/train", `{"hook":"`+rcv.URL+`","callback_url":5}`,
 		"Content-Type", "application/json", "X-Job", "forged", "X-Job", "forged twice", "Tenant", "acme\tinc")
 	ids := resp.Header["X-Job"]
 	if len(ids) != 1 || len(ids[0]) != 36 {
@@ -223,7 +225,7 @@ func TestTheNamesAreTheOperatorsToChoose(t *testing.T) {
 	if seen := (<-got).Header["X-Job"]; fmt.Sprint(seen) != fmt.Sprint(ids) {
 		t.Errorf("the app was told of task %q, the client of %q", seen, ids)
 	}
-	h := rcv.next(t).header
+	h := rcv.Next(t).Header
 	for name, want := range map[string]string{
 		"X-Job":              ids[0],
 		"X-Job-Status":       "COMPLETE",
@@ -245,9 +247,9 @@ func TestATaskIDIsTheGatewaysOnly(t *testing.T) {
 		w.Header().Add("Beam-Task-Id", "the app's own")
 		w.Header().Add("beam-task-id", "and another")
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
-	resp, _ := g.do("POST", "/", `{"callback_url":"`+rcv.URL+`"}`,
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
+	resp, _ := g.Do("POST", "/", `{"callback_url":"`+rcv.URL+`"}`,
 		"Content-Type", "application/json", "Beam-Task-Id", "forged", "beam-task-id", "forged twice")
 	ids := resp.Header["Beam-Task-Id"]
 	if len(ids) != 1 || len(ids[0]) != 36 {
@@ -256,7 +258,7 @@ func TestATaskIDIsTheGatewaysOnly(t *testing.T) {
 	if seen := (<-got).Header["Beam-Task-Id"]; fmt.Sprint(seen) != fmt.Sprint(ids) {
 		t.Errorf("the app was told of task %q, the client of %q", seen, ids)
 	}
-	if id := rcv.next(t).id(); id != ids[0] {
+	if id := rcv.Next(t).TaskID(); id != ids[0] {
 		t.Errorf("the receiver was told of task %q, the client of %q", id, ids)
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // crowd counts callbacks that are with receivers at once.
@@ -35,7 +37,7 @@ func (c *crowd) enter(name string, n int) {
 // answer holds a callback for a moment.
 func (c *crowd) answer(w http.ResponseWriter, r *http.Request) {
 	c.enter(r.Host, 1)
-	pause(rand.N(20 * time.Millisecond))
+	gatewaytest.Pause(rand.N(20 * time.Millisecond))
 	c.enter(r.Host, -1) // before the answer: the gateway may be faster than we
 	w.WriteHeader(http.StatusNoContent)
 }
@@ -44,27 +46,27 @@ func TestTheLimitsHoldAcrossReloads(t *testing.T) {
 	t.Parallel()
 	const each, perHost, concurrency = 300, 4, 10
 	crowd, accepted := newCrowd(), make(chan struct{})
-	var receivers []*receiver
+	var receivers []*gatewaytest.Receiver
 	for range 5 {
-		receivers = append(receivers, newReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+		receivers = append(receivers, gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 			<-accepted
 			crowd.answer(w, r)
 		}))
 	}
-	options := delivering(fmt.Sprintf("per_host %d", perHost), fmt.Sprintf("concurrency %d", concurrency))
-	site := exampleSite(t)
-	g := startGateway(t, options, site)
-	g.tasks(each*len(receivers), func(i int) string { return receivers[i%len(receivers)].URL })
+	options := gatewaytest.Delivering(fmt.Sprintf("per_host %d", perHost), fmt.Sprintf("concurrency %d", concurrency))
+	site := gatewaytest.ExampleSite(t)
+	g := gatewaytest.Start(t, options, site)
+	g.Tasks(each*len(receivers), func(i int) string { return receivers[i%len(receivers)].URL })
 	close(accepted)
 	for i := range 10 {
-		g.configure(strings.Replace(options, "ports any", fmt.Sprintf("ports any\nretry %dh", i+1), 1), site)
-		if err := g.reload(); err != nil {
+		g.Configure(strings.Replace(options, "ports any", fmt.Sprintf("ports any\nretry %dh", i+1), 1), site)
+		if err := g.Reload(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, rcv := range receivers {
 		for range each {
-			rcv.next(t)
+			rcv.Next(t)
 		}
 	}
 	crowd.mu.Lock()
@@ -82,20 +84,20 @@ func TestTheLimitsHoldAcrossReloads(t *testing.T) {
 func TestAReloadChangesTheLimits(t *testing.T) {
 	t.Parallel()
 	crowd := newCrowd()
-	rcv := newReceiver(t, crowd.answer)
-	site := exampleSite(t)
-	g := startGateway(t, delivering("per_host 1"), site)
+	rcv := gatewaytest.NewReceiver(t, crowd.answer)
+	site := gatewaytest.ExampleSite(t)
+	g := gatewaytest.Start(t, gatewaytest.Delivering("per_host 1"), site)
 	for _, limit := range []int{1, 3, 2} {
-		g.configure(delivering(fmt.Sprintf("per_host %d", limit)), site)
-		if err := g.reload(); err != nil {
+		g.Configure(gatewaytest.Delivering(fmt.Sprintf("per_host %d", limit)), site)
+		if err := g.Reload(); err != nil {
 			t.Fatal(err)
 		}
 		crowd.mu.Lock()
 		clear(crowd.most)
 		crowd.mu.Unlock()
-		g.tasks(100, to(rcv.URL))
+		g.Tasks(100, to(rcv.URL))
 		for range 100 {
-			rcv.next(t)
+			rcv.Next(t)
 		}
 		crowd.mu.Lock()
 		if most := crowd.most[""]; most != limit {
@@ -108,23 +110,23 @@ func TestAReloadChangesTheLimits(t *testing.T) {
 func TestALaneClosesWhenItIsEmptyAndOpensAgain(t *testing.T) {
 	t.Parallel()
 	const each = 50
-	rcv := newReceiver(t, newCrowd().answer)
-	g := startGateway(t, delivering("per_host 1"), exampleSite(t))
+	rcv := gatewaytest.NewReceiver(t, newCrowd().answer)
+	g := gatewaytest.Start(t, gatewaytest.Delivering("per_host 1"), gatewaytest.ExampleSite(t))
 	for round := 1; round <= 2; round++ {
-		g.tasks(each, to(rcv.URL))
+		g.Tasks(each, to(rcv.URL))
 		for range each {
-			rcv.next(t)
+			rcv.Next(t)
 		}
 		for _, event := range []string{"lane opened", "lane closed"} {
-			g.eventually(event, func() error {
-				if n := strings.Count(g.log.String(), event); n != round {
+			g.Eventually(event, func() error {
+				if n := strings.Count(g.Log.String(), event); n != round {
 					return fmt.Errorf("%d times", n)
 				}
 				return nil
 			})
 		}
 	}
-	if n := len(rcv.got); n > 0 {
+	if n := len(rcv.Got); n > 0 {
 		t.Errorf("%d callbacks came twice", n)
 	}
 }
@@ -148,18 +150,18 @@ func (c *connections) answer(w http.ResponseWriter, r *http.Request) {
 func TestConnectionsAreUsedAgain(t *testing.T) {
 	t.Parallel()
 	conns := new(connections)
-	rcv := newReceiver(t, conns.answer)
-	g := startGateway(t, delivering("per_host 4"), exampleSite(t))
+	rcv := gatewaytest.NewReceiver(t, conns.answer)
+	g := gatewaytest.Start(t, gatewaytest.Delivering("per_host 4"), gatewaytest.ExampleSite(t))
 	for range 50 {
-		g.task(rcv.URL)
-		rcv.next(t)
+		g.Task(rcv.URL)
+		rcv.Next(t)
 	}
 	conns.mu.Lock()
 	one := len(conns.from)
 	conns.mu.Unlock()
-	g.tasks(200, to(rcv.URL))
+	g.Tasks(200, to(rcv.URL))
 	for range 200 {
-		rcv.next(t)
+		rcv.Next(t)
 	}
 	// A transport may dial for an attempt that then gets a connection which has
 	// become free, and keep both: twice the limit is what it can come to.
@@ -194,12 +196,12 @@ func TestHTTP2IsSpokenOverOneConnection(t *testing.T) {
 		conns.answer(w, r)
 		got <- r.ProtoMajor
 	})
-	g := newGateway(t, delivering(), exampleSite(t))
-	g.env = []string{env}
-	g.start()
-	g.task(url)
+	g := gatewaytest.New(t, gatewaytest.Delivering(), gatewaytest.ExampleSite(t))
+	g.Env = []string{env}
+	g.Start()
+	g.Task(url)
 	for range 100 {
-		g.task(url)
+		g.Task(url)
 	}
 	for range 101 {
 		select {
@@ -207,7 +209,7 @@ func TestHTTP2IsSpokenOverOneConnection(t *testing.T) {
 			if major != 2 {
 				t.Fatalf("the callback came by HTTP/%d", major)
 			}
-		case <-time.After(patience):
+		case <-time.After(gatewaytest.Patience):
 			t.Fatal("no callback came")
 		}
 	}
@@ -221,8 +223,8 @@ func TestAReceiverWithACertificateOfNobodyIsNotCalled(t *testing.T) {
 	t.Parallel()
 	called := make(chan struct{}, 10)
 	url, _ := newTLSReceiver(t, func(http.ResponseWriter, *http.Request) { called <- struct{}{} })
-	g := startGateway(t, delivering("retry 1h"), exampleSite(t))
-	got := g.attempted(g.task(url), 1)[0]
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1h"), gatewaytest.ExampleSite(t))
+	got := g.Attempted(g.Task(url), 1)[0]
 	if got.State != "retry" || !strings.Contains(got.Error, "certificate signed by unknown authority") {
 		t.Errorf("it is logged as %+v", got)
 	}
@@ -245,10 +247,10 @@ func TestAnAnswerByHTTP2IsReadTo16KiBAndNoFurther(t *testing.T) {
 			}
 		}
 	})
-	g := newGateway(t, delivering("timeout 30s", "retry 1h"), exampleSite(t))
-	g.env = []string{env}
-	g.start()
-	if got := g.attempted(g.task(url), 1)[0]; got.StatusCode != 503 || got.State != "retry" {
+	g := gatewaytest.New(t, gatewaytest.Delivering("timeout 30s", "retry 1h"), gatewaytest.ExampleSite(t))
+	g.Env = []string{env}
+	g.Start()
+	if got := g.Attempted(g.Task(url), 1)[0]; got.StatusCode != 503 || got.State != "retry" {
 		t.Errorf("it is logged as %+v", got)
 	}
 	// The window the gateway opens is 64 KiB; the server buffers a little.

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // newVoid starts a receiver that accepts connections to any address of this
@@ -39,7 +41,7 @@ func newVoid(t *testing.T) (port int, called *atomic.Int64) {
 // growth is how much more memory a process may take, given what one without the
 // race detector may.
 func growth(bytes int64) int64 {
-	if raceOptions != "" {
+	if gatewaytest.RaceOptions != "" {
 		return 5 * bytes // what the detector itself takes, by its documentation
 	}
 	return bytes
@@ -71,26 +73,26 @@ func TestLargeResultsToReceiversThatReadNothingLeaveMemoryBounded(t *testing.T) 
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			port, called := newVoid(t)
-			good := newReceiver(t, nil)
-			g := startGateway(t, delivering("timeout 10m"), "callback\nreverse_proxy "+newApp(t, app))
-			g.task(good.URL)
-			good.next(t)
-			before := g.memory()
+			good := gatewaytest.NewReceiver(t, nil)
+			g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 10m"), "callback\nreverse_proxy "+gatewaytest.NewApp(t, app))
+			g.Task(good.URL)
+			good.Next(t)
+			before := g.Memory()
 			for i := range holes {
-				g.task(fmt.Sprintf("http://127.1.0.%d:%d/", 1+i, port))
+				g.Task(fmt.Sprintf("http://127.1.0.%d:%d/", 1+i, port))
 			}
-			g.eventually("receivers are called", func() error {
+			g.Eventually("receivers are called", func() error {
 				if n := called.Load(); n < 4 {
 					return fmt.Errorf("%d are", n)
 				}
 				return nil
 			})
-			g.task(good.URL)
-			if got := good.next(t); len(got.body) < size {
-				t.Errorf("the callback has %d bytes", len(got.body))
+			g.Task(good.URL)
+			if got := good.Next(t); len(got.Body) < size {
+				t.Errorf("the callback has %d bytes", len(got.Body))
 			}
-			pause(3 * time.Second) // for more to be called
-			after := g.memory()
+			gatewaytest.Pause(3 * time.Second) // for more to be called
+			after := g.Memory()
 			t.Logf("from %d MiB to %d MiB, %d receivers are called", before>>20, after>>20, called.Load())
 			if after > before+growth(400<<20) {
 				t.Errorf("from %d MiB to %d MiB", before>>20, after>>20)

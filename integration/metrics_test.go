@@ -8,46 +8,16 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
-
-// metrics scrapes Caddy's admin endpoint: values by name with labels.
-func (g *gateway) metrics() map[string]float64 {
-	g.t.Helper()
-	resp, text, err := send(http.MethodGet, "http://"+g.admin+"/metrics", http.NoBody)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		g.t.Fatalf("scraping: %v %v", resp, err)
-	}
-	values := make(map[string]float64)
-	for line := range strings.Lines(text) {
-		if i := strings.LastIndexByte(line, ' '); i > 0 && line[0] != '#' {
-			if value, err := strconv.ParseFloat(strings.TrimSpace(line[i+1:]), 64); err == nil {
-				values[line[:i]] = value
-			}
-		}
-	}
-	return values
-}
-
-// metered waits until metrics have these values.
-func (g *gateway) metered(want map[string]float64) {
-	g.t.Helper()
-	for _, name := range slices.Sorted(maps.Keys(want)) {
-		g.eventually(name, func() error {
-			if got, ok := g.metrics()["caddy_callback_"+name]; !ok || got != want[name] {
-				return fmt.Errorf("it is %v (%v), not %v", got, ok, want[name])
-			}
-			return nil
-		})
-	}
-}
 
 func TestMetricsSayWhatHappensAndSurviveAReload(t *testing.T) {
 	t.Parallel()
 	working, finish := make(chan struct{}), make(chan struct{})
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/slow":
 			close(working)
@@ -56,17 +26,17 @@ func TestMetricsSayWhatHappensAndSurviveAReload(t *testing.T) {
 			w.WriteHeader(http.StatusInternalServerError)
 		}
 	})
-	rcv := newReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/refuses" {
 			w.WriteHeader(http.StatusInternalServerError)
 		}
 	})
 	site := "callback\nreverse_proxy " + app
-	g := startGateway(t, delivering("retry 1s 1h"), site)
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1s 1h"), site)
 	post := func(path, hook string) {
-		g.post(path, fmt.Sprintf(`{"callback_url":%q}`, rcv.URL+hook))
+		g.Post(path, fmt.Sprintf(`{"callback_url":%q}`, rcv.URL+hook))
 	}
-	g.metered(map[string]float64{`tasks{state="running"}`: 0, `tasks{state="delivering"}`: 0, `tasks{state="done"}`: 0,
+	g.Metered(map[string]float64{`tasks{state="running"}`: 0, `tasks{state="delivering"}`: 0, `tasks{state="done"}`: 0,
 		`tasks{state="dead"}`: 0, `tasks{state="queued"}`: 0})
 
 	post("/", "/a")
@@ -92,25 +62,25 @@ func TestMetricsSayWhatHappensAndSurviveAReload(t *testing.T) {
 		`tasks{state="dead"}`:                         0,
 		`tasks{state="queued"}`:                       0,
 	}
-	g.metered(want)
-	values := g.metrics()
+	g.Metered(want)
+	values := g.Metrics()
 	for _, name := range []string{"task_duration_seconds_sum", "delivery_duration_seconds_sum", "delivery_lag_seconds_sum"} {
-		if sum := values["caddy_callback_"+name]; sum <= 0 || sum > patience.Seconds() {
+		if sum := values["caddy_callback_"+name]; sum <= 0 || sum > gatewaytest.Patience.Seconds() {
 			t.Errorf("%s is %v", name, sum)
 		}
 	}
 
 	// A reload gives a new registry, whose counters start anew; the slow task
 	// belongs to the generation before.
-	g.configure(delivering("retry 1h"), site)
-	if err := g.reload(); err != nil {
+	g.Configure(gatewaytest.Delivering("retry 1h"), site)
+	if err := g.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	g.metered(map[string]float64{`tasks{state="running"}`: 1, `tasks{state="delivering"}`: 1, `tasks{state="done"}`: 2})
+	g.Metered(map[string]float64{`tasks{state="running"}`: 1, `tasks{state="delivering"}`: 1, `tasks{state="done"}`: 2})
 	close(finish)
 	<-slow
 	post("/", "/d")
-	g.metered(map[string]float64{
+	g.Metered(map[string]float64{
 		`tasks_total{route="srv0",status="COMPLETE"}`: 1,
 		`deliveries_total{outcome="delivered"}`:       2, // the slow one's is made by the new generation
 		`tasks{state="running"}`:                      0,
@@ -120,17 +90,17 @@ func TestMetricsSayWhatHappensAndSurviveAReload(t *testing.T) {
 
 func TestMetricsDoNotGrowWithTasksAndHosts(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
+	rcv := gatewaytest.NewReceiver(t, nil)
 	_, port, err := net.SplitHostPort(hostOf(t, rcv.URL))
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := startGateway(t, delivering("retry 1h", "timeout 2s"), exampleSite(t))
-	g.task(rcv.URL)
-	g.task("http://127.0.0.9:9/refused")
-	g.attempted("", 2)
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1h", "timeout 2s"), gatewaytest.ExampleSite(t))
+	g.Task(rcv.URL)
+	g.Task("http://127.0.0.9:9/refused")
+	g.Attempted("", 2)
 	series := func() (names []string) {
-		for name := range g.metrics() {
+		for name := range g.Metrics() {
 			if strings.HasPrefix(name, "caddy_callback_") {
 				names = append(names, name)
 			}
@@ -140,9 +110,9 @@ func TestMetricsDoNotGrowWithTasksAndHosts(t *testing.T) {
 	}
 	before := series()
 	for i := range 30 {
-		g.task(fmt.Sprintf("http://127.0.0.%d:%s/hook/%d", 1+i%3, port, i))
+		g.Task(fmt.Sprintf("http://127.0.0.%d:%s/hook/%d", 1+i%3, port, i))
 	}
-	g.attempted("", 32)
+	g.Attempted("", 32)
 	after := series()
 	if !slices.Equal(before, after) || len(after) < 10 {
 		t.Errorf("there were %d series, now %d", len(before), len(after))
@@ -170,17 +140,17 @@ func TestTheLogHoldsNoSecretQueryOrBody(t *testing.T) {
 		n, _ := conn.Read(request)
 		write(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"+string(request[:n]))
 	}
-	fails := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
+	fails := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Location", "http://127.0.0.1/?"+inAnswer)
 		w.Header().Set("Retry-After", inAnswer)
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = io.WriteString(w, inAnswer)
 	})
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, inResult) })
-	g := startGateway(t, delivering("retry 1h", "timeout 1s", "secret "+key),
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, inResult) })
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1h", "timeout 1s", "secret "+key),
 		"callback {\nheader X-Token "+inHeader+"\n}\nreverse_proxy "+app)
 	targets := []string{
-		newReceiver(t, nil).URL,
+		gatewaytest.NewReceiver(t, nil).URL,
 		fails.URL,
 		newPeer(t, echo),
 		newPeer(t, answerAndEcho),
@@ -195,27 +165,27 @@ func TestTheLogHoldsNoSecretQueryOrBody(t *testing.T) {
 	}
 	callAll := func() {
 		for _, target := range targets {
-			resp, text := g.post("/", fmt.Sprintf(`{"prompt":%q,"callback_url":%q}`, inRequest, target+"?token="+inQuery))
+			resp, text := g.Post("/", fmt.Sprintf(`{"prompt":%q,"callback_url":%q}`, inRequest, target+"?token="+inQuery))
 			if resp.StatusCode != http.StatusOK {
 				t.Errorf("%s: %s %s", target, resp.Status, text)
 			}
 		}
 	}
 	callAll()
-	g.attempted("", len(targets))
-	if err := g.reload(); err != nil { // which sets up logging anew
+	g.Attempted("", len(targets))
+	if err := g.Reload(); err != nil { // which sets up logging anew
 		t.Fatal(err)
 	}
 	callAll()
-	for _, got := range g.attempted("", 2*len(targets)) {
+	for _, got := range g.Attempted("", 2*len(targets)) {
 		if got.TaskID == "" || got.CallbackHost == "" || got.Attempt != 1 || got.State == "" || got.Duration <= 0 {
 			t.Errorf("an attempt is logged as %+v", got)
 		}
 	}
-	g.refused("http://10.0.0.1/?token=" + inQuery)
-	g.post("/", `{"callback_url":"http://user:`+inQuery+`@example.com/"}`)
-	g.stop()
-	log := g.log.String()
+	g.Refused("http://10.0.0.1/?token=" + inQuery)
+	g.Post("/", `{"callback_url":"http://user:`+inQuery+`@example.com/"}`)
+	g.Stop()
+	log := g.Log.String()
 	if !strings.Contains(log, "Unsolicited response") {
 		t.Error("net/http had no reason to quote a receiver")
 	}
@@ -230,11 +200,11 @@ func TestTheLogHoldsNoSecretQueryOrBody(t *testing.T) {
 
 func TestAnAttemptIsOneLineWithAllItsFields(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, delivering(), exampleSite(t))
-	id := g.task(rcv.URL)
-	g.attempted(id, 1)
-	for line := range strings.Lines(g.log.String()) {
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.Delivering(), gatewaytest.ExampleSite(t))
+	id := g.Task(rcv.URL)
+	g.Attempted(id, 1)
+	for line := range strings.Lines(g.Log.String()) {
 		if !strings.Contains(line, "delivery attempted") {
 			continue
 		}

@@ -9,26 +9,27 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // cancel asks a queue to cancel a task and returns the status of its answer.
-func cancel(g *gateway, path, id string) int {
-	g.t.Helper()
-	resp, _ := g.do(http.MethodDelete, path+"/"+id, "")
+func cancel(g *gatewaytest.Gateway, path, id string) int {
+	g.T.Helper()
+	resp, _ := g.Do(http.MethodDelete, path+"/"+id, "")
 	return resp.StatusCode
 }
 
 func TestATaskIsCanceledBetweenItsAttempts(t *testing.T) {
 	t.Parallel()
 	runs := make(chan struct{}, 10)
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		runs <- struct{}{}
 		w.Header().Set("Retry-After", "2")
 		w.WriteHeader(http.StatusServiceUnavailable)
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
 	id := accepted(t, g, "/q", "{}")
 	<-runs
 	if doc := reaches(t, g, "/q", id, task.Queued); doc.NextAttemptAt.Sub(doc.CreatedAt).Seconds() < 2 {
@@ -37,8 +38,8 @@ func TestATaskIsCanceledBetweenItsAttempts(t *testing.T) {
 	if got := cancel(g, "/q", id); got != http.StatusAccepted {
 		t.Errorf("canceling between attempts: %d", got)
 	}
-	if c := rcv.next(t); c.id() != id || c.status() != "FAILED" || c.body != "error=canceled" {
-		t.Errorf("the callback is %v %s", c.header, c.body)
+	if c := rcv.Next(t); c.TaskID() != id || c.Status() != "FAILED" || c.Body != "error=canceled" {
+		t.Errorf("the callback is %v %s", c.Header, c.Body)
 	}
 	reaches(t, g, "/q", id, task.Done)
 	// A task of the same queue that waits as long is through: the canceled one
@@ -53,15 +54,15 @@ func TestATaskIsCanceledBetweenItsAttempts(t *testing.T) {
 
 func TestATaskThatHasEndedIsNotCanceled(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(http.ResponseWriter, *http.Request) {})
-	rcv := newReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/gone" {
 			w.WriteHeader(http.StatusGone)
 		} else {
 			w.WriteHeader(http.StatusInternalServerError)
 		}
 	})
-	g := startGateway(t, toLocal, "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
 	failing := accepted(t, g, "/q", fmt.Sprintf(`{"callback_url":"%s/failing"}`, rcv.URL))
 	gone := accepted(t, g, "/q", fmt.Sprintf(`{"callback_url":"%s/gone"}`, rcv.URL))
 	reaches(t, g, "/q", failing, task.Delivering)
@@ -73,7 +74,7 @@ func TestATaskThatHasEndedIsNotCanceled(t *testing.T) {
 		if doc, err := document(g, "/q", id); err != nil || doc.Status != task.Complete {
 			t.Errorf("the task is %+v: %v", doc, err)
 		}
-		if resp, _ := g.do(http.MethodGet, "/q/"+id+"/result", ""); resp.StatusCode != http.StatusOK {
+		if resp, _ := g.Do(http.MethodGet, "/q/"+id+"/result", ""); resp.StatusCode != http.StatusOK {
 			t.Errorf("its result is %s", resp.Status)
 		}
 	}
@@ -85,25 +86,25 @@ func TestATaskThatHasEndedIsNotCanceled(t *testing.T) {
 func TestAWaitingClientsTaskIsNoneOfAQueues(t *testing.T) {
 	t.Parallel()
 	begun, finish := make(chan string), make(chan struct{})
-	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 		begun <- r.Header.Get("beam-task-id")
 		<-finish
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\ntask_queue /q* q {\nrespond yes\n}\ntask_queue /r* r {\nrespond yes\n}\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\ntask_queue /q* q {\nrespond yes\n}\ntask_queue /r* r {\nrespond yes\n}\nreverse_proxy "+app)
 	go func() {
-		_, _, _ = send(http.MethodPost, g.url("/"), strings.NewReader(fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)),
+		_, _, _ = gatewaytest.Send(http.MethodPost, g.URL("/"), strings.NewReader(fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)),
 			"Content-Type", "application/json") // its callback tells
 	}()
 	id := <-begun
 	for _, method := range []string{http.MethodGet, http.MethodDelete} {
-		if resp, _ := g.do(method, "/q/"+id, ""); resp.StatusCode != http.StatusNotFound {
+		if resp, _ := g.Do(method, "/q/"+id, ""); resp.StatusCode != http.StatusNotFound {
 			t.Errorf("%s of a waiting client's task: %s", method, resp.Status)
 		}
 	}
 	close(finish)
-	if c := rcv.next(t); c.status() != "COMPLETE" {
-		t.Errorf("the callback is %v %s", c.header, c.body)
+	if c := rcv.Next(t); c.Status() != "COMPLETE" {
+		t.Errorf("the callback is %v %s", c.Header, c.Body)
 	}
 	other := accepted(t, g, "/r", "{}")
 	if got := cancel(g, "/q", other); got != http.StatusNotFound {
@@ -121,7 +122,7 @@ func TestAResultIsTheResponseAsTheAppGaveIt(t *testing.T) {
 	if err := zip.Close(); err != nil {
 		t.Fatal(err)
 	}
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header()["X-Twice"] = []string{"a", "b"}
 		w.Header().Set("Connection", "X-Hop")
 		w.Header().Set("X-Hop", "1")
@@ -140,7 +141,7 @@ func TestAResultIsTheResponseAsTheAppGaveIt(t *testing.T) {
 			<-r.Context().Done()
 		}
 	})
-	g := startGateway(t, "", "callback {\ntimeout 2s\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, "", "callback {\ntimeout 2s\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
 	for path, want := range map[string]struct {
 		status int
 		body   string
@@ -149,7 +150,7 @@ func TestAResultIsTheResponseAsTheAppGaveIt(t *testing.T) {
 		"/q/bytes": {202, "\x00\x01\xff\n\xfe"},
 		"/q/none":  {204, ""},
 	} {
-		resp, text := g.do(http.MethodPost, path, "", "Prefer", "wait=60", "Accept-Encoding", "gzip")
+		resp, text := g.Do(http.MethodPost, path, "", "Prefer", "wait=60", "Accept-Encoding", "gzip")
 		check := func(what string) {
 			t.Helper()
 			if resp.StatusCode != want.status || text != want.body {
@@ -166,29 +167,29 @@ func TestAResultIsTheResponseAsTheAppGaveIt(t *testing.T) {
 		check("waiting for")
 		id := resp.Header.Get("beam-task-id")
 		for _, form := range []string{"/%s/result", "/%s/result/"} {
-			resp, text = g.do(http.MethodGet, path+fmt.Sprintf(form, strings.ToUpper(id)), "", "Accept-Encoding", "gzip")
+			resp, text = g.Do(http.MethodGet, path+fmt.Sprintf(form, strings.ToUpper(id)), "", "Accept-Encoding", "gzip")
 			check("fetching")
 		}
 		want.body = ""
-		resp, text = g.do(http.MethodHead, path+"/"+id+"/result", "", "Accept-Encoding", "gzip")
+		resp, text = g.Do(http.MethodHead, path+"/"+id+"/result", "", "Accept-Encoding", "gzip")
 		check("the head of")
-		if resp, _ := g.do(http.MethodGet, path+"/"+strings.ToUpper(id)+"/", ""); resp.StatusCode != http.StatusOK {
+		if resp, _ := g.Do(http.MethodGet, path+"/"+strings.ToUpper(id)+"/", ""); resp.StatusCode != http.StatusOK {
 			t.Errorf("the document with a slash: %s", resp.Status)
 		}
 	}
-	resp, text := g.do(http.MethodPost, "/q/late", "", "Prefer", "wait=60")
+	resp, text := g.Do(http.MethodPost, "/q/late", "", "Prefer", "wait=60")
 	if resp.StatusCode != http.StatusGatewayTimeout || !strings.Contains(text, "did not finish within 2s") {
 		t.Errorf("a task that timed out: %s %s", resp.Status, text)
 	}
-	if strings.Contains(g.log.String(), `"level":"error"`) {
+	if strings.Contains(g.Log.String(), `"level":"error"`) {
 		t.Error("an error was logged")
 	}
 }
 
 func TestAQueueIsACollectionUnderThePathThatTheClientWrote(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.RequestURI) })
-	g := startGateway(t, "", `
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.RequestURI) })
+	g := gatewaytest.Start(t, "", `
 	handle_path /api/* {
 		task_queue stripped {
 			reverse_proxy `+app+`
@@ -212,11 +213,11 @@ func TestAQueueIsACollectionUnderThePathThatTheClientWrote(t *testing.T) {
 	} {
 		id := accepted(t, g, path, "{}")
 		reaches(t, g, path, id, task.Done)
-		if resp, text := g.do(http.MethodGet, path+"/"+id+"/result", ""); text != want {
+		if resp, text := g.Do(http.MethodGet, path+"/"+id+"/result", ""); text != want {
 			t.Errorf("%s reached the app as %s %s", path, text, resp.Status)
 		}
 	}
-	resp, _ := g.do(http.MethodPost, "//with", "{}")
+	resp, _ := g.Do(http.MethodPost, "//with", "{}")
 	if resp.StatusCode == http.StatusAccepted && strings.HasPrefix(resp.Header.Get("Location"), "//") {
 		t.Errorf("Location names another host: %s", resp.Header.Get("Location"))
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -24,10 +25,10 @@ func hashOf(b []byte) string {
 
 // leaveKey stores a key as a gateway does that is killed before it stores the
 // task.
-func leaveKey(t *testing.T, g *gateway, queue, key string, body []byte) (id string) {
+func leaveKey(t *testing.T, g *gatewaytest.Gateway, queue, key string, body []byte) (id string) {
 	t.Helper()
 	e, err := engine.Open(t.Context(), engine.Config{
-		Store: filepath.Join(g.dir, "store"), Sync: 10 * time.Millisecond, Retention: 24 * time.Hour, RetentionCount: 100_000,
+		Store: filepath.Join(g.Dir, "store"), Sync: 10 * time.Millisecond, Retention: 24 * time.Hour, RetentionCount: 100_000,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -47,22 +48,22 @@ func TestAKeyWithoutItsTaskStartsIt(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			got := make(chan string, 100)
-			app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+			app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 				body, err := io.ReadAll(r.Body)
 				if err != nil {
 					t.Error(err)
 				}
 				got <- r.Header.Get("beam-task-id") + " " + hashOf(body)
 			})
-			rcv := newReceiver(t, nil)
-			g := newGateway(t, toLocal, "callback "+rcv.URL+" {\nmax_request 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+			rcv := gatewaytest.NewReceiver(t, nil)
+			g := gatewaytest.New(t, gatewaytest.ToLocal, "callback "+rcv.URL+" {\nmax_request 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
 			body := bytes.Repeat([]byte("x"), size)
 			id := leaveKey(t, g, "q", "k", body)
-			g.start()
+			g.Start()
 			ids := make(chan string, 8)
 			for range 8 {
 				go func() {
-					resp, text, err := send(http.MethodPost, g.url("/q"), bytes.NewReader(body), "Idempotency-Key", "k")
+					resp, text, err := gatewaytest.Send(http.MethodPost, g.URL("/q"), bytes.NewReader(body), "Idempotency-Key", "k")
 					if err != nil || resp.StatusCode != http.StatusAccepted {
 						t.Errorf("%v %s", err, text)
 						ids <- ""
@@ -79,8 +80,8 @@ func TestAKeyWithoutItsTaskStartsIt(t *testing.T) {
 					t.Errorf("the key has the task %q, not %s", got, id)
 				}
 			}
-			if c := rcv.next(t); c.id() != id || c.status() != "COMPLETE" {
-				t.Errorf("the callback is %v %s", c.header, c.body)
+			if c := rcv.Next(t); c.TaskID() != id || c.Status() != "COMPLETE" {
+				t.Errorf("the callback is %v %s", c.Header, c.Body)
 			}
 			reaches(t, g, "/q", id, task.Done)
 			if run := <-got; run != id+" "+hashOf(body) || len(got) != 0 {
@@ -93,11 +94,11 @@ func TestAKeyWithoutItsTaskStartsIt(t *testing.T) {
 func TestAKeyLivesAsLongAsItsTask(t *testing.T) {
 	t.Parallel()
 	runs := make(chan string, 100)
-	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) { runs <- r.Header.Get("beam-task-id") })
-	g := startGateway(t, "retention 2s", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) { runs <- r.Header.Get("beam-task-id") })
+	g := gatewaytest.Start(t, "retention 2s", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
 	id := accepted(t, g, "/q", "{}", "Idempotency-Key", "k")
 	reaches(t, g, "/q", id, task.Done)
-	eventually(t, "the task is forgotten", func() error {
+	gatewaytest.Eventually(t, "the task is forgotten", func() error {
 		if _, err := document(g, "/q", id); err == nil {
 			return fmt.Errorf("it is known")
 		}
@@ -110,7 +111,7 @@ func TestAKeyLivesAsLongAsItsTask(t *testing.T) {
 		if run != again {
 			t.Errorf("task %s runs, not %s", run, again)
 		}
-	case <-time.After(patience):
+	case <-time.After(gatewaytest.Patience):
 		t.Error("the key of a forgotten task starts none")
 	}
 }
@@ -118,22 +119,22 @@ func TestAKeyLivesAsLongAsItsTask(t *testing.T) {
 func TestACallbackAndAKeyMakeOneTask(t *testing.T) {
 	t.Parallel()
 	runs := make(chan string, 100)
-	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) { runs <- r.Header.Get("beam-task-id") })
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) { runs <- r.Header.Get("beam-task-id") })
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
 	id := accepted(t, g, "/q", "{}", "Idempotency-Key", "k")
 	if again := accepted(t, g, "/q", "{}", "Idempotency-Key", "k"); again != id {
 		t.Errorf("the key has the tasks %s and %s", id, again)
 	}
-	if c := rcv.next(t); c.id() != id {
-		t.Errorf("the callback is %v", c.header)
+	if c := rcv.Next(t); c.TaskID() != id {
+		t.Errorf("the callback is %v", c.Header)
 	}
-	resp, text := g.do(http.MethodPost, "/q", `{"n":2}`, "Idempotency-Key", "k")
+	resp, text := g.Do(http.MethodPost, "/q", `{"n":2}`, "Idempotency-Key", "k")
 	if resp.StatusCode != http.StatusUnprocessableEntity {
 		t.Errorf("the key with another body: %s %s", resp.Status, text)
 	}
 	reaches(t, g, "/q", id, task.Done)
-	if run := <-runs; run != id || len(runs) != 0 || len(rcv.got) != 0 {
-		t.Errorf("task %s ran, and %d others with %d callbacks", run, len(runs), len(rcv.got))
+	if run := <-runs; run != id || len(runs) != 0 || len(rcv.Got) != 0 {
+		t.Errorf("task %s ran, and %d others with %d callbacks", run, len(runs), len(rcv.Got))
 	}
 }

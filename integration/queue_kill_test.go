@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -79,7 +80,7 @@ func sendUntilAccepted(t *testing.T, client *http.Client, url, body string, head
 				t.Errorf("the queue answered %s", resp.Status)
 			}
 		}
-		pause(10 * time.Millisecond)
+		gatewaytest.Pause(10 * time.Millisecond)
 	}
 	return ""
 }
@@ -88,17 +89,17 @@ func TestAKilledGatewayLosesNothingOfItsQueue(t *testing.T) {
 	t.Parallel()
 	const attempts, writers = 3, 16
 	begun := newStarts()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		begun.count(r)
-		pause(rand.N(20 * time.Millisecond))
+		gatewaytest.Pause(rand.N(20 * time.Millisecond))
 		if rand.N(20) == 0 {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal+fmt.Sprintf("\nqueue q {\nworkers 16\nattempts %d\n}", attempts),
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal+fmt.Sprintf("\nqueue q {\nworkers 16\nattempts %d\n}", attempts),
 		"callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
-	l := newLedger(rcv, t.Context().Done())
+	l := gatewaytest.NewLedger(rcv, t.Context().Done())
 
 	total := killTasks(t)
 	var next atomic.Int64
@@ -113,18 +114,18 @@ func TestAKilledGatewayLosesNothingOfItsQueue(t *testing.T) {
 				if n%2 == 0 {
 					header = []string{"Idempotency-Key", fmt.Sprint(n)}
 				}
-				l.accept(sendUntilAccepted(t, client, g.url("/q"), body, header...))
-				pause(rand.N(20 * time.Millisecond))
+				l.Accept(sendUntilAccepted(t, client, g.URL("/q"), body, header...))
+				gatewaytest.Pause(rand.N(20 * time.Millisecond))
 			}
 		})
 	}
 	for range 5 {
-		pause(200*time.Millisecond + rand.N(600*time.Millisecond))
-		g.kill()
-		g.start()
+		gatewaytest.Pause(200*time.Millisecond + rand.N(600*time.Millisecond))
+		g.Kill()
+		g.Start()
 	}
 	sending.Wait()
-	g.eventually("every accepted task has its callback", l.settled)
+	g.Eventually("every accepted task has its callback", l.Settled)
 
 	begun.mu.Lock()
 	defer begun.mu.Unlock()
@@ -141,12 +142,12 @@ func TestAKilledGatewayLosesNothingOfItsQueue(t *testing.T) {
 	if len(begun.keys) != total/2 {
 		t.Errorf("%d keys of %d have begun a task", len(begun.keys), total/2)
 	}
-	for id := range l.accepted {
+	for id := range l.Accepted {
 		if doc, err := document(g, "/q", id); err != nil || doc.State != task.Done && doc.State != task.Delivering {
 			t.Errorf("task %s is %+v: %v", id, doc, err)
 		}
 	}
-	t.Logf("%d tasks over 5 kills, %d callbacks", len(l.accepted), l.arrived)
+	t.Logf("%d tasks over 5 kills, %d callbacks", len(l.Accepted), l.Arrived)
 }
 
 // A gateway that is killed between the key and the task it is for leaves a key
@@ -154,10 +155,10 @@ func TestAKilledGatewayLosesNothingOfItsQueue(t *testing.T) {
 func TestAKeyWhoseGatewayWasKilledStartsItsTaskOnce(t *testing.T) {
 	t.Parallel()
 	begun := newStarts()
-	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) { begun.count(r) })
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
-	l := newLedger(rcv, t.Context().Done())
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) { begun.count(r) })
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	l := gatewaytest.NewLedger(rcv, t.Context().Done())
 	const rounds, clients = 4, 64
 	for round := range rounds {
 		key := fmt.Sprint("k", round)
@@ -167,22 +168,22 @@ func TestAKeyWhoseGatewayWasKilledStartsItsTaskOnce(t *testing.T) {
 			go func() {
 				client := &http.Client{Transport: &http.Transport{}}
 				defer client.CloseIdleConnections()
-				ids <- sendUntilAccepted(t, client, g.url("/q"), body, "Idempotency-Key", key)
+				ids <- sendUntilAccepted(t, client, g.URL("/q"), body, "Idempotency-Key", key)
 			}()
 		}
-		pause(rand.N(30 * time.Millisecond))
-		g.kill()
-		g.start()
+		gatewaytest.Pause(rand.N(30 * time.Millisecond))
+		g.Kill()
+		g.Start()
 		first := <-ids
 		for range clients - 1 {
 			if id := <-ids; id != first || id == "" {
 				t.Errorf("the key %s has the tasks %q and %q", key, first, id)
 			}
 		}
-		l.accept(first)
+		l.Accept(first)
 	}
 	// Requests that were cut off have FAILED callbacks that nobody waits for.
-	g.eventually("every key's task has its callback", l.settled)
+	g.Eventually("every key's task has its callback", l.Settled)
 	begun.mu.Lock()
 	defer begun.mu.Unlock()
 	for key, ids := range begun.keys {

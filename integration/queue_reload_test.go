@@ -6,28 +6,29 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 func TestAQueueThatIsTakenOutKeepsItsTasks(t *testing.T) {
 	t.Parallel()
 	finish := make(chan struct{})
-	app := newApp(t, func(http.ResponseWriter, *http.Request) { <-finish })
+	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-finish })
 	site := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
 	other := "task_queue /r* r {\nreverse_proxy " + app + "\n}"
-	g := startGateway(t, "queue q {\nworkers 1\n}", site)
+	g := gatewaytest.Start(t, "queue q {\nworkers 1\n}", site)
 	running := accepted(t, g, "/q", "{}")
 	reaches(t, g, "/q", running, task.Running)
 	waiting := accepted(t, g, "/q", "{}")
 	change := func(options, site string) {
 		t.Helper()
-		g.configure(options, site)
-		if err := g.reload(); err != nil {
+		g.Configure(options, site)
+		if err := g.Reload(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	change("", other)
-	if resp, _ := g.do(http.MethodGet, "/q/"+waiting, ""); resp.StatusCode == http.StatusOK && resp.Header.Get("Content-Type") != "" {
+	if resp, _ := g.Do(http.MethodGet, "/q/"+waiting, ""); resp.StatusCode == http.StatusOK && resp.Header.Get("Content-Type") != "" {
 		t.Errorf("a queue that is not there answers %s", resp.Status)
 	}
 	added := accepted(t, g, "/r", "{}")
@@ -51,7 +52,7 @@ func TestAReloadPutsNoTaskBesideTheWorkersThatThereAre(t *testing.T) {
 	var running, most atomic.Int32
 	next := make(chan string, 100)
 	finish := make(chan struct{})
-	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 		n := running.Add(1)
 		defer running.Add(-1)
 		if n > most.Load() {
@@ -61,7 +62,7 @@ func TestAReloadPutsNoTaskBesideTheWorkersThatThereAre(t *testing.T) {
 		<-finish
 	})
 	site := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
-	g := startGateway(t, "queue q {\nworkers 1\n}", site)
+	g := gatewaytest.Start(t, "queue q {\nworkers 1\n}", site)
 	var ids []string
 	for range 20 {
 		ids = append(ids, accepted(t, g, "/q", "{}"))
@@ -71,8 +72,8 @@ func TestAReloadPutsNoTaskBesideTheWorkersThatThereAre(t *testing.T) {
 			t.Errorf("task %d begun is %s, which was not the next to arrive", i, got)
 		}
 		if i < 5 {
-			g.configure(fmt.Sprintf("queue q {\nworkers 1\nattempts %d\n}", 2+i), site)
-			if err := g.reload(); err != nil {
+			g.Configure(fmt.Sprintf("queue q {\nworkers 1\nattempts %d\n}", 2+i), site)
+			if err := g.Reload(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -88,7 +89,7 @@ func TestAQueueRunsAsManyTasksAsItHasWorkers(t *testing.T) {
 	t.Parallel()
 	var running, most atomic.Int32
 	full, finish := make(chan struct{}), make(chan struct{})
-	app := newApp(t, func(http.ResponseWriter, *http.Request) {
+	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {
 		n := running.Add(1)
 		defer running.Add(-1)
 		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
@@ -98,7 +99,7 @@ func TestAQueueRunsAsManyTasksAsItHasWorkers(t *testing.T) {
 		}
 		<-finish
 	})
-	g := startGateway(t, "queue q {\nworkers 5\n}", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, "queue q {\nworkers 5\n}", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
 	var last string
 	for range 30 {
 		last = accepted(t, g, "/q", "{}")
@@ -116,12 +117,12 @@ func TestAQueueRunsAsManyTasksAsItHasWorkers(t *testing.T) {
 
 func TestASiteOfTwoServersHasOneQueue(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(http.ResponseWriter, *http.Request) {})
-	second := freeAddr(t)
+	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
+	second := gatewaytest.FreeAddr(t)
 	block := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
-	g := startGateway(t, "", block+"\n}\nhttp://"+second+" {\n"+block)
+	g := gatewaytest.Start(t, "", block+"\n}\nhttp://"+second+" {\n"+block)
 	id := accepted(t, g, "/q", "{}")
-	resp, text, err := send(http.MethodPost, "http://"+second+"/q", nil, "Prefer", "wait=60")
+	resp, text, err := gatewaytest.Send(http.MethodPost, "http://"+second+"/q", nil, "Prefer", "wait=60")
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("the second server: %v %s", err, text)
 	}

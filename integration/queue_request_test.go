@@ -19,24 +19,25 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // result waits for a task's result.
-func result(t *testing.T, g *gateway, path, id string) (*http.Response, string) {
+func result(t *testing.T, g *gatewaytest.Gateway, path, id string) (*http.Response, string) {
 	t.Helper()
 	reaches(t, g, path, id, task.Done)
-	return g.do(http.MethodGet, path+"/"+id+"/result", "")
+	return g.Do(http.MethodGet, path+"/"+id+"/result", "")
 }
 
 func TestATaskSeesTheRequestAsItWasAccepted(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		for _, name := range []string{"X-Seen", "X-Count", "X-Forwarded-Proto", "X-Forwarded-For"} {
 			fmt.Fprintf(w, "%s: %s\n", name, strings.Join(r.Header[name], ","))
 		}
 	})
-	g := startGateway(t, "}\nservers {\ntrusted_proxies static private_ranges", `
+	g := gatewaytest.Start(t, "}\nservers {\ntrusted_proxies static private_ranges", `
 	vars plan gold
 	vars level 5
 	request_header +X-Count 1
@@ -79,12 +80,12 @@ func certificate(t *testing.T) (cert, key string) {
 
 func TestATaskOfAnEncryptedRequestIsOne(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, r.Header.Get("X-Forwarded-Proto")+" "+r.Header.Get("X-Scheme"))
 	})
-	secure := freeAddr(t)
+	secure := gatewaytest.FreeAddr(t)
 	cert, key := certificate(t)
-	startGateway(t, "", fmt.Sprintf(
+	gatewaytest.Start(t, "", fmt.Sprintf(
 		"respond no\n}\nhttps://%s {\ntls %s %s\ntask_queue q {\nreverse_proxy %s {\nheader_up X-Scheme {scheme}\n}\n}", secure, cert, key, app))
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	defer client.CloseIdleConnections()
@@ -109,12 +110,12 @@ func TestATaskOfAnEncryptedRequestIsOne(t *testing.T) {
 
 func TestTheBlockOfAQueueIsLikeThatOfHandle(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", "100")
 		_, _ = io.WriteString(w, "part of it") // and breaks off
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback "+rcv.URL+`
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+`
 	task_queue /q* q {
 		@named header X-Kind named
 		handle @named {
@@ -135,20 +136,20 @@ func TestTheBlockOfAQueueIsLikeThatOfHandle(t *testing.T) {
 	if resp.StatusCode != http.StatusCreated || text != "named named" || resp.Header.Get("X-Block") != "yes" {
 		t.Errorf("the result is %s %v %s", resp.Status, resp.Header, text)
 	}
-	if c := rcv.next(t); c.status() != "COMPLETE" || c.body != "response=named+named" {
-		t.Errorf("the callback is %v %s", c.header, c.body)
+	if c := rcv.Next(t); c.Status() != "COMPLETE" || c.Body != "response=named+named" {
+		t.Errorf("the callback is %v %s", c.Header, c.Body)
 	}
 	if _, text := result(t, g, "/q", accepted(t, g, "/q", "{}")); text != "other" {
 		t.Errorf("the result is %s", text)
 	}
-	rcv.next(t)
+	rcv.Next(t)
 	for path, want := range map[string]string{
 		"/q/refused": "error=the+request+was+refused+%28404+Not+Found%29",
 		"/q/broken":  "error=the+endpoint%27s+response+broke+off",
 	} {
 		id := accepted(t, g, path, "{}")
-		if c := rcv.next(t); c.id() != id || c.status() != "FAILED" || c.body != want {
-			t.Errorf("the callback of %s is %v %s", path, c.header, c.body)
+		if c := rcv.Next(t); c.TaskID() != id || c.Status() != "FAILED" || c.Body != want {
+			t.Errorf("the callback of %s is %v %s", path, c.Header, c.Body)
 		}
 		if doc := reaches(t, g, path, id, task.Done); doc.Status != task.Failed || doc.Error == "" {
 			t.Errorf("the task of %s is %+v", path, doc)
@@ -159,17 +160,17 @@ func TestTheBlockOfAQueueIsLikeThatOfHandle(t *testing.T) {
 func TestTheLastAttemptsAnswerIsDelivered(t *testing.T) {
 	t.Parallel()
 	runs := make(chan time.Time, 10)
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		runs <- time.Now()
 		w.WriteHeader(http.StatusServiceUnavailable)
 		fmt.Fprintf(w, "try %d", len(runs))
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal+"\nqueue q {\nattempts 2\n}", "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal+"\nqueue q {\nattempts 2\n}", "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
 	id := accepted(t, g, "/q", "{}")
-	c := rcv.next(t)
-	if c.status() != "FAILED" || c.body != "response=try+2" || c.header.Get("callback-upstream-status") != "503" {
-		t.Errorf("the callback is %v %s", c.header, c.body)
+	c := rcv.Next(t)
+	if c.Status() != "FAILED" || c.Body != "response=try+2" || c.Header.Get("callback-upstream-status") != "503" {
+		t.Errorf("the callback is %v %s", c.Header, c.Body)
 	}
 	if resp, text := result(t, g, "/q", id); resp.StatusCode != http.StatusServiceUnavailable || text != "try 2" {
 		t.Errorf("the result is %s %s", resp.Status, text)
@@ -181,8 +182,8 @@ func TestTheLastAttemptsAnswerIsDelivered(t *testing.T) {
 
 func TestWhatIsRefusedIsNotStored(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, "", "callback {\nmax_request 1000\n}\ntask_queue /q* q {\nrespond yes\n}")
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, "", "callback {\nmax_request 1000\n}\ntask_queue /q* q {\nrespond yes\n}")
 	for body, want := range map[string]int{
 		`{"callback_url":"ftp://c.example"}`:                                   http.StatusBadRequest,
 		fmt.Sprintf(`{"callback_url":%q}`, rcv.URL):                            http.StatusBadRequest, // a private address
@@ -191,7 +192,7 @@ func TestWhatIsRefusedIsNotStored(t *testing.T) {
 		`{"callback_url":"http://c.example","a":"` + strings.Repeat("x", 1000): http.StatusRequestEntityTooLarge,
 	} {
 		for _, reader := range []io.Reader{strings.NewReader(body), io.MultiReader(strings.NewReader(body))} { // the second has no length
-			resp, text, err := send(http.MethodPost, g.url("/q"), reader, "Content-Type", "application/json")
+			resp, text, err := gatewaytest.Send(http.MethodPost, g.URL("/q"), reader, "Content-Type", "application/json")
 			if err != nil || resp.StatusCode != want {
 				t.Errorf("%.60s: %v %s, not %d", body, err, text, want)
 			}
@@ -203,11 +204,11 @@ func TestWhatIsRefusedIsNotStored(t *testing.T) {
 }
 
 // stored stops a gateway and counts what is in its store.
-func stored(t *testing.T, g *gateway) (n uint64) {
+func stored(t *testing.T, g *gatewaytest.Gateway) (n uint64) {
 	t.Helper()
-	g.stop()
+	g.Stop()
 	srv, err := server.NewServer(&server.Options{
-		JetStream: true, StoreDir: filepath.Join(g.dir, "store"), DontListen: true, NoSigs: true,
+		JetStream: true, StoreDir: filepath.Join(g.Dir, "store"), DontListen: true, NoSigs: true,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -215,7 +216,7 @@ func stored(t *testing.T, g *gateway) (n uint64) {
 	srv.Start()
 	defer srv.WaitForShutdown()
 	defer srv.Shutdown()
-	if !srv.ReadyForConnections(patience) {
+	if !srv.ReadyForConnections(gatewaytest.Patience) {
 		t.Fatal("the store does not open")
 	}
 	nc, err := nats.Connect("", nats.InProcessServer(srv))
@@ -240,7 +241,7 @@ func stored(t *testing.T, g *gateway) (n uint64) {
 func TestALargeTaskGoesWithItsResult(t *testing.T) {
 	t.Parallel()
 	large := bytes.Repeat([]byte("0123456789abcdef"), 20<<16) // 20 MiB
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil || !bytes.Equal(body, large) {
 			t.Errorf("the app got %d bytes: %v", len(body), err)
@@ -252,16 +253,16 @@ func TestALargeTaskGoesWithItsResult(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, "small")
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback "+rcv.URL+" {\nmax_request 64MiB\nmax_result 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+" {\nmax_request 64MiB\nmax_result 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
 	for path, want := range map[string]string{"/q/small": "small", "/q/large": string(large)} {
-		resp, text, err := send(http.MethodPost, g.url(path), bytes.NewReader(large))
+		resp, text, err := gatewaytest.Send(http.MethodPost, g.URL(path), bytes.NewReader(large))
 		if err != nil || resp.StatusCode != http.StatusAccepted {
 			t.Fatalf("%v %s", err, text)
 		}
 		id := resp.Header.Get("beam-task-id")
-		if c := rcv.next(t); c.id() != id || c.body != "response="+want {
-			t.Errorf("the callback of %s is %v, %d bytes: %.100s", path, c.header, len(c.body), c.body)
+		if c := rcv.Next(t); c.TaskID() != id || c.Body != "response="+want {
+			t.Errorf("the callback of %s is %v, %d bytes: %.100s", path, c.Header, len(c.Body), c.Body)
 		}
 		if resp, text := result(t, g, path, id); resp.StatusCode != http.StatusOK || text != want {
 			t.Errorf("the result of %s is %s, %d bytes", path, resp.Status, len(text))
@@ -277,9 +278,9 @@ func TestALargeTaskGoesWithItsResult(t *testing.T) {
 
 func TestARequestWhoseHeaderCannotBeKeptIsRefused(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(http.ResponseWriter, *http.Request) {})
-	g := startGateway(t, "}\nservers {\nmax_header_size 1MB", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
-	resp, text := g.do(http.MethodPost, "/q", "{}", "X-Large", strings.Repeat("x", 200<<10))
+	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
+	g := gatewaytest.Start(t, "}\nservers {\nmax_header_size 1MB", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	resp, text := g.Do(http.MethodPost, "/q", "{}", "X-Large", strings.Repeat("x", 200<<10))
 	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("it got %s: %s", resp.Status, text)
 	}
@@ -288,11 +289,11 @@ func TestARequestWhoseHeaderCannotBeKeptIsRefused(t *testing.T) {
 
 func TestAResultWithALargeHeaderIsKept(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("X-Large", strings.Repeat("x", 100<<10))
 		_, _ = io.WriteString(w, "ok")
 	})
-	g := startGateway(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
 	if _, text := result(t, g, "/q", accepted(t, g, "/q", "{}")); text != "ok" {
 		t.Errorf("the result is %s", text)
 	}

@@ -9,13 +9,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // accepted posts a body to a queue and returns the ID of the task it became.
-func accepted(t *testing.T, g *gateway, path, body string, header ...string) string {
+func accepted(t *testing.T, g *gatewaytest.Gateway, path, body string, header ...string) string {
 	t.Helper()
-	resp, text := g.do(http.MethodPost, path, body, append([]string{"Content-Type", "application/json"}, header...)...)
+	resp, text := g.Do(http.MethodPost, path, body, append([]string{"Content-Type", "application/json"}, header...)...)
 	var doc struct {
 		TaskID string `json:"task_id"`
 	}
@@ -35,9 +36,9 @@ func accepted(t *testing.T, g *gateway, path, body string, header ...string) str
 }
 
 // document fetches a task's document.
-func document(g *gateway, path, id string) (task.Task, error) {
+func document(g *gatewaytest.Gateway, path, id string) (task.Task, error) {
 	var doc task.Task
-	resp, text, err := send(http.MethodGet, g.url(path+"/"+id), nil)
+	resp, text, err := gatewaytest.Send(http.MethodGet, g.URL(path+"/"+id), nil)
 	if err != nil {
 		return doc, err
 	}
@@ -48,10 +49,10 @@ func document(g *gateway, path, id string) (task.Task, error) {
 }
 
 // reaches waits until a task is in a state.
-func reaches(t *testing.T, g *gateway, path, id string, state task.State) task.Task {
+func reaches(t *testing.T, g *gatewaytest.Gateway, path, id string, state task.State) task.Task {
 	t.Helper()
 	var doc task.Task
-	eventually(t, "the task is "+string(state), func() (err error) {
+	gatewaytest.Eventually(t, "the task is "+string(state), func() (err error) {
 		if doc, err = document(g, path, id); err != nil {
 			return err
 		}
@@ -66,7 +67,7 @@ func reaches(t *testing.T, g *gateway, path, id string, state task.State) task.T
 func TestAQueueAnswersAtOnceAndRunsLater(t *testing.T) {
 	t.Parallel()
 	finish := make(chan struct{})
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		<-finish
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
@@ -77,11 +78,11 @@ func TestAQueueAnswersAtOnceAndRunsLater(t *testing.T) {
 		fmt.Fprintf(w, `{"method":%q,"uri":%q,"host":%q,"body":%q,"id":%q}`,
 			r.Method, r.RequestURI, r.Host, body, r.Header.Get("beam-task-id"))
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\ntask_queue /train* train {\nreverse_proxy "+app+"\n}")
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\ntask_queue /train* train {\nreverse_proxy "+app+"\n}")
 
 	sent := fmt.Sprintf(`{"n":1,"callback_url":%q}`, rcv.URL)
-	resp, text := g.post("/train?x=1", sent)
+	resp, text := g.Post("/train?x=1", sent)
 	if resp.StatusCode != http.StatusAccepted {
 		t.Fatalf("%s %s", resp.Status, text)
 	}
@@ -90,21 +91,21 @@ func TestAQueueAnswersAtOnceAndRunsLater(t *testing.T) {
 	if doc.Queue != "train" || doc.Status != "" || doc.StartedAt.IsZero() {
 		t.Errorf("the running task is %+v", doc)
 	}
-	if resp, _ := g.do(http.MethodGet, "/train/"+id+"/result", ""); resp.StatusCode != http.StatusConflict {
+	if resp, _ := g.Do(http.MethodGet, "/train/"+id+"/result", ""); resp.StatusCode != http.StatusConflict {
 		t.Errorf("the result of a running task: %s", resp.Status)
 	}
 	close(finish)
 
-	c := rcv.next(t)
-	if c.id() != id || c.status() != "COMPLETE" || !strings.Contains(c.body, "uri=%2Ftrain%3Fx%3D1") {
-		t.Errorf("the callback is %v %s", c.header, c.body)
+	c := rcv.Next(t)
+	if c.TaskID() != id || c.Status() != "COMPLETE" || !strings.Contains(c.Body, "uri=%2Ftrain%3Fx%3D1") {
+		t.Errorf("the callback is %v %s", c.Header, c.Body)
 	}
 	doc = reaches(t, g, "/train", id, task.Done)
 	if doc.Status != task.Complete || doc.UpstreamStatus != 200 || doc.DeliveredAt.IsZero() || len(doc.Attempts) != 1 {
 		t.Errorf("the task is %+v", doc)
 	}
-	resp, text = g.do(http.MethodGet, "/train/"+id+"/result", "")
-	want := fmt.Sprintf(`{"method":"POST","uri":"/train?x=1","host":%q,"body":%q,"id":%q}`, g.addr, sent, id)
+	resp, text = g.Do(http.MethodGet, "/train/"+id+"/result", "")
+	want := fmt.Sprintf(`{"method":"POST","uri":"/train?x=1","host":%q,"body":%q,"id":%q}`, g.Addr, sent, id)
 	if resp.StatusCode != 200 || text != want || resp.Header.Get("X-App") != "yes" {
 		t.Errorf("the result is %s %v %s, not %s", resp.Status, resp.Header, text, want)
 	}
@@ -112,17 +113,17 @@ func TestAQueueAnswersAtOnceAndRunsLater(t *testing.T) {
 
 func TestAQueueWithoutACallbackIsPolled(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
-	g := startGateway(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+	g := gatewaytest.Start(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
 	id := accepted(t, g, "/q", `{}`)
 	doc := reaches(t, g, "/q", id, task.Done)
 	if doc.Status != task.Failed || doc.UpstreamStatus != http.StatusTeapot {
 		t.Errorf("the task is %+v", doc)
 	}
-	if resp, _ := g.do(http.MethodGet, "/q/"+id+"/result", ""); resp.StatusCode != http.StatusTeapot {
+	if resp, _ := g.Do(http.MethodGet, "/q/"+id+"/result", ""); resp.StatusCode != http.StatusTeapot {
 		t.Errorf("the result is %s", resp.Status)
 	}
-	if resp, _ := g.do(http.MethodGet, "/q/2f1b6c1e-6a65-4b7c-9d0a-111111111111", ""); resp.StatusCode != http.StatusNotFound {
+	if resp, _ := g.Do(http.MethodGet, "/q/2f1b6c1e-6a65-4b7c-9d0a-111111111111", ""); resp.StatusCode != http.StatusNotFound {
 		t.Errorf("an unknown task is %s", resp.Status)
 	}
 }
@@ -130,7 +131,7 @@ func TestAQueueWithoutACallbackIsPolled(t *testing.T) {
 func TestATaskIsCanceledWhereverItStands(t *testing.T) {
 	t.Parallel()
 	stopped := make(chan struct{}, 10)
-	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 		// A server watches for its client only once it has read the body.
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			t.Error(err)
@@ -138,23 +139,23 @@ func TestATaskIsCanceledWhereverItStands(t *testing.T) {
 		<-r.Context().Done()
 		stopped <- struct{}{}
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal+"\nqueue q {\nworkers 1\n}", "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal+"\nqueue q {\nworkers 1\n}", "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
 	body := fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)
 	running := accepted(t, g, "/q", body)
 	reaches(t, g, "/q", running, task.Running)
 	waiting := accepted(t, g, "/q", body)
 
 	for _, id := range []string{waiting, running} {
-		if resp, text := g.do(http.MethodDelete, "/q/"+id, ""); resp.StatusCode != http.StatusAccepted {
+		if resp, text := g.Do(http.MethodDelete, "/q/"+id, ""); resp.StatusCode != http.StatusAccepted {
 			t.Fatalf("canceling: %s %s", resp.Status, text)
 		}
-		c := rcv.next(t)
-		if c.id() != id || c.status() != "FAILED" || c.body != "error=canceled" {
-			t.Errorf("the callback is %v %s", c.header, c.body)
+		c := rcv.Next(t)
+		if c.TaskID() != id || c.Status() != "FAILED" || c.Body != "error=canceled" {
+			t.Errorf("the callback is %v %s", c.Header, c.Body)
 		}
 		reaches(t, g, "/q", id, task.Done)
-		if resp, _ := g.do(http.MethodDelete, "/q/"+id, ""); resp.StatusCode != http.StatusConflict {
+		if resp, _ := g.Do(http.MethodDelete, "/q/"+id, ""); resp.StatusCode != http.StatusConflict {
 			t.Errorf("canceling an ended task: %s", resp.Status)
 		}
 	}
@@ -167,12 +168,12 @@ func TestATaskIsCanceledWhereverItStands(t *testing.T) {
 func TestAKeyStartsOneTask(t *testing.T) {
 	t.Parallel()
 	runs := make(chan struct{}, 100)
-	app := newApp(t, func(http.ResponseWriter, *http.Request) { runs <- struct{}{} })
-	g := startGateway(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { runs <- struct{}{} })
+	g := gatewaytest.Start(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
 	ids := make(chan string, 64)
 	for range 64 {
 		go func() {
-			resp, _, err := send(http.MethodPost, g.url("/q"), strings.NewReader(`{"n":1}`), "Idempotency-Key", "k1")
+			resp, _, err := gatewaytest.Send(http.MethodPost, g.URL("/q"), strings.NewReader(`{"n":1}`), "Idempotency-Key", "k1")
 			if err != nil {
 				t.Error(err)
 			}
@@ -189,7 +190,7 @@ func TestAKeyStartsOneTask(t *testing.T) {
 	if id := accepted(t, g, "/q", `{"n":1}`, "Idempotency-Key", "k1"); id != first {
 		t.Errorf("after its end the key has the task %s", id)
 	}
-	resp, _ := g.do(http.MethodPost, "/q", `{"n":2}`, "Idempotency-Key", "k1")
+	resp, _ := g.Do(http.MethodPost, "/q", `{"n":2}`, "Idempotency-Key", "k1")
 	if resp.StatusCode != http.StatusUnprocessableEntity {
 		t.Errorf("the key with another body: %s", resp.Status)
 	}
@@ -203,19 +204,19 @@ func TestAKeyStartsOneTask(t *testing.T) {
 func TestPreferWaitAnswersInline(t *testing.T) {
 	t.Parallel()
 	finish := make(chan struct{})
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/q/slow" {
 			<-finish
 		}
 		w.WriteHeader(http.StatusCreated)
 		_, _ = io.WriteString(w, "made")
 	})
-	g := startGateway(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
-	resp, text := g.do(http.MethodPost, "/q/fast", "", "Prefer", "wait=30")
+	g := gatewaytest.Start(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	resp, text := g.Do(http.MethodPost, "/q/fast", "", "Prefer", "wait=30")
 	if resp.StatusCode != http.StatusCreated || text != "made" || resp.Header.Get("Preference-Applied") != "wait=30" {
 		t.Errorf("waiting gave %s %v %s", resp.Status, resp.Header, text)
 	}
-	resp, text = g.do(http.MethodPost, "/q/slow", "", "Prefer", "respond-async, wait=1")
+	resp, text = g.Do(http.MethodPost, "/q/slow", "", "Prefer", "respond-async, wait=1")
 	if resp.StatusCode != http.StatusAccepted {
 		t.Errorf("waiting too short gave %s %s", resp.Status, text)
 	}
@@ -225,8 +226,8 @@ func TestPreferWaitAnswersInline(t *testing.T) {
 func TestAFullQueueRefuses(t *testing.T) {
 	t.Parallel()
 	finish := make(chan struct{})
-	app := newApp(t, func(http.ResponseWriter, *http.Request) { <-finish })
-	g := startGateway(t, "queue q {\nworkers 1\nmax_queued 3\n}", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-finish })
+	g := gatewaytest.Start(t, "queue q {\nworkers 1\nmax_queued 3\n}", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
 	reaches(t, g, "/q", accepted(t, g, "/q", "{}"), task.Running)
 	var last string
 	for range 3 {
@@ -236,7 +237,7 @@ func TestAFullQueueRefuses(t *testing.T) {
 	if doc, err := document(g, "/q", first); err != nil || doc.State != task.Queued {
 		t.Errorf("a known key on a full queue has the task %+v: %v", doc, err)
 	}
-	resp, text := g.post("/q", "{}")
+	resp, text := g.Post("/q", "{}")
 	if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("one too many gave %s %s", resp.Status, text)
 	}
@@ -249,22 +250,22 @@ func TestAKilledGatewayRunsItsQueueAgain(t *testing.T) {
 	t.Parallel()
 	begun := make(chan string, 10)
 	block := make(chan struct{})
-	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 		begun <- r.Header.Get("beam-task-id")
 		<-block
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
 	id := accepted(t, g, "/q", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
 	<-begun
-	g.kill()
-	g.start()
+	g.Kill()
+	g.Start()
 	if again := <-begun; again != id {
 		t.Errorf("task %s runs, not %s", again, id)
 	}
 	close(block)
-	if c := rcv.next(t); c.status() != "COMPLETE" {
-		t.Errorf("the callback is %v %s", c.header, c.body)
+	if c := rcv.Next(t); c.Status() != "COMPLETE" {
+		t.Errorf("the callback is %v %s", c.Header, c.Body)
 	}
 }
 
@@ -272,23 +273,23 @@ func TestAStoppedGatewayGivesItsQueueBackUncounted(t *testing.T) {
 	t.Parallel()
 	begun := make(chan struct{}, 10)
 	block := make(chan struct{})
-	app := newApp(t, func(http.ResponseWriter, *http.Request) {
+	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {
 		begun <- struct{}{}
 		<-block
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal+"\nqueue q {\nattempts 1\n}\n}\ngrace_period 1s\nservers {",
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal+"\nqueue q {\nattempts 1\n}\n}\ngrace_period 1s\nservers {",
 		"callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
 	id := accepted(t, g, "/q", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
 	<-begun
-	if code := g.stop(); code != 0 {
+	if code := g.Stop(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	g.start()
+	g.Start()
 	<-begun // at once, and though it had one attempt only
 	close(block)
-	if c := rcv.next(t); c.id() != id || c.status() != "COMPLETE" {
-		t.Errorf("the callback is %v %s", c.header, c.body)
+	if c := rcv.Next(t); c.TaskID() != id || c.Status() != "COMPLETE" {
+		t.Errorf("the callback is %v %s", c.Header, c.Body)
 	}
 }
 
@@ -296,11 +297,11 @@ func TestAQueueBeginsAgainAfterAStatusThatIsWorthIt(t *testing.T) {
 	t.Parallel()
 	statuses := []int{503, 200}
 	begun := make(chan struct{}, 10)
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(statuses[len(begun)])
 		begun <- struct{}{}
 	})
-	g := startGateway(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
 	doc := reaches(t, g, "/q", accepted(t, g, "/q", "{}"), task.Done)
 	if doc.Status != task.Complete || len(begun) != 2 {
 		t.Errorf("after %d starts the task is %+v", len(begun), doc)
@@ -311,22 +312,22 @@ func TestALargeBodyGoesThroughAQueue(t *testing.T) {
 	t.Parallel()
 	const size = 50 << 20
 	got := make(chan int64, 1)
-	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 		n, err := io.Copy(io.Discard, r.Body)
 		if err != nil {
 			t.Error(err)
 		}
 		got <- n
 	})
-	g := startGateway(t, "", "callback {\nmax_request 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
-	resp, text, err := send(http.MethodPost, g.url("/q"), io.LimitReader(zeros{}, size), "Content-Type", "application/octet-stream")
+	g := gatewaytest.Start(t, "", "callback {\nmax_request 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	resp, text, err := gatewaytest.Send(http.MethodPost, g.URL("/q"), io.LimitReader(zeros{}, size), "Content-Type", "application/octet-stream")
 	if err != nil || resp.StatusCode != http.StatusAccepted {
 		t.Fatalf("%v %v %s", err, resp, text)
 	}
 	if n := <-got; n != size {
 		t.Errorf("the app got %d bytes", n)
 	}
-	resp, text, err = send(http.MethodPost, g.url("/q"), io.LimitReader(zeros{}, 65<<20), "Content-Type", "application/octet-stream")
+	resp, text, err = gatewaytest.Send(http.MethodPost, g.URL("/q"), io.LimitReader(zeros{}, 65<<20), "Content-Type", "application/octet-stream")
 	if err != nil || resp.StatusCode != http.StatusRequestEntityTooLarge {
 		t.Errorf("a larger one: %v %v %s", err, resp, text)
 	}
@@ -338,35 +339,35 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestAScheduleMakesTasks(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			t.Error(err)
 		}
 		fmt.Fprintf(w, "%s %s %s", r.Method, r.RequestURI, body)
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal+`
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal+`
 	queue q {
 		schedule @every 1s {
 			uri /nightly?x=1
 			body "{\"report\":1}"
 		}
 	}`, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
-	first, second := rcv.next(t), rcv.next(t)
-	if first.id() == second.id() || first.id() == "" {
-		t.Errorf("two ticks made the tasks %q and %q", first.id(), second.id())
+	first, second := rcv.Next(t), rcv.Next(t)
+	if first.TaskID() == second.TaskID() || first.TaskID() == "" {
+		t.Errorf("two ticks made the tasks %q and %q", first.TaskID(), second.TaskID())
 	}
-	if want := "response=POST+%2Fnightly%3Fx%3D1+%7B%22report%22%3A1%7D"; first.body != want {
-		t.Errorf("the callback is %s", first.body)
+	if want := "response=POST+%2Fnightly%3Fx%3D1+%7B%22report%22%3A1%7D"; first.Body != want {
+		t.Errorf("the callback is %s", first.Body)
 	}
-	g.configure(toLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
-	if err := g.reload(); err != nil {
+	g.Configure(gatewaytest.ToLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	if err := g.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the schedule is gone", func() error {
+	gatewaytest.Eventually(t, "the schedule is gone", func() error {
 		select {
-		case <-rcv.got:
+		case <-rcv.Got:
 			return errors.New("another tick")
 		default:
 			return nil

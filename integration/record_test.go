@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // refuseWhile lets a receiver refuse, so that nothing is delivered yet.
@@ -20,13 +22,13 @@ func refuseWhile(refuse *atomic.Bool) http.HandlerFunc {
 }
 
 // retrySoon has a refused callback come again while a test waits.
-var retrySoon = strings.Replace(toLocal, "delivery {", "delivery {\nretry"+strings.Repeat(" 300ms", 100), 1)
+var retrySoon = strings.Replace(gatewaytest.ToLocal, "delivery {", "delivery {\nretry"+strings.Repeat(" 300ms", 100), 1)
 
 // When the client has its response, the result is in the store: whatever
 // happens to the gateway at that moment takes nothing of it.
 func TestTheResultIsRecordedBeforeTheResponseEnds(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		switch r.URL.Path {
 		case "/known-length":
@@ -54,7 +56,7 @@ func TestTheResultIsRecordedBeforeTheResponseEnds(t *testing.T) {
 			t.Run(proto+path, func(t *testing.T) {
 				t.Parallel()
 				var refuse atomic.Bool
-				rcv := newReceiver(t, refuseWhile(&refuse))
+				rcv := gatewaytest.NewReceiver(t, refuseWhile(&refuse))
 				g, client := startH2C(t, retrySoon, "callback\nreverse_proxy "+app+" {\nflush_interval -1\n}")
 				if proto == "HTTP/1.1" {
 					client = &http.Client{Transport: new(http.Transport)}
@@ -70,18 +72,18 @@ func TestTheResultIsRecordedBeforeTheResponseEnds(t *testing.T) {
 					if _, err := io.Copy(io.Discard, resp.Body); err != nil {
 						t.Fatal(err)
 					}
-					g.kill()
+					g.Kill()
 					resp.Body.Close()
 					client.CloseIdleConnections()
 					refuse.Store(false)
-					g.start()
+					g.Start()
 					id := resp.Header.Get("beam-task-id")
-					c := rcv.next(t)
-					for c.id() != id { // refused before, or delivered twice: at least once is the promise
-						c = rcv.next(t)
+					c := rcv.Next(t)
+					for c.TaskID() != id { // refused before, or delivered twice: at least once is the promise
+						c = rcv.Next(t)
 					}
-					if c.status() != "COMPLETE" {
-						t.Errorf("the client had its response; the callback is %s %q", c.status(), c.body)
+					if c.Status() != "COMPLETE" {
+						t.Errorf("the client had its response; the callback is %s %q", c.Status(), c.Body)
 					}
 				}
 			})
@@ -92,7 +94,7 @@ func TestTheResultIsRecordedBeforeTheResponseEnds(t *testing.T) {
 func TestATaskWhoseGatewayDiesFailsWithinTheLease(t *testing.T) {
 	t.Parallel()
 	started, end := make(chan struct{}, 10), make(chan struct{})
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/streaming" {
 			_, _ = io.WriteString(w, "some of it")
 			_ = http.NewResponseController(w).Flush()
@@ -101,8 +103,8 @@ func TestATaskWhoseGatewayDiesFailsWithinTheLease(t *testing.T) {
 		<-end
 	})
 	defer close(end)
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	ids := make(chan string, 2)
 	for _, path := range []string{"/silent", "/streaming"} {
 		req := jsonRequest(t, g, rcv)
@@ -121,16 +123,16 @@ func TestATaskWhoseGatewayDiesFailsWithinTheLease(t *testing.T) {
 	<-started
 	<-started
 	told := <-ids // the one that streams
-	g.kill()
+	g.Kill()
 	<-ids
-	g.start()
+	g.Start()
 	seen := make(map[string]bool)
 	for range 2 {
-		c := rcv.next(t) // the lease, 30 s, and no more
-		if message := errorOf(t, c); c.status() != "FAILED" || message != "the gateway that held the task stopped before the endpoint answered" {
-			t.Errorf("the callback is %s, error=%s", c.status(), message)
+		c := rcv.Next(t) // the lease, 30 s, and no more
+		if message := errorOf(t, c); c.Status() != "FAILED" || message != "the gateway that held the task stopped before the endpoint answered" {
+			t.Errorf("the callback is %s, error=%s", c.Status(), message)
 		}
-		seen[c.id()] = true
+		seen[c.TaskID()] = true
 	}
 	if len(seen) != 2 || !seen[told] {
 		t.Errorf("the callbacks are of tasks %v; the client was told of %s", seen, told)
@@ -140,7 +142,7 @@ func TestATaskWhoseGatewayDiesFailsWithinTheLease(t *testing.T) {
 func TestAGatewayThatIsStoppedFailsWhatItCannotWaitFor(t *testing.T) {
 	t.Parallel()
 	started, end := make(chan struct{}), make(chan struct{})
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		close(started)
 		select {
 		case <-end:
@@ -148,10 +150,10 @@ func TestAGatewayThatIsStoppedFailsWhatItCannotWaitFor(t *testing.T) {
 		}
 	})
 	defer close(end)
-	rcv := newReceiver(t, nil)
-	g := newGateway(t, toLocal, "callback\nreverse_proxy "+app)
-	g.edit("auto_https off", "auto_https off\ngrace_period 500ms")
-	g.start()
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.New(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
+	g.Edit("auto_https off", "auto_https off\ngrace_period 500ms")
+	g.Start()
 	answer := make(chan string, 1)
 	req := jsonRequest(t, g, rcv)
 	go func() {
@@ -164,15 +166,15 @@ func TestAGatewayThatIsStoppedFailsWhatItCannotWaitFor(t *testing.T) {
 		answer <- resp.Status
 	}()
 	<-started
-	if code := g.stop(); code != 0 {
+	if code := g.Stop(); code != 0 {
 		t.Errorf("the gateway ended with %d", code)
 	}
 	if status := <-answer; status != "503 Service Unavailable" {
 		t.Errorf("the client got %s", status)
 	}
-	g.start()
-	c := rcv.next(t)
-	if message := errorOf(t, c); c.status() != "FAILED" || message != "the gateway was stopped before the endpoint answered" {
-		t.Errorf("the callback is %s, error=%s", c.status(), message)
+	g.Start()
+	c := rcv.Next(t)
+	if message := errorOf(t, c); c.Status() != "FAILED" || message != "the gateway was stopped before the endpoint answered" {
+		t.Errorf("the callback is %s, error=%s", c.Status(), message)
 	}
 }

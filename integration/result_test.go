@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // numbers is a text of n bytes in which every part is another.
@@ -42,7 +44,7 @@ func TestAResultOverTheLimitIsPostedInPart(t *testing.T) {
 		"/not-encoded":  {"text/plain", "gzip", text},
 		"/small-broken": {"text/plain", "gzip", gzipped(t, text)[:2000]},
 	}
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		b := bodies[r.URL.Path]
 		w.Header().Set("Content-Type", b.contentType)
 		if b.coding != "" {
@@ -50,8 +52,8 @@ func TestAResultOverTheLimitIsPostedInPart(t *testing.T) {
 		}
 		_, _ = io.Copy(w, struct{ io.Reader }{strings.NewReader(b.body)})
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback {\nmax_result 64KiB\n}\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback {\nmax_result 64KiB\n}\nreverse_proxy "+app)
 	for path, want := range map[string]struct {
 		response  string
 		truncated int
@@ -84,16 +86,16 @@ func TestAResultOverTheLimitIsPostedInPart(t *testing.T) {
 			if b := bodies[path]; err != nil || string(got) != b.body || resp.Header.Get("Content-Encoding") != b.coding {
 				t.Errorf("the client got %d bytes of %d in %q, %v", len(got), len(b.body), resp.Header.Get("Content-Encoding"), err)
 			}
-			c := rcv.next(t)
-			form, err := url.ParseQuery(c.body)
-			if err != nil || c.status() != "COMPLETE" {
-				t.Fatalf("the callback is %s: %v", c.status(), err)
+			c := rcv.Next(t)
+			form, err := url.ParseQuery(c.Body)
+			if err != nil || c.Status() != "COMPLETE" {
+				t.Fatalf("the callback is %s: %v", c.Status(), err)
 			}
 			response := form.Get("response")
 			if want.base64 {
 				decoded, err := base64.StdEncoding.DecodeString(response)
-				if err != nil || c.header.Get("callback-encoding") != "base64" {
-					t.Errorf("callback-encoding is %q, %v", c.header.Get("callback-encoding"), err)
+				if err != nil || c.Header.Get("callback-encoding") != "base64" {
+					t.Errorf("callback-encoding is %q, %v", c.Header.Get("callback-encoding"), err)
 				}
 				response = string(decoded)
 			}
@@ -104,7 +106,7 @@ func TestAResultOverTheLimitIsPostedInPart(t *testing.T) {
 			if want.truncated != 0 {
 				truncated = fmt.Sprint(want.truncated)
 			}
-			if got := c.header.Get("callback-truncated"); got != truncated {
+			if got := c.Header.Get("callback-truncated"); got != truncated {
 				t.Errorf("callback-truncated is %q, not %q", got, truncated)
 			}
 		})
@@ -114,19 +116,19 @@ func TestAResultOverTheLimitIsPostedInPart(t *testing.T) {
 func TestARawResultOverTheLimitStaysInItsCoding(t *testing.T) {
 	t.Parallel()
 	body := gzipped(t, numbers(3<<20))
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/x-numbers")
 		w.Header().Set("Content-Encoding", "gzip")
 		_, _ = io.WriteString(w, body)
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback {\nformat raw\nmax_result 64KiB\n}\nreverse_proxy "+app)
-	g.post("/", `{"callback_url":"`+rcv.URL+`"}`)
-	c := rcv.next(t)
-	if c.body != body[:64<<10] || c.header.Get("Content-Encoding") != "gzip" || c.header.Get("Content-Type") != "text/x-numbers" {
-		t.Errorf("the callback has %d bytes in %q, %s", len(c.body), c.header.Get("Content-Encoding"), c.header.Get("Content-Type"))
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback {\nformat raw\nmax_result 64KiB\n}\nreverse_proxy "+app)
+	g.Post("/", `{"callback_url":"`+rcv.URL+`"}`)
+	c := rcv.Next(t)
+	if c.Body != body[:64<<10] || c.Header.Get("Content-Encoding") != "gzip" || c.Header.Get("Content-Type") != "text/x-numbers" {
+		t.Errorf("the callback has %d bytes in %q, %s", len(c.Body), c.Header.Get("Content-Encoding"), c.Header.Get("Content-Type"))
 	}
-	if got := c.header.Get("callback-truncated"); got != fmt.Sprint(len(body)) {
+	if got := c.Header.Get("callback-truncated"); got != fmt.Sprint(len(body)) {
 		t.Errorf("callback-truncated is %q, not %d", got, len(body))
 	}
 }
@@ -134,7 +136,7 @@ func TestARawResultOverTheLimitStaysInItsCoding(t *testing.T) {
 // The store keeps what does not fit in a message elsewhere.
 func TestALargeResultArrivesWhole(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		size, err := strconv.Atoi(r.URL.Path[1:])
 		if err != nil {
 			return
@@ -142,8 +144,8 @@ func TestALargeResultArrivesWhole(t *testing.T) {
 		w.Header().Set("Content-Type", "text/plain")
 		_, _ = io.WriteString(w, strings.Repeat("x", size))
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	for _, size := range []int{0, 1, 800 << 10, 900 << 10, 1<<20 - 1, 1 << 20, 1<<20 + 1, 8<<20 - 1, 8 << 20} {
 		req := jsonRequest(t, g, rcv)
 		req.URL.Path = fmt.Sprint("/", size)
@@ -153,29 +155,29 @@ func TestALargeResultArrivesWhole(t *testing.T) {
 		}
 		_, _ = io.Copy(io.Discard, resp.Body)
 		resp.Body.Close()
-		c := rcv.next(t)
-		if len(c.body) != len("response=")+size || c.header.Get("callback-truncated") != "" {
-			t.Errorf("of %d bytes %d arrived, truncated %q", size, len(c.body)-len("response="), c.header.Get("callback-truncated"))
+		c := rcv.Next(t)
+		if len(c.Body) != len("response=")+size || c.Header.Get("callback-truncated") != "" {
+			t.Errorf("of %d bytes %d arrived, truncated %q", size, len(c.Body)-len("response="), c.Header.Get("callback-truncated"))
 		}
 	}
 }
 
 func TestARangeIsAResultLikeAnyOther(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "numbers.txt", time.Time{}, bytes.NewReader([]byte(numbers(1000))))
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback "+rcv.URL+"\nreverse_proxy "+app)
-	resp, text := g.do("GET", "/", "", "Range", "bytes=100-109")
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+"\nreverse_proxy "+app)
+	resp, text := g.Do("GET", "/", "", "Range", "bytes=100-109")
 	if want := numbers(1000)[100:110]; resp.StatusCode != 206 || text != want || resp.ContentLength != 10 {
 		t.Errorf("the client got %s %q, not %q", resp.Status, text, want)
 	}
-	c := rcv.next(t)
-	if form, err := url.ParseQuery(c.body); err != nil || form.Get("response") != text || c.status() != "COMPLETE" {
-		t.Errorf("the callback is %s %q, %v", c.status(), c.body, err)
+	c := rcv.Next(t)
+	if form, err := url.ParseQuery(c.Body); err != nil || form.Get("response") != text || c.Status() != "COMPLETE" {
+		t.Errorf("the callback is %s %q, %v", c.Status(), c.Body, err)
 	}
-	if got := c.header.Get("callback-upstream-status"); got != "206" {
+	if got := c.Header.Get("callback-upstream-status"); got != "206" {
 		t.Errorf("callback-upstream-status is %q", got)
 	}
 }

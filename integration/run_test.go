@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/google/uuid"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
@@ -24,7 +25,7 @@ type oneRun struct {
 	t              *testing.T
 	dir            string // where it keeps what it keeps
 	cmd            *exec.Cmd
-	stdout, stderr logBuffer
+	stdout, stderr gatewaytest.LogBuffer
 }
 
 // newRun makes a run that is not started.
@@ -36,7 +37,7 @@ func newRun(t *testing.T, args ...string) *oneRun {
 	}
 	r := &oneRun{t: t, dir: t.TempDir()}
 	r.cmd = exec.CommandContext(t.Context(), self, append([]string{"callback", "run"}, args...)...)
-	r.cmd.Env = append(os.Environ(), asCaddy+"=1",
+	r.cmd.Env = append(os.Environ(), gatewaytest.AsCaddy+"=1",
 		"XDG_DATA_HOME="+r.dir, "XDG_CONFIG_HOME="+r.dir, "HOME="+r.dir, "TMPDIR="+r.dir)
 	r.cmd.Stdout, r.cmd.Stderr = &r.stdout, &r.stderr
 	return r
@@ -91,7 +92,7 @@ func deliveryFile(t *testing.T, options string) string {
 
 func TestARunWritesTheResponseAndCallsBack(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil || string(body) != `{"n":1}` || r.Method != "POST" || r.RequestURI != "/train?x=1" ||
 			r.Header.Get("Content-Type") != "application/json" || r.Header.Get("X-Two") != "b" {
@@ -103,25 +104,25 @@ func TestARunWritesTheResponseAndCallsBack(t *testing.T) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(w, `{"response":"example response"}`)
 	})
-	rcv := newReceiver(t, nil)
+	rcv := gatewaytest.NewReceiver(t, nil)
 	c := runTask(t, "--to", "http://"+app+"/train?x=1", "--data", `{"n":1}`, "-H", "X-One: a", "--header", "X-Two: b",
 		"--callback-url", rcv.URL, "--config", deliveryFile(t, "secret "+exampleKey))
 	c.wantCode(t, 0)
 	if c.stdout != `{"response":"example response"}` || c.stderr != "" {
 		t.Errorf("it writes %q and %q", c.stdout, c.stderr)
 	}
-	got := rcv.next(t)
-	if got.body != "response=example+response" || got.status() != "COMPLETE" {
-		t.Errorf("the callback is %v %s", got.header, got.body)
+	got := rcv.Next(t)
+	if got.Body != "response=example+response" || got.Status() != "COMPLETE" {
+		t.Errorf("the callback is %v %s", got.Header, got.Body)
 	}
 	for name, want := range map[string]string{
 		"Content-Type":             "application/x-www-form-urlencoded",
 		"Callback-Attempt":         "1",
 		"Callback-Upstream-Status": "200",
 		"Callback-Hop":             "1",
-		"Webhook-Id":               got.id(),
+		"Webhook-Id":               got.TaskID(),
 	} {
-		if v := got.header.Get(name); v != want {
+		if v := got.Header.Get(name); v != want {
 			t.Errorf("%s is %q, not %q", name, v, want)
 		}
 	}
@@ -129,32 +130,32 @@ func TestARunWritesTheResponseAndCallsBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := verifier.Verify([]byte(got.body), got.header); err != nil {
+	if err := verifier.Verify([]byte(got.Body), got.Header); err != nil {
 		t.Errorf("the signature: %v", err)
 	}
 }
 
 func TestARunCallsTheURLThatItsDataNames(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
-	rcv, other := newReceiver(t, nil), newReceiver(t, nil)
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	rcv, other := gatewaytest.NewReceiver(t, nil), gatewaytest.NewReceiver(t, nil)
 	data := fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)
 	runTask(t, "--to", "http://"+app, "--data", data, "--format", "json").wantCode(t, 0)
-	if got := rcv.next(t); got.header.Get("Content-Type") != "application/json" || !strings.Contains(got.body, `"data":"done"`) {
-		t.Errorf("the callback is %v %s", got.header, got.body)
+	if got := rcv.Next(t); got.Header.Get("Content-Type") != "application/json" || !strings.Contains(got.Body, `"data":"done"`) {
+		t.Errorf("the callback is %v %s", got.Header, got.Body)
 	}
 	// The command line's own wins over it.
 	runTask(t, "--to", "http://"+app, "--data", data, "--callback-url", other.URL).wantCode(t, 0)
-	other.next(t)
-	if len(rcv.got) > 0 {
+	other.Next(t)
+	if len(rcv.Got) > 0 {
 		t.Error("both were called")
 	}
 }
 
 func TestARunEndsWithItsVerdict(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, nil)
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			t.Error(err)
 		}
@@ -205,8 +206,8 @@ func TestARunEndsWithItsVerdict(t *testing.T) {
 			if c.stdout != test.stdout || !strings.Contains(c.stderr, test.stderrContains) || test.stderrContains == "" && c.stderr != "" {
 				t.Errorf("it writes %q and %q", c.stdout, c.stderr)
 			}
-			if got := rcv.next(t); got.status() != test.status || got.body != test.body {
-				t.Errorf("the callback is %s %s", got.status(), got.body)
+			if got := rcv.Next(t); got.Status() != test.status || got.Body != test.body {
+				t.Errorf("the callback is %s %s", got.Status(), got.Body)
 			}
 		})
 	}
@@ -214,9 +215,9 @@ func TestARunEndsWithItsVerdict(t *testing.T) {
 
 func TestARunWaitsThroughTheRetries(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
 	calls := 0
-	rcv := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
 		if calls++; calls <= 2 {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
@@ -225,7 +226,7 @@ func TestARunWaitsThroughTheRetries(t *testing.T) {
 	c.wantCode(t, 0)
 	var attempts []string
 	for range 3 {
-		attempts = append(attempts, rcv.next(t).header.Get("Callback-Attempt"))
+		attempts = append(attempts, rcv.Next(t).Header.Get("Callback-Attempt"))
 	}
 	if got := strings.Join(attempts, " "); got != "1 2 3" {
 		t.Errorf("the attempts are %s", got)
@@ -239,7 +240,7 @@ func TestARunWaitsThroughTheRetries(t *testing.T) {
 
 func TestARunWhoseCallbackIsNotDeliveredEndsWith4(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
 	c := runTask(t, "--to", "http://"+app, "--callback-url", "http://127.0.0.1:1/hook", "--config", deliveryFile(t, "retry 1s"))
 	c.wantCode(t, 4)
 	if c.stdout != "done" || !strings.Contains(c.stderr, "callback, attempt 2: ") || !strings.Contains(c.stderr, "given up") {
@@ -253,7 +254,7 @@ func TestInterruptingARunCancelsItAndCallsBack(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
 			begun, canceled := make(chan struct{}), make(chan struct{})
-			app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+			app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 				if _, err := io.Copy(io.Discard, r.Body); err != nil {
 					t.Error(err)
 				}
@@ -261,15 +262,15 @@ func TestInterruptingARunCancelsItAndCallsBack(t *testing.T) {
 				<-r.Context().Done()
 				close(canceled)
 			})
-			rcv := newReceiver(t, nil)
+			rcv := gatewaytest.NewReceiver(t, nil)
 			r := newRun(t, "--to", "http://"+app, "--callback-url", rcv.URL).start()
 			<-begun
 			if err := r.cmd.Process.Signal(sig); err != nil {
 				t.Fatal(err)
 			}
 			<-canceled
-			if got := rcv.next(t); got.status() != "FAILED" || got.body != "error=canceled" {
-				t.Errorf("the callback is %s %s", got.status(), got.body)
+			if got := rcv.Next(t); got.Status() != "FAILED" || got.Body != "error=canceled" {
+				t.Errorf("the callback is %s %s", got.Status(), got.Body)
 			}
 			r.wait().wantCode(t, 1)
 		})
@@ -279,18 +280,18 @@ func TestInterruptingARunCancelsItAndCallsBack(t *testing.T) {
 func TestInterruptingARunAgainGivesUp(t *testing.T) {
 	t.Parallel()
 	begun := make(chan struct{})
-	app := newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			t.Error(err)
 		}
 		close(begun)
 		<-r.Context().Done()
 	})
-	rcv := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
 	r := newRun(t, "--to", "http://"+app, "--callback-url", rcv.URL, "--config", deliveryFile(t, "retry 1h")).start()
 	<-begun
 	r.interrupt()
-	eventually(t, "the callback is tried", func() error {
+	gatewaytest.Eventually(t, "the callback is tried", func() error {
 		if !strings.Contains(r.stderr.String(), "attempt 1: 503 Service Unavailable; next in ") {
 			return errors.New(r.stderr.String())
 		}
@@ -364,11 +365,11 @@ func TestARunPassesBytesOn(t *testing.T) {
 	t.Parallel()
 	// 20 MB of every byte there is, more than a callback posts whole.
 	sent := bytes.Repeat([]byte(allBytes()), 20<<20/256)
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
 		_, _ = io.Copy(w, r.Body)
 	})
-	rcv := newReceiver(t, nil)
+	rcv := gatewaytest.NewReceiver(t, nil)
 	r := newRun(t, "--to", "http://"+app, "--data", "@-", "--callback-url", rcv.URL)
 	r.cmd.Stdin = bytes.NewReader(sent)
 	c := r.start().wait()
@@ -376,9 +377,9 @@ func TestARunPassesBytesOn(t *testing.T) {
 	if c.stdout != string(sent) || c.stderr != "" {
 		t.Errorf("it writes %d bytes, and %q", len(c.stdout), c.stderr)
 	}
-	got := rcv.next(t)
-	if got.header.Get("Callback-Encoding") != "base64" || got.header.Get("Callback-Truncated") != fmt.Sprint(len(sent)) {
-		t.Errorf("the callback is %v", got.header)
+	got := rcv.Next(t)
+	if got.Header.Get("Callback-Encoding") != "base64" || got.Header.Get("Callback-Truncated") != fmt.Sprint(len(sent)) {
+		t.Errorf("the callback is %v", got.Header)
 	}
 }
 
@@ -396,7 +397,7 @@ func TestARunTakesItsDataFromAFile(t *testing.T) {
 	if err := os.WriteFile(file, []byte(`{"epochs":3}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
 	c := runTask(t, "--to", "http://"+app, "--data", "@"+file)
 	c.wantCode(t, 0)
 	if c.stdout != `{"epochs":3}` {
@@ -406,12 +407,12 @@ func TestARunTakesItsDataFromAFile(t *testing.T) {
 
 func TestARunGoesOnWhenNobodyReadsItsOutput(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		for range 100 {
 			_, _ = io.WriteString(w, strings.Repeat("x", 10_000))
 		}
 	})
-	rcv := newReceiver(t, nil)
+	rcv := gatewaytest.NewReceiver(t, nil)
 	r := newRun(t, "--to", "http://"+app, "--callback-url", rcv.URL)
 	reader, writer, err := os.Pipe()
 	if err != nil {
@@ -421,16 +422,16 @@ func TestARunGoesOnWhenNobodyReadsItsOutput(t *testing.T) {
 	r.start()
 	writer.Close()
 	reader.Close() // as `| head` does
-	if got := rcv.next(t); got.status() != "COMPLETE" || len(got.body) != len("response=")+1_000_000 {
-		t.Errorf("the callback is %s, %d bytes", got.status(), len(got.body))
+	if got := rcv.Next(t); got.Status() != "COMPLETE" || len(got.Body) != len("response=")+1_000_000 {
+		t.Errorf("the callback is %s, %d bytes", got.Status(), len(got.Body))
 	}
 	r.wait().wantCode(t, 0)
 }
 
 func TestTheDocsOfRunDoWhatTheySay(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
-	rcv := newReceiver(t, nil)
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	rcv := gatewaytest.NewReceiver(t, nil)
 	real := strings.NewReplacer("app:9000", app, "https://c.example", rcv.URL)
 	dir := t.TempDir()
 	for name, text := range map[string]string{
@@ -457,7 +458,7 @@ func TestTheDocsOfRunDoWhatTheySay(t *testing.T) {
 			t.Errorf("%v: it writes %q and %q", b, c.stdout, c.stderr)
 		}
 		if strings.Contains(args, "https://c.example/hook") {
-			rcv.next(t)
+			rcv.Next(t)
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // tick is a task of a schedule that reached the app.
@@ -18,7 +20,7 @@ type tick struct {
 // newClockedApp starts an app that tells of each task it gets.
 func newClockedApp(t *testing.T) (addr string, ticks chan tick) {
 	ticks = make(chan tick, 1000)
-	addr = newApp(t, func(_ http.ResponseWriter, r *http.Request) {
+	addr = gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 		ticks <- tick{r.Header.Get("beam-task-id"), r.RequestURI, time.Now()}
 	})
 	return addr, ticks
@@ -29,7 +31,7 @@ func nextTick(t *testing.T, ticks chan tick) tick {
 	select {
 	case k := <-ticks:
 		return k
-	case <-time.After(patience):
+	case <-time.After(gatewaytest.Patience):
 		t.Fatal("no tick came")
 		panic("unreachable")
 	}
@@ -41,21 +43,21 @@ func every(d, uri string) string {
 
 func TestTicksMissedWhileNoGatewayRanComeOnce(t *testing.T) {
 	t.Parallel()
-	for name, end := range map[string]func(*gateway){
-		"stopped": func(g *gateway) { g.stop() },
-		"killed":  func(g *gateway) { g.kill() },
+	for name, end := range map[string]func(*gatewaytest.Gateway){
+		"stopped": func(g *gatewaytest.Gateway) { g.Stop() },
+		"killed":  func(g *gatewaytest.Gateway) { g.Kill() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			app, ticks := newClockedApp(t)
-			g := startGateway(t, every("5s", "/t"), "task_queue /t* q {\nreverse_proxy "+app+"\n}")
+			g := gatewaytest.Start(t, every("5s", "/t"), "task_queue /t* q {\nreverse_proxy "+app+"\n}")
 			seen := map[string]bool{nextTick(t, ticks).id: true}
 			end(g)
-			pause(11 * time.Second) // two ticks, or three
+			gatewaytest.Pause(11 * time.Second) // two ticks, or three
 			for len(ticks) > 0 {
 				seen[(<-ticks).id] = true // it was begun as the gateway ended
 			}
-			g.start()
+			g.Start()
 			first := nextTick(t, ticks)
 			second := nextTick(t, ticks)
 			if wait := second.at.Sub(first.at); wait < 1500*time.Millisecond {
@@ -75,23 +77,23 @@ func TestAReloadKeepsASchedulesPlace(t *testing.T) {
 	t.Parallel()
 	app, ticks := newClockedApp(t)
 	site := "task_queue /t* q {\nreverse_proxy " + app + "\n}"
-	g := startGateway(t, every("4s", "/t/kept"), site)
+	g := gatewaytest.Start(t, every("4s", "/t/kept"), site)
 	started := time.Now()
 	// If a reload began the interval anew, no tick would come while they go on.
 	for i := 0; len(ticks) == 0; i++ {
-		pause(500 * time.Millisecond)
-		if time.Since(started) > patience {
+		gatewaytest.Pause(500 * time.Millisecond)
+		if time.Since(started) > gatewaytest.Patience {
 			t.Fatal("no tick came over many reloads")
 		}
-		g.configure(every("4s", "/t/kept")+fmt.Sprintf("\nqueue other {\nattempts %d\n}", i+1), site)
-		if err := g.reload(); err != nil {
+		g.Configure(every("4s", "/t/kept")+fmt.Sprintf("\nqueue other {\nattempts %d\n}", i+1), site)
+		if err := g.Reload(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	<-ticks
 
-	g.configure(every("1s", "/t/changed"), site)
-	if err := g.reload(); err != nil {
+	g.Configure(every("1s", "/t/changed"), site)
+	if err := g.Reload(); err != nil {
 		t.Fatal(err)
 	}
 	seen := make(map[string]bool)
@@ -103,15 +105,15 @@ func TestAReloadKeepsASchedulesPlace(t *testing.T) {
 		seen[k.id] = true
 	}
 
-	g.configure("", site)
-	if err := g.reload(); err != nil {
+	g.Configure("", site)
+	if err := g.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	pause(500 * time.Millisecond) // what was under way
+	gatewaytest.Pause(500 * time.Millisecond) // what was under way
 	for len(ticks) > 0 {
 		<-ticks
 	}
-	pause(2500 * time.Millisecond)
+	gatewaytest.Pause(2500 * time.Millisecond)
 	if len(ticks) > 0 {
 		t.Errorf("a schedule that was taken out made %d tasks", len(ticks))
 	}
@@ -119,15 +121,15 @@ func TestAReloadKeepsASchedulesPlace(t *testing.T) {
 
 func TestAScheduleMayNameItsCallback(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			t.Error(err)
 		}
 		fmt.Fprintf(w, "%s %s %s %s", r.Method, r.Host, r.Header.Get("X-Kind"), body)
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, fmt.Sprintf(`
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, fmt.Sprintf(`
 	queue q {
 		schedule @every 1s {
 			method PUT
@@ -137,12 +139,12 @@ func TestAScheduleMayNameItsCallback(t *testing.T) {
 			body `+"`"+`{"callback_url":%q}`+"`"+`
 		}
 	}`, rcv.URL), "callback\ntask_queue /t* q {\nreverse_proxy "+app+"\n}")
-	c := rcv.next(t) // the operator wrote it: it may be a private address
-	if c.status() != "COMPLETE" || !strings.HasPrefix(c.body, "response=PUT+reports.example+nightly+") {
-		t.Errorf("the callback is %v %s", c.header, c.body)
+	c := rcv.Next(t) // the operator wrote it: it may be a private address
+	if c.Status() != "COMPLETE" || !strings.HasPrefix(c.Body, "response=PUT+reports.example+nightly+") {
+		t.Errorf("the callback is %v %s", c.Header, c.Body)
 	}
-	resp, text := g.do(http.MethodGet, "/t/"+c.id(), "")
-	if resp.StatusCode != http.StatusOK || !strings.Contains(text, c.id()) {
+	resp, text := g.Do(http.MethodGet, "/t/"+c.TaskID(), "")
+	if resp.StatusCode != http.StatusOK || !strings.Contains(text, c.TaskID()) {
 		t.Errorf("its document is %s %s", resp.Status, text)
 	}
 }
@@ -150,9 +152,9 @@ func TestAScheduleMayNameItsCallback(t *testing.T) {
 func TestACronOfFiveFieldsIsTakenInItsZone(t *testing.T) {
 	t.Parallel()
 	now := time.Now().In(zone(t, "Asia/Tokyo")).Add(90 * time.Second)
-	g := newGateway(t, fmt.Sprintf("queue q {\nschedule \"%d %d * * *\" Asia/Tokyo\nschedule \"30 2 * * MON-FRI\" Europe/Paris\nschedule @daily\n}",
+	g := gatewaytest.New(t, fmt.Sprintf("queue q {\nschedule \"%d %d * * *\" Asia/Tokyo\nschedule \"30 2 * * MON-FRI\" Europe/Paris\nschedule @daily\n}",
 		now.Minute(), now.Hour()), "task_queue /t* q {\nrespond yes\n}")
-	g.start() // the engine takes them all
+	g.Start() // the engine takes them all
 }
 
 func zone(t *testing.T, name string) *time.Location {

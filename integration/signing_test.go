@@ -13,6 +13,7 @@ import (
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
@@ -23,12 +24,12 @@ const (
 
 // verified checks a callback as a receiver with the specification's own library
 // does.
-func verified(secret string, got callback) error {
+func verified(secret string, got gatewaytest.Callback) error {
 	hook, err := standardwebhooks.NewWebhook(secret)
 	if err != nil {
 		return err
 	}
-	return hook.Verify([]byte(got.body), got.header)
+	return hook.Verify([]byte(got.Body), got.Header)
 }
 
 func TestEveryKeySignsAndOtherPeoplesLibraryVerifies(t *testing.T) {
@@ -36,17 +37,17 @@ func TestEveryKeySignsAndOtherPeoplesLibraryVerifies(t *testing.T) {
 	seed := bytes.Repeat([]byte{7}, ed25519.SeedSize)
 	private := ed25519.NewKeyFromSeed(seed)
 	public := "whpk_" + base64.StdEncoding.EncodeToString(private.Public().(ed25519.PublicKey))
-	rcv := newReceiver(t, nil)
-	g := newGateway(t, delivering("secret {env.KEY} "+otherSecret+" whsk_"+base64.StdEncoding.EncodeToString(private)), exampleSite(t))
-	g.env = []string{"KEY=" + hmacSecret}
-	g.start()
-	id := g.task(rcv.URL)
-	got := rcv.next(t)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.New(t, gatewaytest.Delivering("secret {env.KEY} "+otherSecret+" whsk_"+base64.StdEncoding.EncodeToString(private)), gatewaytest.ExampleSite(t))
+	g.Env = []string{"KEY=" + hmacSecret}
+	g.Start()
+	id := g.Task(rcv.URL)
+	got := rcv.Next(t)
 
-	if got.header.Get("webhook-id") != id {
-		t.Errorf("webhook-id is %q, the task %s", got.header.Get("webhook-id"), id)
+	if got.Header.Get("webhook-id") != id {
+		t.Errorf("webhook-id is %q, the task %s", got.Header.Get("webhook-id"), id)
 	}
-	signatures := strings.Fields(got.header.Get("webhook-signature"))
+	signatures := strings.Fields(got.Header.Get("webhook-signature"))
 	if len(signatures) != 3 || !strings.HasPrefix(signatures[0], "v1,") ||
 		!strings.HasPrefix(signatures[1], "v1,") || !strings.HasPrefix(signatures[2], "v1a,") {
 		t.Errorf("the signatures are %q", signatures)
@@ -60,10 +61,10 @@ func TestEveryKeySignsAndOtherPeoplesLibraryVerifies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := webhook.Verify([]webhook.Key{key}, got.header, []byte(got.body), time.Now()); err != nil {
+	if err := webhook.Verify([]webhook.Key{key}, got.Header, []byte(got.Body), time.Now()); err != nil {
 		t.Errorf("ed25519: %v", err)
 	}
-	signed := fmt.Sprintf("%s.%s.%s", id, got.header.Get("webhook-timestamp"), got.body)
+	signed := fmt.Sprintf("%s.%s.%s", id, got.Header.Get("webhook-timestamp"), got.Body)
 	raw, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(signatures[2], "v1a,"))
 	if err != nil || !ed25519.Verify(private.Public().(ed25519.PublicKey), []byte(signed), raw) {
 		t.Errorf("ed25519 by the standard library: %v", err)
@@ -71,31 +72,31 @@ func TestEveryKeySignsAndOtherPeoplesLibraryVerifies(t *testing.T) {
 	if err := verified("whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", got); err == nil {
 		t.Error("a key that signed nothing verifies")
 	}
-	if got.body += "x"; verified(hmacSecret, got) == nil {
+	if got.Body += "x"; verified(hmacSecret, got) == nil {
 		t.Error("a changed body verifies")
 	}
 }
 
 func TestEachAttemptIsSignedAnewForTheSameID(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("callback-attempt") == "1" {
 			w.WriteHeader(http.StatusInternalServerError)
 		}
 	})
-	g := startGateway(t, delivering("secret "+hmacSecret, "retry 1100ms"), exampleSite(t))
-	g.task(rcv.URL)
-	first, second := rcv.next(t), rcv.next(t)
-	for _, got := range []callback{first, second} {
+	g := gatewaytest.Start(t, gatewaytest.Delivering("secret "+hmacSecret, "retry 1100ms"), gatewaytest.ExampleSite(t))
+	g.Task(rcv.URL)
+	first, second := rcv.Next(t), rcv.Next(t)
+	for _, got := range []gatewaytest.Callback{first, second} {
 		if err := verified(hmacSecret, got); err != nil {
 			t.Error(err)
 		}
 	}
-	if a, b := first.header.Get("webhook-id"), second.header.Get("webhook-id"); a != b || a != first.id() {
+	if a, b := first.Header.Get("webhook-id"), second.Header.Get("webhook-id"); a != b || a != first.TaskID() {
 		t.Errorf("the IDs are %q and %q", a, b)
 	}
 	for _, name := range []string{"webhook-timestamp", "webhook-signature"} {
-		if a, b := first.header.Get(name), second.header.Get(name); a == b {
+		if a, b := first.Header.Get(name), second.Header.Get(name); a == b {
 			t.Errorf("%s is %q both times", name, a)
 		}
 	}
@@ -103,16 +104,16 @@ func TestEachAttemptIsSignedAnewForTheSameID(t *testing.T) {
 
 func TestWhatIsSignedIsTheBodyAsItIsSent(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	rcv := gatewaytest.NewReceiver(t, nil)
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/octet-stream")
 		_, _ = io.WriteString(w, "\x00\xff="+r.URL.Path)
 	})
 	for _, format := range []string{"form", "json", "raw"} {
-		g := startGateway(t, delivering("secret "+hmacSecret),
+		g := gatewaytest.Start(t, gatewaytest.Delivering("secret "+hmacSecret),
 			fmt.Sprintf("callback {\nformat %s\n}\nreverse_proxy %s", format, app))
-		g.post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
-		if err := verified(hmacSecret, rcv.next(t)); err != nil {
+		g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+		if err := verified(hmacSecret, rcv.Next(t)); err != nil {
 			t.Errorf("%s: %v", format, err)
 		}
 	}
@@ -120,9 +121,9 @@ func TestWhatIsSignedIsTheBodyAsItIsSent(t *testing.T) {
 
 func TestAKeyIsRotatedByReload(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
-	site := exampleSite(t)
-	g := startGateway(t, delivering(), site)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	site := gatewaytest.ExampleSite(t)
+	g := gatewaytest.Start(t, gatewaytest.Delivering(), site)
 	for _, test := range []struct {
 		lines []string
 		by    []string
@@ -132,16 +133,16 @@ func TestAKeyIsRotatedByReload(t *testing.T) {
 		{[]string{"secret " + hmacSecret + " " + otherSecret}, []string{hmacSecret, otherSecret}},
 		{[]string{"secret " + otherSecret}, []string{otherSecret}},
 	} {
-		g.configure(delivering(test.lines...), site)
-		if err := g.reload(); err != nil {
+		g.Configure(gatewaytest.Delivering(test.lines...), site)
+		if err := g.Reload(); err != nil {
 			t.Fatal(err)
 		}
-		g.task(rcv.URL)
-		got := rcv.next(t)
-		if n := len(strings.Fields(got.header.Get("webhook-signature"))); n != len(test.by) {
+		g.Task(rcv.URL)
+		got := rcv.Next(t)
+		if n := len(strings.Fields(got.Header.Get("webhook-signature"))); n != len(test.by) {
 			t.Errorf("%d signatures with %d keys", n, len(test.by))
 		}
-		if _, ok := got.header["Webhook-Id"]; ok && len(test.by) == 0 {
+		if _, ok := got.Header["Webhook-Id"]; ok && len(test.by) == 0 {
 			t.Error("an unsigned callback has a webhook-id")
 		}
 		for _, secret := range test.by {

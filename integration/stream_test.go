@@ -13,12 +13,14 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // jsonRequest is a request whose callback goes to the receiver.
-func jsonRequest(t *testing.T, g *gateway, rcv *receiver) *http.Request {
+func jsonRequest(t *testing.T, g *gatewaytest.Gateway, rcv *gatewaytest.Receiver) *http.Request {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), "POST", g.url("/"), strings.NewReader(`{"callback_url":"`+rcv.URL+`"}`))
+	req, err := http.NewRequestWithContext(t.Context(), "POST", g.URL("/"), strings.NewReader(`{"callback_url":"`+rcv.URL+`"}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +31,7 @@ func jsonRequest(t *testing.T, g *gateway, rcv *receiver) *http.Request {
 func TestEventsReachTheClientOneByOneWhileTheyAreCaptured(t *testing.T) {
 	t.Parallel()
 	seen := make(chan int) // what the client has seen, before the app sends more
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
 		rc := http.NewResponseController(w)
 		for i := range 5 {
@@ -41,8 +43,8 @@ func TestEventsReachTheClientOneByOneWhileTheyAreCaptured(t *testing.T) {
 	})
 	for _, coding := range []string{"identity", "gzip"} { // encode sits between callback and the client
 		t.Run(coding, func(t *testing.T) {
-			rcv := newReceiver(t, nil)
-			g := startGateway(t, toLocal, "encode gzip {\nminimum_length 0\n}\ncallback\nreverse_proxy "+app)
+			rcv := gatewaytest.NewReceiver(t, nil)
+			g := gatewaytest.Start(t, gatewaytest.ToLocal, "encode gzip {\nminimum_length 0\n}\ncallback\nreverse_proxy "+app)
 			req := jsonRequest(t, g, rcv)
 			if coding == "identity" {
 				req.Header.Set("Accept-Encoding", coding)
@@ -62,7 +64,7 @@ func TestEventsReachTheClientOneByOneWhileTheyAreCaptured(t *testing.T) {
 			if lines.Scan() || lines.Err() != nil {
 				t.Errorf("the end is %q, %v", lines.Text(), lines.Err())
 			}
-			form, err := url.ParseQuery(rcv.next(t).body)
+			form, err := url.ParseQuery(rcv.Next(t).Body)
 			if want := "data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\ndata: 4\n\n"; err != nil || form.Get("response") != want {
 				t.Errorf("the callback is %q %v", form, err)
 			}
@@ -73,7 +75,7 @@ func TestEventsReachTheClientOneByOneWhileTheyAreCaptured(t *testing.T) {
 func TestTrailersAndEarlyHintsPass(t *testing.T) {
 	t.Parallel()
 	trailers := make(chan http.Header, 1)
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		trailers <- r.Trailer
 		w.Header().Set("Link", "</style.css>; rel=preload")
@@ -84,8 +86,8 @@ func TestTrailersAndEarlyHintsPass(t *testing.T) {
 		w.Header().Set("X-Announced", "a")
 		w.Header().Set(http.TrailerPrefix+"X-Other", "b")
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	req := jsonRequest(t, g, rcv)
 	req.ContentLength = -1
 	req.Trailer = http.Header{"X-Sum": {"of the request"}}
@@ -113,15 +115,15 @@ func TestTrailersAndEarlyHintsPass(t *testing.T) {
 	if resp.Trailer.Get("X-Announced") != "a" || resp.Trailer.Get("X-Other") != "b" {
 		t.Errorf("the client's trailers were %v", resp.Trailer)
 	}
-	if c := rcv.next(t); c.status() != "COMPLETE" || c.body != "response=the+body" || c.header.Get("callback-upstream-status") != "200" {
-		t.Errorf("the callback is %s %q after %s", c.status(), c.body, c.header.Get("callback-upstream-status"))
+	if c := rcv.Next(t); c.Status() != "COMPLETE" || c.Body != "response=the+body" || c.Header.Get("callback-upstream-status") != "200" {
+		t.Errorf("the callback is %s %q after %s", c.Status(), c.Body, c.Header.Get("callback-upstream-status"))
 	}
 }
 
 func TestAnUpgradedConnectionPassesAsIfWeWereNotThere(t *testing.T) {
 	t.Parallel()
 	requests := make(chan http.Header, 1)
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		requests <- r.Header.Clone()
 		conn, both, err := http.NewResponseController(w).Hijack()
 		if err != nil {
@@ -131,15 +133,15 @@ func TestAnUpgradedConnectionPassesAsIfWeWereNotThere(t *testing.T) {
 		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 		_, _ = io.Copy(conn, both)
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback "+rcv.URL+"\nreverse_proxy "+app)
-	conn, err := net.Dial("tcp", g.addr)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+"\nreverse_proxy "+app)
+	conn, err := net.Dial("tcp", g.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
 	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nBeam-Task-Id: theirs\r\n\r\n", g.addr)
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nBeam-Task-Id: theirs\r\n\r\n", g.Addr)
 	answers := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(answers, nil)
 	if err != nil || resp.StatusCode != 101 || resp.Header.Get("beam-task-id") != "" {
@@ -172,7 +174,7 @@ func TestAClientThatLeavesEndsNothing(t *testing.T) {
 				t.Parallel()
 				started, left := make(chan struct{}), make(chan struct{})
 				ended := make(chan error, 1)
-				app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+				app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 					rc := http.NewResponseController(w)
 					close(started)
 					if when == "after the header" {
@@ -193,8 +195,8 @@ func TestAClientThatLeavesEndsNothing(t *testing.T) {
 					}
 					ended <- context.Cause(r.Context())
 				})
-				rcv := newReceiver(t, nil)
-				g, client := startH2C(t, toLocal, "callback\nreverse_proxy "+app)
+				rcv := gatewaytest.NewReceiver(t, nil)
+				g, client := startH2C(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 				if proto == "HTTP/1.1" {
 					client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 				}
@@ -230,9 +232,9 @@ func TestAClientThatLeavesEndsNothing(t *testing.T) {
 				if err := <-ended; err != nil {
 					t.Errorf("the app's request ended with %v", err)
 				}
-				c := rcv.next(t)
-				if want := "response=" + strings.Repeat(part, parts); c.status() != "COMPLETE" || c.body != want {
-					t.Errorf("the callback is %s with %d bytes of %d", c.status(), len(c.body), len(want))
+				c := rcv.Next(t)
+				if want := "response=" + strings.Repeat(part, parts); c.Status() != "COMPLETE" || c.Body != want {
+					t.Errorf("the callback is %s with %d bytes of %d", c.Status(), len(c.Body), len(want))
 				}
 			})
 		}
@@ -242,22 +244,22 @@ func TestAClientThatLeavesEndsNothing(t *testing.T) {
 func TestAClientThatSendsAndLeavesHasItsTask(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	for range 50 {
-		conn, err := net.Dial("tcp", g.addr)
+		conn, err := net.Dial("tcp", g.Addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		body := `{"callback_url":"` + rcv.URL + `"}`
-		_, err = fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", g.addr, len(body), body)
+		_, err = fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", g.Addr, len(body), body)
 		if err := errors.Join(err, conn.Close()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for range 50 {
-		if c := rcv.next(t); c.status() != "COMPLETE" || c.body != "response=done" {
-			t.Errorf("the callback is %s %q", c.status(), c.body)
+		if c := rcv.Next(t); c.Status() != "COMPLETE" || c.Body != "response=done" {
+			t.Errorf("the callback is %s %q", c.Status(), c.Body)
 		}
 	}
 }
@@ -265,25 +267,25 @@ func TestAClientThatSendsAndLeavesHasItsTask(t *testing.T) {
 func TestAClientThatLeavesInItsRequestHasNoTask(t *testing.T) {
 	t.Parallel()
 	ended := make(chan error, 1)
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		_, err := io.ReadAll(r.Body)
 		ended <- err
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
-	conn, err := net.Dial("tcp", g.addr)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
+	conn, err := net.Dial("tcp", g.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	body := `{"callback_url":"` + rcv.URL + `"}`
-	_, err = fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", g.addr, len(body)+1, body)
+	_, err = fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", g.Addr, len(body)+1, body)
 	if err := errors.Join(err, conn.Close()); err != nil {
 		t.Fatal(err)
 	}
 	// The app may see nothing of it at all, or a request that breaks off.
-	resp, _ := g.do("POST", "/", `{"callback_url":"`+rcv.URL+`"}`, "Content-Type", "application/json")
-	if c := rcv.next(t); c.id() != resp.Header.Get("beam-task-id") {
-		t.Errorf("a request that was not whole had callback %s %q", c.status(), c.body)
+	resp, _ := g.Do("POST", "/", `{"callback_url":"`+rcv.URL+`"}`, "Content-Type", "application/json")
+	if c := rcv.Next(t); c.TaskID() != resp.Header.Get("beam-task-id") {
+		t.Errorf("a request that was not whole had callback %s %q", c.Status(), c.Body)
 	}
 	if err := <-ended; err == nil {
 		return

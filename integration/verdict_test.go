@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -62,11 +63,11 @@ func (m misbehave) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp
 }
 
 // errorOf is the sentence of a callback that has no result.
-func errorOf(t *testing.T, c callback) string {
+func errorOf(t *testing.T, c gatewaytest.Callback) string {
 	t.Helper()
-	form, err := url.ParseQuery(c.body)
+	form, err := url.ParseQuery(c.Body)
 	if err != nil || len(form) != 1 || form.Get("error") == "" {
-		t.Fatalf("the callback is %s %q: it has no error", c.status(), c.body)
+		t.Fatalf("the callback is %s %q: it has no error", c.Status(), c.Body)
 	}
 	return form.Get("error")
 }
@@ -74,7 +75,7 @@ func errorOf(t *testing.T, c callback) string {
 func TestTheEndpointsStatusIsTheVerdict(t *testing.T) {
 	t.Parallel()
 	const body = `{"detail":"as the app said","n":1.0}`
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		status, err := strconv.Atoi(r.URL.Path[1:])
 		if err != nil {
 			return
@@ -83,8 +84,8 @@ func TestTheEndpointsStatusIsTheVerdict(t *testing.T) {
 		w.WriteHeader(status)
 		_, _ = io.WriteString(w, body)
 	})
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nreverse_proxy "+app)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	for status, verdict := range map[int]string{
 		200: "COMPLETE", 201: "COMPLETE", 202: "COMPLETE", 204: "COMPLETE", 206: "COMPLETE", 299: "COMPLETE",
 		301: "COMPLETE", 304: "COMPLETE", 307: "COMPLETE", 399: "COMPLETE",
@@ -108,11 +109,11 @@ func TestTheEndpointsStatusIsTheVerdict(t *testing.T) {
 		if err != nil || resp.StatusCode != status {
 			t.Errorf("%d: the client got %d %v", status, resp.StatusCode, err)
 		}
-		c := rcv.next(t)
-		if c.id() != resp.Header.Get("beam-task-id") || c.status() != verdict || c.body != want {
-			t.Errorf("%d: the callback is of task %s, %s %q", status, c.id(), c.status(), c.body)
+		c := rcv.Next(t)
+		if c.TaskID() != resp.Header.Get("beam-task-id") || c.Status() != verdict || c.Body != want {
+			t.Errorf("%d: the callback is of task %s, %s %q", status, c.TaskID(), c.Status(), c.Body)
 		}
-		if got := c.header.Get("callback-upstream-status"); got != fmt.Sprint(status) {
+		if got := c.Header.Get("callback-upstream-status"); got != fmt.Sprint(status) {
 			t.Errorf("%d: callback-upstream-status is %q", status, got)
 		}
 	}
@@ -120,9 +121,9 @@ func TestTheEndpointsStatusIsTheVerdict(t *testing.T) {
 
 func TestAnEndpointThatGivesNoAnswerFails(t *testing.T) {
 	t.Parallel()
-	nobody := freeAddr(t)
-	resets := newApp(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
-	sorry := newApp(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+	nobody := gatewaytest.FreeAddr(t)
+	resets := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	sorry := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
 	for name, c := range map[string]struct {
 		site   string
 		status int
@@ -138,19 +139,19 @@ func TestAnEndpointThatGivesNoAnswerFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			rcv := newReceiver(t, nil)
-			g := startGateway(t, toLocal, "callback\n"+c.site)
-			resp, _ := g.post("/", `{"callback_url":"`+rcv.URL+`"}`)
+			rcv := gatewaytest.NewReceiver(t, nil)
+			g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\n"+c.site)
+			resp, _ := g.Post("/", `{"callback_url":"`+rcv.URL+`"}`)
 			id := resp.Header.Get("beam-task-id")
 			if resp.StatusCode != c.status || id == "" {
 				t.Errorf("the client got %s, task %q", resp.Status, id)
 			}
-			cb := rcv.next(t)
+			cb := rcv.Next(t)
 			if message := errorOf(t, cb); message != c.error {
 				t.Errorf("error=%s", message)
 			}
-			if cb.id() != id || cb.status() != "FAILED" || cb.header.Get("callback-upstream-status") != "" {
-				t.Errorf("the callback is of task %s, %s, after %q", cb.id(), cb.status(), cb.header.Get("callback-upstream-status"))
+			if cb.TaskID() != id || cb.Status() != "FAILED" || cb.Header.Get("callback-upstream-status") != "" {
+				t.Errorf("the callback is of task %s, %s, after %q", cb.TaskID(), cb.Status(), cb.Header.Get("callback-upstream-status"))
 			}
 		})
 	}
@@ -158,7 +159,7 @@ func TestAnEndpointThatGivesNoAnswerFails(t *testing.T) {
 
 func TestAResponseThatBreaksOffFails(t *testing.T) {
 	t.Parallel()
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/announced" {
 			w.Header().Set("Content-Length", "1000000")
 		}
@@ -174,8 +175,8 @@ func TestAResponseThatBreaksOffFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			rcv := newReceiver(t, nil)
-			g := startGateway(t, toLocal, "callback\n"+c.site)
+			rcv := gatewaytest.NewReceiver(t, nil)
+			g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\n"+c.site)
 			req := jsonRequest(t, g, rcv)
 			req.URL.Path = c.path
 			resp, err := http.DefaultTransport.RoundTrip(req)
@@ -185,11 +186,11 @@ func TestAResponseThatBreaksOffFails(t *testing.T) {
 					t.Errorf("the client took %q for the whole", text)
 				}
 			}
-			cb := rcv.next(t)
-			if message := errorOf(t, cb); message != "the endpoint's response broke off" || cb.status() != "FAILED" {
-				t.Errorf("the callback is %s, error=%s", cb.status(), message)
+			cb := rcv.Next(t)
+			if message := errorOf(t, cb); message != "the endpoint's response broke off" || cb.Status() != "FAILED" {
+				t.Errorf("the callback is %s, error=%s", cb.Status(), message)
 			}
-			if got := cb.header.Get("callback-upstream-status"); got != "200" {
+			if got := cb.Header.Get("callback-upstream-status"); got != "200" {
 				t.Errorf("callback-upstream-status is %q", got)
 			}
 		})
@@ -198,17 +199,17 @@ func TestAResponseThatBreaksOffFails(t *testing.T) {
 
 func TestAPanicFailsTheTaskAndGoesOnToCaddy(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nmisbehave panic")
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nmisbehave panic")
 	if resp, err := http.DefaultTransport.RoundTrip(jsonRequest(t, g, rcv)); err == nil {
 		t.Errorf("the client got %s", resp.Status)
 	}
-	c := rcv.next(t)
-	if message := errorOf(t, c); message != "the endpoint gave no answer" || c.status() != "FAILED" {
-		t.Errorf("the callback is %s, error=%s", c.status(), message)
+	c := rcv.Next(t)
+	if message := errorOf(t, c); message != "the endpoint gave no answer" || c.Status() != "FAILED" {
+		t.Errorf("the callback is %s, error=%s", c.Status(), message)
 	}
-	g.eventually("the panic is in the log, and where it came from", func() error {
-		if log := g.log.String(); !strings.Contains(log, "a handler's own fault") || !strings.Contains(log, "misbehave.ServeHTTP") {
+	g.Eventually("the panic is in the log, and where it came from", func() error {
+		if log := g.Log.String(); !strings.Contains(log, "a handler's own fault") || !strings.Contains(log, "misbehave.ServeHTTP") {
 			return errors.New("it is not there")
 		}
 		return nil
@@ -217,21 +218,21 @@ func TestAPanicFailsTheTaskAndGoesOnToCaddy(t *testing.T) {
 
 func TestAHandlerThatWritesNothingIsComplete(t *testing.T) {
 	t.Parallel()
-	rcv := newReceiver(t, nil)
-	g := startGateway(t, toLocal, "callback\nmisbehave")
-	resp, text := g.post("/", `{"callback_url":"`+rcv.URL+`"}`)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nmisbehave")
+	resp, text := g.Post("/", `{"callback_url":"`+rcv.URL+`"}`)
 	if resp.StatusCode != 200 || text != "" || resp.Header.Get("beam-task-id") == "" {
 		t.Errorf("the client got %s %q, task %q", resp.Status, text, resp.Header.Get("beam-task-id"))
 	}
-	if c := rcv.next(t); c.status() != "COMPLETE" || c.body != "response=" || c.header.Get("callback-upstream-status") != "200" {
-		t.Errorf("the callback is %s %q after %s", c.status(), c.body, c.header.Get("callback-upstream-status"))
+	if c := rcv.Next(t); c.Status() != "COMPLETE" || c.Body != "response=" || c.Header.Get("callback-upstream-status") != "200" {
+		t.Errorf("the callback is %s %q after %s", c.Status(), c.Body, c.Header.Get("callback-upstream-status"))
 	}
 }
 
 func TestATaskThatTakesTooLongTimesOut(t *testing.T) {
 	t.Parallel()
 	canceled := make(chan struct{}, 2)
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
 		canceled <- struct{}{}
@@ -243,9 +244,9 @@ func TestATaskThatTakesTooLongTimesOut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			rcv := newReceiver(t, nil)
-			g := startGateway(t, toLocal, "callback {\ntimeout 300ms\n}\nhandle /fence {\nrespond ok\n}\n"+site)
-			resp, text := g.post("/", `{"callback_url":"`+rcv.URL+`"}`)
+			rcv := gatewaytest.NewReceiver(t, nil)
+			g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback {\ntimeout 300ms\n}\nhandle /fence {\nrespond ok\n}\n"+site)
+			resp, text := g.Post("/", `{"callback_url":"`+rcv.URL+`"}`)
 			id := resp.Header.Get("beam-task-id")
 			if resp.StatusCode != 504 || text != "" || id == "" || resp.Header.Get("X-Late") != "" {
 				t.Errorf("the client got %s %q, task %q, with %v", resp.Status, text, id, resp.Header)
@@ -253,17 +254,17 @@ func TestATaskThatTakesTooLongTimesOut(t *testing.T) {
 			if !strings.Contains(site, "outlast") {
 				<-canceled
 			}
-			cb := rcv.next(t)
+			cb := rcv.Next(t)
 			if message := errorOf(t, cb); message != "the endpoint did not finish within 300ms" {
 				t.Errorf("error=%s", message)
 			}
-			if cb.id() != id || cb.status() != "TIMEOUT" || cb.header.Get("callback-upstream-status") != "" {
-				t.Errorf("the callback is of task %s, %s, after %q", cb.id(), cb.status(), cb.header.Get("callback-upstream-status"))
+			if cb.TaskID() != id || cb.Status() != "TIMEOUT" || cb.Header.Get("callback-upstream-status") != "" {
+				t.Errorf("the callback is of task %s, %s, after %q", cb.TaskID(), cb.Status(), cb.Header.Get("callback-upstream-status"))
 			}
 			// What comes late has no callback: it would come before the next task's.
-			resp, _ = g.post("/fence", `{"callback_url":"`+rcv.URL+`"}`)
-			if cb := rcv.next(t); cb.id() != resp.Header.Get("beam-task-id") || cb.status() != "COMPLETE" {
-				t.Errorf("there is another callback: task %s, %s %q", cb.id(), cb.status(), cb.body)
+			resp, _ = g.Post("/fence", `{"callback_url":"`+rcv.URL+`"}`)
+			if cb := rcv.Next(t); cb.TaskID() != resp.Header.Get("beam-task-id") || cb.Status() != "COMPLETE" {
+				t.Errorf("there is another callback: task %s, %s %q", cb.TaskID(), cb.Status(), cb.Body)
 			}
 		})
 	}
@@ -275,7 +276,7 @@ func TestAStreamThatTakesTooLongIsCutOff(t *testing.T) {
 		t.Run(proto, func(t *testing.T) {
 			t.Parallel()
 			canceled := make(chan struct{})
-			app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+			app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 				_, _ = io.Copy(io.Discard, r.Body)
 				var err error
 				for err == nil {
@@ -290,8 +291,8 @@ func TestAStreamThatTakesTooLongIsCutOff(t *testing.T) {
 				}
 				close(canceled)
 			})
-			rcv := newReceiver(t, nil)
-			g, client := startH2C(t, toLocal, "callback {\ntimeout 2s\n}\nreverse_proxy "+app)
+			rcv := gatewaytest.NewReceiver(t, nil)
+			g, client := startH2C(t, gatewaytest.ToLocal, "callback {\ntimeout 2s\n}\nreverse_proxy "+app)
 			if proto == "HTTP/1.1" {
 				client = http.DefaultClient
 			}
@@ -308,11 +309,11 @@ func TestAStreamThatTakesTooLongIsCutOff(t *testing.T) {
 				t.Error("the client takes what it has for the whole")
 			}
 			<-canceled
-			cb := rcv.next(t)
-			if message := errorOf(t, cb); cb.status() != "TIMEOUT" || message != "the endpoint did not finish within 2s" {
-				t.Errorf("the callback is %s, error=%s", cb.status(), message)
+			cb := rcv.Next(t)
+			if message := errorOf(t, cb); cb.Status() != "TIMEOUT" || message != "the endpoint did not finish within 2s" {
+				t.Errorf("the callback is %s, error=%s", cb.Status(), message)
 			}
-			if got := cb.header.Get("callback-upstream-status"); got != "200" {
+			if got := cb.Header.Get("callback-upstream-status"); got != "200" {
 				t.Errorf("callback-upstream-status is %q", got)
 			}
 		})

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // How the README starts the example, and a run.
@@ -27,7 +29,7 @@ const (
 // walkthrough follows the README.
 type walkthrough struct {
 	t    *testing.T
-	g    *gateway
+	g    *gatewaytest.Gateway
 	curl func(t *testing.T, args []string) string
 
 	ports *strings.Replacer // the example's ports for free ones
@@ -100,16 +102,16 @@ func (w *walkthrough) run(b block) {
 // start starts the example as it is, but for its ports.
 func (w *walkthrough) start(args []string) {
 	w.t.Helper()
-	w.g = newGateway(w.t, "", "")
+	w.g = gatewaytest.New(w.t, "", "")
 	port := func() string {
-		_, port, err := net.SplitHostPort(freeAddr(w.t))
+		_, port, err := net.SplitHostPort(gatewaytest.FreeAddr(w.t))
 		if err != nil {
 			w.t.Fatal(err)
 		}
 		return ":" + port
 	}
 	gateway := port()
-	w.g.addr = "localhost" + gateway
+	w.g.Addr = "localhost" + gateway
 	w.ports = strings.NewReplacer(":8080", gateway, ":8081", port())
 	text, err := os.ReadFile(filepath.Join("..", "Caddyfile.example"))
 	if err != nil {
@@ -120,18 +122,18 @@ func (w *walkthrough) start(args []string) {
 		w.t.Fatal("Caddyfile.example has no options")
 	}
 	// Tests run beside each other: only one can have Caddy's default address.
-	example := options + "\n{\n\tadmin " + w.g.admin + "\n" + w.ports.Replace(sites)
-	if err := os.WriteFile(filepath.Join(w.g.dir, "Caddyfile.example"), []byte(example), 0o600); err != nil {
+	example := options + "\n{\n\tadmin " + w.g.Admin + "\n" + w.ports.Replace(sites)
+	if err := os.WriteFile(filepath.Join(w.g.Dir, "Caddyfile.example"), []byte(example), 0o600); err != nil {
 		w.t.Fatal(err)
 	}
-	w.g.run(args...)
-	w.g.await()
+	w.g.Run(args...)
+	w.g.Await()
 }
 
 // compare compares what the README shows with what there is.
 func (w *walkthrough) compare(b block) {
 	w.t.Helper()
-	eventually(w.t, b.String(), func() error {
+	gatewaytest.Eventually(w.t, b.String(), func() error {
 		switch {
 		case b.lang == "json":
 			return w.compareJSON(b)
@@ -148,11 +150,11 @@ func (w *walkthrough) compare(b block) {
 func (w *walkthrough) compareJSON(b block) error {
 	var want, got any
 	if err := json.Unmarshal([]byte(b.text), &want); err != nil {
-		return fatal{err}
+		return gatewaytest.Fatal(err)
 	}
 	out := w.last()
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
-		return fatal{fmt.Errorf("%w in %s", err, out)}
+		return gatewaytest.Fatal(fmt.Errorf("%w in %s", err, out))
 	}
 	if err := within(want, got); err != nil {
 		return fmt.Errorf("%w in %s", err, out)
@@ -164,11 +166,11 @@ func (w *walkthrough) compareJSON(b block) error {
 func (w *walkthrough) compareResponse(b block) error {
 	want, wantBody, err := parseResponse(b.text)
 	if err != nil {
-		return fatal{err}
+		return gatewaytest.Fatal(err)
 	}
 	got, body, err := parseResponse(w.last())
 	if err != nil {
-		return fatal{err}
+		return gatewaytest.Fatal(err)
 	}
 	if got.Status != want.Status || strings.TrimSpace(body) != strings.TrimSpace(wantBody) {
 		return fmt.Errorf("%s %q", got.Status, body)
@@ -188,7 +190,7 @@ func (w *walkthrough) compareCallback(b block) error {
 	request, head, _ := strings.Cut(head, "\n")
 	want, err := http.ReadRequest(bufio.NewReader(strings.NewReader(request + "\r\nHost: x\r\n" + head + "\r\n\r\n")))
 	if err != nil {
-		return fatal{err}
+		return gatewaytest.Fatal(err)
 	}
 	list, err := w.inbox(want.URL.Path)
 	if err != nil {
@@ -205,7 +207,7 @@ func (w *walkthrough) compareCallback(b block) error {
 // wantInbox wants one callback in the inbox.
 func (w *walkthrough) wantInbox(path, status, body string) {
 	w.t.Helper()
-	eventually(w.t, path, func() error {
+	gatewaytest.Eventually(w.t, path, func() error {
 		list, err := w.inbox(path)
 		if err != nil {
 			return err
@@ -239,7 +241,7 @@ func (c recorded) header() http.Header {
 }
 
 func (w *walkthrough) inbox(path string) ([]recorded, error) {
-	_, text := w.g.do(http.MethodGet, path, "", "Accept", "application/json")
+	_, text := w.g.Do(http.MethodGet, path, "", "Accept", "application/json")
 	var list struct {
 		Callbacks []recorded `json:"callbacks"`
 	}
@@ -329,7 +331,7 @@ func curl(t *testing.T, path string, args []string) string {
 func curlByHand(t *testing.T, args []string) string {
 	t.Helper()
 	method, url, body, include := http.MethodGet, "", "", false
-	client := http.Client{Timeout: patience}
+	client := http.Client{Timeout: gatewaytest.Patience}
 	header := make(http.Header)
 	for len(args) > 0 {
 		option := args[0]

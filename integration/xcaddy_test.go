@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
 // TestTheModuleBuildsIntoAnotherCaddy runs xcaddy.md's commands in a fresh
@@ -39,7 +41,7 @@ func TestTheModuleBuildsIntoAnotherCaddy(t *testing.T) {
 	}
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", script.String())
 	cmd.Dir = dir
-	var stderr logBuffer
+	var stderr gatewaytest.LogBuffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {

@@ -1,4 +1,4 @@
-package integration
+package gatewaytest
 
 import (
 	"fmt"
@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// freeAddr returns a local address that nobody listens on. The system's own
+// FreeAddr returns a local address that nobody listens on. The system's own
 // choice would not do: until it is used, some connection may be given it.
-func freeAddr(t *testing.T) string {
+func FreeAddr(t testing.TB) string {
 	t.Helper()
 	const first, last = 10_000, 32_000 // below the ports that systems give out
 	for range 100 {
@@ -27,5 +27,5 @@ func freeAddr(t *testing.T) string {
 	panic("unreachable")
 }
 
-// addrs are those that freeAddr has returned.
+// addrs are those that FreeAddr has returned.
 var addrs sync.Map

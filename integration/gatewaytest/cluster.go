@@ -1,0 +1,143 @@
+package gatewaytest
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+)
+
+// AsNATS makes the test binary run a NATS server with the arguments of the
+// nats-server program.
+const AsNATS = "CALLBACK_TEST_AS_NATS"
+
+func runNATS() {
+	opts, err := server.ConfigureOptions(flag.NewFlagSet("nats-server", flag.ExitOnError), os.Args[1:], func() {}, func() {}, func() {})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	s, err := server.NewServer(opts)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	s.ConfigureLogger()
+	s.Start()
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, syscall.SIGTERM)
+	<-end
+	s.Shutdown()
+}
+
+// Cluster is a JetStream cluster, each server a process.
+type Cluster struct {
+	t       testing.TB
+	Servers []*NATSServer
+}
+
+// NATSServer is a server of a [Cluster].
+type NATSServer struct {
+	Client, Route, Dir string // host:port, host:port, its data
+	Cmd                *exec.Cmd
+}
+
+// NewCluster names n servers that are not started yet.
+func NewCluster(t testing.TB, n int) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t}
+	for range n {
+		c.Servers = append(c.Servers, &NATSServer{Client: FreeAddr(t), Route: FreeAddr(t), Dir: t.TempDir()})
+	}
+	t.Cleanup(func() {
+		for i := range c.Servers {
+			c.Kill(i)
+		}
+	})
+	return c
+}
+
+// StartCluster starts n servers and waits until JetStream has a leader.
+func StartCluster(t testing.TB, n int) *Cluster {
+	t.Helper()
+	c := NewCluster(t, n)
+	for i := range c.Servers {
+		c.Start(i)
+	}
+	c.Ready()
+	return c
+}
+
+// Start starts a server, anew with its data if it was killed.
+func (c *Cluster) Start(i int) {
+	c.t.Helper()
+	s := c.Servers[i]
+	self, err := os.Executable()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	host, port, _ := strings.Cut(s.Client, ":")
+	args := []string{"-js", "-a", host, "-p", port, "-sd", s.Dir, "-n", fmt.Sprintf("n%d", i)}
+	if len(c.Servers) > 1 {
+		var routes []string
+		for _, other := range c.Servers {
+			routes = append(routes, "nats://"+other.Route)
+		}
+		args = append(args, "--cluster_name", "c", "--cluster", "nats://"+s.Route, "--routes", strings.Join(routes, ","))
+	}
+	s.Cmd = exec.Command(self, args...)
+	s.Cmd.Env = append(os.Environ(), AsNATS+"=1")
+	if err := s.Cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// Kill ends a server as a power cut would end it.
+func (c *Cluster) Kill(i int) {
+	s := c.Servers[i]
+	if s.Cmd != nil {
+		_ = s.Cmd.Process.Kill() // it may have ended already
+		_ = s.Cmd.Wait()
+		s.Cmd = nil
+	}
+}
+
+// Ready waits until the cluster takes streams.
+func (c *Cluster) Ready() {
+	c.t.Helper()
+	Eventually(c.t, "the cluster is ready", func() error {
+		nc, err := nats.Connect(c.URLs())
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		js, err := nc.JetStream(nats.MaxWait(2 * time.Second))
+		if err != nil {
+			return err
+		}
+		_, err = js.AccountInfo()
+		return err
+	})
+}
+
+// URLs are those of all servers, with commas.
+func (c *Cluster) URLs() string {
+	var urls []string
+	for _, s := range c.Servers {
+		urls = append(urls, "nats://"+s.Client)
+	}
+	return strings.Join(urls, ",")
+}
+
+// Options are the gateway's.
+func (c *Cluster) Options() string {
+	return fmt.Sprintf("nats %s {\nreplicas %d\n}\n%s", strings.ReplaceAll(c.URLs(), ",", " "), len(c.Servers), ToLocal)
+}

@@ -1,0 +1,336 @@
+// Package gatewaytest starts what tests of the gateway need: a real Caddy and
+// real NATS servers in processes of their own, that can be killed, and
+// receivers of callbacks.
+//
+// The processes are the test binary itself: a package that uses it hands its
+// TestMain to [Main].
+package gatewaytest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	_ "github.com/caddy-callback/caddy-callback"
+)
+
+// AsCaddy makes the test binary run Caddy's command line instead of tests: so
+// every test has a real Caddy in a process of its own that can be killed, built
+// with the race detector when the tests are.
+const AsCaddy = "CALLBACK_TEST_AS_CADDY"
+
+// Main runs the tests, or what a test has started this binary as. A package that
+// starts gateways calls it in its TestMain.
+func Main(m *testing.M) {
+	switch {
+	case os.Getenv(AsCaddy) != "":
+		caddycmd.Main()
+	case os.Getenv(AsNATS) != "":
+		runNATS()
+	default:
+		os.Exit(m.Run())
+	}
+}
+
+// Patience is how long a test waits for what should come soon. It is generous
+// because machines are shared; nothing is concluded from how long it took.
+const Patience = 60 * time.Second
+
+// Gateway is a Caddy process with the callback module.
+type Gateway struct {
+	T     testing.TB // whose gateway it is
+	Dir   string     // its data
+	Admin string     // host:port
+	Addr  string     // host:port of the site
+	File  string     // the Caddyfile
+	Env   []string   // of the process, beside the test's own
+
+	Cmd  *exec.Cmd
+	Log  *LogBuffer
+	Done chan struct{}
+}
+
+// New writes a Caddyfile for a gateway but does not start it. In options
+// and site, the blocks of the global callback options and of the site, %ADDR%
+// is the site's address.
+func New(t testing.TB, options, site string) *Gateway {
+	t.Helper()
+	g := &Gateway{T: t, Dir: t.TempDir(), Admin: FreeAddr(t), Addr: FreeAddr(t), Log: new(LogBuffer)}
+	g.File = filepath.Join(g.Dir, "Caddyfile")
+	g.Configure(options, site)
+	t.Cleanup(func() {
+		g.Kill()
+		if g.Log.HasRace() {
+			t.Error("the gateway has a data race")
+		}
+		if t.Failed() {
+			t.Logf("gateway's log:\n%s", g.Log.String())
+		}
+	})
+	return g
+}
+
+// Start writes the Caddyfile and starts the gateway.
+func Start(t testing.TB, options, site string) *Gateway {
+	t.Helper()
+	g := New(t, options, site)
+	g.Start()
+	return g
+}
+
+// ToLocal are options that let callbacks go to the test's own receivers.
+const ToLocal = `
+	delivery {
+		allow 127.0.0.1
+		ports any
+	}`
+
+// Configure writes the Caddyfile anew; see [New].
+func (g *Gateway) Configure(options, site string) {
+	g.T.Helper()
+	text := fmt.Sprintf(`{
+	admin %s
+	auto_https off
+	log {
+		level DEBUG
+	}
+	callback {
+		store %s
+		%s
+	}
+}
+http://%s {
+	%s
+}
+`, g.Admin, filepath.Join(g.Dir, "store"), RaceOptions+"\n"+options, g.Addr, site)
+	text = strings.ReplaceAll(text, "%ADDR%", g.Addr)
+	if err := os.WriteFile(g.File, []byte(text), 0o600); err != nil {
+		g.T.Fatal(err)
+	}
+}
+
+// Start starts the process and waits until it serves.
+func (g *Gateway) Start() {
+	g.T.Helper()
+	g.Launch()
+	g.Await()
+}
+
+// Await waits until the gateway serves.
+func (g *Gateway) Await() {
+	g.T.Helper()
+	g.Eventually("the gateway serves", func() error {
+		select {
+		case <-g.Done:
+			return Fatal(errors.New("the process ended"))
+		default:
+		}
+		// Apps start in random order. This answers when all have.
+		resp, err := http.Get("http://" + g.Admin + "/config/apps")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if config, err := io.ReadAll(resp.Body); err != nil || !bytes.HasPrefix(config, []byte("{")) {
+			return fmt.Errorf("no configuration yet: %s %v", config, err)
+		}
+		return nil
+	})
+}
+
+// Launch starts the process.
+func (g *Gateway) Launch() {
+	g.T.Helper()
+	g.Run("run", "--config", g.File, "--adapter", "caddyfile")
+}
+
+// Run starts a process with the arguments of a command line.
+func (g *Gateway) Run(args ...string) {
+	g.T.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		g.T.Fatal(err)
+	}
+	g.Cmd = exec.Command(self, args...)
+	g.Cmd.Dir = g.Dir
+	g.Cmd.Env = append(os.Environ(), AsCaddy+"=1",
+		"XDG_DATA_HOME="+g.Dir, "XDG_CONFIG_HOME="+g.Dir, "HOME="+g.Dir)
+	g.Cmd.Env = append(g.Cmd.Env, g.Env...)
+	g.Cmd.Stdout, g.Cmd.Stderr = g.Log, g.Log
+	if err := g.Cmd.Start(); err != nil {
+		g.T.Fatal(err)
+	}
+	g.Done = make(chan struct{})
+	go func(cmd *exec.Cmd, done chan struct{}) {
+		_ = cmd.Wait() // its exit code is read from ProcessState
+		close(done)
+	}(g.Cmd, g.Done)
+}
+
+// Kill ends the process as a power cut would end it.
+func (g *Gateway) Kill() {
+	if g.Cmd != nil && g.Cmd.Process != nil {
+		_ = g.Cmd.Process.Kill() // it may have ended already
+		<-g.Done
+	}
+}
+
+// Stop ends the process as an operator does, and returns its exit code.
+func (g *Gateway) Stop() int {
+	g.T.Helper()
+	if err := g.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		g.T.Fatal(err)
+	}
+	select {
+	case <-g.Done:
+	case <-time.After(Patience):
+		g.T.Fatal("the gateway did not stop")
+	}
+	return g.Cmd.ProcessState.ExitCode()
+}
+
+// Reload loads the Caddyfile again.
+func (g *Gateway) Reload() error {
+	text, err := os.ReadFile(g.File)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequest(http.MethodPost, "http://"+g.Admin+"/load", bytes.NewReader(text))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "text/caddyfile")
+	req.Header.Set("Cache-Control", "must-revalidate") // load even what is unchanged
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("reload: %s: %s", resp.Status, body)
+	}
+	// Those to the servers that are being replaced may close as they are used.
+	http.DefaultClient.CloseIdleConnections()
+	return nil
+}
+
+// URL is that of a path on the site.
+func (g *Gateway) URL(path string) string { return "http://" + g.Addr + path }
+
+// Post sends a JSON body and returns the response with its body read.
+func (g *Gateway) Post(path, body string) (*http.Response, string) {
+	g.T.Helper()
+	return g.Do(http.MethodPost, path, body, "Content-Type", "application/json")
+}
+
+// Do sends a request with pairs of header names and values.
+func (g *Gateway) Do(method, path, body string, header ...string) (*http.Response, string) {
+	g.T.Helper()
+	resp, text, err := Send(method, g.URL(path), strings.NewReader(body), header...)
+	if err != nil {
+		g.T.Fatal(err)
+	}
+	return resp, text
+}
+
+// Send sends a request with pairs of header names and values, and reads the answer.
+func Send(method, url string, body io.Reader, header ...string) (*http.Response, string, error) {
+	req, err := http.NewRequest(method, url, body)
+	if err != nil {
+		return nil, "", err
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, "", err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	return resp, string(text), err
+}
+
+// Fatal makes err end a wait: it cannot succeed any more.
+func Fatal(err error) error { return fatalError{err} }
+
+type fatalError struct{ error }
+
+// Eventually waits until f returns nil.
+func (g *Gateway) Eventually(what string, f func() error) {
+	g.T.Helper()
+	Eventually(g.T, what, f)
+}
+
+// Eventually waits until f returns nil.
+func Eventually(t testing.TB, what string, f func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		var end fatalError
+		if errors.As(err, &end) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: not within %v: %v", what, Patience, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// LogBuffer collects a process's output.
+type LogBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *LogBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *LogBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// HasRace says whether the race detector has found something. nats-server
+// sets the timer of its syncs while that may fire already; it is harmless and
+// not ours.
+func (b *LogBuffer) HasRace() bool {
+	for _, report := range strings.Split(b.String(), "WARNING: DATA RACE")[1:] {
+		report, _, _ = strings.Cut(report, "==================")
+		if !strings.Contains(report, "(*fileStore).setSyncTimer()") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,172 @@
+package gatewaytest
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Attempt is a log line on an attempt.
+type Attempt struct {
+	TaskID       string  `json:"task_id"`
+	Attempt      int     `json:"attempt"`
+	State        string  `json:"state"`
+	CallbackHost string  `json:"callback_host"`
+	StatusCode   int     `json:"status_code"`
+	Duration     float64 `json:"duration"` // seconds
+	RetryIn      float64 `json:"retry_in"` // seconds
+	Error        string  `json:"error"`
+}
+
+// Metrics scrapes Caddy's admin endpoint: values by name with labels.
+func (g *Gateway) Metrics() map[string]float64 {
+	g.T.Helper()
+	resp, text, err := Send(http.MethodGet, "http://"+g.Admin+"/metrics", http.NoBody)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		g.T.Fatalf("scraping: %v %v", resp, err)
+	}
+	values := make(map[string]float64)
+	for line := range strings.Lines(text) {
+		if i := strings.LastIndexByte(line, ' '); i > 0 && line[0] != '#' {
+			if value, err := strconv.ParseFloat(strings.TrimSpace(line[i+1:]), 64); err == nil {
+				values[line[:i]] = value
+			}
+		}
+	}
+	return values
+}
+
+// Metered waits until metrics have these values.
+func (g *Gateway) Metered(want map[string]float64) {
+	g.T.Helper()
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		g.Eventually(name, func() error {
+			if got, ok := g.Metrics()["caddy_callback_"+name]; !ok || got != want[name] {
+				return fmt.Errorf("it is %v (%v), not %v", got, ok, want[name])
+			}
+			return nil
+		})
+	}
+}
+
+// Memory returns how much of the machine's memory the process has, in bytes.
+func (g *Gateway) Memory() int64 {
+	g.T.Helper()
+	for name, value := range g.Metrics() {
+		if name == "process_resident_memory_bytes" {
+			return int64(value)
+		}
+	}
+	g.T.Fatal("the gateway does not say how much memory it has")
+	return 0
+}
+
+// Stored says whether the gateway's store has the text anywhere on disk.
+func (g *Gateway) Stored(text string) bool {
+	g.T.Helper()
+	found := false
+	err := filepath.WalkDir(filepath.Join(g.Dir, "store"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		found = found || bytes.Contains(data, []byte(text))
+		return err
+	})
+	if err != nil {
+		g.T.Fatal(err)
+	}
+	return found
+}
+
+// Attempts returns what the log says of a task's attempts, or of all if id is
+// empty.
+func (g *Gateway) Attempts(id string) []Attempt {
+	g.T.Helper()
+	var found []Attempt
+	lines := bufio.NewScanner(strings.NewReader(g.Log.String()))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var line struct {
+			Msg string `json:"msg"`
+			Attempt
+		}
+		if json.Unmarshal(lines.Bytes(), &line) != nil || line.Msg != "delivery attempted" {
+			continue
+		}
+		if id == "" || line.TaskID == id {
+			found = append(found, line.Attempt)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		g.T.Fatal(err)
+	}
+	return found
+}
+
+// Attempted waits until the log has n attempts of a task and returns them.
+func (g *Gateway) Attempted(id string, n int) (found []Attempt) {
+	g.T.Helper()
+	g.Eventually(fmt.Sprintf("%d attempts", n), func() error {
+		if found = g.Attempts(id); len(found) < n {
+			return fmt.Errorf("%d are logged", len(found))
+		}
+		return nil
+	})
+	return found
+}
+
+// Dead returns the messages of callbacks that were given up, by task. The
+// gateway must have stopped.
+func (g *Gateway) Dead() map[string]string {
+	g.T.Helper()
+	srv, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: g.Dir + "/store", NoSigs: true})
+	if err != nil {
+		g.T.Fatal(err)
+	}
+	srv.Start()
+	defer srv.WaitForShutdown()
+	defer srv.Shutdown()
+	if !srv.ReadyForConnections(Patience) {
+		g.T.Fatal("the store does not open")
+	}
+	nc, err := nats.Connect("", nats.InProcessServer(srv))
+	if err != nil {
+		g.T.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		g.T.Fatal(err)
+	}
+	stream, err := js.Stream(g.T.Context(), "CALLBACK_DEAD")
+	if err != nil {
+		g.T.Fatal(err)
+	}
+	info, err := stream.Info(g.T.Context(), jetstream.WithSubjectFilter(">"))
+	if err != nil {
+		g.T.Fatal(err)
+	}
+	found := make(map[string]string)
+	for subject := range info.State.Subjects {
+		msg, err := stream.GetLastMsgForSubject(g.T.Context(), subject)
+		if err != nil {
+			g.T.Fatal(err)
+		}
+		found[strings.TrimPrefix(subject, "callback.dead.")] = string(msg.Data)
+	}
+	return found
+}

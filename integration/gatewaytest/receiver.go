@@ -1,0 +1,76 @@
+package gatewaytest
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Callback is what a receiver got.
+type Callback struct {
+	Header http.Header
+	Body   string
+	At     time.Time
+}
+
+// TaskID is the value of beam-task-id.
+func (c Callback) TaskID() string { return c.Header.Get("beam-task-id") }
+
+// Status is the value of x-beam-task-status.
+func (c Callback) Status() string { return c.Header.Get("x-beam-task-status") }
+
+// Receiver takes callbacks.
+type Receiver struct {
+	*httptest.Server
+	Got chan Callback
+}
+
+// NewReceiver starts a receiver that answers 200, or as answer does if it is
+// not nil.
+func NewReceiver(t testing.TB, answer http.HandlerFunc) *Receiver {
+	t.Helper()
+	r := &Receiver{Got: make(chan Callback, 100_000)}
+	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			return // the gateway was killed in the middle
+		}
+		r.Got <- Callback{req.Header.Clone(), string(body), time.Now()}
+		if answer != nil {
+			answer(w, req)
+		}
+	}))
+	t.Cleanup(r.Close)
+	return r
+}
+
+// Next waits for the next callback.
+func (r *Receiver) Next(t testing.TB) Callback {
+	t.Helper()
+	select {
+	case c := <-r.Got:
+		return c
+	case <-time.After(Patience):
+		t.Fatal("no callback came")
+		panic("unreachable")
+	}
+}
+
+// NewApp starts a stand-in for the service behind the gateway.
+func NewApp(t testing.TB, handler http.HandlerFunc) string {
+	t.Helper()
+	app := httptest.NewServer(handler)
+	t.Cleanup(app.Close)
+	return strings.TrimPrefix(app.URL, "http://")
+}
+
+// Arrivals counts callbacks by task until all tasks have one, or waits in vain.
+func (r *Receiver) Arrivals(t testing.TB, seen map[string]int, tasks int) {
+	t.Helper()
+	for len(seen) < tasks {
+		seen[r.Next(t).TaskID()]++
+	}
+}

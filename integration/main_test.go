@@ -1,0 +1,9 @@
+package integration
+
+import (
+	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+)
+
+func TestMain(m *testing.M) { gatewaytest.Main(m) }
