@@ -21,12 +21,20 @@ const (
 	resultBlob  = ".result." // and when the run began: of two runs one is settled
 )
 
-func (e *Engine) openBlobs(ctx context.Context) (jetstream.ObjectStore, error) {
-	store, err := e.js.CreateOrUpdateObjectStore(ctx, jetstream.ObjectStoreConfig{
-		Bucket:      blobBucket,
-		Description: "github.com/caddy-callback/caddy-callback",
-		Replicas:    e.replicas(),
-	})
+// openBlobs uses the store there is, or else creates it: an operator may have made
+// it, as with the streams.
+func (e *Engine) openBlobs(ctx context.Context, k *link) (jetstream.ObjectStore, error) {
+	store, err := k.js.ObjectStore(ctx, blobBucket)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		store, err = k.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{
+			Bucket:      blobBucket,
+			Description: "github.com/caddy-callback/caddy-callback",
+			Replicas:    e.replicas(),
+		})
+	}
+	if errors.Is(err, jetstream.ErrBucketExists) { // two gateways start at once
+		store, err = k.js.ObjectStore(ctx, blobBucket)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the object store %s: %w", blobBucket, err)
 	}
@@ -40,8 +48,8 @@ func (e *Engine) publishBlob(ctx context.Context, s step) (uint64, error) {
 	if s.rec.Request != nil && !s.rec.Ended() {
 		name = s.rec.ID + requestBlob
 	}
-	if _, err := e.blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, bytes.NewReader(s.body)); err != nil {
-		e.health.failed(err)
+	if _, err := e.link().blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, bytes.NewReader(s.body)); err != nil {
+		e.health.failed(blobsStorage, err)
 		return 0, fmt.Errorf("storing the body of task %s: %w", s.rec.ID, err)
 	}
 	rec := *s.rec
@@ -53,7 +61,7 @@ func (e *Engine) publishBlob(ctx context.Context, s step) (uint64, error) {
 }
 
 func (e *Engine) blob(ctx context.Context, name string) ([]byte, error) {
-	data, err := e.blobs.GetBytes(ctx, name)
+	data, err := e.link().blobs.GetBytes(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("loading the body %s: %w", name, err)
 	}
@@ -66,10 +74,10 @@ func (e *Engine) dropBlob(ctx context.Context, name string) {
 	if name == "" {
 		return
 	}
-	err := e.blobs.Delete(ctx, name)
+	err := e.link().blobs.Delete(ctx, name)
 	if err == nil {
 		var stream jetstream.Stream
-		if stream, err = e.js.Stream(ctx, "OBJ_"+blobBucket); err == nil {
+		if stream, err = e.link().js.Stream(ctx, "OBJ_"+blobBucket); err == nil {
 			meta := "$O." + blobBucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
 			err = stream.Purge(ctx, jetstream.WithPurgeSubject(meta))
 		}

@@ -19,7 +19,7 @@ import (
 func (e *Engine) Counts(ctx context.Context) (map[task.State]uint64, error) {
 	counts := make(map[task.State]uint64)
 	// What has a consumer is counted by it.
-	consumers := e.live.ListConsumers(ctx)
+	consumers := e.link().live.ListConsumers(ctx)
 	for info := range consumers.Info() {
 		state := task.Delivering
 		if strings.HasPrefix(info.Config.FilterSubject, queuedSubject) {
@@ -35,10 +35,10 @@ func (e *Engine) Counts(ctx context.Context) (map[task.State]uint64, error) {
 		stream jetstream.Stream
 		filter string
 	}{
-		{task.Running, e.live, leaseSubject + "*"},
-		{task.Delivering, e.live, retrySubject + "*"},
-		{task.Done, e.ended, doneSubject + "*"},
-		{task.Dead, e.dead, deadSubject + "*"},
+		{task.Running, e.link().live, leaseSubject + "*"},
+		{task.Delivering, e.link().live, retrySubject + "*"},
+		{task.Done, e.link().ended, doneSubject + "*"},
+		{task.Dead, e.link().dead, deadSubject + "*"},
 	} {
 		n, err := count(ctx, c.stream, c.filter)
 		if err != nil {
@@ -52,7 +52,7 @@ func (e *Engine) Counts(ctx context.Context) (map[task.State]uint64, error) {
 // QueueLengths returns how many tasks wait in each queue.
 func (e *Engine) QueueLengths(ctx context.Context) (map[string]uint64, error) {
 	lengths := make(map[string]uint64)
-	consumers := e.live.ListConsumers(ctx)
+	consumers := e.link().live.ListConsumers(ctx)
 	for info := range consumers.Info() {
 		if name, ok := strings.CutPrefix(info.Name, queueConsumer); ok {
 			lengths[name] = info.NumPending + uint64(info.NumAckPending)
@@ -62,6 +62,22 @@ func (e *Engine) QueueLengths(ctx context.Context) (map[string]uint64, error) {
 		return nil, fmt.Errorf("counting the tasks of queues: %w", err)
 	}
 	return lengths, nil
+}
+
+// DueDeliveries returns how many deliveries are due: those that are being
+// attempted and those that wait for their turn, but not those whose next attempt
+// is set for later.
+func (e *Engine) DueDeliveries(ctx context.Context) (due uint64, _ error) {
+	consumers := e.link().live.ListConsumers(ctx)
+	for info := range consumers.Info() {
+		if filter := info.Config.FilterSubject; strings.HasPrefix(filter, dueSubject) || strings.HasPrefix(filter, heldSubject) {
+			due += info.NumPending + uint64(info.NumAckPending)
+		}
+	}
+	if err := consumers.Err(); err != nil {
+		return 0, fmt.Errorf("counting what is due: %w", err)
+	}
+	return due, nil
 }
 
 // count returns how many messages of a stream match a filter. The server tells

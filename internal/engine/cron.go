@@ -40,7 +40,10 @@ func (s *Schedule) subject() string { return cronSubject + s.Queue + "." + s.Nam
 // out, unchanged ones keep their place. Ticks that were missed while no server
 // ran are made up for by one.
 func (e *Engine) SetSchedules(ctx context.Context, schedules []Schedule) error {
-	info, err := e.live.Info(ctx, jetstream.WithSubjectFilter(cronSubject+">"))
+	e.mu.Lock()
+	e.schedules = schedules
+	e.mu.Unlock()
+	info, err := e.link().live.Info(ctx, jetstream.WithSubjectFilter(cronSubject+">"))
 	if err != nil {
 		return fmt.Errorf("listing schedules: %w", err)
 	}
@@ -59,11 +62,11 @@ func (e *Engine) SetSchedules(ctx context.Context, schedules []Schedule) error {
 		}
 	}
 	for subject := range old {
-		if err := e.live.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+		if err := e.link().live.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
 			return fmt.Errorf("taking out the schedule %s: %w", strings.TrimPrefix(subject, cronSubject), err)
 		}
 		next := tickSubject + strings.TrimPrefix(subject, cronSubject)
-		if err := e.live.Purge(ctx, jetstream.WithPurgeSubject(next)); err != nil {
+		if err := e.link().live.Purge(ctx, jetstream.WithPurgeSubject(next)); err != nil {
 			return fmt.Errorf("forgetting the next tick of a schedule: %w", err)
 		}
 	}
@@ -110,7 +113,7 @@ const makeUpAfter = 2 * time.Second
 // running, unless the server does.
 func (e *Engine) watchTick(ctx context.Context, s *Schedule) error {
 	next, err := e.nextTick(ctx, s)
-	if err != nil || e.remote() || next.IsZero() || !next.Before(e.opened) {
+	if err != nil || e.remote() || next.IsZero() || !next.Before(e.link().opened) {
 		return err
 	}
 	missed := *s
@@ -118,7 +121,7 @@ func (e *Engine) watchTick(ctx context.Context, s *Schedule) error {
 		select {
 		case <-e.closing.Done():
 			return
-		case <-time.After(makeUpAfter - time.Since(e.opened)):
+		case <-time.After(makeUpAfter - time.Since(e.link().opened)):
 		}
 		if err := e.makeUp(e.closing, &missed, next); err != nil {
 			e.log.Error("missed tick not made up for", zap.String("queue", missed.Queue), zap.Error(err))
@@ -133,7 +136,7 @@ func (e *Engine) makeUp(ctx context.Context, s *Schedule, next time.Time) error 
 	if now, err := e.nextTick(ctx, s); err != nil || !now.Equal(next) {
 		return err
 	}
-	msg, err := e.live.GetLastMsgForSubject(ctx, s.subject())
+	msg, err := e.link().live.GetLastMsgForSubject(ctx, s.subject())
 	if err != nil {
 		return fmt.Errorf("looking up a schedule: %w", err)
 	}
@@ -150,7 +153,7 @@ func (e *Engine) makeUp(ctx context.Context, s *Schedule, next time.Time) error 
 
 // nextTick returns when a schedule was to tick next, as far as it is remembered.
 func (e *Engine) nextTick(ctx context.Context, s *Schedule) (time.Time, error) {
-	msg, err := e.live.GetLastMsgForSubject(ctx, tickSubject+s.Queue+"."+s.Name)
+	msg, err := e.link().live.GetLastMsgForSubject(ctx, tickSubject+s.Queue+"."+s.Name)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return time.Time{}, nil
 	} else if err != nil {

@@ -64,7 +64,7 @@ func TestATickThatIsNotDueIsNotMadeUpFor(t *testing.T) {
 	defer e.Close()
 	set(t, e, hourly())
 	next, err := e.nextTick(t.Context(), &hourly()[0])
-	if err != nil || next.Before(e.opened) {
+	if err != nil || next.Before(e.link().opened) {
 		t.Fatalf("the next tick is at %v: %v", next, err)
 	}
 	if n := stored(t, e, liveStream, queuedSubject+">"); n != 0 {

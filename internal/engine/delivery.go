@@ -22,6 +22,7 @@ type Source struct {
 	engine   *Engine
 	name     string
 	filter   string
+	link     *link // over which the consumer was opened
 	consumer jetstream.Consumer
 }
 
@@ -54,7 +55,8 @@ func (e *Engine) source(ctx context.Context, name, filter string) (*Source, erro
 
 // open creates the consumer if it is not there.
 func (s *Source) open(ctx context.Context) error {
-	consumer, err := s.engine.live.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+	k := s.engine.link()
+	consumer, err := k.live.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
 		Durable:       s.name,
 		FilterSubject: s.filter,
 		AckPolicy:     jetstream.AckExplicitPolicy,
@@ -63,12 +65,12 @@ func (s *Source) open(ctx context.Context) error {
 		// The embedded server is alone with its store: what was in the hands of a
 		// process that is gone should come again at once, not when its time is up.
 		// A consumer kept in memory forgets.
-		MemoryStorage: s.engine.server != nil,
+		MemoryStorage: !s.engine.remote(),
 	})
 	if err != nil {
 		return fmt.Errorf("opening the consumer %s: %w", s.name, err)
 	}
-	s.consumer = consumer
+	s.link, s.consumer = k, consumer
 	return nil
 }
 
@@ -84,6 +86,14 @@ func (s *Source) Fetch(ctx context.Context, n int) iter.Seq2[*Delivery, error] {
 
 func (s *Source) fetch(ctx context.Context, n int, wait time.Duration) iter.Seq2[*Delivery, error] {
 	return func(yield func(*Delivery, error) bool) {
+		if s.link != s.engine.link() {
+			if err := s.open(ctx); err != nil {
+				yield(nil, err)
+				return
+			}
+		}
+		ctx, end := s.link.within(ctx)
+		defer end()
 		ctx, cancel := context.WithTimeout(ctx, wait)
 		defer cancel()
 		// No FetchMaxBytes: a cluster then says that the batch is complete before it
@@ -91,7 +101,7 @@ func (s *Source) fetch(ctx context.Context, n int, wait time.Duration) iter.Seq2
 		batch, err := s.consumer.Fetch(n, jetstream.FetchContext(ctx))
 		if err == nil {
 			for msg := range batch.Messages() {
-				if d := s.engine.take(ctx, msg); d != nil && !yield(d, nil) {
+				if d := s.engine.take(ctx, s.link, msg); d != nil && !yield(d, nil) {
 					return
 				}
 			}
@@ -114,12 +124,12 @@ func (s *Source) fetch(ctx context.Context, n int, wait time.Duration) iter.Seq2
 // Close removes the source if nothing stands in it, and says whether it did. The
 // stream is asked, not the consumer: that one hears of a new message later.
 func (s *Source) Close(ctx context.Context) (bool, error) {
-	_, err := s.engine.live.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(s.filter))
+	_, err := s.engine.link().live.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(s.filter))
 	if err == nil {
 		return false, nil
 	}
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		err = s.engine.live.DeleteConsumer(ctx, s.name)
+		err = s.engine.link().live.DeleteConsumer(ctx, s.name)
 	}
 	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return false, fmt.Errorf("closing the consumer %s: %w", s.name, err)
@@ -133,6 +143,7 @@ type Delivery struct {
 	Record *task.Record
 	body   []byte
 	engine *Engine
+	link   *link // over which it was taken
 	msg    jetstream.Msg
 	// twins says that the delivery may stand elsewhere too: an earlier holder
 	// died between storing its next step and acknowledging this one.
@@ -140,21 +151,45 @@ type Delivery struct {
 }
 
 // take makes a delivery of a message and holds it in this node's hands.
-func (e *Engine) take(ctx context.Context, msg jetstream.Msg) *Delivery {
+func (e *Engine) take(ctx context.Context, k *link, msg jetstream.Msg) *Delivery {
 	rec, body, err := unframe(msg.Data())
 	if err != nil {
 		e.bury(ctx, msg, err)
 		return nil
 	}
-	d := &Delivery{Record: rec, body: body, engine: e, msg: msg}
+	d := &Delivery{Record: rec, body: body, engine: e, link: k, msg: msg}
 	if meta, err := msg.Metadata(); err == nil {
-		d.twins = meta.NumDelivered > 1 || meta.Timestamp.Before(e.opened)
+		d.twins = meta.NumDelivered > 1 || meta.Timestamp.Before(k.opened)
 	}
 	e.handsMu.Lock()
+	defer e.handsMu.Unlock()
+	if len(e.outstanding) > 0 {
+		if _, ok := e.outstanding[d.sequence()]; ok {
+			// It is being worked on here, since before the server was opened anew.
+			d.giveBack(outstandingDelay)
+			return nil
+		}
+	}
 	e.hands[d] = struct{}{}
-	e.handsMu.Unlock()
 	return d
 }
+
+// outstandingDelay is how soon a delivery is offered again that is in hand.
+const outstandingDelay = time.Second
+
+// sequence is where the delivery's message stands in the stream; 0 if that is
+// not known.
+func (d *Delivery) sequence() uint64 {
+	meta, err := d.msg.Metadata()
+	if err != nil {
+		return 0
+	}
+	return meta.Sequence.Stream
+}
+
+// isStale says that the server was opened anew since the delivery was taken: it
+// comes again, and its message can be acknowledged no more.
+func (d *Delivery) isStale() bool { return d.link != d.engine.link() }
 
 // bury keeps a message that cannot be read where an operator finds it.
 func (e *Engine) bury(ctx context.Context, msg jetstream.Msg, cause error) {
@@ -164,7 +199,9 @@ func (e *Engine) bury(ctx context.Context, msg jetstream.Msg, cause error) {
 		e.log.Error("damaged message not kept", zap.String("task_id", id), zap.Error(err))
 		return
 	}
-	e.acknowledge(msg)
+	if err := msg.Ack(); err != nil {
+		e.log.Warn("damaged message not taken out of its stream", zap.String("task_id", id), zap.Error(err))
+	}
 }
 
 // keepHands tells the server at a third of the lease time that the deliveries
@@ -180,6 +217,9 @@ func (e *Engine) keepHands(ctx context.Context) {
 		}
 		e.handsMu.Lock()
 		for d := range e.hands {
+			if d.isStale() {
+				continue
+			}
 			if err := d.msg.InProgress(); err != nil {
 				e.log.Warn("delivery not kept in hand", zap.String("task_id", d.Record.ID), zap.Error(err))
 			}
@@ -191,6 +231,9 @@ func (e *Engine) keepHands(ctx context.Context) {
 func (d *Delivery) letGo() {
 	d.engine.handsMu.Lock()
 	delete(d.engine.hands, d)
+	if len(d.engine.outstanding) > 0 && d.isStale() {
+		delete(d.engine.outstanding, d.sequence())
+	}
 	d.engine.handsMu.Unlock()
 }
 
@@ -209,7 +252,7 @@ func (e *Engine) openBody(ctx context.Context, rec *task.Record, body []byte) (i
 	if rec.Blob == "" {
 		return io.NopCloser(bytes.NewReader(body)), nil
 	}
-	object, err := e.blobs.Get(ctx, rec.Blob)
+	object, err := e.link().blobs.Get(ctx, rec.Blob)
 	if err != nil {
 		return nil, fmt.Errorf("loading the body %s: %w", rec.Blob, err)
 	}
@@ -228,6 +271,7 @@ func (d *Delivery) Done(ctx context.Context) error {
 	}
 	_, err := d.engine.publish(ctx, step{subject: doneSubject + rec.ID, rec: &rec, body: body})
 	err = errors.Join(err, d.engine.retireKey(ctx, &rec))
+	d.engine.forgetFormer(ctx, &rec, task.Done)
 	d.finish(ctx)
 	return err
 }
@@ -239,6 +283,7 @@ func (d *Delivery) Dead(ctx context.Context) error {
 		d.Release()
 		return err
 	}
+	d.engine.forgetFormer(ctx, d.Record, task.Dead)
 	d.finish(ctx)
 	return nil
 }
@@ -269,15 +314,22 @@ func (d *Delivery) move(ctx context.Context, s step) error {
 		d.Release()
 		return err
 	}
+	d.acknowledge(ctx)
 	d.letGo()
-	d.engine.acknowledge(d.msg)
 	return nil
 }
 
 // Release gives the delivery back untouched: it comes again, to any node.
 func (d *Delivery) Release() {
 	d.letGo()
-	if err := d.msg.NakWithDelay(releaseDelay); err != nil {
+	d.giveBack(releaseDelay)
+}
+
+func (d *Delivery) giveBack(delay time.Duration) {
+	if d.isStale() {
+		return // it comes again in any case
+	}
+	if err := d.msg.NakWithDelay(delay); err != nil && !d.isStale() {
 		d.engine.log.Warn("delivery not released", zap.String("task_id", d.Record.ID), zap.Error(err))
 	}
 }
@@ -288,23 +340,39 @@ const releaseDelay = 250 * time.Millisecond
 
 // finish takes the delivery out of the stream, wherever it stands.
 func (d *Delivery) finish(ctx context.Context) {
-	d.letGo()
+	defer d.letGo()
 	if d.twins {
 		host := hostToken(d.Record.CallbackHost)
 		for _, subject := range []string{retrySubject, heldSubject + host + ".", dueSubject + host + "."} {
 			if subject += d.Record.ID; subject == d.msg.Subject() {
 				continue
 			}
-			if err := d.engine.live.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+			if err := d.engine.link().live.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
 				d.engine.log.Warn("twin not removed", zap.String("task_id", d.Record.ID), zap.Error(err))
 			}
 		}
 	}
-	d.engine.acknowledge(d.msg)
+	d.acknowledge(ctx)
 }
 
-func (e *Engine) acknowledge(msg jetstream.Msg) {
-	if err := msg.Ack(); err != nil {
-		e.log.Warn("delivery not acknowledged; it will be repeated", zap.Error(err))
+// acknowledge takes the delivery's message out of the stream.
+func (d *Delivery) acknowledge(ctx context.Context) {
+	var err error
+	if d.isStale() {
+		err = d.remove(ctx)
+	} else {
+		err = d.msg.Ack()
 	}
+	if err != nil {
+		d.engine.log.Warn("delivery not acknowledged; it will be repeated",
+			zap.String("task_id", d.Record.ID), zap.Error(err))
+	}
+}
+
+// remove takes the message out of the stream where its consumer, which is gone,
+// cannot.
+func (d *Delivery) remove(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	return d.engine.link().live.DeleteMsg(ctx, d.sequence())
 }

@@ -11,18 +11,26 @@ import (
 	"go.uber.org/zap"
 )
 
-// startEmbedded runs a JetStream server inside the process. It listens on
-// nothing; the connection to it is a pipe.
-func (e *Engine) startEmbedded() error {
+// openFolder takes the store's folder for this engine, and finds out whether a
+// server may be started on it.
+func (e *Engine) openFolder() (err error) {
+	e.disk = newDisk(e.cfg)
 	// Results and signing material of other people's requests lie here.
 	if err := os.MkdirAll(e.cfg.Store, 0o700); err != nil {
-		return fmt.Errorf("creating the store folder: %w", err)
+		return fmt.Errorf("creating the store folder: %w", full(err))
 	}
-	lock, err := lockFolder(e.cfg.Store)
-	if err != nil {
+	if e.lock, err = lockFolder(e.cfg.Store); err != nil {
+		return full(err)
+	}
+	return e.disk.canStore()
+}
+
+// startEmbedded runs a JetStream server inside the process. It listens on
+// nothing; the connection to it is a pipe.
+func (e *Engine) startEmbedded(k *link) error {
+	if err := e.mend(); err != nil {
 		return err
 	}
-	e.lock = lock
 	opts := &server.Options{
 		ServerName:   "caddy-callback",
 		DontListen:   true,
@@ -34,25 +42,31 @@ func (e *Engine) startEmbedded() error {
 		// The connection carries the bodies of many deliveries at once. One that has
 		// more than this waiting for it is cut.
 		MaxPending: maxPending,
+		// The server's own bound would refuse what is under way together with what
+		// is new. Ours is the disk's free space, and has a reserve for the former.
+		JetStreamMaxStore: maxStore,
 	}
 	srv, err := server.NewServer(opts)
 	if err != nil {
 		return fmt.Errorf("creating the embedded engine: %w", err)
 	}
-	e.server = srv
-	srv.SetLoggerV2(serverLog{e.log.Named("engine").Sugar()}, false, false, false)
+	k.server = srv
+	srv.SetLoggerV2(serverLog{e.log.Named("engine").Sugar(), &e.health}, false, false, false)
 	srv.Start()
 	if !srv.ReadyForConnections(startTimeout) {
 		return fmt.Errorf("the embedded engine was not ready within %v", startTimeout)
 	}
-	e.nc, err = nats.Connect("", append(connectOptions(e.log), nats.InProcessServer(srv))...)
+	k.nc, err = nats.Connect("", append(connectOptions(e.log), nats.InProcessServer(srv))...)
 	if err != nil {
 		return fmt.Errorf("connecting to the embedded engine: %w", err)
 	}
 	return nil
 }
 
-const maxPending = 256 << 20
+const (
+	maxPending = 256 << 20
+	maxStore   = 1 << 60
+)
 
 // connectCluster connects to somebody else's servers.
 func connectCluster(cfg Config) (*nats.Conn, error) {
@@ -76,6 +90,8 @@ func connectOptions(log *zap.Logger) []nats.Option {
 		nats.Name("caddy-callback"),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(reconnectWait),
+		// A credential may be refused while the servers' own are being changed.
+		nats.IgnoreAuthErrorAbort(),
 		// A publish while disconnected must fail, not wait in a buffer for a
 		// server that may never hear of it.
 		nats.ReconnectBufSize(-1),
@@ -110,11 +126,19 @@ func checkVersion(nc *nats.Conn) error {
 
 // serverLog passes what the embedded server says to Caddy's log. Its notices
 // are of no interest to an operator of Caddy and go to the debug level.
-type serverLog struct{ log *zap.SugaredLogger }
+// An error may be one of its disk, after which it stores no more.
+type serverLog struct {
+	log    *zap.SugaredLogger
+	health *health
+}
 
 func (l serverLog) Noticef(format string, v ...any) { l.log.Debugf(format, v...) }
 func (l serverLog) Debugf(format string, v ...any)  { l.log.Debugf(format, v...) }
 func (l serverLog) Tracef(format string, v ...any)  { l.log.Debugf(format, v...) }
 func (l serverLog) Warnf(format string, v ...any)   { l.log.Warnf(format, v...) }
-func (l serverLog) Errorf(format string, v ...any)  { l.log.Errorf(format, v...) }
-func (l serverLog) Fatalf(format string, v ...any)  { l.log.Errorf(format, v...) }
+func (l serverLog) Fatalf(format string, v ...any)  { l.Errorf(format, v...) }
+
+func (l serverLog) Errorf(format string, v ...any) {
+	l.log.Errorf(format, v...)
+	l.health.suspect.Store(true)
+}

@@ -20,9 +20,9 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
@@ -49,6 +49,9 @@ type Config struct {
 	// Zero means [DefaultLeaseTime].
 	LeaseTime time.Duration
 	Logger    *zap.Logger
+
+	// space measures the store's disk; nil means [diskSpace].
+	space func(folder string) (free, total uint64, err error)
 }
 
 // DefaultLeaseTime is how long after the death of a gateway its tasks are
@@ -73,6 +76,8 @@ var (
 	// ErrLost is returned to a holder whose lease lapsed or was settled by
 	// somebody else: another verdict stands.
 	ErrLost = errors.New("the lease is no longer held")
+	// ErrFull is returned while the store's disk has no room, by Open too.
+	ErrFull = errors.New("the disk of the store is full")
 	// ErrUnreachable is returned by Open if the cluster does not answer.
 	ErrUnreachable = errors.New("the NATS cluster cannot be reached")
 	// ErrNotFound is returned for a task that the engine does not have.
@@ -81,21 +86,12 @@ var (
 
 // Engine is an open engine. Close it when done.
 type Engine struct {
-	cfg    Config
-	log    *zap.Logger
-	lock   *folderLock    // embedded only
-	server *server.Server // embedded only
-	nc     *nats.Conn
-	js     jetstream.JetStream
-	live   jetstream.Stream
-	ended  jetstream.Stream
-	dead   jetstream.Stream
-	blobs  jetstream.ObjectStore
+	cfg  Config
+	log  *zap.Logger
+	lock *folderLock // embedded only
+	disk *disk       // embedded only
 
-	// publishLimit is the largest payload that goes into a message; larger
-	// bodies go to the object store.
-	publishLimit int
-	opened       time.Time
+	current atomic.Pointer[link]
 
 	closing context.Context // ends when the engine closes
 	stop    context.CancelFunc
@@ -103,12 +99,19 @@ type Engine struct {
 
 	handsMu sync.Mutex
 	hands   map[*Delivery]struct{} // deliveries taken and not given back
+	// outstanding are those of them that were taken before the server was opened
+	// anew, by their sequence in the stream.
+	outstanding map[uint64]struct{}
 
 	leases sync.Map // of *Lease, by task ID: those held here
 
+	moving byHand
+
 	health health
 
-	mu sync.Mutex // guards the retention in cfg
+	mu        sync.Mutex // guards the retention in cfg, and what follows
+	schedules []Schedule // as they were set last
+	limitsDue bool       // the retention has not been brought to the stream yet
 }
 
 // Open starts the embedded server, or connects to the cluster, and creates
@@ -120,64 +123,80 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	e := &Engine{cfg: cfg, log: cfg.Logger, opened: time.Now(), hands: make(map[*Delivery]struct{})}
-	timeout := startTimeout
-	if e.remote() {
-		timeout = connectTimeout
+	e := &Engine{
+		cfg: cfg, log: cfg.Logger,
+		hands: make(map[*Delivery]struct{}), outstanding: make(map[uint64]struct{}),
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	if err := e.open(ctx); err != nil {
-		e.disconnect()
-		if e.remote() && isAway(err) {
-			err = fmt.Errorf("%w: %w", ErrUnreachable, err)
+		if e.lock != nil {
+			e.lock.release()
 		}
 		return nil, err
 	}
 	e.closing, e.stop = context.WithCancel(context.Background())
 	e.done.Go(func() { e.keepHands(e.closing) })
 	e.done.Go(func() { e.watchHealth(e.closing) })
+	if e.disk != nil {
+		e.done.Go(func() { e.disk.watch(e.closing) })
+	}
 	e.done.Go(func() { e.sweepBlobs(e.closing) })
 	return e, nil
 }
 
-func (e *Engine) open(ctx context.Context) (err error) {
-	if e.remote() {
-		e.nc, err = connectCluster(e.cfg)
-	} else {
-		err = e.startEmbedded()
+func (e *Engine) open(ctx context.Context) error {
+	timeout := connectTimeout
+	if !e.remote() {
+		timeout = startTimeout
+		if err := e.openFolder(); err != nil {
+			return err
+		}
+		if err := checkMoved(e.cfg.Store); err != nil {
+			return err
+		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	k, err := e.openLink(ctx)
 	if err != nil {
+		if e.remote() && IsAway(err) {
+			if errors.Is(err, nats.ErrNoResponders) {
+				err = fmt.Errorf("JetStream is not enabled on the servers: %w", err)
+			}
+			err = fmt.Errorf("%w: %w", ErrUnreachable, err)
+		}
 		return err
 	}
-	if err := checkVersion(e.nc); err != nil {
-		return err
-	}
-	// Room for headers and for the record that is framed before the body.
-	e.publishLimit = int(e.nc.MaxPayload()) - headroom
-	if e.js, err = jetstream.New(e.nc, jetstream.WithDefaultTimeout(publishTimeout)); err != nil {
-		return fmt.Errorf("opening JetStream: %w", err)
-	}
-	if err := e.openStreams(ctx); err != nil {
-		return err
-	}
-	return e.heedNotes()
+	e.current.Store(k)
+	return nil
 }
-
-// headroom is what a message's headers and framing may take of the server's
-// largest payload.
-const headroom = 8 << 10
 
 // Close stops the engine and waits until its files are written. Leases that
 // are still held lapse; deliveries in hand come again.
 func (e *Engine) Close() {
 	e.stop()
 	e.done.Wait()
-	if e.server != nil {
-		e.settleDown()
+	if e.remote() {
+		e.link().close()
+		return
 	}
-	e.disconnect()
+	e.settleDown()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		e.link().close()
+		e.lock.release()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closeTimeout):
+		// Whoever opens the folder next waits for the lock.
+		e.log.Error("the engine's files are not written yet; closing goes on in the background")
+	}
 }
+
+// closeTimeout bounds how long a disk that does not answer keeps the process
+// from its end.
+const closeTimeout = 30 * time.Second
 
 // settleTime bounds how long the embedded server has to take note of the last
 // acknowledgements.
@@ -188,9 +207,10 @@ const settleTime = 2 * time.Second
 func (e *Engine) settleDown() {
 	ctx, cancel := context.WithTimeout(context.Background(), settleTime)
 	defer cancel()
-	for e.nc.FlushWithContext(ctx) == nil {
+	k := e.link()
+	for k.nc.FlushWithContext(ctx) == nil {
 		unsettled := 0
-		consumers := e.live.ListConsumers(ctx)
+		consumers := k.live.ListConsumers(ctx)
 		for info := range consumers.Info() {
 			unsettled += info.NumAckPending
 		}
@@ -203,29 +223,17 @@ func (e *Engine) settleDown() {
 	}
 }
 
-func (e *Engine) disconnect() {
-	if e.nc != nil {
-		e.nc.Close()
-	}
-	if e.server != nil {
-		e.server.Shutdown()
-		e.server.WaitForShutdown()
-	}
-	if e.lock != nil {
-		e.lock.release()
-	}
-}
-
 // remote says whether the engine is somebody else's cluster.
 func (e *Engine) remote() bool { return len(e.cfg.URLs) > 0 }
 
-// isAway says whether an error means that a cluster may answer later.
-func isAway(err error) bool {
+// IsAway says whether an error means that the engine may answer later.
+func IsAway(err error) bool {
 	var api *jetstream.APIError
 	if errors.As(err, &api) {
 		return api.Code == http.StatusServiceUnavailable // no leader yet
 	}
 	for _, away := range []error{
+		ErrUnreachable, ErrFull,
 		nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, nats.ErrDisconnected,
 		jetstream.ErrNoStreamResponse, context.DeadlineExceeded,
 	} {
@@ -260,6 +268,11 @@ func (e *Engine) Reconfigure(ctx context.Context, cfg Config) error {
 		return nil
 	}
 	e.cfg.Retention, e.cfg.RetentionCount = cfg.Retention, cfg.RetentionCount
-	_, err := e.openEnded(ctx)
+	_, err := e.openEnded(ctx, e.link(), cfg.Retention, cfg.RetentionCount)
+	if err != nil && (IsAway(err) || e.Ready() != nil) {
+		// It is a reload's; what it asks for comes when the engine stores again.
+		e.log.Warn("a change of retention takes effect when the engine stores again", zap.Error(err))
+		e.limitsDue, err = true, nil
+	}
 	return err
 }

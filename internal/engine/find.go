@@ -46,35 +46,42 @@ func (e *Engine) Find(ctx context.Context, id string) (*Found, error) {
 
 func (e *Engine) findLive(ctx context.Context, id string) (*jetstream.RawStreamMsg, error) {
 	// The lease first: while a task runs, a copy may stand in its queue.
-	msg, err := e.live.GetLastMsgForSubject(ctx, leaseSubject+id)
+	msg, err := e.link().live.GetLastMsgForSubject(ctx, leaseSubject+id)
 	for _, subject := range []string{queuedSubject + "*.", dueSubject + "*.", heldSubject + "*.", retrySubject} {
 		if !errors.Is(err, jetstream.ErrMsgNotFound) {
 			break
 		}
-		msg, err = e.live.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(subject+id))
+		msg, err = e.link().live.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(subject+id))
 	}
 	return msg, err
 }
 
 func (e *Engine) findEnded(ctx context.Context, id string) (*jetstream.RawStreamMsg, error) {
-	return e.ended.GetLastMsgForSubject(ctx, doneSubject+id)
+	return e.link().ended.GetLastMsgForSubject(ctx, doneSubject+id)
 }
 
 func (e *Engine) findDead(ctx context.Context, id string) (*jetstream.RawStreamMsg, error) {
-	return e.dead.GetLastMsgForSubject(ctx, deadSubject+id)
+	return e.link().dead.GetLastMsgForSubject(ctx, deadSubject+id)
 }
 
 func (e *Engine) found(msg *jetstream.RawStreamMsg) (*Found, error) {
 	rec, body, err := unframe(msg.Data)
-	if err != nil {
+	if err != nil && strings.HasPrefix(msg.Subject, deadSubject) {
+		return &Found{Record: damaged(msg), engine: e, msg: msg}, nil // see bury
+	} else if err != nil {
 		return nil, err
 	}
 	rec.State = stateAt(msg.Subject, rec)
+	hideLapse(rec)
+	return &Found{Record: rec, body: body, engine: e, msg: msg}, nil
+}
+
+// hideLapse takes away what is stored of a task that runs, and what becomes of
+// it only if its holder dies.
+func hideLapse(rec *task.Record) {
 	if rec.State == task.Running {
-		// What is stored is what becomes of the task if its holder dies.
 		rec.Status, rec.Error = "", ""
 	}
-	return &Found{Record: rec, body: body, engine: e, msg: msg}, nil
 }
 
 // stateAt says in which state a task is whose record stands on subject.
@@ -149,7 +156,7 @@ func (e *Engine) cancelQueued(ctx context.Context, f *Found, reason string) erro
 	}
 	// The next run first: when its time comes it moves into the queue.
 	for _, subject := range []string{retrySubject + rec.ID, queuedOn(rec)} {
-		if err := e.live.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+		if err := e.link().live.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
 			return fmt.Errorf("taking task %s from its queue: %w", rec.ID, err)
 		}
 	}

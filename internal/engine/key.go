@@ -32,7 +32,7 @@ func (e *Engine) ClaimKey(ctx context.Context, queue, hash string, k Key) (Key, 
 	}
 	live, ended := keySubject+queue+"."+hash, doneKeySubject+queue+"."+hash
 	for {
-		if first, err := getKey(ctx, e.ended, ended); err != nil || first != nil {
+		if first, err := getKey(ctx, e.link().ended, ended); err != nil || first != nil {
 			return deref(first), false, err
 		}
 		msg := &nats.Msg{Subject: live, Data: data, Header: nats.Header{jetstream.ExpectedLastSubjSeqHeader: {"0"}}}
@@ -43,21 +43,21 @@ func (e *Engine) ClaimKey(ctx context.Context, queue, hash string, k Key) (Key, 
 		isMine := err == nil
 		standing := &k
 		if !isMine {
-			if standing, err = getKey(ctx, e.live, live); err != nil {
+			if standing, err = getKey(ctx, e.link().live, live); err != nil {
 				return Key{}, false, err
 			}
 		}
 		// The first task may have ended between the two looks: its key is then with
 		// the ended ones, and what stands among the live is another's who comes too
 		// late, or ours.
-		first, err := getKey(ctx, e.ended, ended)
+		first, err := getKey(ctx, e.link().ended, ended)
 		switch {
 		case err == nil && first == nil && standing != nil:
 			return *standing, isMine, nil
 		case err == nil && first == nil:
 			continue // it has just been retired, or given back
 		case isMine:
-			if err := e.live.DeleteMsg(ctx, seq); err != nil {
+			if err := e.link().live.DeleteMsg(ctx, seq); err != nil {
 				return Key{}, false, fmt.Errorf("giving a key back: %w", err)
 			}
 		}
@@ -68,7 +68,7 @@ func (e *Engine) ClaimKey(ctx context.Context, queue, hash string, k Key) (Key, 
 // ReviveKey puts a key back among the live ones, for its task is stored anew.
 func (e *Engine) ReviveKey(ctx context.Context, queue, hash string, k Key) error {
 	ended := doneKeySubject + queue + "." + hash
-	if old, err := getKey(ctx, e.ended, ended); err != nil || old == nil {
+	if old, err := getKey(ctx, e.link().ended, ended); err != nil || old == nil {
 		return err
 	}
 	data, err := json.Marshal(k)
@@ -79,7 +79,7 @@ func (e *Engine) ReviveKey(ctx context.Context, queue, hash string, k Key) error
 	if _, err := e.send(ctx, &nats.Msg{Subject: keySubject + queue + "." + hash, Data: data}); err != nil {
 		return err
 	}
-	return e.ended.Purge(ctx, jetstream.WithPurgeSubject(ended))
+	return e.link().ended.Purge(ctx, jetstream.WithPurgeSubject(ended))
 }
 
 // retireKey moves the key of a task that has ended to the ended ones.
@@ -88,7 +88,7 @@ func (e *Engine) retireKey(ctx context.Context, rec *task.Record) error {
 		return nil
 	}
 	live := keySubject + rec.Queue + "." + rec.Key
-	k, err := getKey(ctx, e.live, live)
+	k, err := getKey(ctx, e.link().live, live)
 	if err != nil || k == nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func (e *Engine) retireKey(ctx context.Context, rec *task.Record) error {
 	if _, err := e.send(ctx, &nats.Msg{Subject: doneKeySubject + rec.Queue + "." + rec.Key, Data: data}); err != nil {
 		return err
 	}
-	return e.live.Purge(ctx, jetstream.WithPurgeSubject(live))
+	return e.link().live.Purge(ctx, jetstream.WithPurgeSubject(live))
 }
 
 func getKey(ctx context.Context, stream jetstream.Stream, subject string) (*Key, error) {
@@ -129,9 +129,9 @@ func deref(k *Key) Key {
 
 // HasKey says whether the key of that hash on a queue stands for a task.
 func (e *Engine) HasKey(ctx context.Context, queue, hash string) (bool, error) {
-	k, err := getKey(ctx, e.live, keySubject+queue+"."+hash)
+	k, err := getKey(ctx, e.link().live, keySubject+queue+"."+hash)
 	if err == nil && k == nil {
-		k, err = getKey(ctx, e.ended, doneKeySubject+queue+"."+hash)
+		k, err = getKey(ctx, e.link().ended, doneKeySubject+queue+"."+hash)
 	}
 	return k != nil, err
 }

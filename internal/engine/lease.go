@@ -103,7 +103,8 @@ func (l *Lease) renew() {
 		go l.lost() // it may want to settle, which waits for us
 		return
 	default:
-		e.log.Warn("lease not renewed", zap.String("task_id", l.rec.ID), zap.Error(err))
+		// That the engine cannot store is said once, not by every lease.
+		e.log.Debug("lease not renewed", zap.String("task_id", l.rec.ID), zap.Error(err))
 		next = e.cfg.LeaseTime / 10
 	}
 	l.timer.Reset(next)
@@ -115,7 +116,7 @@ func (l *Lease) renew() {
 func (l *Lease) reread(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	msg, err := l.engine.live.GetLastMsgForSubject(ctx, l.subject())
+	msg, err := l.engine.link().live.GetLastMsgForSubject(ctx, l.subject())
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return false, nil
 	} else if err != nil {
@@ -163,7 +164,7 @@ func (l *Lease) Drop(ctx context.Context) error {
 		return ErrLost
 	}
 	l.end()
-	if err := l.engine.live.DeleteMsg(ctx, l.seq); err != nil {
+	if err := l.engine.link().live.DeleteMsg(ctx, l.seq); err != nil {
 		return fmt.Errorf("dropping the lease of task %s: %w", l.rec.ID, err)
 	}
 	return nil

@@ -11,7 +11,7 @@ import (
 // OpenLanes returns a source for every host whose deliveries wait for its turn,
 // by subject token: after a start, nobody else may be serving them.
 func (e *Engine) OpenLanes(ctx context.Context) (map[string]*Source, error) {
-	info, err := e.live.Info(ctx, jetstream.WithSubjectFilter(heldSubject+">"))
+	info, err := e.link().live.Info(ctx, jetstream.WithSubjectFilter(heldSubject+">"))
 	if err != nil {
 		return nil, fmt.Errorf("listing what waits for its host's turn: %w", err)
 	}
@@ -31,7 +31,7 @@ func (e *Engine) OpenLanes(ctx context.Context) (map[string]*Source, error) {
 // something waits, by subject token. It asks for the lanes, not for what is in
 // them, and may be called often: a node that died may have left some.
 func (e *Engine) WaitingLanes(ctx context.Context) (map[string]*Source, error) {
-	consumers := e.live.ListConsumers(ctx)
+	consumers := e.link().live.ListConsumers(ctx)
 	var tokens []string
 	for info := range consumers.Info() {
 		if token, ok := strings.CutPrefix(info.Name, lanePrefix); ok && info.NumPending > 0 {

@@ -67,7 +67,7 @@ type step struct {
 // publish carries out s and returns the sequence of the new message. It
 // returns ErrLost if the fence does not hold.
 func (e *Engine) publish(ctx context.Context, s step) (uint64, error) {
-	if len(s.body) > e.publishLimit-recordRoom {
+	if len(s.body) > e.link().publishLimit-recordRoom {
 		return e.publishBlob(ctx, s)
 	}
 	room := recordRoom
@@ -78,7 +78,7 @@ func (e *Engine) publish(ctx context.Context, s step) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if len(data) > e.publishLimit && len(s.body) > 0 {
+	if len(data) > e.link().publishLimit && len(s.body) > 0 {
 		return e.publishBlob(ctx, s) // the record has outgrown its room
 	}
 	return e.send(ctx, &nats.Msg{Subject: s.subject, Header: s.header(), Data: data})
@@ -122,9 +122,9 @@ const (
 func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	ack, err := e.js.PublishMsg(ctx, msg)
+	ack, err := e.link().js.PublishMsg(ctx, msg)
 	if err == nil {
-		e.health.ok()
+		e.health.ok(storageOf(msg.Subject))
 		return ack.Sequence, nil
 	}
 	var api *jetstream.APIError
@@ -133,7 +133,7 @@ func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {
 	}
 	// A caller that gave up, or asks too much, says nothing about the engine.
 	if !errors.Is(err, context.Canceled) && !errors.Is(err, nats.ErrMaxPayload) {
-		e.health.failed(err)
+		e.health.failed(storageOf(msg.Subject), err)
 	}
 	return 0, fmt.Errorf("storing on %s: %w", msg.Subject, err)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"go.uber.org/zap"
@@ -15,14 +16,14 @@ import (
 // they run was canceled, that one they wait for has ended. They are not stored.
 
 func (e *Engine) announce(note, id string) {
-	if err := e.nc.Publish(note+id, nil); err != nil {
+	if err := e.link().nc.Publish(note+id, nil); err != nil {
 		e.log.Warn("note not sent", zap.String("task_id", id), zap.Error(err))
 	}
 }
 
 // heedNotes makes the holder of a canceled task look at its lease.
-func (e *Engine) heedNotes() error {
-	_, err := e.nc.Subscribe(canceledNote+"*", func(msg *nats.Msg) {
+func (e *Engine) heedNotes(k *link) error {
+	_, err := k.nc.Subscribe(canceledNote+"*", func(msg *nats.Msg) {
 		if l, ok := e.leases.Load(idOf(msg.Subject)); ok {
 			go l.(*Lease).renew() // it is refused, and so the holder learns
 		}
@@ -36,7 +37,25 @@ func (e *Engine) heedNotes() error {
 // Await waits until a task has its verdict, or until ctx ends, and returns it as
 // it is then.
 func (e *Engine) Await(ctx context.Context, id string) (*Found, error) {
-	sub, err := e.nc.SubscribeSync(endedNote + id)
+	for {
+		k := e.link()
+		f, err := e.awaitOn(ctx, k, id)
+		if err == nil || k.life.Err() == nil || ctx.Err() != nil {
+			return f, err
+		}
+		// The engine is opened anew.
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for task %s: %w", id, err)
+		case <-time.After(probeInterval):
+		}
+	}
+}
+
+func (e *Engine) awaitOn(ctx context.Context, k *link, id string) (*Found, error) {
+	ctx, cancel := k.within(ctx)
+	defer cancel()
+	sub, err := k.nc.SubscribeSync(endedNote + id)
 	if err != nil {
 		return nil, fmt.Errorf("waiting for task %s: %w", id, err)
 	}

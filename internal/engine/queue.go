@@ -35,7 +35,7 @@ func (e *Engine) Enqueue(ctx context.Context, rec *task.Record, body []byte) err
 // stored.
 func (e *Engine) StoreBody(ctx context.Context, rec *task.Record, body io.Reader) error {
 	name := rec.ID + requestBlob
-	info, err := e.blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, body)
+	info, err := e.link().blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, body)
 	if err != nil {
 		return fmt.Errorf("storing the body of task %s: %w", rec.ID, err)
 	}
@@ -50,7 +50,7 @@ func (e *Engine) RenameBody(ctx context.Context, rec *task.Record, id string) er
 		return nil
 	}
 	name := id + requestBlob
-	err := e.blobs.UpdateMeta(ctx, rec.Blob, jetstream.ObjectMeta{Name: name})
+	err := e.link().blobs.UpdateMeta(ctx, rec.Blob, jetstream.ObjectMeta{Name: name})
 	if errors.Is(err, jetstream.ErrObjectAlreadyExists) {
 		e.dropBlob(ctx, rec.Blob)
 	} else if err != nil {
@@ -64,7 +64,7 @@ func (e *Engine) RenameBody(ctx context.Context, rec *task.Record, id string) er
 func (e *Engine) DropBody(ctx context.Context, rec *task.Record) { e.dropBlob(ctx, rec.Blob) }
 
 // InlineLimit is the largest body, in bytes, that is stored with its record.
-func (e *Engine) InlineLimit() int { return e.publishLimit - recordRoom }
+func (e *Engine) InlineLimit() int { return e.link().publishLimit - recordRoom }
 
 // Queue hands out tasks that wait to run, in order of arrival, each to one node
 // at a time.
@@ -103,6 +103,14 @@ const queueWait = 2 * time.Second
 // came for two seconds. Every one must be finished with Claim, Drop or Release.
 func (q *Queue) Fetch(n int) iter.Seq2[*Queued, error] {
 	return func(yield func(*Queued, error) bool) {
+		if e := q.source.engine; e.disk != nil && e.disk.scarce.Load() {
+			// A task that begins needs room. What is left is for those that run.
+			select {
+			case <-e.closing.Done():
+			case <-time.After(queueWait):
+			}
+			return
+		}
 		for d, err := range q.source.fetch(q.source.engine.closing, n, queueWait) {
 			if err != nil {
 				yield(nil, err)
@@ -136,8 +144,8 @@ func (w *Queued) Release() { w.hand.Release() }
 
 // Drop takes a copy of a task that is past waiting out of the queue.
 func (w *Queued) Drop() {
+	w.hand.acknowledge(w.hand.engine.closing)
 	w.hand.letGo()
-	w.hand.engine.acknowledge(w.hand.msg)
 }
 
 // Claim takes the task. rec is what it becomes if the holder dies: with a
@@ -168,10 +176,10 @@ func (w *Queued) Claim(ctx context.Context, rec task.Record, lost func()) (*Leas
 		}
 		return nil, w.refuse(err)
 	}
-	w.hand.letGo()
+	defer w.hand.letGo()
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	if err := w.hand.msg.DoubleAck(ctx); err != nil {
+	if err := w.takeOut(ctx); err != nil {
 		// The copy may come again: do not run. The claim lapses, or whoever gets
 		// the copy meets it.
 		l.mu.Lock()
@@ -180,6 +188,14 @@ func (w *Queued) Claim(ctx context.Context, rec task.Record, lost func()) (*Leas
 		return nil, fmt.Errorf("taking task %s from its queue: %w", rec.ID, err)
 	}
 	return l, nil
+}
+
+// takeOut takes the task out of its queue, for certain.
+func (w *Queued) takeOut(ctx context.Context) error {
+	if w.hand.isStale() {
+		return w.hand.remove(ctx)
+	}
+	return w.hand.msg.DoubleAck(ctx)
 }
 
 // refuse gives the task back because of err, or drops it if it is past waiting.
@@ -193,9 +209,12 @@ func (w *Queued) refuse(err error) error {
 }
 
 // mayBeCopy says whether the task may stand elsewhere too: an earlier holder
-// died before it could take this copy out, or two requests with one idempotency
-// key stored it.
-func (w *Queued) mayBeCopy(rec *task.Record) bool { return w.hand.twins || rec.Key != "" }
+// died before it could take this copy out, two requests with one idempotency
+// key stored it, or its lease lapsed: the server looks what has lapsed, and
+// stores it a moment later, whether or not the holder has settled in between.
+func (w *Queued) mayBeCopy(rec *task.Record) bool {
+	return w.hand.twins || rec.Key != "" || rec.Starts > 1
+}
 
 // waits returns ErrHeld if the task is past waiting, or waits elsewhere.
 func (w *Queued) waits(ctx context.Context, rec *task.Record) error {
@@ -203,7 +222,7 @@ func (w *Queued) waits(ctx context.Context, rec *task.Record) error {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	// Who moves a task on takes it out of the queue first.
-	msg, err := e.live.GetLastMsgForSubject(ctx, w.hand.msg.Subject())
+	msg, err := e.link().live.GetLastMsgForSubject(ctx, w.hand.msg.Subject())
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound), err == nil && msg.Sequence != w.Sequence():
 		return ErrHeld
@@ -217,8 +236,8 @@ func (w *Queued) waits(ctx context.Context, rec *task.Record) error {
 		stream  jetstream.Stream
 		subject string
 	}{
-		{e.live, dueSubject + host + "." + rec.ID}, {e.live, heldSubject + host + "." + rec.ID},
-		{e.live, retrySubject + rec.ID}, {e.ended, doneSubject + rec.ID}, {e.dead, deadSubject + rec.ID},
+		{e.link().live, dueSubject + host + "." + rec.ID}, {e.link().live, heldSubject + host + "." + rec.ID},
+		{e.link().live, retrySubject + rec.ID}, {e.link().ended, doneSubject + rec.ID}, {e.link().dead, deadSubject + rec.ID},
 	} {
 		_, err := place.stream.GetLastMsgForSubject(ctx, place.subject)
 		if err == nil {

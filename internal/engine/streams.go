@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -40,11 +41,14 @@ const (
 	canceledNote = "callback.note.canceled." // its holder should stop
 	endedNote    = "callback.note.ended."    // who waits for it should look
 
-	probeSubject = "callback.probe" // one message, rewritten to see whether the engine can store
+	// One message in each stream, rewritten to see whether the engine can store.
+	probeSubject = "callback.probe"
+	endedProbe   = "callback.probe.ended"
+	deadProbe    = "callback.probe.dead"
 )
 
-func (e *Engine) openStreams(ctx context.Context) (err error) {
-	e.live, err = e.openStream(ctx, jetstream.StreamConfig{
+func (e *Engine) openStreams(ctx context.Context, k *link) (err error) {
+	k.live, err = e.openStream(ctx, k, jetstream.StreamConfig{
 		Name: liveStream,
 		Subjects: []string{
 			queuedSubject + "*.*", cronSubject + "*.*", tickSubject + "*.*", keySubject + "*.*",
@@ -58,49 +62,53 @@ func (e *Engine) openStreams(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if e.ended, err = e.openEnded(ctx); err != nil {
+	e.mu.Lock()
+	age, n := e.cfg.Retention, e.cfg.RetentionCount
+	e.mu.Unlock()
+	if k.ended, err = e.openEnded(ctx, k, age, n); err != nil {
 		return err
 	}
-	if e.dead, err = e.openStream(ctx, jetstream.StreamConfig{
+	if k.dead, err = e.openStream(ctx, k, jetstream.StreamConfig{
 		Name:              deadStream,
-		Subjects:          []string{deadSubject + "*"},
+		Subjects:          []string{deadSubject + "*", deadProbe},
 		MaxMsgsPerSubject: 1,
 	}); err != nil {
 		return err
 	}
-	if e.blobs, err = e.openBlobs(ctx); err != nil {
+	if k.blobs, err = e.openBlobs(ctx, k); err != nil {
 		return err
 	}
 	return nil
 }
 
-func (e *Engine) openEnded(ctx context.Context) (jetstream.Stream, error) {
-	return e.openStream(ctx, jetstream.StreamConfig{
+func (e *Engine) openEnded(ctx context.Context, k *link, age time.Duration, n int64) (jetstream.Stream, error) {
+	return e.openStream(ctx, k, jetstream.StreamConfig{
 		Name:              endedStream,
-		Subjects:          []string{doneSubject + "*", doneKeySubject + "*.*"},
+		Subjects:          []string{doneSubject + "*", doneKeySubject + "*.*", endedProbe},
 		MaxMsgsPerSubject: 1,
-		MaxAge:            e.cfg.Retention,
-		MaxMsgs:           e.cfg.RetentionCount,
+		MaxAge:            age,
+		MaxMsgs:           n,
 	})
 }
 
 // openStream creates the stream, or uses the one there is: an operator may have
 // made it, with other replicas or on chosen servers. It returns an error that
 // names the field if that one cannot serve.
-func (e *Engine) openStream(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
+func (e *Engine) openStream(ctx context.Context, k *link, want jetstream.StreamConfig) (jetstream.Stream, error) {
 	want.Storage = jetstream.FileStorage
 	want.Description = "github.com/caddy-callback/caddy-callback"
 	// In a cluster a direct get may be answered by a server that is behind.
 	want.AllowDirect = !e.remote()
-	stream, err := e.js.Stream(ctx, want.Name)
+	stream, err := k.js.Stream(ctx, want.Name)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		want.Replicas = e.replicas()
-		stream, err = e.js.CreateStream(ctx, want)
+		stream, err = k.js.CreateStream(ctx, want)
 	case err == nil:
 		have := stream.CachedInfo().Config
-		if err = compatible(want, have); err == nil && adapt(&have, want) {
-			stream, err = e.js.UpdateStream(ctx, have)
+		thawed := thaw(&have)
+		if err = compatible(want, have); err == nil && (adapt(&have, want) || thawed) {
+			stream, err = k.js.UpdateStream(ctx, have)
 		}
 	}
 	if err != nil {
@@ -109,19 +117,29 @@ func (e *Engine) openStream(ctx context.Context, want jetstream.StreamConfig) (j
 	return stream, nil
 }
 
-// compatible says what of an existing stream cannot serve and cannot be changed.
+// compatible says what of an existing stream cannot serve and cannot be changed, or
+// should not without its operator.
 func compatible(want, have jetstream.StreamConfig) error {
+	want.MaxMsgSize, want.MaxBytes = -1, -1
+	if want.Name == endedStream {
+		want.MaxBytes = have.MaxBytes // elsewhere, the task that is dropped for it has not ended
+	}
 	for _, field := range []struct {
 		name       string
 		want, have any
 	}{
+		{"sealed", false, have.Sealed}, // first, for it changes others
 		{"retention", want.Retention, have.Retention},
 		{"storage", want.Storage, have.Storage},
 		{"discard", want.Discard, have.Discard},
 		{"max_msgs_per_subject", want.MaxMsgsPerSubject, have.MaxMsgsPerSubject},
 		{"allow_msg_schedules", want.AllowMsgSchedules, have.AllowMsgSchedules},
-		{"sealed", false, have.Sealed},
 		{"mirror", false, have.Mirror != nil},
+		{"no_ack", false, have.NoAck},
+		{"deny_delete", false, have.DenyDelete},
+		{"deny_purge", false, have.DenyPurge},
+		{"max_msg_size", want.MaxMsgSize, have.MaxMsgSize},
+		{"max_bytes", want.MaxBytes, have.MaxBytes},
 	} {
 		if field.want != field.have {
 			return fmt.Errorf("it exists with %s %v, and %v is needed", field.name, field.have, field.want)
@@ -141,6 +159,9 @@ func adapt(have *jetstream.StreamConfig, want jetstream.StreamConfig) (changed b
 	// Zero and -1 both stand for no limit.
 	if max(have.MaxMsgs, 0) != max(want.MaxMsgs, 0) || have.MaxAge != want.MaxAge {
 		have.MaxMsgs, have.MaxAge, changed = want.MaxMsgs, want.MaxAge, true
+		if want.MaxAge > 0 {
+			have.Duplicates = min(have.Duplicates, want.MaxAge) // the server wants it so
+		}
 	}
 	if have.AllowDirect != want.AllowDirect {
 		have.AllowDirect, changed = want.AllowDirect, true

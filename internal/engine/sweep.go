@@ -44,7 +44,7 @@ func (e *Engine) sweepBlobs(ctx context.Context) {
 // sweep removes the objects that no task needs and that are older than before,
 // and what broken uploads left, if its last part is older than stalled.
 func (e *Engine) sweep(ctx context.Context, before, stalled time.Time) error {
-	stream, err := e.js.Stream(ctx, "OBJ_"+blobBucket)
+	stream, err := e.link().js.Stream(ctx, "OBJ_"+blobBucket)
 	if err != nil {
 		return fmt.Errorf("opening the object store's stream: %w", err)
 	}
@@ -54,7 +54,7 @@ func (e *Engine) sweep(ctx context.Context, before, stalled time.Time) error {
 	if err != nil {
 		return fmt.Errorf("listing the parts of bodies: %w", err)
 	}
-	objects, err := e.blobs.List(ctx, jetstream.ListObjectsShowDeleted())
+	objects, err := e.link().blobs.List(ctx, jetstream.ListObjectsShowDeleted())
 	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
 		return fmt.Errorf("listing bodies: %w", err)
 	}
@@ -109,7 +109,7 @@ func (e *Engine) sweepParts(ctx context.Context, stream jetstream.Stream, orphan
 		}
 		// Nobody else writes to an embedded engine: what was there when it was
 		// opened nobody goes on with.
-		left := e.server != nil && last.Time.Before(e.opened)
+		left := !e.remote() && last.Time.Before(e.link().opened)
 		if !left && last.Time.After(stalled) {
 			continue
 		}

@@ -47,7 +47,7 @@ func enqueue(t *testing.T, e *Engine, rec *task.Record, body []byte) {
 
 func objects(t *testing.T, e *Engine) (names []string) {
 	t.Helper()
-	list, err := e.blobs.List(t.Context(), jetstream.ListObjectsShowDeleted())
+	list, err := e.link().blobs.List(t.Context(), jetstream.ListObjectsShowDeleted())
 	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
 		t.Fatal(err)
 	}
@@ -74,11 +74,11 @@ func TestOnlyWhatNoTaskNeedsIsSwept(t *testing.T) {
 	large := make([]byte, e.InlineLimit()+1)
 	settle(t, claim(t, e, ended), ended, large)
 	for _, name := range []string{ended.ID + requestBlob, ended.ID + resultBlob + "other"} {
-		if _, err := e.blobs.PutBytes(t.Context(), name, body); err != nil {
+		if _, err := e.link().blobs.PutBytes(t.Context(), name, body); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := e.js.Publish(t.Context(), partSubject+"broken", body); err != nil {
+	if _, err := e.link().js.Publish(t.Context(), partSubject+"broken", body); err != nil {
 		t.Fatal(err)
 	}
 
@@ -116,7 +116,7 @@ func TestOnlyWhatNoTaskNeedsIsSwept(t *testing.T) {
 	if got := objects(t, e); len(got) != 2 {
 		t.Errorf("left while the task is retained is %v", got)
 	}
-	if err := e.ended.Purge(t.Context()); err != nil {
+	if err := e.link().ended.Purge(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.Cancel(t.Context(), waiting.ID, "canceled"); err != nil {
@@ -126,7 +126,7 @@ func TestOnlyWhatNoTaskNeedsIsSwept(t *testing.T) {
 	if got := objects(t, e); len(got) != 0 {
 		t.Errorf("left is %v", got)
 	}
-	stream, err := e.js.Stream(t.Context(), "OBJ_"+blobBucket)
+	stream, err := e.link().js.Stream(t.Context(), "OBJ_"+blobBucket)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,7 @@
 //	{"response":"example response"}   becomes   response=example+response
 //
 // [Encode] writes that, [EncodeError] its counterpart for a task that has no
-// response, [EncodeJSON] and [EncodeRaw] the other two formats. The way through
+// response, [EncodeJSON], [EncodeData] and [EncodeRaw] the other formats. The way through
 // the package is the way of a response: [NewReader] undoes its content codings
 // (reader.go), decode.go finds out what it is, and one of the above writes it.
 //

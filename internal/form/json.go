@@ -52,26 +52,48 @@ func EncodeJSON(h Head, r *Response, limit int64) Callback {
 	if h.UpstreamStatus != 0 {
 		doc.UpstreamStatus = &h.UpstreamStatus
 	}
-	if r != nil {
-		res := read(*r, limit)
-		cb.Truncated = res.truncated
-		switch {
-		case res.kind == jsonValue:
-			doc.Data = json.RawMessage(res.body)
-		case res.kind == binary, !utf8.Valid(res.body): // a form need not be UTF-8
-			doc.Data = base64.StdEncoding.EncodeToString(res.body)
-			cb.Encoding = encodingBase64
-		default:
-			doc.Data = string(res.body)
-		}
+	doc.Data = cb.dataOf(r, limit)
+	cb.Body = encodeDocument(doc)
+	return cb
+}
+
+// EncodeData writes a response, or the lack of one if r is nil, as {"data":…}
+// and nothing beside it. The data is that of [EncodeJSON]. A member "error" with
+// the message follows if there is a message.
+func EncodeData(message string, r *Response, limit int64) Callback {
+	cb := Callback{ContentType: jsonType}
+	cb.Body = encodeDocument(struct {
+		Data  any    `json:"data"`
+		Error string `json:"error,omitempty"`
+	}{cb.dataOf(r, limit), message})
+	return cb
+}
+
+// dataOf returns the member data, and notes in the callback how it is written.
+func (cb *Callback) dataOf(r *Response, limit int64) any {
+	if r == nil {
+		return nil
 	}
+	res := read(*r, limit)
+	cb.Truncated = res.truncated
+	switch {
+	case res.kind == jsonValue:
+		return json.RawMessage(res.body)
+	case res.kind == binary, !utf8.Valid(res.body): // a form need not be UTF-8
+		cb.Encoding = encodingBase64
+		return base64.StdEncoding.EncodeToString(res.body)
+	default:
+		return string(res.body)
+	}
+}
+
+func encodeDocument(doc any) []byte {
 	var body bytes.Buffer
 	enc := json.NewEncoder(&body)
 	enc.SetEscapeHTML(false) // it would rewrite the strings of the app's own JSON
 	// There is nothing to go wrong: the only raw JSON was found valid by read.
 	_ = enc.Encode(doc)
-	cb.Body = bytes.TrimSuffix(body.Bytes(), []byte("\n"))
-	return cb
+	return bytes.TrimSuffix(body.Bytes(), []byte("\n"))
 }
 
 // jsonPairs returns the pairs of a valid JSON value: one for each member of an

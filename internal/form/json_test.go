@@ -84,3 +84,33 @@ func TestEncodeJSONKeepsTheDeepestJSON(t *testing.T) {
 		t.Errorf("what is deeper is no string: %s", excerpt(got.Body))
 	}
 }
+
+func TestEncodeData(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name      string
+		message   string
+		response  *form.Response
+		want      string
+		encoding  string
+		truncated int64
+	}{
+		{name: "JSON is the data, compact and as written",
+			response: &form.Response{ContentType: jsonType, Body: []byte("{\"result\": 10.0}")},
+			want:     `{"data":{"result":10.0}}`},
+		{name: "text is a string", response: &form.Response{ContentType: "text/html", Body: []byte("<p>")}, want: `{"data":"<p>"}`},
+		{name: "bytes are base64", response: &form.Response{Body: []byte("\xff")}, want: `{"data":"/w=="}`, encoding: "base64"},
+		{name: "a larger result is cut",
+			response: &form.Response{ContentType: jsonType, Body: []byte(`"` + strings.Repeat("x", 100) + `"`)},
+			want:     `{"data":"\"` + strings.Repeat("x", 49) + `"}`, truncated: 102},
+		{name: "an empty body is an empty string", response: new(form.Response), want: `{"data":""}`},
+		{name: "no response is null, and why there is none", message: `no "answer"`, want: `{"data":null,"error":"no \"answer\""}`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			compare(t, form.EncodeData(tc.message, tc.response, 50), form.Callback{
+				ContentType: jsonType, Body: []byte(tc.want), Encoding: tc.encoding, Truncated: tc.truncated,
+			})
+		})
+	}
+}

@@ -82,6 +82,10 @@ type Callback struct {
 	TaskHeader   string      `json:"task_header,omitempty"`
 	StatusHeader string      `json:"status_header,omitempty"`
 	Header       [][2]string `json:"header,omitempty"`
+	// Profile names the service as which the callback is made; "" for our own.
+	Profile string `json:"profile,omitempty"`
+	// Function is what the profile openfaas calls the endpoint.
+	Function string `json:"function,omitempty"`
 	// MaxResult is the largest result posted whole, in bytes.
 	MaxResult   int64  `json:"max_result,omitempty"`
 	Traceparent string `json:"traceparent,omitempty"`
@@ -98,7 +102,7 @@ type Result struct {
 	// Kept is the length of the body that was captured. Only of a queue's task.
 	Kept int64 `json:"kept,omitempty"`
 	// Header is the response's whole header. Only of a queue's task, whose
-	// result can be fetched.
+	// result can be fetched, and where the callback's profile passes it on.
 	Header http.Header `json:"header,omitempty"`
 }
 
@@ -110,6 +114,11 @@ type Record struct {
 	// Tries is how many attempts were made; more than len(Attempts) if some were
 	// forgotten. A redelivery by hand starts it anew.
 	Tries int `json:"tries,omitempty"`
+	// Redelivered is when redeliveries by hand were asked for, the last few.
+	Redelivered []time.Time `json:"redelivered,omitempty"`
+	// Span is the span of the request that made the task, as a traceparent; empty
+	// if it was not traced here.
+	Span string `json:"span,omitempty"`
 	// Route names the directive that accepted the task, for metrics.
 	Route    string    `json:"route,omitempty"`
 	Callback *Callback `json:"callback,omitempty"`
@@ -163,6 +172,15 @@ func (r *Record) AddAttempt(a Attempt) {
 	if n := len(r.Attempts) - maxResponsesKept; n > 0 {
 		r.Attempts[n-1].Response = ""
 	}
+}
+
+// maxRedelivered is how many redeliveries by hand are remembered.
+const maxRedelivered = 10
+
+// Redeliver starts the attempts anew, at the given time. Those made so far stay.
+func (r *Record) Redeliver(at time.Time) {
+	r.Tries, r.NextAttemptAt, r.DeliveredAt, r.State = 0, time.Time{}, time.Time{}, ""
+	r.Redelivered = append(r.Redelivered[max(0, len(r.Redelivered)-maxRedelivered+1):], at)
 }
 
 // ForgetRequest drops what is of no use once the task has its verdict: headers

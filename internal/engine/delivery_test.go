@@ -1,0 +1,172 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+func TestALargeBodyStandsInTheObjectStoreAndGoesWithItsTask(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	rec := record("c.example:443")
+	large := bytes.Repeat([]byte("0123456789abcdef"), 5<<20/16)
+	settle(t, claim(t, e, rec), rec, large)
+
+	d := fetch(t, e)
+	body, err := d.Body(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(body, large) {
+		t.Errorf("the body came back with %d bytes", len(body))
+	}
+	if err := d.Retry(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	d = fetch(t, e)
+	if body, err = d.Body(t.Context()); err != nil || !bytes.Equal(body, large) {
+		t.Fatalf("after a retry the body has %d bytes: %v", len(body), err)
+	}
+	if err := d.Done(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, e, "OBJ_"+blobBucket, ">")
+}
+
+func TestARetryComesBackWithItsAttempts(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	rec := record("c.example:443")
+	settle(t, claim(t, e, rec), rec, []byte("x"))
+	d := fetch(t, e)
+	d.Record.AddAttempt(task.Attempt{StatusCode: 500})
+	if err := d.Retry(t.Context(), time.Now().Add(10*time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	d = fetch(t, e)
+	if d.Record.Tries != 1 || len(d.Record.Attempts) != 1 || d.Record.Attempts[0].StatusCode != 500 {
+		t.Errorf("the record is %+v", d.Record)
+	}
+}
+
+func TestALaneHoldsADeliveryUntilItIsServed(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	rec := record("slow.example:443")
+	settle(t, claim(t, e, rec), rec, []byte("x"))
+	lane, err := e.Lane(t.Context(), "slow.example:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := fetch(t, e).Hold(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if closed, err := lane.Close(t.Context()); err != nil || closed {
+		t.Fatalf("a lane with a delivery in it closed: %v %v", closed, err)
+	}
+	lanes, err := e.OpenLanes(t.Context())
+	if err != nil || len(lanes) != 1 || lanes[HostToken("slow.example:443")] == nil {
+		t.Fatalf("open lanes are %v: %v", lanes, err)
+	}
+	d := fetchFrom(t, lane)
+	if d.Record.ID != rec.ID {
+		t.Errorf("held is %+v", d.Record)
+	}
+	if err := d.Done(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, e, liveStream, heldSubject+">")
+	if closed, err := lane.Close(t.Context()); err != nil || !closed {
+		t.Errorf("an empty lane stayed open: %v", err)
+	}
+}
+
+func TestALaneThatAnotherNodeClosedOpensAgain(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	lane, err := e.Lane(t.Context(), "slow.example:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.link().live.DeleteConsumer(t.Context(), lane.name); err != nil {
+		t.Fatal(err)
+	}
+	rec := record("slow.example:443")
+	l := claim(t, e, rec)
+	if err := l.Settle(t.Context(), &rec, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if d := fetchFrom(t, lane); d.Record.ID != rec.ID {
+		t.Errorf("held is %+v", d.Record)
+	}
+}
+
+func TestADeadCallbackIsKeptWithItsBody(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	rec := record("c.example:443")
+	settle(t, claim(t, e, rec), rec, []byte("the result"))
+	if err := fetch(t, e).Dead(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	msg, err := get(t.Context(), e, deadStream, deadSubject+rec.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, body, err := unframe(msg.Data); err != nil || string(body) != "the result" {
+		t.Errorf("dead is %q: %v", body, err)
+	}
+}
+
+func get(ctx context.Context, e *Engine, stream, subject string) (*jetstream.RawStreamMsg, error) {
+	s, err := e.link().js.Stream(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	return s.GetLastMsgForSubject(ctx, subject)
+}
+
+func TestADamagedMessageIsKeptAmongTheDeadAndStopsNobody(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	if _, err := e.send(t.Context(), &nats.Msg{Subject: dueSubject + "c.broken", Data: []byte("torn")}); err != nil {
+		t.Fatal(err)
+	}
+	rec := record("c.example:443")
+	settle(t, claim(t, e, rec), rec, nil)
+	if d := fetch(t, e); d.Record.ID != rec.ID {
+		t.Errorf("due is %+v", d.Record)
+	}
+	msg, err := get(t.Context(), e, deadStream, deadSubject+"broken")
+	if err != nil || string(msg.Data) != "torn" {
+		t.Errorf("the damaged message was not kept: %v", err)
+	}
+}
+
+func TestADeliveryThatHasATwinIsDoneOnce(t *testing.T) {
+	t.Parallel()
+	store := t.TempDir()
+	e := open(t, store, time.Minute)
+	rec := record("c.example:443")
+	settle(t, claim(t, e, rec), rec, nil)
+	// A process that dies between storing the retry and acknowledging.
+	if _, err := e.publish(t.Context(), step{
+		subject: retrySubject + rec.ID, rec: &rec, at: time.Now().Add(time.Hour), target: dueSubject + "x." + rec.ID,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	e.Close()
+	e = open(t, store, time.Minute)
+	defer e.Close()
+	if err := fetch(t, e).Done(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, e, liveStream, retrySubject+">")
+}

@@ -1,0 +1,74 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// The server looks which leases have lapsed, and stores what becomes of them a
+// moment later without looking again. A holder that settles in between, as one
+// does that was paused past its lease and goes on, has settled: what the lapse
+// stores after it would be a second verdict.
+
+// TakeLapsed says whether the delivery of a lapsed lease counts. If the holder
+// has settled after all, the delivery is taken out; if what it settled is being
+// attempted on this node, the delivery comes again when it is known what became
+// of that.
+func (d *Delivery) TakeLapsed(ctx context.Context) (counts bool, err error) {
+	if d.engine.hasTwinInHand(d) {
+		d.Release()
+		return false, nil
+	}
+	settled, err := d.isSettled(ctx)
+	switch {
+	case err != nil:
+		d.Release()
+		return false, err
+	case settled:
+		d.letGo()
+		d.acknowledge(ctx)
+		return false, nil
+	}
+	return true, nil
+}
+
+// hasTwinInHand says whether this node has another delivery of the same task.
+func (e *Engine) hasTwinInHand(d *Delivery) bool {
+	e.handsMu.Lock()
+	defer e.handsMu.Unlock()
+	for other := range e.hands {
+		if other != d && other.Record.ID == d.Record.ID {
+			return true
+		}
+	}
+	return false
+}
+
+// isSettled says whether the task stands where only a holder that settled can
+// have put it.
+func (d *Delivery) isSettled(ctx context.Context) (bool, error) {
+	k, id := d.engine.link(), d.Record.ID
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	for _, place := range []struct {
+		stream  jetstream.Stream
+		subject string
+	}{
+		{k.live, heldSubject + hostToken(d.Record.CallbackHost) + "." + id}, {k.live, retrySubject + id},
+		{k.ended, doneSubject + id}, {k.dead, deadSubject + id},
+	} {
+		if place.subject == d.msg.Subject() {
+			continue
+		}
+		_, err := place.stream.GetLastMsgForSubject(ctx, place.subject)
+		if err == nil {
+			return true, nil
+		} else if !errors.Is(err, jetstream.ErrMsgNotFound) {
+			return false, fmt.Errorf("looking whether task %s was settled: %w", id, err)
+		}
+	}
+	return false, nil
+}
