@@ -111,7 +111,7 @@ func NewInbox(config InboxConfig) *Inbox {
 	setDefault(&config.StatusHeader, defaultStatusHeader)
 	return &Inbox{
 		config: config,
-		page: newPage(inboxHTML, inboxCSS, inboxJS, map[string]string{
+		page: newPage(inboxHTML, baseCSS+inboxCSS, baseJS+inboxJS, map[string]string{
 			"keep":          strconv.Itoa(config.Keep),
 			"task_header":   config.TaskHeader,
 			"status_header": config.StatusHeader,

@@ -1,5 +1,6 @@
 // Package web holds the pages that people look at, each with the JSON of the
-// same things for programs: the inbox, which shows callbacks as they come.
+// same things for programs: the inbox, which shows callbacks as they come, and
+// the dashboard, on which operators see and steer the tasks.
 //
 //	inbox := web.NewInbox(web.InboxConfig{})
 //	defer inbox.Close()
@@ -21,6 +22,10 @@ import (
 )
 
 var (
+	//go:embed page/base.css
+	baseCSS string
+	//go:embed page/base.js
+	baseJS string
 	//go:embed page/inbox.html
 	inboxHTML string
 	//go:embed page/inbox.css

@@ -1,72 +1,19 @@
-
-"use strict";
-// The live inbox. What it shows was sent by strangers: it goes into the page as
-// text (textContent, text nodes), never as HTML, and characters that are
-// invisible or turn the direction of the text are shown by their numbers.
+// The live inbox.
 (() => {
-	const byID = (id) => document.getElementById(id);
+	const { byID, marked, element, duration, plural, statuses, sign, scrolling, raw, follow } = shared;
 	const list = byID("callbacks");
 	const settings = document.body.dataset;
 	// With the origin: a path of "//evil.example/" alone would name another host.
 	const address = location.origin + location.pathname;
 	const inbox = address.replace(/\/+$/, "");
 
-	// --- Text ---
-
-	// Controls but tab and line feed, and what Unicode has for invisible marks: a
-	// name with U+202E in it would read backwards, one with U+200B like another.
-	const unseen = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\u{e0000}-\u{e0fff}]/gu;
-
-	const marked = (text) => {
-		const parts = document.createDocumentFragment();
-		let end = 0;
-		for (const found of text.matchAll(unseen)) {
-			const number = found[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
-			parts.append(text.slice(end, found.index), element("span", "mark", "U+" + number));
-			end = found.index + found[0].length;
-		}
-		parts.append(text.slice(end));
-		return parts;
-	};
-
-	// element makes an element of texts, which may be foreign ones made safe by
-	// marked, and of other elements.
-	const element = (name, className, ...content) => {
-		const made = document.createElement(name);
-		if (className) made.className = className;
-		made.append(...content);
-		return made;
-	};
-
-	const duration = (ms) => {
-		if (ms < 1000) return `${ms} ms`;
-		if (ms < 60e3) return `${(ms / 1000).toFixed(1)} s`;
-		const minutes = Math.floor(ms / 60e3);
-		if (minutes < 60) return `${minutes} min ${Math.floor(ms / 1000) % 60} s`;
-		if (minutes < 48 * 60) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
-		return `${Math.floor(minutes / 60 / 24)} days`;
-	};
-
-	const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
-
 	// --- A callback ---
 
-	const statuses = { // colour, and a sign for those who do not see it
-		COMPLETE: ["good", "✓"],
-		FAILED: ["bad", "✕"],
-		TIMEOUT: ["late", "◷"],
-	};
 	const signatures = {
 		verified: ["good", "✓", "Verified"],
 		failed: ["bad", "✕", "Bad signature"],
 		unchecked: ["late", "?", "Unchecked"],
 		unsigned: ["", "", "Unsigned"],
-	};
-
-	const sign = (symbol) => {
-		const made = element("span", "", symbol);
-		made.ariaHidden = "true";
-		return made;
 	};
 
 	const timeOf = (callback) => new Date(callback.received_at);
@@ -153,20 +100,6 @@
 			const cell = element("td", "", long ? scrolling(element("div", "long", marked(value)), `Value of ${name}`) : marked(value));
 			rows.append(element("tr", "", heading, cell));
 		}
-		return made;
-	};
-
-	// What scrolls must take the focus, or the keyboard cannot scroll it.
-	const scrolling = (made, label) => {
-		made.tabIndex = 0;
-		made.role = "group";
-		made.ariaLabel = label;
-		return made;
-	};
-
-	const raw = (title, size, content, open = false) => {
-		const made = element("details", "raw", element("summary", "", title, element("small", "", size)), element("div", "", content));
-		made.open = open;
 		return made;
 	};
 
@@ -259,47 +192,23 @@
 
 	// --- The stream ---
 
-	// An EventSource that fails connects again by itself, always after the same
-	// time, or never (after a 503, say). So it is given up at the first failure,
-	// and a new one waits longer each time: a server that comes up again is not
-	// met by every open page at once.
-	const firstWait = 500, longestWait = 30000;
-	const settled = 5000; // how long a connection must last to count as a good one
-	let wait = firstWait, after = "", last = 0;
+	let after = "", last = 0;
 
-	const connection = (state, text) => {
-		byID("connection").dataset.state = state;
-		byID("connection").textContent = text;
-	};
-
-	const connect = () => {
-		const source = new EventSource(address + (after ? "?after=" + encodeURIComponent(after) : ""));
-		let opened = Infinity;
-		source.onopen = () => {
-			opened = performance.now();
-			connection("live", "Live");
-		};
-		source.addEventListener("reset", (event) => {
+	const listen = () => follow(() => address + (after ? "?after=" + encodeURIComponent(after) : ""), {
+		reset(event) {
 			after = event.lastEventId;
 			last = JSON.parse(event.data).last;
 			empty();
-		});
-		source.addEventListener("callback", (event) => {
+		},
+		callback(event) {
 			after = event.lastEventId;
 			const callback = JSON.parse(event.data);
 			const first = !shown.length && callback.number > last;
 			add(callback, callback.number > last);
 			// Who waits for the first one, or comes to see the last, sees all of it.
 			if (first || callback.number === last) list.firstElementChild.firstElementChild.open = true;
-		});
-		source.onerror = () => {
-			source.close();
-			connection("waiting", "Reconnecting");
-			if (performance.now() - opened > settled) wait = firstWait;
-			setTimeout(connect, wait * (1 + Math.random() / 2));
-			wait = Math.min(wait * 2, longestWait);
-		};
-	};
+		},
+	});
 
 	// --- The address, and the command that sends something to it ---
 
@@ -329,5 +238,5 @@
 		setTimeout(() => { byID("copy").textContent = "Copy"; }, 2000);
 	});
 
-	connect();
+	listen();
 })();

@@ -1,0 +1,262 @@
+package web
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+// APIConfig is what the API tells about, and of whom.
+type APIConfig struct {
+	// Open returns the engine and keeps it open until leave is called. An error
+	// is answered with 503.
+	Open func() (e *engine.Engine, leave func(), err error)
+	// Queues and Schedules are those of the configuration; they are asked for while
+	// the engine is kept open.
+	Queues    func() []Queue
+	Schedules func() ([]Schedule, error)
+	// Attempting is how many attempts are made at the moment to each host, by the
+	// engine's name of it.
+	Attempting func() map[string]int
+	// Node is this node's name, and Counts what it has counted.
+	Node   string
+	Counts *NodeCounts
+	// Failed is told of what was answered with 503.
+	Failed func(error)
+}
+
+// API is the JSON API of the dashboard and of the admin endpoint. openapi.json
+// describes it. It answers whoever reaches it: who that is, is for what stands
+// before it to say. It may be used from several goroutines at once.
+type API struct {
+	config  APIConfig
+	viewers chan struct{} // a place for each stream
+	closed  chan struct{}
+	close   sync.Once
+	summary summary
+}
+
+// NewAPI returns an API. It starts no goroutine.
+func NewAPI(config APIConfig) *API {
+	return &API{config: config, viewers: make(chan struct{}, maxViewers), closed: make(chan struct{})}
+}
+
+// Close ends the streams and lets no new ones begin; see [Inbox.Close]. It may
+// be called again.
+func (a *API) Close() { a.close.Do(func() { close(a.closed) }) }
+
+// route is something that can be asked of the API.
+type route struct {
+	method  string
+	pattern string // relative to the API's base; {id} stands for a task's ID
+	// params are the query's parameters. Others are refused: one that is misspelt
+	// would make a purge of all tasks out of one of a few.
+	params []string
+	serve  func(*API, *call) (status int, answer any, err error)
+}
+
+// routes are in the order of openapi.json.
+var routes = []route{
+	{http.MethodGet, "tasks", append([]string{"cursor", "limit"}, filterParams...), (*API).list},
+	{http.MethodGet, "tasks/{id}", nil, (*API).show},
+	{http.MethodPost, "tasks/{id}/redeliver", nil, (*API).redeliver},
+	{http.MethodPost, "tasks/{id}/cancel", nil, (*API).cancel},
+	{http.MethodPost, "tasks/{id}/purge", nil, (*API).purge},
+	{http.MethodPost, "redeliver", append([]string{"cursor"}, filterParams...), (*API).redeliverAll},
+	{http.MethodPost, "cancel", append([]string{"cursor"}, filterParams...), (*API).cancelAll},
+	{http.MethodPost, "purge", append([]string{"cursor"}, filterParams...), (*API).purgeAll},
+	{http.MethodGet, "overview", nil, (*API).overview},
+	{http.MethodGet, "queues", nil, (*API).queues},
+	{http.MethodGet, "hosts", []string{"limit"}, (*API).hosts},
+	{http.MethodGet, "schedules", nil, (*API).schedules},
+	{http.MethodGet, "events", nil, (*API).events},
+	{http.MethodGet, "openapi.json", nil, (*API).openAPI},
+}
+
+// call is a request to the API.
+type call struct {
+	w     http.ResponseWriter
+	r     *http.Request
+	id    string // of the task
+	query url.Values
+}
+
+// maxID is longer than any ID of a task.
+const maxID = 100
+
+// match says whether path is that of the route, and of which task.
+func (rt *route) match(path string) (id string, ok bool) {
+	before, after, hasID := strings.Cut(rt.pattern, "{id}")
+	if !hasID {
+		return "", path == rt.pattern
+	}
+	id, ok = strings.CutPrefix(path, before)
+	if ok {
+		id, ok = strings.CutSuffix(id, after)
+	}
+	return id, ok && !strings.Contains(id, "/")
+}
+
+// isID says whether s can be a task's ID. Nothing else may get into a subject of
+// the engine, where * and > stand for any task.
+func isID(s string) bool {
+	return s != "" && len(s) <= maxID && strings.IndexFunc(s, func(c rune) bool {
+		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && c != '-' && c != '_'
+	}) < 0
+}
+
+// serves says whether the API has something at a path relative to its base.
+func (a *API) serves(path string) bool {
+	for i := range routes {
+		if _, ok := routes[i].match(path); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// Serve answers a request; path is that of the request relative to the API's
+// base, without a slash in front.
+func (a *API) Serve(w http.ResponseWriter, r *http.Request, path string) {
+	setSafeHeaders(w.Header())
+	var allowed []string
+	for i := range routes {
+		rt := &routes[i]
+		id, ok := rt.match(path)
+		if !ok {
+			continue
+		}
+		if r.Method == rt.method || r.Method == http.MethodHead && rt.method == http.MethodGet {
+			a.answer(rt, &call{w: w, r: r, id: id})
+			return
+		}
+		allowed = append(allowed, rt.method)
+		if rt.method == http.MethodGet {
+			allowed = append(allowed, http.MethodHead)
+		}
+	}
+	if len(allowed) == 0 {
+		writeProblem(w, http.StatusNotFound, "the API has nothing there; openapi.json says what it has")
+		return
+	}
+	w.Header().Set("Allow", strings.Join(allowed, ", "))
+	writeProblem(w, http.StatusMethodNotAllowed, "it takes "+strings.Join(allowed, ", "))
+}
+
+func (a *API) answer(rt *route, c *call) {
+	status, answer, err := 0, any(nil), c.parse(rt)
+	if err == nil {
+		status, answer, err = rt.serve(a, c)
+	}
+	switch {
+	case err != nil:
+		a.fail(c, err)
+	case status == 0: // it has been answered
+	case answer == nil:
+		c.w.WriteHeader(status)
+	default:
+		c.w.Header().Set("Content-Type", "application/json")
+		c.w.WriteHeader(status)
+		// The encoder escapes <, > and &, and replaces what is not UTF-8: receivers
+		// and clients wrote much of this.
+		_ = json.NewEncoder(c.w).Encode(answer) // an error is the reader's going away
+	}
+}
+
+// parse reads the query and the ID.
+func (c *call) parse(rt *route) (err error) {
+	if c.query, err = url.ParseQuery(c.r.URL.RawQuery); err != nil {
+		return badRequest("the query cannot be read: it is not encoded as application/x-www-form-urlencoded")
+	}
+	for name, values := range c.query {
+		switch {
+		case !contains(rt.params, name):
+			known := "it has none"
+			if len(rt.params) > 0 {
+				known = "it has " + strings.Join(rt.params, ", ")
+			}
+			return badRequest("%.40q is no parameter here; %s", name, known)
+		case len(values) > 1 && name != "state" && name != "status":
+			return badRequest("%s is given twice", name)
+		}
+	}
+	if strings.Contains(rt.pattern, "{id}") && !isID(c.id) {
+		return engine.ErrNotFound
+	}
+	return nil
+}
+
+func contains(list []string, s string) bool {
+	for _, v := range list {
+		if v == s {
+			return true
+		}
+	}
+	return false
+}
+
+// apiError is an answer that is the client's fault.
+type apiError struct {
+	status int
+	detail string
+}
+
+func (e *apiError) Error() string { return e.detail }
+
+func badRequest(format string, args ...any) error {
+	return &apiError{http.StatusBadRequest, fmt.Sprintf(format, args...)}
+}
+
+// retryAfter is what clients are told while the engine does not answer.
+const retryAfter = 5 * time.Second
+
+// fail answers with what went wrong.
+func (a *API) fail(c *call, err error) {
+	var own *apiError
+	var refused *engine.RefusedError
+	switch {
+	case errors.As(err, &own):
+		writeProblem(c.w, own.status, own.detail)
+	case errors.As(err, &refused):
+		writeProblem(c.w, http.StatusConflict, refused.Reason)
+	case errors.Is(err, engine.ErrEnded):
+		writeProblem(c.w, http.StatusConflict, "the task has ended")
+	case errors.Is(err, engine.ErrNotFound):
+		writeProblem(c.w, http.StatusNotFound, "there is no such task, or no longer")
+	default:
+		if a.config.Failed != nil && !errors.Is(err, context.Canceled) {
+			a.config.Failed(err)
+		}
+		c.w.Header().Set("Retry-After", strconv.Itoa(int(retryAfter/time.Second)))
+		writeProblem(c.w, http.StatusServiceUnavailable, "the engine cannot answer at the moment")
+	}
+}
+
+// writeProblem answers with an RFC 9457 document.
+func writeProblem(w http.ResponseWriter, status int, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(struct { // an error is the reader's going away
+		Type   string `json:"type"`
+		Title  string `json:"title"`
+		Status int    `json:"status"`
+		Detail string `json:"detail"`
+	}{"about:blank", http.StatusText(status), status, detail})
+}
+
+//go:embed openapi.json
+var openAPIDocument []byte
+
+func (a *API) openAPI(c *call) (int, any, error) {
+	return http.StatusOK, json.RawMessage(openAPIDocument), nil
+}

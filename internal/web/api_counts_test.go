@@ -1,0 +1,66 @@
+package web
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestRatesAreOfTheLastMinuteAndTheHistoryOfTenMore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		n := new(NodeCounts)
+		for range 600 {
+			n.Add(Tally{Accepted: 2, Completed: 1, TimedOut: 1})
+			time.Sleep(time.Second)
+		}
+		r, _, history := n.read(time.Now().Add(-time.Second))
+		if r.Accepted != 2 || r.Completed != 1 || r.TimedOut != 1 || r.Failed != 0 {
+			t.Errorf("the rates are %+v", r)
+		}
+		if len(history) != historyPoints || history[1].Accepted != 10 || history[historyPoints-1].Completed != 5 {
+			t.Errorf("the history is %+v … %+v", history[1], history[historyPoints-1])
+		}
+		for i, p := range history {
+			if i > 0 && p.At.Sub(history[i-1].At) != historyStep*time.Second {
+				t.Errorf("point %d is at %v, the one before at %v", i, p.At, history[i-1].At)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if r, _, history := n.read(time.Now()); r != (rates{}) || history[historyPoints-1].Accepted != 0 || history[0].Accepted != 10 {
+			t.Errorf("two minutes later the rates are %+v, the history %+v … %+v", r, history[0], history[historyPoints-1])
+		}
+		time.Sleep(time.Hour)
+		if _, _, history := n.read(time.Now()); history[0].Accepted != 0 {
+			t.Errorf("an hour later it still has %+v", history[0])
+		}
+	})
+}
+
+func TestQuantilesAreExactToAQuarter(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		n := new(NodeCounts)
+		if _, l, _ := n.read(time.Now()); l.TaskP50 != nil || l.DeliveryP95 != nil {
+			t.Error("there are quantiles of nothing")
+		}
+		for i := range 1000 {
+			n.TaskTook(time.Duration(i+1) * time.Millisecond)
+			n.DeliveryTook(time.Duration(i+1) * time.Second)
+		}
+		n.TaskTook(-time.Second) // a clock that was set back
+		n.TaskTook(1e6 * time.Hour)
+		_, l, _ := n.read(time.Now())
+		for _, q := range []struct{ got, want float64 }{
+			{*l.TaskP50, 500}, {*l.TaskP95, 950}, {*l.DeliveryP50, 500e3}, {*l.DeliveryP95, 950e3},
+		} {
+			if q.got < q.want*0.8 || q.got > q.want*1.25 {
+				t.Errorf("%v is not %v", q.got, q.want)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if _, l, _ := n.read(time.Now()); l.TaskP50 != nil {
+			t.Error("two minutes later there are quantiles still")
+		}
+	})
+}

@@ -1,0 +1,54 @@
+package web
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+)
+
+// eventInterval is how often an overview is sent.
+const eventInterval = time.Second
+
+// events sends overviews as server-sent events, until the reader leaves or the
+// API is closed. While the engine does not answer it sends comments.
+func (a *API) events(c *call) (int, any, error) {
+	select {
+	case <-a.closed:
+		return 0, nil, &apiError{http.StatusServiceUnavailable, "the gateway is being reloaded or stopped"}
+	default:
+	}
+	select {
+	case a.viewers <- struct{}{}:
+		defer func() { <-a.viewers }()
+	default:
+		return 0, nil, &apiError{http.StatusServiceUnavailable, "too many are looking"}
+	}
+	control := http.NewResponseController(c.w)
+	// The admin endpoint gives a request ten seconds to be read, and takes what
+	// comes after that for the client's leaving.
+	_ = control.SetReadDeadline(time.Time{}) // unsupported: the client connects again
+	w := deadlineWriter{c.w, control}
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no") // nginx would collect events before it passes them on
+	if c.r.Method == http.MethodHead {
+		return http.StatusOK, nil, nil
+	}
+	tick := time.NewTicker(eventInterval)
+	defer tick.Stop()
+	for err := send(w, "retry: 3000\n\n"); err == nil; {
+		state, failed := a.summarize()
+		if failed != nil {
+			err = send(w, ": the engine does not answer\n\n")
+		} else {
+			err = send(w, fmt.Sprintf("event: overview\ndata: %s\n\n", state))
+		}
+		select {
+		case <-tick.C:
+		case <-c.r.Context().Done():
+			return 0, nil, nil
+		case <-a.closed:
+			return 0, nil, nil
+		}
+	}
+	return 0, nil, nil // the reader has gone away
+}

@@ -1,0 +1,309 @@
+package web
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// taskPage is a page of a list.
+type taskPage struct {
+	Tasks   []task.Task `json:"tasks"`
+	Next    string      `json:"next,omitempty"`
+	Scanned int         `json:"scanned"`
+}
+
+func (a *API) list(c *call) (int, any, error) {
+	filter, _, err := c.filter()
+	if err != nil {
+		return 0, nil, err
+	}
+	limit, err := c.limit(defaultLimit)
+	if err != nil {
+		return 0, nil, err
+	}
+	cursor, err := c.cursor()
+	if err != nil {
+		return 0, nil, err
+	}
+	e, leave, err := a.config.Open()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer leave()
+	found, err := e.List(c.r.Context(), filter, cursor, limit)
+	if err != nil {
+		return 0, nil, err
+	}
+	page := taskPage{Tasks: make([]task.Task, 0, len(found.Tasks)), Next: written(found.Next), Scanned: found.Scanned}
+	for _, rec := range found.Tasks {
+		page.Tasks = append(page.Tasks, brief(rec))
+	}
+	return http.StatusOK, page, nil
+}
+
+// brief is a task in a list: without what receivers answered.
+func brief(rec *task.Record) task.Task {
+	doc := rec.Task
+	doc.Attempts = slices.Clone(doc.Attempts)
+	for i := range doc.Attempts {
+		doc.Attempts[i].Response = ""
+	}
+	return doc
+}
+
+// wholeTask is a task with all that happened to it.
+type wholeTask struct {
+	task.Task
+	Timeline []happening `json:"timeline"`
+}
+
+// happening is something that happened to a task, or is to happen.
+type happening struct {
+	At    time.Time `json:"at"`
+	Event string    `json:"event"`
+	// Of a verdict.
+	Status         task.Verdict `json:"status,omitempty"`
+	UpstreamStatus int          `json:"upstream_status,omitempty"`
+	// Attempt counts the attempts, and those after a redelivery anew.
+	Attempt    int    `json:"attempt,omitempty"`
+	StatusCode int    `json:"status_code,omitempty"`
+	DurationMS *int64 `json:"duration_ms,omitempty"`
+	Response   string `json:"response,omitempty"`
+	// Start counts how often a queue's task was begun.
+	Start int    `json:"start,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+// The events of a timeline.
+const (
+	eventAccepted    = "accepted"
+	eventStarted     = "started"
+	eventNextStart   = "next_start"
+	eventVerdict     = "verdict"
+	eventAttempt     = "attempt"
+	eventNextAttempt = "next_attempt"
+	eventRedelivered = "redelivered"
+	eventDelivered   = "delivered"
+	eventDead        = "dead"
+)
+
+func (a *API) show(c *call) (int, any, error) {
+	e, leave, err := a.config.Open()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer leave()
+	found, err := e.Find(c.r.Context(), c.id)
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusOK, wholeTask{found.Record.Task, timeline(found.Record)}, nil
+}
+
+// timeline is what happened to a task, in its order.
+func timeline(rec *task.Record) []happening {
+	events := []happening{{At: rec.CreatedAt, Event: eventAccepted}}
+	add := func(at time.Time, h happening) {
+		if !at.IsZero() {
+			h.At = at
+			events = append(events, h)
+		}
+	}
+	add(rec.StartedAt, happening{Event: eventStarted, Start: rec.Starts})
+	if rec.Ended() {
+		add(rec.FinishedAt, happening{
+			Event: eventVerdict, Status: rec.Status, UpstreamStatus: rec.UpstreamStatus, Error: rec.Error,
+		})
+	}
+	for _, at := range rec.Redelivered {
+		add(at, happening{Event: eventRedelivered})
+	}
+	for i, number := range attemptNumbers(rec) {
+		attempt := rec.Attempts[i]
+		add(attempt.At, happening{
+			Event: eventAttempt, Attempt: number, StatusCode: attempt.StatusCode,
+			DurationMS: &attempt.DurationMS, Error: attempt.Error, Response: attempt.Response,
+		})
+	}
+	add(rec.DeliveredAt, happening{Event: eventDelivered})
+	switch {
+	case rec.State == task.Dead:
+		given := rec.FinishedAt
+		if n := len(rec.Attempts); n > 0 {
+			last := rec.Attempts[n-1]
+			given = last.At.Add(time.Duration(last.DurationMS) * time.Millisecond)
+		}
+		add(given, happening{Event: eventDead})
+	case rec.Ended():
+		add(rec.NextAttemptAt, happening{Event: eventNextAttempt})
+	default:
+		add(rec.NextAttemptAt, happening{Event: eventNextStart, Start: rec.Starts + 1})
+	}
+	slices.SortStableFunc(events, func(a, b happening) int { return cmp.Compare(a.At.UnixNano(), b.At.UnixNano()) })
+	return events
+}
+
+// attemptNumbers numbers the attempts that are remembered as their callbacks
+// were: after each redelivery from 1.
+func attemptNumbers(rec *task.Record) []int {
+	numbers := make([]int, len(rec.Attempts))
+	var since time.Time // of the last redelivery
+	if n := len(rec.Redelivered); n > 0 {
+		since = rec.Redelivered[n-1]
+	}
+	number, redelivered := 0, 0
+	for i, attempt := range rec.Attempts {
+		for redelivered < len(rec.Redelivered) && !attempt.At.Before(rec.Redelivered[redelivered]) {
+			redelivered++
+			number = 0
+		}
+		number++
+		numbers[i] = number
+		// Of the latest the record knows the number, however many were forgotten.
+		if !attempt.At.Before(since) {
+			numbers[i] = max(number, rec.Tries-(len(rec.Attempts)-1-i))
+		}
+	}
+	return numbers
+}
+
+// errCanceled is what the callback of a canceled task says, as on its queue's
+// path.
+const errCanceled = "canceled"
+
+// action is done to a task by hand.
+type action func(ctx context.Context, e *engine.Engine, id string) error
+
+func doRedeliver(ctx context.Context, e *engine.Engine, id string) error { return e.Redeliver(ctx, id) }
+func doPurge(ctx context.Context, e *engine.Engine, id string) error     { return e.Purge(ctx, id) }
+func doCancel(ctx context.Context, e *engine.Engine, id string) error {
+	return e.Cancel(ctx, id, errCanceled)
+}
+
+func (a *API) redeliver(c *call) (int, any, error) { return a.act(c, doRedeliver, http.StatusAccepted) }
+func (a *API) cancel(c *call) (int, any, error)    { return a.act(c, doCancel, http.StatusAccepted) }
+func (a *API) purge(c *call) (int, any, error)     { return a.act(c, doPurge, http.StatusNoContent) }
+
+func (a *API) act(c *call, do action, status int) (int, any, error) {
+	e, leave, err := a.config.Open()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer leave()
+	// A client that leaves now has asked all the same: half of it is no help.
+	if err := do(context.WithoutCancel(c.r.Context()), e, c.id); err != nil {
+		return 0, nil, err
+	}
+	if status == http.StatusNoContent {
+		return status, nil, nil
+	}
+	return status, map[string]string{"task_id": c.id}, nil
+}
+
+// bulk is what became of all tasks that match.
+type bulk struct {
+	Matched int `json:"matched"`
+	Changed int `json:"changed"`
+	Failed  int `json:"failed"`
+	// Reason is why the first that failed did.
+	Reason string `json:"reason,omitempty"`
+	Next   string `json:"next,omitempty"`
+}
+
+const (
+	// bulkPage tasks are changed between two looks at what follows bounds.
+	bulkPage = 100
+	// bulkScanned, bulkMatched and bulkTime bound one request: it should be
+	// answered before a proxy gives it up.
+	bulkScanned = 2000
+	bulkMatched = 1000
+	bulkTime    = 3 * time.Second
+)
+
+// A redelivery of what was delivered already must be asked for by its state.
+func (a *API) redeliverAll(c *call) (int, any, error) {
+	if c.query.Get("state") == "" {
+		return a.actOnAll(c, doRedeliver, task.Dead)
+	}
+	return a.actOnAll(c, doRedeliver, task.Dead, task.Done)
+}
+
+func (a *API) cancelAll(c *call) (int, any, error) {
+	return a.actOnAll(c, doCancel, task.Queued, task.Running)
+}
+
+func (a *API) purgeAll(c *call) (int, any, error) {
+	return a.actOnAll(c, doPurge, task.Dead, task.Done)
+}
+
+// actOnAll does something to all tasks that match, of those in the states in
+// which it can be done.
+func (a *API) actOnAll(c *call, do action, possible ...task.State) (int, any, error) {
+	filter, said, err := c.filter()
+	switch {
+	case err != nil:
+		return 0, nil, err
+	case !said:
+		return 0, nil, badRequest("no filter is given; for all tasks of a state, name the state")
+	}
+	for _, state := range filter.States {
+		if !slices.Contains(possible, state) {
+			return 0, nil, badRequest("state: of tasks that are %s it cannot be done, only of %s and %s",
+				state, possible[0], possible[1])
+		}
+	}
+	if len(filter.States) == 0 {
+		filter.States = possible
+	}
+	cursor, err := c.cursor()
+	if err != nil {
+		return 0, nil, err
+	}
+	e, leave, err := a.config.Open()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer leave()
+	b, scanned, begun := new(bulk), 0, time.Now()
+	for b.Matched < bulkMatched && scanned < bulkScanned && time.Since(begun) < bulkTime {
+		page, err := e.List(c.r.Context(), filter, cursor, bulkPage)
+		if err != nil {
+			return 0, nil, err
+		}
+		scanned += page.Scanned
+		for _, rec := range page.Tasks {
+			b.note(do(context.WithoutCancel(c.r.Context()), e, rec.ID))
+		}
+		if cursor = page.Next; cursor == nil {
+			break
+		}
+	}
+	b.Next = written(cursor)
+	return http.StatusOK, b, nil
+}
+
+// note counts what became of one task.
+func (b *bulk) note(err error) {
+	b.Matched++
+	var refused *engine.RefusedError
+	switch {
+	case err == nil:
+		b.Changed++
+		return
+	case b.Reason != "":
+	case errors.As(err, &refused):
+		b.Reason = refused.Reason
+	case errors.Is(err, engine.ErrEnded), errors.Is(err, engine.ErrNotFound):
+		b.Reason = "the task has moved on meanwhile"
+	default:
+		b.Reason = "the engine did not take it"
+	}
+	b.Failed++
+}

@@ -1,0 +1,279 @@
+package web
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/web/openapitest"
+)
+
+func TestTheDocumentHasEveryRouteAndNoOther(t *testing.T) {
+	t.Parallel()
+	doc, err := openapitest.Load(openAPIDocument)
+	if err != nil {
+		t.Fatal(err)
+	}
+	described := doc.Operations()
+	for _, rt := range routes {
+		operation := rt.method + " /" + rt.pattern
+		var want []string
+		for _, name := range rt.params {
+			want = append(want, "query "+name)
+		}
+		if strings.Contains(rt.pattern, "{id}") {
+			want = append(want, "path id")
+		}
+		slices.Sort(want)
+		if got, ok := described[operation]; !ok {
+			t.Errorf("%s is not in the document", operation)
+		} else if !slices.Equal(got, want) {
+			t.Errorf("%s takes %v; the document has %v", operation, want, got)
+		}
+		delete(described, operation)
+	}
+	for operation := range described {
+		t.Errorf("the document has %s, the API does not", operation)
+	}
+}
+
+func TestEveryRouteAnswersAsTheDocumentHasIt(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	queued, dead, done := g.enqueue(nil), g.finish(task.Dead, nil), g.finish(task.Done, nil)
+	g.finish(task.Delivering, nil)
+	for _, path := range []string{
+		"tasks", "tasks?limit=1", "tasks?state=dead&state=done&status=COMPLETE", "tasks/" + queued, "tasks/" + dead, "tasks/" + done,
+		"overview", "queues", "hosts", "hosts?limit=1", "schedules", "openapi.json",
+	} {
+		g.askRaw(http.MethodGet, path, http.StatusOK)
+	}
+	g.ask(http.MethodPost, "tasks/"+done+"/redeliver", http.StatusConflict) // its result is not kept
+	g.ask(http.MethodPost, "tasks/"+done+"/cancel", http.StatusConflict)
+	g.ask(http.MethodPost, "tasks/"+queued+"/purge", http.StatusConflict)
+	g.ask(http.MethodPost, "tasks/"+done+"/purge", http.StatusNoContent)
+	g.ask(http.MethodGet, "tasks/"+done, http.StatusNotFound)
+	g.ask(http.MethodPost, "tasks/"+dead+"/redeliver", http.StatusAccepted)
+	g.ask(http.MethodPost, "tasks/"+queued+"/cancel", http.StatusAccepted)
+	for _, path := range []string{"redeliver", "cancel", "purge"} {
+		g.ask(http.MethodPost, path+"?queue=other", http.StatusOK)
+		g.ask(http.MethodPost, path, http.StatusBadRequest)
+	}
+	g.ask(http.MethodGet, "nothing", http.StatusNotFound)
+	g.ask(http.MethodDelete, "tasks", http.StatusMethodNotAllowed)
+	g.away.Store(true)
+	for _, rt := range routes {
+		if rt.pattern != "openapi.json" && rt.pattern != "events" && rt.pattern != "overview" {
+			path := strings.ReplaceAll(rt.pattern, "{id}", queued)
+			if slices.Contains(rt.params, "state") && rt.method == http.MethodPost {
+				path += "?queue=q"
+			}
+			g.ask(rt.method, path, http.StatusServiceUnavailable)
+		}
+	}
+}
+
+func TestWhatIsAskedWrongIsRefusedByName(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	for path, want := range map[string]string{
+		"tasks?stat=dead":            "stat",
+		"tasks?state=dying":          "dying",
+		"tasks?status=complete":      "complete",
+		"tasks?limit=0":              "limit",
+		"tasks?limit=1001":           "limit",
+		"tasks?limit=x":              "limit",
+		"tasks?older_than=yesterday": "yesterday",
+		"tasks?newer_than=-1h":       "-1h",
+		"tasks?newer_than=NaNd":      "NaNd",
+		"tasks?older_than=1e9d":      "1e9d",
+		"tasks?cursor=xyz":           "cursor",
+		"tasks?cursor=bnVsbA":        "cursor", // null
+		"tasks?queue=a&queue=b":      "twice",
+		"tasks?%zz":                  "query",
+		"overview?x=1":               "none",
+		"hosts?limit=-1":             "limit",
+	} {
+		detail := g.ask(http.MethodGet, path, http.StatusBadRequest)["detail"].(string)
+		if !strings.Contains(detail, want) {
+			t.Errorf("%s: %q does not say %q", path, detail, want)
+		}
+	}
+	for path, want := range map[string]string{
+		"redeliver":              "no filter",
+		"redeliver?queue=":       "no filter",
+		"redeliver?state=queued": "queued",
+		"cancel?state=dead":      "dead",
+		"purge?state=running":    "running",
+		"purge?limit=5":          "limit",
+	} {
+		detail := g.ask(http.MethodPost, path, http.StatusBadRequest)["detail"].(string)
+		if !strings.Contains(detail, want) {
+			t.Errorf("%s: %q does not say %q", path, detail, want)
+		}
+	}
+	for _, id := range []string{"*", "%3E", "a.b", "%00", "x%0d", strings.Repeat("a", 200), "..%2f"} {
+		req := httptest.NewRequest(http.MethodGet, "/", http.NoBody)
+		w := httptest.NewRecorder()
+		g.api.Serve(w, req, "tasks/"+id)
+		if w.Code != http.StatusNotFound {
+			t.Errorf("a task %q gets %d", id, w.Code)
+		}
+	}
+}
+
+func TestListsTellNothingOfRequestsResultsOrAnswers(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	g.enqueue(nil)
+	for _, state := range []task.State{task.Dead, task.Done, task.Delivering} {
+		g.finish(state, nil)
+	}
+	for _, path := range []string{"tasks", "overview", "queues", "hosts", "schedules"} {
+		body := g.askRaw(http.MethodGet, path, http.StatusOK)
+		for _, secret := range []string{"geheim", "hook", "token", "/run", "answer"} {
+			if bytes.Contains(body, []byte(secret)) {
+				t.Errorf("%s tells %s: %s", path, secret, body)
+			}
+		}
+	}
+}
+
+func TestATaskHasItsTimeline(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	id := g.finish(task.Delivering, nil)
+	doc := g.ask(http.MethodGet, "tasks/"+id, http.StatusOK)
+	timeline := doc["timeline"].([]any)
+	if last := timeline[len(timeline)-1].(map[string]any); last["event"] != "next_attempt" {
+		t.Errorf("it ends with %v", last)
+	}
+	if attempt := doc["attempts"].([]any)[0].(map[string]any); attempt["response"] != "the <b>answer</b>" {
+		t.Errorf("the attempt is %v", attempt)
+	}
+	id = g.finish(task.Dead, nil)
+	g.ask(http.MethodPost, "tasks/"+id+"/redeliver", http.StatusAccepted)
+	var events []string
+	for _, event := range g.ask(http.MethodGet, "tasks/"+id, http.StatusOK)["timeline"].([]any) {
+		events = append(events, event.(map[string]any)["event"].(string))
+	}
+	if want := []string{"accepted", "started", "verdict", "attempt", "redelivered"}; !slices.Equal(events, want) {
+		t.Errorf("it is %v, not %v", events, want)
+	}
+}
+
+func TestAttemptsAreNumberedAsTheirCallbacksWere(t *testing.T) {
+	t.Parallel()
+	begin := time.Now()
+	at := func(minutes int) time.Time { return begin.Add(time.Duration(minutes) * time.Minute) }
+	rec := new(task.Record)
+	for i := range 3 {
+		rec.AddAttempt(task.Attempt{At: at(i)})
+	}
+	rec.Redeliver(at(10))
+	for i := range 2 {
+		rec.AddAttempt(task.Attempt{At: at(11 + i)})
+	}
+	if got := attemptNumbers(rec); !slices.Equal(got, []int{1, 2, 3, 1, 2}) {
+		t.Errorf("they are numbered %v", got)
+	}
+	forgotten := new(task.Record)
+	for i := range 60 {
+		forgotten.AddAttempt(task.Attempt{At: at(i)})
+	}
+	if got := attemptNumbers(forgotten); got[0] != 11 || got[len(got)-1] != 60 {
+		t.Errorf("of 60 attempts those kept are numbered %v", got)
+	}
+}
+
+func TestAllThatMatchAreChangedInBoundedSteps(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	other := g.enqueue(func(r *task.Record) { r.Queue = "other" })
+	const n = 1500
+	for range n {
+		g.enqueue(nil)
+	}
+	matched, changed, calls := 0, 0, 0
+	for next := ""; ; calls++ {
+		part := g.ask(http.MethodPost, "cancel?queue=q&cursor="+next, http.StatusOK)
+		matched += int(part["matched"].(float64))
+		changed += int(part["changed"].(float64))
+		if part["matched"].(float64) > bulkMatched+bulkPage {
+			t.Errorf("one request changed %v", part["matched"])
+		}
+		next, _ = part["next"].(string)
+		if next == "" {
+			break
+		}
+	}
+	if matched != n || changed != n || calls < 1 {
+		t.Errorf("matched %d, changed %d of %d, in %d calls more", matched, changed, n, calls)
+	}
+	if got := g.ids("tasks?state=queued"); !slices.Equal(got, []string{other}) {
+		t.Errorf("there wait %v", got)
+	}
+}
+
+func TestWhatCannotBeChangedIsCountedWithAReason(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	kept := g.finish(task.Done, func(r *task.Record) { r.Queue = "q" })
+	g.finish(task.Done, nil)
+	part := g.ask(http.MethodPost, "redeliver?state=done", http.StatusOK)
+	if part["matched"] != 2.0 || part["changed"] != 1.0 || part["failed"] != 1.0 || !strings.Contains(fmt.Sprint(part["reason"]), "not kept") {
+		t.Errorf("it says %v", part)
+	}
+	if got := g.ids("tasks?state=delivering"); !slices.Equal(got, []string{kept}) {
+		t.Errorf("delivered again are %v", got)
+	}
+}
+
+func TestNoOtherSiteChangesAnything(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	id := g.enqueue(nil)
+	for _, header := range [][]string{
+		{"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"}, {"Origin", "https://evil.example"}, {"Origin", "null"},
+	} {
+		g.ask(http.MethodPost, "tasks/"+id+"/cancel", http.StatusForbidden, header...)
+		g.ask(http.MethodPost, "cancel?queue=q", http.StatusForbidden, header...)
+	}
+	g.ask(http.MethodPost, "tasks/"+id+"/cancel", http.StatusAccepted, "Sec-Fetch-Site", "same-origin")
+}
+
+func TestThePageIsEverywhereButWhereTheAPIIs(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	base := strings.TrimSuffix(g.url, "ops/api/")
+	for path, isPage := range map[string]bool{
+		"": true, "ops": true, "ops/": true, "ops/api": true, "ops/api/queues": false, "api/ops/api/queues": false,
+		"api/ops/": true, "ops/api/nothing": false,
+	} {
+		accept := "*/*"
+		if path == "api/ops/" {
+			accept = "text/html" // a browser, at a dashboard below /api/
+		}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+path, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Accept", accept)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || (string(body) == "the page") != isPage {
+			t.Errorf("/%s: %s %s %v", path, resp.Status, body, err)
+		}
+	}
+}

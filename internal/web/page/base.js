@@ -1,0 +1,113 @@
+"use strict";
+// What the pages have in common. What they show was sent by strangers: it goes
+// into a page as text (textContent, text nodes), never as HTML, and characters
+// that are invisible or turn the direction of the text are shown by their numbers.
+const shared = (() => {
+	const byID = (id) => document.getElementById(id);
+
+	// Controls but tab and line feed, and what Unicode has for invisible marks: a
+	// name with U+202E in it would read backwards, one with U+200B like another.
+	const unseen = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\u{e0000}-\u{e0fff}]/gu;
+
+	// marked makes foreign text safe. In a bdi, what is written from right to left
+	// turns nothing around it.
+	const marked = (text) => {
+		const parts = document.createElement("bdi");
+		let end = 0;
+		for (const found of text.matchAll(unseen)) {
+			const number = found[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+			parts.append(text.slice(end, found.index), element("span", "mark", "U+" + number));
+			end = found.index + found[0].length;
+		}
+		parts.append(text.slice(end));
+		return parts;
+	};
+
+	// element makes an element of texts, which may be foreign ones made safe by
+	// marked, and of other elements.
+	const element = (name, className, ...content) => {
+		const made = document.createElement(name);
+		if (className) made.className = className;
+		made.append(...content);
+		return made;
+	};
+
+	const duration = (ms) => {
+		if (ms < 1000) return `${ms} ms`;
+		if (ms < 60e3) return `${(ms / 1000).toFixed(1)} s`;
+		const minutes = Math.floor(ms / 60e3);
+		if (minutes < 60) return `${minutes} min ${Math.floor(ms / 1000) % 60} s`;
+		if (minutes < 48 * 60) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+		return `${Math.floor(minutes / 60 / 24)} days`;
+	};
+
+	const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
+
+	// Colour, and a sign for those who do not see it.
+	const statuses = {
+		COMPLETE: ["good", "✓"],
+		FAILED: ["bad", "✕"],
+		TIMEOUT: ["late", "◷"],
+	};
+
+	const sign = (symbol) => {
+		const made = element("span", "", symbol);
+		made.ariaHidden = "true";
+		return made;
+	};
+
+	// What scrolls must take the focus, or the keyboard cannot scroll it.
+	const scrolling = (made, label) => {
+		made.tabIndex = 0;
+		made.role = "group";
+		made.ariaLabel = label;
+		return made;
+	};
+
+	const raw = (title, size, content, open = false) => {
+		const made = element("details", "raw", element("summary", "", title, element("small", "", size)), element("div", "", content));
+		made.open = open;
+		return made;
+	};
+
+	// follow reads server-sent events. address says from where, and listeners are
+	// called by the events' names. It returns what stops it.
+	//
+	// An EventSource that fails connects again by itself, always after the same
+	// time, or never (after a 503, say). So it is given up at the first failure,
+	// and a new one waits longer each time: a server that comes up again is not
+	// met by every open page at once.
+	const follow = (address, listeners) => {
+		const firstWait = 500, longestWait = 30000;
+		const settled = 5000; // how long a connection must last to count as a good one
+		let wait = firstWait, source, timer;
+
+		const say = (state, text) => {
+			byID("connection").dataset.state = state;
+			byID("connection").textContent = text;
+		};
+		const connect = () => {
+			let opened = Infinity;
+			source = new EventSource(address());
+			source.onopen = () => {
+				opened = performance.now();
+				say("live", "Live");
+			};
+			for (const [name, listener] of Object.entries(listeners)) source.addEventListener(name, listener);
+			source.onerror = () => {
+				source.close();
+				say("waiting", "Reconnecting");
+				if (performance.now() - opened > settled) wait = firstWait;
+				timer = setTimeout(connect, wait * (1 + Math.random() / 2));
+				wait = Math.min(wait * 2, longestWait);
+			};
+		};
+		connect();
+		return () => {
+			source.close();
+			clearTimeout(timer);
+		};
+	};
+
+	return { byID, marked, element, duration, plural, statuses, sign, scrolling, raw, follow };
+})();

@@ -1,0 +1,191 @@
+package web
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"unicode/utf8"
+)
+
+// terminalShown bounds the part of a body, and terminalValue that of a value,
+// that is printed: nobody reads a megabyte as it passes by.
+const (
+	terminalShown = 16 << 10
+	terminalValue = 500
+)
+
+// Terminal is an inbox that prints each callback as it comes. Whatever is sent to
+// it is a callback. It may be used from several goroutines at once.
+type Terminal struct {
+	inbox *Inbox
+	// JSON prints each callback as one line of JSON, as the inbox lists it.
+	JSON bool
+	// Color marks status and signature with ANSI colors.
+	Color bool
+
+	mu  sync.Mutex
+	out io.Writer
+}
+
+// NewTerminal returns a terminal that prints on out.
+func NewTerminal(config InboxConfig, out io.Writer) *Terminal {
+	return &Terminal{inbox: NewInbox(config), out: out}
+}
+
+func (t *Terminal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	setSafeHeaders(w.Header())
+	in := t.inbox
+	body := in.receive(r)
+	c := in.newCallback(r, body)
+	in.memory.add(c)
+	in.receiving.Add(-int64(len(body.kept)))
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(in.config.Respond)
+	_, _ = fmt.Fprintf(w, "recorded as %d\n", c.Number) // an error is the sender's going away
+	// A terminal that is held up must not hold up the sender.
+	_ = http.NewResponseController(w).Flush()
+	t.print(c.shown(terminalShown))
+}
+
+func (t *Terminal) print(c shownCallback) {
+	var b strings.Builder
+	if t.JSON {
+		_ = json.NewEncoder(&b).Encode(c) // it has nothing that cannot be encoded
+	} else {
+		t.write(&b, c)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, _ = io.WriteString(t.out, b.String()) // an error is the terminal's being closed
+}
+
+// write writes a callback for people.
+func (t *Terminal) write(b *strings.Builder, c shownCallback) {
+	words := []string{c.ReceivedAt.Format("15:04:05")}
+	status := c.Status
+	if status == "" {
+		status = c.Method
+	}
+	words = append(words, t.colored(statusColor(c.Status), TerminalText(status)))
+	if c.TaskID != "" {
+		words = append(words, TerminalText(c.TaskID))
+	}
+	if c.Attempt > 0 {
+		words = append(words, fmt.Sprint("attempt ", c.Attempt))
+	}
+	words = append(words, TerminalText(c.Path), t.colored(signatureColor(c.Signature), signatureText(c.callback)))
+	fmt.Fprintln(b, strings.Join(words, "  "))
+	for _, p := range c.Pairs {
+		fmt.Fprintf(b, "    %s = %s\n", TerminalText(p.Name), cut(p.Value))
+	}
+	switch {
+	case len(c.Pairs) > 0:
+	case len(c.BodyBase64) > 0:
+		fmt.Fprintf(b, "    %d bytes that are not text\n", c.BodySize)
+	case c.Body != "":
+		fmt.Fprintf(b, "    %s\n", cut(c.Body))
+	}
+	switch {
+	case c.BodyError != "":
+		fmt.Fprintf(b, "    (the body is incomplete: %s)\n", TerminalText(c.BodyError))
+	case c.PairsTruncated || c.BodyTruncated:
+		fmt.Fprintf(b, "    (of %d bytes; the rest is not shown)\n", c.BodySize)
+	}
+}
+
+func signatureText(c *callback) string {
+	switch {
+	case c.Signature == signatureVerified:
+		return "signature verified"
+	case c.SignatureError != "":
+		return "signature " + c.Signature + ": " + TerminalText(c.SignatureError)
+	default:
+		return c.Signature
+	}
+}
+
+// cut is a value as it is printed.
+func cut(s string) string {
+	if len(s) <= terminalValue {
+		return TerminalText(s)
+	}
+	n := terminalValue
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return fmt.Sprintf("%s… (%d bytes)", TerminalText(s[:n]), len(s))
+}
+
+// ANSI's colors of letters.
+const (
+	red    = 31
+	green  = 32
+	yellow = 33
+)
+
+func statusColor(status string) int {
+	switch status {
+	case "COMPLETE":
+		return green
+	case "":
+		return 0
+	case "TIMEOUT":
+		return yellow
+	default:
+		return red
+	}
+}
+
+func signatureColor(signature string) int {
+	switch signature {
+	case signatureVerified:
+		return green
+	case signatureFailed:
+		return red
+	default:
+		return 0
+	}
+}
+
+func (t *Terminal) colored(color int, s string) string {
+	if !t.Color || color == 0 {
+		return s
+	}
+	return fmt.Sprintf("\x1b[%dm%s\x1b[0m", color, s)
+}
+
+// TerminalText returns s as it can be printed on a terminal: what would move the
+// cursor, change a color, or turn the direction of the text around stands there
+// escaped. Strangers wrote it.
+func TerminalText(s string) string {
+	if isPlain(s) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); {
+		c, size := utf8.DecodeRuneInString(s[i:])
+		switch {
+		case c == utf8.RuneError && size == 1:
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		case strconv.IsPrint(c):
+			b.WriteRune(c)
+		default:
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(c), "'"))
+		}
+		i += size
+	}
+	return b.String()
+}
+
+func isPlain(s string) bool {
+	for _, c := range []byte(s) {
+		if c < ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
+}
