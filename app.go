@@ -10,10 +10,12 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
 // App holds what all callbacks of this Caddy share: where tasks are kept, and
@@ -55,10 +57,14 @@ type App struct {
 	ctx     caddy.Context
 	log     *zap.Logger
 	metrics *metrics
+	api     *web.API
+	tracing tracing
+	events  *caddyevents.App
 
 	// engineKey is what this generation holds of the pool; empty before Start
 	// and after Cleanup.
 	engineKey string
+	pooled    pooledEngine // what it stands for
 	engine    atomic.Pointer[engine.Engine]
 	deliverer *deliverer
 
@@ -75,10 +81,10 @@ type App struct {
 	workers     sync.WaitGroup     // what takes tasks from queues
 	stopWorkers context.CancelFunc // nil before Start
 	draining    atomic.Bool
-	started     chan struct{}      // closed when the engine is open
-	away        atomic.Bool        // it could not be reached at Start
-	opening     sync.WaitGroup     // what tries to reach the engine
-	stopOpening context.CancelFunc // nil before Start
+	started     chan struct{}         // closed when the engine is open
+	away        atomic.Pointer[error] // why it could not be opened at Start
+	opening     sync.WaitGroup        // what tries to open the engine
+	stopOpening context.CancelFunc    // nil before Start
 }
 
 // Defaults of the app.
@@ -100,6 +106,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.quit, a.quitNow = context.WithCancelCause(context.Background())
 	a.givingBack, a.giveBackNow = context.WithCancelCause(a.quit)
 	a.queues = make(map[string]*TaskQueue)
+	a.api = a.newAPI()
 	a.started = make(chan struct{})
 	for name, opts := range a.Queues {
 		if opts == nil {
@@ -119,10 +126,16 @@ func (a *App) Provision(ctx caddy.Context) error {
 	setDefault(&a.Sync, caddy.Duration(defaultSync))
 	setDefault(&a.Retention, caddy.Duration(defaultRetention))
 	setDefault(&a.RetentionCount, defaultRetentionCount)
+	if a.NATS != nil {
+		a.NATS.provision()
+	}
 	if a.Delivery == nil {
 		a.Delivery = new(Delivery)
 	}
 	if a.metrics, err = newMetrics(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
+	if err := a.provisionEvents(ctx); err != nil {
 		return err
 	}
 	return a.Delivery.provision()
@@ -143,12 +156,13 @@ func (a *App) Validate() error {
 		return fmt.Errorf("sync: %v is negative", time.Duration(a.Sync))
 	case a.Retention < 0:
 		return fmt.Errorf("retention: %v is negative", time.Duration(a.Retention))
-	case a.NATS != nil && len(a.NATS.URLs) == 0:
-		return errors.New("nats: no URL")
-	case a.NATS != nil && a.NATS.Replicas < 0:
-		return fmt.Errorf("nats: replicas: %d is negative", a.NATS.Replicas)
 	case a.RetentionCount < 0:
 		return fmt.Errorf("retention: %d is negative", a.RetentionCount)
+	}
+	if a.NATS != nil {
+		if err := a.NATS.validate(); err != nil {
+			return err
+		}
 	}
 	for name, opts := range a.Queues {
 		if err := opts.validate(); err != nil {
@@ -159,17 +173,17 @@ func (a *App) Validate() error {
 }
 
 // Start opens the engine, or joins the generation that has it open, and begins
-// to run tasks and to deliver. If it is in a cluster that cannot be reached, it
-// goes on trying: plain requests are served meanwhile.
+// to run tasks and to deliver. If it is in a cluster that cannot be reached, or on
+// a disk that is full, it goes on trying: plain requests are served meanwhile.
 func (a *App) Start() error {
 	var ctx context.Context
 	ctx, a.stopOpening = context.WithCancel(context.Background())
 	err := a.open(ctx)
-	if !errors.Is(err, engine.ErrUnreachable) {
+	if err == nil || !a.comesLater(err) {
 		return err
 	}
 	a.log.Error("engine not reached; requests for callbacks are refused until it is", zap.Error(err))
-	a.away.Store(true)
+	a.away.Store(&err)
 	a.opening.Go(func() { a.openLater(ctx) })
 	return nil
 }
@@ -183,10 +197,12 @@ var errStopped = errors.New("the gateway was stopped")
 func (a *App) Stop() error {
 	a.draining.Store(true)
 	a.endOpening()
+	a.endAPI()
 	a.endWorkers()
 	if a.deliverer != nil {
 		a.deliverer.leave(a)
 	}
+	defer a.endEvents()
 	if !caddy.Exiting() {
 		return nil
 	}
@@ -210,6 +226,8 @@ func (a *App) gracePeriod() time.Duration {
 // is also called after a Start that failed, or without any Start.
 func (a *App) Cleanup() error {
 	a.endOpening()
+	a.endAPI()
+	events.leave(a)
 	if a.engineKey == "" {
 		return nil
 	}
@@ -243,6 +261,19 @@ const startWait = 2 * time.Second
 // enter returns the engine, if it can take a task, and keeps it open until
 // leave is called.
 func (a *App) enter() (e *engine.Engine, leave func(), err error) {
+	if e, leave, err = a.look(); err != nil {
+		return nil, nil, err
+	}
+	if err := e.Ready(); err != nil {
+		leave()
+		return nil, nil, err
+	}
+	return e, leave, nil
+}
+
+// look is enter for who asks about tasks: that a disk is full, say, must not keep
+// an operator from seeing them.
+func (a *App) look() (e *engine.Engine, leave func(), err error) {
 	if caddy.Exiting() && a.draining.Load() {
 		return nil, nil, errStopped
 	}
@@ -250,8 +281,8 @@ func (a *App) enter() (e *engine.Engine, leave func(), err error) {
 	select {
 	case <-a.started:
 	default:
-		if a.away.Load() {
-			return nil, nil, engine.ErrUnreachable
+		if away := a.away.Load(); away != nil {
+			return nil, nil, *away
 		}
 		select {
 		case <-a.started:
@@ -264,13 +295,7 @@ func (a *App) enter() (e *engine.Engine, leave func(), err error) {
 	if !a.working.enter() {
 		// A reload has replaced this generation while the request was on its
 		// way here. The next one has the engine open.
-		if e, leave, err = joinEngine(a.key()); err != nil {
-			return nil, nil, err
-		}
-	}
-	if err := e.Ready(); err != nil {
-		leave()
-		return nil, nil, err
+		return joinEngine(a.key())
 	}
 	return e, leave, nil
 }

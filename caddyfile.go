@@ -1,9 +1,7 @@
 package callback
 
 import (
-	"errors"
 	"maps"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -55,8 +53,10 @@ func parseBlock(d *caddyfile.Dispenser, nesting int, directive string, opts opti
 // parseHandler reads
 //
 //	callback [<matcher>] [<url>] {
+//	    profile        openfaas|beam2
 //	    timeout        <duration>
 //	    field          <name>
+//	    from           header <name>
 //	    format         form|json|raw
 //	    task_header    <name>
 //	    status_header  <name>
@@ -87,15 +87,41 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.Errf("callback takes one URL at most, and %q is one more", d.Val())
 	}
 	return parseBlock(d, 0, "callback", options{
+		"profile":       {parse: h.alone(oneOf(&h.Profile, profileNames...))},
 		"timeout":       {parse: duration(&h.Timeout)},
-		"field":         {parse: text(&h.Field)},
-		"format":        {parse: oneOf(&h.Format, formatForm, formatJSON, formatRaw)},
+		"field":         {parse: h.alone(text(&h.Field))},
+		"from":          {parse: h.alone(h.parseFrom)},
+		"format":        {parse: h.alone(oneOf(&h.Format, formatForm, formatJSON, formatRaw))},
 		"task_header":   {parse: headerName(&h.TaskHeader)},
 		"status_header": {parse: headerName(&h.StatusHeader)},
 		"header":        {parse: h.parseHeader, repeatable: true},
 		"max_request":   {parse: size(&h.MaxRequest)},
 		"max_result":    {parse: size(&h.MaxResult)},
 	})
+}
+
+// alone adds to an option's parser that what is there already must go with it.
+func (h *Handler) alone(parse func(*caddyfile.Dispenser) error) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		if err := parse(d); err != nil {
+			return err
+		}
+		if err := h.conflict(); err != nil {
+			return d.Errf("callback: %v", err)
+		}
+		return nil
+	}
+}
+
+func (h *Handler) parseFrom(d *caddyfile.Dispenser) error {
+	var kind string
+	if !d.AllArgs(&kind, &h.FromHeader) || kind != "header" {
+		return d.Err("from takes the word header and the name of the header that has the URL")
+	}
+	if !isToken(h.FromHeader) {
+		return d.Errf("from header: %q is not a header name", h.FromHeader)
+	}
+	return nil
 }
 
 func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
@@ -166,7 +192,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (a *App) parseNATS(d *caddyfile.Dispenser) error {
 	o := new(NATSOptions)
 	a.NATS = o
-	if err := words(&o.URLs, checkNATS)(d); err != nil {
+	if err := words(&o.URLs, checkNATSWords)(d); err != nil {
 		return err
 	}
 	return parseBlock(d, d.Nesting(), "nats", options{
@@ -175,14 +201,9 @@ func (a *App) parseNATS(d *caddyfile.Dispenser) error {
 	})
 }
 
-func checkNATS(urls []string) error {
-	for _, raw := range urls {
-		u, err := url.Parse(raw)
-		if err != nil || u.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
-			return errors.New("nats takes URLs such as nats://host:4222") // not the bad one: it may hold a password
-		}
-	}
-	return nil
+// checkNATSWords leaves those with placeholders for when they are known.
+func checkNATSWords(urls []string) error {
+	return checkNATS(slices.DeleteFunc(slices.Clone(urls), func(raw string) bool { return strings.Contains(raw, "{") }))
 }
 
 func (a *App) parseSync(d *caddyfile.Dispenser) error {

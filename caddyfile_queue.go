@@ -11,6 +11,7 @@ import (
 // parseTaskQueue reads
 //
 //	task_queue [<matcher>] <name> {
+//	    profile openfaas|beam2
 //	    <directives…>
 //	}
 //
@@ -29,8 +30,11 @@ func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	if !isQueueName(q.Name) {
 		return nil, h.Errf("task_queue: %q is not made of letters, digits, - and _ (at most %d)", q.Name, maxQueueName)
 	}
-	// What is left is a block like that of handle.
 	h.Delete()
+	if err := q.takeProfile(h.Dispenser); err != nil {
+		return nil, err
+	}
+	// What is left is a block like that of handle.
 	h.Reset()
 	block, err := httpcaddyfile.ParseSegmentAsSubroute(h)
 	if err != nil {
@@ -42,6 +46,28 @@ func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	}
 	q.Routes = routes.Routes
 	return h.NewRoute(matchers, q), nil
+}
+
+// takeProfile reads the profile in the block that the dispenser stands before,
+// and takes it out of the directives.
+func (q *TaskQueue) takeProfile(d *caddyfile.Dispenser) error {
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if d.Val() != "profile" {
+			d.NextSegment()
+			continue
+		}
+		if q.Profile != "" {
+			return d.Err("task_queue: profile is given twice")
+		}
+		if err := oneOf(&q.Profile, profileNames...)(d); err != nil {
+			return err
+		}
+		if d.NextBlock(d.Nesting()) {
+			return d.Err("task_queue: profile takes no block")
+		}
+		d.DeleteN(2) // the word and its value
+	}
+	return nil
 }
 
 // parseQueue reads the global options of a queue

@@ -28,7 +28,7 @@ type capture struct {
 	limit  int64
 	asSent bool // keep an encoded body as it is, however long
 	// keepHeader keeps the response's header with the result, which can be
-	// fetched.
+	// fetched, or is passed on with it.
 	keepHeader bool
 	// complete is called once the response is known to be whole, before its
 	// last byte goes out. It is called without the lock.
@@ -56,6 +56,7 @@ func newCapture(w http.ResponseWriter, h *Handler, id string) *capture {
 		before:                maps.Clone(w.Header()),
 		limit:                 h.MaxResult,
 		asSent:                h.Format == formatRaw,
+		keepHeader:            h.Profile == profileOpenFaaS,
 		taskHeader:            [2]string{h.TaskHeader, id},
 		expect:                -1,
 	}

@@ -26,7 +26,8 @@ var command = caddycmd.Command{
 	Usage: "<command>",
 	Short: "Runs tasks and posts their callbacks",
 	CobraFunc: func(cmd *cobra.Command) {
-		cmd.AddCommand(newRunCommand())
+		cmd.AddCommand(newRunCommand(), newTasksCommand(), newShowCommand(), newRedeliverCommand(),
+			newCancelCommand(), newPurgeCommand(), newListenCommand(), newMigrateCommand())
 		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -182,7 +183,7 @@ func (f *runFlags) newRun(log *progress) (*run, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
-	r.callback, r.host = h.newCallback(target, true), safedial.HostPort(u)
+	r.callback, r.host = h.newCallback(target, true, ""), safedial.HostPort(u)
 	r.callback.Traceparent = r.request.Header.Get("Traceparent")
 	return r, nil
 }

@@ -214,7 +214,7 @@ const fetchPause = time.Second
 // cannot store: what follows from an attempt would be forgotten, and the attempt
 // made again and again.
 func (d *deliverer) fetch(source *engine.Source, n int, place func(*engine.Delivery)) (found bool) {
-	err := d.engine.Ready()
+	err := d.engine.Stores()
 	if err == nil {
 		for dl, failed := range source.Fetch(d.claiming, n) {
 			if failed != nil {
@@ -258,6 +258,10 @@ func (d *deliverer) begin(dl *engine.Delivery, name string) {
 func (s *sender) attempt(dl *engine.Delivery, name string) (answered, told bool) {
 	rec := dl.Record
 	if rec.FinishedAt.IsZero() { // the lease lapsed
+		if counts, err := dl.TakeLapsed(context.Background()); !counts {
+			s.stored(rec, err)
+			return false, false
+		}
 		rec.FinishedAt = time.Now().UTC()
 		s.app.metrics.taskEnded(rec)
 	}
@@ -267,6 +271,7 @@ func (s *sender) attempt(dl *engine.Delivery, name string) (answered, told bool)
 	}
 	ans := s.post(dl, name)
 	if ans.err != nil && s.app.quit.Err() != nil {
+		ans.endSpan("")
 		dl.Release() // the process exits; the attempt does not count
 		return false, false
 	}
@@ -299,6 +304,7 @@ func (s *sender) conclude(dl *engine.Delivery, ans answer) {
 		rec.NextAttemptAt = time.Now().UTC().Add(wait)
 		err = dl.Retry(ctx, rec.NextAttemptAt)
 	}
+	ans.endSpan(outcome)
 	s.app.metrics.attempted(rec, outcome, ans.at, ans.took)
 	if c := s.app.log.Check(zap.InfoLevel, "delivery attempted"); c != nil {
 		c.Write(zap.String("task_id", rec.ID), zap.Int("attempt", rec.Tries), zap.String("state", outcome),
@@ -306,6 +312,9 @@ func (s *sender) conclude(dl *engine.Delivery, ans answer) {
 			zap.Duration("duration", ans.took), zap.Duration("retry_in", wait), zap.String("error", ans.message()))
 	}
 	s.stored(rec, err)
+	if err == nil && outcome != outcomeRetry {
+		events.announce(newEvent(rec, outcome), s.app.log)
+	}
 }
 
 // stored logs a step that could not be stored. The delivery comes again.

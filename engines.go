@@ -15,7 +15,8 @@ import (
 // NATSOptions name an existing JetStream cluster.
 type NATSOptions struct {
 	// The URLs of its servers: `nats://host:4222` or, encrypted,
-	// `tls://host:4222`. Required.
+	// `tls://host:4222`. A user and password, or a token, may stand before the host.
+	// Placeholders such as `{env.NATS_LOGIN}` expand. Required.
 	URLs []string `json:"urls"`
 
 	// A NATS credentials file. Default: none.
@@ -62,8 +63,32 @@ func (a *App) engineConfig() engine.Config {
 	return cfg
 }
 
-// open opens the engine or joins it, and then what works with it.
+// open opens the engine or joins it, and then what works with it. It may be
+// called again after an error that means that the engine may answer later.
 func (a *App) open(ctx context.Context) error {
+	if a.engineKey == "" {
+		if err := a.hold(ctx); err != nil {
+			return err
+		}
+	}
+	e := a.pooled
+	if err := a.openQueues(e.Engine); err != nil {
+		return err
+	}
+	a.deliverer = e.deliverer
+	if err := a.deliverer.join(a); err != nil {
+		a.deliverer.leave(a)
+		return err
+	}
+	a.engine.Store(e.Engine)
+	close(a.started) // from here on requests use them all
+	a.startWorkers()
+	generations.add(a)
+	return nil
+}
+
+// hold takes the engine out of the pool.
+func (a *App) hold(ctx context.Context) error {
 	cfg := a.engineConfig()
 	pooled, loaded, err := engines.LoadOrNew(a.key(), func() (caddy.Destructor, error) {
 		e, err := engine.Open(ctx, cfg)
@@ -75,30 +100,25 @@ func (a *App) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.engineKey = a.key()
-	e := pooled.(pooledEngine)
+	a.engineKey, a.pooled = a.key(), pooled.(pooledEngine)
 	if loaded {
-		if err := e.Reconfigure(ctx, cfg); err != nil {
-			return err
-		}
+		return a.pooled.Reconfigure(ctx, cfg)
 	}
-	a.deliverer = e.deliverer
-	if err := a.openQueues(e.Engine); err != nil {
-		return err
-	}
-	a.engine.Store(e.Engine)
-	close(a.started) // from here on requests use them all
-	a.startWorkers()
-	return a.deliverer.join(a)
+	return nil
 }
 
-// reopenWait is how soon after a cluster can be reached it is.
-const reopenWait = time.Second
+const (
+	// reopenWait is how soon after an engine can be used it is.
+	reopenWait = time.Second
+	// awayInterval is how often it is logged that it cannot.
+	awayInterval = time.Minute
+)
 
 // openLater tries to open the engine until it is open or ctx ends.
 func (a *App) openLater(ctx context.Context) {
 	tick := time.NewTicker(reopenWait)
 	defer tick.Stop()
+	logged, cause := time.Now(), ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -106,15 +126,27 @@ func (a *App) openLater(ctx context.Context) {
 		case <-tick.C:
 		}
 		err := a.open(ctx)
-		if err == nil {
+		switch {
+		case err == nil:
 			a.log.Info("engine reached")
 			return
-		}
-		a.log.Warn("engine not reached", zap.Error(err))
-		if a.engineKey != "" {
-			return // it is open, but of no use: a reload or an operator must help
+		case ctx.Err() != nil:
+			return
+		case !a.comesLater(err):
+			// It is of no use: a reload or an operator must help.
+			a.log.Error("engine not opened", zap.Error(err))
+			return
+		case time.Since(logged) >= awayInterval, err.Error() != cause:
+			logged, cause = time.Now(), err.Error()
+			a.log.Warn("engine not reached", zap.Error(err))
 		}
 	}
+}
+
+// comesLater says whether an engine that could not be opened may be of use
+// later, by itself. Another generation's, which is unwell, gets well.
+func (a *App) comesLater(err error) bool {
+	return engine.IsAway(err) || a.engineKey != "" && a.pooled.Ready() != nil
 }
 
 func (a *App) endOpening() {

@@ -53,7 +53,7 @@ func (h *Handler) claim(e *engine.Engine, callback *task.Callback, host string, 
 		stopping: h.app.quit,
 		rec: task.Record{
 			Task:  task.Task{ID: id.String(), CreatedAt: now, StartedAt: now, CallbackHost: host},
-			Route: h.route, Callback: callback,
+			Route: h.route, Callback: callback, Span: spanOf(r.Context()),
 		},
 	}
 	x.capture.complete = x.settleResponse
@@ -64,6 +64,7 @@ func (h *Handler) claim(e *engine.Engine, callback *task.Callback, host string, 
 		x.cancel(err)
 		return nil, err
 	}
+	h.app.metrics.taskAccepted(1)
 	return x, nil
 }
 
@@ -208,6 +209,7 @@ func (x *exchange) enqueue(ctx context.Context, rec *task.Record, body []byte) e
 func (x *exchange) dissolve(ctx context.Context) {
 	if x.capture.close(false) {
 		close(x.recorded)
+		x.h.app.metrics.taskAccepted(-1)
 	}
 	if err := x.lease.Drop(ctx); err != nil && !errors.Is(err, engine.ErrLost) {
 		x.h.log.Warn("claim not given up", zap.String("task_id", x.rec.ID), zap.Error(err))
@@ -275,6 +277,7 @@ func (x *exchange) record(status task.Verdict, message string, result *task.Resu
 		return
 	}
 	x.rec.ForgetRequest()
+	traceTask(x.ctx, &x.rec)
 	app := x.h.app
 	app.metrics.taskEnded(&x.rec)
 	held := app.deliverer.laneOpen(x.rec.CallbackHost)

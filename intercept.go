@@ -16,10 +16,11 @@ import (
 
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
 // Handler gives the handlers after it callbacks: a request whose JSON body
-// names a `callback_url` is a task. The response goes to the client as it
+// names a `callback_url`, or whose header does, is a task. The response goes to the client as it
 // would without the handler, and to that URL.
 type Handler struct {
 	// The callback of every request on this route that names none itself. It
@@ -31,20 +32,33 @@ type Handler struct {
 	// then the client gets 504 and the callback says TIMEOUT. Default: `1h`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
-	// The member of the JSON body that names the callback's URL.
-	// Default: `callback_url`.
+	// The service whose clients and receivers are served as they are: `openfaas`
+	// (the URL in a header, the function's response as it is) or `beam2` (JSON,
+	// with a signature of its own). It changes the defaults of other options.
+	// Default: none.
+	Profile string `json:"profile,omitempty"`
+
+	// The member of the JSON body that names the callback's URL. Not together
+	// with `from_header`. Default: `callback_url`.
 	Field string `json:"field,omitempty"`
 
+	// The header that names the callback's URL, in the place of a member of the
+	// body. Requests with any body can be tasks then, and none is read for it. The
+	// profile `openfaas` sets it to `X-Callback-Url`. Default: none.
+	FromHeader string `json:"from_header,omitempty"`
+
 	// What is posted: `form` (URL-encoded pairs), `json` (an envelope) or `raw`
-	// (the body as the app sent it). Default: `form`.
+	// (the body as the app sent it). The profile `openfaas` sets it to `raw`,
+	// `beam2` posts `{"data": …}` and leaves no choice. Default: `form`.
 	Format string `json:"format,omitempty"`
 
 	// The header that carries the task's ID: upstream, to the client and to the
-	// receiver. Default: `beam-task-id`.
+	// receiver. The profile `openfaas` sets it to `X-Call-Id`, `beam2` to
+	// `X-Task-ID`. Default: `beam-task-id`.
 	TaskHeader string `json:"task_header,omitempty"`
 
-	// The header of the callback that carries the task's status.
-	// Default: `x-beam-task-status`.
+	// The header of the callback that carries the task's status. The profile
+	// `beam2` sets it to `X-Task-Status`. Default: `x-beam-task-status`.
 	StatusHeader string `json:"status_header,omitempty"`
 
 	// Headers added to the callback. Placeholders in their values expand when
@@ -60,11 +74,12 @@ type Handler struct {
 	// beginning is posted. Default: `8388608` (8 MiB).
 	MaxResult int64 `json:"max_result,omitempty"`
 
-	app   *App
-	log   *zap.Logger
-	route string
-	own   string      // host and port of URL
-	leads atomic.Bool // to a task queue; known once the app starts
+	app     *App
+	log     *zap.Logger
+	route   string
+	fromKey string      // FromHeader in canonical form
+	own     string      // host and port of URL
+	leads   atomic.Bool // to a task queue; known once the app starts
 }
 
 // HeaderField is one header of a callback.
@@ -90,6 +105,7 @@ const (
 	formatForm = "form"
 	formatJSON = "json"
 	formatRaw  = "raw"
+	formatData = "data" // of the profile beam2 only
 )
 
 // CaddyModule returns the Caddy module information.
@@ -100,6 +116,9 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 // Provision applies the defaults and finds the app.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.log = ctx.Logger()
+	if err := h.applyProfile(); err != nil {
+		return err
+	}
 	setDefault(&h.Timeout, caddy.Duration(defaultTimeout))
 	setDefault(&h.Field, defaultField)
 	setDefault(&h.Format, formatForm)
@@ -128,10 +147,17 @@ func (h *Handler) Validate() error {
 		}
 		h.own = safedial.HostPort(u)
 	}
-	switch h.Format {
-	case formatForm, formatJSON, formatRaw:
+	switch {
+	case h.Format == formatForm, h.Format == formatJSON, h.Format == formatRaw:
+	case h.Format == formatData && h.Profile == profileBeam2:
 	default:
 		return fmt.Errorf("format: %q is none of form, json, raw", h.Format)
+	}
+	if err := h.validateProfile(); err != nil {
+		return err
+	}
+	if h.Profile == profileBeam2 && !webhook.CanSignBeam(h.app.Delivery.keys) {
+		h.log.Warn("the profile signs its callbacks, but there is no whsec_ key in delivery", zap.String("profile", h.Profile))
 	}
 	if h.Timeout < 0 {
 		return fmt.Errorf("timeout: %v is negative", time.Duration(h.Timeout))
@@ -154,7 +180,8 @@ func (h *Handler) Validate() error {
 		if !isToken(field.Name) {
 			return fmt.Errorf("header: %q is not a header name", field.Name)
 		}
-		if isReserved(field.Name) || strings.EqualFold(field.Name, h.TaskHeader) || strings.EqualFold(field.Name, h.StatusHeader) {
+		if isReserved(field.Name) || h.profileSets(field.Name) ||
+			strings.EqualFold(field.Name, h.TaskHeader) || strings.EqualFold(field.Name, h.StatusHeader) {
 			return fmt.Errorf("header: %s is set by the gateway", field.Name)
 		}
 	}
@@ -218,27 +245,24 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 // goes to, or nil if the request is no task. The error is a *problem.
 func (h *Handler) callbackOf(r *http.Request) (*task.Callback, string, error) {
 	target, host, trusted := h.URL, h.own, true
-	if hasJSONBody(r) {
-		named, err := findURL(r, h.Field, h.MaxRequest)
+	named, err := h.urlOf(r)
+	if err != nil {
+		return nil, "", err
+	}
+	if named != "" {
+		u, err := h.app.Delivery.policy.CheckURL(named)
 		if err != nil {
-			return nil, "", err
+			return nil, "", &problem{http.StatusBadRequest, fmt.Sprintf("%s: %v", h.source(), err)}
 		}
-		if named != "" {
-			u, err := h.app.Delivery.policy.CheckURL(named)
-			if err != nil {
-				return nil, "", &problem{http.StatusBadRequest, fmt.Sprintf("%s: %v", h.Field, err)}
-			}
-			target, host, trusted = named, safedial.HostPort(u), false
-		}
+		target, host, trusted = named, safedial.HostPort(u), false
 	}
 	if target == "" {
 		return nil, "", nil
 	}
-	callback := h.newCallback(target, trusted)
+	callback := h.newCallback(target, trusted, originalPath(r))
 	if parent := r.Header.Get("Traceparent"); len(parent) <= maxTraceparent {
 		callback.Traceparent = parent
 	}
-	var err error
 	callback.Header, err = h.callbackHeader(r)
 	return callback, host, err
 }
@@ -270,11 +294,18 @@ func (h *Handler) callbackHeader(r *http.Request) (header [][2]string, _ error) 
 	return header, nil
 }
 
-func (h *Handler) newCallback(target string, trusted bool) *task.Callback {
-	return &task.Callback{
-		URL: target, Trusted: trusted, Format: h.Format,
+// newCallback returns what is owed to a request for a path. All that the profile
+// decides is in it: an accepted task keeps it, whatever the configuration says
+// later.
+func (h *Handler) newCallback(target string, trusted bool, path string) *task.Callback {
+	callback := &task.Callback{
+		URL: target, Trusted: trusted, Format: h.Format, Profile: h.Profile,
 		TaskHeader: h.TaskHeader, StatusHeader: h.StatusHeader, MaxResult: h.MaxResult,
 	}
+	if h.Profile == profileOpenFaaS {
+		callback.Function = functionOf(path)
+	}
+	return callback
 }
 
 // fieldValue takes out of s what cannot stand in a header: a placeholder may

@@ -2,7 +2,6 @@ package callback
 
 import (
 	"bytes"
-	"context"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -21,7 +20,11 @@ import (
 // startApp starts an app of its own on a store, and returns it and what ends it.
 func startApp(t *testing.T, store string, o *Delivery) (*App, func()) {
 	t.Helper()
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
+	config, err := caddy.ProvisionContext(&caddy.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := caddy.NewContext(config)
 	a := &App{Store: store, Delivery: o}
 	if err := a.Provision(ctx); err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
 // Outcomes of an attempt, as metrics and the log name them.
@@ -31,6 +32,8 @@ type metrics struct {
 	queueWait        *prometheus.HistogramVec
 	queueRun         *prometheus.HistogramVec
 	queueStarts      *prometheus.CounterVec
+	queueWorkers     *prometheus.GaugeVec
+	queueMax         *prometheus.GaugeVec
 	counts           *taskCounts
 }
 
@@ -63,10 +66,18 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 			prometheus.ExponentialBuckets(0.005, 4, 11)), []string{"queue"}),
 		queueStarts: prometheus.NewCounterVec(prometheus.CounterOpts(opts("queue_starts_total",
 			"How often tasks of a queue were begun.")), []string{"queue"}),
+		queueWorkers: prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("queue_workers",
+			"How many tasks of a queue can run at once on this node.")), []string{"queue"}),
+		queueMax: prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("queue_max_tasks",
+			"How many tasks can wait in a queue before more are refused.")), []string{"queue"}),
 		counts: &taskCounts{desc: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "tasks"),
 			"Tasks that stand in a state: queued, running, delivering, done or dead.", []string{"state"}, nil),
 			queued: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "queued_tasks"),
-				"Tasks that wait in a queue.", []string{"queue"}, nil)},
+				"Tasks that wait in a queue.", []string{"queue"}, nil),
+			due: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "due_deliveries"),
+				"Deliveries that are due: being attempted, or waiting for their turn.", nil, nil),
+			ready: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "engine_ready"),
+				"Whether the engine can take tasks: 1, or 0 while requests for callbacks are refused.", nil, nil)},
 	}
 	var err error
 	m.tasks, err = registered(registry, m.tasks, err)
@@ -77,7 +88,14 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 	m.queueWait, err = registered(registry, m.queueWait, err)
 	m.queueRun, err = registered(registry, m.queueRun, err)
 	m.queueStarts, err = registered(registry, m.queueStarts, err)
+	m.queueWorkers, err = registered(registry, m.queueWorkers, err)
+	m.queueMax, err = registered(registry, m.queueMax, err)
 	m.counts, err = registered(registry, m.counts, err)
+	// What has not happened yet is 0, not missing: the first callback that is given
+	// up must show as an increase.
+	for _, outcome := range []string{outcomeDelivered, outcomeRetry, outcomeDead} {
+		m.deliveries.WithLabelValues(outcome)
+	}
 	return m, err
 }
 
@@ -101,10 +119,12 @@ func registered[C prometheus.Collector](registry *prometheus.Registry, c C, befo
 }
 
 // taskCounts asks the engine how many tasks stand in each state, whenever it is
-// scraped. While the engine does not answer it says nothing.
+// scraped. While the engine does not answer it says no more than that.
 type taskCounts struct {
 	desc   *prometheus.Desc
 	queued *prometheus.Desc
+	due    *prometheus.Desc
+	ready  *prometheus.Desc
 	engine atomic.Pointer[engine.Engine] // nil while this generation has none
 }
 
@@ -115,11 +135,18 @@ const countsTimeout = 2 * time.Second
 func (c *taskCounts) Describe(descs chan<- *prometheus.Desc) {
 	descs <- c.desc
 	descs <- c.queued
+	descs <- c.due
+	descs <- c.ready
 }
 
 // Collect implements [prometheus.Collector].
 func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
 	e := c.engine.Load()
+	ready := 0.0
+	if e != nil && e.Ready() == nil {
+		ready = 1
+	}
+	found <- prometheus.MustNewConstMetric(c.ready, prometheus.GaugeValue, ready)
 	if e == nil {
 		return
 	}
@@ -139,9 +166,19 @@ func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
 	for queue, n := range lengths {
 		found <- prometheus.MustNewConstMetric(c.queued, prometheus.GaugeValue, float64(n), queue)
 	}
+	due, err := e.DueDeliveries(ctx)
+	if err != nil {
+		return
+	}
+	found <- prometheus.MustNewConstMetric(c.due, prometheus.GaugeValue, float64(due))
 }
 
+// taskAccepted counts tasks; a negative number are some that turned out to be
+// none.
+func (m *metrics) taskAccepted(n int64) { nodeCounts.Add(web.Tally{Accepted: n}) }
+
 func (m *metrics) taskEnded(rec *task.Record) {
+	countEnded(rec)
 	m.tasks.WithLabelValues(rec.Route, string(rec.Status)).Inc()
 	m.taskDuration.Observe(rec.FinishedAt.Sub(rec.CreatedAt).Seconds())
 	if rec.Queue != "" && !rec.StartedAt.IsZero() {
@@ -150,9 +187,10 @@ func (m *metrics) taskEnded(rec *task.Record) {
 }
 
 func (m *metrics) attempted(rec *task.Record, outcome string, at time.Time, took time.Duration) {
+	countAttempt(rec, outcome)
 	m.deliveries.WithLabelValues(outcome).Inc()
 	m.deliveryDuration.Observe(took.Seconds())
-	if rec.Tries == 1 {
+	if rec.Tries == 1 && len(rec.Redelivered) == 0 {
 		m.deliveryLag.Observe(at.Sub(rec.FinishedAt).Seconds())
 	}
 }
@@ -161,4 +199,10 @@ func (m *metrics) attempted(rec *task.Record, outcome string, at time.Time, took
 func (m *metrics) taskStarted(rec *task.Record) {
 	m.queueWait.WithLabelValues(rec.Queue).Observe(rec.StartedAt.Sub(rec.CreatedAt).Seconds())
 	m.queueStarts.WithLabelValues(rec.Queue).Inc()
+}
+
+// queueOpened notes what a queue's options are.
+func (m *metrics) queueOpened(name string, opts *QueueOptions) {
+	m.queueWorkers.WithLabelValues(name).Set(float64(opts.Workers))
+	m.queueMax.WithLabelValues(name).Set(float64(opts.MaxQueued))
 }

@@ -24,7 +24,10 @@
 //     wait, delivery_options.go is what the operator says to all that
 //   - queue.go: a request waits its turn; worker.go runs it, collection.go
 //     answers what is asked about it, schedule.go makes tasks of a clock
-//   - command.go: the command line; run.go: one task without a server
+//   - admin.go, dashboard.go: the API that tells of tasks and changes them;
+//     overview.go is what it tells of this node
+//   - command.go: the command line; run.go: one task without a server,
+//     tasks_command.go: the tasks of one
 //   - metrics.go
 //
 // What is promised: a request that was accepted with a callback gets its
@@ -42,6 +45,8 @@ func init() {
 	caddy.RegisterModule(new(Handler))
 	caddy.RegisterModule(new(TaskQueue))
 	caddy.RegisterModule(new(Inbox))
+	caddy.RegisterModule(new(Dashboard))
+	caddy.RegisterModule(new(AdminAPI))
 
 	caddycmd.RegisterCommand(command)
 
@@ -53,6 +58,8 @@ func init() {
 	httpcaddyfile.RegisterDirectiveOrder("task_queue", httpcaddyfile.Before, "handle")
 	httpcaddyfile.RegisterHandlerDirective("callback_inbox", parseInbox)
 	httpcaddyfile.RegisterDirectiveOrder("callback_inbox", httpcaddyfile.Before, "respond")
+	httpcaddyfile.RegisterHandlerDirective("task_dashboard", parseDashboard)
+	httpcaddyfile.RegisterDirectiveOrder("task_dashboard", httpcaddyfile.Before, "respond")
 }
 
 // Version is that of this module; it goes out in the user-agent of every

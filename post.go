@@ -14,6 +14,8 @@ import (
 	"time"
 	"unicode"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/form"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
@@ -91,6 +93,7 @@ type answer struct {
 	status     int // 0 if there was none
 	excerpt    string
 	retryAfter time.Duration
+	span       trace.Span // nil if none was begun
 	err        error
 }
 
@@ -170,6 +173,7 @@ func (s *sender) send(dl *engine.Delivery, limit int64) (ans answer) {
 		ans.err = err
 		return ans
 	}
+	ans.span = s.startAttempt(dl.Record, req, ans.at)
 	hushStdLog()
 	transport := s.guarded
 	if dl.Record.Callback.Trusted {
@@ -267,6 +271,7 @@ func (s *sender) request(ctx context.Context, dl *engine.Delivery, at time.Time)
 		h.Set("Callback-Upstream-Status", strconv.Itoa(rec.UpstreamStatus))
 	}
 	set("Traceparent", rec.Callback.Traceparent)
+	setProfileHeader(h, rec, s.opts.keys, at, body.Body)
 	if len(s.opts.keys) > 0 {
 		h.Set(webhook.HeaderID, rec.ID)
 		h.Set(webhook.HeaderTimestamp, strconv.FormatInt(at.Unix(), 10))
@@ -288,6 +293,9 @@ func encode(ctx context.Context, dl *engine.Delivery) (form.Callback, error) {
 			ContentType: rec.Result.ContentType, ContentEncoding: rec.Result.ContentEncoding,
 			Body: body, Size: rec.Result.Size,
 		}
+	}
+	if body, ok := encodeProfile(rec, resp); ok {
+		return body, nil
 	}
 	limit := rec.Callback.MaxResult
 	switch {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,6 +32,12 @@ import (
 type TaskQueue struct {
 	// The queue's name: letters, digits, `-` and `_`. Required.
 	Name string `json:"name"`
+
+	// The service whose clients are served as they are: `openfaas` or `beam2`.
+	// With `openfaas` the 202 has no body, and the block sees `/function/…` in the
+	// place of `/async-function/…`. Default: that of the `callback` before the
+	// queue, or none.
+	Profile string `json:"profile,omitempty"`
 
 	// The routes that are the task. Required.
 	Routes caddyhttp.RouteList `json:"routes"`
@@ -67,7 +74,10 @@ func (q *TaskQueue) Provision(ctx caddy.Context) error {
 	if !isQueueName(q.Name) {
 		return fmt.Errorf("name: %q is not made of letters, digits, - and _ (at most %d)", q.Name, maxQueueName)
 	}
-	told, err := json.Marshal(q.Routes)
+	if q.Profile != "" && !slices.Contains(profileNames, q.Profile) {
+		return fmt.Errorf("profile: %q is none of %s", q.Profile, strings.Join(profileNames, ", "))
+	}
+	told, err := json.Marshal([]any{q.Profile, q.Routes})
 	if err != nil {
 		return fmt.Errorf("reading the block of the queue %s: %w", q.Name, err)
 	}
@@ -111,7 +121,7 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 	}
 	defer leave()
 	if ticket == nil {
-		ticket = newTicket(q.front) // which did not know yet that it leads here
+		ticket = q.newTicket()
 	}
 	if look, ok := lookupOf(r.Method, original.Path); ok {
 		return q.answer(w, r, e, look)
@@ -154,16 +164,34 @@ type ticket struct {
 	limit    int64           // largest body
 	timeout  time.Duration
 	header   string // of the task's ID
+	profile  string
 }
 
 type ticketKey struct{}
 
-// newTicket makes the ticket of a callback handler; nil gives the defaults.
+// newTicket makes the ticket of a callback handler.
 func newTicket(h *Handler) *ticket {
-	if h == nil {
-		return &ticket{limit: defaultMaxBody, timeout: defaultTimeout, header: defaultTaskHeader}
+	return &ticket{limit: h.MaxRequest, timeout: time.Duration(h.Timeout), header: h.TaskHeader, profile: h.Profile}
+}
+
+// newTicket makes the ticket of a request that has none: there is no callback
+// handler before the queue, or it did not know yet that it leads here.
+func (q *TaskQueue) newTicket() *ticket {
+	if q.front != nil {
+		return newTicket(q.front)
 	}
-	return &ticket{limit: h.MaxRequest, timeout: time.Duration(h.Timeout), header: h.TaskHeader}
+	return &ticket{limit: defaultMaxBody, timeout: defaultTimeout, header: q.taskHeader(), profile: q.Profile}
+}
+
+// taskHeader is the header of the IDs of tasks that are owed no callback.
+func (q *TaskQueue) taskHeader() string {
+	if q.front != nil {
+		return q.front.TaskHeader
+	}
+	if header := profiles[q.Profile].taskHeader; header != "" {
+		return header
+	}
+	return defaultTaskHeader
 }
 
 // refuse gives up the task that was claimed for a request which is not accepted.
@@ -175,8 +203,9 @@ func (t *ticket) refuse(ctx context.Context) {
 
 // acceptance is what became of a request that was accepted.
 type acceptance struct {
-	id     string
-	header string
+	id      string
+	header  string
+	profile string
 }
 
 // accept stores the request as a task. The error is a *problem if the request
@@ -208,7 +237,7 @@ func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*accep
 		first, err := q.claimKey(ctx, e, t, rec, sum, key)
 		if err != nil || first != rec.ID {
 			e.DropBody(ctx, rec)
-			return &acceptance{first, t.header}, err
+			return &acceptance{first, t.header, t.profile}, err
 		}
 	}
 	if t.exchange != nil && rec.Key == "" {
@@ -225,7 +254,10 @@ func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*accep
 		return nil, err
 	}
 	q.depth.add()
-	return &acceptance{rec.ID, t.header}, nil
+	if t.exchange == nil || rec.Key != "" {
+		q.app.metrics.taskAccepted(1) // else it was counted when it was claimed
+	}
+	return &acceptance{rec.ID, t.header, t.profile}, nil
 }
 
 // newRecord makes the record of a request as it stands now, after what comes
@@ -242,8 +274,11 @@ func (q *TaskQueue) newRecord(t *ticket, r *http.Request) (*task.Record, error) 
 		}
 		rec.ID, rec.CreatedAt = id.String(), time.Now().UTC()
 	}
-	rec.Queue, rec.Timeout = q.Name, t.timeout
+	rec.Queue, rec.Timeout, rec.Span = q.Name, t.timeout, spanOf(r.Context())
 	rec.Request = storedRequest(r)
+	if t.profile == profileOpenFaaS {
+		rec.Request.Path = syncURI(r.URL.RequestURI())
+	}
 	rec.Request.Header.Set(t.header, rec.ID)
 	rec.Request.Header.Del("Prefer")
 	rec.Request.Header.Del("Expect")
@@ -339,6 +374,10 @@ func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, e *engin
 	// Two slashes in front would name another host.
 	path := strings.Trim(original.EscapedPath(), "/")
 	w.Header().Set("Location", strings.TrimSuffix("/"+path, "/")+"/"+a.id)
+	if a.profile == profileOpenFaaS {
+		w.WriteHeader(http.StatusAccepted)
+		return nil
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusAccepted)
 	return json.NewEncoder(w).Encode(map[string]string{"task_id": a.id})

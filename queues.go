@@ -1,6 +1,7 @@
 package callback
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -36,7 +37,9 @@ func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
 func (a *App) openQueues(e *engine.Engine) error {
 	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
 		for _, server := range app.(*caddyhttp.App).Servers {
-			linkQueues(server.Routes, nil)
+			if err := linkQueues(server.Routes, nil); err != nil {
+				return err
+			}
 		}
 	}
 	var schedules []engine.Schedule
@@ -46,6 +49,7 @@ func (a *App) openQueues(e *engine.Engine) error {
 			return err
 		}
 		q.slots = slotsOf(a.key(), q.Name)
+		a.metrics.queueOpened(q.Name, q.opts)
 		for _, twin := range q.twins {
 			twin.queue, twin.slots, twin.depth = q.queue, q.slots, q.depth
 		}
@@ -60,8 +64,9 @@ func (a *App) openQueues(e *engine.Engine) error {
 }
 
 // linkQueues walks through routes in the order in which a request would, and
-// tells each callback handler and the queues after it of each other.
-func linkQueues(routes caddyhttp.RouteList, front *Handler) {
+// tells each callback handler and the queues after it of each other. Whose
+// profiles differ cannot serve one client.
+func linkQueues(routes caddyhttp.RouteList, front *Handler) error {
 	for _, route := range routes {
 		for _, handler := range route.Handlers {
 			switch handler := handler.(type) {
@@ -69,14 +74,22 @@ func linkQueues(routes caddyhttp.RouteList, front *Handler) {
 				front = handler
 			case *TaskQueue:
 				handler.front = front
-				if front != nil {
-					front.leads.Store(true)
+				if front == nil {
+					continue
+				}
+				front.leads.Store(true)
+				if handler.Profile != "" && handler.Profile != front.Profile {
+					return fmt.Errorf("the queue %s has the profile %s, and the callback before it %s; both need the same",
+						handler.Name, handler.Profile, cmp.Or(front.Profile, "none"))
 				}
 			case *caddyhttp.Subroute:
-				linkQueues(handler.Routes, front)
+				if err := linkQueues(handler.Routes, front); err != nil {
+					return err
+				}
 			}
 		}
 	}
+	return nil
 }
 
 // startWorkers begins to run the queues' tasks.

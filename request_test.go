@@ -17,7 +17,11 @@ import (
 )
 
 func TestWhatIsNoTaskCostsNoAllocation(t *testing.T) {
-	h := &Handler{Field: defaultField, MaxRequest: defaultMaxBody}
+	fromBody := &Handler{Field: defaultField, MaxRequest: defaultMaxBody}
+	fromHeader := &Handler{Profile: profileOpenFaaS, MaxRequest: defaultMaxBody}
+	if err := fromHeader.applyProfile(); err != nil {
+		t.Fatal(err)
+	}
 	next := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 	for name, r := range map[string]*http.Request{
 		"a GET":         httptest.NewRequest("GET", "/", nil),
@@ -26,8 +30,17 @@ func TestWhatIsNoTaskCostsNoAllocation(t *testing.T) {
 		"a form":        httptest.NewRequest("POST", "/", strings.NewReader("a=b")),
 		"a HEAD":        httptest.NewRequest("HEAD", "/", nil),
 		"a callback":    httptest.NewRequest("POST", "/", strings.NewReader(`{"callback_url":"http://c.example"}`)),
+		"without a header, a body that names a URL": httptest.NewRequest("POST", "/", strings.NewReader(`{"callback_url":"http://c.example"}`)),
+		"an empty header": httptest.NewRequest("POST", "/", strings.NewReader("text")),
 	} {
+		h := fromBody
 		switch name {
+		case "without a header, a body that names a URL":
+			h = fromHeader
+			r.Header.Set("Content-Type", "application/json")
+		case "an empty header":
+			h = fromHeader
+			r.Header.Set("X-Callback-Url", "")
 		case "a form":
 			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		case "a callback":

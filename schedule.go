@@ -142,6 +142,9 @@ func (q *TaskQueue) schedules() ([]engine.Schedule, error) {
 			return nil, err
 		}
 		rec := task.Record{Task: task.Task{Queue: q.Name}, Route: q.Name, Request: s.request(), Timeout: defaultTimeout}
+		if q.newTicket().profile == profileOpenFaaS {
+			rec.Request.Path = syncURI(rec.Request.URI)
+		}
 		if q.front != nil {
 			rec.Timeout = time.Duration(q.front.Timeout)
 			rec.Callback, rec.CallbackHost, err = q.front.callbackOfSchedule(s, rec.Request)
@@ -174,24 +177,22 @@ func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.C
 	}
 	r.Header = stored.Header
 	target, host, trusted := h.URL, h.own, true
-	if hasJSONBody(r) {
-		named, err := findURL(r, h.Field, h.MaxRequest)
+	named, err := h.urlOf(r)
+	if err != nil {
+		return nil, "", err
+	}
+	if named != "" {
+		// The operator wrote it.
+		u, err := h.app.Delivery.trusted.CheckURL(named)
 		if err != nil {
-			return nil, "", err
+			return nil, "", fmt.Errorf("%s: %w", h.source(), err)
 		}
-		if named != "" {
-			// The operator wrote it.
-			u, err := h.app.Delivery.trusted.CheckURL(named)
-			if err != nil {
-				return nil, "", fmt.Errorf("%s: %w", h.Field, err)
-			}
-			target, host = named, safedial.HostPort(u)
-		}
+		target, host = named, safedial.HostPort(u)
 	}
 	if target == "" {
 		return nil, "", nil
 	}
-	callback := h.newCallback(target, trusted)
+	callback := h.newCallback(target, trusted, r.URL.Path)
 	repl := caddy.NewReplacer() // there is no request whose placeholders could expand
 	for _, field := range h.Headers {
 		callback.Header = append(callback.Header, [2]string{field.Name, fieldValue(repl.ReplaceAll(field.Value, ""))})

@@ -63,9 +63,8 @@ func (q *TaskQueue) take(w *engine.Queued) {
 		if err := w.RememberTick(q.app.quit); err != nil {
 			q.log.Warn("tick not remembered", zap.String("queue", q.Name), zap.Error(err))
 		}
-		rec.ID, rec.CreatedAt = tickID(rec.Seed, w.Sequence()), time.Now().UTC()
-		rec.Request.Header = headerOfRequest(rec.Request)
-		rec.Request.Header.Set(headerOf(&rec), rec.ID)
+		q.app.metrics.taskAccepted(1)
+		nameTick(&rec, w.Sequence(), q.headerOf(&rec))
 	}
 	log := q.log.With(zap.String("task_id", rec.ID), zap.String("queue", q.Name))
 	rec.StartedAt, rec.NextAttemptAt = time.Now().UTC(), time.Time{}
@@ -100,7 +99,7 @@ func (q *TaskQueue) take(w *engine.Queued) {
 // newExchange makes the exchange of one run. Its client is nobody.
 func (q *TaskQueue) newExchange(rec *task.Record) *exchange {
 	h := &Handler{
-		Timeout: caddy.Duration(rec.Timeout), TaskHeader: headerOf(rec), MaxResult: defaultMaxBody,
+		Timeout: caddy.Duration(rec.Timeout), TaskHeader: q.headerOf(rec), MaxResult: defaultMaxBody,
 		Format: formatRaw, app: q.app, log: q.log, route: q.Name,
 	}
 	if rec.Callback != nil {
@@ -131,6 +130,8 @@ func (q *TaskQueue) run(x *exchange, body io.ReadCloser, log *zap.Logger) {
 			log.Error("task panicked", zap.Any("panic", cause))
 		}
 	}()
+	span := q.startRun(x, r)
+	defer endRun(span, &x.rec)
 	err = x.serve(r, q.block)
 	if c := log.Check(zap.InfoLevel, "task run"); c != nil {
 		c.Write(zap.Int("start", x.rec.Starts), zap.String("status", string(x.rec.Status)),
@@ -225,11 +226,11 @@ func runWait(starts int) time.Duration {
 }
 
 // headerOf is the header of a task's ID.
-func headerOf(rec *task.Record) string {
+func (q *TaskQueue) headerOf(rec *task.Record) string {
 	if rec.Callback != nil {
 		return rec.Callback.TaskHeader
 	}
-	return defaultTaskHeader
+	return q.taskHeader()
 }
 
 // headerOfRequest returns the header of a stored request; one that is empty is not
@@ -239,6 +240,18 @@ func headerOfRequest(stored *task.Request) http.Header {
 		return make(http.Header)
 	}
 	return stored.Header.Clone()
+}
+
+// nameTick makes a task of a schedule's tick. header is that of the task's ID.
+func nameTick(rec *task.Record, sequence uint64, header string) {
+	rec.ID, rec.CreatedAt = tickID(rec.Seed, sequence), time.Now().UTC()
+	if rec.Request == nil {
+		return // a damaged tick
+	}
+	request := *rec.Request
+	request.Header = headerOfRequest(rec.Request)
+	request.Header.Set(header, rec.ID)
+	rec.Request = &request
 }
 
 // tickID is the ID of the task that a schedule's tick makes: the same on every

@@ -1,0 +1,87 @@
+package callback
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-callback/caddy-callback/internal/web"
+)
+
+// AdminAPI puts the dashboard's API on Caddy's admin endpoint, under /callback/:
+// the command line asks it. Who may, Caddy's own checks say. It is not
+// configurable.
+type AdminAPI struct{}
+
+// CaddyModule returns the Caddy module information.
+func (*AdminAPI) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "admin.api.callback", New: func() caddy.Module { return new(AdminAPI) }}
+}
+
+// adminPath is where the API stands on the admin endpoint.
+const adminPath = "/callback/"
+
+// Routes implements [caddy.AdminRouter].
+func (m *AdminAPI) Routes() []caddy.AdminRoute {
+	return []caddy.AdminRoute{{Pattern: adminPath, Handler: caddy.AdminHandlerFunc(m.serve)}}
+}
+
+func (*AdminAPI) serve(w http.ResponseWriter, r *http.Request) error {
+	api := noAPI
+	if app := generations.newest(); app != nil {
+		api = app.api
+	}
+	api.Serve(w, r, strings.TrimPrefix(r.URL.Path, adminPath))
+	return nil
+}
+
+// noAPI answers while no configuration has the app, or none has it open.
+var noAPI = web.NewAPI(web.APIConfig{Open: openNothing})
+
+// generations are the apps that are open. Caddy sets the admin endpoint up before
+// it starts the apps of the same configuration, and leaves it as it is if they do
+// not start; so the endpoint cannot be told once which app is the one.
+var generations openApps
+
+type openApps struct {
+	mu   sync.Mutex
+	apps []*App // the newest last
+}
+
+func (o *openApps) add(a *App) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.apps = append(o.apps, a)
+}
+
+// remove takes out an app; it may not be in it.
+func (o *openApps) remove(a *App) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.apps = slices.DeleteFunc(o.apps, func(other *App) bool { return other == a })
+}
+
+// newest returns the app that was opened last, nil if none is open.
+func (o *openApps) newest() *App {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.apps) == 0 {
+		return nil
+	}
+	return o.apps[len(o.apps)-1]
+}
+
+// endAPI ends what the app's API streams and lets the admin endpoint use the next
+// app. It may be called twice, and before the app was opened.
+func (a *App) endAPI() {
+	generations.remove(a)
+	if a.api != nil {
+		a.api.Close()
+	}
+}
+
+// Interface guards
+var _ caddy.AdminRouter = (*AdminAPI)(nil)

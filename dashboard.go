@@ -1,0 +1,74 @@
+package callback
+
+import (
+	"fmt"
+	"net/http"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-callback/caddy-callback/internal/web"
+)
+
+// Dashboard is the operator's page and its JSON API: tasks by state, queue and
+// host, one task with every attempt, redelivery, cancellation, counts and rates.
+// Whoever reaches it may do all of that: put it behind authentication.
+type Dashboard struct {
+	dashboard *web.Dashboard
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Dashboard) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.task_dashboard", New: func() caddy.Module { return new(Dashboard) }}
+}
+
+// Provision sets the dashboard up on the app's API.
+func (d *Dashboard) Provision(ctx caddy.Context) error {
+	module, err := ctx.App("callback")
+	if err != nil {
+		return fmt.Errorf("loading the callback app: %w", err)
+	}
+	app := module.(*App)
+	d.dashboard = web.NewDashboard(app.api, web.DashboardPage())
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		// The server waits for the streams that browsers have open before it lets
+		// go of its modules: they must end first.
+		server.RegisterOnShutdown(app.api.Close)
+	}
+	return nil
+}
+
+func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+	d.dashboard.ServeHTTP(w, r)
+	return nil
+}
+
+// parseDashboard reads
+//
+//	task_dashboard [<matcher>]
+func parseDashboard(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	d := new(Dashboard)
+	return d, d.UnmarshalCaddyfile(h.Dispenser)
+}
+
+// UnmarshalCaddyfile reads the directive; its grammar stands above
+// parseDashboard.
+func (d *Dashboard) UnmarshalCaddyfile(disp *caddyfile.Dispenser) error {
+	disp.Next() // the directive's name
+	if disp.NextArg() {
+		return disp.Errf("task_dashboard takes no value, and here is %q", disp.Val())
+	}
+	if disp.NextBlock(0) {
+		return disp.Errf("task_dashboard has no options, and here is %q", disp.Val())
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Dashboard)(nil)
+	_ caddyfile.Unmarshaler       = (*Dashboard)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Dashboard)(nil)
+)

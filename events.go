@@ -1,0 +1,209 @@
+package callback
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// The events that Caddy's events app is told of, by the outcome of the attempt
+// that ended a delivery.
+var eventNames = map[string]string{
+	outcomeDelivered: "callback_delivered",
+	outcomeDead:      "callback_dead",
+}
+
+// event is what is told of a delivery that ended: never a URL, a secret or a
+// body.
+type event struct {
+	name string
+	data map[string]any
+}
+
+func newEvent(rec *task.Record, outcome string) event {
+	return event{eventNames[outcome], map[string]any{
+		"task_id": rec.ID, "status": string(rec.Status), "queue": rec.Queue, "callback_host": rec.CallbackHost,
+		"attempts": rec.Tries, "upstream_status": rec.UpstreamStatus,
+	}}
+}
+
+// maxEvents bounds how many events wait in memory for a handler that is slow.
+const maxEvents = 1024
+
+// eventsGrace is how long a generation that stops waits for the handlers of its
+// events. Caddy cancels them then.
+const eventsGrace = 5 * time.Second
+
+// events tells the handlers of events of this process, in order, beside the
+// deliveries: a handler may take its time. A delivery may outlive the generation
+// that began it, whose handlers are cleaned up by then; so an event goes to the
+// generation that is there when its turn comes, and waits while there is none.
+var events announcer
+
+// announcer hands events to the newest generation that can take them. The zero
+// value is ready; its methods may be called at once from several goroutines.
+type announcer struct {
+	mu      sync.Mutex
+	heirs   []*App // whose apps have all started, the newest last
+	waiting []event
+	dropped int
+	telling chan struct{} // closed when the goroutine that tells ends; nil if none runs
+	busy    *App          // whose handlers have an event; nil if nobody's have
+	handled chan struct{} // closed when they are done with it
+}
+
+// provisionEvents finds Caddy's events app. It takes subscriptions until all
+// apps have started, and must not be given an event before.
+func (a *App) provisionEvents(ctx caddy.Context) error {
+	app, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("loading the events app: %w", err)
+	}
+	a.events = app.(*caddyevents.App)
+	if err := a.events.On("started", &startedHandler{a}); err != nil {
+		return fmt.Errorf("subscribing to events: %w", err)
+	}
+	return nil
+}
+
+// startedHandler learns that all apps have started.
+type startedHandler struct{ app *App }
+
+// Handle implements [caddyevents.Handler].
+func (h *startedHandler) Handle(context.Context, caddy.Event) error {
+	events.join(h.app)
+	return nil
+}
+
+// join lets events go to the handlers of this generation.
+func (n *announcer) join(a *App) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.heirs = append(n.heirs, a)
+	n.tell()
+}
+
+// leave undoes join and returns what is closed when the generation's handlers
+// have no event any more. It may be called twice, and without join.
+func (n *announcer) leave(a *App) (handled <-chan struct{}) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.heirs = slices.DeleteFunc(n.heirs, func(heir *App) bool { return heir == a })
+	if n.busy == a {
+		return n.handled
+	}
+	return closedChannel
+}
+
+var closedChannel = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// idle returns what is closed when no event waits for its turn.
+func (n *announcer) idle() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.telling == nil {
+		return closedChannel
+	}
+	return n.telling
+}
+
+// endEvents ends this generation's events. One that is being handled has a while;
+// if the process exits, so have those that wait.
+func (a *App) endEvents() {
+	grace := time.NewTimer(eventsGrace)
+	defer grace.Stop()
+	if caddy.Exiting() {
+		select {
+		case <-events.idle():
+		case <-grace.C:
+		}
+	}
+	select {
+	case <-events.leave(a):
+	case <-grace.C:
+	}
+}
+
+// announce tells of an event, as soon as its turn comes; it does not wait.
+func (n *announcer) announce(e event, log *zap.Logger) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if last := len(n.heirs) - 1; last >= 0 && !n.heirs[last].events.ShouldEmit(e.name) {
+		return // nobody listens
+	}
+	if len(n.waiting) >= maxEvents {
+		if n.dropped++; n.dropped == 1 {
+			log.Warn("events are dropped: their handlers are too slow", zap.Int("waiting", maxEvents))
+		}
+		return
+	}
+	n.waiting = append(n.waiting, e)
+	n.tell()
+}
+
+// tell begins to hand out what waits, unless that is being done. Caller holds
+// n.mu.
+func (n *announcer) tell() {
+	if n.telling != nil || len(n.heirs) == 0 || len(n.waiting) == 0 {
+		return
+	}
+	n.telling = make(chan struct{})
+	go func() {
+		for {
+			a, e, ok := n.next()
+			if !ok {
+				return
+			}
+			a.emit(e)
+		}
+	}()
+}
+
+// next ends the event before and takes the next one that waits, and the
+// generation that it is for.
+func (n *announcer) next() (*App, event, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.busy != nil {
+		n.busy = nil
+		close(n.handled)
+	}
+	if len(n.heirs) == 0 || len(n.waiting) == 0 {
+		close(n.telling)
+		n.telling = nil
+		return nil, event{}, false
+	}
+	e := n.waiting[0]
+	n.busy, n.handled = n.heirs[len(n.heirs)-1], make(chan struct{})
+	if n.waiting = n.waiting[1:]; len(n.waiting) == 0 {
+		n.waiting = nil
+		if n.dropped > 0 {
+			n.busy.log.Warn("events were dropped", zap.Int("dropped", n.dropped))
+			n.dropped = 0
+		}
+	}
+	return n.busy, e, true
+}
+
+// emit gives an event to this generation's handlers.
+func (a *App) emit(e event) {
+	defer func() {
+		// Elsewhere a plugin's panic ends a request; here it would end the process.
+		if cause := recover(); cause != nil {
+			a.log.Error("event handler panicked", zap.String("event", e.name), zap.Any("panic", cause))
+		}
+	}()
+	a.events.Emit(a.ctx, e.name, e.data)
+}

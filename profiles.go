@@ -1,0 +1,246 @@
+package callback
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/form"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/webhook"
+)
+
+// The profiles: other services' ways to ask for a callback and to make it, for
+// clients and receivers that were written for those.
+const (
+	profileOpenFaaS = "openfaas"
+	profileBeam2    = "beam2"
+)
+
+// profileNames are what a profile can be called.
+var profileNames = []string{profileBeam2, profileOpenFaaS}
+
+// profile is what a name stands for: the defaults of other options, and the
+// headers of the callback that it sets itself.
+type profile struct {
+	fromHeader   string
+	format       string
+	taskHeader   string
+	statusHeader string
+	sets         []string
+}
+
+var profiles = map[string]profile{
+	profileOpenFaaS: {
+		fromHeader: "X-Callback-Url", format: formatRaw, taskHeader: "X-Call-Id",
+		sets: []string{functionStatus, functionName, functionDuration},
+	},
+	profileBeam2: {
+		format: formatData, taskHeader: "X-Task-ID", statusHeader: "X-Task-Status",
+		sets: []string{webhook.HeaderBeamTimestamp, webhook.HeaderBeamSignature},
+	},
+}
+
+// The headers of OpenFaaS's callbacks.
+const (
+	functionStatus   = "X-Function-Status"
+	functionName     = "X-Function-Name"
+	functionDuration = "X-Duration-Seconds"
+)
+
+// The paths that OpenFaaS's clients know a function by.
+const (
+	functionPath      = "/function/"
+	asyncFunctionPath = "/async-function/"
+)
+
+// conflict says which two of the options cannot stand together. It looks at
+// them as they were written, before the defaults: in a Caddyfile after each
+// one, so that the error has the line of the second.
+func (h *Handler) conflict() error {
+	p := profiles[h.Profile]
+	switch {
+	case h.Field != "" && h.FromHeader != "":
+		return fmt.Errorf("field %s and from header %s are two places for one URL; give one of them", h.Field, h.FromHeader)
+	case h.Field != "" && p.fromHeader != "":
+		return fmt.Errorf("field %s: the profile %s has the URL in the header %s; only from header can change that", h.Field, h.Profile, p.fromHeader)
+	case h.Format != "" && h.Profile == profileBeam2:
+		return fmt.Errorf(`format %s: the profile %s has a form of its own, {"data": …}`, h.Format, h.Profile)
+	}
+	return nil
+}
+
+// applyProfile sets what the profile has another default for.
+func (h *Handler) applyProfile() error {
+	if h.Profile != "" && !slices.Contains(profileNames, h.Profile) {
+		return fmt.Errorf("profile: %q is none of %s", h.Profile, strings.Join(profileNames, ", "))
+	}
+	if err := h.conflict(); err != nil {
+		return err
+	}
+	p := profiles[h.Profile]
+	setDefault(&h.FromHeader, p.fromHeader)
+	setDefault(&h.Format, p.format)
+	setDefault(&h.TaskHeader, p.taskHeader)
+	setDefault(&h.StatusHeader, p.statusHeader)
+	h.fromKey = http.CanonicalHeaderKey(h.FromHeader)
+	return nil
+}
+
+// validateProfile checks the header that names the URL against those that the
+// gateway sets, and these against those of the profile.
+func (h *Handler) validateProfile() error {
+	switch {
+	case h.FromHeader == "":
+	case !isToken(h.FromHeader):
+		return fmt.Errorf("from header: %q is not a header name", h.FromHeader)
+	case isReserved(h.FromHeader), strings.EqualFold(h.FromHeader, h.TaskHeader):
+		return fmt.Errorf("from header: %s is set by the gateway", h.FromHeader)
+	}
+	for _, name := range []string{h.TaskHeader, h.StatusHeader} {
+		if h.profileSets(name) {
+			return fmt.Errorf("%s is set by the profile %s; the task's ID and status need headers of their own", name, h.Profile)
+		}
+	}
+	return nil
+}
+
+// profileSets says whether a header of the callback is the profile's to set.
+func (h *Handler) profileSets(name string) bool {
+	return slices.ContainsFunc(profiles[h.Profile].sets, func(set string) bool { return strings.EqualFold(set, name) })
+}
+
+// urlOf returns the URL that the request names, "" if it names none. The error
+// is a *problem: the request must be refused.
+func (h *Handler) urlOf(r *http.Request) (string, error) {
+	if h.fromKey != "" {
+		return headerURL(r.Header[h.fromKey], h.FromHeader)
+	}
+	if !hasJSONBody(r) {
+		return "", nil
+	}
+	return findURL(r, h.Field, h.MaxRequest)
+}
+
+// source is what clients know the place of the URL by.
+func (h *Handler) source() string {
+	if h.FromHeader != "" {
+		return h.FromHeader
+	}
+	return h.Field
+}
+
+// headerURL returns the URL in a header. It allocates nothing unless the request
+// is refused: every request passes here, and none is read.
+func headerURL(values []string, name string) (string, error) {
+	switch len(values) {
+	case 0:
+		return "", nil
+	case 1:
+		return values[0], nil
+	default:
+		return "", &problem{http.StatusBadRequest, name + ": the header is there twice, and servers disagree on which one counts"}
+	}
+}
+
+// functionOf returns the name of the function that a path calls, as OpenFaaS has
+// it; "" if it is no such path.
+func functionOf(path string) string {
+	rest, ok := strings.CutPrefix(path, asyncFunctionPath)
+	if !ok {
+		rest, ok = strings.CutPrefix(path, functionPath)
+	}
+	name, _, _ := strings.Cut(rest, "/")
+	// What OpenFaaS lets a function be called. It goes into a header.
+	strange := strings.ContainsFunc(name, func(c rune) bool {
+		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && c != '-' && c != '_' && c != '.'
+	})
+	if !ok || strange || len(name) > maxFunctionName {
+		return ""
+	}
+	return name
+}
+
+// maxFunctionName is more than Kubernetes lets a service and its namespace have
+// together, in bytes. The name is kept in the task's record.
+const maxFunctionName = 128
+
+// syncURI returns the path and query under which OpenFaaS's queue worker calls
+// what was called under the given one.
+func syncURI(uri string) string {
+	if rest, ok := strings.CutPrefix(uri, asyncFunctionPath); ok {
+		return functionPath + rest
+	}
+	return uri
+}
+
+// encodeProfile makes the callback's body where a profile has one of its own.
+func encodeProfile(rec *task.Record, resp *form.Response) (form.Callback, bool) {
+	switch {
+	case rec.Callback.Format == formatData:
+		return form.EncodeData(rec.Error, resp, rec.Callback.MaxResult), true
+	case rec.Callback.Profile == profileOpenFaaS && rec.Callback.Format == formatRaw && resp == nil:
+		return form.Callback{}, true // the status says it: there was no function to answer
+	default:
+		return form.Callback{}, false
+	}
+}
+
+// setProfileHeader adds what the task's profile has in the callback's header,
+// when all else stands there.
+func setProfileHeader(h http.Header, rec *task.Record, keys []webhook.Key, at time.Time, body []byte) {
+	switch rec.Callback.Profile {
+	case profileOpenFaaS:
+		addFunctionHeader(h, rec)
+		h.Set(functionStatus, strconv.Itoa(statusOfFunction(rec)))
+		h.Set(functionDuration, strconv.FormatFloat(ranFor(rec).Seconds(), 'f', 6, 64))
+		if rec.Callback.Function != "" {
+			h.Set(functionName, rec.Callback.Function)
+		}
+	case profileBeam2:
+		h.Set(webhook.HeaderBeamTimestamp, strconv.FormatInt(at.Unix(), 10))
+		if signature := webhook.SignBeam(keys, at, body); signature != "" {
+			h.Set(webhook.HeaderBeamSignature, signature)
+		}
+	}
+}
+
+// addFunctionHeader adds the header of the function's response, as OpenFaaS does.
+// What the gateway says, and what its signatures are, is not the function's to
+// say.
+func addFunctionHeader(h http.Header, rec *task.Record) {
+	if rec.Result == nil {
+		return
+	}
+	for name, values := range rec.Result.Header {
+		if len(h[name]) == 0 && !isReserved(name) && name != "Expect" && name != "User-Agent" {
+			h[name] = values
+		}
+	}
+}
+
+// statusOfFunction is the status that the function answered with, or what
+// stands for it: 503 as in OpenFaaS if it gave no whole answer, 504 if its time
+// was up.
+func statusOfFunction(rec *task.Record) int {
+	switch {
+	case rec.Status == task.TimedOut:
+		return http.StatusGatewayTimeout
+	case rec.Result == nil || rec.UpstreamStatus == 0:
+		return http.StatusServiceUnavailable
+	default:
+		return rec.UpstreamStatus
+	}
+}
+
+// ranFor is how long the task ran, 0 if it never did. Wall clocks may have been
+// set meanwhile, or be those of two nodes.
+func ranFor(rec *task.Record) time.Duration {
+	if rec.StartedAt.IsZero() || rec.FinishedAt.IsZero() {
+		return 0
+	}
+	return max(0, rec.FinishedAt.Sub(rec.StartedAt))
+}

@@ -1,0 +1,233 @@
+package callback
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// Traces are Caddy's: its `tracing` directive decides which requests have a
+// span and where spans go. The span of the request that made a task goes with
+// the task, as a traceparent, so that what happens to the task hours later, on
+// another node, belongs to the same trace.
+
+// traceContext writes and reads spans as Trace Context does, whatever Caddy's
+// propagators are: callbacks promise a traceparent.
+var traceContext propagation.TraceContext
+
+// spanOf returns the span of a request as a traceparent, "" if it has none. It
+// allocates nothing then.
+func spanOf(ctx context.Context) string {
+	if !trace.SpanContextFromContext(ctx).IsValid() {
+		return ""
+	}
+	header := make(propagation.MapCarrier, 1)
+	traceContext.Inject(ctx, header)
+	return header.Get("traceparent")
+}
+
+// inSpan returns a context with the span of that traceparent, which ended or
+// belongs to somebody else.
+func inSpan(ctx context.Context, traceparent string) context.Context {
+	return traceContext.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent})
+}
+
+// noSpan does nothing; it stands for a span where nothing is traced.
+var noSpan = trace.SpanFromContext(context.Background())
+
+// tracing is what a generation of the configuration has of `tracing`.
+type tracing struct {
+	once   sync.Once
+	tracer trace.Tracer    // nil if no handler of it stands in any route
+	queues map[string]bool // those that one stands before
+}
+
+// traced returns what there is of Caddy's tracing. It looks for it the first time
+// that a task which has a span is worked on: then every app is set up.
+func (a *App) traced() *tracing {
+	t := &a.tracing
+	t.once.Do(func() {
+		app, err := a.ctx.AppIfConfigured("http")
+		if err != nil {
+			return
+		}
+		t.queues = make(map[string]bool)
+		var found caddyhttp.MiddlewareHandler
+		for _, server := range app.(*caddyhttp.App).Servers {
+			found = t.walk(server.Routes, nil, found)
+			for _, route := range server.NamedRoutes {
+				found = t.walk(caddyhttp.RouteList{*route}, nil, found)
+			}
+		}
+		if found != nil {
+			t.tracer = tracerOf(found)
+		}
+	})
+	return t
+}
+
+// walk goes through routes as a request would. before is the tracing handler
+// that a request has met when it gets there. It returns found, or the first
+// tracing handler if that is nil.
+func (t *tracing) walk(routes caddyhttp.RouteList, before, found caddyhttp.MiddlewareHandler) caddyhttp.MiddlewareHandler {
+	for _, route := range routes {
+		for _, handler := range route.Handlers {
+			switch inner := handler.(type) {
+			case *TaskQueue:
+				t.queues[inner.Name] = t.queues[inner.Name] || before != nil
+				found = t.walk(inner.Routes, before, found)
+			case *caddyhttp.Subroute:
+				found = t.walk(inner.Routes, before, found)
+			case caddy.Module:
+				if inner.CaddyModule().ID != "http.handlers.tracing" {
+					continue
+				}
+				before = handler
+				if found == nil {
+					found = handler
+				}
+			}
+		}
+	}
+	return found
+}
+
+// tracerOf returns a tracer whose spans go where those of a tracing handler go.
+// The handler does not tell; a span that it makes does. So it is given a request,
+// one that is part of a trace that nobody records.
+func tracerOf(handler caddyhttp.MiddlewareHandler) (tracer trace.Tracer) {
+	ctx := trace.ContextWithRemoteSpanContext(context.Background(), trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1}, Remote: true,
+	}))
+	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "/", http.NoBody)
+	if err != nil {
+		return nil
+	}
+	seen := caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
+		tracer = trace.SpanFromContext(r.Context()).TracerProvider().Tracer(
+			"github.com/caddy-callback/caddy-callback", trace.WithInstrumentationVersion(Version))
+		return nil
+	})
+	if err := handler.ServeHTTP(nobody{make(http.Header)}, r, seen); err != nil {
+		return nil
+	}
+	return tracer
+}
+
+// span starts a span below the one that made the task; noSpan if there is none,
+// or nowhere to send it to.
+func (a *App) span(rec *task.Record, name string, opts ...trace.SpanStartOption) trace.Span {
+	tracer := a.traced().tracer
+	if tracer == nil {
+		return noSpan
+	}
+	ctx := context.Background()
+	if rec.Span != "" {
+		ctx = inSpan(ctx, rec.Span)
+	}
+	_, span := tracer.Start(ctx, name, opts...)
+	return span
+}
+
+// traceTask notes in the span of a waiting client's request what its task came to.
+func traceTask(ctx context.Context, rec *task.Record) {
+	if span := trace.SpanFromContext(ctx); rec.Queue == "" && span.IsRecording() {
+		span.SetAttributes(attribute.String("callback.task_id", rec.ID), attribute.String("callback.status", string(rec.Status)))
+	}
+}
+
+// startRun begins the span of one run of a queue's task: below the request that
+// was accepted, or, for a tick of a schedule, at the root of a trace if `tracing`
+// stands before the queue. What the block sends upstream is part of it.
+func (q *TaskQueue) startRun(x *exchange, r *http.Request) trace.Span {
+	rec := &x.rec
+	if rec.Span == "" && (rec.Seed == "" || !q.app.traced().queues[q.Name]) {
+		return noSpan
+	}
+	span := q.app.span(rec, "run task", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
+		attribute.String("callback.task_id", rec.ID), attribute.String("callback.queue", rec.Queue),
+		attribute.Int("callback.start", rec.Starts)))
+	if !span.SpanContext().IsValid() {
+		return noSpan
+	}
+	x.ctx = trace.ContextWithSpan(x.ctx, span)
+	traceContext.Inject(x.ctx, propagation.HeaderCarrier(r.Header))
+	if rec.Span == "" {
+		rec.Span = spanOf(x.ctx)
+	}
+	return span
+}
+
+// endRun ends the span of a run.
+func endRun(span trace.Span, rec *task.Record) {
+	if span.IsRecording() {
+		span.SetAttributes(attribute.String("callback.status", string(rec.Status)))
+		if rec.UpstreamStatus != 0 {
+			span.SetAttributes(attribute.Int("callback.upstream_status", rec.UpstreamStatus))
+		}
+		if rec.Status != task.Complete {
+			span.SetStatus(codes.Error, rec.Error)
+		}
+	}
+	span.End()
+}
+
+// startAttempt begins the span of one attempt and makes it the parent of what the
+// receiver does. There is no url.full, which the conventions for clients ask for:
+// a callback's URL may hold a secret.
+func (s *sender) startAttempt(rec *task.Record, req *http.Request, at time.Time) trace.Span {
+	if rec.Span == "" {
+		return noSpan
+	}
+	span := s.app.span(rec, "deliver callback", trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(at))
+	if !span.SpanContext().IsValid() {
+		return span
+	}
+	traceContext.Inject(trace.ContextWithSpan(context.Background(), span), propagation.HeaderCarrier(req.Header))
+	if span.IsRecording() {
+		span.SetAttributes(attribute.String("http.request.method", req.Method),
+			attribute.Int("http.request.resend_count", rec.Tries), attribute.Int("callback.attempt", rec.Tries+1),
+			attribute.String("callback.task_id", rec.ID), attribute.String("callback.status", string(rec.Status)))
+		if host, port, err := net.SplitHostPort(rec.CallbackHost); err == nil {
+			number, _ := strconv.Atoi(port) // it was parsed when the task was accepted
+			span.SetAttributes(attribute.String("server.address", host), attribute.Int("server.port", number))
+		}
+	}
+	return span
+}
+
+// endSpan ends the span of an attempt, if it has one. outcome is empty if the
+// attempt does not count.
+func (a *answer) endSpan(outcome string) {
+	if a.span == nil || !a.span.IsRecording() {
+		return
+	}
+	if outcome != "" {
+		a.span.SetAttributes(attribute.String("callback.outcome", outcome))
+	}
+	if a.status != 0 {
+		a.span.SetAttributes(attribute.Int("http.response.status_code", a.status))
+	}
+	if !a.accepted() {
+		kind := "_OTHER" // as the conventions have it
+		if a.status != 0 {
+			kind = strconv.Itoa(a.status)
+		}
+		a.span.SetAttributes(attribute.String("error.type", kind))
+		a.span.SetStatus(codes.Error, a.message())
+	}
+	a.span.End(trace.WithTimestamp(a.at.Add(a.took)))
+}
