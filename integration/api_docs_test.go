@@ -1,0 +1,39 @@
+package integration
+
+import (
+	"encoding/json"
+	"net/http"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+)
+
+func TestTheCommandsInTheDocsOfTheAPIAreAnswered(t *testing.T) {
+	t.Parallel()
+	g := gatewaytest.Start(t, "", "callback\nrespond ok")
+	run := 0
+	for _, b := range blocks(t, "docs/api.md") {
+		if b.lang != "sh" {
+			continue
+		}
+		run++
+		command := strings.ReplaceAll(strings.TrimSpace(b.text), "localhost:2019", g.Admin)
+		out, err := exec.CommandContext(t.Context(), "sh", "-c", command).Output()
+		if err != nil || !json.Valid(out) {
+			t.Errorf("%v: %s: %v", b, out, err)
+		}
+	}
+	if run == 0 {
+		t.Error("there are none")
+	}
+	// The JSON beside them is what the API's own document describes.
+	a := adminAPI(t, g)
+	for _, want := range []string{"GET /tasks", "POST /redeliver", "GET /events"} {
+		if a.doc.Operations()[want] == nil {
+			t.Errorf("the document has no %s", want)
+		}
+	}
+	a.ask(http.MethodGet, "hosts?limit=3", http.StatusOK, nil)
+}
