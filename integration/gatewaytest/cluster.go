@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -42,6 +43,16 @@ func runNATS() {
 type Cluster struct {
 	t       testing.TB
 	Servers []*NATSServer
+
+	// Config are lines of the servers' configuration file, beside what the flags
+	// say. To be set before they start, like all that follows.
+	Config string
+	// Plain servers have no JetStream.
+	Plain bool
+	// Scheme is that of the URLs; empty is nats.
+	Scheme string
+	// Login are the options that the test itself connects with.
+	Login []nats.Option
 }
 
 // NATSServer is a server of a [Cluster].
@@ -85,7 +96,17 @@ func (c *Cluster) Start(i int) {
 		c.t.Fatal(err)
 	}
 	host, port, _ := strings.Cut(s.Client, ":")
-	args := []string{"-js", "-a", host, "-p", port, "-sd", s.Dir, "-n", fmt.Sprintf("n%d", i)}
+	args := []string{"-a", host, "-p", port, "-sd", s.Dir, "-n", fmt.Sprintf("n%d", i)}
+	if !c.Plain {
+		args = append(args, "-js")
+	}
+	if c.Config != "" {
+		file := filepath.Join(s.Dir, "nats.conf")
+		if err := os.WriteFile(file, []byte(c.Config), 0o600); err != nil {
+			c.t.Fatal(err)
+		}
+		args = append(args, "-c", file)
+	}
 	if len(c.Servers) > 1 {
 		var routes []string
 		for _, other := range c.Servers {
@@ -114,7 +135,7 @@ func (c *Cluster) Kill(i int) {
 func (c *Cluster) Ready() {
 	c.t.Helper()
 	Eventually(c.t, "the cluster is ready", func() error {
-		nc, err := nats.Connect(c.URLs())
+		nc, err := nats.Connect(c.URLs(), c.Login...)
 		if err != nil {
 			return err
 		}
@@ -128,11 +149,42 @@ func (c *Cluster) Ready() {
 	})
 }
 
+// Leader returns which server leads a stream.
+func (c *Cluster) Leader(stream string) int {
+	c.t.Helper()
+	leader := -1
+	Eventually(c.t, "the stream has a leader", func() error {
+		nc, err := nats.Connect(c.URLs(), c.Login...)
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		js, err := nc.JetStream(nats.MaxWait(2 * time.Second))
+		if err != nil {
+			return err
+		}
+		info, err := js.StreamInfo(stream)
+		if err != nil {
+			return err
+		}
+		if info.Cluster == nil || info.Cluster.Leader == "" {
+			return fmt.Errorf("%+v", info.Cluster)
+		}
+		_, err = fmt.Sscanf(info.Cluster.Leader, "n%d", &leader)
+		return err
+	})
+	return leader
+}
+
 // URLs are those of all servers, with commas.
 func (c *Cluster) URLs() string {
 	var urls []string
+	scheme := c.Scheme
+	if scheme == "" {
+		scheme = "nats"
+	}
 	for _, s := range c.Servers {
-		urls = append(urls, "nats://"+s.Client)
+		urls = append(urls, scheme+"://"+s.Client)
 	}
 	return strings.Join(urls, ",")
 }

@@ -34,15 +34,20 @@ import (
 const AsCaddy = "CALLBACK_TEST_AS_CADDY"
 
 // Main runs the tests, or what a test has started this binary as. A package that
-// starts gateways calls it in its TestMain.
-func Main(m *testing.M) {
+// starts gateways calls it in its TestMain. What is to be done after the tests
+// can be handed to it: the process then ends.
+func Main(m *testing.M, after ...func()) {
 	switch {
 	case os.Getenv(AsCaddy) != "":
 		caddycmd.Main()
 	case os.Getenv(AsNATS) != "":
 		runNATS()
 	default:
-		os.Exit(m.Run())
+		code := m.Run()
+		for _, f := range after {
+			f()
+		}
+		os.Exit(code)
 	}
 }
 

@@ -1,6 +1,7 @@
 package gatewaytest
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -10,11 +11,12 @@ import (
 	"time"
 )
 
-// Ledger holds what clients were told and what receivers got.
+// Ledger holds what clients were told and what receivers got. A receiver whose
+// callbacks it writes down accepts all of them.
 type Ledger struct {
 	mu       sync.Mutex
 	Accepted map[string]bool            // task IDs that a client has seen
-	Verdicts map[string]map[string]bool // by task ID
+	Verdicts map[string]map[string]bool // by task ID: statuses, each with a digest of the body
 	Arrived  int
 }
 
@@ -25,13 +27,7 @@ func NewLedger(rcv *Receiver, done <-chan struct{}) *Ledger {
 		for {
 			select {
 			case c := <-rcv.Got:
-				l.mu.Lock()
-				if l.Verdicts[c.TaskID()] == nil {
-					l.Verdicts[c.TaskID()] = make(map[string]bool)
-				}
-				l.Verdicts[c.TaskID()][c.Status()] = true
-				l.Arrived++
-				l.mu.Unlock()
+				l.Arrive(c)
 			case <-done:
 				return
 			}
@@ -47,34 +43,88 @@ func (l *Ledger) Accept(id string) {
 	l.Accepted[id] = true
 }
 
+// Arrive notes that a receiver got, and accepted, a callback.
+func (l *Ledger) Arrive(c Callback) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.Verdicts[c.TaskID()] == nil {
+		l.Verdicts[c.TaskID()] = make(map[string]bool)
+	}
+	digest := sha256.Sum256([]byte(c.Body))
+	l.Verdicts[c.TaskID()][fmt.Sprintf("%s %x", c.Status(), digest[:6])] = true
+	l.Arrived++
+}
+
 // Settled returns nil once every accepted task has its callback; two verdicts
-// on one task are fatal.
+// on one task, or two results, are fatal.
 func (l *Ledger) Settled() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	missing := 0
+	missing, one := 0, ""
 	for id := range l.Accepted {
 		switch len(l.Verdicts[id]) {
 		case 0:
-			missing++
+			missing, one = missing+1, id
 		case 1:
 		default:
 			return Fatal(fmt.Errorf("task %s has the verdicts %v", id, l.Verdicts[id]))
 		}
 	}
 	if missing > 0 {
-		return fmt.Errorf("%d of %d accepted tasks have no callback", missing, len(l.Accepted))
+		return fmt.Errorf("%d of %d accepted tasks have no callback, as %s", missing, len(l.Accepted), one)
 	}
 	return nil
+}
+
+// Statuses returns the verdicts that came of a task.
+func (l *Ledger) Statuses(id string) (all []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for verdict := range l.Verdicts[id] {
+		status, _, _ := strings.Cut(verdict, " ")
+		all = append(all, status)
+	}
+	return all
+}
+
+// Tally is a ledger in numbers.
+type Tally struct {
+	Accepted int // tasks that a client was told of
+	Arrived  int // callbacks, of other tasks too: a client may be cut off before it hears
+	Lost     int // accepted tasks without a callback
+	Repeated int // callbacks beyond the first of their task
+	Second   int // verdicts, or results, beyond the first of their task
+}
+
+// Tally counts.
+func (l *Ledger) Tally() Tally {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	tally := Tally{Accepted: len(l.Accepted), Arrived: l.Arrived, Repeated: l.Arrived - len(l.Verdicts)}
+	for id := range l.Accepted {
+		if len(l.Verdicts[id]) == 0 {
+			tally.Lost++
+		}
+	}
+	for _, verdicts := range l.Verdicts {
+		tally.Second += len(verdicts) - 1
+	}
+	return tally
 }
 
 // ErrBroken is a request whose connection was closed under it: Caddy closes idle
 // connections when it reloads, also one that a request is on its way on.
 var ErrBroken = errors.New("connection broken")
 
-// Write sends tasks until stop is closed. Every task ID that comes back is
-// accepted in the ledger. A failed request is passed to failed.
+// Write sends tasks to the root of the site, see [Ledger.WriteTo].
 func (l *Ledger) Write(g *Gateway, callbackURL string, stop <-chan struct{}, failed func(error)) {
+	l.WriteTo(g, "/", callbackURL, stop, failed)
+}
+
+// WriteTo sends tasks until stop is closed. Every task ID that comes back is
+// accepted in the ledger, but for one in the gateway's own refusal. A failed
+// request is passed to failed.
+func (l *Ledger) WriteTo(g *Gateway, path, callbackURL string, stop <-chan struct{}, failed func(error)) {
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
 	body := fmt.Sprintf(`{"callback_url":%q}`, callbackURL)
@@ -84,15 +134,16 @@ func (l *Ledger) Write(g *Gateway, callbackURL string, stop <-chan struct{}, fai
 			return
 		default:
 		}
-		resp, err := client.Post(g.URL("/"), "application/json", strings.NewReader(body))
+		resp, err := client.Post(g.URL(path), "application/json", strings.NewReader(body))
 		if err != nil {
 			failed(fmt.Errorf("%w: %w", ErrBroken, err))
 			continue
 		}
-		if id := resp.Header.Get("beam-task-id"); id != "" {
+		refused := resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Content-Type") == "application/problem+json"
+		if id := resp.Header.Get("beam-task-id"); id != "" && !refused {
 			l.Accept(id)
 		}
-		if resp.StatusCode != http.StatusOK {
+		if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusAccepted {
 			failed(fmt.Errorf("%s", resp.Status))
 		}
 		resp.Body.Close()

@@ -5,4 +5,4 @@ package gatewaytest
 // RaceOptions keep clear of a data race in nats-server 2.15.2 itself: it starts a
 // new store's sync timer before the store is set up, and with the default of
 // 10ms the timer fires in the middle.
-const raceOptions = "sync 2s"
+const RaceOptions = "sync 2s"

@@ -1,0 +1,117 @@
+package integration
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+)
+
+// accepts waits until a gateway takes callbacks again.
+func accepts(g *gatewaytest.Gateway, callbackURL string) (id string) {
+	g.T.Helper()
+	g.Eventually("callbacks are accepted", func() error {
+		resp, text := g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, callbackURL))
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s %s", resp.Status, text)
+		}
+		id = resp.Header.Get("beam-task-id")
+		return nil
+	})
+	return id
+}
+
+// turnsAway waits until a gateway refuses callbacks; plain requests pass.
+func turnsAway(g *gatewaytest.Gateway, callbackURL string, l *gatewaytest.Ledger) {
+	g.T.Helper()
+	g.Eventually("callbacks are refused", func() error {
+		resp, text := g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, callbackURL))
+		if resp.StatusCode == http.StatusOK {
+			l.Accept(resp.Header.Get("beam-task-id"))
+		}
+		if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+			return fmt.Errorf("%s %v %s", resp.Status, resp.Header, text)
+		}
+		return nil
+	})
+	if resp, text := g.Post("/", "{}"); resp.StatusCode != http.StatusOK {
+		g.T.Errorf("a plain request got %s %s", resp.Status, text)
+	}
+}
+
+func TestWhileTheClusterIsAwayCallbacksAreRefusedAndNoneIsLost(t *testing.T) {
+	t.Parallel()
+	c := gatewaytest.StartCluster(t, 1)
+	working, release := make(chan struct{}), make(chan struct{})
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/long" {
+			close(working)
+			<-release
+		}
+	})
+	var open atomic.Bool
+	rcv := gatewaytest.NewReceiver(t, nil) // of what is delivered
+	shut := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+		if !open.Load() {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		resp, _, err := gatewaytest.Send(http.MethodPost, rcv.URL, r.Body,
+			"beam-task-id", r.Header.Get("beam-task-id"), "x-beam-task-status", r.Header.Get("x-beam-task-status"))
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Error(resp, err)
+		}
+	})
+	l := gatewaytest.NewLedger(rcv, t.Context().Done())
+	options := strings.Replace(c.Options(), "ports any", "ports any\n"+gatewaytest.ManyTimes, 1)
+	g := gatewaytest.Start(t, options, "callback\nreverse_proxy "+app)
+	for range 20 {
+		l.Accept(g.Task(shut.URL))
+	}
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		resp, _, err := gatewaytest.Send(http.MethodPost, g.URL("/long"), strings.NewReader(fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)),
+			"Content-Type", "application/json")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		l.Accept(resp.Header.Get("beam-task-id"))
+	}()
+	<-working
+	c.Kill(0)
+	turnsAway(g, rcv.URL, l)
+	close(release) // a task ends while its result cannot be recorded
+	open.Store(true)
+	c.Start(0)
+	l.Accept(accepts(g, rcv.URL))
+	<-answered
+	g.Eventually("every accepted task has its callback", l.Settled)
+}
+
+func TestACredentialThatIsRefusedForAWhileIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	c := startGuarded(t, "authorization { user: u, password: right }", nil)
+	at := strings.TrimPrefix(c.URLs(), "nats://")
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, natsOptions("nats://u:right@"+at), gatewaytest.ExampleSite(t))
+	accepts(g, rcv.URL)
+	c.Kill(0)
+	c.Config = "authorization { user: u, password: other }"
+	c.Start(0)
+	// It is refused again and again, where the client library would give up.
+	g.Eventually("the gateway is refused", func() error {
+		if n := strings.Count(strings.ToLower(g.Log.String()), "authorization violation"); n < 5 {
+			return fmt.Errorf("%d times", n)
+		}
+		return nil
+	})
+	c.Kill(0)
+	c.Config = "authorization { user: u, password: right }"
+	c.Start(0)
+	accepts(g, rcv.URL)
+}

@@ -1,0 +1,127 @@
+package integration
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+func TestRollingRestartsWithAnotherConfigurationLoseNothing(t *testing.T) {
+	t.Parallel()
+	c := gatewaytest.StartCluster(t, 1)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	app := gatewaytest.NewApp(t, gatewaytest.AnswerSoon)
+	site := "callback\ntask_queue /q* q {\nreverse_proxy " + app + "\n}\nreverse_proxy " + app
+	gateways := []*gatewaytest.Gateway{gatewaytest.Start(t, c.Options(), site), gatewaytest.Start(t, c.Options(), site)}
+	l := gatewaytest.NewLedger(rcv, t.Context().Done())
+	stop := make(chan struct{})
+	var writers sync.WaitGroup
+	pause := func(error) { gatewaytest.Pause(5 * time.Millisecond) }
+	for i := range 4 {
+		writers.Go(func() { l.Write(gateways[i%2], rcv.URL, stop, pause) })
+	}
+	writers.Go(func() { // a queue's, to whichever is there
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(2 * time.Millisecond):
+			}
+			resp, _, err := gatewaytest.Send(http.MethodPost, gateways[i%2].URL("/q"),
+				strings.NewReader(fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)), "Content-Type", "application/json")
+			if err == nil && resp.StatusCode == http.StatusAccepted {
+				l.Accept(resp.Header.Get("beam-task-id"))
+			}
+		}
+	})
+	for i := range 4 {
+		gatewaytest.Pause(time.Second)
+		g := gateways[i%2]
+		if code := g.Stop(); code != 0 {
+			t.Errorf("the gateway ended with %d", code)
+		}
+		changed := strings.Replace(c.Options(), "ports any", fmt.Sprintf("ports any\nper_host %d", 4+i), 1)
+		g.Configure(fmt.Sprintf("retention %dh\n%s", 10+i, changed), site)
+		g.Start()
+	}
+	close(stop)
+	writers.Wait()
+	gatewaytest.Eventually(t, "every accepted task has its callback", l.Settled)
+	sum := l.Tally()
+	t.Logf("%+v", sum)
+	if sum.Accepted == 0 || sum.Second > 0 {
+		t.Errorf("%+v", sum)
+	}
+}
+
+func TestAScheduleTicksOnceForThreeGatewaysOfWhichTwoAreKilled(t *testing.T) {
+	t.Parallel()
+	c := gatewaytest.StartCluster(t, 1)
+	app, ticks := newClockedApp(t)
+	options, site := c.Options()+"\n"+every("2s", "/t"), "task_queue /t* q {\nreverse_proxy "+app+"\n}"
+	gateways := []*gatewaytest.Gateway{
+		gatewaytest.Start(t, options, site), gatewaytest.Start(t, options, site), gatewaytest.Start(t, options, site),
+	}
+	seen := make(map[string]bool)
+	first := nextTick(t, ticks)
+	seen[first.id] = true
+	last := first
+	for i := range 5 {
+		if i < 2 {
+			gateways[i].Kill()
+		}
+		last = nextTick(t, ticks)
+		if seen[last.id] {
+			t.Errorf("the task %q came twice", last.id)
+		}
+		seen[last.id] = true
+	}
+	// If each made a task of every tick these took a third of the time. A slow
+	// machine only adds to it.
+	if took := last.at.Sub(first.at); took < 7*time.Second {
+		t.Errorf("six ticks of two seconds came within %v", took)
+	}
+}
+
+func TestAnyGatewayRunsAnyQueuesTaskAndDeliversAnyCallback(t *testing.T) {
+	t.Parallel()
+	c := gatewaytest.StartCluster(t, 1)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	var mu sync.Mutex
+	ran := make(map[string]int) // tasks, by the gateway that ran them
+	app := func(name string) string {
+		return gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {
+			mu.Lock()
+			ran[name]++
+			mu.Unlock()
+			gatewaytest.Pause(20 * time.Millisecond)
+		})
+	}
+	site := func(name string) string {
+		return "callback\ntask_queue /q* q {\nreverse_proxy " + app(name) + "\n}"
+	}
+	a := gatewaytest.Start(t, "queue q {\nworkers 2\n}\n"+c.Options(), site("a"))
+	b := gatewaytest.Start(t, "queue q {\nworkers 2\n}\n"+c.Options(), site("b"))
+	ids := make(map[string]bool)
+	for range 100 { // all to one
+		ids[accepted(t, a, "/q", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))] = true
+	}
+	rcv.Arrivals(t, make(map[string]int), len(ids))
+	for id := range ids {
+		reaches(t, b, "/q", id, task.Done)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if ran["a"] == 0 || ran["b"] == 0 || ran["a"]+ran["b"] != 100 {
+		t.Errorf("they ran %v", ran)
+	}
+	if len(a.Attempts("")) == 0 || len(b.Attempts("")) == 0 {
+		t.Errorf("they delivered %d and %d", len(a.Attempts("")), len(b.Attempts("")))
+	}
+}

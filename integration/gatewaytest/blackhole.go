@@ -1,0 +1,68 @@
+package gatewaytest
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// ManyTimes are waits for callbacks that are tried again until the test has
+// seen enough.
+var ManyTimes = "retry" + strings.Repeat(" 2s", 200)
+
+// BlackHole is a receiver that answers nothing until it is opened.
+type BlackHole struct {
+	*Receiver
+	opened   chan struct{}
+	mu       sync.Mutex
+	answered map[string]int // callbacks that were answered, by task
+}
+
+// NewBlackHole starts a black hole.
+func NewBlackHole(t testing.TB) *BlackHole {
+	t.Helper()
+	b := &BlackHole{opened: make(chan struct{}), answered: make(map[string]int)}
+	b.Receiver = NewReceiver(t, func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-b.opened:
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.answered[r.Header.Get("beam-task-id")]++
+		default:
+			<-r.Context().Done() // until the gateway gives up
+		}
+	})
+	return b
+}
+
+// Open makes it answer from now on.
+func (b *BlackHole) Open() { close(b.opened) }
+
+// Delivered returns nil once n callbacks were answered.
+func (b *BlackHole) Delivered(n int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.answered) < n {
+		return fmt.Errorf("%d of %d are delivered", len(b.answered), n)
+	}
+	return nil
+}
+
+// Answered returns how often each task's callback was answered.
+func (b *BlackHole) Answered() map[string]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return maps.Clone(b.answered)
+}
+
+// Growth is how much more memory a process may take, given what one without the
+// race detector may.
+func Growth(bytes int64) int64 {
+	if RaceOptions != "" {
+		return 5 * bytes // what the detector itself takes, by its documentation
+	}
+	return bytes
+}
