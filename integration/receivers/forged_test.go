@@ -1,0 +1,226 @@
+package receivers
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+)
+
+// A message is a callback that a test makes itself.
+type message struct {
+	method, id, status, body string
+	at                       time.Time
+	header                   http.Header // in place of what is made of the fields
+}
+
+// genuine is a callback as the gateway signs it.
+func genuine(change func(m *message)) message {
+	m := message{method: http.MethodPost, id: uuid.NewString(), status: "COMPLETE", body: "response=x", at: time.Now()}
+	if change != nil {
+		change(&m)
+	}
+	return m
+}
+
+// signed are the headers of a message, signed with the key.
+func (m message) signed(key string) http.Header {
+	hook, err := standardwebhooks.NewWebhook(key)
+	if err != nil {
+		panic(err)
+	}
+	signature, err := hook.Sign(m.id, m.at, []byte(m.body))
+	if err != nil {
+		panic(err)
+	}
+	return http.Header{
+		"Content-Type":       {"application/x-www-form-urlencoded"},
+		"Beam-Task-Id":       {m.id},
+		"X-Beam-Task-Status": {m.status},
+		"Webhook-Id":         {m.id},
+		"Webhook-Timestamp":  {strconv.FormatInt(m.at.Unix(), 10)},
+		"Webhook-Signature":  {signature},
+	}
+}
+
+// send sends a message to the receiver and returns the status it answers with.
+func (p *process) send(m message) (int, error) {
+	req, err := http.NewRequest(m.method, "http://"+p.addr+"/hook", strings.NewReader(m.body))
+	if err != nil {
+		return 0, err
+	}
+	if req.Header = m.header; m.header == nil {
+		req.Header = m.signed(key)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	return resp.StatusCode, resp.Body.Close()
+}
+
+// without returns the headers of a genuine message with some set, or removed if
+// the value is empty.
+func without(m message, pairs ...string) http.Header {
+	h := m.signed(key)
+	for i := 0; i < len(pairs); i += 2 {
+		if h.Del(pairs[i]); pairs[i+1] != "" {
+			h.Set(pairs[i], pairs[i+1])
+		}
+	}
+	return h
+}
+
+// ed25519Signature is a signature that receivers with a whsec_ key cannot check.
+func ed25519Signature(m message) string {
+	private := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize))
+	return "v1a," + base64.StdEncoding.EncodeToString(ed25519.Sign(private, fmt.Appendf(nil, "%s.%d.%s", m.id, m.at.Unix(), m.body)))
+}
+
+var forgeries = []struct {
+	name   string
+	code   int
+	change func(m *message)
+}{
+	{"a body that was changed", 401, func(m *message) { m.header = m.signed(key); m.body += "&paid=yes" }},
+	{"no body", 401, func(m *message) { m.header = m.signed(key); m.body = "" }},
+	{"another task's ID", 401, func(m *message) { m.header = without(*m, "webhook-id", uuid.NewString()) }},
+	{"a key that is not ours", 401, func(m *message) { m.header = m.signed("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD") }},
+	{"a time of six minutes ago", 401, func(m *message) { m.at = m.at.Add(-6 * time.Minute) }},
+	{"a time in six minutes", 401, func(m *message) { m.at = m.at.Add(6 * time.Minute) }},
+	{"an old callback with a fresh time", 401, func(m *message) {
+		m.at = m.at.Add(-time.Hour)
+		m.header = without(*m, "webhook-timestamp", strconv.FormatInt(time.Now().Unix(), 10))
+	}},
+	{"no signature", 401, func(m *message) { m.header = without(*m, "webhook-signature", "") }},
+	{"no time", 401, func(m *message) { m.header = without(*m, "webhook-timestamp", "") }},
+	{"no ID", 401, func(m *message) { m.header = without(*m, "webhook-id", "") }},
+	{"nothing that is signed", 401, func(m *message) {
+		m.header = without(*m, "webhook-id", "", "webhook-timestamp", "", "webhook-signature", "")
+	}},
+	{"a time that is no number", 401, func(m *message) { m.header = without(*m, "webhook-timestamp", "a[$(id >&2)]") }},
+	{"a time that no clock shows", 401, func(m *message) { m.header = without(*m, "webhook-timestamp", "99999999999999999999") }},
+	{"a signature without a value", 401, func(m *message) { m.header = without(*m, "webhook-signature", "v1") }},
+	{"a signature that is empty", 401, func(m *message) { m.header = without(*m, "webhook-signature", "v1,") }},
+	{"a signature that is no base64", 401, func(m *message) { m.header = without(*m, "webhook-signature", "v1,%%%*") }},
+	{"a signature of a scheme that is not checked", 401, func(m *message) { m.header = without(*m, "webhook-signature", ed25519Signature(*m)) }},
+	{"an ID that leads out of the folder", 400, func(m *message) { m.id = "../../../../../../tmp/escaped-the-folder" }},
+	{"an ID of another kind", 400, func(m *message) { m.id = "msg_1" }},
+	{"a status that there is not", 400, func(m *message) { m.status = "PAID" }},
+	{"no status", 400, func(m *message) { m.header = without(*m, "x-beam-task-status", "") }},
+	{"a method that is not taken", 405, func(m *message) { m.method = http.MethodPut }},
+}
+
+func refusesForgeries(t *testing.T, p *process) {
+	for _, test := range forgeries {
+		m := genuine(test.change)
+		code, err := p.send(m)
+		if code == http.StatusNotImplemented {
+			code = http.StatusMethodNotAllowed // what Python says of a method without a handler
+		}
+		if err != nil || code != test.code {
+			t.Errorf("%s: it answers %d, not %d: %v", test.name, code, test.code, err)
+		}
+		if strings.Contains(p.out.String(), m.id+" is done") {
+			t.Errorf("%s: the task is finished", test.name)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(p.dir, "callbacks")); err != nil || len(left) != 0 {
+		t.Errorf("the folder has %v: %v", left, err)
+	}
+	if _, err := os.Stat(os.TempDir() + "/escaped-the-folder"); err == nil {
+		t.Error("a file was made outside the folder")
+	}
+}
+
+func takesOneSignatureAmongOthers(t *testing.T, p *process) {
+	m := genuine(nil)
+	own := m.signed(key).Get("webhook-signature")
+	m.header = without(m, "webhook-signature", ed25519Signature(m)+" v1,AAAA "+own)
+	if code, err := p.send(m); err != nil || code != http.StatusNoContent {
+		t.Errorf("it answers %d: %v", code, err)
+	}
+	if head, _ := p.finished(m.id); head != "is done" {
+		t.Errorf("the task %s", head)
+	}
+	bytes := genuine(func(m *message) { m.body = "response=%ff%fe%00&a=1" })
+	if code, err := p.send(bytes); err != nil || code != http.StatusNoContent {
+		t.Errorf("of bytes that are no text, it answers %d: %v", code, err)
+	}
+	if head, _ := p.finished(bytes.id); head != "is done" {
+		t.Errorf("of bytes that are no text: the task %s", head)
+	}
+}
+
+func finishesOneOfEight(t *testing.T, p *process) {
+	m := genuine(nil)
+	var senders sync.WaitGroup
+	for range 8 {
+		senders.Go(func() {
+			if code, err := p.send(m); err != nil || code != http.StatusNoContent {
+				t.Errorf("it answers %d: %v", code, err)
+			}
+		})
+	}
+	senders.Wait()
+	p.finished(m.id)
+	last := genuine(nil)
+	if code, err := p.send(last); err != nil || code != http.StatusNoContent {
+		t.Fatalf("it answers %d: %v", code, err)
+	}
+	p.finished(last.id)
+	if n := strings.Count(p.out.String(), "task "+m.id); n != 1 {
+		t.Errorf("the task is finished %d times", n)
+	}
+}
+
+func finishesAfterACrash(t *testing.T, p *process) {
+	done := genuine(nil)
+	if code, err := p.send(done); err != nil || code != http.StatusNoContent {
+		t.Fatalf("it answers %d: %v", code, err)
+	}
+	p.finished(done.id)
+	p.kill()
+	// Killed between the two: it is stored, and not handled.
+	left := uuid.NewString()
+	write(t, p.stored(left), "TIMEOUT\nerror=the+app+took+too+long")
+	p.addr = gatewaytest.FreeAddr(t)
+	p.restart()
+	if head, pairs := p.finished(left); head != "took too long" || len(pairs) != 1 || pairs[0] != "error=the app took too long" {
+		t.Errorf("the task %s: %q", head, pairs)
+	}
+	if code, err := p.send(done); err != nil || code != http.StatusNoContent {
+		t.Errorf("of a repeat after the crash, it answers %d: %v", code, err)
+	}
+	if n := strings.Count(p.out.String(), "task "+done.id); n != 1 {
+		t.Errorf("the task from before the crash is finished %d times", n)
+	}
+}
+
+func refusesAnEmptyKey(t *testing.T, p *process) {
+	for _, key := range []string{"", "whsec_"} {
+		p.kill()
+		p.addr = gatewaytest.FreeAddr(t)
+		select {
+		case <-p.launch(key):
+			if p.cmd.ProcessState.Success() {
+				t.Errorf("with the key %q it ends without an error", key)
+			}
+		case <-time.After(gatewaytest.Patience):
+			t.Errorf("with the key %q it runs", key)
+		}
+	}
+}
