@@ -1,0 +1,285 @@
+package integration
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+)
+
+// plantedKey is a secret with a word in it.
+var plantedKey = "whsec_" + base64.StdEncoding.EncodeToString([]byte("planted-signing-key-of-the-gateway"))
+
+// planted are the words that must be found nowhere but where they belong. Where
+// that is is said at each.
+var planted = []string{
+	strings.TrimPrefix(plantedKey, "whsec_"), // of the options
+	"planted-signing-key",                    // the same, decoded
+	"planted-callback-header",                // of the option header: for receivers
+	"planted-own-query",                      // of the operator's URL: for that receiver
+	"planted-query",                          // of a client's URL: for that receiver
+	"planted-user", "planted-password",       // in a client's URL: for nobody, it is refused
+	"planted-authorization", "planted-cookie", // of a request: for the app
+	"planted-request-body",  // for the app, and for receivers if it answers with it
+	"planted-response-body", // for the client and the receiver
+	"planted-set-cookie",    // of the app's response: for the client
+	"planted-nats-password", // of the options
+	"planted-credentials",   // of a file that the options name
+}
+
+// leaks returns the planted words in a text.
+func leaks(text string) (found []string) {
+	for _, word := range planted {
+		if strings.Contains(text, word) {
+			found = append(found, word)
+		}
+	}
+	return found
+}
+
+// wantNoSecrets checks a text in which nothing planted belongs.
+func wantNoSecrets(t *testing.T, where, text string) {
+	t.Helper()
+	for _, word := range leaks(text) {
+		at := strings.Index(text, word)
+		t.Errorf("%s has %s: …%s…", where, word, text[max(0, at-200):min(len(text), at+100)])
+	}
+}
+
+// plant sends a request with all of a client's secrets.
+func plant(g *gatewaytest.Gateway, path, callbackURL string) (*http.Response, string) {
+	body, err := json.Marshal(map[string]string{"prompt": "planted-request-body", "callback_url": callbackURL})
+	if err != nil {
+		g.T.Fatal(err)
+	}
+	return g.Do(http.MethodPost, path, string(body), "Content-Type", "application/json",
+		"Authorization", "Bearer planted-authorization", "Cookie", "session=planted-cookie")
+}
+
+// TestNoSecretIsInLogsErrorsAndWhatOperatorsSee plants secrets and takes every
+// path there is from a request to its end, at the level DEBUG. Not looked at are
+// headers that Caddy itself logs at DEBUG, which are all but Authorization, Cookie,
+// Set-Cookie and Proxy-Authorization; its /config/, which is the configuration; what is sent to a
+// callback_inbox, which shows it; and <path>/<id>/result, which is the response.
+func TestNoSecretIsInLogsErrorsAndWhatOperatorsSee(t *testing.T) {
+	t.Parallel()
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body) // one that is cut was cut by the gateway
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/slow"):
+			<-r.Context().Done()
+		case strings.HasSuffix(r.URL.Path, "/broken"):
+			panic(http.ErrAbortHandler)
+		case strings.HasSuffix(r.URL.Path, "/failing"):
+			w.WriteHeader(http.StatusBadGateway)
+		}
+		w.Header().Set("Set-Cookie", "id=planted-set-cookie")
+		_, _ = fmt.Fprintf(w, "planted-response-body %s", body)
+	})
+	answers := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/gone":
+			w.WriteHeader(http.StatusGone)
+		case "/again":
+			if r.Header.Get("callback-attempt") == "1" {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+		case "/never":
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	echo := echoing(t)
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 50ms", "timeout 5s", "secret "+plantedKey)+
+		"\nqueue q {\nattempts 2 502\n}", fmt.Sprintf(`
+	handle /dashboard* {
+		task_dashboard
+	}
+	handle /own* {
+		callback %[2]s/hook?token=planted-own-query {
+			header X-Token planted-callback-header
+		}
+		reverse_proxy %[1]s
+	}
+	handle /q* {
+		callback {
+			timeout 2s
+		}
+		task_queue q {
+			reverse_proxy %[1]s
+		}
+	}
+	handle {
+		callback {
+			timeout 1s
+			header X-Token planted-callback-header
+		}
+		reverse_proxy %[1]s
+	}`, app, answers.URL))
+
+	ids := make(map[string]string)
+	task := func(name, path, callbackURL string) {
+		resp, _ := plant(g, path, callbackURL)
+		if ids[name] = resp.Header.Get("beam-task-id"); ids[name] == "" {
+			t.Errorf("%s is no task: %s", name, resp.Status)
+		}
+	}
+	query := "?token=planted-query"
+	task("success", "/", answers.URL+"/hook"+query)
+	task("retry", "/", answers.URL+"/again"+query)
+	task("gone", "/", answers.URL+"/gone"+query)
+	task("given up", "/", answers.URL+"/never"+query)
+	task("no HTTP", "/", echo+"/echo"+query)
+	task("nobody there", "/", "http://"+gatewaytest.FreeAddr(t)+"/hook"+query)
+	task("refused when it is called", "/", "http://refused.invalid/hook"+query)
+	task("own", "/own", "")
+	task("upstream fails", "/failing", answers.URL+"/hook"+query)
+	task("upstream breaks off", "/broken", answers.URL+"/hook"+query)
+	task("timeout", "/slow", answers.URL+"/hook"+query)
+	task("queue", "/q", answers.URL+"/hook"+query)
+	task("queue, again and again", "/q/failing", answers.URL+"/hook"+query)
+	task("queue, timeout", "/q/slow", answers.URL+"/hook"+query)
+
+	for _, refused := range []string{
+		"http://planted-user:planted-password@127.0.0.1/", "ftp://c.example/" + query, "http:///hook" + query,
+		"http://c.example:99999/hook" + query, "http://10.0.0.1\u0000/hook" + query, "http://[::1%25eth0]/hook" + query,
+		"http://c.example/" + strings.Repeat("x", 3000) + query, "http://c.example/%zz" + query,
+	} {
+		resp, text := plant(g, "/", refused)
+		if resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("%.60s got %s", refused, resp.Status)
+		}
+		wantNoSecrets(t, "the answer to a refused request", text)
+	}
+	_, text := g.Do(http.MethodPost, "/q", `{"prompt":"planted-request-body"}`, "Content-Type", "application/json", "Authorization", "Bearer planted-authorization")
+	wantNoSecrets(t, "the answer of a queue", text)
+
+	for name, id := range ids {
+		g.Eventually(name, func() error {
+			all := g.Attempts(id)
+			if len(all) == 0 || all[len(all)-1].State == "retry" {
+				return fmt.Errorf("%d attempts are logged", len(all))
+			}
+			return nil
+		})
+	}
+	lookAtWhatOperatorsSee(t, g, ids)
+	if err := g.Reload(); err != nil {
+		t.Error(err)
+	}
+	if code := g.Stop(); code != 0 {
+		t.Errorf("it exits with %d", code)
+	}
+	wantNoSecrets(t, "the log", g.Log.String())
+	for _, want := range []string{"delivery attempted", "upstream roundtrip", `"level":"debug"`} {
+		if !strings.Contains(g.Log.String(), want) {
+			t.Errorf("the log has no %q: it is not that of all paths", want)
+		}
+	}
+}
+
+// lookAtWhatOperatorsSee reads all that operators and those who poll can read.
+func lookAtWhatOperatorsSee(t *testing.T, g *gatewaytest.Gateway, ids map[string]string) {
+	t.Helper()
+	admin := "http://" + g.Admin
+	urls := []string{
+		admin + "/metrics", g.URL("/q/" + ids["queue"]), g.URL("/q/" + ids["queue, timeout"]),
+		g.URL("/q/" + ids["success"]), // of no queue: it is not found
+	}
+	for _, api := range []string{admin + "/callback", g.URL("/dashboard/api")} {
+		for _, path := range []string{"/tasks", "/tasks?state=dead", "/overview", "/queues", "/hosts", "/schedules", "/tasks?cursor=planted"} {
+			urls = append(urls, api+path)
+		}
+		for _, id := range ids {
+			urls = append(urls, api+"/tasks/"+id)
+		}
+	}
+	found := 0
+	for _, url := range urls {
+		resp, text, err := gatewaytest.Send(http.MethodGet, url, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantNoSecrets(t, url, text)
+		if resp.StatusCode == http.StatusOK && strings.Contains(text, "callback") {
+			found++
+		}
+	}
+	if found < 2*len(ids) {
+		t.Errorf("only %d of %d answers are about callbacks", found, len(urls))
+	}
+}
+
+// echoing is a receiver that answers with what it got, and is no HTTP: what Go
+// says of that quotes it.
+func echoing(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return // the test is over
+			}
+			got := make([]byte, 4096)
+			n, _ := conn.Read(got)          // what came is enough
+			_, _ = conn.Write(got[:n])      // the sender may have left
+			_ = conn.(*net.TCPConn).Close() // nor is that of interest
+		}
+	}()
+	return "http://" + ln.Addr().String()
+}
+
+// TestNoSecretIsInWhatIsSaidOfABadConfiguration starts and reloads with secrets
+// that cannot be used.
+func TestNoSecretIsInWhatIsSaidOfABadConfiguration(t *testing.T) {
+	t.Parallel()
+	credentials := filepath.Join(t.TempDir(), "credentials")
+	if err := os.WriteFile(credentials, []byte("planted-credentials\n-----BEGIN USER NKEY SEED-----\nplanted-credentials\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	away := gatewaytest.FreeAddr(t)
+	for name, options := range map[string]string{
+		"a key with a wrong prefix":         gatewaytest.Delivering("secret planted-signing-key"),
+		"a key that is no base64":           gatewaytest.Delivering("secret whsec_planted-signing-key!"),
+		"a key that is too short":           gatewaytest.Delivering("secret whsec_" + plantedKey[6:18]),
+		"two keys of which one is bad":      gatewaytest.Delivering("secret " + plantedKey + " whsk_" + plantedKey[6:]),
+		"a cluster that is away":            "nats nats://gateway:planted-nats-password@" + away,
+		"a URL of a cluster that is none":   "nats http://gateway:planted-nats-password@" + away,
+		"a URL that cannot be read":         "nats nats://gateway:planted-nats-password@[::1",
+		"credentials that cannot be read":   "nats nats://" + away + " {\ncredentials " + credentials + "\n}",
+		"credentials instead of their file": "nats nats://" + away + " {\ncredentials " + filepath.Dir(credentials) + "\n}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := gatewaytest.Start(t, gatewaytest.Delivering("secret "+plantedKey), gatewaytest.ExampleSite(t))
+			g.Configure(options, gatewaytest.ExampleSite(t))
+			err := g.Reload()
+			if err != nil {
+				wantNoSecrets(t, "the answer to the reload", err.Error())
+			}
+			c := runCaddy(t, t.TempDir(), "validate", "--config", g.File, "--adapter", "caddyfile")
+			wantNoSecrets(t, "what validate says", c.stdout+c.stderr)
+			// The engine being away is no error: it is said in the log. Either way it
+			// is told to clients.
+			resp, text := g.Post("/", `{"callback_url":"https://callbacks.example/hook?token=planted-query"}`)
+			if err == nil && resp.StatusCode != http.StatusServiceUnavailable {
+				t.Errorf("nothing is wrong with it: %s", resp.Status)
+			}
+			wantNoSecrets(t, "the answer to a request", text)
+			g.Stop()
+			wantNoSecrets(t, "the log", g.Log.String())
+		})
+	}
+}
