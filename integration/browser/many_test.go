@@ -1,0 +1,173 @@
+package browser
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+const (
+	manyQueued = 200_000
+	manyDead   = 1_200 // more than the API changes in one request
+)
+
+// store puts tasks into a gateway's store before it starts.
+type store struct {
+	t      *testing.T
+	engine *engine.Engine
+	number atomic.Int64
+}
+
+func openStore(t *testing.T, g *gatewaytest.Gateway) *store {
+	t.Helper()
+	e, err := engine.Open(t.Context(), engine.Config{
+		Store: filepath.Join(g.Dir, "store"), Sync: time.Second,
+		Retention: 24 * time.Hour, RetentionCount: 100_000, Logger: zap.NewNop(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &store{t: t, engine: e}
+}
+
+// record makes the record of another task.
+func (s *store) record(host string) *task.Record {
+	n := s.number.Add(1)
+	return &task.Record{
+		Task:     task.Task{ID: fmt.Sprintf("00000000-0000-4000-8000-%012x", n), CreatedAt: time.Now().UTC(), CallbackHost: host},
+		Callback: &task.Callback{URL: "https://" + host + "/", TaskHeader: "beam-task-id", StatusHeader: "x-beam-task-status"},
+	}
+}
+
+// each does something n times, several at once.
+func (s *store) each(n int, do func(context.Context) error) {
+	s.t.Helper()
+	var left atomic.Int64
+	left.Store(int64(n))
+	var workers sync.WaitGroup
+	for range 64 {
+		workers.Go(func() {
+			for left.Add(-1) >= 0 {
+				if err := do(s.t.Context()); err != nil {
+					s.t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	workers.Wait()
+	if s.t.Failed() {
+		s.t.FailNow()
+	}
+}
+
+// queued stores n tasks of a queue.
+func (s *store) queued(n int, host string) {
+	s.t.Helper()
+	s.each(n, func(ctx context.Context) error {
+		rec := s.record(host)
+		rec.Queue, rec.Request = "many", &task.Request{Method: http.MethodPost, URI: "/many", Proto: "HTTP/1.1", Host: "many.example"}
+		rec.Timeout = time.Hour
+		return s.engine.Enqueue(ctx, rec, nil)
+	})
+}
+
+// dead stores n tasks whose callbacks were given up.
+func (s *store) dead(n int) {
+	s.t.Helper()
+	s.each(n, func(ctx context.Context) error {
+		rec := s.record("c.example:443")
+		lease, err := s.engine.Claim(ctx, *rec, func() {})
+		if err != nil {
+			return err
+		}
+		rec.Status, rec.FinishedAt = task.Complete, time.Now().UTC()
+		return lease.Settle(ctx, rec, nil, false)
+	})
+	due, err := s.engine.Due(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for ended := 0; ended < n; {
+		for delivery, err := range due.Fetch(s.t.Context(), min(n-ended, 256)) {
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			delivery.Record.AddAttempt(task.Attempt{At: time.Now().UTC(), StatusCode: 410, Response: "gone"})
+			if err := delivery.Dead(s.t.Context()); err != nil {
+				s.t.Fatal(err)
+			}
+			ended++
+		}
+	}
+}
+
+func TestDashboardHoldsWith200000Tasks(t *testing.T) {
+	t.Parallel()
+	held, release := context.WithCancel(context.Background())
+	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-held.Done() })
+	t.Cleanup(release)
+	g := gatewaytest.New(t, "queue many {\n\tworkers 1\n}", `
+	handle /ops* {
+		task_dashboard
+	}
+	handle {
+		task_queue many {
+			reverse_proxy `+app+`
+		}
+	}`)
+	s := openStore(t, g)
+	const near = 15_000 // tasks that are newer than those that are looked for
+	s.dead(manyDead)
+	s.queued(1, "first.example") // the app keeps it
+	s.queued(1, "deep.example")
+	s.queued(manyQueued-2-3-near, "c.example")
+	s.queued(3, "rare.example")
+	s.queued(near, "c.example")
+	s.engine.Close()
+	g.Start()
+
+	p := newPage(t, desktop)
+	p.open(g.URL("/ops"))
+	p.is("all are counted", `document.querySelector("#states .badge").textContent === "201,200"`)
+	p.rows(50)
+	p.click("#pages a", "Next page")
+	p.is("there is a next page", `location.hash.includes("cursor=")`)
+	p.rows(50)
+
+	// What is rare is looked for, and what is rarer still only when that is asked.
+	p.open(g.URL("/ops") + "#/tasks?state=queued&host=rare.example")
+	p.rows(3)
+	p.open(g.URL("/ops") + "#/tasks?state=queued&host=deep.example")
+	p.shows("No match so far")
+	p.shows("tasks looked at. The next page looks further.")
+	p.click("#pages a", "Next page")
+	p.is("it looks further", `location.hash.includes("cursor=")`)
+	p.shows("No match so far")
+
+	p.fill("#id", fmt.Sprintf("00000000-0000-4000-8000-%012x\r", manyDead+2)) // the deep one
+	p.shows("deep.example")
+
+	p.click("#views a", "Queues")
+	p.shows("199,999")
+	p.open(g.URL("/ops") + "#/tasks?state=dead")
+	p.rows(50)
+	p.click("button", "Purge all…")
+	p.shows("Purge 1,200 tasks?")
+	p.click("#ask-yes", "Purge 1,200")
+	p.shows("1,200 tasks purged.")
+	p.shows("No task matches")
+	p.is("they are counted no more", `document.querySelector("#states .badge").textContent === "200,000"`)
+	p.fits("200,000 tasks")
+}
