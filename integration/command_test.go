@@ -55,7 +55,10 @@ func TestListModulesNamesOurs(t *testing.T) {
 	c := runCaddy(t, t.TempDir(), "list-modules")
 	c.wantCode(t, 0)
 	lines := strings.Split(c.stdout, "\n")
-	for _, module := range []string{"callback", "http.handlers.callback", "http.handlers.callback_inbox", "http.handlers.task_queue"} {
+	for _, module := range []string{
+		"admin.api.callback", "callback", "http.handlers.callback", "http.handlers.callback_inbox", "http.handlers.task_dashboard",
+		"http.handlers.task_queue",
+	} {
 		if !slices.Contains(lines, module) {
 			t.Errorf("%s is not listed", module)
 		}

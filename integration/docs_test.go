@@ -226,6 +226,11 @@ func TestEveryCommandInTheDocsIsRun(t *testing.T) {
 			}
 		case b.page == "xcaddy.md": // see xcaddy_test.go
 		case b.page == "docs/run.md": // see run_test.go
+		case b.page == "docs/api.md": // see api_docs_test.go
+		case b.page == "docs/installing.md":
+			for line := range strings.Lines(b.text) {
+				checkInstalling(t, b, strings.TrimSpace(line))
+			}
 		case strings.HasPrefix(command, `echo "whsec_`):
 			out, err := exec.Command("sh", "-c", b.text).Output()
 			if err != nil {
@@ -236,7 +241,7 @@ func TestEveryCommandInTheDocsIsRun(t *testing.T) {
 			}
 		case strings.HasPrefix(command, "caddy "):
 			checkFlags(t, b, command)
-		case b.page == "CONTRIBUTING.md":
+		case b.page == "CONTRIBUTING.md", b.page == "docs/reliability.md":
 			for line := range strings.Lines(b.text) {
 				checkContributing(t, b, strings.TrimSpace(line))
 			}

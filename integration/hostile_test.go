@@ -10,109 +10,40 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
-
-// write writes to a peer that may have gone, which ends the test's own loops.
-func write(conn net.Conn, s string) bool {
-	_, err := io.WriteString(conn, s)
-	return err == nil
-}
-
-// drip writes s again and again, slowly, until the other side has enough.
-func drip(conn net.Conn, s string) {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for write(conn, s) {
-		<-tick.C
-	}
-}
-
-// flood writes s again and again and counts the bytes.
-func flood(conn net.Conn, s string, sent *atomic.Int64) {
-	for write(conn, s) {
-		sent.Add(int64(len(s)))
-	}
-}
 
 const timeoutError = "no answer within 1s"
 
 func TestHostileReceiversCostAnAttemptItsTimeoutAndNoMore(t *testing.T) {
 	t.Parallel()
-	const ok = "HTTP/1.1 200 OK\r\n"
 	for name, test := range map[string]struct {
-		serve func(conn net.Conn)
 		state string
 		code  int
 		err   string // how it begins
 	}{
-		"closes at once": {func(net.Conn) {}, "retry", 0, ""},
-		"closes after the request": {func(conn net.Conn) { _, _ = readCallback(conn) },
-			"retry", 0, "EOF"},
-		"never reads and never answers": {func(conn net.Conn) { drip(conn, "") }, "retry", 0, timeoutError},
-		"never answers": {func(conn net.Conn) {
-			_, _ = readCallback(conn)
-			_, _ = conn.Read(make([]byte, 1))
-		}, "retry", 0, timeoutError},
-		"resets in the middle of the header": {func(conn net.Conn) {
-			_, _ = readCallback(conn)
-			write(conn, "HTTP/1.1 200 OK\r\nX-Half")
-			_ = conn.(*net.TCPConn).SetLinger(0)
-		}, "retry", 0, ""},
-		"drips its header": {func(conn net.Conn) {
-			_, _ = readCallback(conn)
-			write(conn, "HTTP/1.1 200 OK\r\n")
-			drip(conn, "X-Drip: 1\r\n")
-		}, "retry", 0, timeoutError},
-		"drips a header line without end": {func(conn net.Conn) {
-			_, _ = readCallback(conn)
-			write(conn, "HTTP/1.1 200 OK\r\nX-Drip: ")
-			drip(conn, "1")
-		}, "retry", 0, timeoutError},
-		"informs without end": {func(conn net.Conn) {
-			_, _ = readCallback(conn)
-			flood(conn, "HTTP/1.1 103 Early Hints\r\n\r\n", new(atomic.Int64))
-		}, "retry", 0, ""},
-		"sends 10 MB of headers": {func(conn net.Conn) {
-			_, _ = readCallback(conn)
-			write(conn, ok)
-			for range 10_000 {
-				if !write(conn, "X-Flood: "+strings.Repeat("x", 1000)+"\r\n") {
-					return
-				}
-			}
-			write(conn, "Content-Length: 0\r\n\r\n")
-		}, "retry", 0, "net/http: HTTP/1.x transport connection broken: net/http: server response headers exceeded"},
-		"is no HTTP": {func(conn net.Conn) {
-			_, _ = readCallback(conn)
-			write(conn, "SSH-2.0-OpenSSH_9.9\r\n")
-		}, "retry", 0, "the answer is not HTTP"},
-		"changes the protocol and says nothing": {func(conn net.Conn) {
-			_, _ = readCallback(conn)
-			write(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-			_, _ = conn.Read(make([]byte, 1))
-		}, "retry", 101, ""},
-		"accepts and resets its body": {func(conn net.Conn) {
-			_, _ = readCallback(conn)
-			write(conn, ok+"Content-Length: 100\r\n\r\nhalf")
-		}, "delivered", 200, ""},
-		"accepts and drips its body": {func(conn net.Conn) {
-			_, _ = readCallback(conn)
-			write(conn, ok+"Content-Length: 100000\r\n\r\n")
-			drip(conn, "x")
-		}, "delivered", 200, ""},
-		"refuses and drips its body": {func(conn net.Conn) {
-			_, _ = readCallback(conn)
-			write(conn, "HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n")
-			drip(conn, "1\r\nx\r\n")
-		}, "retry", 500, ""},
+		"closes at once":                        {"retry", 0, ""},
+		"closes after the request":              {"retry", 0, "EOF"},
+		"never reads and never answers":         {"retry", 0, timeoutError},
+		"never answers":                         {"retry", 0, timeoutError},
+		"resets in the middle of the header":    {"retry", 0, ""},
+		"drips its header":                      {"retry", 0, timeoutError},
+		"drips a header line without end":       {"retry", 0, timeoutError},
+		"informs without end":                   {"retry", 0, ""},
+		"sends 10 MB of headers":                {"retry", 0, "net/http: HTTP/1.x transport connection broken: net/http: server response headers exceeded"},
+		"is no HTTP":                            {"retry", 0, "the answer is not HTTP"},
+		"changes the protocol and says nothing": {"retry", 101, ""},
+		"accepts and resets its body":           {"delivered", 200, ""},
+		"accepts and drips its body":            {"delivered", 200, ""},
+		"refuses and drips its body":            {"retry", 500, ""},
+		"refuses with a body without end":       {"retry", 500, ""},
+		"refuses with a gzip bomb":              {"retry", 500, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 1s", "retry 1h"), gatewaytest.ExampleSite(t))
-			id := g.Task(newPeer(t, test.serve))
+			id := g.Task(gatewaytest.NewPeer(t, gatewaytest.Hostile[name]))
 			got := g.Attempted(id, 1)[0]
 			if got.State != test.state || got.StatusCode != test.code || !strings.HasPrefix(got.Error, test.err) {
 				t.Errorf("it is logged as %+v", got)
@@ -145,11 +76,11 @@ func TestAnAnswerIsReadTo16KiBAndNoFurther(t *testing.T) {
 				chunk = "1000\r\n" + chunk + "\r\n"
 			}
 			g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 30s", "retry 1h"), gatewaytest.ExampleSite(t))
-			id := g.Task(newPeer(t, func(conn net.Conn) {
+			id := g.Task(gatewaytest.NewPeer(t, func(conn net.Conn) {
 				defer close(ended)
-				_, _ = readCallback(conn)
-				write(conn, "HTTP/1.1 503 No\r\n"+header+"\r\n")
-				flood(conn, chunk, sent)
+				_, _ = gatewaytest.ReadCallback(conn)
+				gatewaytest.Write(conn, "HTTP/1.1 503 No\r\n"+header+"\r\n")
+				gatewaytest.Flood(conn, chunk, sent)
 			}))
 			got := g.Attempted(id, 1)[0]
 			if got.State != "retry" || got.StatusCode != 503 {
@@ -193,15 +124,15 @@ func TestAGzipBombIsNotExpanded(t *testing.T) {
 func TestHostileReceiversLeaveMemoryBounded(t *testing.T) {
 	t.Parallel()
 	chunk := strings.Repeat("x", 64<<10)
-	peer := newPeer(t, func(conn net.Conn) {
-		_, _ = readCallback(conn)
-		write(conn, "HTTP/1.1 500 No\r\n\r\n")
-		flood(conn, chunk, new(atomic.Int64))
+	peer := gatewaytest.NewPeer(t, func(conn net.Conn) {
+		_, _ = gatewaytest.ReadCallback(conn)
+		gatewaytest.Write(conn, "HTTP/1.1 500 No\r\n\r\n")
+		gatewaytest.Flood(conn, chunk, new(atomic.Int64))
 	})
-	heads := newPeer(t, func(conn net.Conn) {
-		_, _ = readCallback(conn)
-		write(conn, "HTTP/1.1 500 No\r\n")
-		flood(conn, "X-Flood: "+chunk+"\r\n", new(atomic.Int64))
+	heads := gatewaytest.NewPeer(t, func(conn net.Conn) {
+		_, _ = gatewaytest.ReadCallback(conn)
+		gatewaytest.Write(conn, "HTTP/1.1 500 No\r\n")
+		gatewaytest.Flood(conn, "X-Flood: "+chunk+"\r\n", new(atomic.Int64))
 	})
 	g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 5s", "retry 1h"), gatewaytest.ExampleSite(t))
 	before := g.Memory()
@@ -210,7 +141,7 @@ func TestHostileReceiversLeaveMemoryBounded(t *testing.T) {
 		g.Task(heads)
 	}
 	g.Attempted("", 400)
-	if after := g.Memory(); after > before+growth(200<<20) {
+	if after := g.Memory(); after > before+gatewaytest.Growth(200<<20) {
 		t.Errorf("from %d MiB to %d MiB", before>>20, after>>20)
 	}
 }
@@ -218,7 +149,7 @@ func TestHostileReceiversLeaveMemoryBounded(t *testing.T) {
 func TestConnectionsToAReceiverThatNeverShakesHandsDoNotPileUp(t *testing.T) {
 	t.Parallel()
 	var open atomic.Int64
-	peer := newPeer(t, func(conn net.Conn) {
+	peer := gatewaytest.NewPeer(t, func(conn net.Conn) {
 		open.Add(1)
 		defer open.Add(-1)
 		_, _ = io.Copy(io.Discard, conn) // until the gateway hangs up

@@ -38,15 +38,6 @@ func newVoid(t *testing.T) (port int, called *atomic.Int64) {
 	return ln.Addr().(*net.TCPAddr).Port, called
 }
 
-// growth is how much more memory a process may take, given what one without the
-// race detector may.
-func growth(bytes int64) int64 {
-	if gatewaytest.RaceOptions != "" {
-		return 5 * bytes // what the detector itself takes, by its documentation
-	}
-	return bytes
-}
-
 func TestLargeResultsToReceiversThatReadNothingLeaveMemoryBounded(t *testing.T) {
 	t.Parallel()
 	const holes, size = 60, 4 << 20
@@ -94,7 +85,7 @@ func TestLargeResultsToReceiversThatReadNothingLeaveMemoryBounded(t *testing.T) 
 			gatewaytest.Pause(3 * time.Second) // for more to be called
 			after := g.Memory()
 			t.Logf("from %d MiB to %d MiB, %d receivers are called", before>>20, after>>20, called.Load())
-			if after > before+growth(400<<20) {
+			if after > before+gatewaytest.Growth(400<<20) {
 				t.Errorf("from %d MiB to %d MiB", before>>20, after>>20)
 			}
 			if n := called.Load(); n != 4 {

@@ -138,7 +138,7 @@ func TestTheLogHoldsNoSecretQueryOrBody(t *testing.T) {
 	answerAndEcho := func(conn net.Conn) {
 		request := make([]byte, 4096)
 		n, _ := conn.Read(request)
-		write(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"+string(request[:n]))
+		gatewaytest.Write(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"+string(request[:n]))
 	}
 	fails := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Location", "http://127.0.0.1/?"+inAnswer)
@@ -152,14 +152,18 @@ func TestTheLogHoldsNoSecretQueryOrBody(t *testing.T) {
 	targets := []string{
 		gatewaytest.NewReceiver(t, nil).URL,
 		fails.URL,
-		newPeer(t, echo),
-		newPeer(t, answerAndEcho),
-		newPeer(t, func(net.Conn) {}),
-		newPeer(t, func(conn net.Conn) { write(conn, "HTTP/1.1 200 OK\r\n"+inAnswer+"\r\n\r\n") }),
-		newPeer(t, func(conn net.Conn) { write(conn, "HTTP/1.1 "+inAnswer+"\r\n\r\n") }),
-		newPeer(t, func(conn net.Conn) { write(conn, "HTTP/1.1 200 OK\r\nContent-Length: "+inAnswer+"\r\n\r\n") }),
-		newPeer(t, func(conn net.Conn) { write(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: "+inAnswer+"\r\n\r\n") }),
-		strings.Replace(newPeer(t, echo), "http:", "https:", 1),
+		gatewaytest.NewPeer(t, echo),
+		gatewaytest.NewPeer(t, answerAndEcho),
+		gatewaytest.NewPeer(t, func(net.Conn) {}),
+		gatewaytest.NewPeer(t, func(conn net.Conn) { gatewaytest.Write(conn, "HTTP/1.1 200 OK\r\n"+inAnswer+"\r\n\r\n") }),
+		gatewaytest.NewPeer(t, func(conn net.Conn) { gatewaytest.Write(conn, "HTTP/1.1 "+inAnswer+"\r\n\r\n") }),
+		gatewaytest.NewPeer(t, func(conn net.Conn) {
+			gatewaytest.Write(conn, "HTTP/1.1 200 OK\r\nContent-Length: "+inAnswer+"\r\n\r\n")
+		}),
+		gatewaytest.NewPeer(t, func(conn net.Conn) {
+			gatewaytest.Write(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: "+inAnswer+"\r\n\r\n")
+		}),
+		strings.Replace(gatewaytest.NewPeer(t, echo), "http:", "https:", 1),
 		"http://127.0.0.1:1",
 		"http://no-such-host.invalid",
 	}

@@ -68,7 +68,7 @@ func refusedAtTheDial(t *testing.T, before, after, site string, send func(g *gat
 
 func TestAnAddressThatIsRefusedAtTheDialIsFinal(t *testing.T) {
 	t.Parallel()
-	got := refusedAtTheDial(t, gatewaytest.Delivering(manyTimes), "delivery {\nports any\n"+manyTimes+"\n}", gatewaytest.ExampleSite(t),
+	got := refusedAtTheDial(t, gatewaytest.Delivering(gatewaytest.ManyTimes), "delivery {\nports any\n"+gatewaytest.ManyTimes+"\n}", gatewaytest.ExampleSite(t),
 		func(g *gatewaytest.Gateway, url string) string { return g.Task(url) })
 	if got.StatusCode != 0 || !strings.Contains(got.Error, "127.0.0.1 is a loopback address") {
 		t.Errorf("it is logged as %+v", got)
@@ -77,7 +77,7 @@ func TestAnAddressThatIsRefusedAtTheDialIsFinal(t *testing.T) {
 
 func TestDenyWinsOverTheOperatorsOwnURLAtTheDialToo(t *testing.T) {
 	t.Parallel()
-	got := refusedAtTheDial(t, "delivery {\n"+manyTimes+"\n}", "delivery {\ndeny 127.0.0.0/8\n"+manyTimes+"\n}",
+	got := refusedAtTheDial(t, "delivery {\n"+gatewaytest.ManyTimes+"\n}", "delivery {\ndeny 127.0.0.0/8\n"+gatewaytest.ManyTimes+"\n}",
 		strings.Replace(gatewaytest.ExampleSite(t), "callback", "callback %RECEIVER%", 1),
 		func(g *gatewaytest.Gateway, _ string) string {
 			resp, _ := g.Post("/", `{}`)
