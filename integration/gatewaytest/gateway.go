@@ -23,9 +23,9 @@ import (
 	"time"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
-	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	_ "github.com/caddyserver/caddy/v2/modules/standard" // what the gateways are made of
 
-	_ "github.com/caddy-callback/caddy-callback"
+	_ "github.com/caddy-callback/caddy-callback" // the module that is tested
 )
 
 // AsCaddy makes the test binary run Caddy's command line instead of tests: so

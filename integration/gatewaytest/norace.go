@@ -2,4 +2,5 @@
 
 package gatewaytest
 
+// RaceOptions are none without the race detector.
 const RaceOptions = ""
