@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: help run build test race lint vuln bench fuzz golden ci
+.PHONY: help run build test race lint vuln bench microbench fuzz golden faults soak ci
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST)
@@ -29,8 +29,17 @@ vuln: ## look for known vulnerabilities
 fuzz: ## fuzz every parser of foreign bytes, a minute each: make fuzz FUZZTIME=10m
 	FUZZTIME=$(or $(FUZZTIME),1m) bash .ci/fuzz
 
-bench: ## run the benchmarks
+bench: ## measure everything, and write the tables of docs/performance.md; takes an hour
+	cd bench && go run . -write
+
+microbench: ## run the benchmarks that stand beside the code
 	go test -run "^$$" -bench . ./...
+
+faults: ## make every fault many times and print what became of the tasks; takes an hour
+	CALLBACK_FAULTS=long bash .ci/suites/faults
+
+soak: ## hold 80 % of what the machine does, and see that nothing grows: make soak SOAK=30m
+	CALLBACK_SOAK=$(or $(SOAK),30m) CALLBACK_SOAK_CSV=$(CURDIR)/soak.csv go test -count=1 -v -timeout 24h ./integration/soak
 
 golden: ## write the golden files of the Caddyfile anew; look at the diff
 	go test . -run TestCaddyfilesAdaptAsTheyDid -update

@@ -99,13 +99,8 @@ Exit codes: 0 the task is COMPLETE, 1 it FAILED, 2 the command line is wrong,
 3 the task's TIMEOUT has passed, 4 the callback could not be delivered.`,
 		Example: `  caddy callback run --to http://app:9000/train --data @job.json \
       --callback-url https://c.example/hook --timeout 2h`,
-		Args: cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usage(cmd, fmt.Errorf("%q is neither a flag nor the value of one", args[0]))
-			}
-			return f.run(cmd)
-		},
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	cmd.SetFlagErrorFunc(usage)
 	flags := cmd.Flags()

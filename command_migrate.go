@@ -43,13 +43,8 @@ option, or the one that is used without it.
 Exit codes: 0 everything is in the cluster, 1 it is not, 2 the command line or
 the configuration is wrong.`,
 		Example: `  caddy callback migrate --config /etc/caddy/Caddyfile`,
-		Args:    cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usage(cmd, fmt.Errorf("%q is neither a flag nor the value of one", args[0]))
-			}
-			return f.run(cmd)
-		},
+		Args:    noArguments,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	cmd.SetFlagErrorFunc(usage)
 	flags := cmd.Flags()

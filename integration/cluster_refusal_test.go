@@ -18,29 +18,14 @@ import (
 // question for its version.
 func startOldServer(t *testing.T, version string) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
+	return "nats://" + gatewaytest.ServeConns(t, func(conn net.Conn) {
+		fmt.Fprintf(conn, `INFO {"server_id":"N","server_name":"old-one","version":%q,"proto":1,"headers":true,"max_payload":1048576,"jetstream":true}`+"\r\n", version)
+		for lines := bufio.NewScanner(conn); lines.Scan(); {
+			if lines.Text() == "PING" {
+				fmt.Fprint(conn, "PONG\r\n")
 			}
-			go func() {
-				defer conn.Close()
-				fmt.Fprintf(conn, `INFO {"server_id":"N","server_name":"old-one","version":%q,"proto":1,"headers":true,"max_payload":1048576,"jetstream":true}`+"\r\n", version)
-				for lines := bufio.NewScanner(conn); lines.Scan(); {
-					if lines.Text() == "PING" {
-						fmt.Fprint(conn, "PONG\r\n")
-					}
-				}
-			}()
 		}
-	}()
-	return "nats://" + ln.Addr().String()
+	})
 }
 
 func TestAnOldServerIsRefusedByName(t *testing.T) {

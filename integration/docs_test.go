@@ -241,7 +241,7 @@ func TestEveryCommandInTheDocsIsRun(t *testing.T) {
 			}
 		case strings.HasPrefix(command, "caddy "):
 			checkFlags(t, b, command)
-		case b.page == "CONTRIBUTING.md", b.page == "docs/reliability.md":
+		case b.page == "CONTRIBUTING.md", b.page == "docs/reliability.md", b.page == "docs/performance.md", b.page == "docs/scale.md":
 			for line := range strings.Lines(b.text) {
 				checkContributing(t, b, strings.TrimSpace(line))
 			}

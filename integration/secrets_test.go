@@ -221,24 +221,11 @@ func lookAtWhatOperatorsSee(t *testing.T, g *gatewaytest.Gateway, ids map[string
 // says of that quotes it.
 func echoing(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return // the test is over
-			}
-			got := make([]byte, 4096)
-			n, _ := conn.Read(got)          // what came is enough
-			_, _ = conn.Write(got[:n])      // the sender may have left
-			_ = conn.(*net.TCPConn).Close() // nor is that of interest
-		}
-	}()
-	return "http://" + ln.Addr().String()
+	return gatewaytest.NewPeer(t, func(conn net.Conn) {
+		got := make([]byte, 4096)
+		n, _ := conn.Read(got)     // what came is enough
+		_, _ = conn.Write(got[:n]) // the sender may have left
+	})
 }
 
 // TestNoSecretIsInWhatIsSaidOfABadConfiguration starts and reloads with secrets

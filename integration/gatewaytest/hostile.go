@@ -19,6 +19,13 @@ import (
 // closed when it returns. It returns the receiver's URL.
 func NewPeer(t testing.TB, serve func(net.Conn)) string {
 	t.Helper()
+	return "http://" + ServeConns(t, serve) + "/hook"
+}
+
+// ServeConns hands each connection to serve and closes it when that returns. It
+// returns the address it listens on.
+func ServeConns(t testing.TB, serve func(net.Conn)) string {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +44,7 @@ func NewPeer(t testing.TB, serve func(net.Conn)) string {
 			}()
 		}
 	}()
-	return "http://" + ln.Addr().String() + "/hook"
+	return ln.Addr().String()
 }
 
 // ReadCallback reads a callback off a connection.

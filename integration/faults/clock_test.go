@@ -1,0 +1,165 @@
+//go:build linux && amd64
+
+package faults
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+)
+
+// clock is that of a gateway, which a test can set.
+type clock struct {
+	t    *testing.T
+	file string
+	now  time.Duration // how far it is set
+}
+
+// clockFile names the file of a gateway's clock in its environment.
+const clockFile = "CALLBACK_TEST_CLOCK"
+
+func init() {
+	if file := os.Getenv(clockFile); file != "" {
+		if err := patchClock(file); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+}
+
+// newClock gives a gateway that is not started yet a clock of its own.
+func newClock(t *testing.T, g *gatewaytest.Gateway) *clock {
+	t.Helper()
+	c := &clock{t: t, file: filepath.Join(t.TempDir(), "clock")}
+	c.step(0)
+	g.Env = append(g.Env, clockFile+"="+c.file)
+	return c
+}
+
+// step sets the clock forward, or back.
+func (c *clock) step(d time.Duration) {
+	c.t.Helper()
+	c.now += d
+	f, err := os.OpenFile(c.file, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(binary.LittleEndian.AppendUint64(nil, uint64(c.now)), 0); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// told waits until a callback of a gateway says what its clock says.
+func (c *clock) told(g *gatewaytest.Gateway, rcv *gatewaytest.Receiver) {
+	c.t.Helper()
+	id := g.Task(rcv.URL)
+	got := rcv.Next(c.t)
+	for got.TaskID() != id {
+		got = rcv.Next(c.t)
+	}
+	if ahead := time.Unix(stamp(c.t, got), 0).Sub(got.At) - c.now; ahead.Abs() > time.Minute {
+		c.t.Errorf("the gateway's clock is %v from where it was set", ahead)
+	}
+}
+
+func TestClocksThatStepTenMinutesEitherWayLoseNothing(t *testing.T) {
+	t.Parallel()
+	for name, d := range map[string]time.Duration{"forward": 10 * time.Minute, "back": -10 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			steps := pick(1, 2, 10)
+			rcv := gatewaytest.NewReceiver(t, nil)
+			signs := gatewaytest.NewReceiver(t, nil)
+			g := gatewaytest.New(t, gatewaytest.Delivering("secret "+hmacSecret), mixed(t, gatewaytest.AnswerSoon))
+			c := newClock(t, g)
+			g.Start()
+			c.told(g, signs)
+			l := gatewaytest.NewLedger(rcv, t.Context().Done())
+			end := write(l, 8, []*gatewaytest.Gateway{g}, rcv.URL, func(err error) { t.Errorf("a request failed: %v", err) })
+			for range steps {
+				gatewaytest.Pause(500 * time.Millisecond)
+				c.step(d)
+				gatewaytest.Pause(500 * time.Millisecond)
+				c.told(g, signs)
+			}
+			end()
+			g.Eventually("every accepted task has its callback", l.Settled)
+			// And over a start.
+			g.Kill()
+			c.step(d)
+			g.Start()
+			l.Accept(g.Task(rcv.URL))
+			g.Eventually("every accepted task has its callback", l.Settled)
+			report(t, fmt.Sprintf("11. clock stepped %v under load", d), steps+1, l.Tally())
+		})
+	}
+}
+
+// A step while tasks are at work, and while callbacks wait for their next
+// attempt: forward, leases and waits lapse at once; back, what is on the clock
+// comes when the clock is there again, and an operator who sets it right has it
+// all.
+func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
+	t.Parallel()
+	for name, d := range map[string]time.Duration{"forward": 10 * time.Minute, "back": -10 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			const tasks = 8
+			var refused = make(chan struct{}, 10*tasks)
+			rcv := gatewaytest.NewReceiver(t, nil)
+			retried := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("callback-attempt") == "1" {
+					w.WriteHeader(http.StatusInternalServerError)
+					refused <- struct{}{}
+				}
+			})
+			l := gatewaytest.NewLedger(rcv, t.Context().Done())
+			p := &pausedApp{begun: make(chan string, 100)}
+			g := gatewaytest.New(t, gatewaytest.Delivering("secret "+hmacSecret, "retry 20s"), mixed(t, p.serve))
+			c := newClock(t, g)
+			g.Start()
+			p.next()
+			body := fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)
+			for i := range 2 * tasks {
+				go func() {
+					_, _, _ = gatewaytest.Send(http.MethodPost, g.URL([]string{"/", "/q"}[i%2]), strings.NewReader(body),
+						"Content-Type", "application/json", "X-Slow", "1") // it may be given up
+				}()
+			}
+			for range 2 * tasks {
+				l.Accept(<-p.begun)
+			}
+			waiting := make(map[string]bool)
+			for range tasks {
+				waiting[g.Task(retried.URL)] = true
+				<-refused
+			}
+			c.step(d)
+			gatewaytest.Pause(2 * time.Second) // for what lapses to lapse
+			close(p.round())
+			g.Eventually("every task that was at work has its callback", l.Settled)
+			if d < 0 {
+				c.step(-d)
+			}
+			tally := gatewaytest.Tally{Accepted: tasks}
+			for len(waiting) > 0 {
+				if got := retried.Next(t); got.Header.Get("callback-attempt") != "1" {
+					delete(waiting, got.TaskID())
+					tally.Arrived++
+				}
+			}
+			g.Stop()
+			all := l.Tally()
+			all.Accepted, all.Arrived = all.Accepted+tally.Accepted, all.Arrived+tally.Arrived
+			report(t, fmt.Sprintf("11. clock stepped %v while tasks are at work", d), 1, all)
+		})
+	}
+}

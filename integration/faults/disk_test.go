@@ -1,0 +1,233 @@
+//go:build linux
+
+package faults
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+)
+
+// smallDisk gives a gateway that is not started yet a disk of its own for its
+// store, and returns its folder.
+func smallDisk(t *testing.T, g *gatewaytest.Gateway, size string) string {
+	t.Helper()
+	disk := filepath.Join(g.Dir, "disk")
+	if err := os.Mkdir(disk, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// The mount is this process's own, see inOwnNamespace.
+	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+		t.Fatalf("making mounts our own: %v; this needs root or user namespaces", err)
+	}
+	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size="+size); err != nil {
+		t.Fatalf("mounting a small disk: %v", err)
+	}
+	t.Cleanup(func() {
+		g.Kill()
+		if err := syscall.Unmount(disk, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Symlink(disk, filepath.Join(g.Dir, "store")); err != nil {
+		t.Fatal(err)
+	}
+	return disk
+}
+
+// fill writes a file until the disk is full, as another program does that knows
+// nothing of the gateway.
+func fill(t *testing.T, disk string) (file string) {
+	t.Helper()
+	file = filepath.Join(disk, "other program")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for size := 1 << 20; size > 0; size /= 4 {
+		for err = nil; err == nil; {
+			_, err = f.Write(make([]byte, size))
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
+	return file
+}
+
+// outage is a gateway whose disk fails, and a receiver of its callbacks.
+type outage struct {
+	g    *gatewaytest.Gateway
+	l    *gatewaytest.Ledger
+	body string
+}
+
+// newOutage makes a gateway that is not started yet: its receiver refuses until
+// the tests let it accept.
+func newOutage(t *testing.T, refuse func() bool) *outage {
+	t.Helper()
+	o := new(outage)
+	o.l = gatewaytest.NewLedger(&gatewaytest.Receiver{}, t.Context().Done())
+	url := receive(t, func(w http.ResponseWriter, _ string, c gatewaytest.Callback) {
+		if refuse() {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		o.l.Arrive(c)
+	})
+	o.g = gatewaytest.New(t, gatewaytest.Delivering(gatewaytest.ManyTimes), mixed(t, func(w http.ResponseWriter, r *http.Request) {
+		// Results take room: the app's own tasks fill the disk too.
+		fmt.Fprint(w, r.Header.Get("beam-task-id"), strings.Repeat(" result", 4000))
+	}))
+	o.body = fmt.Sprintf(`{"callback_url":%q}`, url)
+	return o
+}
+
+// send sends a request for a callback and says whether it was accepted.
+func (o *outage) send() bool {
+	o.g.T.Helper()
+	resp, text := o.g.Post([]string{"/", "/q"}[rand.N(2)], o.body)
+	switch {
+	case resp.StatusCode < 300:
+		o.l.Accept(resp.Header.Get("beam-task-id"))
+		return true
+	case resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "":
+		o.g.T.Errorf("a request for a callback got %s %v %s", resp.Status, resp.Header, text)
+	}
+	return false
+}
+
+// refuses waits until requests for callbacks are refused, and plain ones served.
+func (o *outage) refuses() {
+	o.g.T.Helper()
+	o.g.Eventually("callbacks are refused", func() error {
+		if o.send() {
+			return errors.New("one was accepted")
+		}
+		return nil
+	})
+	if resp, text := o.g.Post("/", "{}"); resp.StatusCode != http.StatusOK {
+		o.g.T.Errorf("a plain request got %s %s", resp.Status, text)
+	}
+}
+
+// recovers waits until requests for callbacks are accepted again.
+func (o *outage) recovers() {
+	o.g.T.Helper()
+	o.g.Eventually("callbacks are accepted again, without a restart", func() error {
+		if !o.send() {
+			return errors.New("still refused")
+		}
+		return nil
+	})
+}
+
+// fillWithTasks sends tasks until they have been refused for a while.
+func (o *outage) fillWithTasks() {
+	o.g.T.Helper()
+	const many, refusals = 10_000, 30
+	accepted := 0
+	for refused := 0; refused < refusals && accepted < many; {
+		if o.send() {
+			accepted, refused = accepted+1, 0
+			continue
+		}
+		refused++
+		gatewaytest.Pause(100 * time.Millisecond)
+	}
+	if accepted == many {
+		o.g.T.Errorf("a small disk has room for %d tasks", many)
+	}
+	o.g.T.Logf("%d tasks came before the disk was full", accepted)
+}
+
+func TestADiskThatFillsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
+	t.Parallel()
+	rounds := pick(1, 3, 20)
+	full := make(chan struct{}) // closed at the end: then callbacks are accepted
+	o := newOutage(t, func() bool {
+		select {
+		case <-full:
+			return false
+		default:
+			return true
+		}
+	})
+	disk := smallDisk(t, o.g, "64m")
+	o.g.Start()
+	for range 20 {
+		o.send()
+	}
+	for round := range rounds {
+		other := fill(t, disk)
+		o.refuses()
+		gatewaytest.Pause(2 * time.Second) // for callbacks to fail on the full disk
+		if round%2 == 1 {
+			o.g.Kill()
+			o.g.Launch()
+			o.g.Eventually("plain requests are served", func() error {
+				_, _, err := gatewaytest.Send(http.MethodPost, o.g.URL("/"), strings.NewReader("{}"), "Content-Type", "application/json")
+				return err
+			})
+		}
+		if err := os.Remove(other); err != nil {
+			t.Fatal(err)
+		}
+		o.recovers()
+	}
+	// The gateway's own tasks come to the edge, and the other program takes the rest.
+	o.fillWithTasks()
+	other := fill(t, disk)
+	gatewaytest.Pause(2 * time.Second)
+	// A store that has filled its disk itself needs room to get rid of anything.
+	if err := errors.Join(os.Remove(other), syscall.Mount("", disk, "tmpfs", syscall.MS_REMOUNT, "size=256m")); err != nil {
+		t.Fatal(err)
+	}
+	close(full)
+	o.g.Eventually("every accepted task has its callback", o.l.Settled)
+	o.recovers()
+	o.g.Eventually("every accepted task has its callback", o.l.Settled)
+	report(t, "4. disk filled by another program, and by tasks", rounds+1, o.l.Tally())
+}
+
+// limitFiles makes every write of a process beyond a size of file fail, as on a
+// disk with errors; or lifts that.
+func limitFiles(t *testing.T, g *gatewaytest.Gateway, size uint64) {
+	t.Helper()
+	limit := syscall.Rlimit{Cur: size, Max: ^uint64(0)}
+	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(g.Cmd.Process.Pid), syscall.RLIMIT_FSIZE,
+		uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+}
+
+func TestADiskThatReturnsErrorsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
+	t.Parallel()
+	rounds := pick(1, 3, 20)
+	o := newOutage(t, func() bool { return false })
+	o.g.Start()
+	for range rounds {
+		for range 20 {
+			o.send()
+		}
+		limitFiles(t, o.g, 0)
+		o.refuses()
+		gatewaytest.Pause(2 * time.Second)
+		limitFiles(t, o.g, ^uint64(0))
+		o.recovers()
+	}
+	o.g.Eventually("every accepted task has its callback", o.l.Settled)
+	report(t, "4. disk that returns errors", rounds, o.l.Tally())
+}

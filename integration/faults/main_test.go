@@ -1,0 +1,140 @@
+// Package faults is the fault suite: what the gateway promises, held to under
+// every fault that can be made here. Each test makes one fault, with real
+// gateways in processes of their own, and writes a line of the table that is
+// printed at the end.
+//
+// CALLBACK_FAULTS says how often the faults are made: "long" (minutes to an
+// hour), "short" (a few minutes), or without it once each.
+package faults
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+)
+
+func TestMain(m *testing.M) {
+	if code, ended := inOwnNamespace(); ended {
+		os.Exit(code)
+	}
+	if os.Getenv(inNamespace) != "" && os.Getenv(gatewaytest.AsCaddy)+os.Getenv(gatewaytest.AsNATS) == "" {
+		runAtOnce(6)
+	}
+	gatewaytest.Main(m, printTable)
+}
+
+// runAtOnce has n tests run at once, unless a flag says how many: they wait most
+// of the time, for leases to lapse and for servers to come back.
+func runAtOnce(n int) {
+	flag.Parse()
+	asked := false
+	flag.Visit(func(f *flag.Flag) { asked = asked || f.Name == "test.parallel" })
+	if !asked {
+		_ = flag.Set("test.parallel", strconv.Itoa(n)) // it is a number
+	}
+}
+
+// pick returns how much of something the form of the suite asks for.
+func pick(once, short, long int) int {
+	switch form := os.Getenv("CALLBACK_FAULTS"); form {
+	case "":
+		return once
+	case "short":
+		return short
+	case "long":
+		return long
+	default:
+		panic(fmt.Sprintf("CALLBACK_FAULTS is %q, neither short nor long", form))
+	}
+}
+
+// row is a line of the table.
+type row struct {
+	fault string // as the issue numbers them
+	tried int
+	gatewaytest.Tally
+}
+
+var table struct {
+	mu   sync.Mutex
+	rows []row
+}
+
+// report writes a line of the table and fails the test for what must not be.
+func report(t *testing.T, fault string, tried int, tally gatewaytest.Tally) {
+	t.Helper()
+	if tally.Lost > 0 {
+		t.Errorf("%s: %+v", fault, tally)
+	}
+	reportLosses(t, fault, tried, tally)
+}
+
+// reportLosses is report for a fault that destroys what was stored.
+func reportLosses(t *testing.T, fault string, tried int, tally gatewaytest.Tally) {
+	t.Helper()
+	table.mu.Lock()
+	defer table.mu.Unlock()
+	table.rows = append(table.rows, row{fault, tried, tally})
+	if tally.Second > 0 {
+		t.Errorf("%s: %+v", fault, tally)
+	}
+	if tried == 0 || tally.Accepted == 0 || tally.Arrived == 0 {
+		t.Errorf("%s: nothing was tried: %d times, %+v", fault, tried, tally)
+	}
+}
+
+// printTable prints what the tests have reported.
+func printTable() {
+	table.mu.Lock()
+	defer table.mu.Unlock()
+	if len(table.rows) == 0 {
+		return
+	}
+	// The faults have numbers; 10 comes after 9.
+	slices.SortFunc(table.rows, func(a, b row) int {
+		if d := number(a.fault) - number(b.fault); d != 0 {
+			return d
+		}
+		return strings.Compare(a.fault, b.fault)
+	})
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
+	fmt.Fprintln(w, "| fault\t| times tried\t| tasks accepted\t| callbacks arrived\t| lost\t| repeated\t| second verdicts\t|")
+	fmt.Fprintln(w, "|---\t|---\t|---\t|---\t|---\t|---\t|---\t|")
+	for _, r := range table.rows {
+		fmt.Fprintf(w, "| %s\t| %d\t| %d\t| %d\t| %d\t| %d\t| %d\t|\n",
+			r.fault, r.tried, r.Accepted, r.Arrived, r.Lost, r.Repeated, r.Second)
+	}
+	_ = w.Flush() // to standard output, where nobody could be told
+}
+
+// receive starts a receiver that is handed each callback as it comes, and says
+// how it answers.
+func receive(t *testing.T, answer func(w http.ResponseWriter, path string, c gatewaytest.Callback)) (url string) {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return // the gateway was killed in the middle
+		}
+		answer(w, r.URL.Path, gatewaytest.Callback{Header: r.Header, Body: string(body), At: time.Now()})
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+func number(fault string) (n int) {
+	_, _ = fmt.Sscanf(fault, "%d.", &n) // 0 if it has none
+	return n
+}
