@@ -77,9 +77,11 @@ type Handler struct {
 	app     *App
 	log     *zap.Logger
 	route   string
-	fromKey string      // FromHeader in canonical form
-	own     string      // host and port of URL
-	leads   atomic.Bool // to a task queue; known once the app starts
+	fromKey string // FromHeader in canonical form
+	own     string // host and port of URL
+	// Known once the app starts: whether a task queue is among the handlers after
+	// this one, and whether it is the very next, so that every request gets there.
+	leads, hands atomic.Bool
 }
 
 // HeaderField is one header of a callback.
@@ -223,9 +225,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err != nil {
 		return writeProblem(w, err)
 	}
-	if callback == nil {
-		if h.leads.Load() {
-			r = r.WithContext(context.WithValue(r.Context(), ticketKey{}, newTicket(h)))
+	if hands := h.hands.Load(); hands || callback == nil {
+		if hands || h.leads.Load() {
+			// The queue stores the task, callback and all. To claim it first would
+			// cost a message, and hold what nobody was promised yet.
+			t := newTicket(h)
+			t.callback, t.host = callback, host
+			r = r.WithContext(context.WithValue(r.Context(), ticketKey{}, t))
 		}
 		return next.ServeHTTP(w, r)
 	}

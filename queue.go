@@ -1,13 +1,10 @@
 package callback
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"net/http"
 	"net/url"
@@ -18,7 +15,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -159,7 +155,9 @@ func originalPath(r *http.Request) string { return originalURL(r).Path }
 
 // ticket is what a callback handler hands to a queue after it.
 type ticket struct {
-	exchange *exchange       // claimed for the request; nil if it owes no callback
+	exchange *exchange       // claimed for the request; nil if it was not
+	callback *task.Callback  // owed to a request that was not claimed, or nil
+	host     string          // of callback, with its port
 	client   context.Context // ends when the client leaves; nil without an exchange
 	limit    int64           // largest body
 	timeout  time.Duration
@@ -229,11 +227,12 @@ func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*accep
 	if err != nil {
 		return nil, err
 	}
-	body, sum, err := readBody(ctx, e, rec, r, t.limit)
+	key := r.Header.Get("Idempotency-Key")
+	body, sum, err := readBody(ctx, e, rec, r, t.limit, key != "")
 	if err != nil {
 		return nil, err
 	}
-	if key := r.Header.Get("Idempotency-Key"); key != "" {
+	if key != "" {
 		first, err := q.claimKey(ctx, e, t, rec, sum, key)
 		if err != nil || first != rec.ID {
 			e.DropBody(ctx, rec)
@@ -260,104 +259,6 @@ func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*accep
 	return &acceptance{rec.ID, t.header, t.profile}, nil
 }
 
-// newRecord makes the record of a request as it stands now, after what comes
-// before the queue in the route.
-func (q *TaskQueue) newRecord(t *ticket, r *http.Request) (*task.Record, error) {
-	rec := &task.Record{Route: q.Name}
-	if t.exchange != nil {
-		*rec = t.exchange.rec
-		rec.StartedAt, rec.Route = time.Time{}, q.Name
-	} else {
-		id, err := uuid.NewRandom()
-		if err != nil {
-			return nil, fmt.Errorf("making a task ID: %w", err)
-		}
-		rec.ID, rec.CreatedAt = id.String(), time.Now().UTC()
-	}
-	rec.Queue, rec.Timeout, rec.Span = q.Name, t.timeout, spanOf(r.Context())
-	rec.Request = storedRequest(r)
-	if t.profile == profileOpenFaaS {
-		rec.Request.Path = syncURI(r.URL.RequestURI())
-	}
-	rec.Request.Header.Set(t.header, rec.ID)
-	rec.Request.Header.Del("Prefer")
-	rec.Request.Header.Del("Expect")
-	return rec, nil
-}
-
-// storedRequest is what is kept of a request.
-func storedRequest(r *http.Request) *task.Request {
-	stored := &task.Request{
-		Method: r.Method, URI: r.RequestURI, Proto: r.Proto, Host: r.Host,
-		Header: r.Header.Clone(), RemoteAddr: r.RemoteAddr, TLS: r.TLS != nil,
-	}
-	if now := r.URL.RequestURI(); now != r.RequestURI {
-		stored.Path = now
-	}
-	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
-	for name, value := range vars {
-		if name == caddyhttp.ClientIPVarKey || name == caddyhttp.TrustedProxyVarKey {
-			continue // made anew from the address and the headers
-		}
-		switch value.(type) {
-		case string, bool, int, int64, float64: // as the vars directive has them
-			if stored.Vars == nil {
-				stored.Vars = make(map[string]string)
-			}
-			stored.Vars[name] = fmt.Sprint(value)
-		}
-	}
-	return stored
-}
-
-// readBody reads the request's body: into memory if it fits in a message, else
-// into the engine as it comes. It returns its hash as well.
-func readBody(ctx context.Context, e *engine.Engine, rec *task.Record, r *http.Request, limit int64) ([]byte, []byte, error) {
-	if r.Body == nil || r.Body == http.NoBody {
-		return nil, sha256.New().Sum(nil), nil
-	}
-	body := &boundedBody{r: r.Body, left: limit, sum: sha256.New()}
-	inline := int64(e.InlineLimit())
-	head, err := io.ReadAll(io.LimitReader(body, inline+1))
-	if err == nil && int64(len(head)) > inline {
-		err = e.StoreBody(ctx, rec, io.MultiReader(bytes.NewReader(head), body))
-		head = nil
-	} else {
-		rec.Request.Size = int64(len(head))
-	}
-	switch {
-	case body.over:
-		return nil, nil, &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("a task can have %d bytes at most", limit)}
-	case body.err != nil:
-		return nil, nil, &problem{http.StatusBadRequest, "the request's body broke off"}
-	}
-	return head, body.sum.Sum(nil), err
-}
-
-// boundedBody reads a body up to a limit, and hashes it.
-type boundedBody struct {
-	r    io.Reader
-	left int64
-	sum  hash.Hash
-	over bool
-	err  error // of the client's
-}
-
-var errBodyTooLarge = errors.New("the body is too large")
-
-func (b *boundedBody) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p)
-	if b.left -= int64(n); b.left < 0 {
-		b.over = true
-		return 0, errBodyTooLarge
-	}
-	b.sum.Write(p[:n])
-	if err != nil && err != io.EOF {
-		b.err = err
-	}
-	return n, err
-}
-
 // acknowledge answers a request that was accepted: with the task's own response
 // if the client waits for it and it comes in time, else with 202.
 func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, e *engine.Engine, original *url.URL, a *acceptance) error {
@@ -380,7 +281,8 @@ func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, e *engin
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusAccepted)
-	return json.NewEncoder(w).Encode(map[string]string{"task_id": a.id})
+	_, err := io.WriteString(w, `{"task_id":"`+a.id+"\"}\n")
+	return err
 }
 
 // maxWait bounds how long a client can keep a connection open with Prefer.

@@ -67,8 +67,14 @@ func (a *App) openQueues(e *engine.Engine) error {
 // tells each callback handler and the queues after it of each other. Whose
 // profiles differ cannot serve one client.
 func linkQueues(routes caddyhttp.RouteList, front *Handler) error {
+	var last caddyhttp.MiddlewareHandler // after which this one follows for sure
 	for _, route := range routes {
+		if len(route.MatcherSets) > 0 || route.Group != "" {
+			last = nil
+		}
 		for _, handler := range route.Handlers {
+			before := last
+			last = handler
 			switch handler := handler.(type) {
 			case *Handler:
 				front = handler
@@ -78,6 +84,9 @@ func linkQueues(routes caddyhttp.RouteList, front *Handler) error {
 					continue
 				}
 				front.leads.Store(true)
+				if before == front {
+					front.hands.Store(true)
+				}
 				if handler.Profile != "" && handler.Profile != front.Profile {
 					return fmt.Errorf("the queue %s has the profile %s, and the callback before it %s; both need the same",
 						handler.Name, handler.Profile, cmp.Or(front.Profile, "none"))
@@ -87,6 +96,9 @@ func linkQueues(routes caddyhttp.RouteList, front *Handler) error {
 					return err
 				}
 			}
+		}
+		if route.Terminal {
+			last = nil
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -65,7 +66,7 @@ func findURL(r *http.Request, field string, maxRequest int64) (string, error) {
 	body := &replay{head: getBuffer(), rest: r.Body}
 	r.Body = body
 	body.head.Grow(int(min(max(r.ContentLength, 0), firstRead)) + bytes.MinRead)
-	_, err := body.head.ReadFrom(io.LimitReader(body.rest, maxRequest+1))
+	named, err := body.read(maxRequest+1, field)
 	data := body.head.Bytes()
 	cut := int64(len(data)) > maxRequest
 	switch {
@@ -84,6 +85,8 @@ func findURL(r *http.Request, field string, maxRequest int64) (string, error) {
 		if data, cut, err = decoded(codings, data, cut, maxRequest); err != nil {
 			return "", nil // not JSON to us; the app's to judge
 		}
+	} else if !named {
+		return "", nil
 	}
 	value, err := member(data, field, cut)
 	if err != nil || value == "" || !cut {
@@ -164,8 +167,44 @@ func stringOf(raw, field string) (value string, _ error) {
 // bytes is many times faster than parsing; a name may also be spelled with
 // escapes.
 func mayName(data []byte, field string) bool {
-	return bytes.Contains(data, []byte(field)) || bytes.Contains(data, []byte(`\u`)) ||
-		strings.ContainsAny(field, "\"\\/\b\f\n\r\t")
+	return !isToken(field) || contains(data, field) || spells(data, field)
+}
+
+// contains is [bytes.Contains] for a name in a text. That one looks for the first
+// byte of what it searches; for a letter it finds one on each line.
+func contains(data []byte, name string) bool {
+	rare := max(strings.IndexAny(name, "_-."), 0)
+	misses := 0
+	for at := rare; at < len(data) && misses <= at/16+16; misses++ {
+		i := bytes.IndexByte(data[at:], name[rare])
+		if i < 0 {
+			return false
+		}
+		at += i + 1
+		if from := data[at-1-rare:]; len(from) >= len(name) && string(from[:len(name)]) == name {
+			return true
+		}
+	}
+	return bytes.Contains(data, []byte(name)) // the byte is not so rare here
+}
+
+// escape begins the spelling of an ASCII character in a JSON string by its code,
+// two digits.
+const escape = `\u00`
+
+// spells says whether a character of an ASCII name is spelled by its code in data.
+func spells(data []byte, name string) bool {
+	for {
+		i := bytes.Index(data, []byte(escape))
+		if i < 0 || len(data) < i+len(escape)+2 {
+			return false
+		}
+		data = data[i+len(escape):]
+		code, err := strconv.ParseUint(string(data[:2]), 16, 8)
+		if err == nil && strings.IndexByte(name, byte(code)) >= 0 {
+			return true
+		}
+	}
 }
 
 // replay is a request body of which the beginning has been read already.
@@ -176,6 +215,28 @@ type replay struct {
 	head   *bytes.Buffer // nil once it has been read
 	err    error         // what follows the head, in the place of rest
 	closed bool
+}
+
+// searchEvery is how much is read, in bytes, before it is searched: what has just
+// been read is in the processor's cache.
+const searchEvery = 64 << 10
+
+// read reads the body's first limit bytes into the head, and says whether they
+// could have a member of that name. Its error is that of the body, and never
+// io.EOF.
+func (b *replay) read(limit int64, field string) (named bool, err error) {
+	part := &io.LimitedReader{R: b.rest}
+	for err == nil && part.N == 0 && limit > 0 {
+		part.N = min(limit, searchEvery)
+		var n int64
+		n, err = b.head.ReadFrom(part)
+		limit -= n
+		if !named {
+			overlap := max(len(field), len(escape)+2) - 1
+			named = mayName(b.head.Bytes()[max(0, b.head.Len()-int(n)-overlap):], field)
+		}
+	}
+	return named, err
 }
 
 func (b *replay) Read(p []byte) (int, error) {

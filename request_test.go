@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -122,6 +123,49 @@ func TestABodyThatBreaksOffBreaksOffForTheHandlerToo(t *testing.T) {
 	}
 	if got, err := io.ReadAll(r.Body); string(got) != `{"callback_url":"http://c.example"}` || err != broken {
 		t.Errorf("the handler reads %q, %v", got, err)
+	}
+}
+
+// A body is searched in parts, while it comes.
+func TestAMemberIsFoundWhereverItStands(t *testing.T) {
+	t.Parallel()
+	for _, member := range []string{`"callback_url":"http://c.example/"`, `"callback\u005Furl":"http://c.example/"`} {
+		for _, border := range []int{searchEvery, 2 * searchEvery} {
+			for before := border - len(member) - 2; before <= border+2; before++ {
+				head := `{"filler":"`
+				data := head + strings.Repeat("x", before-len(head)-2) + `",` + member + strings.Repeat(" ", 100) + "}"
+				r := httptest.NewRequest("POST", "/", strings.NewReader(data))
+				if value, err := findURL(r, defaultField, defaultMaxBody); value != "http://c.example/" || err != nil {
+					t.Fatalf("%s at byte %d: %q, %v", member, before, value, err)
+				}
+				if got, err := io.ReadAll(r.Body); string(got) != data || err != nil {
+					t.Fatalf("%s at byte %d: the handler reads %d bytes of %d, %v", member, before, len(got), len(data), err)
+				}
+			}
+		}
+	}
+}
+
+// BenchmarkFindURL reads and searches texts that have no such member.
+func BenchmarkFindURL(b *testing.B) {
+	for _, size := range []int{1 << 10, 1 << 20} {
+		text := strings.Repeat("a prompt, such as this_one, can be called caf\\u00e9.\\n", size/52)
+		data := []byte(`{"prompt":"` + text + `"}`)
+		b.Run(strconv.Itoa(size), func(b *testing.B) {
+			b.SetBytes(int64(len(data)))
+			b.ReportAllocs()
+			from := bytes.NewReader(data)
+			r := httptest.NewRequest("POST", "/", nil)
+			r.ContentLength = int64(len(data))
+			for b.Loop() {
+				from.Reset(data)
+				r.Body = io.NopCloser(from)
+				if value, err := findURL(r, defaultField, defaultMaxBody); value != "" || err != nil {
+					b.Fatal(value, err)
+				}
+				r.Body.Close()
+			}
+		})
 	}
 }
 

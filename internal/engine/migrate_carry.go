@@ -83,7 +83,7 @@ func (e *Engine) everything(ctx context.Context) (map[string]bool, error) {
 
 // nameOf returns the ID of a task's subject, and any other subject as it is.
 func nameOf(subject string) string {
-	for _, prefix := range []string{cronSubject, tickSubject, keySubject, doneKeySubject, probeSubject, endedProbe, deadProbe} {
+	for _, prefix := range []string{cronSubject, tickSubject, keySubject, doneKeySubject, probeSubject, endedProbe, deadProbe, anchorSubject} {
 		if strings.HasPrefix(subject, prefix) {
 			return subject
 		}
@@ -141,7 +141,7 @@ func (c *carrier) locate(ctx context.Context) error {
 // carryLive carries a message of the live stream.
 func (c *carrier) carryLive(ctx context.Context, msg *jetstream.RawStreamMsg) error {
 	switch {
-	case msg.Subject == probeSubject:
+	case msg.Subject == probeSubject, msg.Subject == anchorSubject:
 		return nil
 	case strings.HasPrefix(msg.Subject, keySubject):
 		// Its task may have ended in the cluster since.

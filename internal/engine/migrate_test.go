@@ -129,7 +129,7 @@ func standings(t *testing.T, e *Engine) map[string]string {
 			t.Fatal(err)
 		}
 		for subject := range info.State.Subjects {
-			if subject != probeSubject && !strings.HasPrefix(subject, tickSubject) {
+			if subject != probeSubject && subject != anchorSubject && !strings.HasPrefix(subject, tickSubject) {
 				found[nameOf(subject)] = subject
 			}
 		}

@@ -45,6 +45,11 @@ const (
 	probeSubject = "callback.probe"
 	endedProbe   = "callback.probe.ended"
 	deadProbe    = "callback.probe.dead"
+
+	// One message that nobody takes, older than all that stand in the live
+	// stream. While a consumer's next message is the oldest of all, the server
+	// counts everything that waits behind it, for each message it hands out.
+	anchorSubject = "callback.anchor"
 )
 
 func (e *Engine) openStreams(ctx context.Context, k *link) (err error) {
@@ -53,13 +58,16 @@ func (e *Engine) openStreams(ctx context.Context, k *link) (err error) {
 		Subjects: []string{
 			queuedSubject + "*.*", cronSubject + "*.*", tickSubject + "*.*", keySubject + "*.*",
 			leaseSubject + "*", dueSubject + "*.*", heldSubject + "*.*", retrySubject + "*",
-			probeSubject,
+			probeSubject, anchorSubject,
 		},
 		Retention:         jetstream.WorkQueuePolicy,
 		MaxMsgsPerSubject: 1,
 		AllowMsgSchedules: true,
 	})
 	if err != nil {
+		return err
+	}
+	if err := anchor(ctx, k); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -77,6 +85,18 @@ func (e *Engine) openStreams(ctx context.Context, k *link) (err error) {
 	}
 	if k.blobs, err = e.openBlobs(ctx, k); err != nil {
 		return err
+	}
+	return nil
+}
+
+// anchor stores the message that stays before all others, if it is not there.
+func anchor(ctx context.Context, k *link) error {
+	_, err := k.js.Publish(ctx, anchorSubject, nil, jetstream.WithExpectLastSequencePerSubject(0))
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("storing on %s: %w", anchorSubject, err)
 	}
 	return nil
 }
