@@ -100,7 +100,9 @@ func (q *TaskQueue) writeResult(w http.ResponseWriter, r *http.Request, found *e
 		return writeProblem(w, &problem{statusWithout(rec), rec.Error})
 	}
 	body, err := found.OpenBody(r.Context())
-	if err != nil {
+	if errors.Is(err, engine.ErrGone) {
+		return writeProblem(w, &problem{http.StatusNotFound, engine.ErrGone.Error()})
+	} else if err != nil {
 		return unavailable(w, q.log, err)
 	}
 	defer body.Close()

@@ -159,10 +159,15 @@ func (d *deliverer) takeDue(due *engine.Source) {
 				return
 			}
 			waiting++
-			placing.Go(func() {
-				d.place(dl, name)
+			placing.Add(1)
+			go func() {
+				began := d.place(dl, name)
 				<-inHand
-			})
+				placing.Done()
+				if began {
+					d.carryOut(dl, name)
+				}
+			}()
 		})
 		for range dueBatch - waiting {
 			<-inHand
@@ -170,24 +175,24 @@ func (d *deliverer) takeDue(due *engine.Source) {
 	}
 }
 
-// place begins a delivery as soon as its host has its turn, or moves it out of
-// the others' way if that takes long.
-func (d *deliverer) place(dl *engine.Delivery, name string) {
+// place waits for the turn of a delivery's host and says whether it came. If that
+// takes long, the delivery is moved out of the others' way.
+func (d *deliverer) place(dl *engine.Delivery, name string) (began bool) {
 	t := full
 	if !d.lanes.takes(name) {
 		t = d.awaitTurn(name)
 	}
 	switch {
 	case t == begins:
-		d.begin(dl, name)
-		return
+		return true
 	case d.claiming.Err() != nil:
 		dl.Release()
-		return
+		return false
 	}
 	if err := d.lanes.hold(dl, name); err != nil {
 		d.logger().Warn("delivery not put into its lane", zap.String("task_id", dl.Record.ID), zap.Error(err))
 	}
+	return false
 }
 
 // awaitTurn waits a moment for a host's turn. It waits on while all attempts are
@@ -195,10 +200,7 @@ func (d *deliverer) place(dl *engine.Delivery, name string) {
 func (d *deliverer) awaitTurn(name string) turn {
 	t := busy
 	for t == busy && d.claiming.Err() == nil {
-		ctx, cancel := context.WithTimeout(d.claiming, turnWait)
-		err := d.hosts.await(ctx, name)
-		cancel()
-		if err == nil {
+		if d.hosts.awaitFor(d.claiming, name, turnWait) == nil {
 			return begins
 		}
 		t = d.hosts.start(name)
@@ -237,20 +239,21 @@ func (d *deliverer) fetch(source *engine.Source, n int, place func(*engine.Deliv
 }
 
 // begin starts an attempt that is counted in.
-func (d *deliverer) begin(dl *engine.Delivery, name string) {
+func (d *deliverer) begin(dl *engine.Delivery, name string) { go d.carryOut(dl, name) }
+
+// carryOut makes an attempt that is counted in.
+func (d *deliverer) carryOut(dl *engine.Delivery, name string) {
 	s := d.enter()
 	if s == nil {
 		d.hosts.leave(name)
 		dl.Release()
 		return
 	}
-	go func() {
-		defer s.app.working.leave()
-		defer d.hosts.leave(name)
-		if answered, told := s.attempt(dl, name); told {
-			d.hosts.heard(name, answered)
-		}
-	}()
+	defer s.app.working.leave()
+	defer d.hosts.leave(name)
+	if answered, told := s.attempt(dl, name); told {
+		d.hosts.heard(name, answered)
+	}
 }
 
 // attempt makes one attempt and stores what follows from it. It returns whether

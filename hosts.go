@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"sync"
+	"time"
 )
 
 // hosts says whose turn it is: how many attempts are made at once, and how many
@@ -94,6 +95,17 @@ type waiter struct {
 
 // await is start for who can wait: it returns an error only if ctx ends first.
 func (hs *hosts) await(ctx context.Context, name string) error {
+	return hs.awaitUntil(ctx, name, nil)
+}
+
+// awaitFor is await for so long at most.
+func (hs *hosts) awaitFor(ctx context.Context, name string, long time.Duration) error {
+	timer := time.NewTimer(long)
+	defer timer.Stop()
+	return hs.awaitUntil(ctx, name, timer.C)
+}
+
+func (hs *hosts) awaitUntil(ctx context.Context, name string, late <-chan time.Time) error {
 	hs.mu.Lock()
 	h := hs.get(name)
 	w := &waiter{host: h, begins: make(chan struct{})}
@@ -102,9 +114,12 @@ func (hs *hosts) await(ctx context.Context, name string) error {
 	hs.admit()
 	hs.mu.Unlock()
 
+	err := context.DeadlineExceeded
 	select {
 	case <-w.begins:
+	case <-late:
 	case <-ctx.Done():
+		err = ctx.Err()
 	}
 
 	hs.mu.Lock()
@@ -112,11 +127,11 @@ func (hs *hosts) await(ctx context.Context, name string) error {
 	defer hs.forget(name, h)
 	h.waiting--
 	select {
-	case <-w.begins: // maybe just as ctx ended
+	case <-w.begins: // maybe just as the wait ended
 		return nil
 	default:
 		hs.waiting.Remove(place)
-		return ctx.Err()
+		return err
 	}
 }
 
@@ -161,7 +176,9 @@ func (hs *hosts) heard(name string, answered bool) {
 func (hs *hosts) isMute(name string) bool {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
-	return !hs.get(name).answers
+	h := hs.get(name)
+	defer hs.forget(name, h)
+	return !h.answers
 }
 
 // leave counts an attempt out.

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 func limitedHosts(concurrency, perHost int) *hosts {
@@ -212,6 +213,25 @@ func TestAWaitThatEndsTakesNoTurn(t *testing.T) {
 	})
 }
 
+func TestWhoWaitsForSoLongTakesNoTurnAfterwards(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		hs := limitedHosts(1, 1)
+		hs.start("a")
+		began := time.Now()
+		if err := hs.awaitFor(t.Context(), "b", time.Second); err == nil || time.Since(began) != time.Second {
+			t.Errorf("the wait ended after %v: %v", time.Since(began), err)
+		}
+		hs.leave("a")
+		if err := hs.awaitFor(t.Context(), "b", time.Second); err != nil {
+			t.Error(err)
+		}
+		if hs.start("c") == begins || len(hs.all) != 1 || hs.waiting.Len() != 0 {
+			t.Errorf("%d hosts, %d waiting", len(hs.all), hs.waiting.Len())
+		}
+	})
+}
+
 func TestHigherLimitsLetThoseInWhoWait(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -234,6 +254,7 @@ func TestNamesOfHostsDoNotPileUp(t *testing.T) {
 	hs := limitedHosts(8, 2)
 	for i := range 10 * maxRecent {
 		hs.answersOnce(t, fmt.Sprint(i))
+		hs.isMute(fmt.Sprint("other", i))
 	}
 	if len(hs.all) != 0 {
 		t.Errorf("%d hosts are kept that have no attempts", len(hs.all))

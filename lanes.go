@@ -17,8 +17,9 @@ import (
 type lanes struct {
 	d *deliverer
 
-	mu   sync.Mutex
-	open map[string]*lane // by the engine's token
+	mu    sync.Mutex
+	open  map[string]*lane // by the engine's token
+	ahead int              // deliveries that may be taken beyond one of each lane
 }
 
 // lane is one that is served.
@@ -132,15 +133,28 @@ func (ls *lanes) serve(name string, source func(context.Context) (*engine.Source
 // lane for the next to adopt.
 func (ls *lanes) run(name string, source *engine.Source) {
 	ctx := ls.d.claiming
+	behind := 0
 	for ctx.Err() == nil {
-		// One at a time: what was taken and has no turn yet waits in memory.
-		taken := ls.d.fetch(source, 1, func(dl *engine.Delivery) {
-			if err := ls.d.hosts.await(ctx, name); err != nil {
-				dl.Release()
-				return
-			}
-			ls.d.begin(dl, name)
+		ahead := ls.reserve(name, behind)
+		var waiting sync.WaitGroup
+		taken := ls.d.fetch(source, 1+ahead, func(dl *engine.Delivery) {
+			behind = dl.Behind()
+			waiting.Add(1)
+			go func() {
+				err := ls.d.hosts.await(ctx, name)
+				waiting.Done()
+				if err != nil {
+					dl.Release()
+					return
+				}
+				ls.d.carryOut(dl, name)
+			}()
 		})
+		waiting.Wait()
+		ls.giveBack(ahead)
+		if !taken {
+			behind = 0
+		}
 		switch {
 		case taken, ctx.Err() != nil:
 		case ls.shut(name):
@@ -152,6 +166,34 @@ func (ls *lanes) run(name string, source *engine.Source) {
 		}
 	}
 	ls.drop(name)
+}
+
+const (
+	// laneBatch is how many deliveries are taken at once from a lane, and allAhead
+	// from all lanes together beyond one each: what was taken and has no turn yet
+	// waits in memory.
+	laneBatch = 32
+	allAhead  = 256
+)
+
+// reserve returns how many deliveries may be taken from a lane beyond the first,
+// if so many stand behind it. They are given back when they have begun. From a
+// host that does not answer they are taken one at a time.
+func (ls *lanes) reserve(name string, behind int) int {
+	if behind == 0 || ls.d.hosts.isMute(name) {
+		return 0
+	}
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	n := min(behind-1, laneBatch-1, allAhead-ls.ahead)
+	ls.ahead += n
+	return n
+}
+
+func (ls *lanes) giveBack(n int) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	ls.ahead -= n
 }
 
 // shut lets nothing more into a lane and says whether anything was let in.

@@ -211,3 +211,55 @@ func TestADamagedMessageDoesNotStopDeliveries(t *testing.T) {
 	}
 	t.Error("the callback that cannot be sent is not dead")
 }
+
+func TestSoMuchOfALaneIsTakenAtOnceAsStandsInItAndMemoryMayHold(t *testing.T) {
+	t.Parallel()
+	ls := newLanes(&deliverer{hosts: limitedHosts(256, 32)})
+	ls.d.hosts.answersOnce(t, "good")
+	for behind, want := range map[int]int{0: 0, 1: 0, 2: 1, 20: 19, 10_000: laneBatch - 1} {
+		n := ls.reserve("good", behind)
+		if n != want {
+			t.Errorf("%d are taken beyond the first where %d stand behind it, not %d", n, behind, want)
+		}
+		ls.giveBack(n)
+	}
+	if n := ls.reserve("mute", 10_000); n != 0 {
+		t.Errorf("%d are taken beyond the first from a host that has not answered", n)
+	}
+	all := 0
+	for range 1000 {
+		all += ls.reserve("good", 10_000)
+	}
+	if all != allAhead {
+		t.Errorf("%d are taken beyond the first from all lanes", all)
+	}
+	ls.giveBack(all)
+	if n := ls.reserve("good", 10_000); n != laneBatch-1 {
+		t.Errorf("%d are taken beyond the first when all have begun", n)
+	}
+}
+
+func TestALaneWithABacklogIsDeliveredWhole(t *testing.T) {
+	t.Parallel()
+	url, got := listener(t)
+	a, stop := startApp(t, t.TempDir(), &Delivery{PerHost: 4})
+	defer stop()
+	want := make(map[string]bool)
+	for range 300 {
+		want[owe(t, a.engine.Load(), url, true)] = true
+	}
+	if _, err := a.engine.Load().Lane(t.Context(), strings.TrimPrefix(url, "http://")); err != nil {
+		t.Fatal(err)
+	}
+	for len(want) > 0 {
+		select {
+		case id := <-got:
+			if !want[id] {
+				t.Errorf("the callback of %s comes twice", id)
+			}
+			delete(want, id)
+		case <-time.After(time.Minute):
+			t.Fatalf("%d callbacks did not come", len(want))
+		}
+	}
+}

@@ -196,8 +196,10 @@ func (s *sender) send(dl *engine.Delivery, limit int64) (ans answer) {
 	}
 	// The status has been given; a body that drips or breaks off takes nothing
 	// from it.
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	ans.excerpt = excerpt(body)
+	if resp.ContentLength != 0 {
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+		ans.excerpt = excerpt(body)
+	}
 	if ans.status == http.StatusTooManyRequests || ans.status == http.StatusServiceUnavailable {
 		ans.retryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -45,9 +46,9 @@ func smallDisk(t *testing.T, g *gatewaytest.Gateway, size string) string {
 	return disk
 }
 
-// fill writes a file until the disk is full, as another program does that knows
-// nothing of the gateway.
-func fill(t *testing.T, disk string) (file string) {
+// fill writes a file until the disk has no more than rest bytes free, as another
+// program does that knows nothing of the gateway.
+func fill(t *testing.T, disk string, rest int64) (file string) {
 	t.Helper()
 	file = filepath.Join(disk, "other program")
 	f, err := os.Create(file)
@@ -62,6 +63,13 @@ func fill(t *testing.T, disk string) (file string) {
 		if !errors.Is(err, syscall.ENOSPC) {
 			t.Fatal(err)
 		}
+	}
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(max(0, info.Size()-rest)); err != nil {
+		t.Fatal(err)
 	}
 	return file
 }
@@ -152,25 +160,49 @@ func (o *outage) fillWithTasks() {
 	o.g.T.Logf("%d tasks came before the disk was full", accepted)
 }
 
+// gate is shut until it is opened: then callbacks are accepted.
+type gate struct{ opened chan struct{} }
+
+func newGate() gate { return gate{make(chan struct{})} }
+
+func (g gate) open() { close(g.opened) }
+
+func (g gate) isShut() bool {
+	select {
+	case <-g.opened:
+		return false
+	default:
+		return true
+	}
+}
+
+// drains waits until every accepted task has its callback, and then for requests
+// for callbacks to be accepted again, all of them from the first on.
+func (o *outage) drains() {
+	o.g.T.Helper()
+	o.g.Eventually("every accepted task has its callback", o.l.Settled)
+	o.recovers()
+	for n := range 40 {
+		if !o.send() {
+			o.g.T.Errorf("after %d requests for callbacks were accepted again, one is refused", n+1)
+			break
+		}
+	}
+	o.g.Eventually("every accepted task has its callback", o.l.Settled)
+}
+
 func TestADiskThatFillsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
 	t.Parallel()
 	rounds := pick(1, 3, 20)
-	full := make(chan struct{}) // closed at the end: then callbacks are accepted
-	o := newOutage(t, func() bool {
-		select {
-		case <-full:
-			return false
-		default:
-			return true
-		}
-	})
+	receiver := newGate()
+	o := newOutage(t, receiver.isShut)
 	disk := smallDisk(t, o.g, "64m")
 	o.g.Start()
 	for range 20 {
 		o.send()
 	}
 	for round := range rounds {
-		other := fill(t, disk)
+		other := fill(t, disk, 0)
 		o.refuses()
 		gatewaytest.Pause(2 * time.Second) // for callbacks to fail on the full disk
 		if round%2 == 1 {
@@ -188,17 +220,46 @@ func TestADiskThatFillsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
 	}
 	// The gateway's own tasks come to the edge, and the other program takes the rest.
 	o.fillWithTasks()
-	other := fill(t, disk)
+	other := fill(t, disk, 0)
 	gatewaytest.Pause(2 * time.Second)
-	// A store that has filled its disk itself needs room to get rid of anything.
-	if err := errors.Join(os.Remove(other), syscall.Mount("", disk, "tmpfs", syscall.MS_REMOUNT, "size=256m")); err != nil {
+	if err := os.Remove(other); err != nil {
 		t.Fatal(err)
 	}
-	close(full)
-	o.g.Eventually("every accepted task has its callback", o.l.Settled)
-	o.recovers()
-	o.g.Eventually("every accepted task has its callback", o.l.Settled)
+	receiver.open()
+	o.drains()
 	report(t, "4. disk filled by another program, and by tasks", rounds+1, o.l.Tally())
+}
+
+func TestADiskThatTheStoreHasFilledDrainsWithoutMoreRoom(t *testing.T) {
+	t.Parallel()
+	rounds := pick(1, 2, 10)
+	for name, others := range map[string]int64{
+		"by tasks": 0, "by tasks beside a file that stays": 24 << 20,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var receiver atomic.Pointer[gate]
+			o := newOutage(t, func() bool { return receiver.Load().isShut() })
+			disk := smallDisk(t, o.g, "64m")
+			if others > 0 {
+				fill(t, disk, 64<<20-others)
+			}
+			o.g.Start()
+			for round := range rounds {
+				shut := newGate()
+				receiver.Store(&shut)
+				o.fillWithTasks()
+				gatewaytest.Pause(5 * time.Second) // for callbacks to fail, again and again
+				if round%2 == 1 {
+					o.g.Kill()
+					o.g.Start()
+				}
+				shut.open()
+				o.drains()
+			}
+			report(t, "4. disk filled "+name, rounds, o.l.Tally())
+		})
+	}
 }
 
 // limitFiles makes every write of a process beyond a size of file fail, as on a

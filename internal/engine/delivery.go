@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -145,6 +146,8 @@ type Delivery struct {
 	engine *Engine
 	link   *link // over which it was taken
 	msg    jetstream.Msg
+	seq    uint64 // where the message stands in the stream; 0 if that is not known
+	behind int
 	// twins says that the delivery may stand elsewhere too: an earlier holder
 	// died between storing its next step and acknowledging this one.
 	twins bool
@@ -159,50 +162,42 @@ func (e *Engine) take(ctx context.Context, k *link, msg jetstream.Msg) *Delivery
 	}
 	d := &Delivery{Record: rec, body: body, engine: e, link: k, msg: msg}
 	if meta, err := msg.Metadata(); err == nil {
-		d.twins = meta.NumDelivered > 1 || meta.Timestamp.Before(k.opened)
+		d.seq, d.behind, d.twins = meta.Sequence.Stream, int(meta.NumPending), meta.NumDelivered > 1
 	}
+	if !e.keep(d) {
+		// It is being worked on here, since before the server was opened anew.
+		d.giveBack(outstandingDelay)
+		return nil
+	}
+	switch {
+	case d.seq > k.found:
+	case strings.HasPrefix(msg.Subject(), queuedSubject):
+		d.twins = true // a claim looks where
+	case d.dropMoved(ctx):
+		d.letGo()
+		return nil
+	}
+	return d
+}
+
+// keep holds a delivery in this node's hands, unless its message was there when
+// the server was opened anew and still is.
+func (e *Engine) keep(d *Delivery) bool {
 	e.handsMu.Lock()
 	defer e.handsMu.Unlock()
-	if len(e.outstanding) > 0 {
-		if _, ok := e.outstanding[d.sequence()]; ok {
-			// It is being worked on here, since before the server was opened anew.
-			d.giveBack(outstandingDelay)
-			return nil
-		}
+	if _, ok := e.outstanding[d.seq]; ok {
+		return false
 	}
 	e.hands[d] = struct{}{}
-	return d
+	return true
 }
 
 // outstandingDelay is how soon a delivery is offered again that is in hand.
 const outstandingDelay = time.Second
 
-// sequence is where the delivery's message stands in the stream; 0 if that is
-// not known.
-func (d *Delivery) sequence() uint64 {
-	meta, err := d.msg.Metadata()
-	if err != nil {
-		return 0
-	}
-	return meta.Sequence.Stream
-}
-
 // isStale says that the server was opened anew since the delivery was taken: it
 // comes again, and its message can be acknowledged no more.
 func (d *Delivery) isStale() bool { return d.link != d.engine.link() }
-
-// bury keeps a message that cannot be read where an operator finds it.
-func (e *Engine) bury(ctx context.Context, msg jetstream.Msg, cause error) {
-	id := idOf(msg.Subject())
-	e.log.Error("a stored message is damaged; it is kept among the dead", zap.String("task_id", id), zap.Error(cause))
-	if _, err := e.send(ctx, &nats.Msg{Subject: deadSubject + id, Data: msg.Data()}); err != nil {
-		e.log.Error("damaged message not kept", zap.String("task_id", id), zap.Error(err))
-		return
-	}
-	if err := msg.Ack(); err != nil {
-		e.log.Warn("damaged message not taken out of its stream", zap.String("task_id", id), zap.Error(err))
-	}
-}
 
 // keepHands tells the server at a third of the lease time that the deliveries
 // in hand are being worked on.
@@ -232,10 +227,14 @@ func (d *Delivery) letGo() {
 	d.engine.handsMu.Lock()
 	delete(d.engine.hands, d)
 	if len(d.engine.outstanding) > 0 && d.isStale() {
-		delete(d.engine.outstanding, d.sequence())
+		delete(d.engine.outstanding, d.seq)
 	}
 	d.engine.handsMu.Unlock()
 }
+
+// Behind returns how many deliveries stood behind this one in its source when it
+// was handed out.
+func (d *Delivery) Behind() int { return d.behind }
 
 // Body returns the body of the task's result as it was captured, loading it
 // if it did not fit in the message.
@@ -253,6 +252,9 @@ func (e *Engine) openBody(ctx context.Context, rec *task.Record, body []byte) (i
 		return io.NopCloser(bytes.NewReader(body)), nil
 	}
 	object, err := e.link().blobs.Get(ctx, rec.Blob)
+	if errors.Is(err, jetstream.ErrObjectNotFound) {
+		err = fmt.Errorf("%w: %w", ErrGone, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("loading the body %s: %w", rec.Blob, err)
 	}
@@ -264,10 +266,12 @@ func (e *Engine) openBody(ctx context.Context, rec *task.Record, body []byte) (i
 // delivery is over all the same.
 func (d *Delivery) Done(ctx context.Context) error {
 	rec, body := *d.Record, d.body
-	if rec.Queue == "" {
-		// Nobody can fetch this result.
+	if !d.engine.keepsResult(&rec) {
 		defer d.engine.dropBlob(ctx, rec.Blob)
 		rec.Blob, body = "", nil
+		if rec.Queue != "" && rec.Result != nil {
+			rec.Blob = rec.ID + goneBlob
+		}
 	}
 	_, err := d.engine.publish(ctx, step{subject: doneSubject + rec.ID, rec: &rec, body: body})
 	err = errors.Join(err, d.engine.retireKey(ctx, &rec))
@@ -304,12 +308,15 @@ func (d *Delivery) Hold(ctx context.Context) error {
 // move stores the delivery's next step, if it is still where this node took it
 // from, and gives it back.
 func (d *Delivery) move(ctx context.Context, s step) error {
-	meta, err := d.msg.Metadata()
-	if err != nil {
-		return fmt.Errorf("reading where a delivery stands: %w", err)
+	if d.engine.isTight() {
+		// It is written anew at every step, and there is no room for that. The attempt
+		// does not count: the callback is not given up for want of room.
+		d.letGo()
+		d.giveBack(max(time.Until(s.at), tightDelay))
+		return nil
 	}
 	s.rec, s.body = d.Record, d.body
-	s.fence, s.seq = d.msg.Subject(), meta.Sequence.Stream
+	s.fence, s.seq = d.msg.Subject(), d.seq
 	if _, err := d.engine.publish(ctx, s); err != nil {
 		d.Release()
 		return err
@@ -337,6 +344,10 @@ func (d *Delivery) giveBack(delay time.Duration) {
 // releaseDelay keeps a delivery that cannot be stored from coming again in a
 // tight loop.
 const releaseDelay = 250 * time.Millisecond
+
+// tightDelay is how long a delivery at least stays where it is if there is no
+// room to move it.
+const tightDelay = time.Second
 
 // finish takes the delivery out of the stream, wherever it stands.
 func (d *Delivery) finish(ctx context.Context) {
@@ -374,5 +385,5 @@ func (d *Delivery) acknowledge(ctx context.Context) {
 func (d *Delivery) remove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	return d.engine.link().live.DeleteMsg(ctx, d.sequence())
+	return d.engine.link().live.DeleteMsg(ctx, d.seq)
 }

@@ -152,21 +152,122 @@ func TestADamagedMessageIsKeptAmongTheDeadAndStopsNobody(t *testing.T) {
 
 func TestADeliveryThatHasATwinIsDoneOnce(t *testing.T) {
 	t.Parallel()
-	store := t.TempDir()
-	e := open(t, store, time.Minute)
+	e := openTemp(t, time.Minute)
 	rec := record("c.example:443")
 	settle(t, claim(t, e, rec), rec, nil)
-	// A process that dies between storing the retry and acknowledging.
+	// A node that dies between storing the retry and acknowledging: somebody else
+	// gets the delivery again.
+	d := fetch(t, e)
+	retryInAnHour(t, e, rec)
+	d.Release()
+	if err := fetch(t, e).Done(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, e, liveStream, retrySubject+">")
+}
+
+func retryInAnHour(t *testing.T, e *Engine, rec task.Record) {
+	t.Helper()
 	if _, err := e.publish(t.Context(), step{
 		subject: retrySubject + rec.ID, rec: &rec, at: time.Now().Add(time.Hour), target: dueSubject + "x." + rec.ID,
 	}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestWhatAProcessMovedOnBeforeItDiedIsNotAttemptedWhereItStood(t *testing.T) {
+	t.Parallel()
+	const host = "c.example:443"
+	hold := func(t *testing.T, e *Engine, rec task.Record) {
+		t.Helper()
+		subject := heldSubject + hostToken(host) + "." + rec.ID
+		if _, err := e.publish(t.Context(), step{subject: subject, rec: &rec}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, test := range map[string]struct {
+		held   bool // where both deliveries stand
+		moveOn func(*testing.T, *Engine, task.Record)
+		to     string
+	}{
+		"due, then to be retried":  {false, retryInAnHour, retrySubject},
+		"due, then held":           {false, hold, heldSubject},
+		"held, then to be retried": {true, retryInAnHour, retrySubject},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store := t.TempDir()
+			e := open(t, store, time.Minute)
+			movedOn, stays := record(host), record(host)
+			for _, rec := range []*task.Record{&movedOn, &stays} {
+				if err := claim(t, e, *rec).Settle(t.Context(), rec, nil, test.held); err != nil {
+					t.Fatal(err)
+				}
+			}
+			test.moveOn(t, e, movedOn)
+			e.Close()
+			e = open(t, store, time.Minute)
+			defer e.Close()
+			source, from := e.Due, dueSubject
+			if test.held {
+				source, from = func(ctx context.Context) (*Source, error) { return e.Lane(ctx, host) }, heldSubject
+			}
+			s, err := source(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := fetchFrom(t, s)
+			if d.Record.ID != stays.ID {
+				t.Error("what was moved on is handed out where it stood")
+			}
+			gone(t, e, liveStream, from+hostToken(host)+"."+movedOn.ID)
+			if stored(t, e, liveStream, test.to+">") != 1 {
+				t.Error("what was moved on stands nowhere")
+			}
+			d.Release()
+		})
+	}
+}
+
+func TestADeliveryThatComesBackFromItsRetryIsNotTakenForOneThatWasMovedOn(t *testing.T) {
+	t.Parallel()
+	const host = "c.example:443"
+	store := t.TempDir()
+	e := open(t, store, time.Minute)
+	old := record(host)
+	if err := claim(t, e, old).Settle(t.Context(), &old, nil, true); err != nil {
+		t.Fatal(err)
+	}
 	e.Close()
 	e = open(t, store, time.Minute)
 	defer e.Close()
-	if err := fetch(t, e).Done(t.Context()); err != nil {
+	rec := record(host)
+	settle(t, claim(t, e, rec), rec, nil)
+	if err := fetch(t, e).Retry(t.Context(), time.Now().Add(3*time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	gone(t, e, liveStream, retrySubject+">")
+	lane, err := e.Lane(t.Context(), host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// With the first old delivery it is looked what has been moved on.
+	fetchFrom(t, lane).Release()
+	e.link().opened = time.Now().Add(time.Hour) // a clock that was set back since
+	if d := fetch(t, e); d.Record.ID != rec.ID {
+		t.Errorf("due is %+v", d.Record)
+	}
+}
+
+func TestADeliveryKnowsHowManyStandBehindIt(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	for range 3 {
+		rec := record("c.example:443")
+		settle(t, claim(t, e, rec), rec, nil)
+	}
+	for want := range 3 {
+		if d := fetch(t, e); d.Behind() != 2-want {
+			t.Errorf("%d stand behind delivery %d", d.Behind(), want)
+		}
+	}
 }

@@ -19,18 +19,27 @@ type disk struct {
 	folder string
 	log    *zap.Logger
 	space  func(folder string) (free, total uint64, err error)
-	// low says that what is free is the reserve, scarce that half of that is used.
-	low, scarce atomic.Bool
+	// crowded says that ended tasks should make room; low that new tasks are refused;
+	// tight that the reserve is being used, and scarce that half of it is.
+	crowded, low, tight, scarce atomic.Bool
+	need                        atomic.Uint64 // what must be free for a new task, as it was last
+	dropped                     atomic.Uint64 // ended tasks that have made room, or their results
 }
 
 const (
 	// maxReserve is what 256 deliveries, as many as are attempted at once, can
 	// store with the largest records there are.
 	maxReserve = 256 * recordRoom
-	// reserveShare is the part of a small disk that is kept free instead.
+	// reserveShare is the part of a small disk that is kept free instead. It is not
+	// less than leastReserve, which the server needs to clear its files out: the one
+	// that it writes to is as long as it gets, and another is rewritten. Of a disk
+	// that is smaller still it is largestShare.
 	reserveShare = 8
-	// spaceInterval is how often the free space is looked at, for a microsecond. A
-	// disk that takes 250 MB a second fills the reserve in that time.
+	leastReserve = 8 << 20
+	largestShare = 4
+	// spaceInterval is how often the free space is looked at, for a microsecond, and
+	// what need be free. A disk that takes 250 MB a second fills the reserve in that
+	// time, and a small one's sooner: so who is about to store looks too.
 	spaceInterval = 250 * time.Millisecond
 )
 
@@ -42,14 +51,31 @@ func newDisk(cfg Config) *disk {
 	return d
 }
 
-func reserveOf(total uint64) uint64 { return min(maxReserve, total/reserveShare) }
+func reserveOf(total uint64) uint64 {
+	return min(maxReserve, max(total/reserveShare, min(leastReserve, total/largestShare)))
+}
 
-// watch looks at the free space until ctx ends.
-func (d *disk) watch(ctx context.Context) {
+// use is the room that tasks under way take: their messages, and the files of
+// these, in which there are messages too that are gone.
+type use struct{ messages, files uint64 }
+
+// rewriting is what the files can still grow by if no task comes. An attempt that
+// fails writes its task anew, and the server clears a file out only when more than
+// half of it is gone.
+func (u use) rewriting() uint64 {
+	if 2*u.messages < u.files {
+		return 0
+	}
+	return 2*u.messages - u.files
+}
+
+// watchDisk looks at the free space until ctx ends.
+func (e *Engine) watchDisk(ctx context.Context) {
 	tick := time.NewTicker(spaceInterval)
 	defer tick.Stop()
+	var m meter
 	for {
-		d.look()
+		e.disk.look(func(enough uint64) use { return m.read(ctx, e, enough) })
 		select {
 		case <-ctx.Done():
 			return
@@ -58,32 +84,67 @@ func (d *disk) watch(ctx context.Context) {
 	}
 }
 
-// look finds out whether the disk is full.
-func (d *disk) look() {
+// look finds out whether the disk is full. underWay measures what tasks under way
+// take, but for the files if there is room enough in any case.
+func (d *disk) look(underWay func(enough uint64) use) {
 	free, total, err := d.space(d.folder)
 	if err != nil {
 		return // what cannot be measured is found out by writing
 	}
 	reserve := reserveOf(total)
+	d.tight.Store(free < reserve)
 	d.scarce.Store(free < reserve/2)
+	// What clears out files, and what rewrites them, moves room to and fro between
+	// what is free and what they can grow by. The sum of both stays.
+	margin := reserve / 2
+	u := underWay(free - min(free, reserve+margin))
+	need := reserve + u.rewriting()
+	d.crowded.Store(free < need+margin)
 	wasLow := d.low.Load()
 	if wasLow {
-		reserve += reserve / 4 // the state must not change with every task
+		need += reserve / 4 // the state must not change with every task
 	}
-	low := free < reserve
-	if low == wasLow {
+	d.need.Store(need)
+	if low := free < need; low != wasLow {
+		d.turn(low, free, need)
+	}
+}
+
+// turn says that new tasks are refused from now on, or no longer.
+func (d *disk) turn(low bool, free, need uint64) {
+	if !d.low.CompareAndSwap(!low, low) {
 		return
 	}
-	d.low.Store(low)
 	room := []zap.Field{
-		zap.String("store", d.folder), zap.String("free", humanize.IBytes(free)),
-		zap.String("reserve", humanize.IBytes(reserveOf(total))),
+		zap.String("store", d.folder), zap.String("free", humanize.IBytes(free)), zap.String("needed", humanize.IBytes(need)),
 	}
 	if low {
 		d.log.Error("the disk of the store is full; requests for callbacks are refused", room...)
 	} else {
 		d.log.Info("the disk of the store has room again", room...)
 	}
+}
+
+// isFull says whether new tasks are to be refused.
+func (d *disk) isFull() bool {
+	if d.low.Load() {
+		return true
+	}
+	free, total, err := d.space(d.folder)
+	if err != nil || free >= reserveOf(total) {
+		return false
+	}
+	d.turn(true, free, d.need.Load())
+	return true
+}
+
+// isTight says whether the reserve is being used.
+func (d *disk) isTight() bool {
+	if d.tight.Load() {
+		return true
+	}
+	free, total, err := d.space(d.folder)
+	return err == nil && free < reserveOf(total)
 }
 
 // trialSize is what is written to find out whether a disk takes anything.

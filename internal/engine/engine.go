@@ -80,6 +80,8 @@ var (
 	ErrFull = errors.New("the disk of the store is full")
 	// ErrUnreachable is returned by Open if the cluster does not answer.
 	ErrUnreachable = errors.New("the NATS cluster cannot be reached")
+	// ErrGone is returned for a result that is not kept any more.
+	ErrGone = errors.New("the result is not kept any more")
 	// ErrNotFound is returned for a task that the engine does not have.
 	ErrNotFound = errors.New("no such task")
 )
@@ -137,7 +139,8 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	e.done.Go(func() { e.keepHands(e.closing) })
 	e.done.Go(func() { e.watchHealth(e.closing) })
 	if e.disk != nil {
-		e.done.Go(func() { e.disk.watch(e.closing) })
+		e.done.Go(func() { e.watchDisk(e.closing) })
+		e.done.Go(func() { e.watchRoom(e.closing) })
 	}
 	e.done.Go(func() { e.sweepBlobs(e.closing) })
 	return e, nil

@@ -79,7 +79,7 @@ const (
 
 // Ready returns nil if the engine can take a new task, or else why it cannot.
 func (e *Engine) Ready() error {
-	if e.disk != nil && e.disk.low.Load() {
+	if e.disk != nil && e.disk.isFull() {
 		return ErrFull
 	}
 	return e.Stores()

@@ -24,6 +24,10 @@ type link struct {
 	dead   jetstream.Stream
 	blobs  jetstream.ObjectStore
 	opened time.Time
+	// found is the last message that was in the stream of live tasks when it was
+	// opened. Clocks step; sequences do not.
+	found uint64
+	moved moved
 
 	// publishLimit is the largest payload that goes into a message; larger
 	// bodies go to the object store.
@@ -69,6 +73,7 @@ func (e *Engine) fill(ctx context.Context, k *link) (err error) {
 	if err := e.openStreams(ctx, k); err != nil {
 		return err
 	}
+	k.found = k.live.CachedInfo().State.LastSeq
 	if !e.remote() {
 		e.tellLost(k)
 	}
@@ -117,7 +122,7 @@ func (e *Engine) reopen(ctx context.Context) error {
 	e.handsMu.Lock()
 	for d := range e.hands {
 		// What is in hand comes again from the new server.
-		if seq := d.sequence(); seq != 0 {
+		if seq := d.seq; seq != 0 {
 			e.outstanding[seq] = struct{}{}
 		}
 	}

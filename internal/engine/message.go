@@ -3,7 +3,6 @@ package engine
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -18,26 +18,28 @@ import (
 // A message is the task's record as one line of JSON, then the body.
 
 func frame(rec *task.Record, body []byte, room int) ([]byte, error) {
-	line, err := json.Marshal(rec)
+	data, err := encodeRecord(make([]byte, 0, usualRecord+len(body)), rec)
 	if err != nil {
 		return nil, fmt.Errorf("encoding the record of task %s: %w", rec.ID, err)
 	}
-	if len(line) > room {
+	if len(data) > room {
 		return nil, ErrTooLarge
 	}
-	data := make([]byte, 0, len(line)+1+len(body))
-	data = append(data, line...)
 	data = append(data, '\n')
 	return append(data, body...), nil
 }
+
+// usualRecord is the room that the record of a task needs after its first
+// attempt. More is made as it is needed.
+const usualRecord = 1 << 10
 
 func unframe(data []byte) (*task.Record, []byte, error) {
 	line, body, ok := bytes.Cut(data, []byte{'\n'})
 	if !ok {
 		return nil, nil, errors.New("a stored message has no record")
 	}
-	rec := new(task.Record)
-	if err := json.Unmarshal(line, rec); err != nil {
+	rec, err := decodeRecord(line)
+	if err != nil {
 		return nil, nil, fmt.Errorf("decoding a stored record: %w", err)
 	}
 	return rec, body, nil
@@ -136,4 +138,17 @@ func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {
 		e.health.failed(storageOf(msg.Subject), err)
 	}
 	return 0, fmt.Errorf("storing on %s: %w", msg.Subject, err)
+}
+
+// bury keeps a message that cannot be read where an operator finds it.
+func (e *Engine) bury(ctx context.Context, msg jetstream.Msg, cause error) {
+	id := idOf(msg.Subject())
+	e.log.Error("a stored message is damaged; it is kept among the dead", zap.String("task_id", id), zap.Error(cause))
+	if _, err := e.send(ctx, &nats.Msg{Subject: deadSubject + id, Data: msg.Data()}); err != nil {
+		e.log.Error("damaged message not kept", zap.String("task_id", id), zap.Error(err))
+		return
+	}
+	if err := msg.Ack(); err != nil {
+		e.log.Warn("damaged message not taken out of its stream", zap.String("task_id", id), zap.Error(err))
+	}
 }

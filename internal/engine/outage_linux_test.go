@@ -28,7 +28,7 @@ func TestWhatIsUnderWayIsSettledInTheReserveOfADiskThatIsFull(t *testing.T) {
 		waiting := queued("c.example:443")
 		enqueue(t, e, &waiting, nil)
 
-		disk.fill(t, 3<<20)
+		disk.fill(t, 6<<20)
 		eventually(t, "the full disk is noticed", func() bool { return e.Ready() != nil })
 		if err := e.Ready(); !errors.Is(err, ErrFull) {
 			t.Errorf("it is not ready because of %v, not ErrFull", err)

@@ -103,7 +103,7 @@ const queueWait = 2 * time.Second
 // came for two seconds. Every one must be finished with Claim, Drop or Release.
 func (q *Queue) Fetch(n int) iter.Seq2[*Queued, error] {
 	return func(yield func(*Queued, error) bool) {
-		if e := q.source.engine; e.disk != nil && e.disk.scarce.Load() {
+		if e := q.source.engine; e.isScarce() {
 			// A task that begins needs room. What is left is for those that run.
 			select {
 			case <-e.closing.Done():
