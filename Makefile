@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: help run build test race lint vuln bench microbench fuzz golden faults soak ci
+.PHONY: help run build test race lint vuln bench benchtrial microbench fuzz golden faults soak ci
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ fuzz: ## fuzz every parser of foreign bytes, a minute each: make fuzz FUZZTIME=1
 
 bench: ## measure everything, and write the tables of docs/performance.md; takes an hour
 	cd bench && go run . -write
+
+benchtrial: ## the same in ten minutes: fewer and shorter rounds, half as many tasks, no curves
+	cd bench && go run . -write -rounds 3 -round 2s -scale 0.5 -rows proxy,task,deliver,latency,accept,start,cost
 
 microbench: ## run the benchmarks that stand beside the code
 	go test -run "^$$" -bench . ./...

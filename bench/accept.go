@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// accepts compares how many tasks a queue accepts a second with a bare loop
+// that publishes messages of the same size to an engine of the same kind.
+func accepts(b *bench) ([]row, error) {
+	var rows []row
+	for _, c := range []struct {
+		what, option string
+		sync         time.Duration
+	}{
+		{"202s a second, 200-byte body, sync 10ms", "sync 10ms", 10 * time.Millisecond},
+		{"202s a second, 200-byte body, sync always", "sync always", 0},
+	} {
+		var rate pairs
+		for range b.rounds {
+			ours, err := accepting(b, c.option)
+			if err != nil {
+				return nil, err
+			}
+			theirs, err := publishing(b, c.sync)
+			if err != nil {
+				return nil, err
+			}
+			rate.add(ours, theirs)
+		}
+		rows = append(rows, rate.atLeast(c.what, "", 0.70))
+	}
+	return rows, nil
+}
+
+func accepting(b *bench, option string) (float64, error) {
+	g, site, err := queueGateway(option)
+	if err != nil {
+		return 0, err
+	}
+	defer g.remove()
+	got, err := closed(site, 2*clients, b.round, 202, post("a", "/", "application/json", filler(200, "")))
+	if err != nil {
+		return 0, fmt.Errorf("%w: %s", err, g.said())
+	}
+	return got.rate(), nil
+}
+
+// queueGateway starts a gateway with a queue whose one worker has work for ever:
+// what is accepted waits.
+func queueGateway(options string) (*gateway, string, error) {
+	g, err := newGateway()
+	if err != nil {
+		return nil, "", err
+	}
+	site, err := startQueue(g, options)
+	return g, site, err
+}
+
+func startQueue(g *gateway, options string) (string, error) {
+	site, err := freeAddr()
+	if err != nil {
+		return "", err
+	}
+	busy, err := serve("127.0.0.1:0", nil)
+	if err != nil {
+		return "", err
+	}
+	_, err = g.start(g.options(options+"\nqueue q {\nworkers 1\nmax_queued 10000000\n}", ""),
+		siteAt(site, "task_queue q {\nreverse_proxy "+busy.addr+"\n}"))
+	return site, err
+}
+
+// asPublisher makes this program the bare loop: a process of its own, as the
+// gateway is.
+const asPublisher = "CALLBACK_BENCH_AS_PUBLISHER"
+
+type publishPlan struct {
+	Folder string
+	Sync   time.Duration
+	Round  time.Duration
+}
+
+func publishing(b *bench, sync time.Duration) (float64, error) {
+	folder, err := os.MkdirTemp("", "callback-bench-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(folder)
+	plan, err := json.Marshal(publishPlan{folder, sync, b.round})
+	if err != nil {
+		return 0, err
+	}
+	out, err := self(asPublisher, string(plan))
+	if err != nil {
+		return 0, err
+	}
+	var rate float64
+	_, err = fmt.Sscan(string(out), &rate)
+	return rate, err
+}
+
+func runAsPublisher() bool {
+	text := os.Getenv(asPublisher)
+	if text == "" {
+		return false
+	}
+	var plan publishPlan
+	rate, err := 0.0, json.Unmarshal([]byte(text), &plan)
+	if err == nil {
+		rate, err = publish(plan)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(rate)
+	return true
+}
+
+// publish publishes for a while to an embedded server of the gateway's
+// settings, each of the publishers the next message when the last is stored.
+func publish(plan publishPlan) (float64, error) {
+	srv, err := server.NewServer(&server.Options{
+		DontListen: true, JetStream: true, StoreDir: plan.Folder, NoSigs: true,
+		SyncInterval: plan.Sync, SyncAlways: plan.Sync == 0,
+	})
+	if err != nil {
+		return 0, err
+	}
+	srv.Start()
+	defer srv.Shutdown()
+	if !srv.ReadyForConnections(time.Minute) {
+		return 0, fmt.Errorf("the server is not ready")
+	}
+	nc, err := nats.Connect("", nats.InProcessServer(srv))
+	if err != nil {
+		return 0, err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return 0, err
+	}
+	ctx := context.Background()
+	_, err = js.CreateStream(ctx, jetstream.StreamConfig{
+		Name: "BARE", Subjects: []string{"bare.*.*"}, Retention: jetstream.WorkQueuePolicy,
+		MaxMsgsPerSubject: 1, AllowMsgSchedules: true, AllowDirect: true,
+	})
+	if err != nil {
+		return 0, err
+	}
+	message := filler(200, "")
+	counts := make([]int, 2*clients)
+	began := time.Now()
+	err = parallel(len(counts), len(counts), func(i int) error {
+		for time.Since(began) < plan.Round {
+			if _, err := js.Publish(ctx, "bare.q."+uuid.NewString(), message); err != nil {
+				return err
+			}
+			counts[i]++
+		}
+		return nil
+	})
+	n := 0
+	for _, c := range counts {
+		n += c
+	}
+	return float64(n) / time.Since(began).Seconds(), err
+}

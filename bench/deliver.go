@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// timed says how long f took.
+func timed(f func() error) (time.Duration, error) {
+	began := time.Now()
+	err := f()
+	return time.Since(began), err
+}
+
+// fill opens a store and hands f what puts one task into it, several at a time.
+func fill(folder string, n int, put func(ctx context.Context, e *engine.Engine, i int) error) error {
+	ctx := context.Background()
+	e, err := engine.Open(ctx, engine.Config{Store: folder, Sync: 10 * time.Millisecond, Retention: 24 * time.Hour, RetentionCount: 1 << 40})
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	return parallel(32, n, func(i int) error { return put(ctx, e, i) })
+}
+
+// record is that of a task which has its result.
+func record(url, host string) *task.Record {
+	now := time.Now().UTC()
+	return &task.Record{
+		Task: task.Task{
+			ID: uuid.NewString(), Status: task.Complete, UpstreamStatus: 200,
+			CreatedAt: now, StartedAt: now, FinishedAt: now, CallbackHost: host,
+		},
+		Callback: &task.Callback{URL: url, Format: "form", TaskHeader: "beam-task-id", StatusHeader: "x-beam-task-status", MaxResult: 8 << 20},
+		Result:   &task.Result{ContentType: "application/json", Size: 31},
+	}
+}
+
+var body = []byte(`{"response":"example response"}`)
+
+// owe puts a task into the store whose callback is due.
+func owe(ctx context.Context, e *engine.Engine, url, host string, body []byte) error {
+	rec := record(url, host)
+	lease, err := e.Claim(ctx, *rec, func() {})
+	if err != nil {
+		return err
+	}
+	return lease.Settle(ctx, rec, body, false)
+}
+
+// receivers listens on n addresses of this machine, one port, and counts.
+func receivers(n int, arrived *atomic.Int64) (addrs []string, stop func(), err error) {
+	var all []*peer
+	stop = func() {
+		for _, s := range all {
+			s.close()
+		}
+	}
+	port := "0"
+	for i := range n {
+		host := fmt.Sprintf("127.0.%d.%d", 1+i/250, 1+i%250)
+		s, err := serve(net.JoinHostPort(host, port), ok("text/plain", nil))
+		if err != nil {
+			stop()
+			return nil, nil, err
+		}
+		if i == 0 {
+			_, port, _ = net.SplitHostPort(s.addr)
+		}
+		s.onRequest = func(string) { arrived.Add(1) }
+		all, addrs = append(all, s), append(addrs, s.addr)
+	}
+	return addrs, stop, nil
+}
+
+// perHost and concurrency are the gateway's defaults.
+const perHost, concurrency = 32, 256
+
+// deliveries compares how fast a store full of callbacks is delivered with a
+// loop that POSTs the same with as many workers.
+func deliveries(b *bench) ([]row, error) {
+	var rows []row
+	for _, c := range []struct {
+		what    string
+		hosts   int
+		workers int
+	}{
+		{"deliveries from a full stream to one fast receiver, a second", 1, perHost},
+		{"the same to 1,000 hosts", 1000, concurrency},
+	} {
+		var rate pairs
+		for range (b.rounds + 1) / 2 {
+			ours, theirs, err := drain(c.hosts, c.workers, b.some(20_000))
+			if err != nil {
+				return nil, err
+			}
+			rate.add(ours, theirs)
+		}
+		rows = append(rows, rate.atLeast(c.what, "", 0.80))
+	}
+	return rows, nil
+}
+
+// drain measures one round: ours, and the plain loop.
+func drain(hosts, workers, n int) (ours, theirs float64, err error) {
+	var arrived atomic.Int64
+	addrs, stop, err := receivers(hosts, &arrived)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer stop()
+	if theirs, err = postLoop(addrs, workers, n); err != nil {
+		return 0, 0, err
+	}
+	g, err := newGateway()
+	if err != nil {
+		return 0, 0, err
+	}
+	defer g.remove()
+	err = fill(g.store(), n, func(ctx context.Context, e *engine.Engine, i int) error {
+		addr := addrs[i%len(addrs)]
+		return owe(ctx, e, "http://"+addr+"/hook", addr, body)
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	site, err := freeAddr()
+	if err != nil {
+		return 0, 0, err
+	}
+	arrived.Store(0)
+	first := make(chan time.Time, 1)
+	go func() {
+		for arrived.Load() == 0 {
+			time.Sleep(100 * time.Microsecond)
+		}
+		first <- time.Now()
+	}()
+	if _, err := g.start(g.options("", ""), siteAt(site, "callback")); err != nil {
+		return 0, 0, err
+	}
+	if err := awaitAll("callbacks", n, func() int { return int(arrived.Load()) }); err != nil {
+		return 0, 0, fmt.Errorf("%w: %s", err, g.said())
+	}
+	return float64(n) / time.Since(<-first).Seconds(), theirs, nil
+}
+
+// postLoop posts n callbacks from a plain Go loop, with net/http and kept
+// connections, and returns how many a second.
+func postLoop(addrs []string, workers, n int) (float64, error) {
+	transport := &http.Transport{MaxIdleConns: workers + len(addrs), MaxIdleConnsPerHost: workers, DisableCompression: true}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
+	took, err := timed(func() error {
+		return parallel(workers, n, func(i int) error {
+			resp, err := client.Post("http://"+addrs[i%len(addrs)]+"/hook", "application/x-www-form-urlencoded",
+				strings.NewReader("response=example+response"))
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			_, err = io.Copy(io.Discard, resp.Body)
+			return err
+		})
+	})
+	return float64(n) / took.Seconds(), err
+}

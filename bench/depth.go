@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// stock is what a store has in it before it is measured.
+type stock struct {
+	what          string
+	queued, ended int
+	least         float64
+}
+
+// depth compares how many tasks with a callback a gateway does a second beside
+// what its store holds, with one whose store is empty.
+func depth(b *bench) ([]row, error) {
+	var rows []row
+	for _, s := range []stock{
+		{what: "beside 100,000 ended and 100,000 waiting tasks, tasks/s", queued: 100_000, ended: 100_000, least: 0.95},
+		{what: "beside 1,000,000 waiting, tasks/s", queued: 1_000_000, least: 0.90},
+	} {
+		full, err := newGateway()
+		if err != nil {
+			return nil, err
+		}
+		defer full.remove()
+		if err := stockUp(full.store(), b.some(s.queued), b.some(s.ended)); err != nil {
+			return nil, err
+		}
+		empty, err := newGateway()
+		if err != nil {
+			return nil, err
+		}
+		defer empty.remove()
+		var rate pairs
+		a, err := newWorkload(full)
+		if err != nil {
+			return nil, err
+		}
+		defer a.close()
+		z, err := newWorkload(empty)
+		if err != nil {
+			return nil, err
+		}
+		defer z.close()
+		for i := range b.rounds + 1 {
+			ours, err := a.round(b.round)
+			if err != nil {
+				return nil, err
+			}
+			theirs, err := z.round(b.round)
+			if err != nil {
+				return nil, err
+			}
+			if i > 0 { // the first warms up
+				rate.add(ours, theirs)
+			}
+		}
+		rows = append(rows, rate.atLeast(s.what, "", s.least))
+		full.kill()
+		empty.kill()
+	}
+	return rows, nil
+}
+
+// stockUp fills a store with tasks that wait in a queue and tasks that ended.
+func stockUp(folder string, waiting, ended int) error {
+	return fill(folder, waiting+ended, func(ctx context.Context, e *engine.Engine, i int) error {
+		if i < waiting {
+			return queued(ctx, e)
+		}
+		rec := record("", "")
+		rec.Callback, rec.Queue, rec.Request = nil, "q", &task.Request{Method: "POST", URI: "/"}
+		lease, err := e.Claim(ctx, *rec, func() {})
+		if err != nil {
+			return err
+		}
+		return lease.Settle(ctx, rec, body, false)
+	})
+}
+
+// starts compares how soon after its start a gateway with 100,000 tasks in its
+// store serves its first request, with plain Caddy.
+func starts(b *bench) ([]row, error) {
+	full, err := newGateway()
+	if err != nil {
+		return nil, err
+	}
+	defer full.remove()
+	if err := stockUp(full.store(), b.some(100_000), 0); err != nil {
+		return nil, err
+	}
+	plain, err := newGateway()
+	if err != nil {
+		return nil, err
+	}
+	defer plain.remove()
+	var times pairs
+	for range b.rounds {
+		ours, err := toFirst(full, full.options("queue q {\nworkers 1\n}", ""), "callback\nrespond ok")
+		if err != nil {
+			return nil, err
+		}
+		theirs, err := toFirst(plain, "", "respond ok")
+		if err != nil {
+			return nil, err
+		}
+		times.add(ours.Seconds(), theirs.Seconds())
+	}
+	more := median(times.ours) - median(times.theirs)
+	return []row{{
+		"from the start to the first request served, 100,000 tasks in the store", number(median(times.ours)) + " s",
+		number(median(times.theirs)) + " s", fmt.Sprintf("+%.2f s", more), "≤ +1 s", more <= 1,
+	}}, nil
+}
+
+// toFirst starts a gateway as after kill -9 and says how long it took to serve a
+// request.
+func toFirst(g *gateway, options, site string) (time.Duration, error) {
+	defer g.kill()
+	addr, err := freeAddr()
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	if _, err := g.start(options, siteAt(addr, site)); err != nil {
+		return 0, err
+	}
+	_, err = count(addr, 1, 1, 200, post("a", "/", "text/plain", nil))
+	return time.Since(began), err
+}

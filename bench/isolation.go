@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+// isolation compares how soon the callbacks to 50 healthy hosts arrive while
+// 10,000 wait for a host that never answers, with how soon they do without it.
+func isolation(b *bench) ([]row, error) {
+	hole, err := serve("127.0.0.1:0", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer hole.close()
+	var p50, p99 pairs
+	for range b.rounds {
+		with, err := healthy(b, func(ctx context.Context, e *engine.Engine, _ int) error {
+			return owe(ctx, e, "http://"+hole.addr+"/hook", hole.addr, body)
+		})
+		if err != nil {
+			return nil, err
+		}
+		without, err := healthy(b, nil)
+		if err != nil {
+			return nil, err
+		}
+		p50.add(millis(quantile(with, 0.5)), millis(quantile(without, 0.5)))
+		p99.add(millis(quantile(with, 0.99)), millis(quantile(without, 0.99)))
+	}
+	median := p50.atMost("the same, p50", " ms", 1.10)
+	median.target = ""
+	return []row{p99.atMost("50 healthy hosts beside a black hole with 10,000 waiting: p99 from result to callback, 200/s", " ms", 1.10), median}, nil
+}
+
+// healthy returns how long callbacks to healthy hosts took.
+func healthy(b *bench, put func(context.Context, *engine.Engine, int) error) ([]time.Duration, error) {
+	arrived, answered := newStamps(), newStamps()
+	app, err := serve("127.0.0.1:0", ok("application/json", body))
+	if err != nil {
+		return nil, err
+	}
+	defer app.close()
+	app.onAnswer = answered.mark
+	var hosts []*peer
+	defer func() {
+		for _, s := range hosts {
+			s.close()
+		}
+	}()
+	for i := range 50 {
+		s, err := serve(fmt.Sprintf("127.0.2.%d:0", i+1), ok("text/plain", nil))
+		if err != nil {
+			return nil, err
+		}
+		s.onRequest = arrived.mark
+		hosts = append(hosts, s)
+	}
+	g, err := newGateway()
+	if err != nil {
+		return nil, err
+	}
+	defer g.remove()
+	if put != nil {
+		if err := fill(g.store(), b.some(10_000), put); err != nil {
+			return nil, err
+		}
+	}
+	site, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
+	// The hole's attempts fail every few seconds and are made again: it stays full.
+	_, err = g.start(g.options("", "timeout 5s\nretry 1s 1s 1s 1s 1s 1s 1s 1s 1s 1s 1s 1s"),
+		siteAt(site, "callback\nreverse_proxy "+app.addr))
+	if err != nil {
+		return nil, err
+	}
+	send := func(d time.Duration) error {
+		errs := make(chan error, 4)
+		for i := range 4 {
+			go func() { errs <- b.toEach(site, hosts[i*12:i*12+12], 50, d) }()
+		}
+		for range 4 {
+			if err := <-errs; err != nil {
+				return err
+			}
+		}
+		return awaitAll("callbacks", answered.len(), arrived.len)
+	}
+	if err := send(time.Second); err != nil { // connections are opened, the hole is known
+		return nil, err
+	}
+	warm := len(arrived.since(answered))
+	arrived.forget()
+	answered.forget()
+	if warm == 0 {
+		return nil, fmt.Errorf("no callback came: %s", g.said())
+	}
+	if err := send(b.round * 2); err != nil {
+		return nil, err
+	}
+	return arrived.since(answered), nil
+}
+
+// toEach sends tasks at a rate, each with the next of the hosts as its receiver.
+func (b *bench) toEach(site string, hosts []*peer, perSecond int, d time.Duration) error {
+	errs := make(chan error, len(hosts))
+	for _, s := range hosts {
+		go func() {
+			request := post("a", "/", "application/json", filler(200, fmt.Sprintf(`"callback_url":"http://%s/hook",`, s.addr)))
+			errs <- steady(site, max(1, perSecond/len(hosts)), d, 200, request, nil)
+		}()
+	}
+	for range hosts {
+		if err := <-errs; err != nil {
+			return err
+		}
+	}
+	return nil
+}

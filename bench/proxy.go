@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// clients is how many connections send at once: enough to keep two cores busy.
+const clients = 16
+
+// filler makes a JSON object of about n bytes, with the members of head.
+func filler(n int, head string) []byte {
+	object := "{" + head + `"prompt":"`
+	return []byte(object + strings.Repeat("x", max(0, n-len(object)-2)) + `"}`)
+}
+
+// sites are two that differ in one line: the first has the callback directive.
+func sites(withCallback, without, app string) string {
+	return siteAt(withCallback, "callback\nreverse_proxy "+app) + siteAt(without, "reverse_proxy "+app)
+}
+
+// twoSites starts a gateway with two sites in front of an app, one with
+// callbacks and one without.
+func twoSites(app string) (g *gateway, with, without string, err error) {
+	if g, err = newGateway(); err != nil {
+		return
+	}
+	if with, err = freeAddr(); err != nil {
+		return
+	}
+	if without, err = freeAddr(); err != nil {
+		return
+	}
+	_, err = g.start(g.options("", ""), sites(with, without, app))
+	return
+}
+
+// proxied compares requests that are no task with the same ones past a site
+// that has no callback directive.
+func proxied(b *bench) ([]row, error) {
+	app, err := serve("127.0.0.1:0", ok("application/json", []byte(`{"response":"example response"}`)))
+	if err != nil {
+		return nil, err
+	}
+	defer app.close()
+	g, with, without, err := twoSites(app.addr)
+	if err != nil {
+		return nil, err
+	}
+	defer g.remove()
+	var rows []row
+	for _, c := range []struct {
+		what    string
+		request []byte
+		clients int
+		least   float64
+		p99     bool
+	}{
+		{"a request that is no JSON, requests/s", post("a", "/", "text/plain", filler(200, "")), clients, 0.98, true},
+		{"JSON of 1 KiB without the member, requests/s", post("a", "/", "application/json", filler(1<<10, "")), clients, 0.95, false},
+		{"JSON of 1 MiB without the member, requests/s", post("a", "/", "application/json", filler(1<<20, "")), 4, 0.90, false},
+	} {
+		var rate, p99 pairs
+		for i := range b.rounds + 1 {
+			ours, theirs, err := turns(with, without, c.clients, b.round, c.request, i%2 == 0)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w: %s", c.what, err, g.said())
+			}
+			if i == 0 {
+				continue // warming up
+			}
+			rate.add(ours.rate(), theirs.rate())
+			p99.add(millis(ours.quantile(0.99)), millis(theirs.quantile(0.99)))
+		}
+		rows = append(rows, rate.atLeast(c.what, "", c.least))
+		if c.p99 {
+			rows = append(rows, p99.atMost("the same, p99", " ms", 1.05))
+		}
+	}
+	return rows, nil
+}
+
+// turns measures two sites one after the other, in either order.
+func turns(a, b string, clients int, d time.Duration, request []byte, swap bool) (first, second load, err error) {
+	if swap {
+		second, first, err = turns(b, a, clients, d, request, false)
+		return first, second, err
+	}
+	if first, err = closed(a, clients, d, 200, request); err != nil {
+		return
+	}
+	second, err = closed(b, clients, d, 200, request)
+	return
+}

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// row is one comparison.
+type row struct {
+	what     string
+	measured string // ours
+	against  string // what it is compared with
+	ratio    string
+	target   string
+	met      bool
+}
+
+// table is what a measurement prints.
+type table struct {
+	head []string
+	rows [][]string
+}
+
+// comparison is the table of what has a target.
+func comparison(rows []row) table {
+	t := table{head: []string{"", "here", "beside it", "ratio", "target", ""}}
+	for _, r := range rows {
+		met := "met"
+		switch {
+		case r.target == "":
+			met = ""
+		case !r.met:
+			met = "**missed**"
+		}
+		t.rows = append(t.rows, []string{r.what, r.measured, r.against, r.ratio, r.target, met})
+	}
+	return t
+}
+
+func (t table) markdown() string {
+	if len(t.rows) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	for _, line := range slices.Concat([][]string{t.head, slices.Repeat([]string{"---"}, len(t.head))}, t.rows) {
+		b.WriteString("| " + strings.Join(line, " | ") + " |\n")
+	}
+	return b.String()
+}
+
+// writeTable puts a table between its marks in docs/performance.md.
+func writeTable(name, table string) error {
+	const page = "../docs/performance.md"
+	text, err := os.ReadFile(page)
+	if err != nil {
+		return err
+	}
+	begin, end := []byte("<!-- bench:"+name+" -->\n"), []byte("<!-- end -->")
+	i := bytes.Index(text, begin)
+	if i < 0 {
+		return fmt.Errorf("%s has no mark %s", page, begin)
+	}
+	i += len(begin)
+	n := bytes.Index(text[i:], end)
+	if n < 0 {
+		return fmt.Errorf("%s: the mark %s has no end", page, begin)
+	}
+	return os.WriteFile(page, slices.Concat(text[:i], []byte("\n"+table+"\n"), text[i+n:]), 0o644)
+}
+
+// machine describes what was measured on.
+func machine() string {
+	model := runtime.GOARCH
+	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(text)) {
+			if name, ok := strings.CutPrefix(line, "model name"); ok {
+				model = strings.TrimSpace(strings.TrimLeft(name, "\t :"))
+				break
+			}
+		}
+	}
+	return fmt.Sprintf("%s, %d cores, %s, %s, %s", model, runtime.NumCPU(), runtime.GOOS, runtime.Version(),
+		time.Now().UTC().Format("2006-01-02"))
+}
+
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	if n := len(sorted); n%2 == 0 {
+		return (sorted[n/2-1] + sorted[n/2]) / 2
+	}
+	return sorted[len(sorted)/2]
+}
+
+// pairs are the values of rounds that took turns.
+type pairs struct{ ours, theirs []float64 }
+
+func (p *pairs) add(ours, theirs float64) {
+	p.ours, p.theirs = append(p.ours, ours), append(p.theirs, theirs)
+}
+
+// ratio is the median of the rounds' ratios: what slows the machine for a while
+// slows both sides of a round.
+func (p *pairs) ratio() float64 {
+	ratios := make([]float64, len(p.ours))
+	for i := range ratios {
+		ratios[i] = p.ours[i] / p.theirs[i]
+	}
+	return median(ratios)
+}
+
+// atLeast is a row whose ratio must be at least least.
+func (p *pairs) atLeast(what, unit string, least float64) row {
+	return row{what, number(median(p.ours)) + unit, number(median(p.theirs)) + unit,
+		fmt.Sprintf("%.2f", p.ratio()), fmt.Sprintf("≥ %.2f", least), p.ratio() >= least-0.005}
+}
+
+// atMost is a row whose ratio must be at most most.
+func (p *pairs) atMost(what, unit string, most float64) row {
+	return row{what, number(median(p.ours)) + unit, number(median(p.theirs)) + unit,
+		fmt.Sprintf("%.2f", p.ratio()), fmt.Sprintf("≤ %.2f", most), p.ratio() <= most+0.005}
+}
+
+// number prints a value to three digits.
+func number(v float64) string {
+	switch {
+	case v >= 1000:
+		s := fmt.Sprintf("%.0f", v)
+		return s[:len(s)-3] + "," + s[len(s)-3:]
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	default:
+		return fmt.Sprintf("%.2f", v)
+	}
+}
+
+func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// writeFile writes a picture of the docs.
+func writeFile(name string, data []byte) error {
+	path := filepath.Join("../docs/images", name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o644)
+}
