@@ -42,6 +42,7 @@ func TestHostileReceiversCostAnAttemptItsTimeoutAndNoMore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			gatewaytest.PackBomb()
 			g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 1s", "retry 1h"), gatewaytest.ExampleSite(t))
 			id := g.Task(gatewaytest.NewPeer(t, gatewaytest.Hostile[name]))
 			got := g.Attempted(id, 1)[0]

@@ -147,6 +147,10 @@ func afterCallback(answer func(net.Conn)) func(net.Conn) {
 // awaitHangUp waits until the gateway has had enough.
 func awaitHangUp(conn net.Conn) { _, _ = conn.Read(make([]byte, 1)) }
 
+// PackBomb makes what a receiver of Hostile sends: it may take longer than an
+// attempt.
+func PackBomb() { bomb() }
+
 // bomb is 80 MiB, compressed to a thousandth.
 var bomb = sync.OnceValue(func() string {
 	var packed bytes.Buffer
