@@ -203,8 +203,11 @@ func TestARedeliverySurvivesAKill(t *testing.T) {
 
 func TestTenThousandTasksArePagedWhileOthersArrive(t *testing.T) {
 	t.Parallel()
-	hold := make(chan struct{})
-	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-hold })
+	hold, begun := make(chan struct{}), make(chan string, 1)
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		begun <- r.Header.Get("beam-task-id")
+		<-hold
+	})
 	t.Cleanup(func() { close(hold) })
 	g := gatewaytest.Start(t, "queue q {\nworkers 1\n}", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
 	const n = 10_000
@@ -236,6 +239,7 @@ func TestTenThousandTasksArePagedWhileOthersArrive(t *testing.T) {
 	for range len(ids) {
 		want[<-ids] = true
 	}
+	delete(want, <-begun) // its lease is renewed every 10 s, perhaps past the page that is read
 	stop := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -265,7 +269,7 @@ func TestTenThousandTasksArePagedWhileOthersArrive(t *testing.T) {
 			missing++
 		}
 	}
-	if missing > 0 || len(want) != n {
+	if missing > 0 || len(want) != n-1 {
 		t.Errorf("%d of %d are missing", missing, len(want))
 	}
 

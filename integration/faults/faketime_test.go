@@ -1,3 +1,7 @@
+//go:build !race
+
+// Under the race detector a day of fake time takes minutes.
+
 package faults
 
 import (
