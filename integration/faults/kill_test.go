@@ -100,11 +100,12 @@ func TestAKillBetweenTheReceiversAnswerAndItsRecordRepeatsTheCallbackOnce(t *tes
 	rounds := pick(1, 4, 30)
 	var gateway atomic.Pointer[gatewaytest.Gateway]
 	var kill atomic.Bool
-	answered := make(chan error, 1)
+	told, answered := make(chan struct{}), make(chan error, 1)
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
 		if !kill.CompareAndSwap(true, false) {
 			return
 		}
+		<-told // the client has its response: the callback may come before its end
 		// The answer is on its way to a gateway that will not read it.
 		g := gateway.Load()
 		err := halt(g)
@@ -122,6 +123,7 @@ func TestAKillBetweenTheReceiversAnswerAndItsRecordRepeatsTheCallbackOnce(t *tes
 	for range rounds {
 		kill.Store(true)
 		id := g.Task(rcv.URL)
+		told <- struct{}{}
 		if err := <-answered; err != nil {
 			t.Fatal(err)
 		}
