@@ -2,6 +2,7 @@ package callback
 
 import (
 	"bytes"
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -17,13 +18,21 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
+// provisioning keeps tests from provisioning at once: Caddy has a variable for
+// the configuration provisioned last.
+var provisioning sync.Mutex
+
 // startApp starts an app of its own on a store, and returns it and what ends it.
+// The test ends once nobody has the store open.
 func startApp(t *testing.T, store string, o *Delivery) (*App, func()) {
 	t.Helper()
+	provisioning.Lock()
 	config, err := caddy.ProvisionContext(&caddy.Config{})
+	provisioning.Unlock()
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { awaitClosed(t, store) })
 	ctx, cancel := caddy.NewContext(config)
 	a := &App{Store: store, Delivery: o}
 	if err := a.Provision(ctx); err != nil {
@@ -44,6 +53,24 @@ func startApp(t *testing.T, store string, o *Delivery) (*App, func()) {
 		}
 		cancel()
 	})
+}
+
+// awaitClosed waits until no generation of the app has a store open: then it can
+// be opened.
+func awaitClosed(t *testing.T, store string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; {
+		e, err := engine.Open(context.Background(), engine.Config{Store: store, Retention: time.Hour, RetentionCount: 10})
+		if err == nil {
+			e.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Error("a minute after its apps have ended: ", err)
+			return
+		}
+		runtime.Gosched()
+	}
 }
 
 // owe settles a task whose callback goes to url; held puts it into its host's
