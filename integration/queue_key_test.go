@@ -28,7 +28,7 @@ func hashOf(b []byte) string {
 func leaveKey(t *testing.T, g *gatewaytest.Gateway, queue, key string, body []byte) (id string) {
 	t.Helper()
 	e, err := engine.Open(t.Context(), engine.Config{
-		Store: filepath.Join(g.Dir, "store"), Sync: 10 * time.Millisecond, Retention: 24 * time.Hour, RetentionCount: 100_000,
+		Store: filepath.Join(g.Dir, "store"), Sync: 2 * time.Second, Retention: 24 * time.Hour, RetentionCount: 100_000,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +44,7 @@ func leaveKey(t *testing.T, g *gatewaytest.Gateway, queue, key string, body []by
 
 func TestAKeyWithoutItsTaskStartsIt(t *testing.T) {
 	t.Parallel()
-	for name, size := range map[string]int{"a body in the message": 100, "a body beside it": 20 << 20} {
+	for name, size := range map[string]int{"a body in the message": 100, "a body beside it": 4 << 20} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			got := make(chan string, 100)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -273,6 +274,54 @@ func TestALargeTaskGoesWithItsResult(t *testing.T) {
 	const part = 128 << 10
 	if got, want := stored(t, g), uint64(2+20<<20/part+1); got != want {
 		t.Errorf("%d messages are stored, not %d", got, want)
+	}
+}
+
+// pausing reads a body of which the second half is long in coming.
+type pausing struct {
+	*bytes.Reader
+	pause time.Duration
+}
+
+func (p *pausing) Read(b []byte) (int, error) {
+	if int64(p.Len()) <= p.Size()/2 && p.pause > 0 {
+		gatewaytest.Pause(p.pause)
+		p.pause = 0
+	}
+	return p.Reader.Read(b)
+}
+
+func TestALargeBodyMayComeAndGoSlowly(t *testing.T) {
+	t.Parallel()
+	const pause = 12 * time.Second                            // longer than the engine has for a step of its own
+	large := bytes.Repeat([]byte("0123456789abcdef"), 32<<16) // more than sockets hold
+	var runs atomic.Int32
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
+		runs.Add(1)
+		gatewaytest.Pause(pause)
+		body, err := io.ReadAll(r.Body)
+		if err != nil || !bytes.Equal(body, large) {
+			t.Errorf("the app got %d bytes: %v", len(body), err)
+		}
+		_, _ = w.Write(body)
+	})
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+gatewaytest.NewReceiver(t, nil).URL+" {\nmax_request 64MiB\nmax_result 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	resp, text, err := gatewaytest.Send(http.MethodPost, g.URL("/q"), &pausing{bytes.NewReader(large), pause})
+	if err != nil || resp.StatusCode != http.StatusAccepted {
+		t.Fatalf("%v %s", err, text)
+	}
+	id := resp.Header.Get("beam-task-id")
+	if done := reaches(t, g, "/q", id, task.Done); done.Status != task.Complete || runs.Load() != 1 {
+		t.Errorf("after %d runs the task is %+v", runs.Load(), done)
+	}
+	download, err := http.Get(g.URL("/q/" + id + "/result"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer download.Body.Close()
+	gatewaytest.Pause(pause)
+	if got, err := io.ReadAll(download.Body); err != nil || !bytes.Equal(got, large) {
+		t.Errorf("the client got %d bytes: %v", len(got), err)
 	}
 }
 

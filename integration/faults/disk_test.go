@@ -94,9 +94,12 @@ func newOutage(t *testing.T, refuse func() bool) *outage {
 		}
 		o.l.Arrive(c)
 	})
-	o.g = gatewaytest.New(t, gatewaytest.Delivering(gatewaytest.ManyTimes), mixed(t, func(w http.ResponseWriter, r *http.Request) {
+	// Attempts that fail write their tasks anew: all of them every two seconds would
+	// leave a slow machine no time for more.
+	waits := "retry 2s 5s" + strings.Repeat(" 15s", 100)
+	o.g = gatewaytest.New(t, gatewaytest.Delivering(waits), mixed(t, func(w http.ResponseWriter, r *http.Request) {
 		// Results take room: the app's own tasks fill the disk too.
-		fmt.Fprint(w, r.Header.Get("beam-task-id"), strings.Repeat(" result", 4000))
+		fmt.Fprint(w, r.Header.Get("beam-task-id"), strings.Repeat(" result", 20_000))
 	}))
 	o.body = fmt.Sprintf(`{"callback_url":%q}`, url)
 	return o
@@ -141,14 +144,15 @@ func (o *outage) recovers() {
 	})
 }
 
-// fillWithTasks sends tasks until they have been refused for a while.
+// fillWithTasks sends tasks until many have been refused. Some are accepted in
+// between: attempts that fail rewrite their tasks, and the server clears out.
 func (o *outage) fillWithTasks() {
 	o.g.T.Helper()
 	const many, refusals = 10_000, 30
 	accepted := 0
 	for refused := 0; refused < refusals && accepted < many; {
 		if o.send() {
-			accepted, refused = accepted+1, 0
+			accepted++
 			continue
 		}
 		refused++

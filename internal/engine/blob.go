@@ -6,7 +6,9 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
@@ -60,12 +62,56 @@ func (e *Engine) publishBlob(ctx context.Context, s step) (uint64, error) {
 	return e.publish(ctx, s)
 }
 
-func (e *Engine) blob(ctx context.Context, name string) ([]byte, error) {
-	data, err := e.link().blobs.GetBytes(ctx, name)
+// stallTimeout bounds the wait for the next piece of a body that is read.
+const stallTimeout = 30 * time.Second
+
+// unhurried is a context whose deadline moves on. The client library bounds the
+// reading of a whole object by the deadline it finds, or makes one of a few
+// seconds: too little for a body that is read no faster than an app takes it.
+type unhurried struct{ context.Context }
+
+func (unhurried) Deadline() (time.Time, bool) { return time.Now().Add(stallTimeout), true }
+
+// openBlob opens an object, to be read as slowly as its reader likes. It returns
+// ErrGone if there is none.
+func (e *Engine) openBlob(ctx context.Context, name string) (jetstream.ObjectResult, error) {
+	object, err := e.link().blobs.Get(unhurried{ctx}, name)
+	if errors.Is(err, jetstream.ErrObjectNotFound) {
+		err = fmt.Errorf("%w: %w", ErrGone, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("loading the body %s: %w", name, err)
 	}
-	return data, nil
+	return object, nil
+}
+
+func (e *Engine) blob(ctx context.Context, name string) ([]byte, error) {
+	object, err := e.openBlob(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer object.Close() //nolint:errcheck // it is read to its end, or the error is known
+	var data bytes.Buffer
+	if info, err := object.Info(); err == nil {
+		data.Grow(int(info.Size) + bytes.MinRead)
+	}
+	if _, err := data.ReadFrom(object); err != nil {
+		return nil, fmt.Errorf("loading the body %s: %w", name, err)
+	}
+	return data.Bytes(), nil
+}
+
+// pieces reads as much as there is room for, so that a body that comes in drops
+// is not stored in drops.
+type pieces struct{ r io.Reader }
+
+func (p pieces) Read(b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var more int
+		more, err = p.r.Read(b[n:])
+		n += more
+	}
+	return n, err
 }
 
 // dropBlob removes an object and, unlike the client library's Delete, the

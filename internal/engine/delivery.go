@@ -251,14 +251,7 @@ func (e *Engine) openBody(ctx context.Context, rec *task.Record, body []byte) (i
 	if rec.Blob == "" {
 		return io.NopCloser(bytes.NewReader(body)), nil
 	}
-	object, err := e.link().blobs.Get(ctx, rec.Blob)
-	if errors.Is(err, jetstream.ErrObjectNotFound) {
-		err = fmt.Errorf("%w: %w", ErrGone, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("loading the body %s: %w", rec.Blob, err)
-	}
-	return object, nil
+	return e.openBlob(ctx, rec.Blob)
 }
 
 // Done records the task as ended, a queue's with its result, and gives the

@@ -19,7 +19,7 @@ const shortLease = 900 * time.Millisecond
 func open(t *testing.T, store string, lease time.Duration) *Engine {
 	t.Helper()
 	e, err := Open(t.Context(), Config{
-		Store: store, Sync: 10 * time.Millisecond, LeaseTime: lease,
+		Store: store, Sync: 2 * time.Second, LeaseTime: lease,
 		Retention: time.Hour, RetentionCount: 1000,
 	})
 	if err != nil {
@@ -39,7 +39,7 @@ func openOn(t *testing.T, cfg Config) *Engine {
 // openWith opens an engine whose log is the test's.
 func openWith(t *testing.T, cfg Config) *Engine {
 	t.Helper()
-	cfg.Sync, cfg.Retention, cfg.RetentionCount = 10*time.Millisecond, time.Hour, 1000
+	cfg.Sync, cfg.Retention, cfg.RetentionCount = 2*time.Second, time.Hour, 1000
 	if cfg.LeaseTime == 0 {
 		cfg.LeaseTime = time.Minute
 	}

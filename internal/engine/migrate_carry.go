@@ -240,7 +240,7 @@ func (c *carrier) carryBody(ctx context.Context, rec *task.Record) error {
 	if rec.Blob == "" {
 		return nil
 	}
-	body, err := c.from.blobs.Get(ctx, rec.Blob)
+	body, err := c.from.blobs.Get(unhurried{ctx}, rec.Blob)
 	if errors.Is(err, jetstream.ErrObjectNotFound) {
 		c.log.Warn("a task's body is not in the store", zap.String("task_id", rec.ID), zap.String("blob", rec.Blob))
 		c.done.Bodyless++

@@ -47,25 +47,21 @@ func (d smallDisk) store() string { return filepath.Join(d.folder, "store") }
 
 func (d smallDisk) filler() string { return filepath.Join(d.folder, "filler") }
 
-// fill takes all the room that there is but for rest bytes.
-func (d smallDisk) fill(t *testing.T, rest int64) {
+// fill takes all the room that there is but for rest bytes, and at no moment more.
+func (d smallDisk) fill(t *testing.T, rest uint64) {
 	t.Helper()
 	f, err := os.OpenFile(d.filler(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	for err == nil {
-		_, err = f.Write(make([]byte, 4096))
+	block := make([]byte, 4096)
+	for free := rest + 1; err == nil && free > rest; {
+		if free, _, err = diskSpace(d.folder); err == nil && free > rest {
+			_, err = f.Write(block)
+		}
 	}
-	if !errors.Is(err, syscall.ENOSPC) {
-		t.Fatal(err)
-	}
-	info, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Truncate(max(0, info.Size()-rest)); err != nil {
+	if err != nil && (rest > 0 || !errors.Is(err, syscall.ENOSPC)) {
 		t.Fatal(err)
 	}
 }

@@ -30,7 +30,7 @@ type gateway struct {
 func newGateway(t *testing.T) *gateway {
 	t.Helper()
 	e, err := engine.Open(t.Context(), engine.Config{
-		Store: t.TempDir(), Sync: 10 * time.Millisecond, Retention: time.Hour, RetentionCount: 10_000,
+		Store: t.TempDir(), Sync: 2 * time.Second, Retention: time.Hour, RetentionCount: 10_000,
 	})
 	if err != nil {
 		t.Fatal(err)
