@@ -70,8 +70,8 @@ func (o *QueueOptions) validate() error {
 // depth counts the tasks that wait in a queue. To ask the engine takes about as
 // long as to store a task, so what was accepted since it was last asked is
 // added up, and the engine asked anew only when that count is old or the queue
-// seems full. It is never too low on one node; several nodes together may
-// exceed max_queued by what they accept within depthAge.
+// seems full. A queue may exceed max_queued by what is accepted at the same moment,
+// and by what several nodes accept within depthAge.
 type depth struct {
 	mu    sync.Mutex
 	n     int

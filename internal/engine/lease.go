@@ -99,7 +99,7 @@ func (l *Lease) renew() {
 			break
 		}
 		l.end()
-		e.log.Warn("lease lost", zap.String("task_id", l.rec.ID))
+		l.sayLost()
 		go l.lost() // it may want to settle, which waits for us
 		return
 	default:
@@ -188,6 +188,7 @@ func (l *Lease) leave(ctx context.Context, s step) error {
 				continue
 			}
 			l.end()
+			l.sayLost()
 			return ErrLost
 		}
 		if err == nil {
@@ -196,6 +197,8 @@ func (l *Lease) leave(ctx context.Context, s step) error {
 		return err
 	}
 }
+
+func (l *Lease) sayLost() { l.engine.log.Warn("lease lost", zap.String("task_id", l.rec.ID)) }
 
 // end stops the renewals. Caller holds l.mu.
 func (l *Lease) end() {
