@@ -128,7 +128,16 @@ func (c *requestContext) current() context.Context {
 func (c *requestContext) Deadline() (time.Time, bool) { return c.current().Deadline() }
 func (c *requestContext) Done() <-chan struct{}       { return c.current().Done() }
 func (c *requestContext) Err() error                  { return c.current().Err() }
-func (c *requestContext) Value(key any) any           { return c.current().Value(key) }
+
+func (c *requestContext) Value(key any) any {
+	if key == (claimedKey{}) {
+		return c
+	}
+	return c.current().Value(key)
+}
+
+// claimedKey finds the context of a request that is a task.
+type claimedKey struct{}
 
 // handlerContext is the context of the handlers after this one. If a queue is
 // among them it finds the task there, and the client's own context.

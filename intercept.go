@@ -20,8 +20,8 @@ import (
 )
 
 // Handler gives the handlers after it callbacks: a request whose JSON body
-// names a `callback_url`, or whose header does, is a task. The response goes to the client as it
-// would without the handler, and to that URL.
+// names a `callback_url`, or whose header does, is a task. The response goes to
+// the client as it would without the handler, and to that URL.
 type Handler struct {
 	// The callback of every request on this route that names none itself. It
 	// may point at private addresses and any port. Default: none; then only
@@ -211,9 +211,10 @@ func isToken(s string) bool {
 	return s != ""
 }
 
-// ServeHTTP passes the request on, as a task if it owes a callback.
+// ServeHTTP passes the request on, as a task if it owes a callback. Of several
+// handlers on the request's way the first makes it one.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if !mayBeTask(r) {
+	if !mayBeTask(r) || r.Context().Value(claimedKey{}) != nil {
 		return next.ServeHTTP(w, r)
 	}
 	if h.leads.Load() {

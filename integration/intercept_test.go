@@ -198,6 +198,23 @@ func TestAURLInTheRequestWinsOverTheRoutes(t *testing.T) {
 	}
 }
 
+func TestARequestIsOneTaskHoweverManyCallbacksAreOnItsWay(t *testing.T) {
+	t.Parallel()
+	app, _ := newRecorder(t, nil)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nhandle {\ncallback "+rcv.URL+" {\nformat json\n}\nreverse_proxy "+app+"\n}")
+	named, _ := g.Post("/", `{"callback_url":"`+rcv.URL+`"}`)
+	if c := rcv.Next(t); c.TaskID() != named.Header.Get("beam-task-id") || c.Header.Get("Content-Type") != "application/x-www-form-urlencoded" {
+		t.Errorf("the callback of the first directive is %v", c.Header)
+	}
+	// What the first leaves is the next one's: were the task above two, its second
+	// callback would be here before this one.
+	own, _ := g.Post("/", "{}")
+	if c := rcv.Next(t); c.TaskID() != own.Header.Get("beam-task-id") || c.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("the callback of the second directive is %v", c.Header)
+	}
+}
+
 func TestTheNamesAreTheOperatorsToChoose(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
