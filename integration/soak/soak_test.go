@@ -88,6 +88,12 @@ func TestNothingGrowsAtFourFifthsOfWhatTheMachineDoes(t *testing.T) {
 	if n := l.repeated.Load(); n > 0 {
 		t.Errorf("%d callbacks were repeated, though nothing was killed", n)
 	}
+	g.Eventually("no task is under way", func() error {
+		if s := look(l); s.underWay > 0 {
+			return fmt.Errorf("%.0f are", s.underWay)
+		}
+		return nil
+	})
 	if code := g.Stop(); code != 0 {
 		t.Errorf("the gateway exited with %d", code)
 	}
