@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -129,18 +128,11 @@ func runAsPublisher() bool {
 // publish publishes for a while to an embedded server of the gateway's
 // settings, each of the publishers the next message when the last is stored.
 func publish(plan publishPlan) (float64, error) {
-	srv, err := server.NewServer(&server.Options{
-		DontListen: true, JetStream: true, StoreDir: plan.Folder, NoSigs: true,
-		SyncInterval: plan.Sync, SyncAlways: plan.Sync == 0,
-	})
+	srv, err := bareServer(plan.Folder, plan.Sync)
 	if err != nil {
 		return 0, err
 	}
-	srv.Start()
 	defer srv.Shutdown()
-	if !srv.ReadyForConnections(time.Minute) {
-		return 0, fmt.Errorf("the server is not ready")
-	}
 	nc, err := nats.Connect("", nats.InProcessServer(srv))
 	if err != nil {
 		return 0, err

@@ -88,7 +88,8 @@ func receivers(n int, arrived *atomic.Int64) (addrs []string, stop func(), err e
 const perHost, concurrency = 32, 256
 
 // deliveries compares how fast a store full of callbacks is delivered with a
-// loop that POSTs the same with as many workers.
+// loop that POSTs the same with as many workers, and with the time of that loop
+// and of a bare one that takes as many callbacks from a store and records them.
 func deliveries(b *bench) ([]row, error) {
 	var rows []row
 	for _, c := range []struct {
@@ -99,15 +100,22 @@ func deliveries(b *bench) ([]row, error) {
 		{"deliveries from a full stream to one fast receiver, a second", 1, perHost},
 		{"the same to 1,000 hosts", 1000, concurrency},
 	} {
-		var rate pairs
+		var rate, floor pairs
 		for range (b.rounds + 1) / 2 {
-			ours, theirs, err := drain(c.hosts, c.workers, b.some(20_000))
+			n := b.some(20_000)
+			ours, theirs, err := drain(c.hosts, c.workers, n)
+			if err != nil {
+				return nil, err
+			}
+			stored, err := storing(n, false)
 			if err != nil {
 				return nil, err
 			}
 			rate.add(ours, theirs)
+			floor.add(ours, 1/(1/theirs+1/stored))
 		}
-		rows = append(rows, rate.atLeast(c.what, "", 0.80))
+		rows = append(rows, rate.atLeast(c.what, "", 0.80),
+			floor.beside("the same beside that loop and the bare storing of as many deliveries", ""))
 	}
 	return rows, nil
 }

@@ -53,7 +53,7 @@ func compare(f func(*bench) ([]row, error)) func(*bench) (table, error) {
 }
 
 func main() {
-	if runAsCaddy() || runAsPublisher() || runAsNATS() {
+	if runAsCaddy() || runAsPublisher() || runAsStorer() || runAsNATS() {
 		return
 	}
 	b := &bench{}

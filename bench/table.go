@@ -123,6 +123,12 @@ func (p *pairs) atLeast(what, unit string, least float64) row {
 		fmt.Sprintf("%.2f", p.ratio()), fmt.Sprintf("≥ %.2f", least), p.ratio() >= least-0.005}
 }
 
+// beside is a row without a target.
+func (p *pairs) beside(what, unit string) row {
+	return row{what: what, measured: number(median(p.ours)) + unit, against: number(median(p.theirs)) + unit,
+		ratio: fmt.Sprintf("%.2f", p.ratio())}
+}
+
 // atMost is a row whose ratio must be at most most.
 func (p *pairs) atMost(what, unit string, most float64) row {
 	return row{what, number(median(p.ours)) + unit, number(median(p.theirs)) + unit,
