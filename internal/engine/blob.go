@@ -50,6 +50,8 @@ func (e *Engine) publishBlob(ctx context.Context, s step) (uint64, error) {
 	if s.rec.Request != nil && !s.rec.Ended() {
 		name = s.rec.ID + requestBlob
 	}
+	e.disk.begin(len(s.body))
+	defer e.disk.end(len(s.body))
 	if _, err := e.link().blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, bytes.NewReader(s.body)); err != nil {
 		e.health.failed(blobsStorage, err)
 		return 0, fmt.Errorf("storing the body of task %s: %w", s.rec.ID, err)
@@ -101,11 +103,18 @@ func (e *Engine) blob(ctx context.Context, name string) ([]byte, error) {
 	return data.Bytes(), nil
 }
 
-// pieces reads as much as there is room for, so that a body that comes in drops
-// is not stored in drops.
-type pieces struct{ r io.Reader }
+// pieces is a request's body that is being stored. It reads as much as there is
+// room for, so that a body that comes in drops is not stored in drops, and ends in
+// ErrFull before it takes the disk's reserve.
+type pieces struct {
+	r      io.Reader
+	engine *Engine
+}
 
 func (p pieces) Read(b []byte) (n int, err error) {
+	if p.engine.isTight() {
+		return 0, ErrFull
+	}
 	for n < len(b) && err == nil {
 		var more int
 		more, err = p.r.Read(b[n:])

@@ -24,6 +24,9 @@ type disk struct {
 	crowded, low, tight, scarce atomic.Bool
 	need                        atomic.Uint64 // what must be free for a new task, as it was last
 	dropped                     atomic.Uint64 // ended tasks that have made room, or their results
+	// storing is what is being written: many that look at the free space at once
+	// must not each take all of it for theirs.
+	storing atomic.Int64
 }
 
 const (
@@ -130,12 +133,11 @@ func (d *disk) isFull() bool {
 	if d.low.Load() {
 		return true
 	}
-	free, total, err := d.space(d.folder)
-	if err != nil || free >= reserveOf(total) {
-		return false
+	free, uses := d.usesReserve()
+	if uses {
+		d.turn(true, free, d.need.Load())
 	}
-	d.turn(true, free, d.need.Load())
-	return true
+	return uses
 }
 
 // isTight says whether the reserve is being used.
@@ -143,9 +145,26 @@ func (d *disk) isTight() bool {
 	if d.tight.Load() {
 		return true
 	}
-	free, total, err := d.space(d.folder)
-	return err == nil && free < reserveOf(total)
+	_, uses := d.usesReserve()
+	return uses
 }
+
+// usesReserve says whether less than the reserve is free, or will be once what is
+// being stored is written. What cannot be measured is found out by writing.
+func (d *disk) usesReserve() (free uint64, uses bool) {
+	free, total, err := d.space(d.folder)
+	return free, err == nil && free < reserveOf(total)+uint64(d.storing.Load())
+}
+
+// begin takes n bytes for what is about to be stored, until end gives them back.
+// In a cluster there is no disk of ours.
+func (d *disk) begin(n int) {
+	if d != nil {
+		d.storing.Add(int64(n))
+	}
+}
+
+func (d *disk) end(n int) { d.begin(-n) }
 
 // trialSize is what is written to find out whether a disk takes anything.
 const trialSize = 64 << 10

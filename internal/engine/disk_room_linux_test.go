@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"sync"
 	"testing"
 	"time"
 
@@ -171,6 +172,58 @@ func TestAnAttemptThatFailsWritesNothingIntoTheReserve(t *testing.T) {
 		}
 		if n := stored(t, e, liveStream, retrySubject+">"); n != 1 {
 			t.Errorf("%d retries are stored once there is room", n)
+		}
+	})
+}
+
+func TestAttemptsThatFailAtOnceDoNotAllTakeTheSameRoom(t *testing.T) {
+	t.Parallel()
+	onSmallDisk(t, 32<<20, func(t *testing.T, disk smallDisk) {
+		e := openOn(t, Config{Store: disk.store()})
+		const owed, size, room = 12, 600 << 10, 1 << 20
+		for range owed {
+			rec := record("c.example:443")
+			settle(t, claim(t, e, rec), rec, make([]byte, size))
+		}
+		due, err := e.Due(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var inHand []*Delivery
+		for range owed {
+			inHand = append(inHand, fetchFrom(t, due))
+		}
+		disk.fill(t, leastReserve+room)
+		var group sync.WaitGroup
+		for _, d := range inHand {
+			group.Go(func() {
+				if err := d.Retry(t.Context(), time.Now().Add(time.Hour)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+		// Who looks and who takes may pass each other, but hardly more than two of them.
+		if n := stored(t, e, liveStream, retrySubject+">"); n < 1 || n > 2+room/size+1 {
+			t.Errorf("%d tasks of %d bytes were written anew with %d bytes to do it in", n, size, room)
+		}
+	})
+}
+
+func TestABodyThatComesInTakesNothingOfTheReserve(t *testing.T) {
+	t.Parallel()
+	onSmallDisk(t, 32<<20, func(t *testing.T, disk smallDisk) {
+		e := openOn(t, Config{Store: disk.store()})
+		rec := record("c.example:443")
+		rec.Request = &task.Request{Method: "POST", URI: "/"}
+		if err := e.StoreBody(t.Context(), &rec, bytes.NewReader(make([]byte, 30<<20))); !errors.Is(err, ErrFull) {
+			t.Errorf("30 MiB on a disk of 32 are stored with %v", err)
+		}
+		if free, _, err := diskSpace(disk.folder); err != nil || free < leastReserve-(1<<20) {
+			t.Errorf("then %d bytes are free, %v", free, err)
+		}
+		if err := e.Stores(); err != nil {
+			t.Errorf("then the engine says %v", err)
 		}
 	})
 }

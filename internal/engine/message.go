@@ -124,6 +124,8 @@ const (
 func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
+	e.disk.begin(len(msg.Data))
+	defer e.disk.end(len(msg.Data))
 	ack, err := e.link().js.PublishMsg(ctx, msg)
 	if err == nil {
 		e.health.ok(storageOf(msg.Subject))

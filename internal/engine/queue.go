@@ -35,7 +35,7 @@ func (e *Engine) Enqueue(ctx context.Context, rec *task.Record, body []byte) err
 // stored.
 func (e *Engine) StoreBody(ctx context.Context, rec *task.Record, body io.Reader) error {
 	name := rec.ID + requestBlob
-	info, err := e.link().blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, pieces{body})
+	info, err := e.link().blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, pieces{body, e})
 	if err != nil {
 		return fmt.Errorf("storing the body of task %s: %w", rec.ID, err)
 	}
