@@ -214,7 +214,7 @@ func isToken(s string) bool {
 // ServeHTTP passes the request on, as a task if it owes a callback. Of several
 // handlers on the request's way the first makes it one.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if !mayBeTask(r) || r.Context().Value(claimedKey{}) != nil {
+	if !mayBeTask(r) || hasCallback(r.Context()) {
 		return next.ServeHTTP(w, r)
 	}
 	if h.leads.Load() {
@@ -246,6 +246,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return unavailable(w, h.log, err)
 	}
 	return x.serve(r, next)
+}
+
+// hasCallback says whether a handler before this one has made the request a task,
+// or has its callback for a queue.
+func hasCallback(ctx context.Context) bool {
+	t, ok := ctx.Value(ticketKey{}).(*ticket)
+	return ok && t.callback != nil || ctx.Value(claimedKey{}) != nil
 }
 
 // callbackOf returns what the request is owed, and the host and port that it

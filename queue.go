@@ -81,6 +81,9 @@ func (q *TaskQueue) Provision(ctx caddy.Context) error {
 	if err := q.Routes.Provision(ctx); err != nil {
 		return fmt.Errorf("setting up the block of the queue %s: %w", q.Name, err)
 	}
+	if holdsCallback(q.Routes) {
+		return fmt.Errorf("the queue %s has a callback in its block: its requests are tasks already, and get theirs from a callback in front of task_queue", q.Name)
+	}
 	end := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 	q.block = q.Routes.Compile(end)
 	app, err := ctx.App("callback")

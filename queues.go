@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -66,7 +67,7 @@ func (a *App) openQueues(e *engine.Engine) error {
 // linkQueues walks through routes in the order in which a request would, and
 // tells each callback handler and the queues after it of each other. Whose
 // profiles differ cannot serve one client.
-func linkQueues(routes caddyhttp.RouteList, front *Handler) error {
+func linkQueues(routes caddyhttp.RouteList, fronts []*Handler) error {
 	var last caddyhttp.MiddlewareHandler // after which this one follows for sure
 	for _, route := range routes {
 		if len(route.MatcherSets) > 0 || route.Group != "" {
@@ -77,22 +78,16 @@ func linkQueues(routes caddyhttp.RouteList, front *Handler) error {
 			last = handler
 			switch handler := handler.(type) {
 			case *Handler:
-				front = handler
+				fronts = append(slices.Clip(fronts), handler)
 			case *TaskQueue:
-				handler.front = front
-				if front == nil {
-					continue
+				if err := handler.linkFronts(fronts); err != nil {
+					return err
 				}
-				front.leads.Store(true)
-				if before == front {
-					front.hands.Store(true)
-				}
-				if handler.Profile != "" && handler.Profile != front.Profile {
-					return fmt.Errorf("the queue %s has the profile %s, and the callback before it %s; both need the same",
-						handler.Name, handler.Profile, cmp.Or(front.Profile, "none"))
+				if handler.front != nil && before == handler.front {
+					handler.front.hands.Store(true)
 				}
 			case *caddyhttp.Subroute:
-				if err := linkQueues(handler.Routes, front); err != nil {
+				if err := linkQueues(handler.Routes, fronts); err != nil {
 					return err
 				}
 			}
@@ -102,6 +97,40 @@ func linkQueues(routes caddyhttp.RouteList, front *Handler) error {
 		}
 	}
 	return nil
+}
+
+// linkFronts tells the queue of the nearest of the callback handlers before it,
+// and all of them of the queue: the first that finds a callback makes the task.
+func (q *TaskQueue) linkFronts(fronts []*Handler) error {
+	for _, front := range fronts {
+		front.leads.Store(true)
+	}
+	if len(fronts) == 0 {
+		return nil
+	}
+	q.front = fronts[len(fronts)-1]
+	if q.Profile != "" && q.Profile != q.front.Profile {
+		return fmt.Errorf("the queue %s has the profile %s, and the callback before it %s; both need the same",
+			q.Name, q.Profile, cmp.Or(q.front.Profile, "none"))
+	}
+	return nil
+}
+
+// holdsCallback says whether a callback handler is among those of routes.
+func holdsCallback(routes caddyhttp.RouteList) bool {
+	for _, route := range routes {
+		for _, handler := range route.Handlers {
+			switch handler := handler.(type) {
+			case *Handler:
+				return true
+			case *caddyhttp.Subroute:
+				if holdsCallback(handler.Routes) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // startWorkers begins to run the queues' tasks.

@@ -215,6 +215,42 @@ func TestARequestIsOneTaskHoweverManyCallbacksAreOnItsWay(t *testing.T) {
 	}
 }
 
+func TestATaskOfAQueueIsOneHoweverManyCallbacksAreBeforeIt(t *testing.T) {
+	t.Parallel()
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, `callback
+handle {
+	callback `+rcv.URL+` {
+		format json
+	}
+	task_queue q {
+		respond ran
+	}
+}`)
+	for _, c := range []struct{ body, contentType string }{
+		{`{"callback_url":"` + rcv.URL + `"}`, "application/x-www-form-urlencoded"},
+		{"{}", "application/json"},
+	} {
+		accepted, _ := g.Post("/", c.body)
+		got := rcv.Next(t)
+		if got.TaskID() != accepted.Header.Get("beam-task-id") || got.Header.Get("Content-Type") != c.contentType || !strings.Contains(got.Body, "ran") {
+			t.Errorf("%s: the callback is %v %s", c.body, got.Header, got.Body)
+		}
+	}
+}
+
+func TestACallbackInAQueuesBlockIsRefused(t *testing.T) {
+	t.Parallel()
+	g := gatewaytest.Start(t, "", "respond before")
+	g.Configure("", "task_queue q {\nhandle /x* {\ncallback\n}\n}")
+	if err := g.Reload(); err == nil || !strings.Contains(err.Error(), "callback in its block") {
+		t.Errorf("the reload says %v", err)
+	}
+	if _, body := g.Post("/", "{}"); body != "before" {
+		t.Errorf("after the refusal the gateway answers %q", body)
+	}
+}
+
 func TestTheNamesAreTheOperatorsToChoose(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
