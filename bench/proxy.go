@@ -44,11 +44,22 @@ func proxied(b *bench) ([]row, error) {
 		return nil, err
 	}
 	defer app.close()
-	g, with, without, err := twoSites(app.addr)
+	var addrs [3]string
+	for i := range addrs {
+		if addrs[i], err = freeAddr(); err != nil {
+			return nil, err
+		}
+	}
+	with, without, buffered := addrs[0], addrs[1], addrs[2]
+	g, err := newGateway()
 	if err != nil {
 		return nil, err
 	}
 	defer g.remove()
+	buffering := siteAt(buffered, "reverse_proxy "+app.addr+" {\nrequest_buffers 2MiB\n}")
+	if _, err := g.start(g.options("", ""), sites(with, without, app.addr)+buffering); err != nil {
+		return nil, err
+	}
 	var rows []row
 	for _, c := range []struct {
 		what    string
@@ -56,12 +67,13 @@ func proxied(b *bench) ([]row, error) {
 		clients int
 		least   float64
 		p99     bool
+		large   bool // and so the same is asked of a plain proxy that reads the body first
 	}{
-		{"a request that is no JSON, requests/s", post("a", "/", "text/plain", filler(200, "")), clients, 0.98, true},
-		{"JSON of 1 KiB without the member, requests/s", post("a", "/", "application/json", filler(1<<10, "")), clients, 0.95, false},
-		{"JSON of 1 MiB without the member, requests/s", post("a", "/", "application/json", filler(1<<20, "")), 4, 0.90, false},
+		{"a request that is no JSON, requests/s", post("a", "/", "text/plain", filler(200, "")), clients, 0.98, true, false},
+		{"JSON of 1 KiB without the member, requests/s", post("a", "/", "application/json", filler(1<<10, "")), clients, 0.95, false, false},
+		{"JSON of 1 MiB without the member, requests/s", post("a", "/", "application/json", filler(1<<20, "")), 4, 0.90, false, true},
 	} {
-		var rate, p99 pairs
+		var rate, p99, floor pairs
 		for i := range b.rounds + 1 {
 			ours, theirs, err := turns(with, without, c.clients, b.round, c.request, i%2 == 0)
 			if err != nil {
@@ -71,11 +83,21 @@ func proxied(b *bench) ([]row, error) {
 				continue // warming up
 			}
 			rate.add(ours.rate(), theirs.rate())
+			if c.large {
+				whole, err := closed(buffered, c.clients, b.round, 200, c.request)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w: %s", c.what, err, g.said())
+				}
+				floor.add(ours.rate(), whole.rate())
+			}
 			p99.add(millis(ours.quantile(0.99)), millis(theirs.quantile(0.99)))
 		}
 		rows = append(rows, rate.atLeast(c.what, "", c.least))
 		if c.p99 {
 			rows = append(rows, p99.atMost("the same, p99", " ms", 1.05))
+		}
+		if c.large {
+			rows = append(rows, floor.beside("the same beside a plain proxy with request_buffers 2MiB", ""))
 		}
 	}
 	return rows, nil
