@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -93,65 +90,22 @@ func startQueue(g *gateway, options string) (string, error) {
 const asPublisher = "CALLBACK_BENCH_AS_PUBLISHER"
 
 type publishPlan struct {
-	Folder string
-	Sync   time.Duration
-	Round  time.Duration
+	Sync  time.Duration
+	Round time.Duration
 }
 
 func publishing(b *bench, sync time.Duration) (float64, error) {
-	folder, err := os.MkdirTemp("", "callback-bench-")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(folder)
-	plan, err := json.Marshal(publishPlan{folder, sync, b.round})
-	if err != nil {
-		return 0, err
-	}
-	out, err := self(asPublisher, string(plan))
-	if err != nil {
-		return 0, err
-	}
-	var rate float64
-	_, err = fmt.Sscan(string(out), &rate)
-	return rate, err
-}
-
-func runAsPublisher() bool {
-	text := os.Getenv(asPublisher)
-	if text == "" {
-		return false
-	}
-	var plan publishPlan
-	rate, err := 0.0, json.Unmarshal([]byte(text), &plan)
-	if err == nil {
-		rate, err = publish(plan)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	fmt.Println(rate)
-	return true
+	return figureOf(asPublisher, publishPlan{sync, b.round})
 }
 
 // publish publishes for a while to an embedded server of the gateway's
 // settings, each of the publishers the next message when the last is stored.
 func publish(plan publishPlan) (float64, error) {
-	srv, err := bareServer(plan.Folder, plan.Sync)
+	js, stop, err := bareServer(plan.Sync)
 	if err != nil {
 		return 0, err
 	}
-	defer srv.Shutdown()
-	nc, err := nats.Connect("", nats.InProcessServer(srv))
-	if err != nil {
-		return 0, err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return 0, err
-	}
+	defer stop()
 	ctx := context.Background()
 	_, err = js.CreateStream(ctx, jetstream.StreamConfig{
 		Name: "BARE", Subjects: []string{"bare.*.*"}, Retention: jetstream.WorkQueuePolicy,

@@ -135,8 +135,11 @@ func (g *gateway) remove() {
 
 // memory is what the process has resident, in MB, after it has had time to
 // give back what it does not need.
-func (g *gateway) memory() (float64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", g.cmd.Process.Pid))
+func (g *gateway) memory() (float64, error) { return memoryOf(g.cmd.Process.Pid) }
+
+// memoryOf returns what a process has resident, in MB.
+func memoryOf(pid int) (float64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}

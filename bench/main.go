@@ -53,7 +53,7 @@ func compare(f func(*bench) ([]row, error)) func(*bench) (table, error) {
 }
 
 func main() {
-	if runAsCaddy() || runAsPublisher() || runAsStorer() || runAsNATS() {
+	if runAsCaddy() || runAs(asPublisher, publish) || runAs(asStorer, store) || runAsNATS() {
 		return
 	}
 	b := &bench{}

@@ -57,6 +57,10 @@ func memory(b *bench) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
+	bare, err := scheduling(b.some(100_000))
+	if err != nil {
+		return nil, err
+	}
 	more := func(what string, have, limit float64) row {
 		return row{what, number(have) + " MB", number(plain) + " MB", fmt.Sprintf("+%.0f MB", have-plain),
 			fmt.Sprintf("≤ +%.0f MB", limit), have-plain <= limit}
@@ -65,6 +69,8 @@ func memory(b *bench) ([]row, error) {
 		more("idle", idle, 25),
 		more("100,000 tasks queued over HTTP", full, 100),
 		more("100,000 callbacks waiting for their next attempt", retrying, 200),
+		{what: "the same beside a bare program with as many scheduled messages", measured: number(retrying) + " MB",
+			against: number(bare) + " MB", ratio: fmt.Sprintf("%+.0f MB", retrying-bare)},
 	}, nil
 }
 
@@ -83,11 +89,14 @@ func resident(work func(g *gateway, site string) error) (float64, error) {
 	if err := work(g, site); err != nil {
 		return 0, fmt.Errorf("%w: %s", err, g.said())
 	}
-	// Go gives memory back over minutes, in part after a forced collection every
-	// two. What is read here is what an operator sees soon after the load.
-	time.Sleep(20 * time.Second)
+	time.Sleep(calm)
 	return g.memory()
 }
+
+// calm is how long after the load memory is read. Go gives it back over minutes, in
+// part after a forced collection every two: this is what an operator sees soon
+// after the load.
+const calm = 20 * time.Second
 
 // fillRetries makes n callbacks fail once and wait an hour.
 func fillRetries(g *gateway, site string, n int) error {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"sync"
@@ -41,4 +43,39 @@ func self(as, value string) ([]byte, error) {
 	cmd.Env = append(os.Environ(), as+"="+value)
 	cmd.Stderr = os.Stderr
 	return cmd.Output()
+}
+
+// figureOf runs this program as another one, with a plan, and returns the figure
+// that it prints.
+func figureOf(as string, plan any) (figure float64, err error) {
+	text, err := json.Marshal(plan)
+	if err != nil {
+		return 0, err
+	}
+	out, err := self(as, string(text))
+	if err != nil {
+		return 0, err
+	}
+	_, err = fmt.Sscan(string(out), &figure)
+	return figure, err
+}
+
+// runAs makes this program another one, if it was run as that: it prints the figure
+// that f returns.
+func runAs[P any](as string, f func(plan P) (float64, error)) bool {
+	text := os.Getenv(as)
+	if text == "" {
+		return false
+	}
+	var plan P
+	figure, err := 0.0, json.Unmarshal([]byte(text), &plan)
+	if err == nil {
+		figure, err = f(plan)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(figure)
+	return true
 }

@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -19,11 +19,19 @@ import (
 const asStorer = "CALLBACK_BENCH_AS_STORER"
 
 type storePlan struct {
-	Folder string
-	N      int
+	N int
 	// Leases says that a task begins with its lease; without it, with the callback
 	// that is due.
 	Leases bool
+	// Scheduled says that leases are stored and nothing after them, and that the
+	// memory is asked for.
+	Scheduled bool
+}
+
+// scheduling returns what the bare program has resident, in MB, when n messages
+// wait for their time.
+func scheduling(n int) (float64, error) {
+	return figureOf(asStorer, storePlan{N: n, Scheduled: true})
 }
 
 // storing returns how many tasks a second can be stored with an embedded server
@@ -31,40 +39,7 @@ type storePlan struct {
 // requests nor records are made. It is the floor under every gateway that keeps
 // its tasks in JetStream.
 func storing(n int, leases bool) (float64, error) {
-	folder, err := os.MkdirTemp("", "callback-bench-")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(folder)
-	plan, err := json.Marshal(storePlan{folder, n, leases})
-	if err != nil {
-		return 0, err
-	}
-	out, err := self(asStorer, string(plan))
-	if err != nil {
-		return 0, err
-	}
-	var rate float64
-	_, err = fmt.Sscan(string(out), &rate)
-	return rate, err
-}
-
-func runAsStorer() bool {
-	text := os.Getenv(asStorer)
-	if text == "" {
-		return false
-	}
-	var plan storePlan
-	rate, err := 0.0, json.Unmarshal([]byte(text), &plan)
-	if err == nil {
-		rate, err = store(plan)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	fmt.Println(rate)
-	return true
+	return figureOf(asStorer, storePlan{N: n, Leases: leases})
 }
 
 // storer is the bare loop.
@@ -75,23 +50,26 @@ type storer struct {
 }
 
 func store(plan storePlan) (float64, error) {
-	srv, err := bareServer(plan.Folder, 10*time.Millisecond)
+	js, stop, err := bareServer(10 * time.Millisecond)
 	if err != nil {
 		return 0, err
 	}
-	defer srv.Shutdown()
-	nc, err := nats.Connect("", nats.InProcessServer(srv))
-	if err != nil {
-		return 0, err
-	}
-	defer nc.Close()
-	s := &storer{record: []byte(strings.Repeat("x", recordSize))}
-	if s.js, err = jetstream.New(nc); err != nil {
-		return 0, err
-	}
+	defer stop()
+	s := &storer{js: js, record: []byte(strings.Repeat("x", recordSize))}
 	ctx := context.Background()
 	if err := s.open(ctx); err != nil {
 		return 0, err
+	}
+	if plan.Scheduled {
+		err := parallel(clients, plan.N, func(int) error {
+			_, err := s.lease(ctx, uuid.NewString(), time.Hour)
+			return err
+		})
+		if err != nil {
+			return 0, err
+		}
+		time.Sleep(calm)
+		return memoryOf(os.Getpid())
 	}
 	if !plan.Leases {
 		if err := parallel(2*clients, plan.N, func(int) error { return s.due(ctx, uuid.NewString(), 0) }); err != nil {
@@ -113,22 +91,45 @@ func store(plan storePlan) (float64, error) {
 // recordSize is what a task's record takes with a result of 31 bytes.
 const recordSize = 600
 
-// bareServer starts an embedded server of the gateway's settings. It syncs every
-// message if interval is 0.
-func bareServer(folder string, interval time.Duration) (*server.Server, error) {
-	srv, err := server.NewServer(&server.Options{
+// bareServer starts an embedded server of the gateway's settings, and connects to
+// it. It syncs every message if interval is 0.
+func bareServer(interval time.Duration) (_ jetstream.JetStream, stop func(), err error) {
+	folder, err := os.MkdirTemp("", "callback-bench-")
+	if err != nil {
+		return nil, nil, err
+	}
+	var srv *server.Server
+	var nc *nats.Conn
+	stop = func() {
+		if nc != nil {
+			nc.Close()
+		}
+		if srv != nil {
+			srv.Shutdown()
+			srv.WaitForShutdown()
+		}
+		os.RemoveAll(folder)
+	}
+	defer func() {
+		if err != nil {
+			stop()
+		}
+	}()
+	if srv, err = server.NewServer(&server.Options{
 		DontListen: true, JetStream: true, StoreDir: folder, NoSigs: true,
 		SyncInterval: interval, SyncAlways: interval == 0,
-	})
-	if err != nil {
-		return nil, err
+	}); err != nil {
+		return nil, nil, err
 	}
 	srv.Start()
 	if !srv.ReadyForConnections(time.Minute) {
-		srv.Shutdown()
-		return nil, fmt.Errorf("the server is not ready")
+		return nil, nil, errors.New("the server is not ready")
 	}
-	return srv, nil
+	if nc, err = nats.Connect("", nats.InProcessServer(srv)); err != nil {
+		return nil, nil, err
+	}
+	js, err := jetstream.New(nc)
+	return js, stop, err
 }
 
 func (s *storer) open(ctx context.Context) error {
@@ -154,15 +155,24 @@ func (s *storer) open(ctx context.Context) error {
 // task stores a lease, and then what is due in its place.
 func (s *storer) task(ctx context.Context) error {
 	id := uuid.NewString()
+	seq, err := s.lease(ctx, id, 30*time.Second)
+	if err != nil {
+		return err
+	}
+	return s.due(ctx, id, seq)
+}
+
+// lease stores what will be due after some time, and returns its sequence.
+func (s *storer) lease(ctx context.Context, id string, after time.Duration) (uint64, error) {
 	ack, err := s.js.PublishMsg(ctx, &nats.Msg{Subject: "lease." + id, Data: s.record, Header: nats.Header{
-		jetstream.ScheduleHeader:            {"@at " + time.Now().Add(30*time.Second).UTC().Format(time.RFC3339Nano)},
+		jetstream.ScheduleHeader:            {"@at " + time.Now().Add(after).UTC().Format(time.RFC3339Nano)},
 		jetstream.ScheduleTargetHeader:      {"due." + id},
 		jetstream.ExpectedLastSubjSeqHeader: {"0"},
 	}})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return s.due(ctx, id, ack.Sequence)
+	return ack.Sequence, nil
 }
 
 // due stores a callback that is due; lease is the sequence of what it replaces,
