@@ -79,15 +79,13 @@ func healthy(b *bench, put func(context.Context, *engine.Engine, int) error) ([]
 	if err != nil {
 		return nil, err
 	}
+	var requests [][]byte
+	for _, s := range hosts {
+		requests = append(requests, post("a", "/", "application/json", filler(200, fmt.Sprintf(`"callback_url":"http://%s/hook",`, s.addr))))
+	}
 	send := func(d time.Duration) error {
-		errs := make(chan error, 4)
-		for i := range 4 {
-			go func() { errs <- b.toEach(site, hosts[i*12:i*12+12], 50, d) }()
-		}
-		for range 4 {
-			if err := <-errs; err != nil {
-				return err
-			}
+		if err := steady(site, 200, d, 200, requests, nil); err != nil {
+			return err
 		}
 		return awaitAll("callbacks", answered.len(), arrived.len)
 	}
@@ -100,25 +98,8 @@ func healthy(b *bench, put func(context.Context, *engine.Engine, int) error) ([]
 	if warm == 0 {
 		return nil, fmt.Errorf("no callback came: %s", g.said())
 	}
-	if err := send(b.round * 2); err != nil {
+	if err := send(b.round * 5); err != nil {
 		return nil, err
 	}
 	return arrived.since(answered), nil
-}
-
-// toEach sends tasks at a rate, each with the next of the hosts as its receiver.
-func (b *bench) toEach(site string, hosts []*peer, perSecond int, d time.Duration) error {
-	errs := make(chan error, len(hosts))
-	for _, s := range hosts {
-		go func() {
-			request := post("a", "/", "application/json", filler(200, fmt.Sprintf(`"callback_url":"http://%s/hook",`, s.addr)))
-			errs <- steady(site, max(1, perSecond/len(hosts)), d, 200, request, nil)
-		}()
-	}
-	for range hosts {
-		if err := <-errs; err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -50,13 +50,13 @@ func latencies(b *bench) ([]row, error) {
 	}
 	d := b.round * time.Duration(b.rounds)
 	request := post("a", "/", "application/json", filler(200, fmt.Sprintf(`"callback_url":"http://%s/hook",`, rcv.addr)))
-	if err := steady(waiting, rate, d, 200, request, nil); err != nil {
+	if err := steady(waiting, rate, d, 200, [][]byte{request}, nil); err != nil {
 		return nil, err
 	}
 	if err := awaitAll("callbacks", answered.len(), arrived.len); err != nil {
 		return nil, err
 	}
-	if err := steady(queued, rate, d, 202, post("a", "/", "application/json", filler(200, "")), accepted.mark); err != nil {
+	if err := steady(queued, rate, d, 202, [][]byte{post("a", "/", "application/json", filler(200, ""))}, accepted.mark); err != nil {
 		return nil, err
 	}
 	if err := awaitAll("queued tasks", accepted.len(), begun.len); err != nil {

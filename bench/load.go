@@ -75,10 +75,10 @@ func run(addr string, clients, status int, request []byte, more func() bool) (lo
 	return l, errors.Join(errs...)
 }
 
-// steady sends requests at a rate for a while, whether or not earlier ones
-// have their answer, over connections that are opened as they are needed. seen
-// is called with the task's ID of each answer.
-func steady(addr string, perSecond int, d time.Duration, status int, request []byte, seen func(id string)) error {
+// steady sends requests in turn, at a rate and for a while, whether or not earlier
+// ones have their answer, over connections that are opened as they are needed.
+// seen is called with the task's ID of each answer.
+func steady(addr string, perSecond int, d time.Duration, status int, requests [][]byte, seen func(id string)) error {
 	idle := make(chan *conn, 1024)
 	var group sync.WaitGroup
 	var mu sync.Mutex
@@ -90,8 +90,9 @@ func steady(addr string, perSecond int, d time.Duration, status int, request []b
 	}
 	tick := time.NewTicker(time.Second / time.Duration(perSecond))
 	defer tick.Stop()
-	for range max(1, int(d.Seconds()*float64(perSecond))) {
+	for i := range max(1, int(d.Seconds()*float64(perSecond))) {
 		<-tick.C
+		request := requests[i%len(requests)]
 		group.Go(func() {
 			var c *conn
 			select {

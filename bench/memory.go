@@ -96,7 +96,7 @@ func resident(work func(g *gateway, site string) error) (float64, error) {
 // calm is how long after the load memory is read. Go gives it back over minutes, in
 // part after a forced collection every two: this is what an operator sees soon
 // after the load.
-const calm = 20 * time.Second
+const calm = 30 * time.Second
 
 // fillRetries makes n callbacks fail once and wait an hour.
 func fillRetries(g *gateway, site string, n int) error {

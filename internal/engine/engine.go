@@ -110,6 +110,7 @@ type Engine struct {
 	moving byHand
 
 	health health
+	stored atomic.Uint64 // messages, ever
 
 	mu        sync.Mutex // guards the retention in cfg, and what follows
 	schedules []Schedule // as they were set last
@@ -141,6 +142,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	if e.disk != nil {
 		e.done.Go(func() { e.watchDisk(e.closing) })
 		e.done.Go(func() { e.watchRoom(e.closing) })
+		e.done.Go(func() { e.watchBursts(e.closing) })
 	}
 	e.done.Go(func() { e.sweepBlobs(e.closing) })
 	return e, nil

@@ -128,6 +128,7 @@ func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {
 	defer e.disk.end(len(msg.Data))
 	ack, err := e.link().js.PublishMsg(ctx, msg)
 	if err == nil {
+		e.stored.Add(1)
 		e.health.ok(storageOf(msg.Subject))
 		return ack.Sequence, nil
 	}
