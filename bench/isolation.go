@@ -89,7 +89,8 @@ func healthy(b *bench, put func(context.Context, *engine.Engine, int) error) ([]
 		}
 		return awaitAll("callbacks", answered.len(), arrived.len)
 	}
-	if err := send(time.Second); err != nil { // connections are opened, the hole is known
+	// Connections are opened, the hole is known, and what is due to it waits.
+	if err := send(5 * time.Second); err != nil {
 		return nil, err
 	}
 	warm := len(arrived.since(answered))
