@@ -59,8 +59,8 @@ func main() {
 	b := &bench{}
 	rows := flag.String("rows", "", "what to measure, with commas; everything if empty")
 	write := flag.Bool("write", false, "write the tables into docs/performance.md")
-	flag.IntVar(&b.rounds, "rounds", 7, "rounds of each side")
-	flag.DurationVar(&b.round, "round", 3*time.Second, "length of a round")
+	flag.IntVar(&b.rounds, "rounds", 5, "rounds of each side")
+	flag.DurationVar(&b.round, "round", 2*time.Second, "length of a round")
 	flag.Float64Var(&b.scale, "scale", 1, "of the numbers of tasks; less than 1 for a trial")
 	flag.Parse()
 	if err := b.main(*rows, *write); err != nil {

@@ -50,11 +50,16 @@ func (s *sample) fields() []string {
 	}
 }
 
+// briefly is how long the soak takes among the other tests. Nothing may be lost,
+// repeated or left under way in it, but what grows in seconds, beside other work, is
+// not compared.
+const briefly = 8 * time.Second
+
 // duration is how long the soak takes.
 func duration(t *testing.T) time.Duration {
 	text := os.Getenv("CALLBACK_SOAK")
 	if text == "" {
-		return 8 * time.Second
+		return briefly
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d <= 0 {
@@ -98,7 +103,9 @@ func TestNothingGrowsAtFourFifthsOfWhatTheMachineDoes(t *testing.T) {
 		t.Errorf("the gateway exited with %d", code)
 	}
 	save(t, samples)
-	judge(t, samples)
+	if d > briefly {
+		judge(t, samples)
+	}
 }
 
 // heldRate is how many tasks a second are held: a share of what the machine does,
@@ -141,26 +148,22 @@ func settle(t *testing.T, l *load) {
 // minutes.
 const reloadInterval = 3 * time.Minute
 
-// fewest is how many samples can be compared. A slow machine takes longer for as
-// many.
-const fewest = 8
-
 // soak holds the load, reloads now and then, and takes samples.
 func soak(t *testing.T, l *load, rate float64, d time.Duration) (samples []*sample, late int64) {
 	stop, held := make(chan struct{}), make(chan int64)
 	go func() { held <- l.hold(rate, stop) }()
 	end := time.After(d)
-	over := false
 	take := time.NewTicker(max(d/60, 500*time.Millisecond))
 	defer take.Stop()
 	reload := time.NewTimer(min(reloadInterval, d/8)) // once at least, before what is compared
 	defer reload.Stop()
 	began, before, accepted := time.Now(), time.Now(), l.accepted.Load()
 	perHost := 32
-	for !over || len(samples) < fewest {
+	for {
 		select {
 		case <-end:
-			over = true
+			close(stop)
+			return samples, <-held
 		case <-reload.C:
 			reload.Reset(reloadInterval)
 			l.gateway.Edit(fmt.Sprintf("per_host %d", perHost), fmt.Sprintf("per_host %d", perHost+1))
@@ -176,8 +179,6 @@ func soak(t *testing.T, l *load, rate float64, d time.Duration) (samples []*samp
 			samples = append(samples, s)
 		}
 	}
-	close(stop)
-	return samples, <-held
 }
 
 // look takes a sample.
@@ -250,6 +251,9 @@ func save(t *testing.T, samples []*sample) {
 // judge compares the first quarter after the warm-up with the last quarter.
 func judge(t *testing.T, samples []*sample) {
 	n := len(samples)
+	if n < 8 {
+		t.Fatalf("there are %d samples", n)
+	}
 	first, last := samples[n/4:n/2], samples[n-n/4:]
 	mean := func(of []*sample, value func(*sample) float64) (sum float64) {
 		for _, s := range of {
