@@ -43,7 +43,7 @@ func NewReceiver(t testing.TB, answer http.HandlerFunc) *Receiver {
 			answer(w, req)
 		}
 	}))
-	t.Cleanup(r.Close)
+	closeAfter(t, r.Server)
 	return r
 }
 
@@ -63,8 +63,25 @@ func (r *Receiver) Next(t testing.TB) Callback {
 func NewApp(t testing.TB, handler http.HandlerFunc) string {
 	t.Helper()
 	app := httptest.NewServer(handler)
-	t.Cleanup(app.Close)
+	closeAfter(t, app)
 	return strings.TrimPrefix(app.URL, "http://")
+}
+
+// closeAfter closes a server after the test. If the test has failed, a handler may
+// wait for what does not come any more: that must not keep all the others.
+func closeAfter(t testing.TB, srv *httptest.Server) {
+	t.Cleanup(func() {
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			srv.Close()
+		}()
+		select {
+		case <-closed:
+		case <-time.After(Patience):
+			t.Error("a handler of the test's does not end")
+		}
+	})
 }
 
 // Arrivals counts callbacks by task until all tasks have one, or waits in vain.
