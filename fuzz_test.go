@@ -91,36 +91,36 @@ func FuzzExcerpt(f *testing.F) {
 	})
 }
 
-// numbers are those in a cron expression.
-var numbers = regexp.MustCompile(`[0-9]+`)
-
-func FuzzCheckCron(f *testing.F) {
+func FuzzSchedule(f *testing.F) {
 	for _, cron := range []string{
 		"* * * * *", "*/5 0-6 1,15 jan-MAR mon", "0 0 31 12 0", "60 * * * *", "* * 0 * *", "5-1 * * * *",
 		"*/0 * * * *", "1/ * * * *", "? ? ? ? ?", "1,,2 * * * *", "* * * janx *", "+1 * * * *", "0x1 * * * *",
+		"TZ=UTC 0 * * *", "TZ=0 0 0 0 0", "CRON_TZ= * * *", "@daily", "@every 10m", "@every 1ms", "@every", "@",
 	} {
 		f.Add(cron)
 	}
+	now := time.Date(2026, 11, 23, 16, 31, 36, 0, time.UTC)
 	f.Fuzz(func(t *testing.T, cron string) {
-		fields := strings.Fields(cron)
-		if len(fields) != len(cronFields) || checkCron(fields) != nil {
+		s := &Schedule{Cron: cron}
+		if s.validate() != nil {
 			return
 		}
-		for i, field := range fields {
-			for part := range strings.SplitSeq(field, ",") {
-				span, _, _ := strings.Cut(part, "/")
-				for _, digits := range numbers.FindAllString(span, -1) {
-					n, err := strconv.Atoi(digits)
-					if err != nil || n < cronFields[i].min || n > cronFields[i].max {
-						t.Errorf("%q is taken for a %s", field, cronFields[i].name)
-					}
-				}
+		next := s.nextTick(now)
+		if strings.HasPrefix(cron, "@every ") {
+			if !next.IsZero() {
+				t.Errorf("%q ticks at %v, whenever it was begun", cron, next)
 			}
-			if strings.ContainsFunc(field, func(c rune) bool {
-				return c > 127 || !unicode.IsLetter(c) && !strings.ContainsRune("0123456789*?/,-", c)
-			}) {
-				t.Errorf("%q is taken for a %s", field, cronFields[i].name)
-			}
+			return
+		}
+		if !next.After(now) || next.Second() != 0 || next.After(now.AddDate(5, 0, 0)) {
+			t.Errorf("%q ticks next at %v", cron, next)
+		}
+		// What goes to the engine holds nothing but fields, and a word of them.
+		engineCron, _, _ := s.clock()
+		if strings.ContainsFunc(engineCron, func(c rune) bool {
+			return c > 127 || !unicode.IsLetter(c) && !strings.ContainsRune("0123456789*?/,-+ @", c)
+		}) {
+			t.Errorf("%q becomes %q", cron, engineCron)
 		}
 	})
 }

@@ -16,6 +16,7 @@ import (
 	_ "time/tzdata" // schedules name zones on machines that have no database of them
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/robfig/cron/v3"
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -53,36 +54,55 @@ type Schedule struct {
 
 var descriptors = []string{"@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"}
 
-// engineCron is the schedule as the engine has it: six fields, seconds first.
-func (s *Schedule) engineCron() (string, error) {
+// clock returns the schedule as the engine has it, six fields with the seconds
+// first, and what tells when it ticks; nil for @every, for that depends on when it
+// was begun. The engine hears of a schedule only when it starts. Its own reader of
+// cron expressions is made of that of package cron: what this one takes, it takes.
+func (s *Schedule) clock() (engineCron string, ticks cron.Schedule, _ error) {
 	if every, ok := strings.CutPrefix(s.Cron, "@every "); ok {
 		d, err := time.ParseDuration(every)
 		switch {
 		case err != nil || d < time.Second:
-			return "", fmt.Errorf("%q is not a duration of a second or more", every)
+			return "", nil, fmt.Errorf("%q is not a duration of a second or more", every)
 		case s.Zone != "":
-			return "", errors.New("@every has no time zone")
+			return "", nil, errors.New("@every has no time zone")
 		}
-		return "@every " + d.String(), nil
-	}
-	if strings.HasPrefix(s.Cron, "@") {
-		if !slices.Contains(descriptors, s.Cron) {
-			return "", fmt.Errorf("%q is none of %s, @every", s.Cron, strings.Join(descriptors, ", "))
-		}
-		return s.Cron, nil
+		return "@every " + d.String(), nil, nil
 	}
 	fields := strings.Fields(s.Cron)
-	if len(fields) != 5 {
-		return "", fmt.Errorf("%q has %d fields, not five", s.Cron, len(fields))
+	isDescriptor := strings.HasPrefix(s.Cron, "@")
+	switch {
+	case isDescriptor && !slices.Contains(descriptors, s.Cron):
+		return "", nil, fmt.Errorf("%q is none of %s, @every", s.Cron, strings.Join(descriptors, ", "))
+	case !isDescriptor && len(fields) != 5: // or the first could be a time zone
+		return "", nil, fmt.Errorf("%q has %d fields, not five", s.Cron, len(fields))
 	}
-	if err := checkCron(fields); err != nil {
-		return "", err
+	ticks, err := cron.ParseStandard(s.Cron)
+	if err != nil {
+		return "", nil, fmt.Errorf("%q: %w", s.Cron, err)
 	}
-	return "0 " + strings.Join(fields, " "), nil
+	if ticks.Next(time.Now()).IsZero() {
+		return "", nil, fmt.Errorf("%q never ticks", s.Cron)
+	}
+	if isDescriptor {
+		return s.Cron, ticks, nil
+	}
+	return "0 " + strings.Join(fields, " "), ticks, nil
+}
+
+// nextTick is when a schedule that was checked ticks next, for who wants to know
+// before the engine has made the first tick. It is zero for @every.
+func (s *Schedule) nextTick(now time.Time) time.Time {
+	_, ticks, err := s.clock()
+	zone, zoneErr := time.LoadLocation(s.Zone)
+	if err != nil || zoneErr != nil || ticks == nil {
+		return time.Time{}
+	}
+	return ticks.Next(now.In(zone)).UTC()
 }
 
 func (s *Schedule) validate() error {
-	if _, err := s.engineCron(); err != nil {
+	if _, _, err := s.clock(); err != nil {
 		return err
 	}
 	if s.Zone != "" {
@@ -137,7 +157,7 @@ func (s *Schedule) request() *task.Request {
 func (q *TaskQueue) schedules() ([]engine.Schedule, error) {
 	var all []engine.Schedule
 	for i, s := range q.opts.Schedules {
-		cron, err := s.engineCron()
+		engineCron, _, err := s.clock()
 		if err != nil {
 			return nil, err
 		}
@@ -162,7 +182,7 @@ func (q *TaskQueue) schedules() ([]engine.Schedule, error) {
 		rec.Seed = rand.Text()
 		all = append(all, engine.Schedule{
 			Queue: q.Name, Name: strconv.Itoa(i) + "-" + hex.EncodeToString(sum[:8]),
-			Cron: cron, Zone: s.Zone, Record: rec, Body: []byte(s.Body),
+			Cron: engineCron, Zone: s.Zone, Record: rec, Body: []byte(s.Body),
 		})
 	}
 	return all, nil
