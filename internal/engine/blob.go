@@ -14,8 +14,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// Bodies that do not fit in a message stand in an object store beside it, under
-// a name that the record carries. They are removed with their task.
+// Bodies that do not fit in a message, or would be written too often with it, stand
+// in an object store beside it, under a name that the record carries. They are
+// removed with their task.
 
 // What the body of an object is; its name begins with the task's ID.
 const (
@@ -58,7 +59,7 @@ func (e *Engine) publishBlob(ctx context.Context, s step) (uint64, error) {
 	}
 	rec := *s.rec
 	rec.Blob = name
-	s.rec, s.body = &rec, nil
+	s.rec, s.body, s.apart = &rec, nil, false
 	// If the step is refused the object stays for the sweep: an earlier try of the
 	// same step may have been stored though it was not acknowledged.
 	return e.publish(ctx, s)

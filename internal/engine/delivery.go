@@ -285,11 +285,12 @@ func (d *Delivery) Dead(ctx context.Context) error {
 	return nil
 }
 
-// Retry schedules the delivery for its next attempt.
+// Retry schedules the delivery for its next attempt. The server writes it anew
+// when that is due, and we after it: a large body does not go with it.
 func (d *Delivery) Retry(ctx context.Context, at time.Time) error {
 	return d.move(ctx, step{
-		subject: retrySubject + d.Record.ID,
-		at:      at, target: dueSubject + hostToken(d.Record.CallbackHost) + "." + d.Record.ID,
+		subject: retrySubject + d.Record.ID, apart: len(d.body) > maxRewritten,
+		at: at, target: dueSubject + hostToken(d.Record.CallbackHost) + "." + d.Record.ID,
 	})
 }
 

@@ -40,6 +40,42 @@ func TestALargeBodyStandsInTheObjectStoreAndGoesWithItsTask(t *testing.T) {
 	gone(t, e, "OBJ_"+blobBucket, ">")
 }
 
+func TestALargeBodyIsNotWrittenAnewWithEachAttempt(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	for size, want := range map[int]int{maxRewritten: 0, maxRewritten + 1: 1} {
+		rec := record("c.example:443")
+		body := bytes.Repeat([]byte("x"), size)
+		settle(t, claim(t, e, rec), rec, body)
+		if n := len(objects(t, e)); n != 0 {
+			t.Errorf("before the first attempt %d bodies of %d bytes stand apart", n, size)
+		}
+		for range 3 {
+			d := fetch(t, e)
+			if got, err := d.Body(t.Context()); err != nil || !bytes.Equal(got, body) {
+				t.Fatalf("of a body of %d bytes %d came back: %v", size, len(got), err)
+			}
+			if err := d.Retry(t.Context(), time.Now().Add(time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(objects(t, e)); n != want {
+				t.Errorf("between attempts %d bodies of %d bytes stand apart", n, size)
+			}
+			msg, err := get(t.Context(), e, liveStream, retrySubject+rec.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if isWhole := len(msg.Data) > size; isWhole != (want == 0) {
+				t.Errorf("a retry of a body of %d bytes is a message of %d", size, len(msg.Data))
+			}
+		}
+		if err := fetch(t, e).Done(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		gone(t, e, "OBJ_"+blobBucket, ">")
+	}
+}
+
 func TestARetryComesBackWithItsAttempts(t *testing.T) {
 	t.Parallel()
 	e := openTemp(t, time.Minute)

@@ -81,7 +81,8 @@ const (
 	roomShare = 4
 	roomLeast = 1000
 	// roomAge is how long an ended task stays all the same: for a moment, that it has
-	// ended keeps a lapse of its lease from becoming another verdict.
+	// ended keeps a lapse of its lease from becoming another verdict. A large result
+	// stays as long, for its task may be about to name it.
 	roomAge = 10 * time.Second
 )
 
@@ -164,8 +165,8 @@ func (e *Engine) dropEnded(ctx context.Context) (dropped uint64, err error) {
 }
 
 // dropResults drops the large results of tasks that are not there any more. The
-// sweep waits until an object is older, for a request's may be stored before its
-// task. A result's is not.
+// sweep waits until an object is older, for a request's may be stored long before
+// its task. A result's is stored a moment before its task names it.
 func (e *Engine) dropResults(ctx context.Context) error {
 	objects, err := e.link().blobs.List(ctx)
 	if errors.Is(err, jetstream.ErrNoObjectsFound) {
@@ -174,7 +175,7 @@ func (e *Engine) dropResults(ctx context.Context) error {
 		return fmt.Errorf("listing bodies: %w", err)
 	}
 	for _, object := range objects {
-		if !strings.Contains(object.Name, resultBlob) {
+		if !strings.Contains(object.Name, resultBlob) || time.Since(object.ModTime) < roomAge {
 			continue
 		}
 		needed, err := e.needsBlob(ctx, object)

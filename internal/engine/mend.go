@@ -103,7 +103,11 @@ func (m *mender) mendStream(name string) error {
 	if len(damages) > 0 {
 		drop = append(drop, "index.db") // it is about the blocks as they were
 	}
-	for _, file := range drop {
+	left, err := m.leftovers(name)
+	if err != nil {
+		return err
+	}
+	for _, file := range append(drop, left...) {
 		if err := os.Remove(filepath.Join(m.folder, name, "msgs", file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -126,6 +130,21 @@ func (m *mender) blocks(stream string) (indexes []uint32, _ error) {
 		}
 	}
 	return indexes, nil
+}
+
+// leftovers returns the files that a server was about to put in the place of
+// blocks when it was killed. It never looks at them again, and they take room.
+func (m *mender) leftovers(stream string) (names []string, _ error) {
+	entries, err := os.ReadDir(filepath.Join(m.folder, stream, "msgs"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, entry := range entries {
+		if filepath.Ext(entry.Name()) == ".new" {
+			names = append(names, entry.Name())
+		}
+	}
+	return names, nil
 }
 
 func blockFile(index uint32) string {

@@ -2,7 +2,9 @@ package engine
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -269,4 +271,19 @@ func (s *damagedStore) checkLog(t *testing.T, logs *observer.ObservedLogs, says 
 			t.Errorf("the damaged files are not in %s: %v", kept, err)
 		}
 	}
+}
+
+func TestWhatAKilledServerLeftOfAFileIsRemoved(t *testing.T) {
+	t.Parallel()
+	s := newDamagedStore(t, true)
+	left := s.file("msgs/1.new")
+	if err := os.WriteFile(left, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e := open(t, s.folder, time.Minute)
+	defer e.Close()
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
+	}
+	s.deliver(t, e, nil)
 }

@@ -62,6 +62,8 @@ type step struct {
 	seq   uint64
 	// first says that the record is stored for the first time.
 	first bool
+	// apart says that the body goes to the object store, whatever its size.
+	apart bool
 	// purge removes the schedule on the fence's subject in the same step.
 	purge bool
 }
@@ -69,7 +71,7 @@ type step struct {
 // publish carries out s and returns the sequence of the new message. It
 // returns ErrLost if the fence does not hold.
 func (e *Engine) publish(ctx context.Context, s step) (uint64, error) {
-	if len(s.body) > e.link().publishLimit-recordRoom {
+	if s.apart || len(s.body) > e.link().publishLimit-recordRoom {
 		return e.publishBlob(ctx, s)
 	}
 	room := recordRoom
@@ -85,6 +87,12 @@ func (e *Engine) publish(ctx context.Context, s step) (uint64, error) {
 	}
 	return e.send(ctx, &nats.Msg{Subject: s.subject, Header: s.header(), Data: data})
 }
+
+// maxRewritten is the largest body that is written anew with each step of its
+// task, as a message is. A lease is renewed every ten seconds and a callback tried
+// a dozen times: a larger body stands in the object store before that begins, or
+// it would fill the disk and its share of the disk's time by itself.
+const maxRewritten = 64 << 10
 
 // recordRoom is the room kept in a message for the record. Attempts with
 // their answers are the largest part of it.

@@ -30,9 +30,8 @@ func (e *Engine) Enqueue(ctx context.Context, rec *task.Record, body []byte) err
 	return err
 }
 
-// StoreBody puts a request's body that does not fit in a message into the
-// object store, as it is read, and names it in rec. If reading fails nothing is
-// stored.
+// StoreBody puts a request's body that is larger than InlineLimit into the object
+// store, as it is read, and names it in rec. If reading fails nothing is stored.
 func (e *Engine) StoreBody(ctx context.Context, rec *task.Record, body io.Reader) error {
 	name := rec.ID + requestBlob
 	info, err := e.link().blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, pieces{body, e})
@@ -64,7 +63,7 @@ func (e *Engine) RenameBody(ctx context.Context, rec *task.Record, id string) er
 func (e *Engine) DropBody(ctx context.Context, rec *task.Record) { e.dropBlob(ctx, rec.Blob) }
 
 // InlineLimit is the largest body, in bytes, that is stored with its record.
-func (e *Engine) InlineLimit() int { return e.link().publishLimit - recordRoom }
+func (e *Engine) InlineLimit() int { return min(maxRewritten, e.link().publishLimit-recordRoom) }
 
 // Queue hands out tasks that wait to run, in order of arrival, each to one node
 // at a time.

@@ -71,7 +71,7 @@ func TestOnlyWhatNoTaskNeedsIsSwept(t *testing.T) {
 		t.Fatal(err)
 	}
 	ended := queued("a.example")
-	large := make([]byte, e.InlineLimit()+1)
+	large := make([]byte, e.link().publishLimit)
 	settle(t, claim(t, e, ended), ended, large)
 	for _, name := range []string{ended.ID + requestBlob, ended.ID + resultBlob + "other"} {
 		if _, err := e.link().blobs.PutBytes(t.Context(), name, body); err != nil {
@@ -198,7 +198,7 @@ func TestALateHolderDoesNotTakeTheStandingResultAway(t *testing.T) {
 	late := queued("a.example")
 	late.ID, late.StartedAt = rec.ID, time.Now().Add(-time.Hour)
 	rec.StartedAt = time.Now()
-	large := bytes.Repeat([]byte("result"), e.InlineLimit()/6+1)
+	large := bytes.Repeat([]byte("result"), e.link().publishLimit/6)
 	settle(t, claim(t, e, rec), rec, large)
 	late.Status = task.Complete
 	_, err := e.publish(t.Context(), step{
