@@ -2,8 +2,6 @@ package engine
 
 import (
 	"context"
-	"errors"
-	"fmt"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -63,11 +61,8 @@ func (d *Delivery) isSettled(ctx context.Context) (bool, error) {
 		if place.subject == d.msg.Subject() {
 			continue
 		}
-		_, err := place.stream.GetLastMsgForSubject(ctx, place.subject)
-		if err == nil {
-			return true, nil
-		} else if !errors.Is(err, jetstream.ErrMsgNotFound) {
-			return false, fmt.Errorf("looking whether task %s was settled: %w", id, err)
+		if msg, err := lastOn(ctx, place.stream, place.subject); msg != nil || err != nil {
+			return msg != nil, err
 		}
 	}
 	return false, nil

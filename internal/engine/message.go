@@ -135,6 +135,14 @@ func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {
 	e.disk.begin(len(msg.Data))
 	defer e.disk.end(len(msg.Data))
 	ack, err := e.link().js.PublishMsg(ctx, msg)
+	for isOnItsWay(err) {
+		select {
+		case <-ctx.Done():
+			return 0, e.notStored(msg.Subject, err)
+		case <-time.After(onItsWayPause):
+		}
+		ack, err = e.link().js.PublishMsg(ctx, msg)
+	}
 	if err == nil {
 		e.stored.Add(1)
 		e.health.ok(storageOf(msg.Subject))
@@ -144,11 +152,27 @@ func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {
 	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
 		return 0, ErrLost
 	}
+	return 0, e.notStored(msg.Subject, err)
+}
+
+// isOnItsWay says whether a cluster refused a publish because an earlier one on the
+// fence's subject is still on its way to the other servers. What the fence says is
+// known when it has arrived, or never will.
+func isOnItsWay(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant
+}
+
+// onItsWayPause is a few times what a message takes to the other servers.
+const onItsWayPause = 20 * time.Millisecond
+
+// notStored notes that a publish failed.
+func (e *Engine) notStored(subject string, err error) error {
 	// A caller that gave up, or asks too much, says nothing about the engine.
 	if !errors.Is(err, context.Canceled) && !errors.Is(err, nats.ErrMaxPayload) {
-		e.health.failed(storageOf(msg.Subject), err)
+		e.health.failed(storageOf(subject), err)
 	}
-	return 0, fmt.Errorf("storing on %s: %w", msg.Subject, err)
+	return fmt.Errorf("storing on %s: %w", subject, err)
 }
 
 // bury keeps a message that cannot be read where an operator finds it.

@@ -150,7 +150,7 @@ func (w *Queued) Drop() {
 // Claim takes the task. rec is what it becomes if the holder dies: with a
 // verdict its delivery, without one a task that waits again. lost is as in
 // [Engine.Claim]. It returns ErrHeld if somebody holds the task, or it is past
-// waiting; the copy is dropped then.
+// waiting; the copy is dropped then, or comes again if that is not certain.
 func (w *Queued) Claim(ctx context.Context, rec task.Record, lost func()) (*Lease, error) {
 	e := w.hand.engine
 	if w.mayBeCopy(&rec) {
@@ -164,7 +164,9 @@ func (w *Queued) Claim(ctx context.Context, rec task.Record, lost func()) (*Leas
 	if rec.Ended() {
 		l.lapse, l.body = dueSubject+hostToken(rec.CallbackHost)+"."+rec.ID, nil
 	}
-	if err := l.claim(ctx); err != nil {
+	if err := l.claim(ctx); errors.Is(err, ErrHeld) {
+		return nil, w.refuse(w.isHeld(ctx, &rec))
+	} else if err != nil {
 		return nil, w.refuse(err)
 	}
 	// Between our taking the copy and the claim, somebody may have claimed, ended
@@ -197,15 +199,23 @@ func (w *Queued) takeOut(ctx context.Context) error {
 	return w.hand.msg.DoubleAck(ctx)
 }
 
-// refuse gives the task back because of err, or drops it if it is past waiting.
+// refuse gives the task back because of err, or drops it if it is past waiting for
+// certain.
 func (w *Queued) refuse(err error) error {
-	if errors.Is(err, ErrHeld) {
+	if errors.Is(err, ErrHeld) && !errors.Is(err, errBehind) {
 		w.Drop()
 	} else {
 		w.Release()
 	}
 	return err
 }
+
+// errBehind is returned if the task seems to be past waiting, but to a server that
+// has not heard yet of what is in hand: in a cluster a consumer hands out what its
+// own server has stored, and the stream's leader, who is asked about the task, may
+// store it a moment later. What made the copy, a lease that lapsed or a retry that
+// fell due, still stands there then.
+var errBehind = fmt.Errorf("%w, or was until now", ErrHeld)
 
 // mayBeCopy says whether the task may stand elsewhere too: an earlier holder
 // died before it could take this copy out, two requests with one idempotency
@@ -215,18 +225,40 @@ func (w *Queued) mayBeCopy(rec *task.Record) bool {
 	return w.hand.twins || rec.Key != "" || rec.Starts > 1
 }
 
+// heldUnless returns ErrHeld, or errBehind.
+func heldUnless(behind bool) error {
+	if behind {
+		return errBehind
+	}
+	return ErrHeld
+}
+
+// isHeld returns ErrHeld if the lease that stands in the way of a claim is one on
+// this copy. One that is older became the copy, and is about to be gone.
+func (w *Queued) isHeld(ctx context.Context, rec *task.Record) error {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	lease, err := lastOn(ctx, w.hand.engine.link().live, leaseSubject+rec.ID)
+	if err != nil {
+		return err
+	}
+	return heldUnless(lease == nil || lease.Sequence < w.Sequence())
+}
+
 // waits returns ErrHeld if the task is past waiting, or waits elsewhere.
 func (w *Queued) waits(ctx context.Context, rec *task.Record) error {
-	e := w.hand.engine
+	k := w.hand.engine.link()
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	// Who moves a task on takes it out of the queue first.
-	msg, err := e.link().live.GetLastMsgForSubject(ctx, w.hand.msg.Subject())
+	last, err := lastOn(ctx, k.live, w.hand.msg.Subject())
 	switch {
-	case errors.Is(err, jetstream.ErrMsgNotFound), err == nil && msg.Sequence != w.Sequence():
-		return ErrHeld
 	case err != nil:
-		return fmt.Errorf("looking whether task %s waits: %w", rec.ID, err)
+		return err
+	case last == nil:
+		return w.isOut(ctx, k)
+	case last.Sequence != w.Sequence():
+		return heldUnless(last.Sequence < w.Sequence())
 	case !w.mayBeCopy(rec):
 		return nil
 	}
@@ -235,17 +267,47 @@ func (w *Queued) waits(ctx context.Context, rec *task.Record) error {
 		stream  jetstream.Stream
 		subject string
 	}{
-		{e.link().live, dueSubject + host + "." + rec.ID}, {e.link().live, heldSubject + host + "." + rec.ID},
-		{e.link().live, retrySubject + rec.ID}, {e.link().ended, doneSubject + rec.ID}, {e.link().dead, deadSubject + rec.ID},
+		{k.live, dueSubject + host + "." + rec.ID}, {k.live, heldSubject + host + "." + rec.ID},
+		{k.live, retrySubject + rec.ID}, {k.ended, doneSubject + rec.ID}, {k.dead, deadSubject + rec.ID},
 	} {
-		_, err := place.stream.GetLastMsgForSubject(ctx, place.subject)
-		if err == nil {
+		msg, err := lastOn(ctx, place.stream, place.subject)
+		if err != nil {
+			return err
+		}
+		if msg != nil && !w.became(msg) {
 			return ErrHeld
-		} else if !errors.Is(err, jetstream.ErrMsgNotFound) {
-			return fmt.Errorf("looking whether task %s waits: %w", rec.ID, err)
 		}
 	}
 	return nil
+}
+
+// isOut returns ErrHeld if the copy was taken out of the queue, and errBehind if
+// the stream's leader has not stored it yet.
+func (w *Queued) isOut(ctx context.Context, k *link) error {
+	info, err := k.live.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("looking at the stream %s: %w", liveStream, err)
+	}
+	return heldUnless(info.State.LastSeq < w.Sequence())
+}
+
+// became says whether a message is the wait for another run that became this copy
+// when it was over. The server moves it as it is.
+func (w *Queued) became(msg *jetstream.RawStreamMsg) bool {
+	rec, _, err := unframe(msg.Data)
+	return err == nil && !rec.Ended() && rec.Starts == w.hand.Record.Starts && msg.Sequence < w.Sequence()
+}
+
+// lastOn returns what stands on a task's subject, nil if nothing does.
+func lastOn(ctx context.Context, stream jetstream.Stream, subject string) (*jetstream.RawStreamMsg, error) {
+	msg, err := stream.GetLastMsgForSubject(ctx, subject)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("looking what stands on %s: %w", subject, err)
+	}
+	return msg, nil
 }
 
 // OpenBody returns the request's body, to be read while the lease is held. It

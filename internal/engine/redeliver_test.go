@@ -31,6 +31,7 @@ func deadTask(t *testing.T, e *Engine, body []byte, change func(*task.Record)) s
 	if err := d.Dead(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	gone(t, e, liveStream, dueSubject+"*."+rec.ID)
 	return rec.ID
 }
 

@@ -179,11 +179,13 @@ func TestACopyOfATaskThatIsPastWaitingIsNotRun(t *testing.T) {
 		rec := queued("a.example")
 		rec.Key = "k"
 		enqueue(t, e, &rec, nil)
-		l, err := hand(t, e).Claim(t.Context(), rec, func() {})
+		begun := rec
+		begun.Starts++
+		l, err := hand(t, e).Claim(t.Context(), begun, func() {})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := l.Requeue(t.Context(), &rec, time.Now().Add(time.Hour)); err != nil {
+		if err := l.Requeue(t.Context(), &begun, time.Now().Add(time.Hour)); err != nil {
 			t.Fatal(err)
 		}
 		enqueue(t, e, &rec, nil)

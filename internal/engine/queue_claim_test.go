@@ -1,0 +1,87 @@
+package engine
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// A cluster's consumer hands out what its own server has stored, and the stream's
+// leader may store it later: it then still has what the copy was made of. These
+// tests make that with one server.
+
+func TestACopyIsKeptWhileTheLeaseThatBecameItStands(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	rec := queued("a.example")
+	lease := claim(t, e, rec) // as if it had lapsed, and became the copy
+	enqueue(t, e, &rec, nil)
+	if _, err := hand(t, e).Claim(t.Context(), rec, func() {}); !errors.Is(err, ErrHeld) {
+		t.Fatalf("beside the lease the claim gave %v", err)
+	}
+	if err := lease.Drop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := hand(t, e).Claim(t.Context(), rec, func() {}); err != nil {
+		t.Errorf("when the lease was gone: %v", err)
+	}
+}
+
+func TestACopyIsDroppedWhileALeaseOnItStands(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	rec := queued("a.example")
+	enqueue(t, e, &rec, nil)
+	w := hand(t, e)
+	claim(t, e, rec) // by another, after the copy was stored
+	if _, err := w.Claim(t.Context(), rec, func() {}); !errors.Is(err, ErrHeld) {
+		t.Fatalf("the claim gave %v", err)
+	}
+	gone(t, e, liveStream, queuedSubject+">")
+}
+
+func TestACopyRunsThoughTheWaitThatBecameItStands(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		verdict task.Verdict // of what stands among the retries
+		later   bool         // than the copy
+		runs    bool
+	}{
+		"an older wait for another run": {runs: true},
+		"a wait for yet another run":    {later: true},
+		"a callback to be tried again":  {verdict: task.Complete},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := openTemp(t, time.Minute)
+			rec := queued("a.example")
+			rec.Starts = 1
+			other := rec
+			other.Status = c.verdict
+			retry := step{
+				subject: retrySubject + rec.ID, rec: &other, at: time.Now().Add(time.Hour), target: queuedOn(&rec),
+			}
+			steps := []step{retry, {subject: queuedOn(&rec), rec: &rec}}
+			if c.later {
+				steps[0], steps[1] = steps[1], steps[0]
+			}
+			for _, s := range steps {
+				if _, err := e.publish(t.Context(), s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			again := rec
+			again.Starts++
+			_, err := hand(t, e).Claim(t.Context(), again, func() {})
+			switch {
+			case c.runs && err != nil:
+				t.Errorf("the claim gave %v", err)
+			case !c.runs && !errors.Is(err, ErrHeld):
+				t.Errorf("the claim gave %v", err)
+			}
+			gone(t, e, liveStream, queuedSubject+">")
+		})
+	}
+}
