@@ -23,6 +23,7 @@ type Lease struct {
 	// request is the body of a queue's task, for when it runs again.
 	request []byte
 	lapse   string // the subject that the lease turns into if it lapses
+	copy    uint64 // the sequence of the waiting task that it was claimed on; 0 if none waited
 	lost    func()
 
 	mu    sync.Mutex
@@ -72,7 +73,7 @@ func (l *Lease) step(seq uint64) step {
 	return step{
 		subject: l.subject(), rec: &l.rec, body: l.body,
 		at: time.Now().Add(l.engine.cfg.LeaseTime), target: l.lapse,
-		fence: l.subject(), seq: seq,
+		fence: l.subject(), seq: seq, copy: l.copy,
 	}
 }
 

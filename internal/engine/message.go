@@ -66,6 +66,8 @@ type step struct {
 	apart bool
 	// purge removes the schedule on the fence's subject in the same step.
 	purge bool
+	// copy is noted in the message: see [Lease].
+	copy uint64
 }
 
 // publish carries out s and returns the sequence of the new message. It
@@ -118,6 +120,9 @@ func (s *step) header() nats.Header {
 		h[schedulerHeader] = []string{s.fence}
 		h[scheduleNextHeader] = []string{"purge"}
 	}
+	if s.copy > 0 {
+		h[copyHeader] = []string{strconv.FormatUint(s.copy, 10)}
+	}
 	return h
 }
 
@@ -127,6 +132,9 @@ const (
 	schedulerHeader    = "Nats-Scheduler"
 	scheduleNextHeader = "Nats-Schedule-Next"
 )
+
+// copyHeader is ours, on leases.
+const copyHeader = "Callback-Copy"
 
 // send publishes msg and waits until it is stored.
 func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {

@@ -1,11 +1,13 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"strconv"
 	"strings"
 	"time"
 
@@ -160,7 +162,9 @@ func (w *Queued) Claim(ctx context.Context, rec task.Record, lost func()) (*Leas
 			return nil, w.refuse(err)
 		}
 	}
-	l := &Lease{engine: e, rec: rec, body: w.hand.body, request: w.hand.body, lapse: queuedOn(&rec), lost: lost}
+	l := &Lease{
+		engine: e, rec: rec, body: w.hand.body, request: w.hand.body, lapse: queuedOn(&rec), copy: w.Sequence(), lost: lost,
+	}
 	if rec.Ended() {
 		l.lapse, l.body = dueSubject+hostToken(rec.CallbackHost)+"."+rec.ID, nil
 	}
@@ -234,15 +238,18 @@ func heldUnless(behind bool) error {
 }
 
 // isHeld returns ErrHeld if the lease that stands in the way of a claim is one on
-// this copy. One that is older became the copy, and is about to be gone.
+// this copy, or on a later one. A lease on an earlier one, or on none, is about to
+// be gone: it became this copy, or whoever took the earlier one gives it up on
+// seeing this one.
 func (w *Queued) isHeld(ctx context.Context, rec *task.Record) error {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	lease, err := lastOn(ctx, w.hand.engine.link().live, leaseSubject+rec.ID)
-	if err != nil {
-		return err
+	if err != nil || lease == nil {
+		return cmp.Or(err, errBehind)
 	}
-	return heldUnless(lease == nil || lease.Sequence < w.Sequence())
+	on, err := strconv.ParseUint(lease.Header.Get(copyHeader), 10, 64)
+	return heldUnless(err != nil || on < w.Sequence())
 }
 
 // waits returns ErrHeld if the task is past waiting, or waits elsewhere.

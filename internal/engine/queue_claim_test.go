@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -29,17 +30,35 @@ func TestACopyIsKeptWhileTheLeaseThatBecameItStands(t *testing.T) {
 	}
 }
 
-func TestACopyIsDroppedWhileALeaseOnItStands(t *testing.T) {
+func TestALeaseOnThisCopyOrALaterOneDropsIt(t *testing.T) {
 	t.Parallel()
-	e := openTemp(t, time.Minute)
-	rec := queued("a.example")
-	enqueue(t, e, &rec, nil)
-	w := hand(t, e)
-	claim(t, e, rec) // by another, after the copy was stored
-	if _, err := w.Claim(t.Context(), rec, func() {}); !errors.Is(err, ErrHeld) {
-		t.Fatalf("the claim gave %v", err)
+	for on, dropped := range map[int]bool{-1: false, 0: true, 1: true} {
+		t.Run(fmt.Sprint(on), func(t *testing.T) {
+			t.Parallel()
+			e := openTemp(t, time.Minute)
+			rec := queued("a.example")
+			enqueue(t, e, &rec, nil)
+			w := hand(t, e)
+			other := &Lease{engine: e, rec: rec, lapse: queuedOn(&rec), copy: uint64(int(w.Sequence()) + on), lost: func() {}}
+			if err := other.claim(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			other.renew() // it is still on the same copy
+			if _, err := w.Claim(t.Context(), rec, func() {}); !errors.Is(err, ErrHeld) {
+				t.Fatalf("the claim gave %v", err)
+			}
+			if dropped {
+				gone(t, e, liveStream, queuedSubject+">")
+				return
+			}
+			if err := other.Drop(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := hand(t, e).Claim(t.Context(), rec, func() {}); err != nil {
+				t.Errorf("when the lease was gone: %v", err)
+			}
+		})
 	}
-	gone(t, e, liveStream, queuedSubject+">")
 }
 
 func TestACopyRunsThoughTheWaitThatBecameItStands(t *testing.T) {
