@@ -154,6 +154,9 @@ func (e *Engine) cancelQueued(ctx context.Context, f *Found, reason string) erro
 	if err != nil {
 		return err
 	}
+	if err := e.stillWaits(ctx, f); err != nil {
+		return errors.Join(err, l.Drop(ctx))
+	}
 	// The next run first: when its time comes it moves into the queue.
 	for _, subject := range []string{retrySubject + rec.ID, queuedOn(rec)} {
 		if err := e.link().live.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
@@ -165,6 +168,16 @@ func (e *Engine) cancelQueued(ctx context.Context, f *Found, reason string) erro
 	}
 	e.dropBlob(ctx, f.Record.Blob)
 	return nil
+}
+
+// stillWaits returns ErrHeld if a task that waited when it was found does not any
+// more: since then somebody may have claimed, run and settled it.
+func (e *Engine) stillWaits(ctx context.Context, f *Found) error {
+	last, err := lastOn(ctx, e.link().live, f.msg.Subject)
+	if err == nil && (last == nil || last.Sequence != f.msg.Sequence) {
+		return ErrHeld
+	}
+	return err
 }
 
 // cancelRunning settles the task over the head of its holder, as its fencing

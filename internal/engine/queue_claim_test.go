@@ -104,3 +104,29 @@ func TestACopyRunsThoughTheWaitThatBecameItStands(t *testing.T) {
 		})
 	}
 }
+
+func TestATaskThatRanSinceItWasFoundIsNotCanceled(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	rec := queued("a.example")
+	enqueue(t, e, &rec, nil)
+	found, err := e.Find(t.Context(), rec.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease, err := hand(t, e).Claim(t.Context(), rec, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec.Status = task.Complete
+	settle(t, lease, rec, nil)
+	if err := e.cancelQueued(t.Context(), found, "canceled"); !errors.Is(err, ErrHeld) {
+		t.Errorf("to cancel it gave %v", err)
+	}
+	if err := e.Cancel(t.Context(), rec.ID, "canceled"); !errors.Is(err, ErrEnded) {
+		t.Errorf("to cancel it once more gave %v", err)
+	}
+	if d := fetch(t, e); d.Record.Status != task.Complete {
+		t.Errorf("its verdict is %s", d.Record.Status)
+	}
+}
