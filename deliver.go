@@ -316,7 +316,7 @@ func (s *sender) conclude(dl *engine.Delivery, ans answer) {
 	}
 	s.stored(rec, err)
 	if err == nil && outcome != outcomeRetry {
-		events.announce(newEvent(rec, outcome), s.app.log)
+		events.announce(rec, outcome, s.app.log)
 	}
 }
 

@@ -136,11 +136,12 @@ func (a *App) endEvents() {
 	}
 }
 
-// announce tells of an event, as soon as its turn comes; it does not wait.
-func (n *announcer) announce(e event, log *zap.Logger) {
+// announce tells that a delivery has ended, as soon as the event's turn comes; it
+// does not wait.
+func (n *announcer) announce(rec *task.Record, outcome string, log *zap.Logger) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if last := len(n.heirs) - 1; last >= 0 && !n.heirs[last].events.ShouldEmit(e.name) {
+	if last := len(n.heirs) - 1; last >= 0 && !n.heirs[last].events.ShouldEmit(eventNames[outcome]) {
 		return // nobody listens
 	}
 	if len(n.waiting) >= maxEvents {
@@ -149,7 +150,7 @@ func (n *announcer) announce(e event, log *zap.Logger) {
 		}
 		return
 	}
-	n.waiting = append(n.waiting, e)
+	n.waiting = append(n.waiting, newEvent(rec, outcome))
 	n.tell()
 }
 

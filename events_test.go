@@ -12,7 +12,7 @@ func TestEventsThatNobodyTakesDoNotFillTheMemory(t *testing.T) {
 	t.Parallel()
 	var n announcer
 	for range maxEvents + 5 {
-		n.announce(newEvent(new(task.Record), outcomeDead), zap.NewNop())
+		n.announce(new(task.Record), outcomeDead, zap.NewNop())
 	}
 	if len(n.waiting) != maxEvents || n.dropped != 5 || n.telling != nil {
 		t.Errorf("%d events wait, %d were dropped, and somebody is told: %v", len(n.waiting), n.dropped, n.telling != nil)
