@@ -88,7 +88,11 @@ func (e *Engine) Queue(ctx context.Context, name string) (*Queue, error) {
 
 // Waiting returns how many tasks wait in the queue. It asks the server.
 func (q *Queue) Waiting(ctx context.Context) (int, error) {
-	info, err := q.source.consumer.Info(ctx)
+	_, consumer, err := q.source.opened(ctx)
+	if err != nil {
+		return 0, err
+	}
+	info, err := consumer.Info(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("counting the queue %s: %w", q.name, err)
 	}

@@ -130,3 +130,20 @@ func TestATaskThatRanSinceItWasFoundIsNotCanceled(t *testing.T) {
 		t.Errorf("its verdict is %s", d.Record.Status)
 	}
 }
+
+func TestAQueueIsCountedWhenTheEngineWasOpenedAnew(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	rec := queued("a.example")
+	enqueue(t, e, &rec, nil)
+	q, err := e.Queue(t.Context(), "q")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.reopen(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := q.Waiting(t.Context()); err != nil || n != 1 {
+		t.Errorf("%d tasks wait: %v", n, err)
+	}
+}
