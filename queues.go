@@ -38,7 +38,7 @@ func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
 func (a *App) openQueues(e *engine.Engine) error {
 	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
 		for _, server := range app.(*caddyhttp.App).Servers {
-			if err := linkQueues(server.Routes, nil); err != nil {
+			if _, err := (&linker{named: server.NamedRoutes}).link(server.Routes, nil); err != nil {
 				return err
 			}
 		}
@@ -64,39 +64,69 @@ func (a *App) openQueues(e *engine.Engine) error {
 	return e.SetSchedules(a.ctx, schedules)
 }
 
-// linkQueues walks through routes in the order in which a request would, and
-// tells each callback handler and the queues after it of each other. Whose
-// profiles differ cannot serve one client.
-func linkQueues(routes caddyhttp.RouteList, fronts []*Handler) error {
+// linker tells the callback handlers and the queues of a server of each other.
+// Whose profiles differ cannot serve one client.
+type linker struct {
+	named   map[string]*caddyhttp.Route
+	invoked []string // those of named that it is in: they may invoke each other
+}
+
+// link walks through routes in the order in which a request would. It is given
+// the callback handlers that a request may have passed before them, and returns
+// those that it may have passed after them.
+func (l *linker) link(routes caddyhttp.RouteList, fronts []*Handler) ([]*Handler, error) {
 	var last caddyhttp.MiddlewareHandler // after which this one follows for sure
+	groups := make(map[string][]*Handler)
 	for _, route := range routes {
 		if len(route.MatcherSets) > 0 || route.Group != "" {
 			last = nil
 		}
+		// Of a group's routes a request takes one.
+		passed := slices.DeleteFunc(slices.Clone(fronts), func(h *Handler) bool { return slices.Contains(groups[route.Group], h) })
+		before := len(passed)
 		for _, handler := range route.Handlers {
-			before := last
-			last = handler
-			switch handler := handler.(type) {
-			case *Handler:
-				fronts = append(slices.Clip(fronts), handler)
-			case *TaskQueue:
-				if err := handler.linkFronts(fronts); err != nil {
-					return err
-				}
-				if handler.front != nil && before == handler.front {
-					handler.front.hands.Store(true)
-				}
-			case *caddyhttp.Subroute:
-				if err := linkQueues(handler.Routes, fronts); err != nil {
-					return err
-				}
+			var err error
+			if passed, err = l.linkHandler(handler, last, passed); err != nil {
+				return nil, err
 			}
+			last = handler
 		}
 		if route.Terminal {
 			last = nil
+			continue
+		}
+		fronts = append(slices.Clip(fronts), passed[before:]...)
+		if route.Group != "" {
+			groups[route.Group] = append(groups[route.Group], passed[before:]...)
 		}
 	}
-	return nil
+	return fronts, nil
+}
+
+// linkHandler is link for one handler, that follows after last for sure.
+func (l *linker) linkHandler(handler, last caddyhttp.MiddlewareHandler, fronts []*Handler) ([]*Handler, error) {
+	switch handler := handler.(type) {
+	case *Handler:
+		return append(slices.Clip(fronts), handler), nil
+	case *TaskQueue:
+		if err := handler.linkFronts(fronts); err != nil {
+			return nil, err
+		}
+		if handler.front != nil && last == handler.front {
+			handler.front.hands.Store(true)
+		}
+	case *caddyhttp.Subroute:
+		return l.link(handler.Routes, fronts)
+	case *caddyhttp.Invoke:
+		route := l.named[handler.Name]
+		if route == nil || slices.Contains(l.invoked, handler.Name) {
+			break
+		}
+		l.invoked = append(l.invoked, handler.Name)
+		defer func() { l.invoked = l.invoked[:len(l.invoked)-1] }()
+		return l.link(caddyhttp.RouteList{*route}, fronts)
+	}
+	return fronts, nil
 }
 
 // linkFronts tells the queue of the nearest of the callback handlers before it,

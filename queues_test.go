@@ -46,17 +46,33 @@ func TestACallbackHandsOnWhatIsSureToBeQueued(t *testing.T) {
 				{Handlers: []caddyhttp.MiddlewareHandler{h}, Terminal: true},
 				{Handlers: []caddyhttp.MiddlewareHandler{new(TaskQueue)}},
 			}
-		}, true, false},
+		}, false, false},
 		"one of a group is chosen": {func(h *Handler) caddyhttp.RouteList {
 			return caddyhttp.RouteList{
 				{Group: "g", Handlers: []caddyhttp.MiddlewareHandler{h}},
 				{Group: "g", Handlers: []caddyhttp.MiddlewareHandler{new(TaskQueue)}},
 			}
-		}, true, false},
+		}, false, false},
+		"the queue comes after a group": {func(h *Handler) caddyhttp.RouteList {
+			return caddyhttp.RouteList{
+				{Group: "g", Handlers: []caddyhttp.MiddlewareHandler{h}},
+				{Handlers: []caddyhttp.MiddlewareHandler{new(TaskQueue)}},
+			}
+		}, true, true},
 		"the queue is in a block": {func(h *Handler) caddyhttp.RouteList {
 			inner := caddyhttp.RouteList{{MatcherSets: matched, Handlers: []caddyhttp.MiddlewareHandler{new(TaskQueue)}}}
 			return caddyhttp.RouteList{{Handlers: []caddyhttp.MiddlewareHandler{h, &caddyhttp.Subroute{Routes: inner}}}}
 		}, true, false},
+		"the callback is in a block": {func(h *Handler) caddyhttp.RouteList {
+			inner := caddyhttp.RouteList{{MatcherSets: matched, Handlers: []caddyhttp.MiddlewareHandler{h}}}
+			return caddyhttp.RouteList{{Handlers: []caddyhttp.MiddlewareHandler{&caddyhttp.Subroute{Routes: inner}, new(TaskQueue)}}}
+		}, true, false},
+		"the queue is in a named route": {func(h *Handler) caddyhttp.RouteList {
+			return caddyhttp.RouteList{{Handlers: []caddyhttp.MiddlewareHandler{h, &caddyhttp.Invoke{Name: "with a queue"}}}}
+		}, true, false},
+		"there is no such named route": {func(h *Handler) caddyhttp.RouteList {
+			return caddyhttp.RouteList{{Handlers: []caddyhttp.MiddlewareHandler{h, &caddyhttp.Invoke{Name: "none"}}}}
+		}, false, false},
 		"there is no queue": {func(h *Handler) caddyhttp.RouteList {
 			return caddyhttp.RouteList{{Handlers: []caddyhttp.MiddlewareHandler{h, passOn{}}}}
 		}, false, false},
@@ -64,7 +80,10 @@ func TestACallbackHandsOnWhatIsSureToBeQueued(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := new(Handler)
-			if err := linkQueues(c.routes(h), nil); err != nil {
+			named := map[string]*caddyhttp.Route{"with a queue": {Handlers: []caddyhttp.MiddlewareHandler{
+				&caddyhttp.Invoke{Name: "with a queue"}, new(TaskQueue), // a circle, as Caddy permits it
+			}}}
+			if _, err := (&linker{named: named}).link(c.routes(h), nil); err != nil {
 				t.Fatal(err)
 			}
 			if h.leads.Load() != c.leads || h.hands.Load() != c.hands {

@@ -112,6 +112,22 @@ func TestAWaitingClientsTaskIsNoneOfAQueues(t *testing.T) {
 	}
 }
 
+func TestAQueueInANamedRouteHasItsCallbackFromBefore(t *testing.T) {
+	t.Parallel()
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal+`
+		}
+	}
+	&(queue) {
+		task_queue q {
+			respond "run later"
+		`, "callback\ninvoke queue")
+	id := accepted(t, g, "/q", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	if c := rcv.Next(t); c.TaskID() != id || c.Body != "response=run+later" {
+		t.Errorf("the callback is %v %s", c.Header, c.Body)
+	}
+}
+
 func TestAResultIsTheResponseAsTheAppGaveIt(t *testing.T) {
 	t.Parallel()
 	var zipped bytes.Buffer
