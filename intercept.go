@@ -217,11 +217,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if !mayBeTask(r) || hasCallback(r.Context()) {
 		return next.ServeHTTP(w, r)
 	}
-	if h.leads.Load() {
-		if _, ok := lookupOf(r.Method, originalPath(r)); ok {
-			return next.ServeHTTP(w, r) // about a task, not one
-		}
-	}
 	callback, host, err := h.callbackOf(r)
 	if err != nil {
 		return writeProblem(w, err)

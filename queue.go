@@ -123,6 +123,8 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 		ticket = q.newTicket()
 	}
 	if look, ok := lookupOf(r.Method, original.Path); ok {
+		ticket.refuse(r.Context()) // the request is about a task, not one
+		ticket.rename(look.id)
 		return q.answer(w, r, e, look)
 	}
 	a, err := q.accept(e, ticket, r)
@@ -137,9 +139,7 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 		}
 		return writeProblem(w, p)
 	}
-	if ticket.exchange != nil {
-		ticket.exchange.capture.taskHeader[1] = a.id // a key may stand for another task
-	}
+	ticket.rename(a.id) // a key may stand for another task
 	if ticket.client != nil {
 		r = r.WithContext(ticket.client) // nobody waits for a client that has left
 	}
@@ -199,6 +199,14 @@ func (q *TaskQueue) taskHeader() string {
 func (t *ticket) refuse(ctx context.Context) {
 	if t != nil && t.exchange != nil {
 		t.exchange.dissolve(ctx)
+	}
+}
+
+// rename makes the task that a client is told of another than the one that was
+// claimed for its request.
+func (t *ticket) rename(id string) {
+	if t.exchange != nil {
+		t.exchange.capture.taskHeader[1] = id
 	}
 }
 

@@ -112,6 +112,28 @@ func TestAWaitingClientsTaskIsNoneOfAQueues(t *testing.T) {
 	}
 }
 
+// A path with a UUID at its end is about a task only where the queue takes it.
+func TestARequestThatLooksLikeOneAboutATaskIsATaskElsewhere(t *testing.T) {
+	t.Parallel()
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Method) })
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nrespond yes\n}\nreverse_proxy "+app)
+	id := accepted(t, g, "/q", "{}")
+	if c := rcv.Next(t); c.TaskID() != id {
+		t.Errorf("the callback is %v %s", c.Header, c.Body)
+	}
+	if resp, text := result(t, g, "/q", id); text != "yes" || resp.Header.Get("beam-task-id") != id {
+		t.Errorf("the result is %v %s", resp.Header, text)
+	}
+	for _, method := range []string{http.MethodGet, http.MethodDelete} {
+		resp, _ := g.Do(method, "/users/"+id, "")
+		// The next callback is this one's: those about the task have none.
+		if c := rcv.Next(t); c.Body != "response="+method || c.TaskID() != resp.Header.Get("beam-task-id") || c.TaskID() == id {
+			t.Errorf("%s got %v; the callback is %v %s", method, resp.Header, c.Header, c.Body)
+		}
+	}
+}
+
 func TestAQueueInANamedRouteHasItsCallbackFromBefore(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
