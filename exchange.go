@@ -76,6 +76,7 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	defer deadline.Stop()
 	defer context.AfterFunc(x.stopping, x.abandon)()
 
+	passOver(r.Header)
 	r.Header.Set(x.h.TaskHeader, x.rec.ID)
 	x.capture.setTaskHeader()
 	defer func() {

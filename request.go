@@ -24,7 +24,38 @@ func mayBeTask(r *http.Request) bool {
 	}
 	// A connection upgrade has no response to deliver. A callback that reaches
 	// a gateway is not made a task again: it would call back without end.
-	return len(r.Header["Upgrade"]) == 0 && len(r.Header[hopHeader]) == 0
+	return !isUpgrade(r.Header["Upgrade"]) && len(r.Header[hopHeader]) == 0
+}
+
+// isUpgrade says whether a request wants to go on in another protocol. An offer
+// of HTTP/2 or TLS does not: clients make it with requests like any other, Java's
+// own and curl's --http2 with each, and who passes it over answers as always
+// (RFC 9113, section 3.1; RFC 2817, section 3.1).
+func isUpgrade(offers []string) bool {
+	for _, line := range offers {
+		for offer := range strings.SplitSeq(line, ",") {
+			protocol, _, _ := strings.Cut(strings.TrimSpace(offer), "/")
+			if !strings.EqualFold(protocol, "h2c") && !strings.EqualFold(protocol, "TLS") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// passOver takes out of a task's request what its client offered to do with the
+// connection: if the endpoint took it up, there would be no response.
+func passOver(header http.Header) {
+	if len(header["Upgrade"]) == 0 {
+		return
+	}
+	for _, line := range header["Connection"] {
+		for name := range strings.SplitSeq(line, ",") {
+			header.Del(strings.TrimSpace(name))
+		}
+	}
+	header.Del("Connection")
+	header.Del("Upgrade")
 }
 
 // hopHeader marks a callback, in canonical form.

@@ -120,6 +120,28 @@ func TestTrailersAndEarlyHintsPass(t *testing.T) {
 	}
 }
 
+// Java's own client and curl --http2 offer h2c with a request like any other. It is
+// a task, and the app does not see the offer: a connection that it took up would
+// have no response.
+func TestAnOfferOfHTTP2TakesNoCallback(t *testing.T) {
+	t.Parallel()
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%q", []string{r.Header.Get("Connection"), r.Header.Get("Upgrade"), r.Header.Get("HTTP2-Settings")})
+	})
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
+	for _, offer := range []string{"h2c", "TLS/1.2, h2c"} {
+		_, text := g.Do(http.MethodPost, "/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL), "Content-Type", "application/json",
+			"Connection", "Upgrade, HTTP2-Settings", "Upgrade", offer, "HTTP2-Settings", "AAMAAABkAAQAAP__")
+		if text != `["" "" ""]` {
+			t.Errorf("the app saw %s", text)
+		}
+		if c := rcv.Next(t); c.Status() != "COMPLETE" {
+			t.Errorf("the callback is %s %q", c.Status(), c.Body)
+		}
+	}
+}
+
 func TestAnUpgradedConnectionPassesAsIfWeWereNotThere(t *testing.T) {
 	t.Parallel()
 	requests := make(chan http.Header, 1)
