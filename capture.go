@@ -35,6 +35,8 @@ type capture struct {
 	complete func()
 	// taskHeader is set on the response whatever the endpoint says.
 	taskHeader [2]string
+	// ofHEAD is a response to HEAD: the length it names is not that of its body.
+	ofHEAD bool
 
 	begun  bool // the handler has given its status
 	told   bool // complete was called
@@ -79,7 +81,9 @@ func (c *capture) WriteHeader(status int) {
 		return
 	}
 	c.begun = true
-	c.expect = bodyLength(status, c.Header())
+	if c.expect = bodyLength(status, c.Header()); c.ofHEAD {
+		c.expect = 0
+	}
 	c.mu.Lock()
 	if !c.closed {
 		c.status = status

@@ -83,6 +83,17 @@ func TestAResponseIsRecordedBeforeItsLastByteGoesOut(t *testing.T) {
 	}
 }
 
+func TestAResponseToHEADIsWholeWithoutTheBodyItTellsOf(t *testing.T) {
+	t.Parallel()
+	c, to := capturing(new(Handler))
+	c.ofHEAD = true
+	c.Header().Set("Content-Length", "1234")
+	c.WriteHeader(http.StatusOK)
+	if got := strings.Join(to.events, " "); got != "recorded OK" || c.short() {
+		t.Errorf("the client saw %q; short: %v", got, c.short())
+	}
+}
+
 func TestAMutedCaptureSendsNothing(t *testing.T) {
 	t.Parallel()
 	c, to := capturing(&Handler{MaxResult: 100})

@@ -158,6 +158,7 @@ func (q *TaskQueue) request(x *exchange, body io.ReadCloser) (*http.Request, err
 	if stored.Size == 0 {
 		r.Body = http.NoBody
 	}
+	x.capture.ofHEAD = stored.Method == http.MethodHead
 	if stored.TLS {
 		r.TLS = &tls.ConnectionState{HandshakeComplete: true, ServerName: stored.Host}
 	}

@@ -150,6 +150,39 @@ func TestAQueueInANamedRouteHasItsCallbackFromBefore(t *testing.T) {
 	}
 }
 
+// What a queue accepts can be any request. A response to HEAD tells of a body that
+// it does not have, and nobody is there to switch protocols with.
+func TestATaskOfAQueueCanBeHEADOrAnUpgrade(t *testing.T) {
+	t.Parallel()
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") != "" {
+			w.WriteHeader(http.StatusSwitchingProtocols)
+			return
+		}
+		w.Header().Set("Content-Length", "1234")
+		w.WriteHeader(http.StatusAccepted)
+		if r.Method != http.MethodHead {
+			_, _ = io.WriteString(w, strings.Repeat("x", 1234))
+		}
+	})
+	g := gatewaytest.Start(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
+	for name, c := range map[string]struct {
+		method string
+		header []string
+		size   int
+	}{
+		"HEAD":       {http.MethodHead, nil, 0},
+		"an upgrade": {http.MethodGet, []string{"Connection", "Upgrade", "Upgrade", "websocket"}, 1234},
+	} {
+		resp, _ := g.Do(c.method, "/q", "", c.header...)
+		id := resp.Header.Get("beam-task-id")
+		resp, text := result(t, g, "/q", id)
+		if resp.StatusCode != http.StatusAccepted || len(text) != c.size {
+			t.Errorf("%s: the result is %s and %d bytes", name, resp.Status, len(text))
+		}
+	}
+}
+
 func TestAResultIsTheResponseAsTheAppGaveIt(t *testing.T) {
 	t.Parallel()
 	var zipped bytes.Buffer
