@@ -210,11 +210,9 @@ func (c *capture) result() (status int, _ *task.Result, body []byte) {
 		status = http.StatusOK // as net/http has it for a handler that writes nothing
 	}
 	body, size, coding := c.body.take()
-	contentType := c.Header().Get("Content-Type")
-	contentType = contentType[:min(len(contentType), maxContentType)]
 	result := &task.Result{
-		ContentType:     contentType,
-		ContentEncoding: coding,
+		ContentType:     head(c.Header().Get("Content-Type"), maxKeptField),
+		ContentEncoding: head(coding, maxKeptField),
 		Size:            size,
 	}
 	if c.keepHeader {
@@ -228,18 +226,21 @@ func (c *capture) result() (status int, _ *task.Result, body []byte) {
 const maxKeptHeader = 32 << 10
 
 // endToEnd returns the fields of a response's header that are its own and not
-// the connection's (RFC 9110, section 7.6.1), as far as they can be kept.
+// the connection's (RFC 9110, section 7.6.1); of one that is too large to be kept
+// only those without which the body cannot be read.
 func endToEnd(header http.Header) http.Header {
-	kept := make(http.Header, len(header))
 	size := 0
 	for name, values := range header {
 		for _, value := range values {
 			size += len(name) + len(value)
 		}
-		if size > maxKeptHeader {
-			break
-		}
-		kept[name] = values
+	}
+	kept := maps.Clone(header)
+	if size > maxKeptHeader {
+		maps.DeleteFunc(kept, func(name string, values []string) bool {
+			needed := name == "Content-Type" || name == "Content-Encoding"
+			return !needed || len(strings.Join(values, "")) > maxKeptField
+		})
 	}
 	hop := append([]string{
 		"Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Content-Length",
@@ -250,8 +251,12 @@ func endToEnd(header http.Header) http.Header {
 	return kept
 }
 
-// maxContentType bounds what is kept of one; a longer one is nobody's.
-const maxContentType = 1 << 10
+// maxKeptField bounds what is kept of the type and of the codings of a result,
+// which must fit in the task's record. Longer ones are nobody's.
+const maxKeptField = 1 << 10
+
+// head returns the first n bytes of s.
+func head(s string, n int) string { return s[:min(len(s), n)] }
 
 // retryAfter is what the endpoint asks for. It belongs to the handler's
 // goroutine.

@@ -5,7 +5,9 @@ import (
 	"compress/gzip"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -91,6 +93,38 @@ func TestAResponseToHEADIsWholeWithoutTheBodyItTellsOf(t *testing.T) {
 	c.WriteHeader(http.StatusOK)
 	if got := strings.Join(to.events, " "); got != "recorded OK" || c.short() {
 		t.Errorf("the client saw %q; short: %v", got, c.short())
+	}
+}
+
+// What is kept of a response must fit in the task's record, or its callback would
+// never come.
+func TestWhatIsKeptOfAHeaderIsBounded(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		header http.Header
+		kept   string
+	}{
+		"a small one":             {http.Header{"Content-Type": {"text/x"}, "X-A": {"1"}}, "Content-Type X-A"},
+		"a large one":             {http.Header{"Content-Type": {"text/x"}, "X-A": {strings.Repeat("1", maxKeptHeader)}}, "Content-Type"},
+		"many of a name":          {http.Header{"Content-Encoding": {"gzip"}, "X-A": slices.Repeat([]string{"123"}, maxKeptHeader/4)}, "Content-Encoding"},
+		"large types and codings": {http.Header{"Content-Type": {strings.Repeat("x", 1<<20)}, "Content-Encoding": {strings.Repeat("y", 1<<20)}}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			capture, to := capturing(&Handler{MaxResult: 10, Profile: profileOpenFaaS})
+			to.header = c.header
+			capture.before = nil
+			capture.WriteHeader(http.StatusOK)
+			capture.close(false)
+			delete(c.header, "Beam-Task-Id")
+			_, result, _ := capture.result()
+			if got := strings.Join(slices.Sorted(maps.Keys(result.Header)), " "); got != c.kept {
+				t.Errorf("%q is kept, not %q", got, c.kept)
+			}
+			if n := len(result.ContentType) + len(result.ContentEncoding); n > 2*maxKeptField {
+				t.Errorf("%d bytes of type and coding are kept", n)
+			}
+		})
 	}
 }
 
