@@ -44,34 +44,42 @@ var noAPI = web.NewAPI(web.APIConfig{Open: openNothing})
 // generations are the apps that are open. Caddy sets the admin endpoint up before
 // it starts the apps of the same configuration, and leaves it as it is if they do
 // not start; so the endpoint cannot be told once which app is the one.
-var generations openApps
+var generations appList
 
-type openApps struct {
+// appList is a list of apps. All its methods may be called at once.
+type appList struct {
 	mu   sync.Mutex
-	apps []*App // the newest last
+	apps []*App // the last to come last
 }
 
-func (o *openApps) add(a *App) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.apps = append(o.apps, a)
+func (l *appList) add(a *App) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.apps = append(l.apps, a)
 }
 
 // remove takes out an app; it may not be in it.
-func (o *openApps) remove(a *App) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.apps = slices.DeleteFunc(o.apps, func(other *App) bool { return other == a })
+func (l *appList) remove(a *App) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.apps = slices.DeleteFunc(l.apps, func(other *App) bool { return other == a })
 }
 
-// newest returns the app that was opened last, nil if none is open.
-func (o *openApps) newest() *App {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if len(o.apps) == 0 {
+// all returns the apps that are in it now.
+func (l *appList) all() []*App {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.apps)
+}
+
+// newest returns the app that was added last, nil if there is none.
+func (l *appList) newest() *App {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.apps) == 0 {
 		return nil
 	}
-	return o.apps[len(o.apps)-1]
+	return l.apps[len(l.apps)-1]
 }
 
 // endAPI ends what the app's API streams and lets the admin endpoint use the next

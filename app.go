@@ -1,6 +1,7 @@
 package callback
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,6 +86,7 @@ type App struct {
 	away        atomic.Pointer[error] // why it could not be opened at Start
 	opening     sync.WaitGroup        // what tries to open the engine
 	stopOpening context.CancelFunc    // nil before Start
+	released    chan struct{}         // closed when nothing of a retired app is left
 }
 
 // Defaults of the app.
@@ -107,7 +109,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.givingBack, a.giveBackNow = context.WithCancelCause(a.quit)
 	a.queues = make(map[string]*TaskQueue)
 	a.api = a.newAPI()
-	a.started = make(chan struct{})
+	a.started, a.released = make(chan struct{}), make(chan struct{})
 	for name, opts := range a.Queues {
 		if opts == nil {
 			opts = new(QueueOptions)
@@ -192,8 +194,8 @@ func (a *App) Start() error {
 var errStopped = errors.New("the gateway was stopped")
 
 // Stop stops claiming. A reload leaves what is in flight to its end, in the
-// background; a process that exits waits for it as long as Caddy's
-// grace_period says.
+// background; a process that exits waits for it, and for what reloads have left,
+// as long as Caddy's grace_period says.
 func (a *App) Stop() error {
 	a.draining.Store(true)
 	a.endOpening()
@@ -206,12 +208,30 @@ func (a *App) Stop() error {
 	if !caddy.Exiting() {
 		return nil
 	}
-	if grace := a.gracePeriod(); grace > 0 {
-		timer := time.AfterFunc(grace, func() { a.quitNow(errStopped) })
-		defer timer.Stop()
+	grace := a.gracePeriod()
+	before := retired.all()
+	for _, app := range append(before, a) {
+		app.endWithin(grace)
 	}
 	a.working.wait()
+	for _, app := range before {
+		<-app.released
+	}
 	return nil
+}
+
+// queueGrace is how long a process that exits waits for the tasks of its
+// queues if Caddy's grace_period says nothing. To give a task back costs it no
+// attempt.
+const queueGrace = 10 * time.Second
+
+// endWithin ends what is in flight after the grace period: the tasks of queues go
+// back to them, the others get their verdict. Zero is without end, but for queues.
+func (a *App) endWithin(grace time.Duration) {
+	time.AfterFunc(cmp.Or(grace, queueGrace), func() { a.giveBackNow(errStopped) })
+	if grace > 0 {
+		time.AfterFunc(grace, func() { a.quitNow(errStopped) })
+	}
 }
 
 // gracePeriod is how long Caddy lets requests finish; zero is without end.
@@ -243,17 +263,24 @@ func (a *App) Cleanup() error {
 		return err
 	}
 	if caddy.Exiting() {
+		a.endWithin(a.gracePeriod()) // if Stop came before the process was told to exit
 		return release()
 	}
 	// A reload does not wait for a task that runs for an hour; the task keeps
 	// the engine open.
+	retired.add(a)
 	go func() {
+		defer close(a.released)
+		defer retired.remove(a)
 		if err := release(); err != nil {
 			a.log.Error("closing the engine", zap.Error(err))
 		}
 	}()
 	return nil
 }
+
+// retired are the apps that reloads have replaced, and whose tasks still run.
+var retired appList
 
 // startWait is how long a request for a callback waits for the app to start.
 const startWait = 2 * time.Second

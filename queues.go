@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -172,28 +170,14 @@ func (a *App) startWorkers() {
 	}
 }
 
-// queueGrace is how long a process that exits waits for the tasks of its
-// queues if Caddy's grace_period says nothing. To give a task back costs it no
-// attempt.
-const queueGrace = 10 * time.Second
-
-// endWorkers stops taking tasks. Those that run have the grace period to end in;
-// then they go back to their queues. It may be called twice, and without
-// startWorkers.
+// endWorkers stops taking tasks; those that run go on. It may be called twice, and
+// without startWorkers.
 func (a *App) endWorkers() {
 	if a.stopWorkers == nil {
 		return
 	}
 	a.stopWorkers()
 	a.workers.Wait()
-	grace := a.gracePeriod()
-	if grace == 0 {
-		if !caddy.Exiting() {
-			return // a reload lets them run to their end
-		}
-		grace = queueGrace
-	}
-	time.AfterFunc(grace, func() { a.giveBackNow(errStopped) })
 }
 
 // slots bound how many tasks of a queue run at once on this node. The generations

@@ -51,6 +51,67 @@ func TestAQueueThatIsTakenOutKeepsItsTasks(t *testing.T) {
 	}
 }
 
+func TestAReloadLeavesTasksToTheirEndWhateverTheGracePeriod(t *testing.T) {
+	t.Parallel()
+	begun, finish := make(chan struct{}, 10), make(chan struct{})
+	broken := make(chan struct{}, 10)
+	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		begun <- struct{}{}
+		select {
+		case <-finish:
+		case <-r.Context().Done():
+			broken <- struct{}{}
+		}
+	})
+	site := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
+	options := func(attempts int) string {
+		return fmt.Sprintf("queue q {\nworkers 1\nattempts %d\n}\n}\ngrace_period 1ms\nservers {", attempts)
+	}
+	g := gatewaytest.Start(t, options(1), site)
+	id := accepted(t, g, "/q", "{}")
+	<-begun
+	for i := range 3 { // the grace period of the first is over when the last is loaded
+		g.Configure(options(2+i), site)
+		if err := g.Reload(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(finish)
+	if doc := reaches(t, g, "/q", id, task.Done); doc.Status != task.Complete {
+		t.Errorf("the task is %+v", doc)
+	}
+	if len(begun) > 0 || len(broken) > 0 {
+		t.Errorf("the task was broken off %d times and begun again %d times", len(broken), len(begun))
+	}
+}
+
+func TestAStoppedGatewayGivesBackWhatRanThroughAReload(t *testing.T) {
+	t.Parallel()
+	begun := make(chan struct{}, 10)
+	block := make(chan struct{})
+	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {
+		begun <- struct{}{}
+		<-block
+	})
+	site := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
+	options := "queue q {\nattempts 1\n}\n"
+	g := gatewaytest.Start(t, options, site)
+	id := accepted(t, g, "/q", "{}")
+	<-begun
+	g.Configure(options+"}\ngrace_period 1s\nservers {", site)
+	if err := g.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if code := g.Stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	close(block)
+	g.Start()
+	if doc := reaches(t, g, "/q", id, task.Done); doc.Status != task.Complete {
+		t.Errorf("the task, which had one attempt, is %+v", doc)
+	}
+}
+
 func TestAReloadPutsNoTaskBesideTheWorkersThatThereAre(t *testing.T) {
 	t.Parallel()
 	var running, most atomic.Int32
