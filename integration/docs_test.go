@@ -13,6 +13,8 @@ import (
 	"testing"
 	"unicode"
 
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
 	"github.com/caddy-callback/caddy-callback/internal/form"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
@@ -109,6 +111,9 @@ const exampleKey = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 func TestEveryCaddyfileInTheDocsIsValid(t *testing.T) {
 	t.Setenv("CALLBACK_KEY", exampleKey)
 	each(t, "caddyfile", func(t *testing.T, b block) {
+		if formatted := string(caddyfile.Format([]byte(b.text))); formatted != b.text {
+			t.Errorf("%v: caddy fmt makes of it\n%s", b, formatted)
+		}
 		text := b.text
 		first := strings.Fields(text)[0]
 		switch {
