@@ -24,7 +24,7 @@ import (
 var command = caddycmd.Command{
 	Name:  "callback",
 	Usage: "<command>",
-	Short: "Runs tasks and posts their callbacks",
+	Short: "Runs tasks, and shows and changes those of a running gateway",
 	CobraFunc: func(cmd *cobra.Command) {
 		cmd.AddCommand(newRunCommand(), newTasksCommand(), newShowCommand(), newRedeliverCommand(),
 			newCancelCommand(), newPurgeCommand(), newListenCommand(), newMigrateCommand())
