@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
-	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -140,11 +139,4 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	return json.NewEncoder(w).Encode(v)
-}
-
-// unavailable answers what cannot be answered without the engine.
-func unavailable(w http.ResponseWriter, log *zap.Logger, err error) error {
-	log.Warn("request refused", zap.Error(err))
-	w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
-	return writeProblem(w, &problem{http.StatusServiceUnavailable, "callbacks are not available at the moment"})
 }

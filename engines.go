@@ -12,20 +12,6 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// NATSOptions name an existing JetStream cluster.
-type NATSOptions struct {
-	// The URLs of its servers: `nats://host:4222` or, encrypted,
-	// `tls://host:4222`. A user and password, or a token, may stand before the host.
-	// Placeholders such as `{env.NATS_LOGIN}` expand. Required.
-	URLs []string `json:"urls"`
-
-	// A NATS credentials file. Default: none.
-	Credentials string `json:"credentials,omitempty"`
-
-	// On how many servers each stream is kept. Default: `3`.
-	Replicas int `json:"replicas,omitempty"`
-}
-
 // engines are shared by the two generations of a configuration that overlap
 // during a reload; a store can be open only once.
 var engines = caddy.NewUsagePool()

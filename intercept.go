@@ -2,8 +2,6 @@ package callback
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -326,26 +324,6 @@ func fieldValue(s string) string {
 		}
 		return c
 	}, s)
-}
-
-// retryAfter is what clients are told while tasks cannot be stored, in seconds.
-const retryAfter = 5
-
-// writeProblem answers a request that cannot be accepted with an RFC 9457
-// document.
-func writeProblem(w http.ResponseWriter, err error) error {
-	var p *problem
-	if !errors.As(err, &p) {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(p.status)
-	return json.NewEncoder(w).Encode(struct {
-		Type   string `json:"type"`
-		Title  string `json:"title"`
-		Status int    `json:"status"`
-		Detail string `json:"detail"`
-	}{"about:blank", http.StatusText(p.status), p.status, p.detail})
 }
 
 // Interface guards

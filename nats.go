@@ -9,6 +9,20 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
+// NATSOptions name an existing JetStream cluster.
+type NATSOptions struct {
+	// The URLs of its servers: `nats://host:4222` or, encrypted,
+	// `tls://host:4222`. A user and password, or a token, may stand before the host.
+	// Placeholders such as `{env.NATS_LOGIN}` expand. Required.
+	URLs []string `json:"urls"`
+
+	// A NATS credentials file. Default: none.
+	Credentials string `json:"credentials,omitempty"`
+
+	// On how many servers each stream is kept. Default: `3`.
+	Replicas int `json:"replicas,omitempty"`
+}
+
 // provision expands placeholders: a password need not stand in the configuration.
 func (o *NATSOptions) provision() {
 	repl := caddy.NewReplacer()

@@ -75,15 +75,6 @@ func hasJSONBody(r *http.Request) bool {
 		len(mediaType) > len(suffix) && strings.EqualFold(mediaType[len(mediaType)-len(suffix):], suffix)
 }
 
-// problem is a request that cannot be accepted: status and detail of an
-// RFC 9457 document.
-type problem struct {
-	status int
-	detail string
-}
-
-func (p *problem) Error() string { return p.detail }
-
 // firstRead is how much room is made for a body at once, in bytes. More is made
 // as it comes: a client that announces megabytes and sends nothing must not cost
 // them.

@@ -324,3 +324,27 @@ func TestEveryRequirementHasAReason(t *testing.T) {
 		}
 	}
 }
+
+func TestTheReadingOrderNamesEveryFile(t *testing.T) {
+	t.Parallel()
+	order, err := os.ReadFile("../module.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile(`\b\w+\.go\b`).FindAllString(string(order), -1)
+	files, err := filepath.Glob("../*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no files: %v", err)
+	}
+	for _, file := range files {
+		name := filepath.Base(file)
+		if !strings.HasSuffix(name, "_test.go") && !slices.Contains(named, name) {
+			t.Errorf("module.go does not say what %s is", name)
+		}
+	}
+	for _, name := range named {
+		if !slices.Contains(files, "../"+name) {
+			t.Errorf("module.go names %s, which is not there", name)
+		}
+	}
+}
