@@ -224,6 +224,19 @@ func TestInboxTakesHostileCallbacksAsText(t *testing.T) {
 	}
 }
 
+func TestInboxShowsAStatusThatJavaScriptHasAMeaningFor(t *testing.T) {
+	t.Parallel()
+	g := startInbox(t)
+	p := newPage(t, desktop)
+	p.open(g.URL("/inbox"))
+	p.shows("Live")
+	for _, status := range []string{"constructor", "__proto__", "toString"} {
+		g.Do(http.MethodPost, "/inbox", "", "x-beam-task-status", status)
+		p.shows(status)
+	}
+	p.shows("3 callbacks")
+}
+
 func TestInboxIsUsedByKeyboardAlone(t *testing.T) {
 	t.Parallel()
 	g := startInbox(t)

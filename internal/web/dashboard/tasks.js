@@ -1,6 +1,7 @@
 // The list of tasks: states, filters, pages, and what is done to all that match.
 
 const filterNames = {
+	__proto__: null, // what is none of these in a URL is not asked for
 	state: "State", queue: "Queue", host: "Callback host", status: "Status",
 	newer_than: "Accepted in the last", older_than: "Accepted before the last",
 };

@@ -43,8 +43,10 @@ const shared = (() => {
 
 	const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 
-	// Colour, and a sign for those who do not see it.
+	// Colour, and a sign for those who do not see it. Without a prototype: a sender
+	// whose status is "constructor" would find one there.
 	const statuses = {
+		__proto__: null,
 		COMPLETE: ["good", "✓"],
 		FAILED: ["bad", "✕"],
 		TIMEOUT: ["late", "◷"],
