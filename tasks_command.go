@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,8 +31,8 @@ func newTasksCommand() *cobra.Command {
 		Use:   "tasks [--state <state>] [--queue <name>] [--host <host>]",
 		Short: "Lists the tasks of a running gateway",
 		Long: `
-Lists tasks, newest first, of the gateway whose admin endpoint is at --address,
-or the one of --config. All filters must match. With --json, each task is one
+Lists the tasks of the gateway whose admin endpoint is at --address, or the one of
+--config, the one whose state changed last first. All filters must match. With --json, each task is one
 line of JSON.
 
 A task that moves while it is listed may be left out; none is listed twice.
@@ -85,6 +84,7 @@ func (f *tasksFlags) run(cmd *cobra.Command) error {
 		return failed(cmd, err)
 	}
 	out, listed := cmd.OutOrStdout(), 0
+	table := newTaskTable(out)
 	for f.all || listed < f.limit {
 		query.Set("limit", strconv.Itoa(pageSize))
 		if !f.all {
@@ -94,7 +94,7 @@ func (f *tasksFlags) run(cmd *cobra.Command) error {
 		if err := client.do(http.MethodGet, "tasks", query, &page); err != nil {
 			return failed(cmd, err)
 		}
-		if err := f.print(out, page.Tasks, listed == 0); err != nil {
+		if err := f.print(out, table, page.Tasks); err != nil {
 			return failed(cmd, err)
 		}
 		listed += len(page.Tasks)
@@ -113,7 +113,7 @@ func (f *tasksFlags) run(cmd *cobra.Command) error {
 }
 
 // print prints a page.
-func (f *tasksFlags) print(out io.Writer, tasks []json.RawMessage, first bool) error {
+func (f *tasksFlags) print(out io.Writer, table *taskTable, tasks []json.RawMessage) error {
 	if f.admin.json {
 		for _, doc := range tasks {
 			if _, err := fmt.Fprintf(out, "%s\n", doc); err != nil {
@@ -122,35 +122,16 @@ func (f *tasksFlags) print(out io.Writer, tasks []json.RawMessage, first bool) e
 		}
 		return nil
 	}
-	if len(tasks) == 0 {
-		return nil
-	}
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	if first {
-		row(table, "TASK", "STATE", "STATUS", "ACCEPTED", "ATTEMPTS", "QUEUE", "HOST", "ERROR")
-	}
-	for _, text := range tasks {
-		var doc task.Task
-		if err := json.Unmarshal(text, &doc); err != nil {
-			return fmt.Errorf("reading the gateway's answer: %w", err)
-		}
-		row(table, doc.ID, string(doc.State), string(doc.Status), localTime(doc.CreatedAt),
-			strconv.Itoa(len(doc.Attempts)), doc.Queue, doc.CallbackHost, doc.Error)
-	}
-	return table.Flush()
+	return table.print(tasks)
 }
 
-// row writes a row of a table. Empty cells have a dash, so that columns can be
-// counted.
+// row writes a row of a table.
 func row(table io.Writer, cells ...string) {
 	for i, cell := range cells {
-		if cell == "" {
-			cell = "-"
-		}
 		if i > 0 {
 			fmt.Fprint(table, "\t")
 		}
-		fmt.Fprint(table, web.TerminalText(cell))
+		fmt.Fprint(table, shownCell(cell))
 	}
 	fmt.Fprintln(table)
 }
