@@ -184,7 +184,9 @@ func (a *API) schedules(c *call) (int, any, error) {
 			return 0, nil, err
 		}
 		s.LastTick = last
-		if !next.IsZero() {
+		// What is remembered is what the last tick to be claimed said. One that waits
+		// in its queue, or waited there while no gateway ran, leaves a time that is over.
+		if next.After(time.Now()) {
 			s.NextTick = next
 		}
 	}
