@@ -149,6 +149,7 @@ func TestDashboardHoldsWith200000Tasks(t *testing.T) {
 	// What is rare is looked for, and what is rarer still only when that is asked.
 	p.open(g.URL("/ops") + "#/tasks?state=queued&host=rare.example")
 	p.rows(3)
+	p.shows("3 tasks among ") // and what lies deeper was not looked at
 	p.open(g.URL("/ops") + "#/tasks?state=queued&host=deep.example")
 	p.shows("No match so far")
 	p.shows("tasks looked at. The next page looks further.")

@@ -11,16 +11,20 @@ const svg = (name, attributes, ...content) => {
 
 const chartWidth = 240, chartHeight = 44;
 
+const fewestPoints = 24;
+
 // sparkline draws series of numbers, the newest at the right, on one scale from 0.
+// A few take their part of the width: they are of a short time.
 const sparkline = (series) => {
 	const chart = svg("svg", { class: "spark", viewBox: `0 0 ${chartWidth} ${chartHeight}`, preserveAspectRatio: "none", "aria-hidden": "true" });
 	const highest = Math.max(...series.flatMap((s) => s.values), 0);
 	series.forEach(({ values, tone }, i) => {
 		if (values.length < 2) return;
-		const x = (n) => (n / (values.length - 1) * chartWidth).toFixed(1);
+		const missing = Math.max(fewestPoints - values.length, 0);
+		const x = (n) => ((n + missing) / (values.length + missing - 1) * chartWidth).toFixed(1);
 		const y = (value) => (chartHeight - 2 - (highest ? value / highest : 0) * (chartHeight - 6)).toFixed(1);
 		const line = values.map((value, n) => `${n ? "L" : "M"}${x(n)} ${y(value)}`).join("");
-		if (i === 0) chart.append(svg("path", { class: `area ${tone}`, d: `${line}L${chartWidth} ${chartHeight}L0 ${chartHeight}Z` }));
+		if (i === 0) chart.append(svg("path", { class: `area ${tone}`, d: `${line}L${chartWidth} ${chartHeight}L${x(0)} ${chartHeight}Z` }));
 		chart.append(svg("path", { class: `line ${tone}`, d: line }));
 	});
 	return chart;
@@ -66,7 +70,7 @@ const tiles = {
 
 // The API has no history of latencies: it is what this page has seen.
 const latencies = [];
-const latenciesKept = 120, fewestPoints = 24;
+const latenciesKept = 120;
 
 const showNow = (overview) => {
 	const { rates = {}, latency = {}, history = [] } = overview;
@@ -82,6 +86,6 @@ const showNow = (overview) => {
 		[{ tone: "bad", values: past.map((point) => (point.failed ?? 0) + (point.timed_out ?? 0)) }]);
 	const { task_p50_ms: task, task_p95_ms: slowTask, delivery_p50_ms: callback, delivery_p95_ms: slow } = latency;
 	tiles.latency([milliseconds(callback), "median of callbacks"],
-		[callback != null && `95 % ${milliseconds(slow)}`, task != null && `tasks ${milliseconds(task)}, 95 % ${milliseconds(slowTask)}`].filter(Boolean).join("; ") || "none in the last minute",
+		[callback != null && `p95 ${milliseconds(slow)}`, task != null && `tasks ${milliseconds(task)}, p95 ${milliseconds(slowTask)}`].filter(Boolean).join(" · ") || "none in the last minute",
 		[{ tone: "late", values: latencies.map((l) => l[1]) }, { tone: "plain", values: latencies.map((l) => l[0]) }]);
 };

@@ -15,6 +15,8 @@ const since = (at) => {
 	return ms < 1000 ? "now" : `${span(ms)} ago`;
 };
 
+const shortly = (at) => new Date(at).toLocaleString(undefined, { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" });
+
 // span is a duration to be read at a glance.
 const span = (ms) => {
 	const seconds = ms / 1000;
@@ -78,14 +80,14 @@ const lists = {
 		empty: ["No queue yet", "A queue is there when a route has ", element("code", "", "task_queue <name>"), "."],
 	},
 	hosts: {
-		title: "Hosts that callbacks wait for",
+		title: "Hosts that callbacks are due at",
 		columns: [
 			["Host", (h) => link(marked(h.host), tasksWith({ host: h.host, state: "delivering" })), "name"],
 			["Due now", (h) => number(h.due), "number"],
 			["Held back", (h) => number(h.held), "number"],
 			["Attempts under way", (h) => number(h.attempting), "number"],
 		],
-		empty: ["No callback is waiting", "Hosts are listed while callbacks wait for them. Send a request with a ", element("code", "", "callback_url"), "."],
+		empty: ["No callback is due", "Hosts are listed while callbacks to them are due or under way. Those that are tried again later are ", link("delivering", tasksWith({ state: "delivering" })), "."],
 	},
 	schedules: {
 		title: "Schedules, with their last and next tick",
@@ -93,8 +95,8 @@ const lists = {
 			["Queue", (s) => link(marked(s.queue), tasksWith({ queue: s.queue })), "name"],
 			["Schedule", (s) => marked([s.schedule, s.timezone].filter(Boolean).join(" ")), "code"],
 			["Request", (s) => marked(`${s.method} ${s.uri}`), "code"],
-			["Last tick", (s) => s.last_tick && timeOf(s.last_tick)],
-			["Next tick", (s) => s.next_tick && timeOf(s.next_tick)],
+			["Last tick", (s) => s.last_tick && [timeOf(s.last_tick), element("small", "when", shortly(s.last_tick))]],
+			["Next tick", (s) => s.next_tick && [timeOf(s.next_tick), element("small", "when", shortly(s.next_tick))]],
 		],
 		empty: ["No schedule", "A queue's option ", element("code", "", "schedule <cron>"), " makes a task at every tick."],
 	},

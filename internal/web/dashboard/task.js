@@ -74,8 +74,22 @@ const clock = (at) => {
 	return made;
 };
 
-const timelineOf = (task) => element("ol", "timeline", ...(task.timeline ?? []).map((happening, i) =>
-	(happening.event === "attempt" ? attemptOf(happening, i) : eventOf(happening, task))));
+const day = (at) => new Date(at).toLocaleDateString(undefined, { weekday: "short", month: "short", day: "numeric" });
+
+// timelineOf says the day wherever it is another: retries go on for days.
+const timelineOf = (task) => {
+	const made = element("ol", "timeline");
+	let today;
+	(task.timeline ?? []).forEach((happening, i) => {
+		const item = happening.event === "attempt" ? attemptOf(happening, i) : eventOf(happening, task);
+		if (day(happening.at) !== today) {
+			today = day(happening.at);
+			item.prepend(element("p", "day", today));
+		}
+		made.append(item);
+	});
+	return made;
+};
 
 const eventOf = ({ at, event, start, status, upstream_status: upstream }, task) => {
 	const title = element("strong", "", events[event] ?? marked(event));

@@ -73,7 +73,7 @@ const showTasks = async (filters, signal) => {
 	listing.loaded = countOf(new Map(filters).get("state") ?? "");
 	showStates();
 	byID("list").replaceChildren(tasks.length ? tableOf("Tasks", taskColumns, tasks) : noTasks(filters, next, scanned));
-	byID("listed").textContent = tasks.length ? `${plural(tasks.length, "task")}${next || paged ? " on this page" : ""}` : "No task";
+	byID("listed").textContent = listedText(tasks.length, { next, scanned, paged });
 	showPages(filters, next, paged);
 };
 
@@ -95,6 +95,13 @@ const readTasks = async (filters, signal) => {
 	}
 	byID("list").ariaBusy = "false";
 	return read;
+};
+
+// A page that is not full and has a next one is one that was not read to its end.
+const listedText = (found, { next, scanned, paged }) => {
+	if (!found) return "No task";
+	if (next && found < pageSize) return `${plural(found, "task")} among ${number(scanned)} looked at; the next page looks further`;
+	return `${plural(found, "task")}${next || paged ? " on this page" : ""}`;
 };
 
 const noTasks = (filters, next, scanned) => {
