@@ -128,11 +128,13 @@ type actedOn struct {
 	Next    string `json:"next,omitempty"`
 }
 
+func (a *actedOn) isOurs() bool { return a.Matched >= 0 }
+
 // doAll asks until all that match have been seen.
 func (f *actionFlags) doAll(cmd *cobra.Command, client *adminClient, query url.Values) error {
 	var total actedOn
 	for {
-		var part actedOn
+		part := actedOn{Matched: -1} // until the answer says how many
 		if err := client.do(http.MethodPost, f.path, query, &part); err != nil {
 			if total.Matched > 0 {
 				fmt.Fprintf(cmd.ErrOrStderr(), "before that, %d tasks of %d were changed\n", total.Changed, total.Matched)

@@ -44,8 +44,12 @@ type adminError struct {
 
 func (e *adminError) Error() string { return e.detail }
 
+// adminAnswer is an answer that tells whether it is one of the API's.
+type adminAnswer interface{ isOurs() bool }
+
 // do asks for a path of the API and decodes the answer into v, unless that is
-// nil.
+// nil. What else stands at the address may answer anything with 200: that must
+// not be taken for a gateway without tasks.
 func (c *adminClient) do(method, path string, query url.Values, v any) error {
 	uri := adminPath + path
 	if len(query) > 0 {
@@ -59,12 +63,22 @@ func (c *adminClient) do(method, path string, query url.Values, v any) error {
 	}
 	defer resp.Body.Close()
 	if v == nil {
+		if resp.StatusCode != http.StatusAccepted && resp.StatusCode != http.StatusNoContent {
+			return c.notOurs()
+		}
 		return nil
 	}
 	if err := json.NewDecoder(resp.Body).Decode(v); err != nil {
-		return fmt.Errorf("reading the gateway's answer: %w", err)
+		return fmt.Errorf("reading the answer from %s: %w", c.address, err)
+	}
+	if answer, ok := v.(adminAnswer); ok && !answer.isOurs() {
+		return c.notOurs()
 	}
 	return nil
+}
+
+func (c *adminClient) notOurs() error {
+	return fmt.Errorf("what answers at %s is not a gateway's admin endpoint", c.address)
 }
 
 // toldBy takes out of the error of Caddy's client what the gateway said.

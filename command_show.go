@@ -1,6 +1,7 @@
 package callback
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -50,6 +51,19 @@ wrong.`,
 
 // shownTask is a task as the API has it.
 type shownTask struct {
+	text     []byte
+	document taskDocument
+}
+
+func (t *shownTask) UnmarshalJSON(text []byte) error {
+	t.text = bytes.Clone(text)
+	return json.Unmarshal(text, &t.document)
+}
+
+func (t *shownTask) isOurs() bool { return t.document.ID != "" }
+
+// taskDocument is what is printed of it.
+type taskDocument struct {
 	task.Task
 	Timeline []struct {
 		At             time.Time `json:"at"`
@@ -70,26 +84,23 @@ func (f *adminFlags) show(cmd *cobra.Command, id string) error {
 	if err != nil {
 		return failed(cmd, err)
 	}
-	var text json.RawMessage
-	if err := client.do(http.MethodGet, "tasks/"+taskSegment(id), nil, &text); err != nil {
+	doc := new(shownTask)
+	if err := client.do(http.MethodGet, "tasks/"+taskSegment(id), nil, doc); err != nil {
 		return failed(cmd, err)
 	}
 	out := cmd.OutOrStdout()
 	if f.json {
-		fmt.Fprintf(out, "%s\n", text)
-		return nil
+		_, err = fmt.Fprintf(out, "%s\n", doc.text)
+	} else {
+		err = doc.document.print(out)
 	}
-	doc := new(shownTask)
-	if err := json.Unmarshal(text, doc); err != nil {
-		return failed(cmd, fmt.Errorf("reading the gateway's answer: %w", err))
-	}
-	if err := doc.print(out); err != nil {
+	if err != nil {
 		return failed(cmd, err)
 	}
 	return nil
 }
 
-func (t *shownTask) print(out io.Writer) error {
+func (t *taskDocument) print(out io.Writer) error {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, field := range [][2]string{
 		{"task", t.ID}, {"queue", t.Queue}, {"state", string(t.State)}, {"status", string(t.Status)},

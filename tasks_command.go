@@ -74,6 +74,8 @@ type taskPage struct {
 	Next  string            `json:"next"`
 }
 
+func (p *taskPage) isOurs() bool { return p.Tasks != nil }
+
 func (f *tasksFlags) run(cmd *cobra.Command) error {
 	if f.limit < 1 {
 		return usage(cmd, fmt.Errorf("--limit: %d is not a positive number", f.limit))

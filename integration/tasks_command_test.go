@@ -191,6 +191,14 @@ func TestWhatIsWrongInACommandAboutTasksIsNamed(t *testing.T) {
 	if gone.code != 1 || !strings.Contains(gone.stderr, "admin endpoint") {
 		t.Errorf("of no gateway it says %d %q", gone.code, gone.stderr)
 	}
+	// A wrong address, where something says 200 to everything.
+	other := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "{}") })
+	for _, args := range [][]string{{"tasks"}, {"tasks", "--json"}, {"show", "x"}, {"show", "x", "--json"}, {"redeliver", "x"}, {"redeliver", "--all"}} {
+		got := runCaddy(t, t.TempDir(), append(append([]string{"callback"}, args...), "--address", other)...)
+		if got.code != 1 || !strings.Contains(got.stderr, "not a gateway's") || got.stdout != "" {
+			t.Errorf("%v of what is no gateway: %d %q %q", args, got.code, got.stdout, got.stderr)
+		}
+	}
 	// The address may come from the gateway's own configuration.
 	runCaddy(t, t.TempDir(), "callback", "tasks", "--config", g.File, "--adapter", "caddyfile").wantCode(t, 0)
 }
