@@ -93,6 +93,20 @@ func TestWhileTheClusterIsAwayCallbacksAreRefusedAndNoneIsLost(t *testing.T) {
 	g.Eventually("every accepted task has its callback", l.Settled)
 }
 
+func TestAServerThatVanishesWithoutAWordIsLeftForAnother(t *testing.T) {
+	t.Parallel()
+	c := gatewaytest.StartCluster(t, 3)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	site := gatewaytest.ExampleSite(t)
+	g := gatewaytest.Start(t, strings.Replace(c.Options(), strings.ReplaceAll(c.URLs(), ",", " "), "nats://"+c.Servers[0].Client, 1), site)
+	accepts(g, rcv.URL)
+	rcv.Next(t)
+	c.Suspend(0) // its connections stay open, and nothing comes
+	id := accepts(g, rcv.URL)
+	for rcv.Next(t).TaskID() != id {
+	}
+}
+
 func TestACredentialThatIsRefusedForAWhileIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	c := startGuarded(t, "authorization { user: u, password: right }", nil)

@@ -71,6 +71,14 @@ func TestAnAccountWithoutJetStreamIsSaidSo(t *testing.T) {
 	})
 }
 
+func TestAServerWithoutRoomForARecordIsRefusedByName(t *testing.T) {
+	t.Parallel()
+	c := startGuarded(t, "max_payload: 65536", nil)
+	c.Ready()
+	g := gatewaytest.New(t, natsOptions(c.URLs()), gatewaytest.ExampleSite(t))
+	refuses(t, g, "the NATS server n0 has max_payload 65536; 270336 or more is needed")
+}
+
 // limited are two users: one may do all, one may not create or change streams.
 const limited = `accounts {
 	A: {

@@ -70,7 +70,8 @@ const (
 
 // connectCluster connects to somebody else's servers.
 func connectCluster(cfg Config) (*nats.Conn, error) {
-	opts := connectOptions(cfg.Logger)
+	opts := append(connectOptions(cfg.Logger),
+		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(1), nats.FlusherTimeout(pingInterval))
 	if cfg.Credentials != "" {
 		opts = append(opts, nats.UserCredentials(cfg.Credentials))
 	}
@@ -80,6 +81,12 @@ func connectCluster(cfg Config) (*nats.Conn, error) {
 	}
 	return nc, nil
 }
+
+// pingInterval is how often a cluster's server is asked whether it is there. One that
+// vanished without a word, with its machine or behind a firewall, is left for
+// another after two of them, or while much is being sent after one: well before a
+// lease lapses. The client library's own is two minutes.
+const pingInterval = 5 * time.Second
 
 // reconnectWait is short: a request for a callback is refused while the
 // engine is away.
@@ -120,6 +127,16 @@ func checkVersion(nc *nats.Conn) error {
 	if major < oldestServer[0] || major == oldestServer[0] && minor < oldestServer[1] {
 		return fmt.Errorf("the NATS server %s is version %s; %d.%d or newer is needed",
 			nc.ConnectedServerName(), version, oldestServer[0], oldestServer[1])
+	}
+	return nil
+}
+
+// checkPayload refuses a server whose messages have no room for a record: a task
+// that could be accepted could not be moved on.
+func checkPayload(nc *nats.Conn) error {
+	if least := int64(recordRoom + headroom); nc.MaxPayload() < least {
+		return fmt.Errorf("the NATS server %s has max_payload %d; %d or more is needed",
+			nc.ConnectedServerName(), nc.MaxPayload(), least)
 	}
 	return nil
 }

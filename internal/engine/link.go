@@ -65,6 +65,9 @@ func (e *Engine) fill(ctx context.Context, k *link) (err error) {
 	if err := checkVersion(k.nc); err != nil {
 		return err
 	}
+	if err := checkPayload(k.nc); err != nil {
+		return err
+	}
 	// Room for headers and for the record that is framed before the body.
 	k.publishLimit = int(k.nc.MaxPayload()) - headroom
 	if k.js, err = jetstream.New(k.nc, jetstream.WithDefaultTimeout(publishTimeout)); err != nil {
