@@ -90,6 +90,10 @@ func readBody(ctx context.Context, e *engine.Engine, rec *task.Record, r *http.R
 	} else {
 		rec.Request.Size = int64(len(head))
 	}
+	var bounded *http.MaxBytesError
+	if errors.As(body.err, &bounded) { // by request_body before the queue
+		body.over, limit = true, bounded.Limit
+	}
 	switch {
 	case body.over:
 		return nil, nil, &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("a task can have %d bytes at most", limit)}

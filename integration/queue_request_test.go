@@ -181,6 +181,20 @@ func TestTheLastAttemptsAnswerIsDelivered(t *testing.T) {
 	}
 }
 
+func TestABodyOverTheSitesOwnLimitIsRefusedAsTooLarge(t *testing.T) {
+	t.Parallel()
+	g := gatewaytest.Start(t, "", "request_body {\nmax_size 1000\n}\ntask_queue /q* q {\nrespond yes\n}")
+	for name, body := range map[string]io.Reader{
+		"of a known length": strings.NewReader(strings.Repeat("x", 1001)),
+		"a chunked one":     io.MultiReader(strings.NewReader(strings.Repeat("x", 1001))),
+	} {
+		resp, text, err := gatewaytest.Send(http.MethodPost, g.URL("/q"), body)
+		if err != nil || resp.StatusCode != http.StatusRequestEntityTooLarge {
+			t.Errorf("%s: %v %v %s", name, err, resp, text)
+		}
+	}
+}
+
 func TestWhatIsRefusedIsNotStored(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
