@@ -37,7 +37,8 @@ each is one line of JSON, as callback_inbox lists it. Nothing is kept.
 A gateway calls private addresses only if its delivery options allow them, or if
 the operator's own URL names them.
 
-Exit codes: 0 interrupted, 1 it could not listen, 2 the command line is wrong.`,
+Exit codes: 0 interrupted, 1 it could not listen or print, 2 the command line is
+wrong.`,
 		Example: `  caddy callback listen --secret whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw
   caddy callback listen --address 127.0.0.1:9999 --respond 503`,
 		Args: noArguments,
@@ -79,14 +80,25 @@ func (f *listenFlags) run(cmd *cobra.Command) error {
 	}
 	terminal := web.NewTerminal(config, cmd.OutOrStdout())
 	terminal.JSON, terminal.Color = f.json, hasColor(os.Stdout)
+	// Who reads no more, as head does, has seen enough; without this the senders
+	// would be told that all is well, and nobody would see what they sent.
+	unprinted := make(chan error, 1)
+	terminal.Failed = func(err error) {
+		select {
+		case unprinted <- err:
+		default: // one is known
+		}
+	}
 	server := &http.Server{Handler: terminal, ReadHeaderTimeout: listenHeaderTimeout}
 	fmt.Fprintf(cmd.ErrOrStderr(), "callbacks to http://%s/ are printed; interrupt to end\n", listener.Addr())
 	interrupts := trapInterrupts()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
+	var printed error
 	select {
 	case err = <-served:
 		return failed(cmd, fmt.Errorf("listening on %s: %w", f.address, err))
+	case printed = <-unprinted:
 	case <-interrupts:
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), listenGrace)
@@ -96,6 +108,9 @@ func (f *listenFlags) run(cmd *cobra.Command) error {
 	}
 	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 		return failed(cmd, fmt.Errorf("listening on %s: %w", f.address, err))
+	}
+	if printed != nil {
+		return failed(cmd, fmt.Errorf("printing a callback: %w", printed))
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ func (f *adminFlags) show(cmd *cobra.Command, id string) error {
 	}
 	out := cmd.OutOrStdout()
 	if f.json {
-		_, err = fmt.Fprintf(out, "%s\n", doc.text)
+		_, err = fmt.Fprintln(out, web.TerminalJSON(string(doc.text)))
 	} else {
 		err = doc.document.print(out)
 	}

@@ -118,7 +118,7 @@ func (f *tasksFlags) run(cmd *cobra.Command) error {
 func (f *tasksFlags) print(out io.Writer, table *taskTable, tasks []json.RawMessage) error {
 	if f.admin.json {
 		for _, doc := range tasks {
-			if _, err := fmt.Fprintf(out, "%s\n", doc); err != nil {
+			if _, err := fmt.Fprintln(out, web.TerminalJSON(string(doc))); err != nil {
 				return err
 			}
 		}

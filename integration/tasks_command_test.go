@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -240,7 +241,8 @@ func TestTheShellCompletesWhatIsThere(t *testing.T) {
 type listener struct {
 	t     *testing.T
 	cmd   *exec.Cmd
-	lines *bufio.Scanner // of standard output
+	out   io.Closer      // standard output
+	lines *bufio.Scanner // of it
 	url   string
 }
 
@@ -268,7 +270,7 @@ func listen(t *testing.T, args ...string) *listener {
 	if !said.Scan() || !strings.Contains(said.Text(), addr) {
 		t.Fatalf("it says %q", said.Text())
 	}
-	return &listener{t, cmd, bufio.NewScanner(stdout), "http://" + addr + "/hook"}
+	return &listener{t, cmd, stdout, bufio.NewScanner(stdout), "http://" + addr + "/hook"}
 }
 
 // until reads lines to one that has the text.
@@ -309,6 +311,21 @@ func TestCallbacksArePrintedAndVerifiedAsTheyCome(t *testing.T) {
 	}
 	if err := l.cmd.Wait(); err != nil {
 		t.Errorf("interrupted it ends with %v", err)
+	}
+}
+
+func TestAListenerWhoseReaderHasLeftEnds(t *testing.T) {
+	t.Parallel()
+	l := listen(t)
+	if err := l.out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := gatewaytest.Send(http.MethodPost, l.url, strings.NewReader("x")); err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if err := l.cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Errorf("it ends with %v", err)
 	}
 }
 

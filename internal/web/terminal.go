@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -26,6 +27,9 @@ type Terminal struct {
 	JSON bool
 	// Color marks status and signature with ANSI colors.
 	Color bool
+	// Failed is told why a callback could not be printed. Nil is for who does not
+	// mind.
+	Failed func(error)
 
 	mu  sync.Mutex
 	out io.Writer
@@ -58,9 +62,16 @@ func (t *Terminal) print(c shownCallback) {
 	} else {
 		t.write(&b, c)
 	}
+	text := b.String()
+	if t.JSON {
+		text = TerminalJSON(text)
+	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	_, _ = io.WriteString(t.out, b.String()) // an error is the terminal's being closed
+	_, err := io.WriteString(t.out, text)
+	t.mu.Unlock()
+	if err != nil && t.Failed != nil {
+		t.Failed(err)
+	}
 }
 
 // write writes a callback for people.
@@ -177,6 +188,24 @@ func TerminalText(s string) string {
 			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(c), "'"))
 		}
 		i += size
+	}
+	return b.String()
+}
+
+// TerminalJSON returns JSON that says the same as s and can be printed on a
+// terminal: JSON leaves U+009B as it is, which begins an escape as ESC [ does.
+// Line ends stay.
+func TerminalJSON(s string) string {
+	var b strings.Builder
+	for _, c := range s {
+		switch {
+		case c == '\n' || strconv.IsPrint(c):
+			b.WriteRune(c)
+		default:
+			for _, unit := range utf16.AppendRune(nil, c) {
+				fmt.Fprintf(&b, `\u%04x`, unit)
+			}
+		}
 	}
 	return b.String()
 }

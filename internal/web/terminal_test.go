@@ -86,6 +86,13 @@ func TestNothingFromTheNetworkMovesTheTerminal(t *testing.T) {
 	got := printed(t, terminal, &out, `{"`+"n\u202e"+`":"\u001b[31m\u202e"}`, "content-type", "application/json",
 		"beam-task-id", hostile, "x-beam-task-status", hostile, "webhook-signature", hostile)
 	got += printed(t, terminal, &out, hostile)
+	terminal.JSON = true
+	asJSON := printed(t, terminal, &out, "\u009b2J\u202e\U000e0001", "x-beam-task-status", hostile)
+	var c struct{ Body string }
+	if err := json.Unmarshal([]byte(asJSON), &c); err != nil || c.Body != "\u009b2J\u202e\U000e0001" {
+		t.Errorf("as JSON it is %q: %v", c.Body, err)
+	}
+	got += asJSON
 	for _, c := range got {
 		if c != '\n' && (c < ' ' || c >= 0x7f && c < 0xa0 || strings.ContainsRune("\u202e\u2066\u200f\u2028\ufffd", c)) {
 			t.Errorf("%q has %U", got, c)
