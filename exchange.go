@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/uuid"
 	"go.uber.org/zap"
@@ -308,7 +309,7 @@ func (x *exchange) record(status task.Verdict, message string, result *task.Resu
 }
 
 // recordLater tries to record the verdict until it is recorded, another stands,
-// or the process exits.
+// or the process exits: an engine that is away must not keep it.
 func (x *exchange) recordLater(body []byte) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -322,6 +323,11 @@ func (x *exchange) recordLater(body []byte) {
 		case <-x.h.app.quit.Done():
 			return
 		case <-tick.C:
+		}
+		if caddy.Exiting() && x.h.app.givingBack.Err() != nil {
+			// The lease lapses when the engine is back.
+			x.h.log.Error("verdict not recorded", zap.String("task_id", x.rec.ID), zap.Error(err))
+			return
 		}
 	}
 }

@@ -108,3 +108,30 @@ func TestAStoppedGatewayFinishesWhatItHas(t *testing.T) {
 		t.Errorf("the callback is %s %s", c.Status(), c.Body)
 	}
 }
+
+func TestAClusterThatIsAwayDoesNotKeepAGatewayFromItsEnd(t *testing.T) {
+	t.Parallel()
+	c := gatewaytest.StartCluster(t, 1)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	working, finish := make(chan struct{}), make(chan struct{})
+	g := gatewaytest.Start(t, c.Options(), "callback\nreverse_proxy "+gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {
+		close(working)
+		<-finish
+	}))
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	}()
+	<-working
+	c.Kill(0)
+	close(finish)
+	<-answered
+	if code := g.Stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	// The lease lapses, and says so, when both are back.
+	c.Start(0)
+	g.Start()
+	rcv.Next(t)
+}
