@@ -152,6 +152,9 @@ func (e *Engine) open(ctx context.Context) error {
 	timeout := connectTimeout
 	if !e.remote() {
 		timeout = startTimeout
+		if err := awaitClosing(ctx, e.cfg.Store); err != nil {
+			return err
+		}
 		if err := e.openFolder(); err != nil {
 			return err
 		}
@@ -178,23 +181,27 @@ func (e *Engine) open(ctx context.Context) error {
 // Close stops the engine and waits until its files are written. Leases that
 // are still held lapse; deliveries in hand come again.
 func (e *Engine) Close() {
-	e.stop()
-	e.done.Wait()
 	if e.remote() {
+		e.stop()
+		e.done.Wait()
 		e.link().close()
 		return
 	}
+	free := beginClosing(e.cfg.Store)
+	e.stop()
+	e.done.Wait()
 	e.settleDown()
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
 		e.link().close()
 		e.lock.release()
+		free()
 	}()
 	select {
 	case <-closed:
 	case <-time.After(closeTimeout):
-		// Whoever opens the folder next waits for the lock.
+		// Who opens the folder next in this process waits for it.
 		e.log.Error("the engine's files are not written yet; closing goes on in the background")
 	}
 }

@@ -291,6 +291,20 @@ func TestAStoreIsOpenInOneProcessOnly(t *testing.T) {
 	open(t, store, time.Minute).Close()
 }
 
+func TestAStoreThatIsBeingClosedIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	store := t.TempDir()
+	e := open(t, store, time.Minute)
+	begun := make(chan struct{})
+	e.done.Go(func() {
+		<-e.closing.Done()
+		close(begun)
+	})
+	go e.Close()
+	<-begun
+	open(t, store, time.Minute).Close()
+}
+
 func TestHostsHaveTokensOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	seen := make(map[string]string)
