@@ -221,8 +221,8 @@ func (a *App) Stop() error {
 }
 
 // queueGrace is how long a process that exits waits for the tasks of its
-// queues if Caddy's grace_period says nothing. To give a task back costs it no
-// attempt.
+// queues, and for an engine that is away, if Caddy's grace_period says nothing. To
+// give a task back costs it no attempt.
 const queueGrace = 10 * time.Second
 
 // endWithin ends what is in flight after the grace period: the tasks of queues go
@@ -256,6 +256,9 @@ func (a *App) Cleanup() error {
 	a.endWorkers()
 	if a.deliverer != nil {
 		a.deliverer.leave(a)
+	}
+	if heir := a.pooled.deliverer.heirOf(a); heir != nil {
+		heir.takeBack()
 	}
 	release := func() error {
 		a.working.close()

@@ -30,6 +30,7 @@ type deliverer struct {
 
 	mu      sync.Mutex
 	senders []*sender // of the generations that deliver, the newest last
+	setBy   *App      // whose schedules and retention the engine has
 	log     *zap.Logger
 }
 
@@ -82,6 +83,25 @@ func (d *deliverer) leave(app *App) {
 	}
 	d.stop()
 	d.loops.Wait()
+}
+
+// setFor notes whose schedules and retention the engine is about to have.
+func (d *deliverer) setFor(app *App) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.setBy = app
+}
+
+// heirOf returns whose they ought to be again if those are of a generation that has
+// left: one before it that goes on, for the configuration did not start as a whole.
+func (d *deliverer) heirOf(app *App) *App {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.setBy != app || len(d.senders) == 0 {
+		return nil
+	}
+	d.setBy = d.senders[len(d.senders)-1].app
+	return d.setBy
 }
 
 // start begins to take deliveries. Caller holds d.life.

@@ -87,10 +87,23 @@ func (a *App) hold(ctx context.Context) error {
 		return err
 	}
 	a.engineKey, a.pooled = a.key(), pooled.(pooledEngine)
+	a.pooled.deliverer.setFor(a)
 	if loaded {
 		return a.pooled.Reconfigure(ctx, cfg)
 	}
 	return nil
+}
+
+// takeBack sets in the engine what a configuration that did not start after all has
+// set otherwise. A tick of one of its schedules may have come meanwhile.
+func (a *App) takeBack() {
+	err := a.pooled.Reconfigure(a.ctx, a.engineConfig())
+	if err == nil {
+		err = a.setSchedules(a.pooled.Engine)
+	}
+	if err != nil {
+		a.log.Error("schedules and retention are those of a configuration that did not start", zap.Error(err))
+	}
 }
 
 const (

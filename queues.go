@@ -41,7 +41,6 @@ func (a *App) openQueues(e *engine.Engine) error {
 			}
 		}
 	}
-	var schedules []engine.Schedule
 	for _, q := range a.queues {
 		var err error
 		if q.queue, err = e.Queue(a.ctx, q.Name); err != nil {
@@ -52,13 +51,21 @@ func (a *App) openQueues(e *engine.Engine) error {
 		for _, twin := range q.twins {
 			twin.queue, twin.slots, twin.depth = q.queue, q.slots, q.depth
 		}
+	}
+	a.warnOfIdleSchedules()
+	return a.setSchedules(e)
+}
+
+// setSchedules makes the schedules of the configuration those of the engine.
+func (a *App) setSchedules(e *engine.Engine) error {
+	var schedules []engine.Schedule
+	for _, q := range a.queues {
 		own, err := q.schedules()
 		if err != nil {
 			return err
 		}
 		schedules = append(schedules, own...)
 	}
-	a.warnOfIdleSchedules()
 	return e.SetSchedules(a.ctx, schedules)
 }
 
