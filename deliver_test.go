@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -145,6 +147,22 @@ func TestAnAttemptsErrorHoldsNothingThatTheReceiverSent(t *testing.T) {
 	a := answer{err: errors.New(strings.Repeat("é", 1000) + "\xff")}
 	if got := a.message(); len(got) > maxMessage || strings.ContainsRune(got, '\uFFFD') || got == "" {
 		t.Errorf("%d bytes: %q", len(got), got)
+	}
+}
+
+func TestAnAttemptsErrorHoldsNoAddress(t *testing.T) {
+	t.Parallel()
+	here, there := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 7), Port: 4711}, &net.TCPAddr{IP: net.IPv4(10, 0, 0, 8), Port: 80}
+	for want, err := range map[string]error{
+		"read: connection reset by peer": &net.OpError{Op: "read", Net: "tcp", Source: here, Addr: there, Err: syscall.ECONNRESET},
+		"no such host": &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{
+			Err: "no such host", Name: "c.example", Server: "10.0.0.9:53", IsNotFound: true,
+		}},
+		"the resolver gave no answer": &net.DNSError{Err: "read udp 10.0.0.7:9->10.0.0.9:53: i/o timeout", Name: "c.example", IsTimeout: true},
+	} {
+		if got := (&answer{err: fmt.Errorf("connecting: %w", err)}).message(); got != want {
+			t.Errorf("%q, not %q", got, want)
+		}
 	}
 }
 

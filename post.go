@@ -111,12 +111,24 @@ const maxMessage = 300
 
 // message says why there was no answer. It holds nothing of what the receiver
 // sent: net/http quotes what it does not understand, and a receiver that echoes
-// would have the callback's body and its URL's query in the log.
+// would have the callback's body and its URL's query in the log. Nor does it hold
+// addresses, of this machine, its resolver or a host that allow names: a queue's
+// clients can read it.
 func (a *answer) message() string {
 	if a.err == nil {
 		return ""
 	}
 	s := a.err.Error()
+	var lookup *net.DNSError
+	var op *net.OpError
+	switch {
+	case errors.As(a.err, &lookup) && lookup.IsNotFound:
+		s = "no such host"
+	case errors.As(a.err, &lookup):
+		s = "the resolver gave no answer"
+	case errors.As(a.err, &op):
+		s = op.Op + ": " + op.Err.Error()
+	}
 	if strings.Contains(s, "malformed") {
 		return "the answer is not HTTP"
 	}
