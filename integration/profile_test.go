@@ -383,3 +383,40 @@ func TestAQueueAndTheCallbackBeforeItHaveOneProfile(t *testing.T) {
 		}
 	}
 }
+
+func TestAnInboxKnowsTheTasksOfEveryProfile(t *testing.T) {
+	t.Parallel()
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, `handle /inbox* {
+	callback_inbox
+}
+handle /beam2 {
+	callback {
+		profile beam2
+	}
+	respond ok
+}
+handle /openfaas {
+	callback {
+		profile openfaas
+	}
+	respond ok
+}`)
+	inbox := g.URL("/inbox/")
+	for path, header := range map[string]string{"/beam2": "X-Task-Id", "/openfaas": "X-Call-Id"} {
+		resp, text := g.Do(http.MethodPost, path, fmt.Sprintf(`{"callback_url":%q}`, inbox+path[1:]),
+			"Content-Type", "application/json", "X-Callback-Url", inbox+path[1:])
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s", resp.Status, text)
+		}
+		g.Eventually("the callback of "+path, func() error {
+			got, err := inboxOf(t, g, "/inbox"+path)
+			if err != nil || len(got) == 0 {
+				return fmt.Errorf("%d callbacks: %v", len(got), err)
+			}
+			if id := resp.Header.Get(header); id == "" || got[0].TaskID != id || got[0].Status != "COMPLETE" {
+				t.Errorf("the inbox has %s %s for the task %s", got[0].TaskID, got[0].Status, id)
+			}
+			return nil
+		})
+	}
+}

@@ -223,6 +223,7 @@ func (w *walkthrough) wantInbox(path, status, body string) {
 type recorded struct {
 	Method  string `json:"method"`
 	Path    string `json:"path"`
+	TaskID  string `json:"task_id"`
 	Status  string `json:"status"`
 	Signed  string `json:"signature"`
 	Body    string `json:"body"`

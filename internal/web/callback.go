@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -17,6 +18,13 @@ import (
 const (
 	headerAttempt        = "callback-attempt"
 	headerUpstreamStatus = "callback-upstream-status"
+)
+
+// Where else they stand: in callbacks of the profiles beam2 and openfaas, and in
+// those of other senders of Standard Webhooks.
+var (
+	otherTaskHeaders   = []string{webhook.HeaderID, "X-Task-ID", "X-Call-Id"}
+	otherStatusHeaders = []string{"X-Task-Status"}
 )
 
 // What became of a signature.
@@ -41,9 +49,10 @@ type callback struct {
 	// RemoteAddr is the address and port of the sender, or of the proxy before us.
 	RemoteAddr string `json:"remote_addr"`
 
-	// TaskID is the header beam-task-id, else webhook-id, else empty.
+	// TaskID is the header beam-task-id, else one of otherTaskHeaders, else empty.
 	TaskID string `json:"task_id"`
-	// Status is the header x-beam-task-status, or empty.
+	// Status is the header x-beam-task-status, else one of otherStatusHeaders, else
+	// empty.
 	Status string `json:"status"`
 	// Attempt and UpstreamStatus are missing if the sender does not say.
 	Attempt        int `json:"attempt,omitempty"`
@@ -102,8 +111,8 @@ func (in *Inbox) newCallback(r *http.Request, body received) *callback {
 		Query:          r.URL.RawQuery,
 		Proto:          r.Proto,
 		RemoteAddr:     r.RemoteAddr,
-		TaskID:         r.Header.Get(in.config.TaskHeader),
-		Status:         r.Header.Get(in.config.StatusHeader),
+		TaskID:         firstOf(r.Header, in.config.TaskHeader, otherTaskHeaders),
+		Status:         firstOf(r.Header, in.config.StatusHeader, otherStatusHeaders),
 		Attempt:        positive(r.Header.Get(headerAttempt)),
 		UpstreamStatus: positive(r.Header.Get(headerUpstreamStatus)),
 		Headers:        headersOf(r),
@@ -111,14 +120,21 @@ func (in *Inbox) newCallback(r *http.Request, body received) *callback {
 		BodyKept:       len(body.kept),
 		body:           body.kept,
 	}
-	if c.TaskID == "" {
-		c.TaskID = r.Header.Get(webhook.HeaderID)
-	}
 	if body.err != nil {
 		c.BodyError = body.err.Error()
 	}
 	c.Signature, c.SignatureError = in.judge(r.Header, body)
 	return c
+}
+
+// firstOf returns the header of the given name, or the first of the others that is
+// there.
+func firstOf(h http.Header, name string, others []string) string {
+	value := h.Get(name)
+	for _, other := range others {
+		value = cmp.Or(value, h.Get(other))
+	}
+	return value
 }
 
 // judge says what the signature of a callback is worth, and why.
