@@ -3,9 +3,15 @@ package web
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
 // watch opens the stream of events.
@@ -66,4 +72,32 @@ func TestWatchersAreBounded(t *testing.T) {
 		}
 	}
 	g.ask(http.MethodGet, "events", http.StatusServiceUnavailable)
+}
+
+func TestAnEngineThatIsAwayIsWaitedForOnceByAllWhoLook(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		opened := 0
+		a := NewAPI(APIConfig{Open: func() (*engine.Engine, func(), error) {
+			opened++
+			return nil, nil, errors.New("away")
+		}})
+		look := func() int {
+			w := httptest.NewRecorder()
+			a.Serve(w, httptest.NewRequest(http.MethodGet, "/overview", http.NoBody), "overview")
+			return w.Code
+		}
+		for range maxViewers {
+			if code := look(); code != http.StatusServiceUnavailable {
+				t.Errorf("it answers %d", code)
+			}
+		}
+		if opened != 1 {
+			t.Errorf("it was asked for %d times", opened)
+		}
+		time.Sleep(summaryAge) // of the fake clock
+		if look(); opened != 2 {
+			t.Errorf("a moment later it was asked for %d times in all", opened)
+		}
+	})
 }

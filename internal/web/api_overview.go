@@ -66,11 +66,14 @@ const (
 	summaryTimeout = 2 * time.Second
 )
 
-// summary remembers the latest overview.
+// summary remembers the latest overview, or why there was none: if each who looks
+// waited in turn for an engine that is away, the last of them would wait for
+// minutes, and a reload for all of them.
 type summary struct {
-	mu    sync.Mutex
-	made  time.Time
-	state json.RawMessage
+	mu     sync.Mutex
+	made   time.Time
+	state  json.RawMessage
+	failed error
 }
 
 // summarize returns an overview, made a moment ago at most.
@@ -78,9 +81,14 @@ func (a *API) summarize() (json.RawMessage, error) {
 	s := &a.summary
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state != nil && time.Since(s.made) < summaryAge {
-		return s.state, nil
+	if s.made.IsZero() || time.Since(s.made) >= summaryAge {
+		s.state, s.failed = a.newSummary()
+		s.made = time.Now()
 	}
+	return s.state, s.failed
+}
+
+func (a *API) newSummary() (json.RawMessage, error) {
 	e, leave, err := a.config.Open()
 	if err != nil {
 		return nil, err
@@ -100,7 +108,6 @@ func (a *API) summarize() (json.RawMessage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding the overview: %w", err)
 	}
-	s.state, s.made = text, time.Now()
 	return text, nil
 }
 
