@@ -13,30 +13,32 @@
 // The package reads in the order in which the data flows:
 //
 //   - module.go: what is registered with Caddy
-//   - app.go: the app's options and life; engines.go: the engine's, across
-//     reloads; nats.go: a cluster in its place
+//   - app.go: the app's options and life; app_engine.go: the engine's, across
+//     reloads; app_nats.go: a cluster in its place; app_queues.go: what a
+//     configuration's queues have in common
 //   - caddyfile.go, caddyfile_queue.go, caddyfile_values.go: the grammars
-//   - intercept.go: a request becomes a task; request.go reads it, problem.go
-//     refuses it
-//   - exchange.go: the task runs and gets its verdict; capture.go copies its
-//     response
-//   - deliver.go: a result becomes a callback that arrives; post.go makes the
-//     attempts, hosts.go says whose turn it is, lanes.go is where the others
-//     wait, bodies.go bounds their memory, stdlog.go keeps receivers out of the
-//     log, delivery_options.go is what the operator says to all that
+//   - intercept.go: a request becomes a task; intercept_request.go reads it,
+//     intercept_problem.go refuses it
+//   - intercept_exchange.go: the task runs and gets its verdict;
+//     intercept_capture.go copies its response
+//   - deliver.go: a result becomes a callback that arrives; deliver_post.go
+//     makes the attempts, deliver_hosts.go says whose turn it is,
+//     deliver_lanes.go is where the others wait, deliver_bodies.go bounds their
+//     memory, deliver_stdlog.go keeps receivers out of the log,
+//     deliver_options.go is what the operator says to all that
 //   - profiles.go: other services' ways to ask for a callback and to make it
 //   - queue.go: a request waits its turn; queue_request.go stores it,
-//     idempotency.go stores it once, worker.go runs it, collection.go answers
-//     what is asked about it, schedule.go makes tasks of a clock; queues.go is
-//     what a configuration's queues have in common, queue_options.go what the
-//     operator says of one
+//     queue_idempotency.go stores it once, queue_worker.go runs it,
+//     queue_collection.go answers what is asked about it, queue_options.go is
+//     what the operator says of it
+//   - schedule.go: a clock becomes tasks
 //   - admin.go, dashboard.go: the API that tells of tasks and changes them;
-//     overview.go is what it tells of this node
+//     admin_overview.go is what it tells of this node
 //   - inbox.go: a receiver for trying things out
-//   - command.go: the command line; run.go: one task without a server, with
-//     progress.go on a terminal; tasks_command.go: the tasks of one, with
-//     command_admin.go, command_show.go and command_actions.go;
-//     command_listen.go and command_migrate.go
+//   - command.go: the command line; command_run.go: one task without a server,
+//     with command_progress.go on a terminal; command_tasks.go: the tasks of
+//     one, with command_table.go, command_admin.go, command_show.go and
+//     command_actions.go; command_listen.go and command_migrate.go
 //   - metrics.go, tracing.go, events.go: what others are told
 //
 // What is promised: a request that was accepted with a callback gets its
