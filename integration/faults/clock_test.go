@@ -163,3 +163,64 @@ func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
 		})
 	}
 }
+
+// The servers say when a schedule's time has come, by their clock. A gateway's own
+// may be wrong: what it runs runs on, what it is to try again it tries again in time,
+// and what it leaves is made good within the lease.
+func TestAGatewayOfAClusterMayHaveAnyClock(t *testing.T) {
+	t.Parallel()
+	for name, d := range map[string]time.Duration{"fast": 10 * time.Minute, "slow": -10 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cluster := gatewaytest.StartCluster(t, 1)
+			rcv := gatewaytest.NewReceiver(t, nil)
+			retried := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("callback-attempt") == "1" {
+					w.WriteHeader(http.StatusInternalServerError)
+				}
+			})
+			l := gatewaytest.NewLedger(rcv, t.Context().Done())
+			p := &pausedApp{begun: make(chan string, 100)}
+			options := strings.Replace(cluster.Options(), "ports any", "ports any\nretry 1s", 1)
+			g := gatewaytest.New(t, options, mixed(t, p.serve))
+			c := newClock(t, g)
+			c.step(d)
+			g.Start()
+			begin := func(path string) (id string) {
+				go func() {
+					_, _, _ = gatewaytest.Send(http.MethodPost, g.URL(path), strings.NewReader(fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)),
+						"Content-Type", "application/json", "X-Slow", "1") // it may be killed
+				}()
+				id = <-p.begun
+				l.Accept(id)
+				return id
+			}
+			p.next()
+			var ran []string
+			for _, path := range []string{"/", "/q"} {
+				ran = append(ran, begin(path))
+			}
+			g.Task(retried.URL)
+			for _, want := range []string{"1", "2"} {
+				if got := retried.Next(t).Header.Get("callback-attempt"); got != want {
+					t.Errorf("attempt %s came, not %s", got, want)
+				}
+			}
+			gatewaytest.Pause(3 * time.Second) // for what lapses at once to lapse
+			close(p.round())
+			g.Eventually("what ran has its callback", l.Settled)
+			for _, id := range ran {
+				if got := l.Statuses(id); len(got) != 1 || got[0] != "COMPLETE" {
+					t.Errorf("a task that ran on is %v", got)
+				}
+			}
+			p.next()
+			begin("/")
+			g.Kill()
+			close(p.round())
+			g.Start()
+			g.Eventually("what it held has its callback", l.Settled)
+			report(t, fmt.Sprintf("11. clock of a gateway %v from the cluster's", d), 1, l.Tally())
+		})
+	}
+}

@@ -143,6 +143,8 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		e.done.Go(func() { e.watchDisk(e.closing) })
 		e.done.Go(func() { e.watchRoom(e.closing) })
 		e.done.Go(func() { e.watchBursts(e.closing) })
+	} else {
+		e.done.Go(func() { e.watchClocks(e.closing) })
 	}
 	e.done.Go(func() { e.sweepBlobs(e.closing) })
 	return e, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -28,6 +29,9 @@ type link struct {
 	// opened. Clocks step; sequences do not.
 	found uint64
 	moved moved
+
+	// ahead is how far the clock of the servers is ahead of ours, in nanoseconds.
+	ahead atomic.Int64
 
 	// publishLimit is the largest payload that goes into a message; larger
 	// bodies go to the object store.
@@ -77,7 +81,11 @@ func (e *Engine) fill(ctx context.Context, k *link) (err error) {
 		return err
 	}
 	k.found = k.live.CachedInfo().State.LastSeq
-	if !e.remote() {
+	if e.remote() {
+		if err := e.compareClocks(ctx, k); err != nil {
+			return err
+		}
+	} else {
 		e.tellLost(k)
 	}
 	return e.heedNotes(k)

@@ -53,7 +53,7 @@ type step struct {
 	rec     *task.Record
 	body    []byte
 	// at and target make the message a schedule: at that time the server moves
-	// it to the target.
+	// it to the target. It is told to the server by its own clock.
 	at     time.Time
 	target string
 	// fence is the subject whose last sequence must be seq, or nothing is
@@ -87,6 +87,7 @@ func (e *Engine) publish(ctx context.Context, s step) (uint64, error) {
 	if len(data) > e.link().publishLimit && len(s.body) > 0 {
 		return e.publishBlob(ctx, s) // the record has outgrown its room
 	}
+	s.at = e.link().theirs(s.at)
 	return e.send(ctx, &nats.Msg{Subject: s.subject, Header: s.header(), Data: data})
 }
 

@@ -29,7 +29,7 @@ func (e *Engine) sweepBlobs(ctx context.Context) {
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {
-		now := time.Now()
+		now := e.link().theirs(time.Now())
 		if err := e.sweep(ctx, now.Add(-sweepAge), now.Add(-uploadAge)); err != nil && ctx.Err() == nil {
 			e.log.Warn("bodies not swept", zap.Error(err))
 		}
