@@ -7,6 +7,9 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
@@ -91,6 +94,34 @@ func TestWhileTheClusterIsAwayCallbacksAreRefusedAndNoneIsLost(t *testing.T) {
 	l.Accept(accepts(g, rcv.URL))
 	<-answered
 	g.Eventually("every accepted task has its callback", l.Settled)
+}
+
+func TestStreamsThatAreGoneAreMadeAnew(t *testing.T) {
+	t.Parallel()
+	c := gatewaytest.StartCluster(t, 1)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	app, ticks := newClockedApp(t)
+	options := strings.Replace(c.Options(), "delivery", every("1s", "/q/tick")+"\ndelivery", 1)
+	g := gatewaytest.Start(t, options, "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}\nreverse_proxy "+app)
+	accepts(g, rcv.URL)
+	rcv.Next(t)
+	nc := must[*nats.Conn](t)(nats.Connect(c.URLs()))
+	defer nc.Close()
+	js := must[jetstream.JetStream](t)(jetstream.New(nc))
+	for _, name := range []string{"CALLBACK", "CALLBACK_ENDED", "CALLBACK_DEAD", "OBJ_callback-blobs"} {
+		if err := js.DeleteStream(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	says(g, "streams were gone")
+	id := accepts(g, rcv.URL)
+	for rcv.Next(t).TaskID() != id {
+	}
+	for len(ticks) > 0 {
+		<-ticks
+	}
+	for nextTick(t, ticks).uri != "/q/tick" {
+	}
 }
 
 func TestAServerThatVanishesWithoutAWordIsLeftForAnother(t *testing.T) {

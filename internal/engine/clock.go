@@ -30,6 +30,9 @@ func (e *Engine) compareClocks(ctx context.Context, k *link) error {
 		return fmt.Errorf("asking for the servers' time: %w", err)
 	}
 	took := time.Since(asked)
+	if info.State.LastSeq < k.found.Load() {
+		k.found.Store(0) // the stream was made anew
+	}
 	ahead := info.TimeStamp.Sub(asked.Add(took / 2).Round(0))
 	if ahead.Abs() <= clockSlack+took/2 {
 		ahead = 0

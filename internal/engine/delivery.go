@@ -46,7 +46,7 @@ func (e *Engine) take(ctx context.Context, k *link, msg jetstream.Msg) *Delivery
 		return nil
 	}
 	switch {
-	case d.seq > k.found:
+	case d.seq > k.found.Load():
 	case strings.HasPrefix(msg.Subject(), queuedSubject):
 		d.twins = true // a claim looks where
 	case d.dropMoved(ctx):

@@ -137,6 +137,9 @@ func (e *Engine) watchHealth(ctx context.Context) {
 		if !e.remote() && time.Since(out.since) >= reopenAfter {
 			out.tried(e.log, e.reopen(ctx))
 		}
+		if e.remote() && time.Since(out.since) >= reopenAfter {
+			e.makeMissing(ctx, &out)
+		}
 	}
 }
 

@@ -27,7 +27,7 @@ type link struct {
 	opened time.Time
 	// found is the last message that was in the stream of live tasks when it was
 	// opened. Clocks step; sequences do not.
-	found uint64
+	found atomic.Uint64
 	moved moved
 
 	// ahead is how far the clock of the servers is ahead of ours, in nanoseconds.
@@ -80,7 +80,7 @@ func (e *Engine) fill(ctx context.Context, k *link) (err error) {
 	if err := e.openStreams(ctx, k); err != nil {
 		return err
 	}
-	k.found = k.live.CachedInfo().State.LastSeq
+	k.found.Store(k.live.CachedInfo().State.LastSeq)
 	if e.remote() {
 		if err := e.compareClocks(ctx, k); err != nil {
 			return err

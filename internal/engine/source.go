@@ -84,6 +84,9 @@ func (s *Source) open(ctx context.Context) error {
 		// A consumer kept in memory forgets.
 		MemoryStorage: !s.engine.remote(),
 	})
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		s.engine.health.failed(liveStorage, err) // or nobody would see to it before the next request
+	}
 	if err != nil {
 		return fmt.Errorf("opening the consumer %s: %w", s.name, err)
 	}
