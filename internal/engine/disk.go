@@ -24,6 +24,8 @@ type disk struct {
 	crowded, low, tight, scarce atomic.Bool
 	need                        atomic.Uint64 // what must be free for a new task, as it was last
 	dropped                     atomic.Uint64 // ended tasks that have made room, or their results
+	// gone says that the folder is not there any more.
+	gone atomic.Bool
 	// storing is what is being written: many that look at the free space at once
 	// must not each take all of it for theirs.
 	storing atomic.Int64
@@ -78,6 +80,7 @@ func (e *Engine) watchDisk(ctx context.Context) {
 	defer tick.Stop()
 	var m meter
 	for {
+		e.disk.lookForFolder(e.lock.stands(e.cfg.Store))
 		e.disk.look(func(enough uint64) use { return m.read(ctx, e, enough) })
 		select {
 		case <-ctx.Done():
@@ -85,6 +88,21 @@ func (e *Engine) watchDisk(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// lookForFolder notes whether the folder is still the one that was opened. Files that
+// were removed while they are open can be written all the same, and are gone when the
+// process ends: what would be accepted into them is not stored.
+func (d *disk) lookForFolder(stands bool) {
+	if d.gone.Swap(!stands) != stands {
+		return
+	}
+	if stands {
+		d.log.Info("the folder of the store is there again", zap.String("store", d.folder))
+		return
+	}
+	d.log.Error("the folder of the store was removed or replaced; requests for callbacks are refused until it is back, "+
+		"and what is under way is lost if the process ends", zap.String("store", d.folder))
 }
 
 // look finds out whether the disk is full. underWay measures what tasks under way

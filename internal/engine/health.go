@@ -79,11 +79,16 @@ const (
 
 // Ready returns nil if the engine can take a new task, or else why it cannot.
 func (e *Engine) Ready() error {
+	if e.disk != nil && e.disk.gone.Load() {
+		return errNoFolder
+	}
 	if e.disk != nil && e.disk.isFull() {
 		return ErrFull
 	}
 	return e.Stores()
 }
+
+var errNoFolder = errors.New("the folder of the store is gone")
 
 // Stores returns nil if what is under way can be moved on, or else why it cannot.
 // A disk that is full for new tasks has a reserve for that.

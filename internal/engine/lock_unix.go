@@ -5,6 +5,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -30,3 +31,17 @@ func lockFolder(folder string) (*folderLock, error) {
 }
 
 func (l *folderLock) release() { l.file.Close() }
+
+// stands says whether the lock, and with it the store, is still where it was taken.
+func (l *folderLock) stands(folder string) bool {
+	held, err := l.file.Stat()
+	if err != nil {
+		return true // it is being released
+	}
+	there, err := os.Stat(filepath.Join(folder, "lock"))
+	if err == nil && os.SameFile(held, there) {
+		_, err = os.Stat(streamsFolder(folder))
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	return err != nil && !errors.Is(err, fs.ErrNotExist) // a disk that returns errors is found out by writing
+}
