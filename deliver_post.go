@@ -99,11 +99,12 @@ type answer struct {
 
 func (a *answer) accepted() bool { return a.status >= 200 && a.status < 300 }
 
-// final says that trying again is of no use: the receiver said 410, or the
-// address is refused.
+// final says that trying again is of no use: the receiver said 410, the address is
+// refused, or the result was in a file that was damaged.
 func (a *answer) final() bool {
 	var refused *safedial.RefusedError
-	return a.status == http.StatusGone || errors.As(a.err, &refused) || errors.Is(a.err, errUnusable)
+	return a.status == http.StatusGone || errors.As(a.err, &refused) || errors.Is(a.err, errUnusable) ||
+		errors.Is(a.err, engine.ErrGone)
 }
 
 // maxMessage bounds an error kept in an attempt's record.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 )
 
@@ -190,6 +191,7 @@ func TestWhatIsFinal(t *testing.T) {
 			{status: 410},
 			{err: fmt.Errorf("dialing: %w", &safedial.RefusedError{Reason: "is a private address"})},
 			{err: errUnusable},
+			{err: fmt.Errorf("loading the body: %w", engine.ErrGone)},
 		},
 		false: {
 			{status: 200}, {status: 301}, {status: 404}, {status: 500},

@@ -76,7 +76,7 @@ type unhurried struct{ context.Context }
 func (unhurried) Deadline() (time.Time, bool) { return time.Now().Add(stallTimeout), true }
 
 // openBlob opens an object, to be read as slowly as its reader likes. It returns
-// ErrGone if there is none.
+// ErrGone if there is none, or if a part of it was lost.
 func (e *Engine) openBlob(ctx context.Context, name string) (jetstream.ObjectResult, error) {
 	object, err := e.link().blobs.Get(unhurried{ctx}, name)
 	if errors.Is(err, jetstream.ErrObjectNotFound) {
@@ -85,7 +85,31 @@ func (e *Engine) openBlob(ctx context.Context, name string) (jetstream.ObjectRes
 	if err != nil {
 		return nil, fmt.Errorf("loading the body %s: %w", name, err)
 	}
+	if err := e.isWhole(ctx, object); err != nil {
+		return nil, errors.Join(fmt.Errorf("loading the body %s: %w", name, err), object.Close())
+	}
 	return object, nil
+}
+
+// isWhole returns ErrGone if a part of an object is missing: a damaged file had it.
+// Its reader would wait for it until the time is up.
+func (e *Engine) isWhole(ctx context.Context, object jetstream.ObjectResult) error {
+	about, err := object.Info()
+	if err != nil {
+		return err
+	}
+	stream, err := e.link().js.Stream(ctx, "OBJ_"+blobBucket)
+	if err != nil {
+		return err
+	}
+	parts, err := stream.Info(ctx, jetstream.WithSubjectFilter(partSubject+about.NUID))
+	if err != nil {
+		return err
+	}
+	if n := parts.State.Subjects[partSubject+about.NUID]; n < uint64(about.Chunks) {
+		return fmt.Errorf("%w: %d of its %d parts are left", ErrGone, n, about.Chunks)
+	}
+	return nil
 }
 
 func (e *Engine) blob(ctx context.Context, name string) ([]byte, error) {

@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -73,6 +74,27 @@ func TestALargeBodyIsNotWrittenAnewWithEachAttempt(t *testing.T) {
 			t.Fatal(err)
 		}
 		gone(t, e, "OBJ_"+blobBucket, ">")
+	}
+}
+
+func TestABodyOfWhichAPartIsMissingIsGone(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	rec := record("c.example:443")
+	settle(t, claim(t, e, rec), rec, bytes.Repeat([]byte("x"), 1<<20)) // eight parts
+	d := fetch(t, e)
+	if _, err := d.Body(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := e.link().js.Stream(t.Context(), "OBJ_"+blobBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.DeleteMsg(t.Context(), 3); err != nil { // as a damaged file
+		t.Fatal(err)
+	}
+	if _, err := d.Body(t.Context()); !errors.Is(err, ErrGone) {
+		t.Errorf("of the body comes %v", err)
 	}
 }
 
