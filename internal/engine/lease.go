@@ -171,6 +171,13 @@ func (l *Lease) Drop(ctx context.Context) error {
 	return nil
 }
 
+// abandon leaves the lease to lapse.
+func (l *Lease) abandon() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.end()
+}
+
 // leave carries out s and gives up the lease in one step.
 func (l *Lease) leave(ctx context.Context, s step) error {
 	l.mu.Lock()

@@ -179,10 +179,8 @@ func (w *Queued) Claim(ctx context.Context, rec task.Record, lost func()) (*Leas
 	}
 	// Between our taking the copy and the claim, somebody may have claimed, ended
 	// and let go of the task; a cancellation does all three within a millisecond.
-	if err := w.waits(ctx, &rec); err != nil {
-		if dropErr := l.Drop(ctx); dropErr != nil {
-			e.log.Warn("claim not given up", zap.String("task_id", rec.ID), zap.Error(dropErr))
-		}
+	if err := w.waits(ctx, &rec); err != nil && !errors.Is(err, errOut) {
+		l.giveUp(ctx, err)
 		return nil, w.refuse(err)
 	}
 	defer w.hand.letGo()
@@ -191,12 +189,23 @@ func (w *Queued) Claim(ctx context.Context, rec task.Record, lost func()) (*Leas
 	if err := w.takeOut(ctx); err != nil {
 		// The copy may come again: do not run. The claim lapses, or whoever gets
 		// the copy meets it.
-		l.mu.Lock()
-		l.end()
-		l.mu.Unlock()
+		l.abandon()
 		return nil, fmt.Errorf("taking task %s from its queue: %w", rec.ID, err)
 	}
 	return l, nil
+}
+
+// giveUp undoes a claim on a task that does not wait. If that is not certain the
+// claim is left to lapse: somebody who has the copy too may have dropped it because
+// of the claim, and a removal that was not acknowledged may still come.
+func (l *Lease) giveUp(ctx context.Context, cause error) {
+	if !isPast(cause) {
+		l.abandon()
+		return
+	}
+	if err := l.Drop(ctx); err != nil {
+		l.engine.log.Warn("claim not given up", zap.String("task_id", l.rec.ID), zap.Error(err))
+	}
 }
 
 // takeOut takes the task out of its queue, for certain.
@@ -210,13 +219,16 @@ func (w *Queued) takeOut(ctx context.Context) error {
 // refuse gives the task back because of err, or drops it if it is past waiting for
 // certain.
 func (w *Queued) refuse(err error) error {
-	if errors.Is(err, ErrHeld) && !errors.Is(err, errBehind) {
+	if isPast(err) {
 		w.Drop()
 	} else {
 		w.Release()
 	}
 	return err
 }
+
+// isPast says whether an error is that the task is past waiting, for certain.
+func isPast(err error) bool { return errors.Is(err, ErrHeld) && !errors.Is(err, errBehind) }
 
 // errBehind is returned if the task seems to be past waiting, but to a server that
 // has not heard yet of what is in hand: in a cluster a consumer hands out what its
@@ -232,6 +244,10 @@ var errBehind = fmt.Errorf("%w, or was until now", ErrHeld)
 func (w *Queued) mayBeCopy(rec *task.Record) bool {
 	return w.hand.twins || rec.Key != "" || rec.Starts > 1
 }
+
+// errOut is returned if the copy was taken out of the queue, and the task stands
+// nowhere: if we hold it, somebody who had the copy too dropped it because we do.
+var errOut = fmt.Errorf("%w: it was taken out of its queue", ErrHeld)
 
 // heldUnless returns ErrHeld, or errBehind.
 func heldUnless(behind bool) error {
@@ -267,12 +283,30 @@ func (w *Queued) waits(ctx context.Context, rec *task.Record) error {
 	case err != nil:
 		return err
 	case last == nil:
-		return w.isOut(ctx, k)
+		return w.isOut(ctx, k, rec)
 	case last.Sequence != w.Sequence():
 		return heldUnless(last.Sequence < w.Sequence())
 	case !w.mayBeCopy(rec):
 		return nil
 	}
+	return w.standsElsewhere(ctx, k, rec)
+}
+
+// isOut returns ErrHeld or errOut if the copy was taken out of the queue, and
+// errBehind if the stream's leader has not stored it yet.
+func (w *Queued) isOut(ctx context.Context, k *link, rec *task.Record) error {
+	info, err := k.live.Info(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("looking at the stream %s: %w", liveStream, err)
+	case info.State.LastSeq < w.Sequence():
+		return errBehind
+	}
+	return cmp.Or(w.standsElsewhere(ctx, k, rec), errOut)
+}
+
+// standsElsewhere returns ErrHeld if the task has come further than to run.
+func (w *Queued) standsElsewhere(ctx context.Context, k *link, rec *task.Record) error {
 	host := hostToken(rec.CallbackHost)
 	for _, place := range []struct {
 		stream  jetstream.Stream
@@ -290,16 +324,6 @@ func (w *Queued) waits(ctx context.Context, rec *task.Record) error {
 		}
 	}
 	return nil
-}
-
-// isOut returns ErrHeld if the copy was taken out of the queue, and errBehind if
-// the stream's leader has not stored it yet.
-func (w *Queued) isOut(ctx context.Context, k *link) error {
-	info, err := k.live.Info(ctx)
-	if err != nil {
-		return fmt.Errorf("looking at the stream %s: %w", liveStream, err)
-	}
-	return heldUnless(info.State.LastSeq < w.Sequence())
 }
 
 // became says whether a message is the wait for another run that became this copy
@@ -325,7 +349,7 @@ func lastOn(ctx context.Context, stream jetstream.Stream, subject string) (*jets
 // returns ErrNotFound if the body is gone.
 func (w *Queued) OpenBody(ctx context.Context) (io.ReadCloser, error) {
 	body, err := w.hand.engine.openBody(ctx, w.hand.Record, w.hand.body)
-	if errors.Is(err, jetstream.ErrObjectNotFound) {
+	if errors.Is(err, ErrGone) {
 		return nil, fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
 	return body, err

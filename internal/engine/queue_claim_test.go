@@ -61,6 +61,36 @@ func TestALeaseOnThisCopyOrALaterOneDropsIt(t *testing.T) {
 	}
 }
 
+func TestATaskRunsThoughSomebodyDroppedTheCopyForOurClaim(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	rec := queued("a.example")
+	enqueue(t, e, &rec, nil)
+	w := hand(t, e)
+	// As who had the copy too does on seeing the claim, before we look.
+	if err := e.link().live.DeleteMsg(t.Context(), w.Sequence()); err != nil {
+		t.Fatal(err)
+	}
+	lease, err := w.Claim(t.Context(), rec, func() {})
+	if err != nil {
+		t.Fatalf("nobody else has it, and the claim gave %v", err)
+	}
+	rec.Status = task.Complete
+	settle(t, lease, rec, nil)
+}
+
+func TestAClaimIsGivenUpOnlyIfTheTaskIsPastWaitingForCertain(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	for cause, left := range map[error]int{ErrHeld: 0, errBehind: 1, errors.New("no answer"): 1} {
+		rec := queued("a.example")
+		claim(t, e, rec).giveUp(t.Context(), cause)
+		if n := stored(t, e, liveStream, leaseSubject+rec.ID); n != left {
+			t.Errorf("because of %q %d leases are left", cause, n)
+		}
+	}
+}
+
 func TestACopyRunsThoughTheWaitThatBecameItStands(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
