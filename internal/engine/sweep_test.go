@@ -195,7 +195,7 @@ func TestACopyOfATaskThatIsPastWaitingIsNotRun(t *testing.T) {
 
 func TestALateHolderDoesNotTakeTheStandingResultAway(t *testing.T) {
 	t.Parallel()
-	e := openTemp(t, shortLease)
+	e := openTemp(t, time.Minute)
 	rec := queued("a.example")
 	late := queued("a.example")
 	late.ID, late.StartedAt = rec.ID, time.Now().Add(-time.Hour)
