@@ -44,29 +44,76 @@ func (e *Engine) openBlobs(ctx context.Context, k *link) (jetstream.ObjectStore,
 	return store, nil
 }
 
-// publishBlob stores the body of s as an object first, then publishes the
-// record that names it.
-func (e *Engine) publishBlob(ctx context.Context, s step) (uint64, error) {
+// putApart stores the body of s as an object if it does not go into its message, and
+// returns the step that names it.
+func (e *Engine) putApart(ctx context.Context, s step) (step, error) {
+	if !s.apart && len(s.body) <= e.link().publishLimit-recordRoom {
+		return s, nil
+	}
 	name := s.rec.ID + resultBlob + strconv.FormatInt(s.rec.StartedAt.UnixNano(), 36)
 	if s.rec.Request != nil && !s.rec.Ended() {
 		name = s.rec.ID + requestBlob
 	}
-	e.disk.begin(len(s.body))
-	defer e.disk.end(len(s.body))
-	if _, err := e.link().blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, bytes.NewReader(s.body)); err != nil {
-		e.health.failed(blobsStorage, err)
-		return 0, fmt.Errorf("storing the body of task %s: %w", s.rec.ID, err)
+	if err := e.putBlob(ctx, name, s.body); err != nil {
+		return s, fmt.Errorf("storing the body of task %s: %w", s.rec.ID, err)
 	}
 	rec := *s.rec
 	rec.Blob = name
-	s.rec, s.body, s.apart = &rec, nil, false
 	// If the step is refused the object stays for the sweep: an earlier try of the
 	// same step may have been stored though it was not acknowledged.
-	return e.publish(ctx, s)
+	s.rec, s.body, s.apart = &rec, nil, false
+	return s, nil
 }
 
-// stallTimeout bounds the wait for the next piece of a body that is read.
+// slowest is how many bytes of a body a second are stored at least, or else it is
+// given up. The client library alone would give up a body that takes longer than
+// publishTimeout, at every try.
+const slowest = 64 << 10
+
+func (e *Engine) putBlob(ctx context.Context, name string, body []byte) error {
+	e.disk.begin(len(body))
+	defer e.disk.end(len(body))
+	k := e.link()
+	ctx, end := k.within(ctx)
+	defer end()
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout+time.Duration(len(body))*time.Second/slowest)
+	defer cancel()
+	_, err := k.blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, &paced{r: bytes.NewReader(body), link: k, ctx: ctx})
+	if err != nil {
+		e.health.failed(blobsStorage, err)
+	}
+	return err
+}
+
+// stallTimeout bounds the wait for the next piece of a body that is read or stored.
 const stallTimeout = 30 * time.Second
+
+// paced is a body that goes over a link which others need too. The client library
+// would put all of it into the link at once, and on a slow one renewals of leases,
+// and the link's own signs of life, would wait behind it until they are too late.
+type paced struct {
+	r    io.Reader
+	link *link
+	ctx  context.Context
+	sent int // since the link was last waited for
+}
+
+// paceSize is how much of a body may stand in the link, in bytes.
+const paceSize = 512 << 10
+
+func (p *paced) Read(b []byte) (n int, err error) {
+	if p.sent >= paceSize {
+		p.sent = 0
+		ctx, cancel := context.WithTimeout(p.ctx, stallTimeout)
+		defer cancel()
+		if err := p.link.nc.FlushWithContext(ctx); err != nil {
+			return 0, fmt.Errorf("waiting for the engine: %w", err)
+		}
+	}
+	n, err = p.r.Read(b)
+	p.sent += n
+	return n, err
+}
 
 // unhurried is a context whose deadline moves on. The client library bounds the
 // reading of a whole object by the deadline it finds, or makes one of a few

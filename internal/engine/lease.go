@@ -180,6 +180,14 @@ func (l *Lease) abandon() {
 
 // leave carries out s and gives up the lease in one step.
 func (l *Lease) leave(ctx context.Context, s step) error {
+	if l.isOver() {
+		return ErrLost
+	}
+	// The lease is renewed meanwhile: a large result may be long in being stored.
+	s, err := l.engine.putApart(ctx, s)
+	if err != nil {
+		return err
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.over {
@@ -204,6 +212,12 @@ func (l *Lease) leave(ctx context.Context, s step) error {
 		}
 		return err
 	}
+}
+
+func (l *Lease) isOver() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.over
 }
 
 func (l *Lease) sayLost() { l.engine.log.Warn("lease lost", zap.String("task_id", l.rec.ID)) }

@@ -73,8 +73,9 @@ type step struct {
 // publish carries out s and returns the sequence of the new message. It
 // returns ErrLost if the fence does not hold.
 func (e *Engine) publish(ctx context.Context, s step) (uint64, error) {
-	if s.apart || len(s.body) > e.link().publishLimit-recordRoom {
-		return e.publishBlob(ctx, s)
+	s, err := e.putApart(ctx, s)
+	if err != nil {
+		return 0, err
 	}
 	room := recordRoom
 	if s.first {
@@ -85,7 +86,8 @@ func (e *Engine) publish(ctx context.Context, s step) (uint64, error) {
 		return 0, err
 	}
 	if len(data) > e.link().publishLimit && len(s.body) > 0 {
-		return e.publishBlob(ctx, s) // the record has outgrown its room
+		s.apart = true // the record has outgrown its room
+		return e.publish(ctx, s)
 	}
 	s.at = e.link().theirs(s.at)
 	return e.send(ctx, &nats.Msg{Subject: s.subject, Header: s.header(), Data: data})

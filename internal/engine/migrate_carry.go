@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -225,8 +226,8 @@ func (c *carrier) storeStep(ctx context.Context, s step, count func()) error {
 	if err := c.settle(ctx, 0); err != nil {
 		return err
 	}
-	s.fence = s.subject
-	if _, err := c.to.publishBlob(ctx, s); err != nil && !errors.Is(err, ErrLost) {
+	s.fence, s.apart = s.subject, true
+	if _, err := c.to.publish(ctx, s); err != nil && !errors.Is(err, ErrLost) {
 		return err
 	}
 	count()
@@ -250,7 +251,8 @@ func (c *carrier) carryBody(ctx context.Context, rec *task.Record) error {
 	}
 	defer body.Close() //nolint:errcheck // it was read to its end, or the error is known
 	if _, err := c.to.link().blobs.Put(ctx, jetstream.ObjectMeta{Name: rec.Blob}, body); err != nil {
-		return fmt.Errorf("storing the body %s: %w", rec.Blob, err)
+		// The client library says that it took too long if it was told to stop.
+		return fmt.Errorf("storing the body %s: %w", rec.Blob, cmp.Or(ctx.Err(), err))
 	}
 	c.done.Bodies++
 	return nil

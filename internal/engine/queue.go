@@ -36,7 +36,8 @@ func (e *Engine) Enqueue(ctx context.Context, rec *task.Record, body []byte) err
 // store, as it is read, and names it in rec. If reading fails nothing is stored.
 func (e *Engine) StoreBody(ctx context.Context, rec *task.Record, body io.Reader) error {
 	name := rec.ID + requestBlob
-	info, err := e.link().blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, pieces{body, e})
+	k := e.link()
+	info, err := k.blobs.Put(ctx, jetstream.ObjectMeta{Name: name}, &paced{r: pieces{body, e}, link: k, ctx: ctx})
 	if err != nil {
 		return fmt.Errorf("storing the body of task %s: %w", rec.ID, err)
 	}
@@ -120,6 +121,10 @@ func (q *Queue) Fetch(n int) iter.Seq2[*Queued, error] {
 			if err != nil {
 				yield(nil, err)
 				return
+			}
+			if q.source.engine.isScarce() { // the room went while we waited
+				d.Release()
+				continue
 			}
 			if !yield(&Queued{d}, nil) {
 				return
