@@ -35,6 +35,9 @@ func smallDisk(t *testing.T, g *gatewaytest.Gateway, size string) string {
 		t.Fatalf("mounting a small disk: %v", err)
 	}
 	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("what is on the disk:\n%s", filesOn(disk))
+		}
 		g.Kill()
 		if err := syscall.Unmount(disk, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
@@ -44,6 +47,25 @@ func smallDisk(t *testing.T, g *gatewaytest.Gateway, size string) string {
 		t.Fatal(err)
 	}
 	return disk
+}
+
+// filesOn lists the files of a folder and their sizes, and what is free.
+func filesOn(folder string) string {
+	var list strings.Builder
+	_ = filepath.WalkDir(folder, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return nil // files come and go
+		}
+		if info, err := entry.Info(); err == nil {
+			fmt.Fprintf(&list, "%10d %s\n", info.Size(), strings.TrimPrefix(path, folder))
+		}
+		return nil
+	})
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(folder, &fs); err == nil {
+		fmt.Fprintf(&list, "%10d free\n", fs.Bavail*uint64(fs.Bsize))
+	}
+	return list.String()
 }
 
 // fill writes a file until the disk has no more than rest bytes free, as another
@@ -181,17 +203,18 @@ func (g gate) isShut() bool {
 }
 
 // drains waits until every accepted task has its callback, and then for requests
-// for callbacks to be accepted again, all of them from the first on.
+// for callbacks to be accepted again, one after the other.
 func (o *outage) drains() {
 	o.g.T.Helper()
 	o.g.Eventually("every accepted task has its callback", o.l.Settled)
-	o.recovers()
-	for n := range 40 {
-		if !o.send() {
-			o.g.T.Errorf("after %d requests for callbacks were accepted again, one is refused", n+1)
-			break
+	o.g.Eventually("callbacks are accepted again, one after the other", func() error {
+		for n := range 40 {
+			if !o.send() {
+				return fmt.Errorf("request %d is refused", n+1)
+			}
 		}
-	}
+		return nil
+	})
 	o.g.Eventually("every accepted task has its callback", o.l.Settled)
 }
 

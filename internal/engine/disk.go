@@ -20,15 +20,20 @@ type disk struct {
 	log    *zap.Logger
 	space  func(folder string) (free, total uint64, err error)
 	// crowded says that ended tasks should make room; low that new tasks are refused;
-	// tight that the reserve is being used, and scarce that half of it is.
-	crowded, low, tight, scarce atomic.Bool
-	need                        atomic.Uint64 // what must be free for a new task, as it was last
-	dropped                     atomic.Uint64 // ended tasks that have made room, or their results
+	// tight that the reserve is being used.
+	crowded, low, tight atomic.Bool
+	need                atomic.Uint64 // what must be free for a new task, as it was last
+	dropped             atomic.Uint64 // ended tasks that have made room, or their results
 	// gone says that the folder is not there any more.
 	gone atomic.Bool
-	// storing is what is being written: many that look at the free space at once
-	// must not each take all of it for theirs.
-	storing atomic.Int64
+	// storing is what is being stored: many that look at the free space at once must
+	// not each take all of it for theirs. The server acknowledges before it writes: what
+	// was stored a moment ago is fresh, then late, and then written.
+	storing, fresh, late atomic.Int64
+	made                 time.Time
+	aged                 atomic.Int64 // when fresh became late last, in nanoseconds since made
+
+	noBallast time.Time // when it could not be made; of watchDisk
 }
 
 const (
@@ -46,10 +51,13 @@ const (
 	// what need be free. A disk that takes 250 MB a second fills the reserve in that
 	// time, and a small one's sooner: so who is about to store looks too.
 	spaceInterval = 250 * time.Millisecond
+	// writeLag is how long after its acknowledgement a message is written at the
+	// latest; half of that, if the machine is not very busy.
+	writeLag = 40 * time.Millisecond
 )
 
 func newDisk(cfg Config) *disk {
-	d := &disk{folder: cfg.Store, log: cfg.Logger, space: cfg.space}
+	d := &disk{folder: cfg.Store, log: cfg.Logger, space: cfg.space, made: time.Now()}
 	if d.space == nil {
 		d.space = diskSpace
 	}
@@ -114,7 +122,6 @@ func (d *disk) look(underWay func(enough uint64) use) {
 	}
 	reserve := reserveOf(total)
 	d.tight.Store(free < reserve)
-	d.scarce.Store(free < reserve/2)
 	// What clears out files, and what rewrites them, moves room to and fro between
 	// what is free and what they can grow by. The sum of both stays.
 	margin := reserve / 2
@@ -128,6 +135,9 @@ func (d *disk) look(underWay func(enough uint64) use) {
 	d.need.Store(need)
 	if low := free < need; low != wasLow {
 		d.turn(low, free, need)
+	}
+	if ballast := ballastOf(total); free >= need+margin+ballast {
+		d.takeBallast(ballast)
 	}
 }
 
@@ -151,7 +161,7 @@ func (d *disk) isFull() bool {
 	if d.low.Load() {
 		return true
 	}
-	free, uses := d.usesReserve()
+	free, uses := d.uses(all)
 	if uses {
 		d.turn(true, free, d.need.Load())
 	}
@@ -163,26 +173,65 @@ func (d *disk) isTight() bool {
 	if d.tight.Load() {
 		return true
 	}
-	_, uses := d.usesReserve()
+	_, uses := d.uses(all)
 	return uses
 }
 
-// usesReserve says whether less than the reserve is free, or will be once what is
-// being stored is written. What cannot be measured is found out by writing.
-func (d *disk) usesReserve() (free uint64, uses bool) {
-	free, total, err := d.space(d.folder)
-	return free, err == nil && free < reserveOf(total)+uint64(d.storing.Load())
+// isScarce says whether half of the reserve is used: there is hardly room to settle
+// what is under way.
+func (d *disk) isScarce() bool {
+	_, uses := d.uses(half)
+	return uses
 }
 
-// begin takes n bytes for what is about to be stored, until end gives them back.
-// In a cluster there is no disk of ours.
+// Parts of the reserve, as what it is divided by.
+const (
+	all  = 1
+	half = 2
+)
+
+// uses says whether less than a part of the reserve is free, or will be once what is
+// stored is written. What cannot be measured is found out by writing.
+func (d *disk) uses(part uint64) (free uint64, uses bool) {
+	free, total, err := d.space(d.folder)
+	return free, err == nil && free < reserveOf(total)/part+d.unwritten()
+}
+
+// unwritten is what may not be in the files yet, in bytes: at most.
+func (d *disk) unwritten() uint64 {
+	d.age()
+	return uint64(d.storing.Load() + d.fresh.Load() + d.late.Load())
+}
+
+// begin takes n bytes for what is about to be stored. From end on they are about to
+// be written. In a cluster there is no disk of ours.
 func (d *disk) begin(n int) {
 	if d != nil {
 		d.storing.Add(int64(n))
 	}
 }
 
-func (d *disk) end(n int) { d.begin(-n) }
+func (d *disk) end(n int) {
+	if d != nil {
+		d.age()
+		d.fresh.Add(int64(n))
+		d.storing.Add(-int64(n))
+	}
+}
+
+// age makes what is fresh late, and what is late written, if it is time.
+func (d *disk) age() {
+	now, last := int64(time.Since(d.made)), d.aged.Load()
+	if now-last < int64(writeLag/2) || !d.aged.CompareAndSwap(last, now) {
+		return
+	}
+	fresh := d.fresh.Load()
+	d.late.Store(fresh)
+	d.fresh.Add(-fresh)
+	if now-last >= int64(writeLag) {
+		d.late.Store(0)
+	}
+}
 
 // trialSize is what is written to find out whether a disk takes anything.
 const trialSize = 64 << 10

@@ -190,7 +190,7 @@ func (e *Engine) dropResults(ctx context.Context) error {
 }
 
 // isScarce says that there is hardly room to settle what is under way.
-func (e *Engine) isScarce() bool { return e.disk != nil && e.disk.scarce.Load() }
+func (e *Engine) isScarce() bool { return e.disk != nil && e.disk.isScarce() }
 
 // isTight says that the reserve is being used.
 func (e *Engine) isTight() bool { return e.disk != nil && e.disk.isTight() }

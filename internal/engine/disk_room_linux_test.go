@@ -91,7 +91,7 @@ func TestAResultThatWasDeliveredIsNotKeptInTheReserve(t *testing.T) {
 		small, large := []byte("small"), bytes.Repeat([]byte("large"), 1<<20)
 		disk.fill(t, 7<<20)
 		eventually(t, "the full disk is noticed", e.disk.tight.Load)
-		if e.disk.scarce.Load() {
+		if e.disk.isScarce() {
 			t.Fatal("it is fuller than it should be")
 		}
 		for _, body := range [][]byte{small, large} {
@@ -193,6 +193,7 @@ func TestAttemptsThatFailAtOnceDoNotAllTakeTheSameRoom(t *testing.T) {
 		for range owed {
 			inHand = append(inHand, fetchFrom(t, due))
 		}
+		eventually(t, "what was stored is written", func() bool { return e.disk.unwritten() == 0 })
 		disk.fill(t, leastReserve+room)
 		var group sync.WaitGroup
 		for _, d := range inHand {
@@ -253,7 +254,7 @@ func TestNewTasksAreRefusedWhileThoseUnderWayCanOutgrowTheDisk(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			d := newDisk(Config{Logger: zap.NewNop(), space: func(string) (uint64, uint64, error) { return c.free, c.total, nil }})
+			d := newDisk(Config{Store: t.TempDir(), Logger: zap.NewNop(), space: func(string) (uint64, uint64, error) { return c.free, c.total, nil }})
 			d.low.Store(c.wasLow)
 			d.look(func(enough uint64) use {
 				if c.underWay.messages < enough {
@@ -266,7 +267,7 @@ func TestNewTasksAreRefusedWhileThoseUnderWayCanOutgrowTheDisk(t *testing.T) {
 				got, want bool
 			}{
 				{"low", d.low.Load(), c.low}, {"crowded", d.crowded.Load(), c.crowded},
-				{"tight", d.tight.Load(), c.tight}, {"scarce", d.scarce.Load(), c.isScarce},
+				{"tight", d.tight.Load(), c.tight}, {"scarce", d.isScarce(), c.isScarce},
 			} {
 				if state.got != state.want {
 					t.Errorf("%s is %v", state.name, state.got)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -22,7 +23,14 @@ func (e *Engine) openFolder() (err error) {
 	if e.lock, err = lockFolder(e.cfg.Store); err != nil {
 		return full(err)
 	}
-	return e.disk.canStore()
+	err = e.disk.canStore()
+	if errors.Is(err, ErrFull) {
+		if err := e.disk.throwBallast(); err != nil {
+			return err
+		}
+		err = e.disk.canStore()
+	}
+	return err
 }
 
 // startEmbedded runs a JetStream server inside the process. It listens on

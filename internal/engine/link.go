@@ -120,6 +120,11 @@ func (k *link) shutDown() {
 // more. The folder stays locked throughout. What the old one was doing fails: a
 // server that cannot write must be gone before another reads its files.
 func (e *Engine) reopen(ctx context.Context) error {
+	if e.disk.isTight() {
+		if err := e.disk.throwBallast(); err != nil {
+			return err
+		}
+	}
 	// A server that starts on a disk that it cannot write to removes the streams
 	// it cannot open, whatever is in them.
 	if err := e.disk.canStore(); err != nil {

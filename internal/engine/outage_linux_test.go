@@ -69,12 +69,12 @@ func TestAQueueBeginsNoTaskOnceTheReserveIsHalfUsed(t *testing.T) {
 			t.Fatal(err)
 		}
 		disk.fill(t, 1<<20)
-		eventually(t, "the full disk is noticed", e.disk.scarce.Load)
+		eventually(t, "the full disk is noticed", e.disk.isScarce)
 		for w, err := range q.Fetch(1) {
 			t.Fatalf("a task was handed out: %v %v", w, err)
 		}
 		disk.free(t)
-		eventually(t, "the room is noticed", func() bool { return !e.disk.scarce.Load() })
+		eventually(t, "the room is noticed", func() bool { return !e.disk.isScarce() })
 		hand(t, e).Release()
 	})
 }
@@ -86,6 +86,9 @@ func TestAnEngineIsNotStartedOnAFullDisk(t *testing.T) {
 		rec := record("c.example:443")
 		settle(t, claim(t, e, rec), rec, nil)
 		e.Close()
+		if err := removeIfThere(filepath.Join(disk.store(), ballastName)); err != nil {
+			t.Fatal(err)
+		}
 		disk.fill(t, 0)
 		for range 2 {
 			_, err := Open(t.Context(), Config{Store: disk.store()})
