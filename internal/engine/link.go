@@ -116,6 +116,22 @@ func (k *link) shutDown() {
 	}
 }
 
+// closeLink closes the opening of the store that is in use. An error means that its
+// server has not ended yet: another must not be started beside it.
+func (e *Engine) closeLink() error {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		e.link().close()
+	}()
+	select {
+	case <-closed:
+		return nil
+	case <-time.After(closeTimeout):
+		return fmt.Errorf("the server that failed does not end within %v; if it never does, Caddy must be started again", closeTimeout)
+	}
+}
+
 // reopen puts a new opening of the store in the place of one that stores no
 // more. The folder stays locked throughout. What the old one was doing fails: a
 // server that cannot write must be gone before another reads its files.
@@ -130,7 +146,9 @@ func (e *Engine) reopen(ctx context.Context) error {
 	if err := e.disk.canStore(); err != nil {
 		return err
 	}
-	e.link().close()
+	if err := e.closeLink(); err != nil {
+		return err
+	}
 	k, err := e.openLink(ctx)
 	if err != nil {
 		return err
