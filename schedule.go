@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,6 +55,10 @@ type Schedule struct {
 
 var descriptors = []string{"@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"}
 
+// afterStar finds a range that begins with a star, which package cron takes for the
+// star, whatever it ends with.
+var afterStar = regexp.MustCompile(`[*?]-[^ ,]*`)
+
 // clock returns the schedule as the engine has it, six fields with the seconds
 // first, and what tells when it ticks; nil for @every, for that depends on when it
 // was begun. The engine hears of a schedule only when it starts. Its own reader of
@@ -80,6 +85,9 @@ func (s *Schedule) clock() (engineCron string, ticks cron.Schedule, _ error) {
 	ticks, err := cron.ParseStandard(s.Cron)
 	if err != nil {
 		return "", nil, fmt.Errorf("%q: %w", s.Cron, err)
+	}
+	if after := afterStar.FindString(s.Cron); after != "" {
+		return "", nil, fmt.Errorf("%q: %q is not a range", s.Cron, after)
 	}
 	if ticks.Next(time.Now()).IsZero() {
 		return "", nil, fmt.Errorf("%q never ticks", s.Cron)

@@ -12,6 +12,7 @@ func TestACronIsCheckedAsTheEngineReadsIt(t *testing.T) {
 		"60 2 * * *": false, "0 24 * * *": false, "0 0 0 * *": false, "0 0 1 13 *": false, "0 0 * * 7": false,
 		"0 0 30 2 *": false, "TZ=UTC 2 * * *": false, "TZ=0 2 3 4 5": false,
 		"5-1 * * * *": false, "*/0 * * * *": false, "a * * * *": false, "0 0 * anf *": false, "-1 * * * *": false, ", * * * *": false,
+		"0 0 * *-! 0": false, "*-5 * * * *": false, "0 ?- * * *": false, "1-3,*-5/2 * * * *": false,
 	} {
 		if err := (&Schedule{Cron: cron}).validate(); (err == nil) != valid {
 			t.Errorf("%q: %v", cron, err)
