@@ -307,6 +307,13 @@ func (w *Queued) isOut(ctx context.Context, k *link, rec *task.Record) error {
 	case info.State.LastSeq < w.Sequence():
 		return errBehind
 	}
+	// It may have stored it between the two looks.
+	switch last, err := lastOn(ctx, k.live, w.hand.msg.Subject()); {
+	case err != nil:
+		return err
+	case last != nil:
+		return heldUnless(last.Sequence <= w.Sequence())
+	}
 	return cmp.Or(w.standsElsewhere(ctx, k, rec), errOut)
 }
 
