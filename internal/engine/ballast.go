@@ -19,8 +19,13 @@ import (
 // end of it. So when a server stores nothing more and the disk is full, the ballast
 // is thrown off, and what is under way is settled in its room.
 
-// ballastName is the file's name in the store.
-const ballastName = "ballast"
+const (
+	// ballastName is the file's name in the store.
+	ballastName = "ballast"
+	// ballastShare is how many times the reserve is free on a disk with so much room
+	// that it need not be taken yet: on a large one a gibibyte.
+	ballastShare = 16
+)
 
 // ballastOf returns how large the ballast of a disk is, in bytes: on a disk of
 // 64 MiB it is as much as the server takes at most to clear out one file of each of

@@ -7,8 +7,15 @@ import (
 )
 
 func hasBallast(e *Engine) bool {
-	info, err := os.Stat(e.disk.ballast())
-	return err == nil && info.Size() > 0
+	_, total, err := diskSpace(e.cfg.Store)
+	info, statErr := os.Stat(e.disk.ballast())
+	return err == nil && statErr == nil && uint64(info.Size()) == ballastOf(total)
+}
+
+// awaitBallast waits for the ballast of a small disk, which takes room of its own.
+func awaitBallast(t *testing.T, e *Engine) {
+	t.Helper()
+	eventually(t, "there is a ballast", func() bool { return hasBallast(e) })
 }
 
 // A server that writes no more while the disk is full, and stays so, settles what is
@@ -17,7 +24,7 @@ func TestAStoreThatIsFullForGoodSettlesWhatIsUnderWay(t *testing.T) {
 	t.Parallel()
 	onSmallDisk(t, 64<<20, func(t *testing.T, disk smallDisk) {
 		e := openOn(t, Config{Store: disk.store()})
-		eventually(t, "there is a ballast", func() bool { return hasBallast(e) })
+		awaitBallast(t, e)
 		rec := record("c.example:443")
 		lease := claim(t, e, rec)
 		disk.fill(t, 0)
@@ -39,7 +46,7 @@ func TestAnEngineIsStartedOnAFullDiskIfItHasABallast(t *testing.T) {
 	t.Parallel()
 	onSmallDisk(t, 64<<20, func(t *testing.T, disk smallDisk) {
 		e := openOn(t, Config{Store: disk.store()})
-		eventually(t, "there is a ballast", func() bool { return hasBallast(e) })
+		awaitBallast(t, e)
 		rec := record("c.example:443")
 		settle(t, claim(t, e, rec), rec, nil)
 		e.Close()
@@ -63,7 +70,7 @@ func TestABallastThatDoesNotFitIsNotLeftInPart(t *testing.T) {
 	t.Parallel()
 	onSmallDisk(t, 8<<20, func(t *testing.T, disk smallDisk) {
 		e := openOn(t, Config{Store: disk.store()})
-		eventually(t, "there is a ballast", func() bool { return hasBallast(e) })
+		awaitBallast(t, e)
 		e.Close()
 		d := newDisk(e.cfg)
 		if err := d.throwBallast(); err != nil {

@@ -136,7 +136,7 @@ func (d *disk) look(underWay func(enough uint64) use) {
 	if low := free < need; low != wasLow {
 		d.turn(low, free, need)
 	}
-	if ballast := ballastOf(total); free >= need+margin+ballast {
+	if ballast := ballastOf(total); free >= need+margin+ballast && free < reserve*ballastShare {
 		d.takeBallast(ballast)
 	}
 }

@@ -89,6 +89,7 @@ func TestAResultThatWasDeliveredIsNotKeptInTheReserve(t *testing.T) {
 	onSmallDisk(t, 32<<20, func(t *testing.T, disk smallDisk) {
 		e := openOn(t, Config{Store: disk.store()})
 		small, large := []byte("small"), bytes.Repeat([]byte("large"), 1<<20)
+		awaitBallast(t, e)
 		disk.fill(t, 7<<20)
 		eventually(t, "the full disk is noticed", e.disk.tight.Load)
 		if e.disk.isScarce() {
@@ -140,6 +141,7 @@ func TestAnAttemptThatFailsWritesNothingIntoTheReserve(t *testing.T) {
 		e := openOn(t, Config{Store: disk.store()})
 		rec := record("c.example:443")
 		settle(t, claim(t, e, rec), rec, []byte("owed"))
+		awaitBallast(t, e)
 		disk.fill(t, 7<<20)
 		eventually(t, "the full disk is noticed", e.disk.tight.Load)
 		due, err := e.Due(t.Context())
@@ -194,6 +196,7 @@ func TestAttemptsThatFailAtOnceDoNotAllTakeTheSameRoom(t *testing.T) {
 			inHand = append(inHand, fetchFrom(t, due))
 		}
 		eventually(t, "what was stored is written", func() bool { return e.disk.unwritten() == 0 })
+		awaitBallast(t, e)
 		disk.fill(t, leastReserve+room)
 		var group sync.WaitGroup
 		for _, d := range inHand {

@@ -82,10 +82,10 @@ func (l *Lease) step(seq uint64) step {
 func (l *Lease) renew() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.over {
-		return
-	}
 	e := l.engine
+	if l.over || e.closing.Err() != nil {
+		return // settled, or left to lapse
+	}
 	seq, err := e.publish(context.Background(), l.step(l.seq))
 	next := e.cfg.LeaseTime / 3
 	switch {

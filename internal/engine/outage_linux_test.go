@@ -28,6 +28,7 @@ func TestWhatIsUnderWayIsSettledInTheReserveOfADiskThatIsFull(t *testing.T) {
 		waiting := queued("c.example:443")
 		enqueue(t, e, &waiting, nil)
 
+		awaitBallast(t, e)
 		disk.fill(t, 6<<20)
 		eventually(t, "the full disk is noticed", func() bool { return e.Ready() != nil })
 		if err := e.Ready(); !errors.Is(err, ErrFull) {
@@ -68,6 +69,7 @@ func TestAQueueBeginsNoTaskOnceTheReserveIsHalfUsed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		awaitBallast(t, e)
 		disk.fill(t, 1<<20)
 		eventually(t, "the full disk is noticed", e.disk.isScarce)
 		for w, err := range q.Fetch(1) {
