@@ -1,6 +1,7 @@
 package receivers
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -206,7 +207,10 @@ func (p *process) finished(id string) (head string, pairs []string) {
 		if !found {
 			return fmt.Errorf("not in %.2000s", p.out.String())
 		}
-		after, _, _ = strings.Cut(after, "\ntask ")
+		after, _, another := strings.Cut(after, "\ntask ")
+		if !another && !strings.HasSuffix(after, "\n") {
+			return errors.New("not to its end")
+		}
 		lines := strings.Split(strings.TrimSuffix(after, "\n"), "\n")
 		head, pairs = lines[0], lines[1:]
 		return nil
