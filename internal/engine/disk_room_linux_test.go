@@ -108,12 +108,7 @@ func TestAResultThatWasDeliveredIsNotKeptInTheReserve(t *testing.T) {
 				disk.fill(t, 7<<20)
 				eventually(t, "the full disk is noticed", e.disk.tight.Load)
 			}
-			if err := d.Done(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			if f, err := e.Find(t.Context(), rec.ID); err != nil || f.Record.State != task.Done {
-				t.Errorf("the task is %+v, %v", f, err)
-			}
+			end(t, e, d)
 			if got, err := result(t, e, rec.ID); !errors.Is(err, ErrGone) {
 				t.Errorf("of a result of %d bytes %d are left, and %v", len(body), len(got), err)
 			}

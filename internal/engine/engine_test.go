@@ -89,6 +89,28 @@ func settle(t *testing.T, l *Lease, rec task.Record, body []byte) {
 	}
 }
 
+// end ends a delivery, and waits until its task counts as ended: the server takes
+// note of an acknowledgement a moment after it.
+func end(t *testing.T, e *Engine, d *Delivery) {
+	t.Helper()
+	if err := d.Done(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(time.Minute)
+	for {
+		f, err := e.Find(t.Context(), d.Record.ID)
+		switch {
+		case err != nil:
+			t.Fatal(err)
+		case f.Record.State == task.Done:
+			return
+		case time.Now().After(deadline):
+			t.Fatalf("a minute after its delivery the task is %s", f.Record.State)
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
 // fetch takes the next delivery that is due.
 func fetch(t *testing.T, e *Engine) *Delivery {
 	t.Helper()

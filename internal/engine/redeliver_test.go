@@ -215,9 +215,7 @@ func TestAPurgedTaskGivesItsKeyFree(t *testing.T) {
 		t.Fatal(mine, err)
 	}
 	settle(t, claim(t, e, rec), rec, []byte("result"))
-	if err := fetch(t, e).Done(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	end(t, e, fetch(t, e))
 	f, err := e.Find(t.Context(), rec.ID)
 	if err != nil {
 		t.Fatal(err)
