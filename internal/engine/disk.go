@@ -51,8 +51,9 @@ const (
 	// what need be free. A disk that takes 250 MB a second fills the reserve in that
 	// time, and a small one's sooner: so who is about to store looks too.
 	spaceInterval = 250 * time.Millisecond
-	// writeLag is how long after its acknowledgement a message is written at the
-	// latest; half of that, if the machine is not very busy.
+	// writeLag is how long a message counts as unwritten after its acknowledgement, and
+	// half of it at least. The server writes within milliseconds, and promises nothing.
+	// Longer would refuse tasks on a small disk for what stands in its files already.
 	writeLag = 40 * time.Millisecond
 )
 
@@ -161,7 +162,7 @@ func (d *disk) isFull() bool {
 	if d.low.Load() {
 		return true
 	}
-	free, uses := d.uses(all)
+	free, uses := d.uses(wholeReserve)
 	if uses {
 		d.turn(true, free, d.need.Load())
 	}
@@ -173,21 +174,21 @@ func (d *disk) isTight() bool {
 	if d.tight.Load() {
 		return true
 	}
-	_, uses := d.uses(all)
+	_, uses := d.uses(wholeReserve)
 	return uses
 }
 
 // isScarce says whether half of the reserve is used: there is hardly room to settle
 // what is under way.
 func (d *disk) isScarce() bool {
-	_, uses := d.uses(half)
+	_, uses := d.uses(halfReserve)
 	return uses
 }
 
 // Parts of the reserve, as what it is divided by.
 const (
-	all  = 1
-	half = 2
+	wholeReserve = 1
+	halfReserve  = 2
 )
 
 // uses says whether less than a part of the reserve is free, or will be once what is
