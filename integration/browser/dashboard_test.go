@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/chromedp/cdproto/page"
+
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
@@ -159,6 +161,25 @@ func TestDashboardCountsTasksAsTheyCome(t *testing.T) {
 	badge("dead", "1")
 	o.queue()
 	badge("running", "1")
+}
+
+func TestDashboardSaysWhatIsNewThoughItHearsOfItLate(t *testing.T) {
+	t.Parallel()
+	o := startOperated(t)
+	p := newPage(t, desktop)
+	call(p, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: `
+		const late = new Promise((listen) => { globalThis.listen = listen; });
+		globalThis.EventSource = class extends EventSource {
+			addEventListener(...its) { late.then(() => super.addEventListener(...its)); }
+		};`})
+	p.open(o.URL("/ops"))
+	p.shows("No task yet")
+	id := o.task("/ok")
+	o.until("done", "1")
+	eval[int](p, `(listen(), 0)`)
+	p.click("button", "Show what is new")
+	p.shows(id)
+	p.rows(1)
 }
 
 func TestDashboardFiltersTasks(t *testing.T) {

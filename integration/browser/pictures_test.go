@@ -110,6 +110,7 @@ func TestThePictureOfTheDashboardCanBeTaken(t *testing.T) {
 	o := startOperated(t)
 	p := newPage(t, desktop)
 	p.open(o.URL("/ops"))
+	p.shows("No task yet") // so that there is something new to be shown
 	work := func(n int) { o.Tasks(n, func(int) string { return o.receiver.URL + "/ok" }) }
 	work(40)
 	if *pictures {

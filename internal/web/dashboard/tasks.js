@@ -69,8 +69,11 @@ const showTasks = async (filters, signal) => {
 	listing = { filters, loaded: undefined };
 	showStates();
 	showFilters(new Map(filters));
+	// Counted before they are read: what comes in between must be said to be new.
+	counts = (await call("overview", { signal })).tasks ?? {};
+	const counted = countOf(new Map(filters).get("state") ?? "");
 	const { tasks, next, scanned, paged } = await readTasks(filters, signal);
-	listing.loaded = countOf(new Map(filters).get("state") ?? "");
+	listing.loaded = counted;
 	showStates();
 	byID("list").replaceChildren(tasks.length ? tableOf("Tasks", taskColumns, tasks) : noTasks(filters, next, scanned));
 	byID("listed").textContent = listedText(tasks.length, { next, scanned, paged });
