@@ -12,10 +12,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -208,7 +211,8 @@ func (g *Gateway) Stop() int {
 	return g.Cmd.ProcessState.ExitCode()
 }
 
-// Reload loads the Caddyfile again.
+// Reload loads the Caddyfile again and waits until only the new server listens:
+// the old one closes a connection that it has accepted and not yet read from.
 func (g *Gateway) Reload() error {
 	text, err := os.ReadFile(g.File)
 	if err != nil {
@@ -234,7 +238,46 @@ func (g *Gateway) Reload() error {
 	}
 	// Those to the servers that are being replaced may close as they are used.
 	http.DefaultClient.CloseIdleConnections()
-	return nil
+	return g.listensOnce()
+}
+
+// listensOnce waits until one socket listens at the site's port. Caddy opens the
+// next one before it closes the last. Elsewhere than on Linux it does not wait.
+func (g *Gateway) listensOnce() error {
+	_, text, err := net.SplitHostPort(g.Addr)
+	if err != nil {
+		return err
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		return err
+	}
+	// A line is: number, local address, remote address, state in hexadecimal.
+	const listening = "0A"
+	suffix := fmt.Sprintf(":%04X", port)
+	for deadline := time.Now().Add(Patience); ; Pause(time.Millisecond) {
+		sockets := 0
+		for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+			lines, err := os.ReadFile(table)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(lines)) {
+				if f := strings.Fields(line); len(f) > 3 && f[3] == listening && strings.HasSuffix(f[1], suffix) {
+					sockets++
+				}
+			}
+		}
+		if sockets <= 1 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%d sockets listen at %s after a reload", sockets, g.Addr)
+		}
+	}
 }
 
 // URL is that of a path on the site.
