@@ -106,6 +106,18 @@ func TestDashboardSaysWhyAnActionFailed(t *testing.T) {
 	p.is("the dialog is closed", `!document.getElementById("ask").open`)
 }
 
+func TestDashboardLeavesTheFocusInAListThatIsReadAnew(t *testing.T) {
+	t.Parallel()
+	o := startOperated(t)
+	id := o.task("/ok")
+	p := newPage(t, desktop)
+	p.open(o.URL("/ops"))
+	p.rows(1)
+	p.tabTo("#list a", id)
+	eval[int](p, `(document.activeElement.drawnBefore = true, dispatchEvent(new Event("hashchange")), 0)`)
+	p.is("the focus is at the same task, drawn anew", `document.activeElement.hash === "#/tasks/" + %s && !document.activeElement.drawnBefore`, id)
+}
+
 func TestDashboardIsUsedByKeyboardAlone(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)

@@ -66,6 +66,14 @@ const tableOf = (title, columns, rows) => {
 	return table;
 };
 
+// replaceTable puts a table in place of the one before it. A link that has the
+// focus keeps it; if it is gone, the head of its section gets it.
+const replaceTable = (place, made, head) => {
+	const focused = place.contains(document.activeElement) ? document.activeElement.hash : undefined;
+	place.replaceChildren(made);
+	if (focused) (place.querySelector(`a[href="${CSS.escape(focused)}"]`) ?? byID(head)).focus();
+};
+
 const emptyList = (title, ...hint) => element("div", "empty", element("p", "empty-title", title), element("p", "", ...hint));
 
 const lists = {
@@ -102,7 +110,7 @@ const lists = {
 	},
 };
 
-// showList draws a list anew if it has changed, and leaves the focus where it is.
+// showList draws a list anew if it has changed.
 const shownLists = {};
 const showList = async (name, signal) => {
 	const { title, columns, empty } = lists[name];
@@ -110,8 +118,5 @@ const showList = async (name, signal) => {
 	const text = JSON.stringify(rows);
 	if (shownLists[name] === text) return;
 	shownLists[name] = text;
-	const place = byID(name).querySelector(".rows");
-	const focused = place.contains(document.activeElement) ? document.activeElement.hash : undefined;
-	place.replaceChildren(rows.length ? tableOf(title, columns, rows) : emptyList(...empty));
-	if (focused) (place.querySelector(`a[href="${CSS.escape(focused)}"]`) ?? byID(`${name}-title`)).focus();
+	replaceTable(byID(name).querySelector(".rows"), rows.length ? tableOf(title, columns, rows) : emptyList(...empty), `${name}-title`);
 };

@@ -75,7 +75,7 @@ const showTasks = async (filters, signal) => {
 	const { tasks, next, scanned, paged } = await readTasks(filters, signal);
 	listing.loaded = counted;
 	showStates();
-	byID("list").replaceChildren(tasks.length ? tableOf("Tasks", taskColumns, tasks) : noTasks(filters, next, scanned));
+	replaceTable(byID("list"), tasks.length ? tableOf("Tasks", taskColumns, tasks) : noTasks(filters, next, scanned), "tasks-title");
 	byID("listed").textContent = listedText(tasks.length, { next, scanned, paged });
 	showPages(filters, next, paged);
 };
