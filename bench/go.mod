@@ -5,6 +5,7 @@ go 1.26.8
 require (
 	github.com/caddy-callback/caddy-callback v0.0.0
 	github.com/caddyserver/caddy/v2 v2.11.9
+	github.com/google/pprof v0.0.0-20261105003125-4bf881d7fb0b
 	github.com/google/uuid v1.6.0
 	github.com/nats-io/nats-server/v2 v2.15.2
 	github.com/nats-io/nats.go v1.55.0

@@ -41,6 +41,7 @@ var measurements = []measurement{
 	{"depth", "throughput beside what is stored", compare(depth)},
 	{"start", "from the start to the first request", compare(starts)},
 	{"cost", "what a task costs", costs},
+	{"profile", "where the time of a task goes", profiles},
 	{"curves", "what grows with load, drawn", curves},
 }
 

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/pprof/profile"
+)
+
+const (
+	inModule = "github.com/caddy-callback/caddy-callback"
+	inEngine = inModule + "/internal/engine."
+	inProxy  = "github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy."
+	inServer = "github.com/nats-io/nats-server/v2/server."
+)
+
+// parts are what the time of a task is divided into, by the beginnings of the names
+// of the functions that do it. What helps all of them is not listed: its time is
+// that of whose help it is.
+var parts = []struct {
+	what      string
+	functions []string
+}{
+	{"parse: finding the member", []string{inModule + ".(*Handler).callbackOf"}},
+	{"lease: storing it, on our side", []string{inModule + ".(*Handler).claim"}},
+	{"proxy: `reverse_proxy`", []string{inProxy}},
+	{"capture: keeping the response", []string{inModule + ".(*capture).", inModule + ".(*exchange).serve"}},
+	{"encode: the result as a form", []string{inModule + ".encode"}},
+	{"publish: the verdict, on our side", []string{inModule + ".(*exchange).record", inEngine + "(*Lease).Settle"}},
+	{"claim: taking the delivery", []string{inModule + ".(*deliverer).", inEngine + "(*Source).", inEngine + "(*Engine).take"}},
+	{"POST: request, headers, answer", []string{inModule + ".(*sender)."}},
+	{"ack: the record of the delivery, on our side", []string{inModule + ".(*sender).conclude", inEngine + "(*Delivery).Done"}},
+	{"the rest of the handler", []string{inModule + ".(*Handler).ServeHTTP"}},
+	{"HTTP server, and Caddy's routes", []string{"net/http.(*conn).", "net/http.(*response).", "net/http.(*connReader).", "net/http.serverHandler", "github.com/caddyserver/"}},
+	{"HTTP transports, to the endpoint and the receiver", []string{"net/http.(*Transport).", "net/http.(*persistConn).", "net/http.(*Request).write", "net/http.(*Client)."}},
+	{"engine: storing", []string{inServer + "(*stream).", inServer + "(*fileStore).", inServer + "(*msgBlock)."}},
+	{"engine: consumers", []string{inServer + "(*consumer)."}},
+	{"engine: connections", []string{inServer + "(*client)."}},
+	{"engine: the rest", []string{inServer + "(*Server).startGoRoutine"}},
+	{"client library of NATS", []string{"github.com/nats-io/nats%2ego.", "github.com/nats-io/nats.go/"}},
+	{"garbage collection", []string{"runtime.gc", "runtime.bgsweep", "runtime.bgscavenge"}},
+}
+
+const restPart = "scheduler, timers and the rest"
+
+// partOf returns the part that a function belongs to: of those whose beginnings
+// fit, the one that says most.
+func partOf(function string) (what string) {
+	longest := 0
+	for _, p := range parts {
+		for _, beginning := range p.functions {
+			if len(beginning) > longest && strings.HasPrefix(function, beginning) {
+				what, longest = p.what, len(beginning)
+			}
+		}
+	}
+	return what
+}
+
+// profiles divides what a task of a waiting client takes of the gateway's CPU time
+// into parts, by a profile that Caddy's admin endpoint makes under load.
+func profiles(b *bench) (table, error) {
+	g, err := newGateway()
+	if err != nil {
+		return table{}, err
+	}
+	defer g.remove()
+	w, err := newWorkload(g)
+	if err != nil {
+		return table{}, fmt.Errorf("%w: %s", err, g.said())
+	}
+	defer w.close()
+	if _, err := w.round(b.round); err != nil { // warming up
+		return table{}, err
+	}
+	// The profile begins and ends while there is load.
+	d := max(time.Second, time.Duration(b.rounds)*b.round).Round(time.Second)
+	loaded := make(chan error, 1)
+	go func() {
+		_, err := w.round(d + 2*time.Second)
+		loaded <- err
+	}()
+	time.Sleep(time.Second)
+	before := w.arrived.Load()
+	taken, err := profileOf(g.admin, d)
+	n := w.arrived.Load() - before
+	if loadErr := <-loaded; err == nil {
+		err = loadErr
+	}
+	if err != nil {
+		return table{}, err
+	}
+	return divide(taken, int(n))
+}
+
+// profileOf takes a profile of a process's CPU time for so long.
+func profileOf(admin string, d time.Duration) (*profile.Profile, error) {
+	resp, err := http.Get(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", admin, int(d.Seconds())))
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("the profile: %s", resp.Status)
+	}
+	return profile.Parse(resp.Body)
+}
+
+// divide makes a table of the parts, for each of n tasks. A sample belongs to the
+// part of the innermost function that has one.
+func divide(p *profile.Profile, n int) (table, error) {
+	cpu := slices.IndexFunc(p.SampleType, func(t *profile.ValueType) bool { return t.Type == "cpu" })
+	if cpu < 0 || n == 0 {
+		return table{}, fmt.Errorf("a profile without CPU time, or of %d tasks", n)
+	}
+	took := make(map[string]int64)
+	var all int64
+	for _, sample := range p.Sample {
+		what := restPart
+	stack:
+		for _, location := range sample.Location {
+			for _, line := range location.Line {
+				if found := partOf(line.Function.Name); found != "" {
+					what = found
+					break stack
+				}
+			}
+		}
+		took[what] += sample.Value[cpu]
+		all += sample.Value[cpu]
+	}
+	micros := func(nanos int64) string { return fmt.Sprintf("%.0f", float64(nanos)/1000/float64(n)) }
+	t := table{head: []string{"part", "µs of CPU time a task"}}
+	for _, what := range slices.SortedFunc(maps.Keys(took), func(a, b string) int { return cmp.Or(cmp.Compare(took[b], took[a]), cmp.Compare(a, b)) }) {
+		t.rows = append(t.rows, []string{what, micros(took[what])})
+	}
+	t.rows = append(t.rows, []string{"all of it", micros(all)})
+	return t, nil
+}
