@@ -7,9 +7,9 @@ import (
 )
 
 // The server looks which leases have lapsed, and stores what becomes of them a
-// moment later without looking again. A holder that settles in between, as one
-// does that was paused past its lease and goes on, has settled: what the lapse
-// stores after it would be a second verdict.
+// moment later without looking again. A holder that was paused past its lease makes
+// sure of it before it settles. If it settled in between all the same, it has
+// settled: what the lapse stores after it would be a second verdict.
 
 // TakeLapsed says whether the delivery of a lapsed lease counts. If the holder
 // has settled after all, the delivery is taken out; if what it settled is being

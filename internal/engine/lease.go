@@ -26,10 +26,11 @@ type Lease struct {
 	copy    uint64 // the sequence of the waiting task that it was claimed on; 0 if none waited
 	lost    func()
 
-	mu    sync.Mutex
-	seq   uint64
-	timer *time.Timer
-	over  bool
+	mu      sync.Mutex
+	seq     uint64
+	renewed time.Time // when what the server has of it was sent
+	timer   *time.Timer
+	over    bool
 }
 
 // Claim takes the task that rec names. rec is what is delivered if the holder
@@ -52,16 +53,14 @@ func (e *Engine) Claim(ctx context.Context, rec task.Record, lost func()) (*Leas
 
 // claim takes the lease, if nobody has it.
 func (l *Lease) claim(ctx context.Context) error {
-	seq, err := l.engine.publish(ctx, l.step(0))
-	switch {
+	l.mu.Lock() // the timer may fire before it is assigned
+	defer l.mu.Unlock()
+	switch err := l.store(ctx); {
 	case errors.Is(err, ErrLost):
 		return ErrHeld
 	case err != nil:
 		return err
 	}
-	l.mu.Lock() // the timer may fire before it is assigned
-	defer l.mu.Unlock()
-	l.seq = seq
 	l.engine.leases.Store(l.rec.ID, l)
 	l.timer = time.AfterFunc(l.engine.cfg.LeaseTime/3, l.renew)
 	return nil
@@ -77,6 +76,16 @@ func (l *Lease) step(seq uint64) step {
 	}
 }
 
+// store writes the lease, which lapses a lease time from now. Caller holds l.mu.
+func (l *Lease) store(ctx context.Context) error {
+	sent := time.Now()
+	seq, err := l.engine.publish(ctx, l.step(l.seq))
+	if err == nil {
+		l.seq, l.renewed = seq, sent
+	}
+	return err
+}
+
 // renew puts the lapse off by another lease time. A failure is tried again
 // soon: the engine may be away for a moment.
 func (l *Lease) renew() {
@@ -86,11 +95,10 @@ func (l *Lease) renew() {
 	if l.over || e.closing.Err() != nil {
 		return // settled, or left to lapse
 	}
-	seq, err := e.publish(context.Background(), l.step(l.seq))
+	err := l.store(context.Background())
 	next := e.cfg.LeaseTime / 3
 	switch {
 	case err == nil:
-		l.seq = seq
 	case errors.Is(err, ErrLost):
 		// Either it lapsed, or an earlier renewal was stored and its
 		// acknowledgement was lost.
@@ -194,8 +202,11 @@ func (l *Lease) leave(ctx context.Context, s step) error {
 		return ErrLost
 	}
 	for {
-		s.fence, s.seq, s.purge = l.subject(), l.seq, true
-		_, err := l.engine.publish(ctx, s)
+		err := l.makeSure(ctx)
+		if err == nil {
+			s.fence, s.seq, s.purge = l.subject(), l.seq, true
+			_, err = l.engine.publish(ctx, s)
+		}
 		if errors.Is(err, ErrLost) {
 			// As in renew: our own renewal may have been stored unacknowledged.
 			if own, ownErr := l.reread(ctx); ownErr != nil {
@@ -213,6 +224,34 @@ func (l *Lease) leave(ctx context.Context, s step) error {
 		return err
 	}
 }
+
+// makeSure renews a lease that may have lapsed, as after a pause of this process or
+// a step of the clock, and waits a moment. The server looks which leases have lapsed
+// and stores what they lapse into after that, without looking again: in place of
+// what was settled in between. It ends the lease in the same step, also one that was
+// renewed meanwhile, and then the fence tells. Caller holds l.mu.
+func (l *Lease) makeSure(ctx context.Context) error {
+	now := time.Now()
+	// By either clock: one stands still while the machine sleeps, the other is set.
+	age := max(now.Sub(l.renewed), now.Round(0).Sub(l.renewed.Round(0)))
+	if age < l.engine.cfg.LeaseTime*3/4 {
+		return nil
+	}
+	if err := l.store(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(l.engine.cfg.LeaseTime / lapseParts):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// lapseParts is the part of the lease time that the server is given between looking
+// which leases have lapsed and storing that: a second of thirty. It takes a
+// millisecond, or as long as a cluster takes to agree.
+const lapseParts = 30
 
 func (l *Lease) isOver() bool {
 	l.mu.Lock()
