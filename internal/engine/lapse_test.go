@@ -90,8 +90,12 @@ func TestAHolderThatWasPausedDoesNotSettleBeforeTheLapseThatWasSeen(t *testing.T
 			complete := rec
 			complete.Status, complete.Error, complete.Result = task.Complete, "", new(task.Result)
 			go func() { settled <- l.Settle(t.Context(), &complete, nil, false) }()
-			for leaseOf(t, e, rec.ID) == before {
-				time.Sleep(time.Millisecond) // until it has been renewed
+			for leaseOf(t, e, rec.ID) == before { // until it has been renewed
+				select {
+				case err := <-settled:
+					t.Fatalf("settling returned %v, and the lease was not renewed", err)
+				default:
+				}
 			}
 			// What the server stores of a lease that it found lapsed before that.
 			if _, err := e.publish(t.Context(), step{
