@@ -237,12 +237,14 @@ func (d *disk) age() {
 // trialSize is what is written to find out whether a disk takes anything.
 const trialSize = 64 << 10
 
-// canStore says why a server must not be started on the folder. A server that
-// cannot write removes the streams that it fails to open, with all that is in
-// them.
+// canStore says why a server must not be started on the folder: one that cannot
+// open a file, or write, does not come to serve, or panics.
 func (d *disk) canStore() error {
 	if free, total, err := d.space(d.folder); err == nil && free < reserveOf(total)/4 {
 		return fmt.Errorf("%w: %s are free", ErrFull, humanize.IBytes(free))
+	}
+	if err := tryOpen(); err != nil {
+		return fmt.Errorf("opening the store: %w", err)
 	}
 	if err := d.tryWrite(); err != nil {
 		return fmt.Errorf("writing to the store: %w", full(err))

@@ -36,8 +36,10 @@ func (e *Engine) openFolder() (err error) {
 // startEmbedded runs a JetStream server inside the process. It listens on
 // nothing; the connection to it is a pipe.
 func (e *Engine) startEmbedded(k *link) error {
-	if err := e.mend(); err != nil {
-		return err
+	for _, prepare := range []func() error{e.restoreStreams, e.mend, e.secureStreams} {
+		if err := prepare(); err != nil {
+			return err
+		}
 	}
 	opts := &server.Options{
 		ServerName:   "caddy-callback",

@@ -77,6 +77,11 @@ func (e *Engine) fill(ctx context.Context, k *link) (err error) {
 	if k.js, err = jetstream.New(k.nc, jetstream.WithDefaultTimeout(publishTimeout)); err != nil {
 		return fmt.Errorf("opening JetStream: %w", err)
 	}
+	if !e.remote() {
+		if err := e.checkOpened(ctx, k); err != nil {
+			return err
+		}
+	}
 	if err := e.openStreams(ctx, k); err != nil {
 		return err
 	}

@@ -46,17 +46,9 @@ func (e *Engine) mend() error {
 		folder: streamsFolder(e.cfg.Store), log: e.log,
 		aside: filepath.Join(e.cfg.Store, "damaged-"+time.Now().UTC().Format("20060102T150405.000Z")),
 	}
-	entries, err := os.ReadDir(m.folder)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
+	names, err := streamsIn(m.folder)
+	if err != nil {
 		return fmt.Errorf("reading the store: %w", err)
-	}
-	var names []string
-	for _, entry := range entries {
-		if entry.IsDir() && !strings.HasPrefix(entry.Name(), ".") { // those are being removed
-			names = append(names, entry.Name())
-		}
 	}
 	m.missStreams(names)
 	for _, name := range names {
@@ -84,7 +76,7 @@ func (m *mender) mendStream(name string) error {
 	if err := m.mendDescription(name); err != nil {
 		return err
 	}
-	blocks, err := m.blocks(name)
+	blocks, err := blocksOf(m.folder, name)
 	if err != nil {
 		return err
 	}
@@ -115,9 +107,9 @@ func (m *mender) mendStream(name string) error {
 	return m.tell(name, damages)
 }
 
-// blocks returns which blocks a stream has.
-func (m *mender) blocks(stream string) (indexes []uint32, _ error) {
-	entries, err := os.ReadDir(filepath.Join(m.folder, stream, "msgs"))
+// blocksOf returns which blocks a stream has.
+func blocksOf(folder, stream string) (indexes []uint32, _ error) {
+	entries, err := os.ReadDir(filepath.Join(folder, stream, "msgs"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
@@ -310,7 +302,7 @@ func (m *mender) tell(stream string, damages []*damage) error {
 // before it was damaged.
 func (m *mender) findOver(stream string) (over func(blockRecord) bool, _ error) {
 	deleted, last := make(map[uint64]bool), make(map[string]uint64)
-	blocks, err := m.blocks(stream)
+	blocks, err := blocksOf(m.folder, stream)
 	if err != nil {
 		return nil, err
 	}

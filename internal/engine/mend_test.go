@@ -287,3 +287,35 @@ func TestWhatAKilledServerLeftOfAFileIsRemoved(t *testing.T) {
 	}
 	s.deliver(t, e, nil)
 }
+
+func TestAStreamThatAServerCannotOpenIsPutBack(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{liveStream, deadStream} {
+		for _, killed := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, killed %v", name, killed), func(t *testing.T) {
+				t.Parallel()
+				s := newDamagedStore(t, killed)
+				// A server that cannot make its folder of consumers removes the stream.
+				consumers := filepath.Join(streamsFolder(s.folder), name, "obs")
+				if err := errors.Join(os.RemoveAll(consumers), os.WriteFile(consumers, nil, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+				e, err := Open(t.Context(), Config{Store: s.folder, Logger: zap.NewNop()})
+				if err == nil {
+					e.Close()
+				}
+				if err == nil || !strings.Contains(err.Error(), "did not open the stream "+name) {
+					t.Fatalf("it was opened: %v", err)
+				}
+				if _, err := os.Stat(consumers); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("the server did not remove the stream: %v", err)
+				}
+				e = openOn(t, Config{Store: s.folder})
+				s.deliver(t, e, nil)
+				if _, err := os.Stat(openingFolder(s.folder)); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("the links are still there: %v", err)
+				}
+			})
+		}
+	}
+}
