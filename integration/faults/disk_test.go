@@ -206,7 +206,7 @@ func (g gate) isShut() bool {
 // for callbacks to be accepted again, one after the other.
 func (o *outage) drains() {
 	o.g.T.Helper()
-	o.g.Eventually("every accepted task has its callback", o.l.Settled)
+	o.l.Drain(o.g.T)
 	o.g.Eventually("callbacks are accepted again, one after the other", func() error {
 		for n := range 40 {
 			if !o.send() {
@@ -215,7 +215,7 @@ func (o *outage) drains() {
 		}
 		return nil
 	})
-	o.g.Eventually("every accepted task has its callback", o.l.Settled)
+	o.l.Drain(o.g.T)
 }
 
 func TestADiskThatFillsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
@@ -289,16 +289,21 @@ func TestADiskThatTheStoreHasFilledDrainsWithoutMoreRoom(t *testing.T) {
 	}
 }
 
-// limitFiles makes every write of a process beyond a size of file fail, as on a
-// disk with errors; or lifts that.
-func limitFiles(t *testing.T, g *gatewaytest.Gateway, size uint64) {
-	t.Helper()
-	limit := syscall.Rlimit{Cur: size, Max: ^uint64(0)}
-	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(g.Cmd.Process.Pid), syscall.RLIMIT_FSIZE,
-		uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
-	if errno != 0 {
-		t.Fatal(errno)
+// limit sets a limit of a gateway's process, and returns what it was.
+func limit(g *gatewaytest.Gateway, resource int, n uint64) (before uint64) {
+	g.T.Helper()
+	var l syscall.Rlimit
+	prlimit := func(to, from *syscall.Rlimit) {
+		_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(g.Cmd.Process.Pid), uintptr(resource),
+			uintptr(unsafe.Pointer(to)), uintptr(unsafe.Pointer(from)), 0, 0)
+		if errno != 0 {
+			g.T.Fatal(errno)
+		}
 	}
+	prlimit(nil, &l)
+	before, l.Cur = l.Cur, n
+	prlimit(&l, nil)
+	return before
 }
 
 func TestADiskThatReturnsErrorsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
@@ -310,12 +315,12 @@ func TestADiskThatReturnsErrorsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
 		for range 20 {
 			o.send()
 		}
-		limitFiles(t, o.g, 0)
+		before := limit(o.g, syscall.RLIMIT_FSIZE, 0) // every write fails, as on a disk with errors
 		o.refuses()
 		gatewaytest.Pause(2 * time.Second)
-		limitFiles(t, o.g, ^uint64(0))
+		limit(o.g, syscall.RLIMIT_FSIZE, before)
 		o.recovers()
 	}
-	o.g.Eventually("every accepted task has its callback", o.l.Settled)
+	o.l.Drain(o.g.T)
 	report(t, "4. disk that returns errors", rounds, o.l.Tally())
 }

@@ -61,6 +61,9 @@ type NATSServer struct {
 	Cmd                *exec.Cmd
 }
 
+// log is the server's log file.
+func (s *NATSServer) log() string { return filepath.Join(s.Dir, "log") }
+
 // NewCluster names n servers that are not started yet.
 func NewCluster(t testing.TB, n int) *Cluster {
 	t.Helper()
@@ -69,8 +72,11 @@ func NewCluster(t testing.TB, n int) *Cluster {
 		c.Servers = append(c.Servers, &NATSServer{Client: FreeAddr(t), Route: FreeAddr(t), Dir: t.TempDir()})
 	}
 	t.Cleanup(func() {
-		for i := range c.Servers {
+		for i, s := range c.Servers {
 			c.Kill(i)
+			if text, err := os.ReadFile(s.log()); t.Failed() && err == nil {
+				t.Logf("the log of NATS server %d:\n%s", i, text)
+			}
 		}
 	})
 	return c
@@ -96,7 +102,7 @@ func (c *Cluster) Start(i int) {
 		c.t.Fatal(err)
 	}
 	host, port, _ := strings.Cut(s.Client, ":")
-	args := []string{"-a", host, "-p", port, "-sd", s.Dir, "-n", fmt.Sprintf("n%d", i)}
+	args := []string{"-a", host, "-p", port, "-sd", s.Dir, "-n", fmt.Sprintf("n%d", i), "-l", s.log()}
 	if !c.Plain {
 		args = append(args, "-js")
 	}
@@ -131,7 +137,8 @@ func (c *Cluster) Kill(i int) {
 	}
 }
 
-// Ready waits until the cluster takes streams.
+// Ready waits until the cluster takes streams, and every server has what is in
+// those there are: until then it may not survive that another is killed.
 func (c *Cluster) Ready() {
 	c.t.Helper()
 	Eventually(c.t, "the cluster is ready", func() error {
@@ -144,8 +151,24 @@ func (c *Cluster) Ready() {
 		if err != nil {
 			return err
 		}
-		_, err = js.AccountInfo()
-		return err
+		if _, err = js.AccountInfo(); err != nil {
+			return err
+		}
+		for name := range js.StreamNames() {
+			info, err := js.StreamInfo(name)
+			if err != nil {
+				return fmt.Errorf("the stream %s: %w", name, err)
+			}
+			if info.Cluster == nil {
+				continue // of a single server
+			}
+			for _, replica := range info.Cluster.Replicas {
+				if !replica.Current || replica.Offline {
+					return fmt.Errorf("the stream %s: %+v", name, replica)
+				}
+			}
+		}
+		return nil
 	})
 }
 

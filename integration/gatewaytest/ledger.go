@@ -4,10 +4,12 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
+	"testing"
 	"time"
 )
 
@@ -58,22 +60,46 @@ func (l *Ledger) Arrive(c Callback) {
 // Settled returns nil once every accepted task has its callback; two verdicts
 // on one task, or two results, are fatal.
 func (l *Ledger) Settled() error {
+	_, err := l.missing()
+	return err
+}
+
+// missing returns how many accepted tasks have no callback, and why the ledger is
+// not settled.
+func (l *Ledger) missing() (n int, _ error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	missing, one := 0, ""
+	one := ""
 	for id := range l.Accepted {
 		switch len(l.Verdicts[id]) {
 		case 0:
-			missing, one = missing+1, id
+			n, one = n+1, id
 		case 1:
 		default:
-			return Fatal(fmt.Errorf("task %s has the verdicts %v", id, l.Verdicts[id]))
+			return math.MaxInt, Fatal(fmt.Errorf("task %s has the verdicts %v", id, l.Verdicts[id]))
 		}
 	}
-	if missing > 0 {
-		return fmt.Errorf("%d of %d accepted tasks have no callback, as %s", missing, len(l.Accepted), one)
+	if n > 0 {
+		return n, fmt.Errorf("%d of %d accepted tasks have no callback, as %s", n, len(l.Accepted), one)
 	}
-	return nil
+	return 0, nil
+}
+
+// Drain waits until every accepted task has its callback. That may be long if many
+// wait: patience is lost when hardly any come.
+func (l *Ledger) Drain(t testing.TB) {
+	t.Helper()
+	const some = 500
+	for most := math.MaxInt; most > 0; {
+		Eventually(t, "every accepted task has its callback", func() error {
+			n, err := l.missing()
+			if err == nil || n < most-some {
+				most = n
+				return nil
+			}
+			return err
+		})
+	}
 }
 
 // Statuses returns the verdicts that came of a task.
