@@ -1,0 +1,76 @@
+//go:build linux
+
+package faults
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+)
+
+// crowd has n clients that connect, say nothing and leave soon, again and again,
+// until the function it returns is called.
+func crowd(n int, addr string) (end func()) {
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for range n {
+		clients.Go(func() {
+			for {
+				conn, err := net.DialTimeout("tcp", addr, time.Second)
+				select {
+				case <-stop:
+				case <-time.After(rand.N(200 * time.Millisecond)):
+				}
+				if err == nil {
+					_ = conn.Close() // nothing was sent
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	return func() {
+		close(stop)
+		clients.Wait()
+	}
+}
+
+func TestDescriptorsThatRunOutLoseNothing(t *testing.T) {
+	t.Parallel()
+	rounds := pick(1, 3, 20)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry"+strings.Repeat(" 1s", 100)), mixed(t, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, r.Header.Get("beam-task-id"), strings.Repeat(" result", 20_000)) // the store's files are many
+	}))
+	l := gatewaytest.NewLedger(rcv, t.Context().Done())
+	end := write(l, 8, []*gatewaytest.Gateway{g}, rcv.URL, backOff)
+	for range rounds {
+		gatewaytest.Pause(time.Second)
+		open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", g.Cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := limit(g, syscall.RLIMIT_NOFILE, uint64(len(open))+rand.N[uint64](100))
+		leave := crowd(200, g.Addr)
+		gatewaytest.Pause(10 * time.Second)
+		leave()
+		limit(g, syscall.RLIMIT_NOFILE, before)
+		o := outage{g: g, l: l, body: fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)}
+		o.recovers()
+	}
+	end()
+	l.Drain(t)
+	report(t, "4. descriptors run out", rounds, l.Tally())
+}
