@@ -67,6 +67,10 @@ func leader(t *testing.T, c *gatewaytest.Cluster) (i int) {
 	return i
 }
 
+// outTime is how long after a fault what was on its way to a gateway is handed out
+// again. Until then another fault can lose it, see docs/cluster.md.
+const outTime = 10 * time.Second
+
 // clusterFault makes a fault some times while eight writers send tasks through
 // two gateways, and writes the line of the table.
 func clusterFault(t *testing.T, name string, times int, fault func(c *gatewaytest.Cluster, round int)) {
@@ -77,6 +81,9 @@ func clusterFault(t *testing.T, name string, times int, fault func(c *gatewaytes
 	end := write(l, 8, gateways, rcv.URL, backOff)
 	for round := range times {
 		gatewaytest.Pause(500 * time.Millisecond)
+		if round > 0 {
+			gatewaytest.Pause(outTime) // one fault at a time
+		}
 		fault(c, round)
 		for _, g := range gateways {
 			takes(g, rcv.URL, l) // again, without a restart

@@ -3,6 +3,7 @@ package gatewaytest
 import (
 	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -58,6 +59,7 @@ type Cluster struct {
 // NATSServer is a server of a [Cluster].
 type NATSServer struct {
 	Client, Route, Dir string // host:port, host:port, its data
+	monitor            string // host:port
 	Cmd                *exec.Cmd
 }
 
@@ -69,7 +71,7 @@ func NewCluster(t testing.TB, n int) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t}
 	for range n {
-		c.Servers = append(c.Servers, &NATSServer{Client: FreeAddr(t), Route: FreeAddr(t), Dir: t.TempDir()})
+		c.Servers = append(c.Servers, &NATSServer{Client: FreeAddr(t), Route: FreeAddr(t), Dir: t.TempDir(), monitor: FreeAddr(t)})
 	}
 	t.Cleanup(func() {
 		for i, s := range c.Servers {
@@ -102,7 +104,8 @@ func (c *Cluster) Start(i int) {
 		c.t.Fatal(err)
 	}
 	host, port, _ := strings.Cut(s.Client, ":")
-	args := []string{"-a", host, "-p", port, "-sd", s.Dir, "-n", fmt.Sprintf("n%d", i), "-l", s.log()}
+	_, monitor, _ := strings.Cut(s.monitor, ":")
+	args := []string{"-a", host, "-p", port, "-sd", s.Dir, "-n", fmt.Sprintf("n%d", i), "-m", monitor, "-l", s.log()}
 	if !c.Plain {
 		args = append(args, "-js")
 	}
@@ -137,8 +140,9 @@ func (c *Cluster) Kill(i int) {
 	}
 }
 
-// Ready waits until the cluster takes streams, and every server has what is in
-// those there are: until then it may not survive that another is killed.
+// Ready waits until the cluster takes streams, and every server that runs says that
+// it is well: that it has what the others have. Until then the cluster may not
+// survive that another is killed.
 func (c *Cluster) Ready() {
 	c.t.Helper()
 	Eventually(c.t, "the cluster is ready", func() error {
@@ -154,18 +158,14 @@ func (c *Cluster) Ready() {
 		if _, err = js.AccountInfo(); err != nil {
 			return err
 		}
-		for name := range js.StreamNames() {
-			info, err := js.StreamInfo(name)
-			if err != nil {
-				return fmt.Errorf("the stream %s: %w", name, err)
+		for _, s := range c.Servers {
+			if s.Cmd == nil {
+				continue
 			}
-			if info.Cluster == nil {
-				continue // of a single server
-			}
-			for _, replica := range info.Cluster.Replicas {
-				if !replica.Current || replica.Offline {
-					return fmt.Errorf("the stream %s: %+v", name, replica)
-				}
+			if resp, text, err := Send(http.MethodGet, "http://"+s.monitor+"/healthz", nil); err != nil {
+				return err
+			} else if resp.StatusCode != http.StatusOK {
+				return fmt.Errorf("a server is %s %s", resp.Status, text)
 			}
 		}
 		return nil

@@ -75,10 +75,21 @@ const outstandingDelay = time.Second
 // comes again, and its message can be acknowledged no more.
 func (d *Delivery) isStale() bool { return d.link != d.engine.link() }
 
-// keepHands tells the server at a third of the lease time that the deliveries
-// in hand are being worked on.
+// handTime is how long a delivery is nobody else's after its holder was heard of
+// last. It is short in a cluster: what was on its way from a server that died, or is
+// given back to one, is out for that long, and for all that time a server may take
+// it for acknowledged, see [Delivery.isNowhere].
+func (e *Engine) handTime() time.Duration {
+	if e.remote() {
+		return e.cfg.LeaseTime / 3
+	}
+	return e.cfg.LeaseTime
+}
+
+// keepHands tells the server in time that the deliveries in hand are being worked
+// on.
 func (e *Engine) keepHands(ctx context.Context) {
-	tick := time.NewTicker(e.cfg.LeaseTime / 3)
+	tick := time.NewTicker(e.handTime() / 3)
 	defer tick.Stop()
 	for {
 		select {
@@ -187,13 +198,32 @@ func (d *Delivery) move(ctx context.Context, s step) error {
 	}
 	s.rec, s.body = d.Record, d.body
 	s.fence, s.seq = d.msg.Subject(), d.seq
-	if _, err := d.engine.publish(ctx, s); err != nil {
+	_, err := d.engine.publish(ctx, s)
+	if errors.Is(err, ErrLost) && d.isNowhere(ctx) {
+		s.seq = 0
+		_, err = d.engine.publish(ctx, s)
+	}
+	if err != nil {
 		d.Release()
 		return err
 	}
 	d.acknowledge(ctx)
 	d.letGo()
 	return nil
+}
+
+// isNowhere says whether the task is in this node's hands only. A server of a cluster
+// that was killed, started again and then leads the stream of live tasks may remove
+// what is in hand: it refuses what the others tell it of their consumers if a
+// message has gone meanwhile, knows later of what was handed out after that, and
+// takes what it does not know of for acknowledged (nats-server 2.15.2,
+// consumerFileStore.Update and consumer.checkStateForInterestStream).
+func (d *Delivery) isNowhere(ctx context.Context) bool {
+	if !d.engine.remote() {
+		return false
+	}
+	_, err := d.engine.Find(ctx, d.Record.ID)
+	return errors.Is(err, ErrNotFound)
 }
 
 // Release gives the delivery back untouched: it comes again, to any node.

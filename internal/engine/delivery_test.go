@@ -329,3 +329,52 @@ func TestADeliveryKnowsHowManyStandBehindIt(t *testing.T) {
 		}
 	}
 }
+
+// A cluster may forget what it has handed out, see [Delivery.isNowhere].
+func TestADeliveryWhoseMessageIsGoneIsStoredAnewByItsHolder(t *testing.T) {
+	t.Parallel()
+	for name, move := range map[string]func(*Delivery) error{
+		"retried": func(d *Delivery) error { return d.Retry(t.Context(), time.Now()) },
+		"held":    func(d *Delivery) error { return d.Hold(t.Context()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := openOn(t, startServer(t, nil))
+			rec := record("c.example:443")
+			settle(t, claim(t, e, rec), rec, []byte("result"))
+			d := fetch(t, e)
+			if err := e.link().live.DeleteMsg(t.Context(), d.seq); err != nil {
+				t.Fatal(err)
+			}
+			if err := move(d); err != nil {
+				t.Fatal(err)
+			}
+			again := fetch
+			if name == "held" {
+				lane, err := e.Lane(t.Context(), "c.example:443")
+				if err != nil {
+					t.Fatal(err)
+				}
+				again = func(t *testing.T, _ *Engine) *Delivery { return fetchFrom(t, lane) }
+			}
+			d = again(t, e)
+			if body, err := d.Body(t.Context()); err != nil || d.Record.ID != rec.ID || string(body) != "result" {
+				t.Errorf("what came is %+v with %q: %v", d.Record, body, err)
+			}
+			end(t, e, d)
+		})
+	}
+}
+
+// Of a task that has ended nothing is stored anew.
+func TestADeliveryThatSomebodyElseHasDoneIsNotStoredAnew(t *testing.T) {
+	t.Parallel()
+	e := openOn(t, startServer(t, nil))
+	rec := record("c.example:443")
+	settle(t, claim(t, e, rec), rec, []byte("result"))
+	d := fetch(t, e)
+	end(t, e, &Delivery{Record: d.Record, body: d.body, engine: e, link: d.link, msg: d.msg, seq: d.seq})
+	if err := d.Retry(t.Context(), time.Now()); !errors.Is(err, ErrLost) {
+		t.Errorf("it was retried: %v", err)
+	}
+}

@@ -77,7 +77,7 @@ func (s *Source) open(ctx context.Context) error {
 		Durable:       s.name,
 		FilterSubject: s.filter,
 		AckPolicy:     jetstream.AckExplicitPolicy,
-		AckWait:       s.engine.cfg.LeaseTime,
+		AckWait:       s.engine.handTime(),
 		MaxAckPending: -1, // bounded by what the nodes ask for
 		// The embedded server is alone with its store: what was in the hands of a
 		// process that is gone should come again at once, not when its time is up.
