@@ -38,7 +38,7 @@ benchtrial: ## the same in ten minutes: fewer and shorter rounds, half as many t
 microbench: ## run the benchmarks that stand beside the code
 	go test -run "^$$" -bench . ./...
 
-faults: ## make every fault many times and print what became of the tasks; takes an hour
+faults: ## make every fault many times and print what became of the tasks; takes half an hour
 	CALLBACK_FAULTS=long bash .ci/suites/faults
 
 soak: ## hold 80 % of what the machine does, and see that nothing grows: make soak SOAK=30m

@@ -37,6 +37,8 @@ func smallDisk(t *testing.T, g *gatewaytest.Gateway, size string) string {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("what is on the disk:\n%s", filesOn(disk))
+			_, stacks, err := gatewaytest.Send(http.MethodGet, "http://"+g.Admin+"/debug/pprof/goroutine?debug=2", nil)
+			t.Logf("what the gateway does: %v\n%s", err, stacks)
 		}
 		g.Kill()
 		if err := syscall.Unmount(disk, syscall.MNT_DETACH); err != nil {

@@ -3,7 +3,7 @@
 // gateways in processes of their own, and writes a line of the table that is
 // printed at the end.
 //
-// CALLBACK_FAULTS says how often the faults are made: "long" (minutes to an
+// CALLBACK_FAULTS says how often the faults are made: "long" (half an
 // hour), "short" (a few minutes), or without it once each.
 package faults
 
