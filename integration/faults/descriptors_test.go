@@ -71,6 +71,9 @@ func TestDescriptorsThatRunOutLoseNothing(t *testing.T) {
 		o.recovers()
 	}
 	end()
+	if !strings.Contains(g.Log.String(), syscall.EMFILE.Error()) {
+		t.Error("the descriptors did not run out")
+	}
 	l.Drain(t)
 	report(t, "4. descriptors run out", rounds, l.Tally())
 }
