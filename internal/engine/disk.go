@@ -89,7 +89,7 @@ func (e *Engine) watchDisk(ctx context.Context) {
 	defer tick.Stop()
 	var m meter
 	for {
-		e.disk.lookForFolder(e.lock.stands(e.cfg.Store))
+		e.disk.lookForFolder(e.stands())
 		e.disk.look(func(enough uint64) use { return m.read(ctx, e, enough) })
 		select {
 		case <-ctx.Done():

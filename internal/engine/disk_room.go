@@ -49,7 +49,7 @@ func (m *meter) read(ctx context.Context, e *Engine, enough uint64) use {
 		return m.last
 	}
 	if start := time.Now(); start.After(m.due) {
-		m.last.files = filesOf(filepath.Join(streamsFolder(e.cfg.Store), liveStream, "msgs"))
+		m.last.files = filesOf(filepath.Join(e.home.streams(), liveStream, "msgs"))
 		m.due = time.Now().Add(filesShare * time.Since(start))
 	}
 	return m.last

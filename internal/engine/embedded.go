@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -21,6 +22,9 @@ func (e *Engine) openFolder() (err error) {
 		return fmt.Errorf("creating the store folder: %w", full(err))
 	}
 	if e.lock, err = lockFolder(e.cfg.Store); err != nil {
+		return full(err)
+	}
+	if e.home.folder, err = findHome(e.cfg.Store); err != nil {
 		return full(err)
 	}
 	err = e.disk.canStore()
@@ -45,7 +49,7 @@ func (e *Engine) startEmbedded(k *link) error {
 		ServerName:   "caddy-callback",
 		DontListen:   true,
 		JetStream:    true,
-		StoreDir:     e.cfg.Store,
+		StoreDir:     e.home.get(),
 		SyncInterval: e.cfg.Sync,
 		SyncAlways:   e.cfg.Sync <= 0,
 		NoSigs:       true, // signals are Caddy's
@@ -61,7 +65,7 @@ func (e *Engine) startEmbedded(k *link) error {
 		return fmt.Errorf("creating the embedded engine: %w", err)
 	}
 	k.server = srv
-	srv.SetLoggerV2(serverLog{e.log.Named("engine").Sugar(), &e.health}, false, false, false)
+	srv.SetLoggerV2(serverLog{e.log.Named("engine").Sugar(), &e.health, &k.left}, false, false, false)
 	srv.Start()
 	if !srv.ReadyForConnections(startTimeout) {
 		return fmt.Errorf("the embedded engine was not ready within %v", startTimeout)
@@ -153,19 +157,32 @@ func checkPayload(nc *nats.Conn) error {
 
 // serverLog passes what the embedded server says to Caddy's log. Its notices
 // are of no interest to an operator of Caddy and go to the debug level.
-// An error may be one of its disk, after which it stores no more.
+// An error may be one of its disk, after which it stores no more. What a server says
+// that was left behind is of no interest either.
 type serverLog struct {
 	log    *zap.SugaredLogger
 	health *health
+	left   *atomic.Bool
 }
 
 func (l serverLog) Noticef(format string, v ...any) { l.log.Debugf(format, v...) }
 func (l serverLog) Debugf(format string, v ...any)  { l.log.Debugf(format, v...) }
 func (l serverLog) Tracef(format string, v ...any)  { l.log.Debugf(format, v...) }
-func (l serverLog) Warnf(format string, v ...any)   { l.log.Warnf(format, v...) }
 func (l serverLog) Fatalf(format string, v ...any)  { l.Errorf(format, v...) }
 
+func (l serverLog) Warnf(format string, v ...any) {
+	if l.left.Load() {
+		l.log.Debugf(format, v...)
+		return
+	}
+	l.log.Warnf(format, v...)
+}
+
 func (l serverLog) Errorf(format string, v ...any) {
+	if l.left.Load() {
+		l.log.Debugf(format, v...)
+		return
+	}
 	l.log.Errorf(format, v...)
 	l.health.suspect.Store(true)
 }

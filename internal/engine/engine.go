@@ -52,6 +52,8 @@ type Config struct {
 
 	// space measures the store's disk; nil means [diskSpace].
 	space func(folder string) (free, total uint64, err error)
+	// patience is how long a server that failed has to end; zero means [closeTimeout].
+	patience time.Duration
 }
 
 // DefaultLeaseTime is how long after the death of a gateway its tasks are
@@ -92,6 +94,7 @@ type Engine struct {
 	log  *zap.Logger
 	lock *folderLock // embedded only
 	disk *disk       // embedded only
+	home home        // embedded only
 
 	current atomic.Pointer[link]
 
@@ -122,6 +125,9 @@ type Engine struct {
 func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	if cfg.LeaseTime <= 0 {
 		cfg.LeaseTime = DefaultLeaseTime
+	}
+	if cfg.patience <= 0 {
+		cfg.patience = closeTimeout
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -39,7 +40,8 @@ type link struct {
 
 	life  context.Context // ends when the link is closed
 	end   context.CancelFunc
-	close func() // waits until the server's files are written; may be called twice
+	close func()      // waits until the server's files are written; may be called twice
+	left  atomic.Bool // the server does not end, and its files were taken away from it
 }
 
 // link returns the opening of the store that is in use.
@@ -51,8 +53,7 @@ func (e *Engine) openLink(ctx context.Context) (*link, error) {
 	k.life, k.end = context.WithCancel(context.Background())
 	k.close = sync.OnceFunc(k.shutDown)
 	if err := e.fill(ctx, k); err != nil {
-		k.close()
-		return nil, err
+		return nil, errors.Join(err, e.closeLink(k))
 	}
 	return k, nil
 }
@@ -121,25 +122,10 @@ func (k *link) shutDown() {
 	}
 }
 
-// closeLink closes the opening of the store that is in use. An error means that its
-// server has not ended yet: another must not be started beside it.
-func (e *Engine) closeLink() error {
-	closed := make(chan struct{})
-	go func() {
-		defer close(closed)
-		e.link().close()
-	}()
-	select {
-	case <-closed:
-		return nil
-	case <-time.After(closeTimeout):
-		return fmt.Errorf("the server that failed does not end within %v; if it never does, Caddy must be started again", closeTimeout)
-	}
-}
-
 // reopen puts a new opening of the store in the place of one that stores no
 // more. The folder stays locked throughout. What the old one was doing fails: a
-// server that cannot write must be gone before another reads its files.
+// server that cannot write must be gone, or without its files, before another reads
+// them.
 func (e *Engine) reopen(ctx context.Context) error {
 	if e.disk.isTight() {
 		if err := e.disk.throwBallast(); err != nil {
@@ -151,7 +137,7 @@ func (e *Engine) reopen(ctx context.Context) error {
 	if err := e.disk.canStore(); err != nil {
 		return err
 	}
-	if err := e.closeLink(); err != nil {
+	if err := e.closeLink(e.link()); err != nil {
 		return err
 	}
 	k, err := e.openLink(ctx)

@@ -32,15 +32,15 @@ func lockFolder(folder string) (*folderLock, error) {
 
 func (l *folderLock) release() { l.file.Close() }
 
-// stands says whether the lock, and with it the store, is still where it was taken.
-func (l *folderLock) stands(folder string) bool {
+// stands says whether the lock is still where it was taken, and the streams are there.
+func (l *folderLock) stands(folder, streams string) bool {
 	held, err := l.file.Stat()
 	if err != nil {
 		return true // it is being released
 	}
 	there, err := os.Stat(filepath.Join(folder, "lock"))
 	if err == nil && os.SameFile(held, there) {
-		_, err = os.Stat(streamsFolder(folder))
+		_, err = os.Stat(streams)
 		return !errors.Is(err, fs.ErrNotExist)
 	}
 	return err != nil && !errors.Is(err, fs.ErrNotExist) // a disk that returns errors is found out by writing

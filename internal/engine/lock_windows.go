@@ -27,4 +27,4 @@ func lockFolder(folder string) (*folderLock, error) {
 func (l *folderLock) release() { syscall.CloseHandle(l.handle) }
 
 // stands is always so: what is open cannot be removed.
-func (*folderLock) stands(string) bool { return true }
+func (*folderLock) stands(_, _ string) bool { return true }

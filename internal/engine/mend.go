@@ -34,19 +34,14 @@ type mender struct {
 	aside  string // where damaged files are kept
 }
 
-// streamsFolder is where the embedded server has its streams.
-func streamsFolder(store string) string {
-	return filepath.Join(store, "jetstream", "$G", "streams")
-}
-
 // mend makes the store fit for a server. An error means that a server must not be
 // started on it.
 func (e *Engine) mend() error {
 	m := &mender{
-		folder: streamsFolder(e.cfg.Store), log: e.log,
+		folder: e.home.streams(), log: e.log,
 		aside: filepath.Join(e.cfg.Store, "damaged-"+time.Now().UTC().Format("20060102T150405.000Z")),
 	}
-	names, err := streamsIn(m.folder)
+	names, err := streamNames(m.folder)
 	if err != nil {
 		return fmt.Errorf("reading the store: %w", err)
 	}
@@ -107,7 +102,7 @@ func (m *mender) mendStream(name string) error {
 	return m.tell(name, damages)
 }
 
-// blocksOf returns which blocks a stream has.
+// blocksOf returns which blocks a stream has, in their order.
 func blocksOf(folder, stream string) (indexes []uint32, _ error) {
 	entries, err := os.ReadDir(filepath.Join(folder, stream, "msgs"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -121,18 +116,19 @@ func blocksOf(folder, stream string) (indexes []uint32, _ error) {
 			indexes = append(indexes, uint32(index))
 		}
 	}
+	slices.Sort(indexes) // those of the folder are in that of their names
 	return indexes, nil
 }
 
-// leftovers returns the files that a server was about to put in the place of
-// blocks when it was killed. It never looks at them again, and they take room.
+// leftovers returns the files that were about to be put in the place of blocks when
+// the process was killed. The server never looks at them, and they take room.
 func (m *mender) leftovers(stream string) (names []string, _ error) {
 	entries, err := os.ReadDir(filepath.Join(m.folder, stream, "msgs"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	for _, entry := range entries {
-		if filepath.Ext(entry.Name()) == ".new" {
+		if ext := filepath.Ext(entry.Name()); ext == ".new" || ext == ".tmp" {
 			names = append(names, entry.Name())
 		}
 	}

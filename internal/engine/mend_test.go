@@ -53,7 +53,7 @@ func newDamagedStore(t *testing.T, killed bool) *damagedStore {
 }
 
 func (s *damagedStore) file(name string) string {
-	return filepath.Join(streamsFolder(s.folder), liveStream, filepath.FromSlash(name))
+	return filepath.Join(streamsIn(s.folder), liveStream, filepath.FromSlash(name))
 }
 
 // change makes something else of a file.
@@ -296,7 +296,7 @@ func TestAStreamThatAServerCannotOpenIsPutBack(t *testing.T) {
 				t.Parallel()
 				s := newDamagedStore(t, killed)
 				// A server that cannot make its folder of consumers removes the stream.
-				consumers := filepath.Join(streamsFolder(s.folder), name, "obs")
+				consumers := filepath.Join(streamsIn(s.folder), name, "obs")
 				if err := errors.Join(os.RemoveAll(consumers), os.WriteFile(consumers, nil, 0o600)); err != nil {
 					t.Fatal(err)
 				}

@@ -47,8 +47,11 @@ func (m Migration) Run(ctx context.Context) (*Migrated, error) {
 	if m.From.Logger == nil {
 		m.From.Logger = zap.NewNop()
 	}
-	if _, err := os.Stat(filepath.Join(m.From.Store, "jetstream")); err != nil {
+	switch homes, _, err := homesIn(m.From.Store); {
+	case err != nil:
 		return nil, fmt.Errorf("there is no store in %s: %w", m.From.Store, err)
+	case len(homes) == 0:
+		return nil, fmt.Errorf("there is no store in %s", m.From.Store)
 	}
 	// The cluster first: if it refuses us, nothing has happened to the store.
 	to, err := Open(ctx, m.To)

@@ -43,9 +43,9 @@ func tryOpen() (err error) {
 // openingFolder is where the second names are.
 func openingFolder(store string) string { return filepath.Join(store, "opening") }
 
-// streamsIn returns the names of the streams under a folder, in which there are
+// streamNames returns the names of the streams under a folder, in which there are
 // others that a server was about to remove.
-func streamsIn(folder string) (names []string, _ error) {
+func streamNames(folder string) (names []string, _ error) {
 	entries, err := os.ReadDir(folder)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -71,7 +71,7 @@ func irreplaceable(folder, stream string) (files []string, _ error) {
 // linkStreams gives what is irreplaceable under one folder the same names under
 // another, but for what is there.
 func linkStreams(from, to string) error {
-	streams, err := streamsIn(from)
+	streams, err := streamNames(from)
 	if err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func (e *Engine) secureStreams() error {
 	if runtime.GOOS == "windows" {
 		return nil // nobody can remove them there while a server has the files open
 	}
-	err := linkStreams(streamsFolder(e.cfg.Store), openingFolder(e.cfg.Store))
+	err := linkStreams(e.home.streams(), openingFolder(e.cfg.Store))
 	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
 		e.log.Warn("the file system of the store has no hard links: a server that fails to open a stream removes it",
 			zap.String("store", e.cfg.Store), zap.Error(err))
@@ -120,7 +120,7 @@ func (e *Engine) releaseStreams() error {
 
 // restoreStreams puts back what a server removed that could not open it.
 func (e *Engine) restoreStreams() error {
-	from, to := openingFolder(e.cfg.Store), streamsFolder(e.cfg.Store)
+	from, to := openingFolder(e.cfg.Store), e.home.streams()
 	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -133,7 +133,7 @@ func (e *Engine) restoreStreams() error {
 // checkOpened returns an error if the server lacks a stream that it was given. It
 // would be made anew, empty.
 func (e *Engine) checkOpened(ctx context.Context, k *link) error {
-	streams, err := streamsIn(openingFolder(e.cfg.Store))
+	streams, err := streamNames(openingFolder(e.cfg.Store))
 	if err != nil {
 		return fmt.Errorf("looking which streams there were: %w", err)
 	}
