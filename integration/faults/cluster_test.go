@@ -105,6 +105,19 @@ func TestServersOfAClusterThatAreKilledInTurnLoseNothing(t *testing.T) {
 	})
 }
 
+func TestAClusterThatIsKilledAsAWholeLosesNothing(t *testing.T) {
+	t.Parallel()
+	clusterFault(t, "9. all three NATS servers killed at once and restarted", pick(1, 2, 20), func(c *gatewaytest.Cluster, _ int) {
+		for i := range c.Servers {
+			c.Kill(i)
+		}
+		for i := range c.Servers {
+			c.Start(i)
+		}
+		c.Ready()
+	})
+}
+
 func TestALeaderThatIsKilledDuringPublishesLosesNothing(t *testing.T) {
 	t.Parallel()
 	clusterFault(t, "9. leader killed during publishes", pick(1, 2, 20), func(c *gatewaytest.Cluster, _ int) {
