@@ -75,5 +75,6 @@ func TestDescriptorsThatRunOutLoseNothing(t *testing.T) {
 		t.Error("the descriptors did not run out")
 	}
 	l.Drain(t)
+	undamaged(g)
 	report(t, "4. descriptors run out", rounds, l.Tally())
 }

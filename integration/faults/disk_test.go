@@ -256,6 +256,7 @@ func TestADiskThatFillsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
 	}
 	receiver.open()
 	o.drains()
+	undamaged(o.g)
 	report(t, "4. disk filled by another program, and by tasks", rounds+1, o.l.Tally())
 }
 
@@ -286,6 +287,7 @@ func TestADiskThatTheStoreHasFilledDrainsWithoutMoreRoom(t *testing.T) {
 				shut.open()
 				o.drains()
 			}
+			undamaged(o.g)
 			report(t, "4. disk filled "+name, rounds, o.l.Tally())
 		})
 	}
@@ -324,5 +326,6 @@ func TestADiskThatReturnsErrorsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
 		o.recovers()
 	}
 	o.l.Drain(o.g.T)
+	undamaged(o.g)
 	report(t, "4. disk that returns errors", rounds, o.l.Tally())
 }

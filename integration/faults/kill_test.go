@@ -52,14 +52,26 @@ func TestKillsAtRandomMomentsUnderThirtyTwoWritersLoseNothing(t *testing.T) {
 	g := gatewaytest.Start(t, gatewaytest.Delivering(), mixed(t, gatewaytest.AnswerSoon))
 	l := gatewaytest.NewLedger(rcv, t.Context().Done())
 	end := write(l, 32, []*gatewaytest.Gateway{g}, rcv.URL, backOff)
-	for range kills {
+	for n := range kills {
 		gatewaytest.Pause(200*time.Millisecond + rand.N(time.Second))
+		switch n % 3 {
+		case 1: // while it starts
+			g.Kill()
+			g.Launch()
+			gatewaytest.Pause(rand.N(500 * time.Millisecond))
+		case 2: // while it stops
+			if err := g.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			gatewaytest.Pause(rand.N(500 * time.Millisecond))
+		}
 		g.Kill()
 		g.Start()
 	}
 	end()
 	l.Drain(t)
-	report(t, "1. kill -9 under 32 writers", kills, l.Tally())
+	undamaged(g)
+	report(t, "1. kill -9 under 32 writers, while it starts and stops too", kills, l.Tally())
 }
 
 // halt stops every thread of a process where it is.

@@ -2,7 +2,12 @@ package engine
 
 import (
 	"errors"
+	"fmt"
+	"syscall"
 	"testing"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -58,5 +63,69 @@ func TestADiskThatOverflowsIsSurvivedWithoutARestart(t *testing.T) {
 			}
 		}
 		gone(t, e, liveStream, "callback.due.>")
+	})
+}
+
+// limitInodes leaves a disk room for n more files and folders, or no such limit.
+func (d smallDisk) limitInodes(t *testing.T, n int) {
+	t.Helper()
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(d.folder, &fs); err != nil {
+		t.Fatal(err)
+	}
+	limit := uint64(0)
+	if n >= 0 {
+		limit = fs.Files - fs.Ffree + uint64(n)
+	}
+	if err := syscall.Mount("tmpfs", d.folder, "tmpfs", syscall.MS_REMOUNT, fmt.Sprintf("nr_inodes=%d", limit)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A server that is opened with room for some of its files is no better off.
+func TestADiskThatRunsOutOfInodesIsSurvivedWithoutARestart(t *testing.T) {
+	t.Parallel()
+	onSmallDisk(t, 128<<20, func(t *testing.T, disk smallDisk) {
+		core, logs := observer.New(zap.ErrorLevel)
+		e := openOn(t, Config{Store: disk.store(), Logger: zap.New(core)})
+		disk.limitInodes(t, 0)
+		owed := make(map[string]bool)
+		for e.Stores() == nil { // until there is no room for another file
+			rec := record("c.example:443")
+			l, err := e.Claim(t.Context(), rec, func() {})
+			if err != nil {
+				break
+			}
+			owed[rec.ID] = true
+			rec.Status = task.Complete
+			if err := l.Settle(t.Context(), &rec, make([]byte, 100<<10), false); err != nil {
+				l.timer.Stop() // its holder died
+			}
+		}
+		tries := logs.FilterMessageSnippet("cannot be opened anew yet")
+		for n := range 3 {
+			disk.limitInodes(t, n)
+			before := tries.Len()
+			eventually(t, "the engine is not opened", func() bool {
+				tries = logs.FilterMessageSnippet("cannot be opened anew yet")
+				return tries.Len() > before
+			})
+		}
+		disk.limitInodes(t, -1)
+		eventually(t, "the engine stores again", func() bool { return e.Ready() == nil })
+		due, err := e.Due(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for len(owed) > 1 { // the lease of the last lapses in a minute
+			d := fetchFrom(t, due)
+			delete(owed, d.Record.ID)
+			if err := d.Done(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		for _, entry := range logs.FilterMessageSnippet("damaged").All() {
+			t.Errorf("logged without need: %s %v", entry.Message, entry.ContextMap())
+		}
 	})
 }

@@ -27,6 +27,12 @@ func (e *Engine) openFolder() (err error) {
 	if e.home.folder, err = findHome(e.cfg.Store); err != nil {
 		return full(err)
 	}
+	switch err := e.stock.open(e.cfg.Store); {
+	case errors.Is(err, errNoInventory):
+		e.log.Error("the store is damaged: whether files are missing is not known", zap.Error(err))
+	case err != nil:
+		return err
+	}
 	err = e.disk.canStore()
 	if errors.Is(err, ErrFull) {
 		if err := e.disk.throwBallast(); err != nil {
@@ -35,6 +41,15 @@ func (e *Engine) openFolder() (err error) {
 		err = e.disk.canStore()
 	}
 	return err
+}
+
+// leaveFolder lets another engine have the folder. It may be called whatever has been
+// opened.
+func (e *Engine) leaveFolder() {
+	_ = e.stock.close() // there is nothing that it has not written
+	if e.lock != nil {
+		e.lock.release()
+	}
 }
 
 // startEmbedded runs a JetStream server inside the process. It listens on

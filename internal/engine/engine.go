@@ -90,11 +90,12 @@ var (
 
 // Engine is an open engine. Close it when done.
 type Engine struct {
-	cfg  Config
-	log  *zap.Logger
-	lock *folderLock // embedded only
-	disk *disk       // embedded only
-	home home        // embedded only
+	cfg   Config
+	log   *zap.Logger
+	lock  *folderLock // embedded only, as are the next three
+	disk  *disk
+	home  home
+	stock stock
 
 	current atomic.Pointer[link]
 
@@ -137,9 +138,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		hands: make(map[*Delivery]struct{}), outstanding: make(map[uint64]struct{}),
 	}
 	if err := e.open(ctx); err != nil {
-		if e.lock != nil {
-			e.lock.release()
-		}
+		e.leaveFolder()
 		return nil, err
 	}
 	e.closing, e.stop = context.WithCancel(context.Background())
@@ -149,6 +148,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		e.done.Go(func() { e.watchDisk(e.closing) })
 		e.done.Go(func() { e.watchRoom(e.closing) })
 		e.done.Go(func() { e.watchBursts(e.closing) })
+		e.done.Go(func() { e.watchStock(e.closing) })
 	} else {
 		e.done.Go(func() { e.watchClocks(e.closing) })
 	}
@@ -203,7 +203,8 @@ func (e *Engine) Close() {
 	go func() {
 		defer close(closed)
 		e.link().close()
-		e.lock.release()
+		e.closeStock()
+		e.leaveFolder()
 		free()
 	}()
 	select {

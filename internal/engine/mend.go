@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -32,6 +33,8 @@ type mender struct {
 	folder string
 	log    *zap.Logger
 	aside  string // where damaged files are kept
+	had    inventory
+	last   map[string]uint64 // the last message of each stream that is there
 }
 
 // mend makes the store fit for a server. An error means that a server must not be
@@ -40,6 +43,8 @@ func (e *Engine) mend() error {
 	m := &mender{
 		folder: e.home.streams(), log: e.log,
 		aside: filepath.Join(e.cfg.Store, "damaged-"+time.Now().UTC().Format("20060102T150405.000Z")),
+		had:   e.stock.has(),
+		last:  make(map[string]uint64),
 	}
 	names, err := streamNames(m.folder)
 	if err != nil {
@@ -51,16 +56,16 @@ func (e *Engine) mend() error {
 			return fmt.Errorf("looking through the stream %s: %w", name, full(err))
 		}
 	}
-	return nil
+	return full(e.stock.begin(e.cfg.Store, m.last))
 }
 
-// missStreams tells of streams that were there: they are created one after the
-// other.
+// missStreams tells of streams that were there: the inventory has them, or one that
+// is created later is there.
 func (m *mender) missStreams(have []string) {
-	all := []string{liveStream, endedStream, deadStream, "OBJ_" + blobBucket}
-	for i, name := range all {
-		later := slices.ContainsFunc(all[i+1:], func(name string) bool { return slices.Contains(have, name) })
-		if later && !slices.Contains(have, name) {
+	for i, name := range allStreams {
+		_, was := m.had.Last[name]
+		later := slices.ContainsFunc(allStreams[i+1:], func(name string) bool { return slices.Contains(have, name) })
+		if (was || later) && !slices.Contains(have, name) {
 			m.log.Error("the store is damaged: a stream is gone with all that was in it",
 				zap.String("stream", name), zap.String("store", m.folder))
 		}
@@ -75,9 +80,10 @@ func (m *mender) mendStream(name string) error {
 	if err != nil {
 		return err
 	}
+	sizes := make(map[uint32]int64)
 	var damages []*damage
 	for _, index := range blocks {
-		d, err := m.mendBlock(name, index)
+		d, err := m.mendBlock(name, index, sizes)
 		if err != nil {
 			return err
 		}
@@ -99,7 +105,34 @@ func (m *mender) mendStream(name string) error {
 			return err
 		}
 	}
+	m.missFiles(name, sizes)
 	return m.tell(name, damages)
+}
+
+// missFiles tells of files that are gone, or end too early. Of a server that was killed
+// nobody knows which it had: one in the midst of others that is gone may be one that it
+// had cleared out, but none of these is empty.
+func (m *mender) missFiles(stream string, sizes map[uint32]int64) {
+	listed, wasListed := m.had.Files[stream]
+	had := make(map[uint32]int64)
+	indexes := slices.Sorted(maps.Keys(sizes))
+	for _, index := range indexes[:max(0, len(indexes)-1)] {
+		had[index] = 1
+	}
+	maps.Copy(had, listed)
+	var files []string
+	for _, index := range slices.Sorted(maps.Keys(had)) {
+		if sizes[index] < had[index] {
+			files = append(files, fmt.Sprintf("%s has %d bytes", blockFile(index), sizes[index]))
+		}
+	}
+	last := m.had.Last[stream]
+	if len(files) == 0 && (wasListed || last <= m.last[stream]) {
+		return
+	}
+	m.log.Error("the store is damaged: what stood in files that are gone, or too short, is lost",
+		zap.String("stream", stream), zap.String("store", m.folder), zap.Strings("files", files[:min(len(files), maxNamed)]),
+		zap.Uint64("last_message", last), zap.Uint64("last_found", m.last[stream]))
 }
 
 // blocksOf returns which blocks a stream has, in their order.
@@ -217,15 +250,16 @@ type damage struct {
 	torn  bool // nothing that is intact stands behind it
 }
 
-// mendBlock takes the damaged records out of a block. It returns nil if there
-// are none.
-func (m *mender) mendBlock(stream string, index uint32) (*damage, error) {
+// mendBlock takes the damaged records out of a block, and notes its size as it was. It
+// returns nil if there are none.
+func (m *mender) mendBlock(stream string, index uint32, sizes map[uint32]int64) (*damage, error) {
 	d := &damage{file: blockFile(index)}
 	name := filepath.Join(m.folder, stream, d.file)
 	data, err := os.ReadFile(name)
 	if err != nil {
 		return nil, err
 	}
+	sizes[index] = int64(len(data))
 	b, err := openBlock(stream, index, data)
 	if err != nil {
 		return nil, err
@@ -233,6 +267,9 @@ func (m *mender) mendBlock(stream string, index uint32) (*damage, error) {
 	var good bytes.Buffer
 	kept := 0
 	for r, intact := range b.records() {
+		if intact || r.sequence <= m.had.Last[stream] { // or it is noise
+			m.last[stream] = max(m.last[stream], r.sequence)
+		}
 		if intact {
 			continue
 		}

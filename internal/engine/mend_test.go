@@ -32,7 +32,7 @@ func bodyOf(rec *task.Record) []byte { return bytes.Repeat([]byte(rec.ID), 50) }
 
 // newDamagedStore makes a store with tasks that are due. One whose process was
 // killed lacks what a server writes when it closes.
-func newDamagedStore(t *testing.T, killed bool) *damagedStore {
+func newDamagedStore(t *testing.T, kill bool) *damagedStore {
 	t.Helper()
 	s := &damagedStore{folder: filepath.Join(t.TempDir(), "store")}
 	e := open(t, s.folder, time.Minute)
@@ -42,12 +42,8 @@ func newDamagedStore(t *testing.T, killed bool) *damagedStore {
 		settle(t, claim(t, e, rec), rec, bodyOf(&rec))
 		s.tasks = append(s.tasks, rec)
 	}
-	if killed {
-		copied := s.folder + "-copy"
-		if err := os.CopyFS(copied, os.DirFS(s.folder)); err != nil {
-			t.Fatal(err)
-		}
-		s.folder = copied
+	if kill {
+		s.folder = killed(t, e)
 	}
 	return s
 }
@@ -188,6 +184,53 @@ func TestOfADamagedStoreWhatCanBeReadIsDeliveredAndTheLossIsLogged(t *testing.T)
 					}
 				}
 			},
+		},
+		{
+			name: "a block that is empty",
+			damage: func(t *testing.T, s *damagedStore) {
+				s.change(t, blk, func([]byte) []byte { return nil })
+			},
+			lost: everything, says: "files that are gone, or too short",
+		},
+		{
+			name: "a block that is empty, before another",
+			damage: func(t *testing.T, s *damagedStore) {
+				// As the server makes another when one is full.
+				for n := 2; n < 4; n++ {
+					if err := os.WriteFile(s.file(fmt.Sprintf("msgs/%d.blk", n)), nil, 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
+			},
+			says: "files that are gone, or too short",
+		},
+		{
+			name: "a block that is gone",
+			damage: func(t *testing.T, s *damagedStore) {
+				if err := os.Remove(s.file(blk)); err != nil {
+					t.Fatal(err)
+				}
+			},
+			lost: everything, says: "files that are gone, or too short",
+		},
+		{
+			name: "a block that ends between two records",
+			damage: func(t *testing.T, s *damagedStore) {
+				s.change(t, blk, func(data []byte) []byte {
+					start, _ := s.of(t, data, damagedTasks-3)
+					return data[:start]
+				})
+			},
+			lost: everything[damagedTasks-3:], says: "files that are gone, or too short",
+		},
+		{
+			name: "no messages at all",
+			damage: func(t *testing.T, s *damagedStore) {
+				if err := os.RemoveAll(s.file("msgs")); err != nil {
+					t.Fatal(err)
+				}
+			},
+			lost: everything, says: "files that are gone, or too short",
 		},
 		{
 			name: "a stream that is gone",

@@ -60,11 +60,8 @@ func (m Migration) Run(ctx context.Context) (*Migrated, error) {
 	}
 	defer to.Close()
 	store := &Engine{cfg: m.From, log: m.From.Logger}
-	err = store.openFolder()
-	if store.lock != nil {
-		defer store.lock.release()
-	}
-	if err != nil {
+	defer store.leaveFolder()
+	if err := store.openFolder(); err != nil {
 		return nil, err
 	}
 	from := new(link)

@@ -17,7 +17,7 @@ func (e *Engine) makeMissing(ctx context.Context, out *outage) {
 	defer cancel()
 	k := e.link()
 	var missing []string
-	for _, name := range []string{liveStream, endedStream, deadStream, "OBJ_" + blobBucket} {
+	for _, name := range allStreams {
 		_, err := k.js.Stream(ctx, name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			missing = append(missing, name)

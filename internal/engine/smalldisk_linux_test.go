@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // smallDisk is a disk of a few megabytes, in memory.
@@ -71,20 +70,5 @@ func (d smallDisk) free(t *testing.T) {
 	t.Helper()
 	if err := os.Remove(d.filler()); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// eventually waits until ok.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(time.Minute)
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("%s: not within a minute", what)
-		}
 	}
 }

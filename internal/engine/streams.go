@@ -52,6 +52,9 @@ const (
 	anchorSubject = "callback.anchor"
 )
 
+// allStreams are the streams in the order in which they are created.
+var allStreams = []string{liveStream, endedStream, deadStream, "OBJ_" + blobBucket}
+
 func (e *Engine) openStreams(ctx context.Context, k *link) (err error) {
 	k.live, err = e.openStream(ctx, k, jetstream.StreamConfig{
 		Name: liveStream,
