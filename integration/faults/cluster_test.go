@@ -1,31 +1,15 @@
 package faults
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
-
-// pair starts two gateways on a cluster and waits until both take callbacks.
-func pair(t *testing.T, c *gatewaytest.Cluster, site, callbackURL string, l *gatewaytest.Ledger) []*gatewaytest.Gateway {
-	t.Helper()
-	gateways := []*gatewaytest.Gateway{gatewaytest.Start(t, c.Options(), site), gatewaytest.Start(t, c.Options(), site)}
-	for _, g := range gateways {
-		takes(g, callbackURL, l)
-	}
-	return gateways
-}
 
 // takes waits until a gateway takes a request for a callback.
 func takes(g *gatewaytest.Gateway, callbackURL string, l *gatewaytest.Ledger) {
@@ -40,52 +24,52 @@ func takes(g *gatewaytest.Gateway, callbackURL string, l *gatewaytest.Ledger) {
 	})
 }
 
-// leader returns which server leads the stream of the live tasks.
-func leader(t *testing.T, c *gatewaytest.Cluster) (i int) {
-	t.Helper()
-	gatewaytest.Eventually(t, "the stream has a leader", func() error {
-		nc, err := nats.Connect(c.URLs())
-		if err != nil {
-			return err
-		}
-		defer nc.Close()
-		js, err := jetstream.New(nc)
-		if err != nil {
-			return err
-		}
-		stream, err := js.Stream(t.Context(), "CALLBACK")
-		if err != nil {
-			return err
-		}
-		if cluster := stream.CachedInfo().Cluster; cluster == nil || cluster.Leader == "" {
-			return errors.New("nobody leads")
-		} else if _, err := fmt.Sscanf(cluster.Leader, "n%d", &i); err != nil {
-			return fmt.Errorf("the leader is called %q: %w", cluster.Leader, err)
-		}
-		return nil
-	})
-	return i
-}
-
 // outTime is how long after a fault what was on its way to a gateway is handed out
 // again. Until then another fault can lose it, see docs/cluster.md.
 const outTime = 10 * time.Second
 
+// rig is a cluster with two gateways that clients send tasks to.
+type rig struct {
+	*gatewaytest.Cluster
+	gateways []*gatewaytest.Gateway
+	network  *gatewaytest.Network // between the first gateway and the cluster
+}
+
+// startRig starts a cluster and its gateways, and waits until both take callbacks.
+func startRig(t *testing.T, app http.HandlerFunc, rcv *gatewaytest.Receiver, l *gatewaytest.Ledger) *rig {
+	t.Helper()
+	r := &rig{Cluster: gatewaytest.NewCluster(t, 3), network: gatewaytest.NewNetwork(t)}
+	r.Config = "cluster { no_advertise: true }" // or the gateway would go around the network
+	for i := range r.Servers {
+		r.Start(i)
+	}
+	r.Ready()
+	through := r.Options()
+	for _, s := range r.Servers {
+		through = strings.Replace(through, s.Client, r.network.To(s.Client), 1)
+	}
+	site := mixed(t, app)
+	r.gateways = []*gatewaytest.Gateway{gatewaytest.Start(t, through, site), gatewaytest.Start(t, r.Options(), site)}
+	for _, g := range r.gateways {
+		takes(g, rcv.URL, l)
+	}
+	return r
+}
+
 // clusterFault makes a fault some times while eight writers send tasks through
 // two gateways, and writes the line of the table.
-func clusterFault(t *testing.T, name string, times int, fault func(c *gatewaytest.Cluster, round int)) {
-	c := gatewaytest.StartCluster(t, 3)
+func clusterFault(t *testing.T, name string, times int, fault func(r *rig, round int)) {
 	rcv := gatewaytest.NewReceiver(t, nil)
 	l := gatewaytest.NewLedger(rcv, t.Context().Done())
-	gateways := pair(t, c, mixed(t, gatewaytest.AnswerSoon), rcv.URL, l)
-	end := write(l, 8, gateways, rcv.URL, backOff)
+	r := startRig(t, gatewaytest.AnswerSoon, rcv, l)
+	end := write(l, 8, r.gateways, rcv.URL, backOff)
 	for round := range times {
 		gatewaytest.Pause(500 * time.Millisecond)
 		if round > 0 {
 			gatewaytest.Pause(outTime) // one fault at a time
 		}
-		fault(c, round)
-		for _, g := range gateways {
+		fault(r, round)
+		for _, g := range r.gateways {
 			takes(g, rcv.URL, l) // again, without a restart
 		}
 	}
@@ -96,80 +80,108 @@ func clusterFault(t *testing.T, name string, times int, fault func(c *gatewaytes
 
 func TestServersOfAClusterThatAreKilledInTurnLoseNothing(t *testing.T) {
 	t.Parallel()
-	clusterFault(t, "9. each of three NATS servers killed and restarted in turn", pick(3, 3, 30), func(c *gatewaytest.Cluster, round int) {
-		i := round % len(c.Servers)
-		c.Kill(i)
+	clusterFault(t, "9. each of three NATS servers killed and restarted in turn", pick(3, 3, 30), func(r *rig, round int) {
+		i := round % len(r.Servers)
+		r.Kill(i)
 		gatewaytest.Pause(time.Second)
-		c.Start(i)
-		c.Ready()
+		r.Start(i)
+		r.Ready()
 	})
 }
 
 func TestAClusterThatIsKilledAsAWholeLosesNothing(t *testing.T) {
 	t.Parallel()
-	clusterFault(t, "9. all three NATS servers killed at once and restarted", pick(1, 2, 20), func(c *gatewaytest.Cluster, _ int) {
-		for i := range c.Servers {
-			c.Kill(i)
+	clusterFault(t, "9. all three NATS servers killed at once and restarted", pick(1, 2, 20), func(r *rig, _ int) {
+		for i := range r.Servers {
+			r.Kill(i)
 		}
-		for i := range c.Servers {
-			c.Start(i)
+		for i := range r.Servers {
+			r.Start(i)
 		}
-		c.Ready()
+		r.Ready()
 	})
 }
 
 func TestALeaderThatIsKilledDuringPublishesLosesNothing(t *testing.T) {
 	t.Parallel()
-	clusterFault(t, "9. leader killed during publishes", pick(1, 2, 20), func(c *gatewaytest.Cluster, _ int) {
-		i := leader(t, c)
-		c.Kill(i)
-		leader(t, c) // another
-		c.Start(i)
-		c.Ready()
+	clusterFault(t, "9. leader killed during publishes", pick(1, 2, 20), func(r *rig, _ int) {
+		i := r.Leader("CALLBACK")
+		r.Kill(i)
+		r.Leader("CALLBACK") // another
+		r.Start(i)
+		r.Ready()
 	})
 }
+
+// cutTime is how long something is cut off: so long that it is left for another.
+const cutTime = 12 * time.Second
 
 func TestALeaderThatIsCutOffLosesNothing(t *testing.T) {
 	t.Parallel()
-	clusterFault(t, "9. leader cut off (SIGSTOP) for 12 s", pick(1, 2, 10), func(c *gatewaytest.Cluster, _ int) {
-		cutOff := c.Servers[leader(t, c)].Cmd.Process
-		send(t, cutOff, syscall.SIGSTOP)
-		gatewaytest.Pause(12 * time.Second) // the others elect another meanwhile
-		send(t, cutOff, syscall.SIGCONT)
-		c.Ready()
+	clusterFault(t, "9. leader cut off (SIGSTOP) for 12 s", pick(1, 2, 10), func(r *rig, _ int) {
+		leader := r.Leader("CALLBACK")
+		r.Suspend(leader)
+		gatewaytest.Pause(cutTime) // the others elect another meanwhile
+		r.Resume(leader)
+		r.Ready()
 	})
 }
 
-func send(t *testing.T, process *os.Process, sig syscall.Signal) {
-	t.Helper()
-	if err := process.Signal(sig); err != nil {
-		t.Fatal(err)
-	}
+func TestAGatewayThatIsCutOffFromItsClusterLosesNothing(t *testing.T) {
+	t.Parallel()
+	clusterFault(t, "9. one of two gateways cut off from the servers for 12 s", pick(1, 2, 10), func(r *rig, _ int) {
+		r.network.Cut()
+		gatewaytest.Pause(cutTime)
+		r.network.Mend()
+	})
 }
 
-// pastLease is how long a node is paused: longer than its leases.
+func TestGatewaysOfAClusterThatAreKilledLoseNothing(t *testing.T) {
+	t.Parallel()
+	clusterFault(t, "9. each of two gateways killed and restarted in turn", pick(1, 2, 20), func(r *rig, round int) {
+		g := r.gateways[round%2]
+		g.Kill()
+		gatewaytest.Pause(time.Second)
+		g.Start()
+	})
+}
+
+// pastLease is how long a node is away: longer than its leases.
 const pastLease = 36 * time.Second
 
-func TestANodeThatWasPausedPastItsLeaseSettlesNothingASecondTime(t *testing.T) {
+func TestANodeThatWasAwayPastItsLeaseSettlesNothingASecondTime(t *testing.T) {
 	t.Parallel()
-	rounds := pick(1, 1, 5)
-	c := gatewaytest.StartCluster(t, 3)
-	rcv := gatewaytest.NewReceiver(t, nil)
-	l := gatewaytest.NewLedger(rcv, t.Context().Done())
-	p := &pausedApp{begun: make(chan string, 100)}
-	gateways := pair(t, c, mixed(t, p.serve), rcv.URL, l)
-	for range rounds {
-		pauseRound(t, l, p, gateways[0], gateways[1], rcv.URL)
-		takes(gateways[0], rcv.URL, l)
-		l.Drain(t)
+	for name, away := range map[string]func(*rig) (end func()){
+		"paused past its lease and resumed": func(r *rig) func() {
+			r.gateways[0].Suspend()
+			return r.gateways[0].Resume
+		},
+		"cut off past its lease": func(r *rig) func() {
+			r.network.Cut()
+			return r.network.Mend
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rounds := pick(1, 1, 5)
+			rcv := gatewaytest.NewReceiver(t, nil)
+			l := gatewaytest.NewLedger(rcv, t.Context().Done())
+			p := &pausedApp{begun: make(chan string, 100)}
+			r := startRig(t, p.serve, rcv, l)
+			for range rounds {
+				awayRound(t, l, p, r.gateways[0], r.gateways[1], rcv.URL, func() func() { return away(r) })
+				takes(r.gateways[0], rcv.URL, l)
+				l.Drain(t)
+			}
+			// Whatever the node would settle once more it has settled when it ends, and the
+			// other delivers it before what comes after it.
+			r.gateways[0].Stop()
+			takes(r.gateways[1], rcv.URL, l)
+			l.Drain(t)
+			r.gateways[1].Stop()
+			report(t, "10. node of two "+name, rounds, l.Tally())
+		})
 	}
-	// Whatever the node would settle once more it has settled when it ends, and the
-	// other delivers it before what comes after it.
-	gateways[0].Stop()
-	takes(gateways[1], rcv.URL, l)
-	l.Drain(t)
-	gateways[1].Stop()
-	report(t, "10. node of two paused past its lease and resumed", rounds, l.Tally())
 }
 
 func TestAGatewayThatWasPausedPastItsLeaseSettlesNothingASecondTime(t *testing.T) {
@@ -180,7 +192,10 @@ func TestAGatewayThatWasPausedPastItsLeaseSettlesNothingASecondTime(t *testing.T
 	p := &pausedApp{begun: make(chan string, 100)}
 	g := gatewaytest.Start(t, gatewaytest.Delivering(), mixed(t, p.serve))
 	for range rounds {
-		pauseRound(t, l, p, g, nil, rcv.URL)
+		awayRound(t, l, p, g, nil, rcv.URL, func() func() {
+			g.Suspend()
+			return g.Resume
+		})
 		takes(g, rcv.URL, l)
 		l.Drain(t)
 	}
@@ -224,9 +239,9 @@ func (p *pausedApp) serve(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "run at %d", time.Now().UnixNano())
 }
 
-// pauseRound has a gateway begin tasks, pauses it past its lease, and lets the
-// endpoint answer while it is paused.
-func pauseRound(t *testing.T, l *gatewaytest.Ledger, p *pausedApp, g, other *gatewaytest.Gateway, callbackURL string) {
+// awayRound has a gateway begin tasks, takes it away past its lease, and lets the
+// endpoint answer meanwhile.
+func awayRound(t *testing.T, l *gatewaytest.Ledger, p *pausedApp, g, other *gatewaytest.Gateway, callbackURL string, away func() (end func())) {
 	t.Helper()
 	const each = 8
 	p.next()
@@ -252,12 +267,12 @@ func pauseRound(t *testing.T, l *gatewaytest.Ledger, p *pausedApp, g, other *gat
 	for range 2 * each {
 		l.Accept(<-p.begun) // the endpoint was told
 	}
-	send(t, g.Cmd.Process, syscall.SIGSTOP)
+	end := away()
 	gatewaytest.Pause(pastLease / 2)
 	close(p.round()) // the answers lie there when the gateway is back
 	gatewaytest.Pause(pastLease / 2)
 	if other != nil {
 		takes(other, callbackURL, l) // it lacks nothing
 	}
-	send(t, g.Cmd.Process, syscall.SIGCONT)
+	end()
 }
