@@ -8,14 +8,12 @@
 package faults
 
 import (
-	"flag"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -30,20 +28,9 @@ func TestMain(m *testing.M) {
 		os.Exit(code)
 	}
 	if os.Getenv(inNamespace) != "" && os.Getenv(gatewaytest.AsCaddy)+os.Getenv(gatewaytest.AsNATS) == "" {
-		runAtOnce(6)
+		gatewaytest.RunAtOnce(6)
 	}
 	gatewaytest.Main(m, printTable)
-}
-
-// runAtOnce has n tests run at once, unless a flag says how many: they wait most
-// of the time, for leases to lapse and for servers to come back.
-func runAtOnce(n int) {
-	flag.Parse()
-	asked := false
-	flag.Visit(func(f *flag.Flag) { asked = asked || f.Name == "test.parallel" })
-	if !asked {
-		_ = flag.Set("test.parallel", strconv.Itoa(n)) // it is a number
-	}
 }
 
 // pick returns how much of something the form of the suite asks for.

@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -46,11 +47,23 @@ func Main(m *testing.M, after ...func()) {
 	case os.Getenv(AsNATS) != "":
 		runNATS()
 	default:
+		RunAtOnce(8)
 		code := m.Run()
 		for _, f := range after {
 			f()
 		}
 		os.Exit(code)
+	}
+}
+
+// RunAtOnce has n tests run at once, unless a flag says how many, or it was called
+// before: they wait most of the time, for leases to lapse and for servers to come back.
+func RunAtOnce(n int) {
+	flag.Parse()
+	asked := false
+	flag.Visit(func(f *flag.Flag) { asked = asked || f.Name == "test.parallel" })
+	if !asked {
+		_ = flag.Set("test.parallel", strconv.Itoa(n)) // it is a number
 	}
 }
 

@@ -165,7 +165,8 @@ func (e *Engine) watchStock(ctx context.Context) {
 }
 
 // lastMessages returns the last message of each stream, or nil if the server is not
-// well, which is found out by storing.
+// well. One that does not answer may hang, and there may be nobody who stores and so
+// finds out: deliveries that do not come are missed by no one.
 func (e *Engine) lastMessages(ctx context.Context, k *link) map[string]uint64 {
 	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
 	defer cancel()
@@ -173,6 +174,7 @@ func (e *Engine) lastMessages(ctx context.Context, k *link) map[string]uint64 {
 	for _, name := range allStreams {
 		stream, err := k.js.Stream(ctx, name)
 		if err != nil {
+			e.health.suspect.Store(true)
 			return nil
 		}
 		last[name] = stream.CachedInfo().State.LastSeq
