@@ -144,11 +144,14 @@ func (s *stock) close() error {
 	return file.Close()
 }
 
-// watchStock keeps the inventory up to date until ctx ends.
+// watchStock keeps the inventory up to date until ctx ends. A server that does not
+// answer may hang, and there may be nobody who stores and so finds out: deliveries that
+// do not come are missed by no one.
 func (e *Engine) watchStock(ctx context.Context) {
 	tick := time.NewTicker(stockInterval)
 	defer tick.Stop()
 	var told time.Time
+	answered := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -156,7 +159,16 @@ func (e *Engine) watchStock(ctx context.Context) {
 		case <-tick.C:
 		}
 		k := e.link()
-		err := e.stock.see(k, e.lastMessages(ctx, k))
+		last, err := lastMessages(ctx, k)
+		if err == nil {
+			answered = time.Now()
+		} else if time.Since(answered) >= publishTimeout {
+			e.health.suspect.Store(true)
+		}
+		if e.health.err() != nil || e.health.suspect.Load() {
+			last = nil
+		}
+		err = e.stock.see(k, last)
 		if err != nil && time.Since(told) >= remindInterval {
 			told = time.Now()
 			e.log.Warn("what is lost with a file of the store may not be told", zap.Error(err))
@@ -164,25 +176,19 @@ func (e *Engine) watchStock(ctx context.Context) {
 	}
 }
 
-// lastMessages returns the last message of each stream, or nil if the server is not
-// well. One that does not answer may hang, and there may be nobody who stores and so
-// finds out: deliveries that do not come are missed by no one.
-func (e *Engine) lastMessages(ctx context.Context, k *link) map[string]uint64 {
+// lastMessages returns the last message of each stream, or an error, and then nil.
+func lastMessages(ctx context.Context, k *link) (map[string]uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
 	defer cancel()
 	last := make(map[string]uint64)
 	for _, name := range allStreams {
 		stream, err := k.js.Stream(ctx, name)
 		if err != nil {
-			e.health.suspect.Store(true)
-			return nil
+			return nil, fmt.Errorf("looking at the stream %s: %w", name, err)
 		}
 		last[name] = stream.CachedInfo().State.LastSeq
 	}
-	if e.health.err() != nil || e.health.suspect.Load() {
-		return nil
-	}
-	return last
+	return last, nil
 }
 
 // closeStock takes the inventory of the files when no server writes to them any more.
