@@ -139,8 +139,10 @@ func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
 			}
 			waiting := make(map[string]bool)
 			for range tasks {
-				waiting[g.Task(retried.URL)] = true
+				id := g.Task(retried.URL)
+				waiting[id] = true
 				<-refused
+				g.Attempted(id, 1) // it waits by the clock as it is now
 			}
 			c.step(d)
 			gatewaytest.Pause(2 * time.Second) // for what lapses to lapse

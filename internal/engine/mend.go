@@ -93,7 +93,7 @@ func (m *mender) mendStream(name string) error {
 	}
 	// When schedules are due is in the messages too, and there it has a checksum.
 	drop := []string{"sched.db"}
-	if len(damages) > 0 {
+	if m.missFiles(name, sizes) || len(damages) > 0 {
 		drop = append(drop, "index.db") // it is about the blocks as they were
 	}
 	left, err := m.leftovers(name)
@@ -105,14 +105,13 @@ func (m *mender) mendStream(name string) error {
 			return err
 		}
 	}
-	m.missFiles(name, sizes)
 	return m.tell(name, damages)
 }
 
-// missFiles tells of files that are gone, or end too early. Of a server that was killed
-// nobody knows which it had: one in the midst of others that is gone may be one that it
-// had cleared out, but none of these is empty.
-func (m *mender) missFiles(stream string, sizes map[uint32]int64) {
+// missFiles tells of files that are gone, or end too early, and says whether there are
+// any. Of a server that was killed nobody knows which it had: one in the midst of others
+// that is gone may be one that it had cleared out, but none of these is empty.
+func (m *mender) missFiles(stream string, sizes map[uint32]int64) bool {
 	listed, wasListed := m.had.Files[stream]
 	had := make(map[uint32]int64)
 	indexes := slices.Sorted(maps.Keys(sizes))
@@ -128,11 +127,12 @@ func (m *mender) missFiles(stream string, sizes map[uint32]int64) {
 	}
 	last := m.had.Last[stream]
 	if len(files) == 0 && (wasListed || last <= m.last[stream]) {
-		return
+		return false
 	}
 	m.log.Error("the store is damaged: what stood in files that are gone, or too short, is lost",
 		zap.String("stream", stream), zap.String("store", m.folder), zap.Strings("files", files[:min(len(files), maxNamed)]),
 		zap.Uint64("last_message", last), zap.Uint64("last_found", m.last[stream]))
+	return true
 }
 
 // blocksOf returns which blocks a stream has, in their order.
