@@ -48,6 +48,10 @@ const (
 	inventorySize = 512
 	// stockInterval is how often the last messages are looked at.
 	stockInterval = 250 * time.Millisecond
+	// Where nothing is stored, they are looked at every idleLooks times, from stockLooks
+	// times on: until then what was seen counts.
+	stockLooks = 3
+	idleLooks  = 8
 )
 
 // open reads the inventory. A store that is new, or of a version that had none, has
@@ -151,18 +155,29 @@ func (e *Engine) watchStock(ctx context.Context) {
 	tick := time.NewTicker(stockInterval)
 	defer tick.Stop()
 	var told time.Time
-	answered := time.Now()
+	var failing time.Time // since when it has not answered
+	var stored, idle uint64
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+		idle++
+		if n := e.stored.Load(); n != stored || !failing.IsZero() {
+			stored, idle = n, 0
+		}
+		if idle > stockLooks && idle%idleLooks != 0 {
+			continue
+		}
 		k := e.link()
 		last, err := lastMessages(ctx, k)
-		if err == nil {
-			answered = time.Now()
-		} else if time.Since(answered) >= publishTimeout {
+		switch {
+		case err == nil:
+			failing = time.Time{}
+		case failing.IsZero():
+			failing = time.Now()
+		case time.Since(failing) >= publishTimeout:
 			e.health.suspect.Store(true)
 		}
 		if e.health.err() != nil || e.health.suspect.Load() {
