@@ -51,7 +51,7 @@ const (
 	// Where nothing is stored, they are looked at every idleLooks times, from stockLooks
 	// times on: until then what was seen counts.
 	stockLooks = 3
-	idleLooks  = 8
+	idleLooks  = 16
 )
 
 // open reads the inventory. A store that is new, or of a version that had none, has
