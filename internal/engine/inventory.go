@@ -24,8 +24,8 @@ import (
 
 // inventory is what a store has.
 type inventory struct {
-	// Last is the sequence of the last message of each stream, as it was half a second
-	// ago or less.
+	// Last is the sequence of the last message of each stream, as it was less than a
+	// second ago, or, of what the server stores by itself, less than ten.
 	Last map[string]uint64 `json:"last"`
 	// Files are the sizes of the blocks of each stream, in bytes, by their numbers;
 	// only while no server runs.
@@ -48,8 +48,8 @@ const (
 	inventorySize = 512
 	// stockInterval is how often the last messages are looked at.
 	stockInterval = 250 * time.Millisecond
-	// Where nothing is stored, they are looked at every idleLooks times, from stockLooks
-	// times on: until then what was seen counts.
+	// While the engine stores nothing only every idleLooks-th look is taken, after the
+	// stockLooks that it takes for what was stored last to count.
 	stockLooks = 3
 	idleLooks  = 16
 )
