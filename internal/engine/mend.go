@@ -110,13 +110,17 @@ func (m *mender) mendStream(name string) error {
 
 // missFiles tells of files that are gone, or end too early, and says whether there are
 // any. Of a server that was killed nobody knows which it had: one in the midst of others
-// that is gone may be one that it had cleared out, but none of these is empty.
+// that is gone may be one that it had cleared out, but none of these is empty. Those at
+// the end may be: in an empty stream it begins the next before it removes the last.
 func (m *mender) missFiles(stream string, sizes map[uint32]int64) bool {
 	listed, wasListed := m.had.Files[stream]
 	had := make(map[uint32]int64)
-	indexes := slices.Sorted(maps.Keys(sizes))
-	for _, index := range indexes[:max(0, len(indexes)-1)] {
-		had[index] = 1
+	filled := false
+	for _, index := range slices.Backward(slices.Sorted(maps.Keys(sizes))) {
+		if filled {
+			had[index] = 1
+		}
+		filled = filled || sizes[index] > 0
 	}
 	maps.Copy(had, listed)
 	var files []string
