@@ -166,6 +166,46 @@ func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
 	}
 }
 
+// A callback waits for its next attempt and nothing else happens, as the clock is set
+// or the machine sleeps: the attempt comes soon after its time has come by the clock.
+func TestWhatWaitsComesSoonAfterItsTimeByAClockThatSteps(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		wait  time.Duration // until the next attempt
+		steps []time.Duration
+		pause time.Duration // before the last: the lease of the task has lapsed, or its time has come
+	}{
+		"forward over it": {5 * time.Minute, []time.Duration{10 * time.Minute}, 35 * time.Second},
+		"back and right":  {20 * time.Second, []time.Duration{-10 * time.Minute, 10 * time.Minute}, 25 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("callback-attempt") == "1" {
+					w.WriteHeader(http.StatusInternalServerError)
+				}
+			})
+			g := gatewaytest.New(t, gatewaytest.Delivering(fmt.Sprintf("retry %v", test.wait)), gatewaytest.ExampleSite(t))
+			c := newClock(t, g)
+			g.Start()
+			id := g.Task(rcv.URL)
+			rcv.Next(t)
+			g.Attempted(id, 1)
+			for n, d := range test.steps {
+				if n == len(test.steps)-1 {
+					gatewaytest.Pause(test.pause)
+				}
+				c.step(d)
+			}
+			if got := rcv.Next(t); got.TaskID() != id || got.Header.Get("callback-attempt") != "2" {
+				t.Errorf("what came is %v", got.Header)
+			}
+			g.Stop()
+			report(t, "11. clock stepped while a callback waits, "+name, 1, gatewaytest.Tally{Accepted: 1, Arrived: 1})
+		})
+	}
+}
+
 // The servers say when a schedule's time has come, by their clock. A gateway's own
 // may be wrong: what it runs runs on, what it is to try again it tries again in time,
 // and what it leaves is made good within the lease.

@@ -2,9 +2,12 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 )
 
@@ -17,9 +20,15 @@ import (
 // theirs can be read.
 const clockSlack = time.Second
 
-// clocksInterval is how often the clocks are compared: ours may be set, and another
-// server may lead.
+// clocksInterval is how often the clocks are looked after: ours may be set, theirs too,
+// and another server may lead.
 const clocksInterval = 10 * time.Second
+
+// A server waits for the first of its schedules with a timer, and timers do not see
+// that the clock is set, or that the machine slept: whatever is due in between would
+// come as much later as the clock went forward. So there is always a schedule for a
+// moment from now, for as long as others wait, and the timer never runs for longer.
+const windAhead = 15 * time.Second
 
 // compareClocks finds out how far the servers' clock is ahead of ours. The stream's
 // leader is asked, who keeps its schedules.
@@ -43,7 +52,7 @@ func (e *Engine) compareClocks(ctx context.Context, k *link) error {
 	return nil
 }
 
-// watchClocks compares the clocks until ctx ends.
+// watchClocks compares the clocks, and winds the servers', until ctx ends.
 func (e *Engine) watchClocks(ctx context.Context) {
 	tick := time.NewTicker(clocksInterval)
 	defer tick.Stop()
@@ -53,12 +62,47 @@ func (e *Engine) watchClocks(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-		if err := e.compareClocks(ctx, e.link()); err != nil {
-			e.log.Debug("clocks not compared", zap.Error(err))
+		if e.remote() {
+			e.tend(ctx, "clocks not compared", e.compareClocks)
 		}
-		cancel()
+		if e.Ready() == nil {
+			e.tend(ctx, "clock not wound", e.wind)
+		}
 	}
+}
+
+// tend does one thing for the clocks. That it fails is told by others, too.
+func (e *Engine) tend(ctx context.Context, failed string, do func(context.Context, *link) error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	if err := do(ctx, e.link()); err != nil {
+		e.log.Debug(failed, zap.Error(err))
+	}
+}
+
+// wind stores a schedule for a moment from now if there are others. It is written anew
+// before its time has come, or else moves to where it is no matter.
+func (e *Engine) wind(ctx context.Context, k *link) error {
+	waiting, err := e.hasSchedules(ctx, k)
+	if err != nil || !waiting {
+		return err
+	}
+	at := k.theirs(time.Now().Add(windAhead))
+	_, err = e.send(ctx, &nats.Msg{Subject: clockSubject, Header: scheduled(at, probeSubject)})
+	return err
+}
+
+// hasSchedules says whether the servers are to move something when its time has come.
+func (e *Engine) hasSchedules(ctx context.Context, k *link) (bool, error) {
+	for _, subject := range []string{leaseSubject + "*", retrySubject + "*", cronSubject + "*.*"} {
+		_, err := k.live.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(subject))
+		if err == nil {
+			return true, nil
+		} else if !errors.Is(err, jetstream.ErrMsgNotFound) {
+			return false, fmt.Errorf("looking for %s: %w", subject, err)
+		}
+	}
+	return false, nil
 }
 
 // theirs is a time of our clock by that of the servers.

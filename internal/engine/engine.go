@@ -149,9 +149,8 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		e.done.Go(func() { e.watchRoom(e.closing) })
 		e.done.Go(func() { e.watchBursts(e.closing) })
 		e.done.Go(func() { e.watchStock(e.closing) })
-	} else {
-		e.done.Go(func() { e.watchClocks(e.closing) })
 	}
+	e.done.Go(func() { e.watchClocks(e.closing) })
 	e.done.Go(func() { e.sweepBlobs(e.closing) })
 	return e, nil
 }

@@ -25,7 +25,7 @@ import (
 // inventory is what a store has.
 type inventory struct {
 	// Last is the sequence of the last message of each stream, as it was less than a
-	// second ago, or, of what the server stores by itself, less than ten.
+	// second ago, or, of what the server stores by itself, less than half a minute.
 	Last map[string]uint64 `json:"last"`
 	// Files are the sizes of the blocks of each stream, in bytes, by their numbers;
 	// only while no server runs.
@@ -51,7 +51,7 @@ const (
 	// While the engine stores nothing only every idleLooks-th look is taken, after the
 	// stockLooks that it takes for what was stored last to count.
 	stockLooks = 3
-	idleLooks  = 16
+	idleLooks  = 40
 )
 
 // open reads the inventory. A store that is new, or of a version that had none, has

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -110,8 +111,7 @@ var ErrTooLarge = errors.New("the task's record is too large")
 func (s *step) header() nats.Header {
 	h := make(nats.Header, 6)
 	if s.target != "" {
-		h[jetstream.ScheduleHeader] = []string{"@at " + s.at.UTC().Format(time.RFC3339Nano)}
-		h[jetstream.ScheduleTargetHeader] = []string{s.target}
+		maps.Copy(h, scheduled(s.at, s.target))
 	}
 	if s.fence != "" {
 		h[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(s.seq, 10)}
@@ -127,6 +127,15 @@ func (s *step) header() nats.Header {
 		h[copyHeader] = []string{strconv.FormatUint(s.copy, 10)}
 	}
 	return h
+}
+
+// scheduled is the header of a message that the server moves to target at a time of
+// its clock.
+func scheduled(at time.Time, target string) nats.Header {
+	return nats.Header{
+		jetstream.ScheduleHeader:       {"@at " + at.UTC().Format(time.RFC3339Nano)},
+		jetstream.ScheduleTargetHeader: {target},
+	}
 }
 
 // The client library has no names for these; the server's are in its

@@ -84,7 +84,7 @@ func (e *Engine) everything(ctx context.Context) (map[string]bool, error) {
 
 // nameOf returns the ID of a task's subject, and any other subject as it is.
 func nameOf(subject string) string {
-	for _, prefix := range []string{cronSubject, tickSubject, keySubject, doneKeySubject, probeSubject, endedProbe, deadProbe, anchorSubject} {
+	for _, prefix := range []string{cronSubject, tickSubject, keySubject, doneKeySubject, probeSubject, endedProbe, deadProbe, anchorSubject, clockSubject} {
 		if strings.HasPrefix(subject, prefix) {
 			return subject
 		}
@@ -142,7 +142,7 @@ func (c *carrier) locate(ctx context.Context) error {
 // carryLive carries a message of the live stream.
 func (c *carrier) carryLive(ctx context.Context, msg *jetstream.RawStreamMsg) error {
 	switch {
-	case msg.Subject == probeSubject, msg.Subject == anchorSubject:
+	case msg.Subject == probeSubject, msg.Subject == anchorSubject, msg.Subject == clockSubject:
 		return nil
 	case strings.HasPrefix(msg.Subject, keySubject):
 		// Its task may have ended in the cluster since.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -129,7 +130,7 @@ func standings(t *testing.T, e *Engine) map[string]string {
 			t.Fatal(err)
 		}
 		for subject := range info.State.Subjects {
-			if subject != probeSubject && subject != anchorSubject && !strings.HasPrefix(subject, tickSubject) {
+			if !slices.Contains([]string{probeSubject, anchorSubject, clockSubject}, subject) && !strings.HasPrefix(subject, tickSubject) {
 				found[nameOf(subject)] = subject
 			}
 		}

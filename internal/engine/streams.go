@@ -50,6 +50,9 @@ const (
 	// stream. While a consumer's next message is the oldest of all, the server
 	// counts everything that waits behind it, for each message it hands out.
 	anchorSubject = "callback.anchor"
+
+	// One schedule that keeps the server's timer short.
+	clockSubject = "callback.clock"
 )
 
 // allStreams are the streams in the order in which they are created.
@@ -61,7 +64,7 @@ func (e *Engine) openStreams(ctx context.Context, k *link) (err error) {
 		Subjects: []string{
 			queuedSubject + "*.*", cronSubject + "*.*", tickSubject + "*.*", keySubject + "*.*",
 			leaseSubject + "*", dueSubject + "*.*", heldSubject + "*.*", retrySubject + "*",
-			probeSubject, anchorSubject,
+			probeSubject, anchorSubject, clockSubject,
 		},
 		Retention:         jetstream.WorkQueuePolicy,
 		MaxMsgsPerSubject: 1,
