@@ -88,7 +88,7 @@ func (e *Engine) wind(ctx context.Context, k *link) error {
 		return err
 	}
 	at := k.theirs(time.Now().Add(windAhead))
-	_, err = e.send(ctx, &nats.Msg{Subject: clockSubject, Header: scheduled(at, probeSubject)})
+	_, err = e.store(ctx, &nats.Msg{Subject: clockSubject, Header: scheduled(at, probeSubject)})
 	return err
 }
 

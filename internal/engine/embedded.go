@@ -85,7 +85,9 @@ func (e *Engine) startEmbedded(k *link) error {
 	if !srv.ReadyForConnections(startTimeout) {
 		return fmt.Errorf("the embedded engine was not ready within %v", startTimeout)
 	}
-	k.nc, err = nats.Connect("", append(connectOptions(e.log), nats.InProcessServer(srv))...)
+	// A server that looks a message up does nothing else for the connection. One that
+	// hangs over it must not keep all of us from finding out.
+	k.nc, err = nats.Connect("", append(connectOptions(e.log), nats.InProcessServer(srv), nats.FlusherTimeout(publishTimeout))...)
 	if err != nil {
 		return fmt.Errorf("connecting to the embedded engine: %w", err)
 	}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -70,6 +71,17 @@ func TestAServerThatHangsOnAFullDiskIsLeftBehind(t *testing.T) {
 		before := liveFiles(e)
 		eventually(t, "the lease lapses", lapsed)
 		need := liveFiles(e) - before - tombstone
+
+		// As clients ask what became of their tasks. The server looks that up where it
+		// reads what the engine sends.
+		asking, stop := context.WithCancel(t.Context())
+		defer stop()
+		go func() {
+			for id := record("c.example:443").ID; asking.Err() == nil; {
+				_, _ = e.Find(asking, id) // nobody has it
+				<-time.After(100 * time.Millisecond)
+			}
+		}()
 
 		left := logs.FilterMessageSnippet("a server that failed does not end")
 		for round := 1; left.Len() == 0; round++ {

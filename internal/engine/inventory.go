@@ -25,7 +25,7 @@ import (
 // inventory is what a store has.
 type inventory struct {
 	// Last is the sequence of the last message of each stream, as it was less than a
-	// second ago, or, of what the server stores by itself, less than half a minute.
+	// second ago, or, of what the server stores by itself, less than ten.
 	Last map[string]uint64 `json:"last"`
 	// Files are the sizes of the blocks of each stream, in bytes, by their numbers;
 	// only while no server runs.
@@ -51,7 +51,7 @@ const (
 	// While the engine stores nothing only every idleLooks-th look is taken, after the
 	// stockLooks that it takes for what was stored last to count.
 	stockLooks = 3
-	idleLooks  = 40
+	idleLooks  = 16
 )
 
 // open reads the inventory. A store that is new, or of a version that had none, has
@@ -157,6 +157,7 @@ func (e *Engine) watchStock(ctx context.Context) {
 	var told time.Time
 	var failing time.Time // since when it has not answered
 	var stored, idle uint64
+	var before map[string]uint64 // of the look before, if nothing has been stored since
 	for {
 		select {
 		case <-ctx.Done():
@@ -165,13 +166,13 @@ func (e *Engine) watchStock(ctx context.Context) {
 		}
 		idle++
 		if n := e.stored.Load(); n != stored || !failing.IsZero() {
-			stored, idle = n, 0
+			stored, idle, before = n, 0, nil
 		}
 		if idle > stockLooks && idle%idleLooks != 0 {
 			continue
 		}
 		k := e.link()
-		last, err := lastMessages(ctx, k)
+		last, err := lastMessages(ctx, k, before)
 		switch {
 		case err == nil:
 			failing = time.Time{}
@@ -183,6 +184,9 @@ func (e *Engine) watchStock(ctx context.Context) {
 		if e.health.err() != nil || e.health.suspect.Load() {
 			last = nil
 		}
+		if idle > stockLooks {
+			before = last
+		}
 		err = e.stock.see(k, last)
 		if err != nil && time.Since(told) >= remindInterval {
 			told = time.Now()
@@ -191,8 +195,10 @@ func (e *Engine) watchStock(ctx context.Context) {
 	}
 }
 
-// lastMessages returns the last message of each stream, or an error, and then nil.
-func lastMessages(ctx context.Context, k *link) (map[string]uint64, error) {
+// lastMessages returns the last message of each stream, or an error, and then nil. Given
+// what they were when the engine last stored anything, it looks first at the stream in
+// which the server stores by itself.
+func lastMessages(ctx context.Context, k *link, before map[string]uint64) (map[string]uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
 	defer cancel()
 	last := make(map[string]uint64)
@@ -202,6 +208,9 @@ func lastMessages(ctx context.Context, k *link) (map[string]uint64, error) {
 			return nil, fmt.Errorf("looking at the stream %s: %w", name, err)
 		}
 		last[name] = stream.CachedInfo().State.LastSeq
+		if before != nil && name == liveStream && last[name] == before[name] {
+			return before, nil
+		}
 	}
 	return last, nil
 }

@@ -148,8 +148,18 @@ const (
 // copyHeader is ours, on leases.
 const copyHeader = "Callback-Copy"
 
-// send publishes msg and waits until it is stored.
+// send publishes msg and waits until it is stored. It counts, unlike what keeps the
+// engine going.
 func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {
+	seq, err := e.store(ctx, msg)
+	if err == nil {
+		e.stored.Add(1)
+	}
+	return seq, err
+}
+
+// store publishes msg and waits until it is stored.
+func (e *Engine) store(ctx context.Context, msg *nats.Msg) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	e.disk.begin(len(msg.Data))
@@ -164,7 +174,6 @@ func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {
 		ack, err = e.link().js.PublishMsg(ctx, msg)
 	}
 	if err == nil {
-		e.stored.Add(1)
 		e.health.ok(storageOf(msg.Subject))
 		return ack.Sequence, nil
 	}
