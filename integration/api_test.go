@@ -210,8 +210,8 @@ func TestTenThousandTasksArePagedWhileOthersArrive(t *testing.T) {
 	})
 	t.Cleanup(func() { close(hold) })
 	g := gatewaytest.Start(t, "queue q {\nworkers 1\n}", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
-	const n = 10_000
-	ids := make(chan string, 2*n)
+	n := gatewaytest.Fewer(10_000)
+	ids := make(chan string, 20_000)
 	put := func(count int) {
 		for range count {
 			resp, text, err := gatewaytest.Send(http.MethodPost, g.URL("/q"), strings.NewReader("{}"))
