@@ -263,7 +263,8 @@ func stored(t *testing.T, g *gatewaytest.Gateway) (n uint64) {
 
 func TestALargeTaskGoesWithItsResult(t *testing.T) {
 	t.Parallel()
-	large := bytes.Repeat([]byte("0123456789abcdef"), 20<<16) // 20 MiB
+	mib := gatewaytest.Fewer(20)
+	large := bytes.Repeat([]byte("0123456789abcdef"), mib<<16)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil || !bytes.Equal(body, large) {
@@ -294,7 +295,7 @@ func TestALargeTaskGoesWithItsResult(t *testing.T) {
 	// The two tasks, and the parts and the description of the large result; of
 	// the requests nothing is left.
 	const part = 128 << 10
-	if got, want := stored(t, g), uint64(2+20<<20/part+1); got != want {
+	if got, want := stored(t, g), uint64(2+mib<<20/part+1); got != want {
 		t.Errorf("%d messages are stored, not %d", got, want)
 	}
 }
@@ -315,8 +316,8 @@ func (p *pausing) Read(b []byte) (int, error) {
 
 func TestALargeBodyMayComeAndGoSlowly(t *testing.T) {
 	t.Parallel()
-	const pause = 12 * time.Second                            // longer than the engine has for a step of its own
-	large := bytes.Repeat([]byte("0123456789abcdef"), 32<<16) // more than sockets hold
+	const pause = 12 * time.Second                                               // longer than the engine has for a step of its own
+	large := bytes.Repeat([]byte("0123456789abcdef"), gatewaytest.Fewer(32)<<16) // more than sockets hold
 	var runs atomic.Int32
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		runs.Add(1)

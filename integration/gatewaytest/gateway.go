@@ -69,7 +69,7 @@ func RunAtOnce(n int) {
 
 // Patience is how long a test waits for what should come soon. It is generous
 // because machines are shared; nothing is concluded from how long it took.
-const Patience = 60 * time.Second
+const Patience = slowness * 60 * time.Second
 
 // Gateway is a Caddy process with the callback module.
 type Gateway struct {

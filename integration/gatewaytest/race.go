@@ -7,6 +7,9 @@ package gatewaytest
 // 10ms the timer fires in the middle.
 const RaceOptions = "sync 2s"
 
+// slowness is how much longer everything takes.
+const slowness = 2
+
 // Fewer is a part of n: what a test does n times, or with n bytes, shows as many races
 // with less, and each takes ten times as long.
 func Fewer(n int) int { return n / 10 }
