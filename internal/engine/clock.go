@@ -62,26 +62,25 @@ func (e *Engine) watchClocks(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		// That either fails is told by others, too.
 		if e.remote() {
-			e.tend(ctx, "clocks not compared", e.compareClocks)
+			asking, cancel := context.WithTimeout(ctx, probeTimeout)
+			if err := e.compareClocks(asking, e.link()); err != nil {
+				e.log.Debug("clocks not compared", zap.Error(err))
+			}
+			cancel()
 		}
 		if e.Ready() == nil {
-			e.tend(ctx, "clock not wound", e.wind)
+			if err := e.wind(ctx, e.link()); err != nil {
+				e.log.Debug("clock not wound", zap.Error(err))
+			}
 		}
-	}
-}
-
-// tend does one thing for the clocks. That it fails is told by others, too.
-func (e *Engine) tend(ctx context.Context, failed string, do func(context.Context, *link) error) {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	if err := do(ctx, e.link()); err != nil {
-		e.log.Debug(failed, zap.Error(err))
 	}
 }
 
 // wind stores a schedule for a moment from now if there are others. It is written anew
-// before its time has come, or else moves to where it is no matter.
+// before its time has come, or else moves to where it is no matter. It has as long to be
+// stored as a task has: an engine that is slow is not down.
 func (e *Engine) wind(ctx context.Context, k *link) error {
 	waiting, err := e.hasSchedules(ctx, k)
 	if err != nil || !waiting {
