@@ -94,8 +94,8 @@ func (e *Engine) addSchedule(ctx context.Context, s *Schedule) error {
 // RememberTick notes when the schedule that made w ticks next. The server knows,
 // but it forgets if it is killed, and then leaves out what it missed.
 func (w *Queued) RememberTick(ctx context.Context) error {
-	next := w.hand.msg.Headers().Get(scheduleNextHeader)
-	name := strings.TrimPrefix(idOf(w.hand.msg.Subject()), tickPrefix)
+	next := w.hand.msg.Header.Get(scheduleNextHeader)
+	name := strings.TrimPrefix(idOf(w.hand.msg.Subject), tickPrefix)
 	if next == "" {
 		return nil
 	}

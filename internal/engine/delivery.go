@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
@@ -21,7 +22,7 @@ type Delivery struct {
 	body   []byte
 	engine *Engine
 	link   *link // over which it was taken
-	msg    jetstream.Msg
+	msg    *nats.Msg
 	seq    uint64 // where the message stands in the stream; 0 if that is not known
 	behind int
 	// twins says that the delivery may stand elsewhere too: an earlier holder
@@ -30,8 +31,8 @@ type Delivery struct {
 }
 
 // take makes a delivery of a message and holds it in this node's hands.
-func (e *Engine) take(ctx context.Context, k *link, msg jetstream.Msg) *Delivery {
-	rec, body, err := unframe(msg.Data())
+func (e *Engine) take(ctx context.Context, k *link, msg *nats.Msg) *Delivery {
+	rec, body, err := unframe(msg.Data)
 	if err != nil {
 		e.bury(ctx, msg, err)
 		return nil
@@ -47,7 +48,7 @@ func (e *Engine) take(ctx context.Context, k *link, msg jetstream.Msg) *Delivery
 	}
 	switch {
 	case d.seq > k.found.Load():
-	case strings.HasPrefix(msg.Subject(), queuedSubject):
+	case strings.HasPrefix(msg.Subject, queuedSubject):
 		d.twins = true // a claim looks where
 	case d.dropMoved(ctx):
 		d.letGo()
@@ -197,7 +198,7 @@ func (d *Delivery) move(ctx context.Context, s step) error {
 		return nil
 	}
 	s.rec, s.body = d.Record, d.body
-	s.fence, s.seq = d.msg.Subject(), d.seq
+	s.fence, s.seq = d.msg.Subject, d.seq
 	_, err := d.engine.publish(ctx, s)
 	if errors.Is(err, ErrLost) && d.isNowhere(ctx) {
 		s.seq = 0
@@ -255,7 +256,7 @@ func (d *Delivery) finish(ctx context.Context) {
 	if d.twins {
 		host := hostToken(d.Record.CallbackHost)
 		for _, subject := range []string{retrySubject, heldSubject + host + ".", dueSubject + host + "."} {
-			if subject += d.Record.ID; subject == d.msg.Subject() {
+			if subject += d.Record.ID; subject == d.msg.Subject {
 				continue
 			}
 			if err := d.engine.link().live.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {

@@ -58,7 +58,7 @@ func (d *Delivery) isSettled(ctx context.Context) (bool, error) {
 		{k.live, heldSubject + hostToken(d.Record.CallbackHost) + "." + id}, {k.live, retrySubject + id},
 		{k.ended, doneSubject + id}, {k.dead, deadSubject + id},
 	} {
-		if place.subject == d.msg.Subject() {
+		if place.subject == d.msg.Subject {
 			continue
 		}
 		if msg, err := lastOn(ctx, place.stream, place.subject); msg != nil || err != nil {

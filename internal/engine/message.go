@@ -205,10 +205,10 @@ func (e *Engine) notStored(subject string, err error) error {
 }
 
 // bury keeps a message that cannot be read where an operator finds it.
-func (e *Engine) bury(ctx context.Context, msg jetstream.Msg, cause error) {
-	id := idOf(msg.Subject())
+func (e *Engine) bury(ctx context.Context, msg *nats.Msg, cause error) {
+	id := idOf(msg.Subject)
 	e.log.Error("a stored message is damaged; it is kept among the dead", zap.String("task_id", id), zap.Error(cause))
-	if _, err := e.send(ctx, &nats.Msg{Subject: deadSubject + id, Data: msg.Data()}); err != nil {
+	if _, err := e.send(ctx, &nats.Msg{Subject: deadSubject + id, Data: msg.Data}); err != nil {
 		e.log.Error("damaged message not kept", zap.String("task_id", id), zap.Error(err))
 		return
 	}

@@ -61,7 +61,7 @@ func (k *link) idsOn(ctx context.Context, filter string) (map[string]struct{}, e
 
 // dropMoved takes a delivery out that has been moved on, if it is one.
 func (d *Delivery) dropMoved(ctx context.Context) (dropped bool) {
-	is, err := d.link.hasMoved(ctx, d.msg.Subject(), d.Record.ID)
+	is, err := d.link.hasMoved(ctx, d.msg.Subject, d.Record.ID)
 	if err != nil {
 		d.twins = true // it may have been; who finishes it takes out both
 		d.engine.log.Warn("not known which deliveries have been moved on", zap.Error(err))

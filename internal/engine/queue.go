@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
@@ -89,20 +90,20 @@ func (e *Engine) Queue(ctx context.Context, name string) (*Queue, error) {
 
 // Waiting returns how many tasks wait in the queue. It asks the server.
 func (q *Queue) Waiting(ctx context.Context) (int, error) {
-	_, consumer, err := q.source.opened(ctx)
+	k, err := q.source.opened(ctx)
 	if err != nil {
 		return 0, err
 	}
-	info, err := consumer.Info(ctx)
+	consumer, err := k.live.Consumer(ctx, q.source.name)
 	if err != nil {
 		return 0, fmt.Errorf("counting the queue %s: %w", q.name, err)
 	}
+	info := consumer.CachedInfo()
 	return int(info.NumPending) + info.NumAckPending, nil
 }
 
 // queueWait is how long one request for tasks waits for the first. It is not cut
-// short: a task that is on its way when its taker leaves would be nobody's until
-// its acknowledgement is due.
+// short: a task that is on its way when its taker leaves has to come again.
 const queueWait = 2 * time.Second
 
 // Fetch yields up to n tasks as they come, and ends when it has n, or when none
@@ -218,7 +219,9 @@ func (w *Queued) takeOut(ctx context.Context) error {
 	if w.hand.isStale() {
 		return w.hand.remove(ctx)
 	}
-	return w.hand.msg.DoubleAck(ctx)
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	return w.hand.msg.AckSync(nats.Context(ctx))
 }
 
 // refuse gives the task back because of err, or drops it if it is past waiting for
@@ -283,7 +286,7 @@ func (w *Queued) waits(ctx context.Context, rec *task.Record) error {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	// Who moves a task on takes it out of the queue first.
-	last, err := lastOn(ctx, k.live, w.hand.msg.Subject())
+	last, err := lastOn(ctx, k.live, w.hand.msg.Subject)
 	switch {
 	case err != nil:
 		return err
@@ -308,7 +311,7 @@ func (w *Queued) isOut(ctx context.Context, k *link, rec *task.Record) error {
 		return errBehind
 	}
 	// It may have stored it between the two looks.
-	switch last, err := lastOn(ctx, k.live, w.hand.msg.Subject()); {
+	switch last, err := lastOn(ctx, k.live, w.hand.msg.Subject); {
 	case err != nil:
 		return err
 	case last != nil:

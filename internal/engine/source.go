@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -19,9 +18,8 @@ type Source struct {
 	name   string
 	filter string
 
-	mu       sync.Mutex // held while the consumer is opened
-	link     *link      // over which that was
-	consumer jetstream.Consumer
+	mu   sync.Mutex // held while the consumer is opened
+	link *link      // over which that was
 }
 
 // Due returns the source of the deliveries to attempt now.
@@ -51,21 +49,21 @@ func (e *Engine) source(ctx context.Context, name, filter string) (*Source, erro
 	return s, nil
 }
 
-// opened returns the consumer and the link over which it was opened. It is opened
-// anew if the engine was.
-func (s *Source) opened(ctx context.Context) (*link, jetstream.Consumer, error) {
+// opened returns the link over which the consumer was opened. It is opened anew if
+// the engine was.
+func (s *Source) opened(ctx context.Context) (*link, error) {
 	s.mu.Lock()
-	k, consumer := s.link, s.consumer
+	k := s.link
 	s.mu.Unlock()
 	if k == s.engine.link() {
-		return k, consumer, nil
+		return k, nil
 	}
 	if err := s.open(ctx); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.link, s.consumer, nil
+	return s.link, nil
 }
 
 // open creates the consumer if it is not there.
@@ -73,7 +71,7 @@ func (s *Source) open(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := s.engine.link()
-	consumer, err := k.live.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+	_, err := k.live.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
 		Durable:       s.name,
 		FilterSubject: s.filter,
 		AckPolicy:     jetstream.AckExplicitPolicy,
@@ -90,7 +88,7 @@ func (s *Source) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("opening the consumer %s: %w", s.name, err)
 	}
-	s.link, s.consumer = k, consumer
+	s.link = k
 	return nil
 }
 
@@ -106,30 +104,28 @@ func (s *Source) Fetch(ctx context.Context, n int) iter.Seq2[*Delivery, error] {
 
 func (s *Source) fetch(ctx context.Context, n int, wait time.Duration) iter.Seq2[*Delivery, error] {
 	return func(yield func(*Delivery, error) bool) {
-		k, consumer, err := s.opened(ctx)
+		k, err := s.opened(ctx)
 		if err != nil {
 			yield(nil, err)
 			return
 		}
 		ctx, end := k.within(ctx)
 		defer end()
-		ctx, cancel := context.WithTimeout(ctx, wait)
-		defer cancel()
-		// No FetchMaxBytes: a cluster then says that the batch is complete before it
-		// sends the last message, which is lost until its acknowledgement is due.
-		batch, err := consumer.Fetch(n, jetstream.FetchContext(ctx))
+		p, err := s.engine.pull(k, s.name, n, wait)
 		if err == nil {
-			for msg := range batch.Messages() {
+			for msg, failed := range p.messages(ctx, wait) {
+				if failed != nil {
+					err = failed
+					break
+				}
 				if d := s.engine.take(ctx, k, msg); d != nil && !yield(d, nil) {
 					return
 				}
 			}
-			err = batch.Error()
 		}
 		switch {
-		case err == nil, ctx.Err() != nil, errors.Is(err, nats.ErrTimeout):
-		case errors.Is(err, jetstream.ErrConsumerDeleted), errors.Is(err, jetstream.ErrConsumerNotFound),
-			errors.Is(err, nats.ErrNoResponders):
+		case err == nil, ctx.Err() != nil:
+		case errors.Is(err, errNoConsumer):
 			// Another node closed the lane while this one still uses it.
 			if err := s.open(ctx); err != nil {
 				yield(nil, err)
