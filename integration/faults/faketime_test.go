@@ -139,6 +139,7 @@ func (g *fakeGateway) stop() {
 	if err := caddy.Stop(); err != nil {
 		g.t.Error(err)
 	}
+	gatewaytest.Pause(time.Minute) // the engine closes behind it
 }
 
 // post sends a request for a callback and returns the task's ID.
