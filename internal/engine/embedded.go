@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -87,11 +88,38 @@ func (e *Engine) startEmbedded(k *link) error {
 	}
 	// A server that looks a message up does nothing else for the connection. One that
 	// hangs over it must not keep all of us from finding out.
-	k.nc, err = nats.Connect("", append(connectOptions(e.log), nats.InProcessServer(srv), nats.FlusherTimeout(publishTimeout))...)
+	k.nc, err = nats.Connect("", append(connectOptions(e.log), nats.InProcessServer(inProcess{srv, &e.health}), nats.FlusherTimeout(publishTimeout))...)
 	if err != nil {
 		return fmt.Errorf("connecting to the embedded engine: %w", err)
 	}
 	return nil
+}
+
+// inProcess connects to a server without a network.
+type inProcess struct {
+	*server.Server
+	health *health
+}
+
+func (s inProcess) InProcessConn() (net.Conn, error) {
+	conn, err := s.Server.InProcessConn()
+	return &impatient{conn, s.health}, err
+}
+
+// An impatient connection is over once something could not be written in time. Who
+// else has something to write would wait for it just as long, one after the other.
+type impatient struct {
+	net.Conn
+	health *health
+}
+
+func (c *impatient) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.health.suspect.Store(true)
+		err = errors.Join(err, c.Close())
+	}
+	return n, err
 }
 
 const (

@@ -76,12 +76,14 @@ func TestAServerThatHangsOnAFullDiskIsLeftBehind(t *testing.T) {
 		// reads what the engine sends.
 		asking, stop := context.WithCancel(t.Context())
 		defer stop()
-		go func() {
-			for id := record("c.example:443").ID; asking.Err() == nil; {
-				_, _ = e.Find(asking, id) // nobody has it
-				<-time.After(100 * time.Millisecond)
-			}
-		}()
+		for range 20 {
+			go func() {
+				for id := record("c.example:443").ID; asking.Err() == nil; {
+					_, _ = e.Find(asking, id) // nobody has it
+					<-time.After(100 * time.Millisecond)
+				}
+			}()
+		}
 
 		left := logs.FilterMessageSnippet("a server that failed does not end")
 		for round := 1; left.Len() == 0; round++ {
