@@ -111,6 +111,7 @@ type outcome struct {
 	Matched int    `json:"matched"`
 	Changed int    `json:"changed"`
 	Failed  int    `json:"failed"`
+	Reason  string `json:"reason"`
 	Next    string `json:"next"`
 }
 
@@ -277,7 +278,8 @@ func TestTenThousandTasksArePagedWhileOthersArrive(t *testing.T) {
 	for next := ""; ; next = total.Next {
 		var part outcome
 		a.ask(http.MethodPost, "cancel?queue=q&cursor="+url.QueryEscape(next), http.StatusOK, &part)
-		total = outcome{total.Matched + part.Matched, total.Changed + part.Changed, total.Failed + part.Failed, part.Next}
+		total.Matched, total.Changed, total.Failed = total.Matched+part.Matched, total.Changed+part.Changed, total.Failed+part.Failed
+		total.Reason, total.Next = part.Reason, part.Next
 		if total.Next == "" {
 			break
 		}

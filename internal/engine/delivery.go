@@ -156,7 +156,7 @@ func (d *Delivery) Done(ctx context.Context) error {
 	}
 	_, err := d.engine.publish(ctx, step{subject: doneSubject + rec.ID, rec: &rec, body: body})
 	err = errors.Join(err, d.engine.retireKey(ctx, &rec))
-	d.engine.forgetFormer(ctx, &rec, task.Done)
+	d.forgetFormer(ctx, task.Done)
 	d.finish(ctx)
 	return err
 }
@@ -168,7 +168,7 @@ func (d *Delivery) Dead(ctx context.Context) error {
 		d.Release()
 		return err
 	}
-	d.engine.forgetFormer(ctx, d.Record, task.Dead)
+	d.forgetFormer(ctx, task.Dead)
 	d.finish(ctx)
 	return nil
 }

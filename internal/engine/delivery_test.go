@@ -233,6 +233,13 @@ func retryInAnHour(t *testing.T, e *Engine, rec task.Record) {
 	}
 }
 
+func giveUp(t *testing.T, e *Engine, rec task.Record) {
+	t.Helper()
+	if _, err := e.publish(t.Context(), step{subject: deadSubject + rec.ID, rec: &rec}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestWhatAProcessMovedOnBeforeItDiedIsNotAttemptedWhereItStood(t *testing.T) {
 	t.Parallel()
 	const host = "c.example:443"
@@ -246,11 +253,14 @@ func TestWhatAProcessMovedOnBeforeItDiedIsNotAttemptedWhereItStood(t *testing.T)
 	for name, test := range map[string]struct {
 		held   bool // where both deliveries stand
 		moveOn func(*testing.T, *Engine, task.Record)
+		stream string
 		to     string
 	}{
-		"due, then to be retried":  {false, retryInAnHour, retrySubject},
-		"due, then held":           {false, hold, heldSubject},
-		"held, then to be retried": {true, retryInAnHour, retrySubject},
+		"due, then to be retried":  {false, retryInAnHour, liveStream, retrySubject},
+		"due, then held":           {false, hold, liveStream, heldSubject},
+		"due, then given up":       {false, giveUp, deadStream, deadSubject},
+		"held, then to be retried": {true, retryInAnHour, liveStream, retrySubject},
+		"held, then given up":      {true, giveUp, deadStream, deadSubject},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -279,7 +289,7 @@ func TestWhatAProcessMovedOnBeforeItDiedIsNotAttemptedWhereItStood(t *testing.T)
 				t.Error("what was moved on is handed out where it stood")
 			}
 			gone(t, e, liveStream, from+hostToken(host)+"."+movedOn.ID)
-			if stored(t, e, liveStream, test.to+">") != 1 {
+			if stored(t, e, test.stream, test.to+">") != 1 {
 				t.Error("what was moved on stands nowhere")
 			}
 			d.Release()

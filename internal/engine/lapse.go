@@ -16,7 +16,7 @@ import (
 // attempted on this node, the delivery comes again when it is known what became
 // of that.
 func (d *Delivery) TakeLapsed(ctx context.Context) (counts bool, err error) {
-	if d.engine.hasTwinInHand(d) {
+	if d.engine.isInHand(d.Record.ID, d) {
 		d.Release()
 		return false, nil
 	}
@@ -33,12 +33,12 @@ func (d *Delivery) TakeLapsed(ctx context.Context) (counts bool, err error) {
 	return true, nil
 }
 
-// hasTwinInHand says whether this node has another delivery of the same task.
-func (e *Engine) hasTwinInHand(d *Delivery) bool {
+// isInHand says whether this node has a delivery of a task in hand, other than not.
+func (e *Engine) isInHand(id string, not *Delivery) bool {
 	e.handsMu.Lock()
 	defer e.handsMu.Unlock()
-	for other := range e.hands {
-		if other != d && other.Record.ID == d.Record.ID {
+	for d := range e.hands {
+		if d != not && d.Record.ID == id {
 			return true
 		}
 	}

@@ -2,12 +2,17 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // A process that dies between storing a delivery's next step and acknowledging
@@ -15,40 +20,59 @@ import (
 // with the first delivery that it takes of those it found, and not with each: to
 // ask the server took longer than to deliver.
 
-// moved are the deliveries that waited for their host's turn or their next attempt
-// when the link's first old delivery was taken. The zero value is ready.
+// moved are the deliveries that waited for their host's turn or their next attempt,
+// or were given up, when the link's first old delivery was taken. The zero value is
+// ready.
 type moved struct {
 	mu    sync.Mutex
 	known bool
 	held  map[string]struct{} // by task ID
 	retry map[string]struct{}
+	dead  map[string]struct{}
 }
 
 // hasMoved says whether a delivery that was stored before the link was opened
 // has been moved on from its subject, so that it is over there. One that was stored
 // since must not be asked for: it may have come back from where it was moved to.
-func (k *link) hasMoved(ctx context.Context, subject, id string) (bool, error) {
-	k.moved.mu.Lock()
-	defer k.moved.mu.Unlock()
-	if !k.moved.known {
-		held, err := k.idsOn(ctx, heldSubject+">")
-		if err != nil {
-			return false, err
-		}
-		retry, err := k.idsOn(ctx, retrySubject+">")
-		if err != nil {
-			return false, err
-		}
-		k.moved.known, k.moved.held, k.moved.retry = true, held, retry
+func (d *Delivery) hasMoved(ctx context.Context) (bool, error) {
+	m, id := &d.link.moved, d.Record.ID
+	if err := m.list(ctx, d.link); err != nil {
+		return false, err
 	}
-	_, isRetried := k.moved.retry[id]
-	_, isHeld := k.moved.held[id]
-	return isRetried || isHeld && !strings.HasPrefix(subject, heldSubject), nil
+	_, isRetried := m.retry[id]
+	_, isHeld := m.held[id]
+	if isRetried || isHeld && !strings.HasPrefix(d.msg.Subject, heldSubject) {
+		return true, nil
+	}
+	if _, ok := m.dead[id]; !ok {
+		return false, nil
+	}
+	f, err := d.engine.givenUp(ctx, d.Record)
+	return f != nil, err
 }
 
-// idsOn lists the tasks that stand on subjects.
-func (k *link) idsOn(ctx context.Context, filter string) (map[string]struct{}, error) {
-	info, err := k.live.Info(ctx, jetstream.WithSubjectFilter(filter))
+func (m *moved) list(ctx context.Context, k *link) (err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.known {
+		return nil
+	}
+	if m.held, err = idsOn(ctx, k.live, heldSubject+">"); err != nil {
+		return err
+	}
+	if m.retry, err = idsOn(ctx, k.live, retrySubject+">"); err != nil {
+		return err
+	}
+	if m.dead, err = idsOn(ctx, k.dead, deadSubject+">"); err != nil {
+		return err
+	}
+	m.known = true
+	return nil
+}
+
+// idsOn lists the tasks that stand on subjects of a stream.
+func idsOn(ctx context.Context, stream jetstream.Stream, filter string) (map[string]struct{}, error) {
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(filter))
 	if err != nil {
 		return nil, fmt.Errorf("listing what stands on %s: %w", filter, err)
 	}
@@ -59,9 +83,26 @@ func (k *link) idsOn(ctx context.Context, filter string) (map[string]struct{}, e
 	return ids, nil
 }
 
+// givenUp finds a task among the dead that came there from the delivery rec. It
+// returns nil if it is not there, is still there though rec is its redelivery, or is
+// damaged there, so that rec is the better one.
+func (e *Engine) givenUp(ctx context.Context, rec *task.Record) (*Found, error) {
+	msg, err := e.findDead(ctx, rec.ID)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("looking for task %s among the dead: %w", rec.ID, err)
+	}
+	dead, _, err := unframe(msg.Data)
+	if err != nil || !slices.EqualFunc(dead.Redelivered, rec.Redelivered, time.Time.Equal) {
+		return nil, nil
+	}
+	return e.found(msg)
+}
+
 // dropMoved takes a delivery out that has been moved on, if it is one.
 func (d *Delivery) dropMoved(ctx context.Context) (dropped bool) {
-	is, err := d.link.hasMoved(ctx, d.msg.Subject, d.Record.ID)
+	is, err := d.hasMoved(ctx)
 	if err != nil {
 		d.twins = true // it may have been; who finishes it takes out both
 		d.engine.log.Warn("not known which deliveries have been moved on", zap.Error(err))

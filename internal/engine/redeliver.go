@@ -58,7 +58,7 @@ func (e *Engine) Redeliver(ctx context.Context, id string) error {
 		return errMoving
 	}
 	defer e.moving.leave(id)
-	f, err := e.Find(ctx, id)
+	f, err := e.findOver(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -79,6 +79,26 @@ func (e *Engine) Redeliver(ctx context.Context, id string) error {
 		e.log.Warn("task not taken from where it stood", zap.String("task_id", id), zap.Error(err))
 	}
 	return nil
+}
+
+// findOver finds a task that is to be moved because it is over. If it was given up
+// and its last delivery is not taken out yet, or never was because the process died,
+// the delivery is removed and the dead task found. In a cluster another node may
+// have that delivery in hand: there the task is being delivered.
+func (e *Engine) findOver(ctx context.Context, id string) (*Found, error) {
+	f, err := e.Find(ctx, id)
+	if err != nil || f.Record.State != task.Delivering || e.remote() || e.isInHand(id, nil) {
+		return f, err
+	}
+	dead, err := e.givenUp(ctx, f.Record)
+	if dead == nil || err != nil {
+		return f, err
+	}
+	err = e.link().live.DeleteMsg(ctx, f.msg.Sequence)
+	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, fmt.Errorf("removing the last delivery of task %s: %w", id, err)
+	}
+	return dead, nil
 }
 
 // over is the stream of tasks that are over.
@@ -121,7 +141,7 @@ func (e *Engine) Purge(ctx context.Context, id string) error {
 		return errMoving
 	}
 	defer e.moving.leave(id)
-	f, err := e.Find(ctx, id)
+	f, err := e.findOver(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -165,18 +185,19 @@ func (e *Engine) dropKey(ctx context.Context, rec *task.Record) error {
 	return nil
 }
 
-// forgetFormer removes what a redelivery may have left where the task stood
-// before, if the gateway died in the middle of it. stays is where the task has
-// come to.
-func (e *Engine) forgetFormer(ctx context.Context, rec *task.Record, stays task.State) {
-	if len(rec.Redelivered) == 0 {
+// forgetFormer removes what a gateway that died may have left of the task where it
+// was over before: in the middle of a redelivery, or before it took out the
+// delivery that ended it. stays is where the task has come to.
+func (d *Delivery) forgetFormer(ctx context.Context, stays task.State) {
+	if len(d.Record.Redelivered) == 0 && !d.twins {
 		return
 	}
-	stream, subject := e.link().dead, deadSubject+rec.ID
+	k, id := d.engine.link(), d.Record.ID
+	stream, subject := k.dead, deadSubject+id
 	if stays == task.Dead {
-		stream, subject = e.link().ended, doneSubject+rec.ID
+		stream, subject = k.ended, doneSubject+id
 	}
 	if err := stream.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
-		e.log.Warn("former place of a task not cleared", zap.String("task_id", rec.ID), zap.Error(err))
+		d.engine.log.Warn("former place of a task not cleared", zap.String("task_id", id), zap.Error(err))
 	}
 }

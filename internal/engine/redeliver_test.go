@@ -177,6 +177,120 @@ func TestWhatADeathInTheMiddleOfARedeliveryLeavesIsCleared(t *testing.T) {
 	}
 }
 
+// halfGivenUp is a task whose process died after it had stored it among the dead,
+// and before it took out the delivery.
+func halfGivenUp(t *testing.T, store string) (e *Engine, id string) {
+	t.Helper()
+	e = open(t, store, time.Minute)
+	rec := record("c.example:443")
+	settle(t, claim(t, e, rec), rec, nil)
+	giveUp(t, e, *fetch(t, e).Record)
+	e.Close()
+	return open(t, store, time.Minute), rec.ID
+}
+
+func TestWhatADeathInTheMiddleOfGivingUpLeavesIsInNobodysWay(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		do  func(*Engine, context.Context, string) error
+		due int
+	}{
+		"of a redelivery": {(*Engine).Redeliver, 1}, "of a purge": {(*Engine).Purge, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e, id := halfGivenUp(t, t.TempDir())
+			defer e.Close()
+			if err := test.do(e, t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			if due, dead := stored(t, e, liveStream, dueSubject+">"), stored(t, e, deadStream, ">"); due != test.due || dead != 0 {
+				t.Errorf("%d are due and %d dead", due, dead)
+			}
+			if test.due == 0 {
+				return
+			}
+			d := fetch(t, e)
+			if d.Record.ID != id || len(d.Record.Redelivered) != 1 {
+				t.Errorf("due is %+v", d.Record)
+			}
+			end(t, e, d)
+			if got := listAll(t, e, Filter{}, 10, nil); len(got) != 1 {
+				t.Errorf("it is listed as %v", got)
+			}
+		})
+	}
+}
+
+func TestADeliveryIsNotTakenForWhatWasGivenUp(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		leave       func(*testing.T, *Engine, string)
+		redelivered int
+	}{
+		"if it is the redelivery": {func(t *testing.T, e *Engine, id string) {
+			t.Helper()
+			f, err := e.Find(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Redeliver(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			giveUp(t, e, *f.Record) // as if it had not been taken from there
+		}, 1},
+		"if what was given up is damaged": {func(t *testing.T, e *Engine, id string) {
+			t.Helper()
+			f, err := e.Find(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			due := dueSubject + hostToken(f.Record.CallbackHost) + "." + id
+			if _, err := e.publish(t.Context(), step{subject: due, rec: f.Record}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := e.link().js.Publish(t.Context(), deadSubject+id, []byte("damaged")); err != nil {
+				t.Fatal(err)
+			}
+		}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store := t.TempDir()
+			e := open(t, store, time.Minute)
+			id := deadTask(t, e, nil, nil)
+			test.leave(t, e, id)
+			e.Close()
+			e = open(t, store, time.Minute)
+			defer e.Close()
+			var refused *RefusedError
+			if err := e.Redeliver(t.Context(), id); !errors.As(err, &refused) {
+				t.Errorf("another redelivery says %v", err)
+			}
+			d := fetch(t, e)
+			if d.Record.ID != id || len(d.Record.Redelivered) != test.redelivered {
+				t.Errorf("due is %+v", d.Record)
+			}
+			d.Release()
+		})
+	}
+}
+
+// Another node of a cluster takes what one that died had given up.
+func TestATaskThatWasGivenUpAndIsDeliveredAllTheSameIsNotDead(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, time.Minute)
+	rec := record("c.example:443")
+	settle(t, claim(t, e, rec), rec, nil)
+	fetch(t, e).Release()
+	d := fetch(t, e) // it was handed out before
+	giveUp(t, e, *d.Record)
+	end(t, e, d)
+	if got := listAll(t, e, Filter{States: []task.State{task.Dead}}, 10, nil); len(got) != 0 {
+		t.Errorf("%v is dead", got)
+	}
+}
+
 func TestOnlyWhatHasEndedIsPurgedAndItsBodyWithIt(t *testing.T) {
 	t.Parallel()
 	e := openTemp(t, time.Minute)
