@@ -233,6 +233,14 @@ func retryInAnHour(t *testing.T, e *Engine, rec task.Record) {
 	}
 }
 
+func hold(t *testing.T, e *Engine, rec task.Record) {
+	t.Helper()
+	subject := heldSubject + hostToken(rec.CallbackHost) + "." + rec.ID
+	if _, err := e.publish(t.Context(), step{subject: subject, rec: &rec}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func giveUp(t *testing.T, e *Engine, rec task.Record) {
 	t.Helper()
 	if _, err := e.publish(t.Context(), step{subject: deadSubject + rec.ID, rec: &rec}); err != nil {
@@ -243,13 +251,6 @@ func giveUp(t *testing.T, e *Engine, rec task.Record) {
 func TestWhatAProcessMovedOnBeforeItDiedIsNotAttemptedWhereItStood(t *testing.T) {
 	t.Parallel()
 	const host = "c.example:443"
-	hold := func(t *testing.T, e *Engine, rec task.Record) {
-		t.Helper()
-		subject := heldSubject + hostToken(host) + "." + rec.ID
-		if _, err := e.publish(t.Context(), step{subject: subject, rec: &rec}); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for name, test := range map[string]struct {
 		held   bool // where both deliveries stand
 		moveOn func(*testing.T, *Engine, task.Record)

@@ -3,28 +3,20 @@ package engine
 import (
 	"context"
 	"fmt"
+	"iter"
+	"maps"
+	"slices"
 	"strings"
-
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // OpenLanes returns a source for every host whose deliveries wait for its turn,
 // by subject token: after a start, nobody else may be serving them.
 func (e *Engine) OpenLanes(ctx context.Context) (map[string]*Source, error) {
-	info, err := e.link().live.Info(ctx, jetstream.WithSubjectFilter(heldSubject+">"))
+	tokens, err := e.link().heldTokens(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("listing what waits for its host's turn: %w", err)
+		return nil, err
 	}
-	lanes := make(map[string]*Source)
-	for subject := range info.State.Subjects {
-		token, _, _ := strings.Cut(strings.TrimPrefix(subject, heldSubject), ".")
-		if lanes[token] == nil {
-			if lanes[token], err = e.laneOf(ctx, token); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return lanes, nil
+	return e.lanesOf(ctx, maps.Keys(tokens), len(tokens))
 }
 
 // WaitingLanes returns a source for every lane that is open and in which
@@ -41,8 +33,12 @@ func (e *Engine) WaitingLanes(ctx context.Context) (map[string]*Source, error) {
 	if err := consumers.Err(); err != nil {
 		return nil, fmt.Errorf("listing the lanes: %w", err)
 	}
-	lanes := make(map[string]*Source, len(tokens))
-	for _, token := range tokens {
+	return e.lanesOf(ctx, slices.Values(tokens), len(tokens))
+}
+
+func (e *Engine) lanesOf(ctx context.Context, tokens iter.Seq[string], n int) (map[string]*Source, error) {
+	lanes := make(map[string]*Source, n)
+	for token := range tokens {
 		source, err := e.laneOf(ctx, token)
 		if err != nil {
 			return nil, err

@@ -70,12 +70,12 @@ func (c *carrier) run(ctx context.Context) (err error) {
 // among them.
 func (e *Engine) everything(ctx context.Context) (map[string]bool, error) {
 	all, k := make(map[string]bool), e.link()
-	for _, stream := range []jetstream.Stream{k.live, k.ended, k.dead, k.live} {
-		info, err := stream.Info(ctx, jetstream.WithSubjectFilter(">"))
+	for _, stream := range []string{liveStream, endedStream, deadStream, liveStream} {
+		subjects, err := k.subjects(ctx, stream, ">")
 		if err != nil {
 			return nil, fmt.Errorf("listing what the cluster has: %w", err)
 		}
-		for subject := range info.State.Subjects {
+		for subject := range subjects {
 			all[nameOf(subject)] = true
 		}
 	}

@@ -17,8 +17,8 @@ import (
 
 // A process that dies between storing a delivery's next step and acknowledging
 // the step before leaves both. The next process finds out which those are once,
-// with the first delivery that it takes of those it found, and not with each: to
-// ask the server took longer than to deliver.
+// with the first delivery that it takes of those it found, and not with each, unless
+// there are very many: to ask the server took longer than to deliver.
 
 // moved are the deliveries that waited for their host's turn or their next attempt,
 // or were given up, when the link's first old delivery was taken. The zero value is
@@ -26,6 +26,7 @@ import (
 type moved struct {
 	mu    sync.Mutex
 	known bool
+	many  bool                // more than a page of one of them: each is asked for
 	held  map[string]struct{} // by task ID
 	retry map[string]struct{}
 	dead  map[string]struct{}
@@ -39,13 +40,19 @@ func (d *Delivery) hasMoved(ctx context.Context) (bool, error) {
 	if err := m.list(ctx, d.link); err != nil {
 		return false, err
 	}
-	_, isRetried := m.retry[id]
-	_, isHeld := m.held[id]
-	if isRetried || isHeld && !strings.HasPrefix(d.msg.Subject, heldSubject) {
-		return true, nil
-	}
-	if _, ok := m.dead[id]; !ok {
-		return false, nil
+	if m.many {
+		if is, err := d.standsFurther(ctx); is || err != nil {
+			return is, err
+		}
+	} else {
+		_, isRetried := m.retry[id]
+		_, isHeld := m.held[id]
+		if isRetried || isHeld && !strings.HasPrefix(d.msg.Subject, heldSubject) {
+			return true, nil
+		}
+		if _, isDead := m.dead[id]; !isDead {
+			return false, nil
+		}
 	}
 	f, err := d.engine.givenUp(ctx, d.Record)
 	return f != nil, err
@@ -57,30 +64,39 @@ func (m *moved) list(ctx context.Context, k *link) (err error) {
 	if m.known {
 		return nil
 	}
-	if m.held, err = idsOn(ctx, k.live, heldSubject+">"); err != nil {
-		return err
-	}
-	if m.retry, err = idsOn(ctx, k.live, retrySubject+">"); err != nil {
-		return err
-	}
-	if m.dead, err = idsOn(ctx, k.dead, deadSubject+">"); err != nil {
-		return err
+	for _, place := range []struct {
+		stream, subject string
+		ids             *map[string]struct{}
+	}{{liveStream, heldSubject, &m.held}, {liveStream, retrySubject, &m.retry}, {deadStream, deadSubject, &m.dead}} {
+		page, total, err := k.subjectPage(ctx, place.stream, place.subject+">", 0)
+		if err != nil {
+			return err
+		}
+		if total > len(page) {
+			m.many, m.held, m.retry, m.dead = true, nil, nil, nil
+			break
+		}
+		*place.ids = make(map[string]struct{}, len(page))
+		for _, subject := range page {
+			(*place.ids)[strings.Clone(idOf(subject))] = struct{}{}
+		}
 	}
 	m.known = true
 	return nil
 }
 
-// idsOn lists the tasks that stand on subjects of a stream.
-func idsOn(ctx context.Context, stream jetstream.Stream, filter string) (map[string]struct{}, error) {
-	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(filter))
-	if err != nil {
-		return nil, fmt.Errorf("listing what stands on %s: %w", filter, err)
+// standsFurther says whether a step of the delivery's task is stored that came after
+// the delivery.
+func (d *Delivery) standsFurther(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	id, host := d.Record.ID, hostToken(d.Record.CallbackHost)
+	for _, subject := range []string{retrySubject + id, heldSubject + host + "." + id, dueSubject + host + "." + id} {
+		if msg, err := lastOn(ctx, d.link.live, subject); err != nil || msg != nil && msg.Sequence > d.seq {
+			return err == nil, err
+		}
 	}
-	ids := make(map[string]struct{}, len(info.State.Subjects))
-	for subject := range info.State.Subjects {
-		ids[strings.Clone(idOf(subject))] = struct{}{}
-	}
-	return ids, nil
+	return false, nil
 }
 
 // givenUp finds a task among the dead that came there from the delivery rec. It

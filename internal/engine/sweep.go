@@ -50,7 +50,7 @@ func (e *Engine) sweep(ctx context.Context, before, stalled time.Time) error {
 	}
 	// The parts are listed first: an upload that ends meanwhile has its object in
 	// the second list.
-	parts, err := stream.Info(ctx, jetstream.WithSubjectFilter(partSubject+"*"))
+	orphans, err := e.link().subjects(ctx, "OBJ_"+blobBucket, partSubject+"*")
 	if err != nil {
 		return fmt.Errorf("listing the parts of bodies: %w", err)
 	}
@@ -58,7 +58,6 @@ func (e *Engine) sweep(ctx context.Context, before, stalled time.Time) error {
 	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
 		return fmt.Errorf("listing bodies: %w", err)
 	}
-	orphans := parts.State.Subjects
 	for _, object := range objects {
 		delete(orphans, partSubject+object.NUID)
 		if object.ModTime.After(before) {
@@ -99,7 +98,7 @@ func (e *Engine) needsBlob(ctx context.Context, object *jetstream.ObjectInfo) (b
 }
 
 // sweepParts removes what was stored of objects that never became whole.
-func (e *Engine) sweepParts(ctx context.Context, stream jetstream.Stream, orphans map[string]uint64, stalled time.Time) error {
+func (e *Engine) sweepParts(ctx context.Context, stream jetstream.Stream, orphans map[string]struct{}, stalled time.Time) error {
 	for subject := range orphans {
 		last, err := stream.GetLastMsgForSubject(ctx, subject)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
