@@ -92,5 +92,5 @@ func TestAClusterLosesNothingWhenItsServersAreKilledInTurn(t *testing.T) {
 		<-written
 	}
 	gatewaytest.Eventually(t, "every accepted task has its callback", l.Settled)
-	t.Logf("%d tasks, %d callbacks", len(l.Accepted), l.Arrived)
+	t.Logf("%+v", l.Tally())
 }

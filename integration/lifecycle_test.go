@@ -44,7 +44,7 @@ func TestReloadsUnderLoadLoseNothing(t *testing.T) {
 	if code := g.Stop(); code != 0 {
 		t.Errorf("the gateway exited with %d", code)
 	}
-	t.Logf("%d tasks over 15 reloads, %d callbacks", len(l.Accepted), l.Arrived)
+	t.Logf("over 15 reloads: %+v", l.Tally())
 }
 
 func TestAKilledGatewayLosesNothing(t *testing.T) {
@@ -68,7 +68,7 @@ func TestAKilledGatewayLosesNothing(t *testing.T) {
 	close(stop)
 	writers.Wait()
 	g.Eventually("every accepted task has its callback", l.Settled)
-	t.Logf("%d tasks over 5 kills, %d callbacks", len(l.Accepted), l.Arrived)
+	t.Logf("over 5 kills: %+v", l.Tally())
 }
 
 func TestAStoppedGatewayFinishesWhatItHas(t *testing.T) {

@@ -142,12 +142,12 @@ func TestAKilledGatewayLosesNothingOfItsQueue(t *testing.T) {
 	if len(begun.keys) != total/2 {
 		t.Errorf("%d keys of %d have begun a task", len(begun.keys), total/2)
 	}
-	for id := range l.Accepted {
+	for _, id := range l.Accepted() {
 		if doc, err := document(g, "/q", id); err != nil || doc.State != task.Done && doc.State != task.Delivering {
 			t.Errorf("task %s is %+v: %v", id, doc, err)
 		}
 	}
-	t.Logf("%d tasks over 5 kills, %d callbacks", len(l.Accepted), l.Arrived)
+	t.Logf("over 5 kills: %+v", l.Tally())
 }
 
 // A gateway that is killed between the key and the task it is for leaves a key

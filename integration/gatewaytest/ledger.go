@@ -4,9 +4,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,14 +19,14 @@ import (
 // callbacks it writes down accepts all of them.
 type Ledger struct {
 	mu       sync.Mutex
-	Accepted map[string]bool            // task IDs that a client has seen
-	Verdicts map[string]map[string]bool // by task ID: statuses, each with a digest of the body
-	Arrived  int
+	accepted map[string]bool            // task IDs that a client has seen
+	verdicts map[string]map[string]bool // by task ID: statuses, each with a digest of the body
+	arrived  int
 }
 
 // NewLedger writes down what rcv gets until done is closed.
 func NewLedger(rcv *Receiver, done <-chan struct{}) *Ledger {
-	l := &Ledger{Accepted: make(map[string]bool), Verdicts: make(map[string]map[string]bool)}
+	l := &Ledger{accepted: make(map[string]bool), verdicts: make(map[string]map[string]bool)}
 	go func() {
 		for {
 			select {
@@ -42,19 +44,19 @@ func NewLedger(rcv *Receiver, done <-chan struct{}) *Ledger {
 func (l *Ledger) Accept(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.Accepted[id] = true
+	l.accepted[id] = true
 }
 
 // Arrive notes that a receiver got, and accepted, a callback.
 func (l *Ledger) Arrive(c Callback) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.Verdicts[c.TaskID()] == nil {
-		l.Verdicts[c.TaskID()] = make(map[string]bool)
+	if l.verdicts[c.TaskID()] == nil {
+		l.verdicts[c.TaskID()] = make(map[string]bool)
 	}
 	digest := sha256.Sum256([]byte(c.Body))
-	l.Verdicts[c.TaskID()][fmt.Sprintf("%s %x", c.Status(), digest[:6])] = true
-	l.Arrived++
+	l.verdicts[c.TaskID()][fmt.Sprintf("%s %x", c.Status(), digest[:6])] = true
+	l.arrived++
 }
 
 // Settled returns nil once every accepted task has its callback; two verdicts
@@ -70,17 +72,17 @@ func (l *Ledger) missing() (n int, _ error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	one := ""
-	for id := range l.Accepted {
-		switch len(l.Verdicts[id]) {
+	for id := range l.accepted {
+		switch len(l.verdicts[id]) {
 		case 0:
 			n, one = n+1, id
 		case 1:
 		default:
-			return math.MaxInt, Fatal(fmt.Errorf("task %s has the verdicts %v", id, l.Verdicts[id]))
+			return math.MaxInt, Fatal(fmt.Errorf("task %s has the verdicts %v", id, l.verdicts[id]))
 		}
 	}
 	if n > 0 {
-		return n, fmt.Errorf("%d of %d accepted tasks have no callback, as %s", n, len(l.Accepted), one)
+		return n, fmt.Errorf("%d of %d accepted tasks have no callback, as %s", n, len(l.accepted), one)
 	}
 	return 0, nil
 }
@@ -101,11 +103,18 @@ func (l *Ledger) Drain(t testing.TB) {
 	}
 }
 
+// Accepted returns the tasks that a client was told of.
+func (l *Ledger) Accepted() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.accepted))
+}
+
 // Statuses returns the verdicts that came of a task.
 func (l *Ledger) Statuses(id string) (all []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for verdict := range l.Verdicts[id] {
+	for verdict := range l.verdicts[id] {
 		status, _, _ := strings.Cut(verdict, " ")
 		all = append(all, status)
 	}
@@ -125,13 +134,13 @@ type Tally struct {
 func (l *Ledger) Tally() Tally {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	tally := Tally{Accepted: len(l.Accepted), Arrived: l.Arrived, Repeated: l.Arrived - len(l.Verdicts)}
-	for id := range l.Accepted {
-		if len(l.Verdicts[id]) == 0 {
+	tally := Tally{Accepted: len(l.accepted), Arrived: l.arrived, Repeated: l.arrived - len(l.verdicts)}
+	for id := range l.accepted {
+		if len(l.verdicts[id]) == 0 {
 			tally.Lost++
 		}
 	}
-	for _, verdicts := range l.Verdicts {
+	for _, verdicts := range l.verdicts {
 		tally.Second += len(verdicts) - 1
 	}
 	return tally

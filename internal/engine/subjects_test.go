@@ -29,7 +29,7 @@ func crowd(t *testing.T, e *Engine, below string) {
 		t.Fatal(err)
 	}
 	for i := range morePage {
-		if _, err := js.PublishAsync(below+strconv.Itoa(i), data); err != nil {
+		if _, err := js.PublishAsync(below+strconv.Itoa(i), data, jetstream.WithStallWait(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 	}
