@@ -350,13 +350,24 @@ func TestALargeBodyMayComeAndGoSlowly(t *testing.T) {
 
 func TestARequestWhoseHeaderCannotBeKeptIsRefused(t *testing.T) {
 	t.Parallel()
-	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
-	g := gatewaytest.Start(t, "}\nservers {\nmax_header_size 1MB", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
-	resp, text := g.Do(http.MethodPost, "/q", "{}", "X-Large", strings.Repeat("x", 200<<10))
-	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
-		t.Errorf("it got %s: %s", resp.Status, text)
+	for name, test := range map[string]struct{ before, body string }{
+		"by the queue":                         {"", "{}"},
+		"after it was claimed as one to await": {"callback\n", `{"callback_url":"http://127.0.0.1:1/"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
+			g := gatewaytest.Start(t, gatewaytest.ToLocal+"\n}\nservers {\nmax_header_size 1MB", test.before+"task_queue /q* q {\nreverse_proxy "+app+"\n}")
+			resp, text := g.Do(http.MethodPost, "/q", test.body, "X-Large", strings.Repeat("x", 200<<10))
+			if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+				t.Errorf("it got %s: %s", resp.Status, text)
+			}
+			if left := adminAPI(t, g).all(""); len(left) > 0 {
+				t.Errorf("there are %v", left)
+			}
+			reaches(t, g, "/q", accepted(t, g, "/q", "{}"), task.Done) // and the queue goes on
+		})
 	}
-	reaches(t, g, "/q", accepted(t, g, "/q", "{}"), task.Done) // and the queue goes on
 }
 
 func TestAResultWithALargeHeaderIsKept(t *testing.T) {

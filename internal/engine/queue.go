@@ -377,13 +377,18 @@ func (l *Lease) Enqueue(ctx context.Context, rec *task.Record, body []byte) erro
 }
 
 // Requeue gives the task back to its queue, to run again at the given time, or
-// at once if that is zero.
+// at once if that is zero. If that cannot be stored the lease is left to lapse, and
+// the task runs again then.
 func (l *Lease) Requeue(ctx context.Context, rec *task.Record, at time.Time) error {
 	s := step{subject: queuedOn(rec), rec: rec, body: l.request}
 	if !at.IsZero() {
 		s.subject, s.target, s.at = retrySubject+rec.ID, queuedOn(rec), at
 	}
-	return l.leave(ctx, s)
+	err := l.leave(ctx, s)
+	if err != nil {
+		l.abandon()
+	}
+	return err
 }
 
 // idOf returns the task's ID in a subject.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -175,5 +176,31 @@ func TestAQueueIsCountedWhenTheEngineWasOpenedAnew(t *testing.T) {
 	}
 	if n, err := q.Waiting(t.Context()); err != nil || n != 1 {
 		t.Errorf("%d tasks wait: %v", n, err)
+	}
+}
+
+func TestATaskThatCannotBeGivenBackRunsAgainWhenItsLeaseLapses(t *testing.T) {
+	t.Parallel()
+	e := openTemp(t, 3*time.Second)
+	rec := queued("a.example")
+	enqueue(t, e, &rec, nil)
+	l, err := hand(t, e).Claim(t.Context(), rec, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	away, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.Requeue(away, &rec, time.Time{}); !errors.Is(err, context.Canceled) {
+		t.Fatalf("to give it back says %v", err)
+	}
+	deadline := time.Now().Add(time.Minute)
+	for f, err := e.Find(t.Context(), rec.ID); f == nil || f.Record.State != task.Queued; f, err = e.Find(t.Context(), rec.ID) {
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("after a minute the task is %+v: %v", f, err)
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	if again := hand(t, e); again.Record().ID != rec.ID {
+		t.Errorf("in the queue is %+v", again.Record())
 	}
 }
