@@ -14,7 +14,7 @@ import (
 
 // pageTimeout bounds the wait for one page of subjects. The server makes each of
 // all subjects that match, however few are on it: of a million in a second, at best.
-// [jetstream.Stream.Info] has as long as that for all pages, and fails.
+// [jetstream.Stream.Info] has [publishTimeout] for all pages together.
 const pageTimeout = time.Minute
 
 // subjectPage lists subjects of a stream that match filter: of all of them, in their
