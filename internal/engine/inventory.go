@@ -77,6 +77,13 @@ func (s *stock) has() inventory {
 	return s.known
 }
 
+// begun says whether begin has been called since the store was opened.
+func (s *stock) begun() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.file != nil
+}
+
 // begin says what the store has now that a server is about to be started.
 func (s *stock) begin(store string, last map[string]uint64) (err error) {
 	s.mu.Lock()

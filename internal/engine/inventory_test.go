@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,11 +32,17 @@ func killed(t *testing.T, e *Engine) (folder string) {
 		}
 		return true
 	})
-	folder = filepath.Join(t.TempDir(), "store")
-	if err := os.CopyFS(folder, os.DirFS(e.cfg.Store)); err != nil {
-		t.Fatal(err)
+	for {
+		folder = filepath.Join(t.TempDir(), "store")
+		err := os.CopyFS(folder, os.DirFS(e.cfg.Store))
+		if err == nil {
+			return folder
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		// The server removed a file meanwhile: a kill is of one moment, this was of two.
 	}
-	return folder
 }
 
 // The server begins new files, clears old ones out and removes them. None of that is

@@ -34,6 +34,7 @@ type mender struct {
 	log    *zap.Logger
 	aside  string // where damaged files are kept
 	had    inventory
+	again  bool              // a server of this process was started on the store before
 	last   map[string]uint64 // the last message of each stream that is there
 }
 
@@ -44,6 +45,7 @@ func (e *Engine) mend() error {
 		folder: e.home.streams(), log: e.log,
 		aside: filepath.Join(e.cfg.Store, "damaged-"+time.Now().UTC().Format("20060102T150405.000Z")),
 		had:   e.stock.has(),
+		again: e.stock.begun(),
 		last:  make(map[string]uint64),
 	}
 	names, err := streamNames(m.folder)
@@ -108,19 +110,17 @@ func (m *mender) mendStream(name string) error {
 	return m.tell(name, damages)
 }
 
-// missFiles tells of files that are gone, or end too early, and says whether there are
-// any. Of a server that was killed nobody knows which it had: one in the midst of others
-// that is gone may be one that it had cleared out, but none of these is empty. Those at
-// the end may be: in an empty stream it begins the next before it removes the last.
+// missFiles tells of files that are gone, or end too early, and says whether the server
+// must look through the blocks itself. Of a server that was killed nobody knows which it
+// had: one in the midst of others that is gone may be one that it had cleared out.
 func (m *mender) missFiles(stream string, sizes map[uint32]int64) bool {
 	listed, wasListed := m.had.Files[stream]
 	had := make(map[uint32]int64)
-	filled := false
-	for _, index := range slices.Backward(slices.Sorted(maps.Keys(sizes))) {
-		if filled {
+	empty := emptyAmong(sizes)
+	if !m.again {
+		for _, index := range empty {
 			had[index] = 1
 		}
-		filled = filled || sizes[index] > 0
 	}
 	maps.Copy(had, listed)
 	var files []string
@@ -131,12 +131,29 @@ func (m *mender) missFiles(stream string, sizes map[uint32]int64) bool {
 	}
 	last := m.had.Last[stream]
 	if len(files) == 0 && (wasListed || last <= m.last[stream]) {
-		return false
+		return len(empty) > 0 // it removes them then
 	}
 	m.log.Error("the store is damaged: what stood in files that are gone, or too short, is lost",
 		zap.String("stream", stream), zap.String("store", m.folder), zap.Strings("files", files[:min(len(files), maxNamed)]),
 		zap.Uint64("last_message", last), zap.Uint64("last_found", m.last[stream]))
 	return true
+}
+
+// emptyAmong returns which blocks are empty and have others behind them that are not. The
+// server clears a block out and removes it then, so that it leaves such a one only if it
+// fails between the two, as for want of a file descriptor. Those at the end it leaves: in
+// an empty stream it begins the next before it removes the last.
+func emptyAmong(sizes map[uint32]int64) (indexes []uint32) {
+	filled := false
+	for _, index := range slices.Backward(slices.Sorted(maps.Keys(sizes))) {
+		switch {
+		case sizes[index] > 0:
+			filled = true
+		case filled:
+			indexes = append(indexes, index)
+		}
+	}
+	return indexes
 }
 
 // blocksOf returns which blocks a stream has, in their order.

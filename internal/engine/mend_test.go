@@ -323,6 +323,27 @@ func (s *damagedStore) checkLog(t *testing.T, logs *observer.ObservedLogs, says 
 	}
 }
 
+func TestABlockThatAFailedServerClearedOutIsNoDamage(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zap.ErrorLevel)
+	s := newDamagedStore(t, false)
+	e := openOn(t, Config{Store: s.folder, Logger: zap.New(core)})
+	cleared := s.file("msgs/0.blk")
+	if err := os.WriteFile(cleared, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.reopen(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(cleared); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is still there, and damage at the next start: %v", err)
+	}
+	s.deliver(t, e, nil)
+	for _, entry := range logs.All() {
+		t.Errorf("logged without need: %s %v", entry.Message, entry.ContextMap())
+	}
+}
+
 func TestWhatAKilledServerLeftOfAFileIsRemoved(t *testing.T) {
 	t.Parallel()
 	s := newDamagedStore(t, true)
