@@ -370,7 +370,8 @@ func TestARunPassesBytesOn(t *testing.T) {
 		_, _ = io.Copy(w, r.Body)
 	})
 	rcv := gatewaytest.NewReceiver(t, nil)
-	r := newRun(t, "--to", "http://"+app, "--data", "@-", "--callback-url", rcv.URL)
+	r := newRun(t, "--to", "http://"+app, "--data", "@-", "--callback-url", rcv.URL,
+		"--config", deliveryFile(t, "timeout 2m")) // the receiver parses it, and the race detector takes its time
 	r.cmd.Stdin = bytes.NewReader(sent)
 	c := r.start().wait()
 	c.wantCode(t, 0)
