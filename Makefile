@@ -39,7 +39,7 @@ microbench: ## run the benchmarks that stand beside the code
 	go test -run "^$$" -bench . ./...
 
 faults: ## make every fault many times and print what became of the tasks; takes half an hour
-	CALLBACK_FAULTS=long bash .ci/suites/faults
+	bash .ci/faults
 
 soak: ## hold 80 % of what the machine does, and see that nothing grows: make soak SOAK=30m
 	CALLBACK_SOAK=$(or $(SOAK),30m) CALLBACK_SOAK_CSV=$(CURDIR)/soak.csv go test -count=1 -v -timeout 24h ./integration/soak
