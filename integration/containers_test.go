@@ -120,7 +120,6 @@ type service struct {
 }
 
 func TestComposeHasTwoGatewaysAndAClusterOfThree(t *testing.T) {
-	t.Setenv("CALLBACK_KEY", exampleKey)
 	const dir = "examples/docker"
 	var compose struct {
 		Services map[string]service
@@ -244,7 +243,6 @@ func manifests(t *testing.T, file string) map[string]manifest {
 }
 
 func TestTheManifestsOfKubernetesFitTogether(t *testing.T) {
-	t.Setenv("CALLBACK_KEY", exampleKey)
 	for file, test := range map[string]struct {
 		kind, config string
 		replicas     int

@@ -79,7 +79,10 @@ func each(t *testing.T, lang string, f func(t *testing.T, b block)) {
 		for _, b := range blocks(t, page) {
 			if b.lang == lang {
 				found++
-				t.Run(b.String(), func(t *testing.T) { f(t, b) })
+				t.Run(b.String(), func(t *testing.T) {
+					t.Parallel()
+					f(t, b)
+				})
 			}
 		}
 	}
@@ -109,7 +112,7 @@ func validate(t *testing.T, b block, adapter, text string) {
 const exampleKey = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 func TestEveryCaddyfileInTheDocsIsValid(t *testing.T) {
-	t.Setenv("CALLBACK_KEY", exampleKey)
+	t.Parallel()
 	each(t, "caddyfile", func(t *testing.T, b block) {
 		if formatted := string(caddyfile.Format([]byte(b.text))); formatted != b.text {
 			t.Errorf("%v: caddy fmt makes of it\n%s", b, formatted)
@@ -130,7 +133,7 @@ func TestEveryCaddyfileInTheDocsIsValid(t *testing.T) {
 }
 
 func TestEveryJSONInTheDocsIsValid(t *testing.T) {
-	t.Setenv("CALLBACK_KEY", exampleKey)
+	t.Parallel()
 	each(t, "json", func(t *testing.T, b block) {
 		var shape map[string]any
 		if err := json.Unmarshal([]byte(b.text), &shape); err != nil {

@@ -1,8 +1,6 @@
 package integration
 
 import (
-	"bytes"
-	"compress/gzip"
 	"fmt"
 	"io"
 	"net"
@@ -42,7 +40,6 @@ func TestHostileReceiversCostAnAttemptItsTimeoutAndNoMore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			gatewaytest.PackBomb()
 			g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 1s", "retry 1h"), gatewaytest.ExampleSite(t))
 			id := g.Task(gatewaytest.NewPeer(t, gatewaytest.Hostile[name]))
 			got := g.Attempted(id, 1)[0]
@@ -97,18 +94,10 @@ func TestAnAnswerIsReadTo16KiBAndNoFurther(t *testing.T) {
 
 func TestAGzipBombIsNotExpanded(t *testing.T) {
 	t.Parallel()
-	var bomb bytes.Buffer
-	w := gzip.NewWriter(&bomb)
-	if _, err := io.WriteString(w, strings.Repeat("expanded", 10<<20)); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Encoding", "gzip")
 		w.WriteHeader(http.StatusGone)
-		_, _ = w.Write(bomb.Bytes())
+		_, _ = io.WriteString(w, gatewaytest.Bomb())
 	})
 	g := gatewaytest.Start(t, gatewaytest.Delivering(), gatewaytest.ExampleSite(t))
 	id := g.Task(rcv.URL)

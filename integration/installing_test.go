@@ -67,7 +67,7 @@ func readUnit(t *testing.T, file string) unit {
 }
 
 func TestTheUnitOfSystemdRunsCaddyAsItSays(t *testing.T) {
-	t.Setenv("CALLBACK_KEY", exampleKey)
+	t.Parallel()
 	const file, dropIn = "examples/systemd/caddy.service", "examples/systemd/caddy.service.d/callback.conf"
 	u, more := readUnit(t, file), readUnit(t, dropIn)
 	if len(u) != 3 || u["Unit"] == nil || u["Install"] == nil || len(more) != 1 || more["Service"] == nil {

@@ -54,7 +54,6 @@ func TestHostileReceiversCostBoundedTimeAndMemory(t *testing.T) {
 	g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 1s", gatewaytest.ManyTimes), gatewaytest.ExampleSite(t))
 	before := g.Memory()
 
-	gatewaytest.PackBomb()
 	kinds := slices.Sorted(maps.Keys(gatewaytest.Hostile))
 	kinds = slices.DeleteFunc(kinds, func(kind string) bool { return slices.Contains(accepting, kind) })
 	var urls []string
