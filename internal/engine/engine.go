@@ -288,7 +288,7 @@ func (e *Engine) Reconfigure(ctx context.Context, cfg Config) error {
 		return nil
 	}
 	e.cfg.Retention, e.cfg.RetentionCount = cfg.Retention, cfg.RetentionCount
-	_, err := e.openEnded(ctx, e.link(), cfg.Retention, cfg.RetentionCount)
+	_, err := e.openStream(ctx, e.link(), endedConfig(cfg.Retention, cfg.RetentionCount))
 	if err != nil && (IsAway(err) || e.Ready() != nil) {
 		// It is a reload's; what it asks for comes when the engine stores again.
 		e.log.Warn("a change of retention takes effect when the engine stores again", zap.Error(err))

@@ -185,7 +185,7 @@ func (e *Engine) bringLimits(ctx context.Context) {
 		return
 	}
 	e.limitsDue = false
-	if _, err := e.openEnded(ctx, e.link(), e.cfg.Retention, e.cfg.RetentionCount); err != nil {
+	if _, err := e.openStream(ctx, e.link(), endedConfig(e.cfg.Retention, e.cfg.RetentionCount)); err != nil {
 		e.log.Error("the retention was not changed", zap.Error(err))
 	}
 }

@@ -74,7 +74,7 @@ func (m Migration) Run(ctx context.Context) (*Migrated, error) {
 		from: from, to: to, nameTick: m.NameTick,
 		done: &Migrated{Tasks: make(map[task.State]int)}, log: m.From.Logger,
 	}
-	if err := c.open(ctx); err != nil {
+	if err := c.open(ctx, store); err != nil {
 		return nil, err
 	}
 	if err := markMoved(m.From.Store, m.To.URLs, "are being moved"); err != nil {
@@ -89,19 +89,32 @@ func (m Migration) Run(ctx context.Context) (*Migrated, error) {
 	return c.done, markMoved(m.From.Store, m.To.URLs, "were moved")
 }
 
-// open opens what there is in the store.
-func (c *carrier) open(ctx context.Context) (err error) {
+// open opens what there is in the store. What describes a stream may be damaged, as by
+// a kill in the middle of [carrier.freeze]: then it is made anew, with the messages that
+// are there.
+func (c *carrier) open(ctx context.Context, store *Engine) (err error) {
 	if c.from.js, err = jetstream.New(c.from.nc, jetstream.WithDefaultTimeout(startTimeout)); err != nil {
 		return fmt.Errorf("opening the store: %w", err)
 	}
-	for name, stream := range map[string]*jetstream.Stream{
-		liveStream: &c.from.live, endedStream: &c.from.ended, deadStream: &c.from.dead,
+	live := liveConfig()
+	freeze(&live)
+	for _, s := range []struct {
+		config jetstream.StreamConfig
+		stream *jetstream.Stream
+	}{
+		{live, &c.from.live},
+		{endedConfig(store.cfg.Retention, store.cfg.RetentionCount), &c.from.ended},
+		{deadConfig(), &c.from.dead},
 	} {
-		if *stream, err = c.from.js.Stream(ctx, name); err != nil {
-			return fmt.Errorf("opening the store's stream %s: %w", name, err)
+		*s.stream, err = c.from.js.Stream(ctx, s.config.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			*s.stream, err = store.openStream(ctx, c.from, s.config)
+		}
+		if err != nil {
+			return fmt.Errorf("opening the store's stream %s: %w", s.config.Name, err)
 		}
 	}
-	if c.from.blobs, err = c.from.js.ObjectStore(ctx, blobBucket); err != nil {
+	if c.from.blobs, err = store.openBlobs(ctx, c.from); err != nil {
 		return fmt.Errorf("opening the store's bodies: %w", err)
 	}
 	// Acknowledgements are waited for in batches.
@@ -121,12 +134,16 @@ const frozenKey = "callback-frozen"
 // cluster.
 func (c *carrier) freeze(ctx context.Context) error {
 	cfg := c.from.live.CachedInfo().Config
-	cfg.MaxMsgSize = 1 // smaller than any
-	cfg.Metadata = map[string]string{frozenKey: "true"}
+	freeze(&cfg)
 	if _, err := c.from.js.UpdateStream(ctx, cfg); err != nil {
 		return fmt.Errorf("stopping the store's clocks: %w", err)
 	}
 	return nil
+}
+
+func freeze(cfg *jetstream.StreamConfig) {
+	cfg.MaxMsgSize = 1 // smaller than any
+	cfg.Metadata = map[string]string{frozenKey: "true"}
 }
 
 // thaw undoes freeze, for an operator who has decided to use the store again, and

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -195,6 +197,27 @@ func TestAMigrationCarriesEveryTaskToWhereItStood(t *testing.T) {
 	}
 	if k, isMine, err := e.ClaimKey(t.Context(), "q", "hash", Key{TaskID: "other"}); err != nil || isMine {
 		t.Errorf("the key is %+v %v %v", k, isMine, err)
+	}
+}
+
+// The server writes a description and then its checksum. A migration that is killed
+// between the two, as it keeps the store from moving on, leaves one that is damaged.
+func TestAMigrationMakesADamagedDescriptionAnew(t *testing.T) {
+	t.Parallel()
+	for _, name := range allStreams {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store, cfg := t.TempDir(), startServer(t, nil)
+			before := fillStore(t, store)
+			if err := os.WriteFile(filepath.Join(streamsIn(store), name, "meta.sum"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			done := migrate(t, store, cfg)
+			if done.Damaged+done.Bodyless != 0 || done.Bodies != 2 {
+				t.Errorf("it says %+v", done)
+			}
+			sameTasks(t, standings(t, openAt(t, cfg)), asCarried(t, before))
+		})
 	}
 }
 

@@ -59,18 +59,7 @@ const (
 var allStreams = []string{liveStream, endedStream, deadStream, "OBJ_" + blobBucket}
 
 func (e *Engine) openStreams(ctx context.Context, k *link) (err error) {
-	k.live, err = e.openStream(ctx, k, jetstream.StreamConfig{
-		Name: liveStream,
-		Subjects: []string{
-			queuedSubject + "*.*", cronSubject + "*.*", tickSubject + "*.*", keySubject + "*.*",
-			leaseSubject + "*", dueSubject + "*.*", heldSubject + "*.*", retrySubject + "*",
-			probeSubject, anchorSubject, clockSubject,
-		},
-		Retention:         jetstream.WorkQueuePolicy,
-		MaxMsgsPerSubject: 1,
-		AllowMsgSchedules: true,
-	})
-	if err != nil {
+	if k.live, err = e.openStream(ctx, k, liveConfig()); err != nil {
 		return err
 	}
 	if err := anchor(ctx, k); err != nil {
@@ -79,14 +68,10 @@ func (e *Engine) openStreams(ctx context.Context, k *link) (err error) {
 	e.mu.Lock()
 	age, n := e.cfg.Retention, e.cfg.RetentionCount
 	e.mu.Unlock()
-	if k.ended, err = e.openEnded(ctx, k, age, n); err != nil {
+	if k.ended, err = e.openStream(ctx, k, endedConfig(age, n)); err != nil {
 		return err
 	}
-	if k.dead, err = e.openStream(ctx, k, jetstream.StreamConfig{
-		Name:              deadStream,
-		Subjects:          []string{deadSubject + "*", deadProbe},
-		MaxMsgsPerSubject: 1,
-	}); err != nil {
+	if k.dead, err = e.openStream(ctx, k, deadConfig()); err != nil {
 		return err
 	}
 	if k.blobs, err = e.openBlobs(ctx, k); err != nil {
@@ -107,14 +92,36 @@ func anchor(ctx context.Context, k *link) error {
 	return nil
 }
 
-func (e *Engine) openEnded(ctx context.Context, k *link, age time.Duration, n int64) (jetstream.Stream, error) {
-	return e.openStream(ctx, k, jetstream.StreamConfig{
+func liveConfig() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: liveStream,
+		Subjects: []string{
+			queuedSubject + "*.*", cronSubject + "*.*", tickSubject + "*.*", keySubject + "*.*",
+			leaseSubject + "*", dueSubject + "*.*", heldSubject + "*.*", retrySubject + "*",
+			probeSubject, anchorSubject, clockSubject,
+		},
+		Retention:         jetstream.WorkQueuePolicy,
+		MaxMsgsPerSubject: 1,
+		AllowMsgSchedules: true,
+	}
+}
+
+func endedConfig(age time.Duration, n int64) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
 		Name:              endedStream,
 		Subjects:          []string{doneSubject + "*", doneKeySubject + "*.*", endedProbe},
 		MaxMsgsPerSubject: 1,
 		MaxAge:            age,
 		MaxMsgs:           n,
-	})
+	}
+}
+
+func deadConfig() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:              deadStream,
+		Subjects:          []string{deadSubject + "*", deadProbe},
+		MaxMsgsPerSubject: 1,
+	}
 }
 
 // openStream creates the stream, or uses the one there is: an operator may have
