@@ -120,7 +120,8 @@ func isNew(t *testing.T, store, file string, data []byte) bool {
 		if number&(1<<62) == 0 {
 			return number&^(1<<63) > inventory.Last[filepath.Base(filepath.Dir(filepath.Dir(file)))]
 		}
-		data = data[min(len(data), int(binary.LittleEndian.Uint32(data)&^(1<<31))):]
+		length := int(binary.LittleEndian.Uint32(data) &^ (1 << 31))
+		data = data[min(len(data), max(12, length)):] // none is shorter
 	}
 	return false
 }
