@@ -1,298 +1,235 @@
-// Package engine is where tasks stand: three NATS JetStream streams, in a
-// server embedded in the process or in an existing cluster. Where a message
-// stands is its task's state, and every step of a task is one publish that
-// either happens whole or not at all.
+// Package engine defines what the gateway asks of the store that keeps its
+// tasks. The gateway knows only this interface; internal/engine/sqlite keeps
+// tasks in a folder of this machine, internal/engine/nats in a JetStream
+// cluster. enginetest is the suite that every engine passes.
 //
-// Open an [Engine], [Engine.Claim] a task before its work starts, and settle
-// the [Lease] with the task's record when it has its verdict: from then on the
-// callback is owed. Deliveries come from [Engine.Due] and [Engine.Lane] and
-// leave as done, dead or to be retried.
+// A task is in exactly one state:
 //
-// What is promised: a claim that returned survives kill -9; of a task's
-// holders one at most settles it; a lease that nobody renews or settles turns
-// into what was stored with it within about 0.3 s of its lapse. All methods
-// may be called from several goroutines at once.
+//	          Enqueue            Jobs              Settle            Done
+//	(accepted) ──────▶ queued ────────▶ running ────────▶ delivering ────▶ done
+//	     │               ▲  │ Cancel       │  │               ▲     │
+//	     │       Requeue │  └──────────────┼──┼───────────────┤     │ Dead, Stop
+//	     │               └─────────────────┘  │ no callback   │     ▼
+//	     └─ Claim ──▶ running                 └────▶ done     └─── dead
+//	                                                       Redeliver
+//
+// What is promised: what a method has stored survives kill -9 and, with the
+// default options, a power failure. Of a task's holders at most one decides its
+// verdict. A claimed task whose holder dies is settled as FAILED or runs again.
+// All methods may be called from several goroutines at once, return when their
+// context ends, and wrap one of the errors of this package if a caller can act
+// on it.
 package engine
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"net/http"
-	"sync"
-	"sync/atomic"
+	"io"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/zap"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Config says where the engine keeps its data and for how long.
-type Config struct {
-	// Store is the folder of the embedded server. Unused if URLs is set.
-	Store string
-	// Sync is how often the embedded server syncs its files to disk; zero or
-	// less syncs every message before it is acknowledged.
-	Sync time.Duration
-	// URLs name the servers of an existing cluster.
-	URLs []string
-	// Credentials is the path of a NATS credentials file; may be empty.
-	Credentials string
-	// Replicas of each stream; zero means 1 embedded and 3 in a cluster.
-	Replicas int
-	// Retention is how long an ended task can be looked up, RetentionCount how
-	// many of them.
+// Engine keeps tasks.
+type Engine interface {
+	// Ready returns nil if new tasks are accepted, else an error that wraps
+	// ErrFull or ErrUnavailable and says why. It does no I/O.
+	Ready() error
+	// Close waits until what has begun is stored, at most until ctx ends. Claims
+	// and deliveries in flight are left to lease expiry. It may be called twice.
+	Close(ctx context.Context) error
+	// Reconfigure applies the settings of a reload.
+	Reconfigure(ctx context.Context, s Settings) error
+	// Secret returns 32 random bytes that all gateways of a store share.
+	Secret(ctx context.Context) ([]byte, error)
+
+	Acceptor
+	Queues
+	Deliveries
+	Schedules
+	Tasks
+}
+
+// Settings are the limits that one generation of the configuration sets.
+type Settings struct {
+	// Retention is how long finished tasks are kept, RetentionCount how many.
 	Retention      time.Duration
 	RetentionCount int64
-	// LeaseTime is how long a task outlives a holder that does not renew it.
-	// Zero means [DefaultLeaseTime].
-	LeaseTime time.Duration
-	Logger    *zap.Logger
-
-	// space measures the store's disk; nil means [diskSpace].
-	space func(folder string) (free, total uint64, err error)
-	// patience is how long a server that failed has to end; zero means [closeTimeout].
-	patience time.Duration
+	// Dead is how long dead letters are kept, DeadCount how many.
+	Dead      time.Duration
+	DeadCount int64
+	// KeepResults keeps the results of done tasks until their retention ends.
+	// Without it a result is removed once its callback was delivered; those of a
+	// queue's tasks are kept.
+	KeepResults bool
+	// DeliveryWindow is how long after its verdict a callback may still be
+	// delivered; then it is dead, attempted or not. Zero: 30 days.
+	DeliveryWindow time.Duration
 }
 
-// DefaultLeaseTime is how long after the death of a gateway its tasks are
-// taken up. A lease is renewed at a third of it, so that two renewals may be
-// lost before a living gateway loses a task.
-const DefaultLeaseTime = 30 * time.Second
+// Acceptor takes new tasks.
+type Acceptor interface {
+	// Claim stores a waiting client's task as running and returns the lease that
+	// decides its verdict. rec has an ID, and its Callback. If the holder dies, the
+	// task is settled as FAILED with the error [task.ErrorHolderDied].
+	// Returns ErrFull, ErrQuota or ErrUnavailable; then nothing is owed.
+	Claim(ctx context.Context, rec *task.Record) (Lease, error)
 
-// publishTimeout bounds the wait for a publish to be acknowledged. A server
-// with a full disk does not answer at all: a client must hear so soon.
-const publishTimeout = 5 * time.Second
-
-const (
-	// startTimeout bounds the recovery of the store at start.
-	startTimeout = 60 * time.Second
-	// connectTimeout bounds how long a cluster that does not answer delays Caddy.
-	connectTimeout = 10 * time.Second
-)
-
-var (
-	// ErrHeld is returned by a claim on a task that somebody else holds.
-	ErrHeld = errors.New("the task is held by another")
-	// ErrLost is returned to a holder whose lease lapsed or was settled by
-	// somebody else: another verdict stands.
-	ErrLost = errors.New("the lease is no longer held")
-	// ErrFull is returned while the store's disk has no room, by Open too.
-	ErrFull = errors.New("the disk of the store is full")
-	// ErrUnreachable is returned by Open if the cluster does not answer.
-	ErrUnreachable = errors.New("the NATS cluster cannot be reached")
-	// ErrGone is returned for a result that is not kept any more.
-	ErrGone = errors.New("the result is not kept any more")
-	// ErrNotFound is returned for a task that the engine does not have.
-	ErrNotFound = errors.New("no such task")
-)
-
-// Engine is an open engine. Close it when done.
-type Engine struct {
-	cfg   Config
-	log   *zap.Logger
-	lock  *folderLock // embedded only, as are the next three
-	disk  *disk
-	home  home
-	stock stock
-
-	current atomic.Pointer[link]
-
-	closing context.Context // ends when the engine closes
-	stop    context.CancelFunc
-	done    sync.WaitGroup
-
-	handsMu sync.Mutex
-	hands   map[*Delivery]struct{} // deliveries taken and not given back
-	// outstanding are those of them that were taken before the server was opened
-	// anew, by their sequence in the stream.
-	outstanding map[uint64]struct{}
-
-	leases sync.Map // of *Lease, by task ID: those held here
-
-	moving byHand
-
-	health health
-	stored atomic.Uint64 // messages, ever
-
-	mu        sync.Mutex // guards the retention in cfg, and what follows
-	schedules []Schedule // as they were set last
-	limitsDue bool       // the retention has not been brought to the stream yet
+	// Enqueue stores a task as queued, ready at rec.NextAttemptAt or at once. The
+	// body is read to its end; an error of the reader is returned as it is, and
+	// nothing is stored. With a key it is one atomic step: created is false, and id
+	// that of the first task, if the key is known. If the key's digest differs from
+	// that of the first task's, id is set and the error is ErrKeyReused. A task with
+	// rec.Schedule is not stored while an earlier run of that schedule waits
+	// unstarted; then id is that run's. rec.Queue names the queue; its depth is
+	// limited by maxQueued, if that is positive: ErrQueueFull.
+	Enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts EnqueueOptions) (id string, created bool, err error)
 }
 
-// Open starts the embedded server, or connects to the cluster, and creates
-// the streams where they are absent.
-func Open(ctx context.Context, cfg Config) (*Engine, error) {
-	if cfg.LeaseTime <= 0 {
-		cfg.LeaseTime = DefaultLeaseTime
-	}
-	if cfg.patience <= 0 {
-		cfg.patience = closeTimeout
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = zap.NewNop()
-	}
-	e := &Engine{
-		cfg: cfg, log: cfg.Logger,
-		hands: make(map[*Delivery]struct{}), outstanding: make(map[uint64]struct{}),
-	}
-	if err := e.open(ctx); err != nil {
-		e.leaveFolder()
-		return nil, err
-	}
-	e.closing, e.stop = context.WithCancel(context.Background())
-	e.done.Go(func() { e.keepHands(e.closing) })
-	e.done.Go(func() { e.watchHealth(e.closing) })
-	if e.disk != nil {
-		e.done.Go(func() { e.watchDisk(e.closing) })
-		e.done.Go(func() { e.watchRoom(e.closing) })
-		e.done.Go(func() { e.watchBursts(e.closing) })
-		e.done.Go(func() { e.watchStock(e.closing) })
-	}
-	e.done.Go(func() { e.watchClocks(e.closing) })
-	e.done.Go(func() { e.sweepBlobs(e.closing) })
-	return e, nil
+// EnqueueOptions are what an enqueue depends on.
+type EnqueueOptions struct {
+	Key *Key // nil for none
+	// MaxQueued is how many tasks may wait in the queue, over all gateways; zero is
+	// no limit. A cluster may exceed it by what is accepted at the same moment. A
+	// known key is answered even if the queue is full.
+	MaxQueued int
 }
 
-func (e *Engine) open(ctx context.Context) error {
-	timeout := connectTimeout
-	if !e.remote() {
-		timeout = startTimeout
-		if err := awaitClosing(ctx, e.cfg.Store); err != nil {
-			return err
-		}
-		if err := e.openFolder(); err != nil {
-			return err
-		}
-		if err := checkMoved(e.cfg.Store); err != nil {
-			return err
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	k, err := e.openLink(ctx)
-	if err != nil {
-		if e.remote() && IsAway(err) {
-			if errors.Is(err, nats.ErrNoResponders) {
-				err = fmt.Errorf("JetStream is not enabled on the servers: %w", err)
-			}
-			err = fmt.Errorf("%w: %w", ErrUnreachable, err)
-		}
-		return err
-	}
-	e.current.Store(k)
-	return nil
+// Key is an idempotency key.
+type Key struct {
+	// Hash identifies the key within the store: a digest of its scope and value.
+	Hash string
+	// Digest returns the content digest of the request. It is called once the
+	// body has been read.
+	Digest func() string
 }
 
-// Close stops the engine and waits until its files are written. Leases that
-// are still held lapse; deliveries in hand come again.
-func (e *Engine) Close() {
-	if e.remote() {
-		e.stop()
-		e.done.Wait()
-		e.link().close()
-		return
-	}
-	free := beginClosing(e.cfg.Store)
-	e.stop()
-	e.done.Wait()
-	e.settleDown()
-	closed := make(chan struct{})
-	go func() {
-		defer close(closed)
-		e.link().close()
-		e.closeStock()
-		e.leaveFolder()
-		free()
-	}()
-	select {
-	case <-closed:
-	case <-time.After(closeTimeout):
-		// Who opens the folder next in this process waits for it.
-		e.log.Error("the engine's files are not written yet; closing goes on in the background")
-	}
+// KeyLifetime is how long an idempotency key is remembered, from acceptance,
+// whatever becomes of its task.
+const KeyLifetime = 24 * time.Hour
+
+// Lease is the right to decide a task's verdict. Every method but OnLost and
+// Record ends it if it returns nil, and returns ErrLost if somebody else has
+// decided: the lease expired, or the task was canceled. ErrUnavailable means
+// "perhaps stored": repeating the step tells.
+type Lease interface {
+	// Settle stores the verdict, the result and the delivery in one atomic step;
+	// without rec.Callback the task is done. result is nil if rec.Result is.
+	// Returns an error of the reader as it is: then nothing is stored and the lease
+	// stands. A full store cuts the result, never the verdict.
+	Settle(ctx context.Context, rec *task.Record, result io.Reader) error
+	// Requeue puts a queue's task back, ready at the given time, or at once and at
+	// its old place if that is zero. rec.Starts tells how many attempts it has used.
+	Requeue(ctx context.Context, rec *task.Record, at time.Time) error
+	// Enqueue turns a waiting client's task into a queue's, under the same ID, as
+	// Acceptor.Enqueue does. If a key or schedule is known already, the claim is
+	// released, and the known task's ID returned.
+	Enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts EnqueueOptions) (id string, created bool, err error)
+	// Release removes a waiting client's task as if it had never been claimed. A
+	// queue's job goes back to its old place without using an attempt.
+	Release(ctx context.Context) error
+	// OnLost calls f in a goroutine of its own once the lease is lost, at once if
+	// it already is. It is set once.
+	OnLost(f func())
 }
 
-// closeTimeout bounds how long a disk that does not answer keeps the process
-// from its end.
-const closeTimeout = 30 * time.Second
-
-// settleTime bounds how long the embedded server has to take note of the last
-// acknowledgements.
-const settleTime = 2 * time.Second
-
-// settleDown waits until the embedded server has taken note of what was
-// acknowledged: what it has not would come again after the next start.
-func (e *Engine) settleDown() {
-	ctx, cancel := context.WithTimeout(context.Background(), settleTime)
-	defer cancel()
-	k := e.link()
-	for k.nc.FlushWithContext(ctx) == nil {
-		unsettled := 0
-		consumers := k.live.ListConsumers(ctx)
-		for info := range consumers.Info() {
-			unsettled += info.NumAckPending
-		}
-		e.handsMu.Lock()
-		held := len(e.hands)
-		e.handsMu.Unlock()
-		if consumers.Err() != nil || unsettled <= held {
-			return
-		}
-	}
+// Queues hands out the jobs of queues.
+type Queues interface {
+	// Jobs returns the source of a queue's jobs, in the order of their ready time,
+	// then of arrival.
+	Jobs(queue string) JobSource
 }
 
-// remote says whether the engine is somebody else's cluster.
-func (e *Engine) remote() bool { return len(e.cfg.URLs) > 0 }
-
-// IsAway says whether an error means that the engine may answer later.
-func IsAway(err error) bool {
-	var api *jetstream.APIError
-	if errors.As(err, &api) {
-		return api.Code == http.StatusServiceUnavailable // no leader yet
-	}
-	for _, away := range []error{
-		ErrUnreachable, ErrFull,
-		nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, nats.ErrDisconnected,
-		jetstream.ErrNoStreamResponse, context.DeadlineExceeded,
-	} {
-		if errors.Is(err, away) {
-			return true
-		}
-	}
-	return false
+// JobSource hands out the jobs of one queue. It needs no closing.
+type JobSource interface {
+	// Next waits until a job is ready and the queue is not paused, and claims up to
+	// max of them. Each has rec.Starts counted up. A job whose holder dies is
+	// queued again if rec.Starts < maxStarts, else settled as FAILED.
+	// Returns ctx's error, or ErrUnavailable.
+	Next(ctx context.Context, max, maxStarts int) ([]Job, error)
 }
 
-func (e *Engine) replicas() int {
-	switch {
-	case e.cfg.Replicas > 0:
-		return e.cfg.Replicas
-	case e.remote():
-		return 3
-	default:
-		return 1
-	}
+// Job is a queued task that has been claimed.
+type Job struct {
+	Record *task.Record
+	Lease  Lease
 }
 
-// Reconfigure brings an open engine to the limits of cfg: a configuration that
-// was reloaded uses the engine of the one before. What can only be set at
-// opening (Sync) stays until the process starts again.
-func (e *Engine) Reconfigure(ctx context.Context, cfg Config) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if cfg.Sync != e.cfg.Sync {
-		e.log.Warn("a change of sync takes effect when the process is started again")
-	}
-	if cfg.Retention == e.cfg.Retention && cfg.RetentionCount == e.cfg.RetentionCount {
-		return nil
-	}
-	e.cfg.Retention, e.cfg.RetentionCount = cfg.Retention, cfg.RetentionCount
-	_, err := e.openStream(ctx, e.link(), endedConfig(cfg.Retention, cfg.RetentionCount))
-	if err != nil && (IsAway(err) || e.Ready() != nil) {
-		// It is a reload's; what it asks for comes when the engine stores again.
-		e.log.Warn("a change of retention takes effect when the engine stores again", zap.Error(err))
-		e.limitsDue, err = true, nil
-	}
-	return err
+// Deliveries are callbacks that are owed. Who is next is the dispatcher's
+// decision: the engine says which hosts have deliveries due, and hands out the
+// next of a host that it is asked for.
+type Deliveries interface {
+	// DueHosts waits until hosts have deliveries due that were not reported yet,
+	// and returns up to max of them. It has one caller at a time. Every host with
+	// due deliveries is reported once at first; again when more become due after
+	// a Take returned fewer than it was asked for, or its deliveries were released
+	// or resumed.
+	DueHosts(ctx context.Context, max int) ([]HostDue, error)
+	// Take takes up to n due deliveries of a host, first deliveries and retries by
+	// due time; fewer, or none, if there are no more or the host is paused. On a
+	// cluster it may lose races. Each delivery must be ended.
+	Take(ctx context.Context, host string, n int) ([]Delivery, error)
+	// SaveHosts stores what the dispatcher has learned of hosts. It may be lost
+	// in a crash.
+	SaveHosts(ctx context.Context, hosts []HostState) error
+}
+
+// HostDue is a host with deliveries due.
+type HostDue struct {
+	HostState
+	// Due is how many deliveries are due, or an estimate; at least 1.
+	Due int
+	// Trusted is set if one of them goes to the operator's own URL.
+	Trusted bool
+}
+
+// HostState is what is kept of a host, by host and port.
+type HostState struct {
+	Host       string        // host:port
+	Window     int           // how many attempts at once it has earned
+	Average    time.Duration // of its attempts
+	AnsweredAt time.Time     // last answer; zero if there was none
+	// Failures counts attempts in a row that were not accepted, since
+	// FailingSince. LastError and LastStatus are of the latest of them.
+	Failures     int
+	FailingSince time.Time
+	LastError    string
+	LastStatus   int
+	Paused       bool // set by Pause, not by SaveHosts
+}
+
+// Delivery is a callback that has been taken. Every method ends it, is refused
+// with ErrLost if the task has moved on (stopped, deleted, taken by another
+// gateway after this one was held up), and stores Record as it is then.
+type Delivery interface {
+	// Record returns the task. The caller adds attempts to it.
+	Record() *task.Record
+	// Result opens the task's result, rec.Result.Kept bytes. ErrNotFound if it
+	// is not kept any more. The delivery is not ended by it.
+	Result(ctx context.Context) (io.ReadCloser, error)
+	// Done stores that the callback was delivered.
+	Done(ctx context.Context) error
+	// Retry makes the callback due again at the given time.
+	Retry(ctx context.Context, at time.Time) error
+	// Dead gives the callback up; it is kept as a dead letter.
+	Dead(ctx context.Context) error
+	// Release makes the callback due as before, as if it had not been taken.
+	Release(ctx context.Context) error
+}
+
+// Schedules keep the next run time of each schedule; run times are computed by
+// the gateway. A run is an Enqueue keyed by schedule and run time, so that it is
+// stored once however many gateways share the schedule.
+type Schedules interface {
+	// NextRun returns the stored run times of a schedule, and stores next first if
+	// the schedule is new.
+	NextRun(ctx context.Context, schedule string, first time.Time) (Run, error)
+	// Advance moves a schedule on from the run time due to next. Returns ErrLost if
+	// another gateway has: NextRun tells.
+	Advance(ctx context.Context, schedule string, due, next time.Time) error
+}
+
+// Run are the run times of a schedule.
+type Run struct {
+	Last time.Time // the last one; zero if it never ran
+	Next time.Time
 }

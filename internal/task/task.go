@@ -124,19 +124,20 @@ type Record struct {
 	Callback *Callback `json:"callback,omitempty"`
 	// Result is nil if there was no answer: then Error says why.
 	Result *Result `json:"result,omitempty"`
-	// Blob names the object that holds the body if it did not fit in the
-	// message. Set by the engine.
-	Blob string `json:"blob,omitempty"`
+	// Version changes with every transition. Set by the engine, not stored in the
+	// record.
+	Version uint64 `json:"-"`
+	// CallbackDomain is the registrable domain or network of a URL that a request
+	// named, for quotas; empty for the operator's own URL.
+	CallbackDomain string `json:"callback_domain,omitempty"`
 	// Request is what a queue's task runs; nil for a waiting client's.
 	Request *Request `json:"request,omitempty"`
 	// Starts is how often a queue's task was begun.
 	Starts int `json:"starts,omitempty"`
 	// Timeout bounds one run of a queue's task.
 	Timeout time.Duration `json:"timeout,omitempty"`
-	// Key is the queue task's idempotency key, hashed.
-	Key string `json:"key,omitempty"`
-	// Seed makes the IDs of a schedule's tasks.
-	Seed string `json:"seed,omitempty"`
+	// Schedule identifies the schedule that made the task; empty if none did.
+	Schedule string `json:"schedule,omitempty"`
 }
 
 // Request is a request that was accepted into a queue, as it stood before the
@@ -173,6 +174,9 @@ func (r *Record) AddAttempt(a Attempt) {
 		r.Attempts[n-1].Response = ""
 	}
 }
+
+// ErrorHolderDied is the error of a task whose holder died before its verdict.
+const ErrorHolderDied = "the gateway that held the task stopped before the endpoint answered"
 
 // maxRedelivered is how many redeliveries by hand are remembered.
 const maxRedelivered = 10
