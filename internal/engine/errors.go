@@ -29,6 +29,8 @@ var (
 	// ErrUnavailable: the store does not answer. What was asked for may have been
 	// stored all the same.
 	ErrUnavailable = errors.New("the store is unavailable")
+	// ErrCursor: the cursor is not one that this engine returned.
+	ErrCursor = errors.New("the cursor is not valid")
 	// ErrTooLarge: the record does not fit, whatever is tried.
 	ErrTooLarge = errors.New("the task is too large to be stored")
 )

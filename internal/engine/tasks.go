@@ -78,7 +78,8 @@ type Filter struct {
 }
 
 // Cursor is where a list goes on; opaque, printable, empty at the start and
-// after the end.
+// after the end. Clients send cursors back: a list answers one that it did not
+// return with ErrCursor, or with some page, and nothing worse.
 type Cursor string
 
 // Page is a part of a list.
