@@ -75,8 +75,9 @@ type Acceptor interface {
 	Claim(ctx context.Context, rec *task.Record) (Lease, error)
 
 	// Enqueue stores a task as queued, ready at rec.NextAttemptAt or at once. The
-	// body is read to its end; an error of the reader is returned as it is, and
-	// nothing is stored. With a key it is one atomic step: created is false, and id
+	// body is read to its end, and rec.Request.Size set to its length; nil is an
+	// empty one. An error of the reader is returned as it is, and nothing is stored.
+	// With a key it is one atomic step: created is false, and id
 	// that of the first task, if the key is known. If the key's digest differs from
 	// that of the first task's, id is set and the error is ErrKeyReused. A task with
 	// rec.Schedule is not stored while an earlier run of that schedule waits
@@ -113,7 +114,8 @@ const KeyLifetime = 24 * time.Hour
 // "perhaps stored": repeating the step tells.
 type Lease interface {
 	// Settle stores the verdict, the result and the delivery in one atomic step;
-	// without rec.Callback the task is done. result is nil if rec.Result is.
+	// without rec.Callback the task is done. result is nil if rec.Result is; else
+	// rec.Result.Kept is set to what is stored of it.
 	// Returns an error of the reader as it is: then nothing is stored and the lease
 	// stands. A full store cuts the result, never the verdict.
 	Settle(ctx context.Context, rec *task.Record, result io.Reader) error
@@ -142,7 +144,7 @@ type Queues interface {
 // JobSource hands out the jobs of one queue. It needs no closing.
 type JobSource interface {
 	// Next waits until a job is ready and the queue is not paused, and claims up to
-	// max of them. Each has rec.Starts counted up. A job whose holder dies is
+	// max of them. Each has rec.Starts counted up and rec.StartedAt set. A job whose holder dies is
 	// queued again if rec.Starts < maxStarts, else settled as FAILED.
 	// Returns ctx's error, or ErrUnavailable.
 	Next(ctx context.Context, max, maxStarts int) ([]Job, error)
