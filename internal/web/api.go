@@ -16,28 +16,27 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// APIConfig is what the API tells about, and of whom.
+// APIConfig is what the API reports, and where it finds it.
 type APIConfig struct {
-	// Open returns the engine and keeps it open until leave is called. An error
-	// is answered with 503.
-	Open func() (e *engine.Engine, leave func(), err error)
-	// Queues and Schedules are those of the configuration; they are asked for while
-	// the engine is kept open.
+	// Open returns the engine and keeps it open until leave is called. The API
+	// answers an error with 503.
+	Open func() (e engine.Engine, leave func(), err error)
+	// Queues and Schedules return those of the configuration. They are called while
+	// the engine is kept open. Of a queue the options are set, of a schedule all
+	// but LastRun; NextRun as it is computed, for a schedule that the engine does
+	// not know yet.
 	Queues    func() []Queue
 	Schedules func() ([]Schedule, error)
-	// Attempting is how many attempts are made at the moment to each host, by the
-	// engine's name of it.
-	Attempting func() map[string]int
 	// Node is this node's name, and Counts what it has counted.
 	Node   string
 	Counts *NodeCounts
-	// Failed is told of what was answered with 503.
+	// Failed is called with each error that was answered with 503.
 	Failed func(error)
 }
 
 // API is the JSON API of the dashboard and of the admin endpoint. openapi.json
-// describes it. It answers whoever reaches it: who that is, is for what stands
-// before it to say. It may be used from several goroutines at once.
+// describes it. It authenticates nobody: what is in front of it does. It may be
+// used from several goroutines at once.
 type API struct {
 	config  APIConfig
 	viewers chan struct{} // a place for each stream
@@ -107,8 +106,8 @@ func (rt *route) match(path string) (id string, ok bool) {
 	return id, ok && !strings.Contains(id, "/")
 }
 
-// isID says whether s can be a task's ID. Nothing else may get into a subject of
-// the engine, where * and > stand for any task.
+// isID says whether s can be a task's ID. An engine may use IDs in names where
+// other characters have a meaning.
 func isID(s string) bool {
 	return s != "" && len(s) <= maxID && strings.IndexFunc(s, func(c rune) bool {
 		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && c != '-' && c != '_'
@@ -217,28 +216,29 @@ func badRequest(format string, args ...any) error {
 	return &apiError{http.StatusBadRequest, fmt.Sprintf(format, args...)}
 }
 
-// retryAfter is what clients are told while the engine does not answer.
+// retryAfter is the Retry-After of a 503.
 const retryAfter = 5 * time.Second
 
-// fail answers with what went wrong.
+// fail answers with an error.
 func (a *API) fail(c *call, err error) {
 	var own *apiError
-	var refused *engine.RefusedError
 	switch {
 	case errors.As(err, &own):
 		writeProblem(c.w, own.status, own.detail)
-	case errors.As(err, &refused):
-		writeProblem(c.w, http.StatusConflict, refused.Reason)
-	case errors.Is(err, engine.ErrEnded):
-		writeProblem(c.w, http.StatusConflict, "the task has ended")
+	case errors.Is(err, engine.ErrCursor):
+		writeProblem(c.w, http.StatusBadRequest, "cursor: it is not one that this API returned")
 	case errors.Is(err, engine.ErrNotFound):
 		writeProblem(c.w, http.StatusNotFound, "there is no such task, or no longer")
 	default:
 		if a.config.Failed != nil && !errors.Is(err, context.Canceled) {
 			a.config.Failed(err)
 		}
+		detail := "the store does not answer at the moment"
+		if errors.Is(err, engine.ErrFull) {
+			detail = "the store is full"
+		}
 		c.w.Header().Set("Retry-After", strconv.Itoa(int(retryAfter/time.Second)))
-		writeProblem(c.w, http.StatusServiceUnavailable, "the engine cannot answer at the moment")
+		writeProblem(c.w, http.StatusServiceUnavailable, detail)
 	}
 }
 

@@ -78,7 +78,7 @@ func TestAnEngineThatIsAwayIsWaitedForOnceByAllWhoLook(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		opened := 0
-		a := NewAPI(APIConfig{Open: func() (*engine.Engine, func(), error) {
+		a := NewAPI(APIConfig{Open: func() (engine.Engine, func(), error) {
 			opened++
 			return nil, nil, errors.New("away")
 		}})

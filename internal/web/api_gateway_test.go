@@ -1,11 +1,12 @@
 package web
 
 import (
+	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,15 +14,19 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/engine/sqlite"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/web/openapitest"
 )
+
+// computedRun is when the configuration says that the schedules run next.
+var computedRun = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // gateway is an API in front of an engine, behind a dashboard at /ops/.
 type gateway struct {
 	t      *testing.T
 	url    string // of the API's base
-	engine *engine.Engine
+	engine engine.Engine
 	api    *API
 	away   atomic.Bool // the engine does not answer
 	doc    *openapitest.Document
@@ -29,25 +34,32 @@ type gateway struct {
 
 func newGateway(t *testing.T) *gateway {
 	t.Helper()
-	e, err := engine.Open(t.Context(), engine.Config{
-		Store: t.TempDir(), Sync: 2 * time.Second, Retention: time.Hour, RetentionCount: 10_000,
+	e, err := sqlite.Open(t.Context(), sqlite.Config{
+		Folder: t.TempDir(), Sync: time.Second,
+		Settings: engine.Settings{Retention: time.Hour, RetentionCount: 10_000, Dead: time.Hour, DeadCount: 10_000},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(e.Close)
+	t.Cleanup(func() {
+		if err := e.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Errorf("closing the engine: %v", err)
+		}
+	})
 	g := &gateway{t: t, engine: e}
 	g.api = NewAPI(APIConfig{
-		Open: func() (*engine.Engine, func(), error) {
+		Open: func() (engine.Engine, func(), error) {
 			if g.away.Load() {
-				return nil, nil, errors.New("away")
+				return nil, nil, engine.ErrUnavailable
 			}
 			return e, func() {}, nil
 		},
-		Queues:    func() []Queue { return []Queue{{Name: "q", Workers: 8, MaxQueued: 100, Attempts: 3}} },
-		Schedules: func() ([]Schedule, error) { return []Schedule{{Queue: "q", Name: "0-x", Schedule: "@hourly"}}, nil },
-		Attempting: func() map[string]int {
-			return map[string]int{engine.HostToken("busy.example:443"): 2}
+		Queues: func() []Queue { return []Queue{{Name: "q", Workers: 8, MaxQueued: 100, Attempts: 3}} },
+		Schedules: func() ([]Schedule, error) {
+			return []Schedule{
+				{Queue: "q", ID: "known", Schedule: "@hourly", NextRun: computedRun},
+				{Queue: "q", ID: "new", Schedule: "@daily", NextRun: computedRun},
+			}, nil
 		},
 		Node: "here", Counts: new(NodeCounts),
 	})
@@ -102,70 +114,87 @@ func (g *gateway) askRaw(method, path string, want int, header ...string) []byte
 	return body
 }
 
-// enqueue stores a task that waits.
-func (g *gateway) enqueue(change func(*task.Record)) string {
-	g.t.Helper()
+// newRecord returns a task that a client has just sent.
+func newRecord() *task.Record {
 	rec := &task.Record{Task: task.Task{
-		ID: uuid.NewString(), CreatedAt: time.Now().UTC(), Queue: "q", CallbackHost: "c.example:443",
+		ID: uuid.Must(uuid.NewV7()).String(), CreatedAt: time.Now().UTC(), CallbackHost: "c.example:443",
 	}}
 	rec.Callback = &task.Callback{URL: "https://c.example/hook?token=geheim"}
+	return rec
+}
+
+// enqueue stores a queued task.
+func (g *gateway) enqueue(change func(*task.Record)) string {
+	g.t.Helper()
+	rec := newRecord()
+	rec.Queue = "q"
 	rec.Request = &task.Request{Method: "POST", URI: "/run?key=geheim", Header: http.Header{"Authorization": {"geheim"}}}
 	if change != nil {
 		change(rec)
 	}
-	if err := g.engine.Enqueue(g.t.Context(), rec, []byte("geheim")); err != nil {
+	id, created, err := g.engine.Enqueue(g.t.Context(), rec, strings.NewReader("geheim"), engine.EnqueueOptions{})
+	if err != nil || !created {
+		g.t.Fatal(created, err)
+	}
+	return id
+}
+
+// finish stores a task that has its verdict and an attempt, in the given state: a
+// queue's if it has one, else a waiting client's.
+func (g *gateway) finish(state task.State, change func(*task.Record)) string {
+	g.t.Helper()
+	rec := newRecord()
+	if change != nil {
+		change(rec)
+	}
+	rec, l := g.start(rec)
+	rec.Status, rec.FinishedAt = task.Complete, time.Now().UTC()
+	rec.Result = &task.Result{Size: 6, Kept: 6}
+	if err := l.Settle(g.t.Context(), rec, strings.NewReader("geheim")); err != nil {
+		g.t.Fatal(err)
+	}
+	taken, err := g.engine.Take(g.t.Context(), rec.CallbackHost, 1)
+	if err != nil || len(taken) != 1 || taken[0].Record().ID != rec.ID {
+		g.t.Fatalf("taken are %d deliveries: %v", len(taken), err)
+	}
+	d, now := taken[0], time.Now().UTC()
+	d.Record().AddAttempt(task.Attempt{At: now, StatusCode: 500, DurationMS: 3, Response: "the <b>answer</b>"})
+	switch state {
+	case task.Dead:
+		err = d.Dead(g.t.Context())
+	case task.Done:
+		d.Record().DeliveredAt = now
+		err = d.Done(g.t.Context())
+	default:
+		d.Record().NextAttemptAt = now.Add(time.Hour)
+		err = d.Retry(g.t.Context(), d.Record().NextAttemptAt)
+	}
+	if err != nil {
 		g.t.Fatal(err)
 	}
 	return rec.ID
 }
 
-// finish makes a task that ended, in the given state.
-func (g *gateway) finish(state task.State, change func(*task.Record)) string {
+// start stores a task that runs.
+func (g *gateway) start(rec *task.Record) (*task.Record, engine.Lease) {
 	g.t.Helper()
-	now := time.Now().UTC()
-	rec := task.Record{Task: task.Task{
-		ID: uuid.NewString(), CreatedAt: now, StartedAt: now, CallbackHost: "c.example:443", Status: task.Complete,
-	}}
-	rec.Callback = &task.Callback{URL: "https://c.example/hook?token=geheim"}
-	rec.Result = &task.Result{Size: 6, Kept: 6}
-	if change != nil {
-		change(&rec)
-	}
-	l, err := g.engine.Claim(g.t.Context(), rec, func() {})
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	rec.FinishedAt = time.Now().UTC()
-	if err := l.Settle(g.t.Context(), &rec, []byte("geheim"), false); err != nil {
-		g.t.Fatal(err)
-	}
-	due, err := g.engine.Due(g.t.Context())
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	for d, err := range due.Fetch(g.t.Context(), 1) {
+	if rec.Queue == "" {
+		rec.StartedAt = rec.CreatedAt
+		l, err := g.engine.Claim(g.t.Context(), rec)
 		if err != nil {
 			g.t.Fatal(err)
 		}
-		if d.Record.ID != rec.ID {
-			g.t.Fatalf("due is %s, not %s", d.Record.ID, rec.ID)
-		}
-		d.Record.AddAttempt(task.Attempt{At: time.Now().UTC(), StatusCode: 500, DurationMS: 3, Response: "the <b>answer</b>"})
-		switch state {
-		case task.Dead:
-			err = d.Dead(g.t.Context())
-		case task.Done:
-			d.Record.DeliveredAt = time.Now().UTC()
-			err = d.Done(g.t.Context())
-		default:
-			d.Record.NextAttemptAt = time.Now().UTC().Add(time.Hour)
-			err = d.Retry(g.t.Context(), d.Record.NextAttemptAt)
-		}
-		if err != nil {
-			g.t.Fatal(err)
-		}
+		return rec, l
 	}
-	return rec.ID
+	rec.Request = &task.Request{Method: "POST", URI: "/run"}
+	if _, _, err := g.engine.Enqueue(g.t.Context(), rec, strings.NewReader(""), engine.EnqueueOptions{}); err != nil {
+		g.t.Fatal(err)
+	}
+	jobs, err := g.engine.Jobs(rec.Queue).Next(g.t.Context(), 1, 3)
+	if err != nil || len(jobs) != 1 || jobs[0].Record.ID != rec.ID {
+		g.t.Fatalf("started are %d jobs: %v", len(jobs), err)
+	}
+	return jobs[0].Record, jobs[0].Lease
 }
 
 func (g *gateway) ids(path string) (ids []string) {

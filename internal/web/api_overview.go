@@ -14,16 +14,27 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Queue is a queue as it is configured, and what stands in it.
+// Queue is a queue as it is configured, with what waits and runs in it.
 type Queue struct {
-	Name   string `json:"name"`
-	Queued uint64 `json:"queued"`
-	// Running counts the tasks of the queue on this node. Workers is how many
-	// there can be; 0 if this configuration does not have the queue.
-	Running   int `json:"running"`
+	Name string `json:"name"`
+	// Queued, Delayed, Running and Oldest are of all gateways of the store. Delayed
+	// counts the queued tasks that are ready later; Oldest is when the oldest queued
+	// task was accepted.
+	Queued  int64     `json:"queued"`
+	Delayed int64     `json:"delayed"`
+	Running int64     `json:"running"`
+	Oldest  time.Time `json:"oldest,omitzero"`
+	Paused  bool      `json:"paused"`
+	// Workers is how many tasks of the queue this node runs at once; 0 if its
+	// configuration does not have the queue.
 	Workers   int `json:"workers"`
 	MaxQueued int `json:"max_queued"`
 	Attempts  int `json:"attempts"`
+}
+
+// set sets what the engine counts.
+func (q *Queue) set(s engine.QueueStats) {
+	q.Queued, q.Delayed, q.Running, q.Oldest, q.Paused = s.Queued, s.Delayed, s.Running, s.Oldest, s.Paused
 }
 
 // Schedule is a schedule of a queue. URI is without its query, which may hold a
@@ -34,28 +45,33 @@ type Schedule struct {
 	Timezone string    `json:"timezone"`
 	Method   string    `json:"method"`
 	URI      string    `json:"uri"`
-	LastTick time.Time `json:"last_tick,omitzero"`
-	NextTick time.Time `json:"next_tick,omitzero"`
-	// Name is the engine's name of the schedule.
-	Name string `json:"-"`
+	LastRun  time.Time `json:"last_run,omitzero"`
+	NextRun  time.Time `json:"next_run,omitzero"`
+	// ID is the engine's name of the schedule.
+	ID string `json:"-"`
 }
 
-// host is what waits for a host.
+// host is a host that has callbacks pending, is failing or is paused.
 type host struct {
-	Host       string `json:"host"`
-	Due        uint64 `json:"due"`
-	Held       uint64 `json:"held"`
-	Attempting int    `json:"attempting"`
+	Host          string    `json:"host"`
+	Pending       int64     `json:"pending"`
+	InFlight      int64     `json:"in_flight"`
+	NextAttemptAt time.Time `json:"next_attempt_at,omitzero"`
+	Failures      int       `json:"failures"`
+	FailingSince  time.Time `json:"failing_since,omitzero"`
+	LastStatus    int       `json:"last_status,omitempty"`
+	LastError     string    `json:"last_error,omitempty"`
+	Paused        bool      `json:"paused"`
 }
 
-// overview is how things stand.
+// overview counts tasks by state, and has what this node has counted.
 type overview struct {
-	Node    string                `json:"node"`
-	At      time.Time             `json:"at"`
-	Tasks   map[task.State]uint64 `json:"tasks"`
-	Rates   rates                 `json:"rates"`
-	Latency latency               `json:"latency"`
-	History []point               `json:"history"`
+	Node    string               `json:"node"`
+	At      time.Time            `json:"at"`
+	Tasks   map[task.State]int64 `json:"tasks"`
+	Rates   rates                `json:"rates"`
+	Latency latency              `json:"latency"`
+	History []point              `json:"history"`
 }
 
 const (
@@ -97,11 +113,13 @@ func (a *API) newSummary() (json.RawMessage, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), summaryTimeout)
 	defer cancel()
 	o := overview{Node: a.config.Node, At: time.Now().UTC()}
-	if o.Tasks, err = e.Counts(ctx); err != nil {
+	stats, err := e.Stats(ctx)
+	if err != nil {
 		return nil, err
 	}
+	o.Tasks = make(map[task.State]int64, len(states))
 	for _, state := range states {
-		o.Tasks[state] += 0 // all are there
+		o.Tasks[state] = stats.Tasks[state]
 	}
 	o.Rates, o.Latency, o.History = a.config.Counts.read(o.At)
 	text, err := json.Marshal(o)
@@ -116,35 +134,32 @@ func (a *API) overview(*call) (int, any, error) {
 	return http.StatusOK, state, err
 }
 
-// queues lists the queues of the configuration and those that still have tasks.
+// queues lists the queues of the configuration, and others that have tasks or are
+// paused.
 func (a *API) queues(c *call) (int, any, error) {
 	e, leave, err := a.config.Open()
 	if err != nil {
 		return 0, nil, err
 	}
 	defer leave()
-	lengths, err := e.QueueLengths(c.r.Context())
+	found, err := e.Queues(c.r.Context())
 	if err != nil {
 		return 0, nil, err
 	}
-	running := e.Held()
 	list := a.config.Queues()
-	for i := range list {
-		q := &list[i]
-		q.Queued, q.Running = lengths[q.Name], running[q.Name]
-		delete(lengths, q.Name)
-	}
-	for name, n := range lengths {
-		if n > 0 {
-			list = append(list, Queue{Name: name, Queued: n, Running: running[name]})
+	for _, stats := range found {
+		i := slices.IndexFunc(list, func(q Queue) bool { return q.Name == stats.Queue })
+		if i < 0 {
+			i, list = len(list), append(list, Queue{Name: stats.Queue})
 		}
+		list[i].set(stats)
 	}
 	slices.SortFunc(list, func(a, b Queue) int { return cmp.Compare(a.Name, b.Name) })
 	return http.StatusOK, orEmpty(list), nil
 }
 
-// hosts lists the hosts that something waits for, or that are being called,
-// those with the most first.
+// hosts lists the hosts that have callbacks pending, are failing or are paused,
+// those with the most pending first.
 func (a *API) hosts(c *call) (int, any, error) {
 	limit, err := c.limit(defaultLimit)
 	if err != nil {
@@ -155,25 +170,28 @@ func (a *API) hosts(c *call) (int, any, error) {
 		return 0, nil, err
 	}
 	defer leave()
-	loads, err := e.HostLoads(c.r.Context())
-	if err != nil {
-		return 0, nil, err
+	list, cursor := make([]host, 0, limit), engine.Cursor("")
+	for len(list) < limit {
+		found, next, err := e.Hosts(c.r.Context(), cursor, limit-len(list))
+		if err != nil {
+			return 0, nil, err
+		}
+		for _, h := range found {
+			list = append(list, host{
+				Host: h.Host, Pending: h.Pending, InFlight: h.InFlight, NextAttemptAt: h.Next, Failures: h.Failures,
+				FailingSince: h.FailingSince, LastStatus: h.LastStatus, LastError: h.LastError, Paused: h.Paused,
+			})
+		}
+		if next == "" {
+			break
+		}
+		cursor = next
 	}
-	attempting := a.config.Attempting()
-	list := make([]host, 0, len(loads))
-	for token, load := range loads {
-		list = append(list, host{engine.HostOfToken(token), load.Due, load.Held, attempting[token]})
-		delete(attempting, token)
-	}
-	for token, n := range attempting {
-		list = append(list, host{Host: engine.HostOfToken(token), Attempting: n})
-	}
-	slices.SortFunc(list, func(a, b host) int {
-		return cmp.Or(cmp.Compare(b.Due+b.Held, a.Due+a.Held), cmp.Compare(b.Attempting, a.Attempting), cmp.Compare(a.Host, b.Host))
-	})
-	return http.StatusOK, list[:min(limit, len(list))], nil
+	return http.StatusOK, list, nil
 }
 
+// schedules lists the schedules of the configuration with the run times that the
+// engine keeps of them.
 func (a *API) schedules(c *call) (int, any, error) {
 	e, leave, err := a.config.Open()
 	if err != nil {
@@ -184,17 +202,13 @@ func (a *API) schedules(c *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	runs, err := e.Runs(c.r.Context())
+	if err != nil {
+		return 0, nil, err
+	}
 	for i := range list {
-		s := &list[i]
-		last, next, err := e.Ticks(c.r.Context(), s.Queue, s.Name)
-		if err != nil {
-			return 0, nil, err
-		}
-		s.LastTick = last
-		// What is remembered is what the last tick to be claimed said. One that waits
-		// in its queue, or waited there while no gateway ran, leaves a time that is over.
-		if next.After(time.Now()) {
-			s.NextTick = next
+		if run, ok := runs[list[i].ID]; ok {
+			list[i].LastRun, list[i].NextRun = run.Last, run.Next
 		}
 	}
 	return http.StatusOK, orEmpty(list), nil

@@ -1,8 +1,6 @@
 package web
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"slices"
 	"strconv"
 	"strings"
@@ -100,30 +98,15 @@ func (c *call) limit(standard int) (int, error) {
 	return n, nil
 }
 
-// cursor reads where to go on; nil is the beginning.
-func (c *call) cursor() (cursor engine.Cursor, _ error) {
-	value := c.query.Get("cursor")
-	if value == "" {
-		return nil, nil
-	}
-	text, err := base64.RawURLEncoding.DecodeString(value)
-	if err == nil {
-		err = json.Unmarshal(text, &cursor)
-	}
-	if err != nil || cursor == nil {
-		return nil, badRequest("cursor: it is not one that this API gave")
-	}
-	return cursor, nil
-}
+// maxCursor is longer than any cursor of an engine, in bytes.
+const maxCursor = 4096
 
-// written is a cursor as it is given to clients; "" at the end.
-func written(cursor engine.Cursor) string {
-	if cursor == nil {
-		return ""
+// cursor reads where a list goes on; empty is the beginning. Whether it is one of
+// the engine's, the engine says.
+func (c *call) cursor() (engine.Cursor, error) {
+	value := c.query.Get("cursor")
+	if len(value) > maxCursor {
+		return "", engine.ErrCursor
 	}
-	text, err := json.Marshal(cursor) // its keys are sorted
-	if err != nil {
-		return ""
-	}
-	return base64.RawURLEncoding.EncodeToString(text)
+	return engine.Cursor(value), nil
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"time"
@@ -41,7 +42,7 @@ func (a *API) list(c *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	page := taskPage{Tasks: make([]task.Task, 0, len(found.Tasks)), Next: written(found.Next), Scanned: found.Scanned}
+	page := taskPage{Tasks: make([]task.Task, 0, len(found.Tasks)), Next: string(found.Next), Scanned: found.Scanned}
 	for _, rec := range found.Tasks {
 		page.Tasks = append(page.Tasks, brief(rec))
 	}
@@ -100,11 +101,11 @@ func (a *API) show(c *call) (int, any, error) {
 		return 0, nil, err
 	}
 	defer leave()
-	found, err := e.Find(c.r.Context(), c.id)
+	rec, err := e.Get(c.r.Context(), c.id)
 	if err != nil {
 		return 0, nil, err
 	}
-	return http.StatusOK, wholeTask{found.Record.Task, timeline(found.Record)}, nil
+	return http.StatusOK, wholeTask{rec.Task, timeline(rec)}, nil
 }
 
 // timeline is what happened to a task, in its order.
@@ -178,74 +179,97 @@ func attemptNumbers(rec *task.Record) []int {
 // path.
 const errCanceled = "canceled"
 
-// action is done to a task by hand.
-type action func(ctx context.Context, e *engine.Engine, id string) error
-
-func doRedeliver(ctx context.Context, e *engine.Engine, id string) error { return e.Redeliver(ctx, id) }
-func doPurge(ctx context.Context, e *engine.Engine, id string) error     { return e.Purge(ctx, id) }
-func doCancel(ctx context.Context, e *engine.Engine, id string) error {
-	return e.Cancel(ctx, id, errCanceled)
+// action is something that is done to tasks by hand.
+type action struct {
+	engine.Action
+	possible []task.State // in which it applies
+	status   int          // of the answer
 }
 
-func (a *API) redeliver(c *call) (int, any, error) { return a.act(c, doRedeliver, http.StatusAccepted) }
-func (a *API) cancel(c *call) (int, any, error)    { return a.act(c, doCancel, http.StatusAccepted) }
-func (a *API) purge(c *call) (int, any, error)     { return a.act(c, doPurge, http.StatusNoContent) }
+var (
+	doRedeliver = action{engine.Action{Kind: engine.Redeliver}, []task.State{task.Dead, task.Done}, http.StatusAccepted}
+	doCancel    = action{
+		engine.Action{Kind: engine.Cancel, Reason: errCanceled}, []task.State{task.Queued, task.Running}, http.StatusAccepted,
+	}
+	doDelete = action{engine.Action{Kind: engine.Delete}, []task.State{task.Dead, task.Done}, http.StatusNoContent}
+)
 
-func (a *API) act(c *call, do action, status int) (int, any, error) {
+// refusal says why a task is not changed: err is an ErrEnded.
+func (do *action) refusal(err error) string {
+	switch {
+	case errors.Is(err, engine.ErrNotKept):
+		return "the task's result is not kept, so that its callback cannot be delivered again"
+	case do.Kind == engine.Cancel:
+		return "the task has ended"
+	default:
+		return fmt.Sprintf("the task is neither %s nor %s", do.possible[0], do.possible[1])
+	}
+}
+
+func (a *API) redeliver(c *call) (int, any, error) { return a.act(c, doRedeliver) }
+func (a *API) cancel(c *call) (int, any, error)    { return a.act(c, doCancel) }
+func (a *API) purge(c *call) (int, any, error)     { return a.act(c, doDelete) }
+
+// act does something to one task.
+func (a *API) act(c *call, do action) (int, any, error) {
 	e, leave, err := a.config.Open()
 	if err != nil {
 		return 0, nil, err
 	}
 	defer leave()
-	// A client that leaves now has asked all the same: half of it is no help.
-	if err := do(context.WithoutCancel(c.r.Context()), e, c.id); err != nil {
+	// A client that disconnects now has asked for it all the same.
+	err = e.Act(context.WithoutCancel(c.r.Context()), c.id, do.Action)
+	switch {
+	case errors.Is(err, engine.ErrEnded):
+		return 0, nil, &apiError{http.StatusConflict, do.refusal(err)}
+	case err != nil:
 		return 0, nil, err
+	case do.status == http.StatusNoContent:
+		return do.status, nil, nil
 	}
-	if status == http.StatusNoContent {
-		return status, nil, nil
-	}
-	return status, map[string]string{"task_id": c.id}, nil
+	return do.status, map[string]string{"task_id": c.id}, nil
 }
 
-// bulk is what became of all tasks that match.
+// bulk counts what became of the tasks that match.
 type bulk struct {
 	Matched int `json:"matched"`
 	Changed int `json:"changed"`
 	Failed  int `json:"failed"`
-	// Reason is why the first that failed did.
+	// Reason is that of the first that failed.
 	Reason string `json:"reason,omitempty"`
 	Next   string `json:"next,omitempty"`
 }
 
 const (
-	// bulkPage tasks are changed between two looks at what follows bounds.
+	// bulkPage is how many tasks are changed before the bounds below are checked.
 	bulkPage = 100
-	// bulkScanned, bulkMatched and bulkTime bound one request: it should be
+	// bulkScanned, bulkMatched and bulkTime bound one request, so that it is
 	// answered before a proxy gives it up.
 	bulkScanned = 2000
 	bulkMatched = 1000
 	bulkTime    = 3 * time.Second
 )
 
-// A redelivery of what was delivered already must be asked for by its state.
+// redeliverAll redelivers done tasks only if they are asked for by their state:
+// their callbacks have been delivered.
 func (a *API) redeliverAll(c *call) (int, any, error) {
 	if c.query.Get("state") == "" {
 		return a.actOnAll(c, doRedeliver, task.Dead)
 	}
-	return a.actOnAll(c, doRedeliver, task.Dead, task.Done)
+	return a.actOnAll(c, doRedeliver, doRedeliver.possible...)
 }
 
 func (a *API) cancelAll(c *call) (int, any, error) {
-	return a.actOnAll(c, doCancel, task.Queued, task.Running)
+	return a.actOnAll(c, doCancel, doCancel.possible...)
 }
 
 func (a *API) purgeAll(c *call) (int, any, error) {
-	return a.actOnAll(c, doPurge, task.Dead, task.Done)
+	return a.actOnAll(c, doDelete, doDelete.possible...)
 }
 
-// actOnAll does something to all tasks that match, of those in the states in
-// which it can be done.
-func (a *API) actOnAll(c *call, do action, possible ...task.State) (int, any, error) {
+// actOnAll does something to all tasks that match, by default to those in the
+// given states.
+func (a *API) actOnAll(c *call, do action, standard ...task.State) (int, any, error) {
 	filter, said, err := c.filter()
 	switch {
 	case err != nil:
@@ -254,13 +278,13 @@ func (a *API) actOnAll(c *call, do action, possible ...task.State) (int, any, er
 		return 0, nil, badRequest("no filter is given; for all tasks of a state, name the state")
 	}
 	for _, state := range filter.States {
-		if !slices.Contains(possible, state) {
+		if !slices.Contains(do.possible, state) {
 			return 0, nil, badRequest("state: of tasks that are %s it cannot be done, only of %s and %s",
-				state, possible[0], possible[1])
+				state, do.possible[0], do.possible[1])
 		}
 	}
 	if len(filter.States) == 0 {
-		filter.States = possible
+		filter.States = standard
 	}
 	cursor, err := c.cursor()
 	if err != nil {
@@ -279,31 +303,33 @@ func (a *API) actOnAll(c *call, do action, possible ...task.State) (int, any, er
 		}
 		scanned += page.Scanned
 		for _, rec := range page.Tasks {
-			b.note(do(context.WithoutCancel(c.r.Context()), e, rec.ID))
+			b.count(&do, e.Act(context.WithoutCancel(c.r.Context()), rec.ID, do.Action))
 		}
-		if cursor = page.Next; cursor == nil {
+		if cursor = page.Next; cursor == "" {
 			break
 		}
 	}
-	b.Next = written(cursor)
+	b.Next = string(cursor)
 	return http.StatusOK, b, nil
 }
 
-// note counts what became of one task.
-func (b *bulk) note(err error) {
+// count counts what became of one task.
+func (b *bulk) count(do *action, err error) {
 	b.Matched++
-	var refused *engine.RefusedError
-	switch {
-	case err == nil:
+	if err == nil {
 		b.Changed++
 		return
-	case b.Reason != "":
-	case errors.As(err, &refused):
-		b.Reason = refused.Reason
-	case errors.Is(err, engine.ErrEnded), errors.Is(err, engine.ErrNotFound):
-		b.Reason = "the task has moved on meanwhile"
-	default:
-		b.Reason = "the engine did not take it"
 	}
 	b.Failed++
+	switch {
+	case b.Reason != "":
+	case errors.Is(err, engine.ErrEnded):
+		b.Reason = do.refusal(err)
+	case errors.Is(err, engine.ErrNotFound):
+		b.Reason = "the task was removed meanwhile"
+	case errors.Is(err, engine.ErrFull):
+		b.Reason = "the store is full"
+	default:
+		b.Reason = "the store does not answer at the moment"
+	}
 }

@@ -2,6 +2,7 @@ package web
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,11 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/web/openapitest"
 )
 
-func TestTheDocumentHasEveryRouteAndNoOther(t *testing.T) {
+func TestDocumentHasEveryRouteAndNoOther(t *testing.T) {
 	t.Parallel()
 	doc, err := openapitest.Load(openAPIDocument)
 	if err != nil {
@@ -94,12 +96,13 @@ func TestWhatIsAskedWrongIsRefusedByName(t *testing.T) {
 		"tasks?newer_than=-1h":       "-1h",
 		"tasks?newer_than=NaNd":      "NaNd",
 		"tasks?older_than=1e9d":      "1e9d",
-		"tasks?cursor=xyz":           "cursor",
-		"tasks?cursor=bnVsbA":        "cursor", // null
-		"tasks?queue=a&queue=b":      "twice",
-		"tasks?%zz":                  "query",
-		"overview?x=1":               "none",
-		"hosts?limit=-1":             "limit",
+		"tasks?cursor=%00%27":        "cursor",
+
+		"tasks?cursor=" + strings.Repeat("a", 10_000): "cursor",
+		"tasks?queue=a&queue=b":                       "twice",
+		"tasks?%zz":                                   "query",
+		"overview?x=1":                                "none",
+		"hosts?limit=-1":                              "limit",
 	} {
 		detail := g.ask(http.MethodGet, path, http.StatusBadRequest)["detail"].(string)
 		if !strings.Contains(detail, want) {
@@ -275,5 +278,122 @@ func TestThePageIsEverywhereButWhereTheAPIIs(t *testing.T) {
 		if err != nil || (string(body) == "the page") != isPage {
 			t.Errorf("/%s: %s %s %v", path, resp.Status, body, err)
 		}
+	}
+}
+
+func TestHostsAreListedWhileTheirCallbacksFail(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	since := time.Now().UTC().Add(-time.Hour).Truncate(time.Millisecond)
+	for range 3 {
+		g.finish(task.Delivering, nil) // waits an hour for its retry
+	}
+	err := g.engine.SaveHosts(t.Context(), []engine.HostState{{
+		Host: "c.example:443", Failures: 3, FailingSince: since, LastStatus: 503, LastError: "try <later>",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.finish(task.Delivering, func(r *task.Record) { r.CallbackHost = "paused.example:443" })
+	if err := g.engine.Pause(t.Context(), engine.Target{Host: "paused.example:443"}, true); err != nil {
+		t.Fatal(err)
+	}
+	var hosts []host
+	if err := json.Unmarshal(g.askRaw(http.MethodGet, "hosts", http.StatusOK), &hosts); err != nil {
+		t.Fatal(err)
+	}
+	if len(hosts) != 2 {
+		t.Fatalf("the hosts are %+v", hosts)
+	}
+	if h := hosts[0]; h.Host != "c.example:443" || h.Pending != 3 || h.InFlight != 0 || !h.FailingSince.Equal(since) ||
+		h.Failures != 3 || h.LastStatus != 503 || h.LastError != "try <later>" || h.Paused || time.Until(h.NextAttemptAt) < time.Minute {
+		t.Errorf("the failing host is %+v", h)
+	}
+	if h := hosts[1]; h.Host != "paused.example:443" || h.Pending != 1 || !h.Paused {
+		t.Errorf("the paused host is %+v", h)
+	}
+	if err := json.Unmarshal(g.askRaw(http.MethodGet, "hosts?limit=1", http.StatusOK), &hosts); err != nil || len(hosts) != 1 {
+		t.Errorf("the first host alone is %+v: %v", hosts, err)
+	}
+}
+
+func TestQueuesOfTheConfigurationAndOfTheStoreAreListed(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	g.enqueue(nil)
+	g.enqueue(func(r *task.Record) { r.NextAttemptAt = time.Now().Add(time.Hour).UTC() })
+	g.enqueue(func(r *task.Record) { r.Queue = "old" })
+	if err := g.engine.Pause(t.Context(), engine.Target{Queue: "old"}, true); err != nil {
+		t.Fatal(err)
+	}
+	jobs, err := g.engine.Jobs("q").Next(t.Context(), 1, 3)
+	if err != nil || len(jobs) != 1 {
+		t.Fatal(len(jobs), err)
+	}
+	var queues []Queue
+	if err := json.Unmarshal(g.askRaw(http.MethodGet, "queues", http.StatusOK), &queues); err != nil {
+		t.Fatal(err)
+	}
+	if len(queues) != 2 {
+		t.Fatalf("the queues are %+v", queues)
+	}
+	if q := queues[0]; q.Name != "old" || q.Queued != 1 || q.Workers != 0 || !q.Paused || q.Oldest.IsZero() {
+		t.Errorf("the queue without a configuration is %+v", q)
+	}
+	if q := queues[1]; q.Name != "q" || q.Queued != 1 || q.Delayed != 1 || q.Running != 1 || q.Workers != 8 || q.Paused {
+		t.Errorf("the configured queue is %+v", q)
+	}
+}
+
+func TestSchedulesHaveTheRunTimesOfTheEngine(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	last := time.Now().UTC().Truncate(time.Second)
+	next := last.Add(time.Hour)
+	if _, err := g.engine.NextRun(t.Context(), "known", last); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.engine.Advance(t.Context(), "known", last, next); err != nil {
+		t.Fatal(err)
+	}
+	var schedules []Schedule
+	if err := json.Unmarshal(g.askRaw(http.MethodGet, "schedules", http.StatusOK), &schedules); err != nil {
+		t.Fatal(err)
+	}
+	if len(schedules) != 2 {
+		t.Fatalf("the schedules are %+v", schedules)
+	}
+	if s := schedules[0]; !s.LastRun.Equal(last) || !s.NextRun.Equal(next) {
+		t.Errorf("the known schedule ran at %v and runs at %v, not %v and %v", s.LastRun, s.NextRun, last, next)
+	}
+	if s := schedules[1]; !s.LastRun.IsZero() || !s.NextRun.Equal(computedRun) {
+		t.Errorf("the new schedule ran at %v and runs at %v", s.LastRun, s.NextRun)
+	}
+}
+
+func TestErrorsOfTheEngineHaveTheirStatus(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		err    error
+		want   int
+		detail string
+	}{
+		{"not found", engine.ErrNotFound, http.StatusNotFound, "no such task"},
+		{"full", engine.ErrQuota, http.StatusServiceUnavailable, "full"},
+		{"unavailable", engine.ErrUnavailable, http.StatusServiceUnavailable, "does not answer"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			a := NewAPI(APIConfig{Open: func() (engine.Engine, func(), error) {
+				return nil, nil, fmt.Errorf("opening: %w", c.err)
+			}})
+			w := httptest.NewRecorder()
+			a.Serve(w, httptest.NewRequest(http.MethodGet, "/queues", http.NoBody), "queues")
+			unavailable := c.want == http.StatusServiceUnavailable
+			if w.Code != c.want || !strings.Contains(w.Body.String(), c.detail) || (w.Header().Get("Retry-After") != "") != unavailable {
+				t.Errorf("the answer is %d %v %s", w.Code, w.Header(), w.Body)
+			}
+		})
 	}
 }
