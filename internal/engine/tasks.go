@@ -39,7 +39,8 @@ type Tasks interface {
 
 	// Import stores a task of another engine in the state it has there, with its
 	// bodies (nil if it has none); nothing if the ID is known. A running task is
-	// stored as one whose holder died.
+	// stored as one whose holder died. Tasks come in any order: lists go by CreatedAt,
+	// and a queue by NextAttemptAt, or CreatedAt if that is zero.
 	Import(ctx context.Context, rec *task.Record, request, result io.Reader) error
 	// Keys lists idempotency keys and ImportKey stores one, for a migration.
 	Keys(ctx context.Context, after Cursor, limit int) ([]StoredKey, Cursor, error)
