@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 
@@ -27,7 +28,7 @@ var command = caddycmd.Command{
 	Short: "Runs tasks, and shows and changes those of a running gateway",
 	CobraFunc: func(cmd *cobra.Command) {
 		cmd.AddCommand(newRunCommand(), newTasksCommand(), newShowCommand(), newRedeliverCommand(),
-			newCancelCommand(), newPurgeCommand(), newListenCommand(), newMigrateCommand())
+			newCancelCommand(), newPurgeCommand(), newListenCommand(), newMigrateCommand(), newRepairCommand())
 		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -120,15 +121,16 @@ Exit codes: 0 the task is COMPLETE, 1 it FAILED, 2 the command line is wrong,
 // run checks the flags and runs the task.
 func (f *runFlags) run(cmd *cobra.Command) error {
 	log := newProgress(os.Stderr)
-	r, err := f.newRun(log)
+	folder, err := os.MkdirTemp("", "caddy-callback-")
 	if err != nil {
-		return usage(cmd, err)
-	}
-	if r.app.Store, err = os.MkdirTemp("", "caddy-callback-"); err != nil {
 		log.line("making a folder for the task: %v", err)
 		return exit(cmd, exitFailed)
 	}
-	defer os.RemoveAll(r.app.Store) //nolint:errcheck // what is left is in a temporary folder
+	defer os.RemoveAll(folder) //nolint:errcheck // what is left is in a temporary folder
+	r, err := f.newRun(log, folder)
+	if err != nil {
+		return usage(cmd, err)
+	}
 	interrupts := trapInterrupts()
 	if err := r.app.Start(); err != nil {
 		log.line("%v", err)
@@ -139,8 +141,9 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 	return exit(cmd, code)
 }
 
-// newRun makes a run of the flags. Its errors name the flag.
-func (f *runFlags) newRun(log *progress) (*run, error) {
+// newRun makes a run of the flags, with its store in a folder. Its errors name the
+// flag.
+func (f *runFlags) newRun(log *progress, folder string) (*run, error) {
 	timeout, err := caddy.ParseDuration(f.timeout)
 	if err != nil || timeout <= 0 {
 		return nil, fmt.Errorf("--timeout: %q is not a positive duration such as 90s, 10m or 1d", f.timeout)
@@ -151,7 +154,9 @@ func (f *runFlags) newRun(log *progress) (*run, error) {
 		return nil, fmt.Errorf("--format: %q is none of form, json, raw", f.format)
 	}
 	h, err := loadQuietly(func() (*App, *Handler, error) {
-		app := &App{Sync: caddy.Duration(time.Hour)} // a power failure takes the command with it
+		// A power failure ends the command too, so that its store needs no sync.
+		store := &SQLiteEngine{Folder: folder, Sync: caddy.Duration(time.Hour)}
+		app := &App{EngineRaw: caddyconfig.JSONModuleObject(store, "engine", "sqlite", nil)}
 		if f.config != "" || f.adapter != "" {
 			app.Delivery, err = loadDelivery(f.config, f.adapter)
 		}

@@ -8,86 +8,175 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
+	"strings"
 	"syscall"
+	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/engine/migrate"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // migrateFlags are the flags of `caddy callback migrate` as they are given.
 type migrateFlags struct {
-	config, adapter, from string
+	config, adapter string
+	from, to        storeFlags
+}
+
+// storeFlags name a store.
+type storeFlags struct {
+	flag, store, credentials string
 }
 
 func newMigrateCommand() *cobra.Command {
-	f := new(migrateFlags)
+	f := &migrateFlags{from: storeFlags{flag: "--from"}, to: storeFlags{flag: "--to"}}
 	cmd := &cobra.Command{
-		Use:   "migrate --config <file> [--from <folder>]",
-		Short: "Moves the tasks of a store folder into a NATS cluster",
+		Use:   "migrate --from <store> --to <store>",
+		Short: "Copies the tasks of one store into another",
 		Long: `
-Moves every task from a store folder into the cluster that the configuration's
-nats option names: tasks that wait, callbacks that are due or to be retried,
-those that were given up, what can be looked up, idempotency keys, schedules. No
-gateway may use the folder; those that use the cluster may run.
+Copies every task from one store into another, with its request or result: queued
+tasks, callbacks that are due or will be retried, dead letters and finished tasks;
+also idempotency keys, the run times of schedules, and which queues and hosts are
+paused.
 
-It can be interrupted and run again: what the cluster has already is left as it
-stands there. From its beginning on no gateway starts on the folder.
+A store is a folder, "sqlite:<folder>", or a NATS cluster, "nats://<host>:4222", with
+more servers after commas. If --from or --to is not given, it is the store that
+the configuration names.
 
-The folder is, if --from is not given, the one of the configuration's store
-option, or the one that is used without it.
+Stop the gateways that use the store to copy from: otherwise they deliver
+callbacks that are copied, too. Those that use the other store may run.
 
-Exit codes: 0 everything is in the cluster, 1 it is not, 2 the command line or
-the configuration is wrong.`,
-		Example: `  caddy callback migrate --config /etc/caddy/Caddyfile`,
-		Args:    noArguments,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
+The command can be interrupted and repeated. What the target has already is left as
+it is there. Nothing is removed from the store that is copied.
+
+Exit codes: 0 everything was copied, 1 something was not, 2 the command line or the
+configuration is wrong.`,
+		Example: `  caddy callback migrate --from sqlite:/var/lib/caddy/callback --to nats://n1:4222,n2:4222,n3:4222
+  caddy callback migrate --from sqlite:/var/lib/caddy/callback --config /etc/caddy/Caddyfile`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	cmd.SetFlagErrorFunc(usage)
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.StringVarP(&f.config, "config", "c", "", "the configuration that names the cluster (default: the Caddyfile here)")
+	flags.StringVar(&f.from.store, "from", "", "the store to copy from (default: that of the configuration)")
+	flags.StringVar(&f.to.store, "to", "", "the store to copy to (default: that of the configuration)")
+	flags.StringVar(&f.from.credentials, "from-credentials", "", "the NATS credentials file of the store to copy from")
+	flags.StringVar(&f.to.credentials, "to-credentials", "", "the NATS credentials file of the store to copy to")
+	flags.StringVarP(&f.config, "config", "c", "", "the configuration that names a store (default: the Caddyfile here)")
 	flags.StringVarP(&f.adapter, "adapter", "a", "", "the adapter of that configuration")
-	flags.StringVar(&f.from, "from", "", "the store folder")
 	return cmd
 }
 
-// run checks the flags and moves the tasks.
+// run checks the flags and copies.
 func (f *migrateFlags) run(cmd *cobra.Command) error {
-	app, err := loadApp(f.config, f.adapter)
+	from, to, err := f.stores()
 	if err != nil {
-		return usage(cmd, fmt.Errorf("--config: %w", err))
-	}
-	if app.NATS == nil {
-		return usage(cmd, errors.New("--config: the configuration has no nats option; it says where the tasks go"))
-	}
-	if f.from != "" {
-		if app.Store, err = filepath.Abs(f.from); err != nil {
-			return usage(cmd, fmt.Errorf("--from: %w", err))
-		}
+		return usage(cmd, err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	to := app.engineConfig()
-	done, err := engine.Migration{
-		From:     engine.Config{Store: to.Store, Sync: to.Sync, Logger: to.Logger},
-		To:       to,
-		NameTick: func(rec *task.Record, sequence uint64) { nameTick(rec, sequence, tickHeader(rec)) },
-	}.Run(ctx)
-	if done != nil {
-		printMigrated(cmd.OutOrStdout(), done)
+	counts, err := copyStore(ctx, from, to, cmd.ErrOrStderr())
+	if counts != nil {
+		printCopied(cmd.OutOrStdout(), counts)
 	}
 	if err != nil {
-		if errors.Is(err, context.Canceled) {
-			err = errors.New("interrupted; run it again to move the rest")
+		if ctx.Err() != nil {
+			err = errors.New("interrupted; run it again to copy the rest")
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", cmd.CommandPath(), err)
 		return exit(cmd, exitFailed)
 	}
 	return nil
+}
+
+// stores returns the stores that the flags name. Its errors name the flag.
+func (f *migrateFlags) stores() (from, to *store, err error) {
+	if f.from.store == "" && f.to.store == "" {
+		return nil, nil, errors.New("--from or --to is missing; at most one of them can be that of the configuration")
+	}
+	log, err := quietLog()
+	if err != nil {
+		return nil, nil, err
+	}
+	if from, err = f.storeOf(&f.from, log); err != nil {
+		return nil, nil, err
+	}
+	if to, err = f.storeOf(&f.to, log); err != nil {
+		return nil, nil, err
+	}
+	if from.module.storeKey() == to.module.storeKey() {
+		return nil, nil, errors.New("--from and --to are the same store")
+	}
+	if source, ok := from.module.(*SQLiteEngine); ok {
+		// Opening it would create it, and a folder that is misspelt has no tasks.
+		if _, err := os.Stat(source.Folder); err != nil {
+			return nil, nil, fmt.Errorf("--from: %w", err)
+		}
+	}
+	return from, to, nil
+}
+
+// storeOf returns the store that some flags name, or the configuration.
+func (f *migrateFlags) storeOf(s *storeFlags, log *zap.Logger) (*store, error) {
+	if s.store != "" {
+		module, err := parseStore(s.store, s.credentials)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", s.flag, err)
+		}
+		return &store{module: module, log: log}, nil
+	}
+	if s.credentials != "" {
+		return nil, fmt.Errorf("%s-credentials: the store is that of the configuration; use %[1]s to name one", s.flag)
+	}
+	app, err := loadApp(f.config, f.adapter)
+	if err != nil {
+		return nil, fmt.Errorf("--config: %w", err)
+	}
+	return &store{module: app.engine, settings: app.settings(), log: log}, nil
+}
+
+// store is a store that can be opened.
+type store struct {
+	module   engineModule
+	settings engine.Settings
+	log      *zap.Logger
+}
+
+// parseStore reads the name of a store: "sqlite:<folder>", or URLs of a cluster
+// with commas between them. The scheme may be left out of all but the first.
+func parseStore(name, credentials string) (engineModule, error) {
+	if folder, ok := strings.CutPrefix(name, "sqlite:"); ok {
+		switch {
+		case folder == "":
+			return nil, errors.New(`"sqlite:" needs a folder, such as sqlite:/var/lib/caddy/callback`)
+		case credentials != "":
+			return nil, errors.New("a folder has no credentials")
+		}
+		module := &SQLiteEngine{Folder: folder}
+		return module, module.Provision(caddy.Context{})
+	}
+	scheme, _, ok := strings.Cut(name, "://")
+	if !ok {
+		return nil, errors.New(`it is neither "sqlite:<folder>" nor "nats://<host>:4222"`)
+	}
+	module := &NATSEngine{Credentials: credentials}
+	for url := range strings.SplitSeq(name, ",") {
+		if !strings.Contains(url, "://") {
+			url = scheme + "://" + url
+		}
+		module.URLs = append(module.URLs, url)
+	}
+	if err := module.Provision(caddy.Context{}); err != nil {
+		return nil, err
+	}
+	return module, module.Validate()
 }
 
 // loadApp returns the app of a configuration as it would run.
@@ -106,7 +195,7 @@ func loadApp(file, adapter string) (*App, error) {
 	}
 	app := config.Apps.Callback
 	if app == nil {
-		return nil, errors.New("the configuration has no callback options")
+		app = new(App) // its defaults apply
 	}
 	h, err := loadQuietly(func() (*App, *Handler, error) { return app, new(Handler), nil })
 	if err != nil {
@@ -115,34 +204,72 @@ func loadApp(file, adapter string) (*App, error) {
 	return h.app, nil
 }
 
-// tickHeader is the header of the ID of a task that a tick makes where its queue
-// is not known.
-func tickHeader(rec *task.Record) string {
-	if rec.Callback != nil {
-		return rec.Callback.TaskHeader
+// openStoreTimeout and closeStoreTimeout bound how long a store may take to open
+// and to close: a cluster may not answer.
+const (
+	openStoreTimeout  = 30 * time.Second
+	closeStoreTimeout = 30 * time.Second
+)
+
+// copyStore opens the stores, copies, closes them, and reports its progress on w.
+// The counts are nil if a store could not be opened.
+func copyStore(ctx context.Context, from, to *store, w io.Writer) (_ *migrate.Counts, err error) {
+	source, err := from.open(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return defaultTaskHeader
+	defer func() { err = errors.Join(err, from.close(source)) }()
+	target, err := to.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, to.close(target)) }()
+	begun := time.Now()
+	counts, err := migrate.Migration{From: source, To: target, Progress: func(c migrate.Counts) {
+		fmt.Fprintf(w, "%5s  %d of %d tasks: %d copied (%s), %d there already, %d failed\n",
+			time.Since(begun).Truncate(time.Second), c.Done(), c.Total, c.Done()-c.Known-c.Failed,
+			humanize.IBytes(uint64(max(c.Bytes, 0))), c.Known, c.Failed)
+	}}.Run(ctx)
+	return &counts, err
 }
 
-// printMigrated says what was moved.
-func printMigrated(w io.Writer, done *engine.Migrated) {
+func (s *store) open(ctx context.Context) (engine.Engine, error) {
+	ctx, cancel := context.WithTimeout(ctx, openStoreTimeout)
+	defer cancel()
+	e, err := s.module.open(ctx, s.settings, s.log)
+	switch {
+	case errors.Is(err, engine.ErrHeld):
+		return nil, fmt.Errorf("opening %s: %w; stop the gateway that uses it", s.module.place(), err)
+	case err != nil:
+		return nil, fmt.Errorf("opening %s: %w", s.module.place(), err)
+	}
+	return e, nil
+}
+
+func (s *store) close(e engine.Engine) error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeStoreTimeout)
+	defer cancel()
+	if err := e.Close(ctx); err != nil {
+		return fmt.Errorf("closing %s: %w", s.module.place(), err)
+	}
+	return nil
+}
+
+// printCopied prints what was copied.
+func printCopied(w io.Writer, c *migrate.Counts) {
 	for _, state := range []task.State{task.Queued, task.Running, task.Delivering, task.Dead, task.Done} {
-		fmt.Fprintf(w, "%7d tasks %s\n", done.Tasks[state], state)
+		fmt.Fprintf(w, "%7d tasks %s\n", c.Copied[state], state)
 	}
 	for _, line := range []struct {
-		n      int
-		what   string
-		always bool
+		n    int64
+		what string
 	}{
-		{done.There, "tasks that the cluster has already", true},
-		{done.Keys, "idempotency keys", true},
-		{done.Schedules, "schedules", true},
-		{done.Bodies, "large bodies", true},
-		{done.Damaged, "damaged messages, kept among the dead", false},
-		{done.Bodyless, "tasks whose large body is not in the store", false},
+		{c.Known, "tasks that were there already"},
+		{c.Failed, "tasks that could not be copied"},
+		{c.Keys, "idempotency keys"},
+		{c.Schedules, "schedules"},
+		{c.Pauses, "paused queues and hosts"},
 	} {
-		if line.always || line.n > 0 {
-			fmt.Fprintf(w, "%7d %s\n", line.n, line.what)
-		}
+		fmt.Fprintf(w, "%7d %s\n", line.n, line.what)
 	}
 }

@@ -35,8 +35,8 @@ func (p *progress) begin(phase string) {
 	p.show()
 }
 
-// tick brings the line up to date.
-func (p *progress) tick() {
+// refresh updates the line.
+func (p *progress) refresh() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.show()

@@ -15,12 +15,12 @@ func TestProgressIsWrittenOverOnATerminal(t *testing.T) {
 		p := &progress{w: &out, terminal: true}
 		p.begin("running")
 		time.Sleep(1500 * time.Millisecond)
-		p.tick()
-		p.tick() // nothing has changed
+		p.refresh()
+		p.refresh() // nothing has changed
 		p.line("attempt %d failed", 1)
 		p.end()
 		p.freshLine()
-		p.tick() // it has ended
+		p.refresh() // it has ended
 		want := "running 0s" + "\r\x1b[K" + "running 1s" + "\r\x1b[K" + "attempt 1 failed\n" + "running 1s" + "\r\x1b[K" + "\n"
 		if out.String() != want {
 			t.Errorf("it writes %q, not %q", out.String(), want)
@@ -40,7 +40,7 @@ func TestProgressIsQuietAnywhereElse(t *testing.T) {
 	var out bytes.Buffer
 	p.w = &out
 	p.begin("running")
-	p.tick()
+	p.refresh()
 	p.line("a line")
 	p.freshLine()
 	p.end()

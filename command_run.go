@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -40,10 +41,7 @@ type run struct {
 // such a log.
 func loadQuietly(f func() (*App, *Handler, error)) (*Handler, error) {
 	apps := make(caddy.ModuleMap)
-	ctx, err := caddy.ProvisionContext(&caddy.Config{
-		AppsRaw: apps,
-		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: caddy.BaseLog{Level: "WARN"}}}},
-	})
+	ctx, err := quietContext(apps)
 	if err != nil {
 		return nil, err
 	}
@@ -57,6 +55,22 @@ func loadQuietly(f func() (*App, *Handler, error)) (*Handler, error) {
 		return nil, err
 	}
 	return module.(*Handler), nil
+}
+
+// quietContext returns a context of Caddy's whose modules log warnings only.
+func quietContext(apps caddy.ModuleMap) (caddy.Context, error) {
+	return caddy.ProvisionContext(&caddy.Config{
+		AppsRaw: apps,
+		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: caddy.BaseLog{Level: "WARN"}}}},
+	})
+}
+
+// quietLog returns a logger of warnings for what is no module.
+func quietLog() (*zap.Logger, error) {
+	if _, err := quietContext(nil); err != nil {
+		return nil, err
+	}
+	return caddy.Log().Named("callback"), nil
 }
 
 // trapInterrupts makes what would end the process a message, unless it is
@@ -76,10 +90,8 @@ func trapInterrupts() <-chan os.Signal {
 }
 
 const (
-	// soonest and latest are how often the task is looked at: at first a callback
-	// is delivered within milliseconds, later it may wait for hours.
-	soonest = 5 * time.Millisecond
-	latest  = 500 * time.Millisecond
+	// refreshInterval is how often the line that shows the phase is refreshed.
+	refreshInterval = 500 * time.Millisecond
 
 	// sameInterrupt is how close two interrupts come if they are one: a shell's,
 	// and the same again from a program such as timeout or make.
@@ -109,15 +121,23 @@ func (r *run) main(interrupts <-chan os.Signal) int {
 		defer leave()
 		r.serve(x)
 	}()
+	ctx, cancel := context.WithCancel(r.app.quit)
+	changes, watched := r.watch(ctx, e, x.rec.ID)
+	defer func() {
+		cancel()
+		<-watched
+	}()
 	var interrupted time.Time
-	for wait := latest; ; {
+	var rec *task.Record // as it was last seen
+	for {
 		select {
 		case <-served:
-			served, wait = nil, soonest
+			served = nil
 			if out.last != 0 && out.last != '\n' {
 				r.log.freshLine() // or the response's last line would be written over
 			}
 			r.log.begin("calling back")
+		case rec = <-changes:
 		case <-interrupts:
 			switch {
 			case interrupted.IsZero():
@@ -126,17 +146,41 @@ func (r *run) main(interrupts <-chan os.Signal) int {
 			case time.Since(interrupted) > sameInterrupt:
 				return r.giveUp(e, x.rec.ID)
 			}
-		case <-time.After(wait):
-			wait = min(2*wait, latest)
+		case <-time.After(refreshInterval):
 		}
-		r.log.tick()
-		if served != nil {
+		r.log.refresh()
+		if served != nil || rec == nil {
 			continue
 		}
-		if code, over := r.look(e, x.rec.ID); over {
+		if code, over := r.look(rec); over {
 			return code
 		}
 	}
+}
+
+// watch sends the task as it is, and again whenever it has changed, until ctx
+// ends; then it closes done.
+func (r *run) watch(ctx context.Context, e engine.Engine, id string) (changes <-chan *task.Record, done <-chan struct{}) {
+	c, ended := make(chan *task.Record), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for since := uint64(0); ctx.Err() == nil; {
+			rec, err := e.Wait(ctx, id, since)
+			if err != nil { // the store is unavailable, and has logged it
+				select {
+				case <-time.After(refreshInterval):
+				case <-ctx.Done():
+				}
+				continue
+			}
+			since = rec.Version
+			select {
+			case c <- rec:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return c, ended
 }
 
 // serve runs the task to its verdict.
@@ -198,12 +242,7 @@ func (r *run) cancel(x *exchange) {
 
 // look reports what has happened to the task since it was last looked at, and
 // returns the exit code if nothing more will.
-func (r *run) look(e *engine.Engine, id string) (code int, over bool) {
-	found, err := e.Find(r.app.quit, id)
-	if err != nil {
-		return 0, false // the store is in trouble, and has said so
-	}
-	rec := found.Record
+func (r *run) look(rec *task.Record) (code int, over bool) {
 	for ; r.reported < rec.Tries; r.reported++ {
 		// Of many attempts only the last are kept.
 		i := len(rec.Attempts) - (rec.Tries - r.reported)
@@ -249,16 +288,16 @@ func reasonOf(rec *task.Record) string {
 }
 
 // giveUp returns the exit code of a task that is not waited for any more.
-func (r *run) giveUp(e *engine.Engine, id string) int {
-	found, err := e.Find(r.app.quit, id)
+func (r *run) giveUp(e engine.Engine, id string) int {
+	rec, err := e.Get(r.app.quit, id)
 	switch {
 	case err != nil:
 		return exitFailed
-	case r.callback != nil && found.Record.State != task.Done:
+	case r.callback != nil && rec.State != task.Done:
 		r.log.line("given up; the callback was not delivered")
 		return exitUndelivered
 	}
-	return r.codeOf(found.Record)
+	return r.codeOf(rec)
 }
 
 // codeOf returns the exit code of a task that is over.

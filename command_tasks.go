@@ -32,10 +32,10 @@ func newTasksCommand() *cobra.Command {
 		Short: "Lists the tasks of a running gateway",
 		Long: `
 Lists the tasks of the gateway whose admin endpoint is at --address, or the one of
---config, the one whose state changed last first. All filters must match. With --json, each task is one
+--config, newest first. All filters must match. With --json, each task is one
 line of JSON.
 
-A task that moves while it is listed may be left out; none is listed twice.
+A task whose state changes while it is listed may be listed twice.
 
 Exit codes: 0 listed, 1 the gateway did not answer, 2 the command line is wrong.`,
 		Example: `  caddy callback tasks --state dead --host c.example --newer-than 1d

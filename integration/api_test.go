@@ -322,19 +322,20 @@ func TestTheOverviewTellsOfQueuesHostsSchedulesAndRates(t *testing.T) {
 		t.Errorf("the queues are %+v", queues)
 	}
 	var hosts []struct {
-		Host       string `json:"host"`
-		Attempting int    `json:"attempting"`
+		Host     string `json:"host"`
+		Pending  int    `json:"pending"`
+		InFlight int    `json:"in_flight"`
 	}
 	a.ask(http.MethodGet, "hosts", http.StatusOK, &hosts)
-	if len(hosts) != 1 || "http://"+hosts[0].Host != rcv.URL || hosts[0].Attempting != 1 {
+	if len(hosts) != 1 || "http://"+hosts[0].Host != rcv.URL || hosts[0].Pending != 1 || hosts[0].InFlight != 1 {
 		t.Errorf("the hosts are %+v", hosts)
 	}
-	gatewaytest.Eventually(t, "the schedule has ticked", func() error {
+	gatewaytest.Eventually(t, "the schedule has run", func() error {
 		var schedules []map[string]string
 		if err := a.try(http.MethodGet, "schedules", http.StatusOK, &schedules); err != nil {
 			return err
 		}
-		if len(schedules) != 1 || schedules[0]["last_tick"] == "" || schedules[0]["next_tick"] <= schedules[0]["last_tick"] {
+		if len(schedules) != 1 || schedules[0]["last_run"] == "" || schedules[0]["next_run"] <= schedules[0]["last_run"] {
 			return fmt.Errorf("they are %v", schedules)
 		}
 		if s := schedules[0]; s["schedule"] != "@every 1s" || s["uri"] != "/q" || s["method"] != "POST" || s["timezone"] != "UTC" {

@@ -143,7 +143,7 @@ func startGuarded(t *testing.T, config string, change func(*gatewaytest.Cluster)
 
 // natsOptions are the gateway's, with lines of the nats block.
 func natsOptions(urls string, lines ...string) string {
-	return fmt.Sprintf("nats %s {\nreplicas 1\n%s\n}\n%s", urls, strings.Join(lines, "\n"), gatewaytest.ToLocal)
+	return fmt.Sprintf("engine nats %s {\nreplicas 1\n%s\n}\n%s", urls, strings.Join(lines, "\n"), gatewaytest.ToLocal)
 }
 
 func TestAGatewayEntersAClusterWithACredentialsFile(t *testing.T) {

@@ -214,5 +214,5 @@ func (c *Cluster) URLs() string {
 
 // Options are the gateway's.
 func (c *Cluster) Options() string {
-	return fmt.Sprintf("nats %s {\nreplicas %d\n}\n%s", strings.ReplaceAll(c.URLs(), ",", " "), len(c.Servers), ToLocal)
+	return fmt.Sprintf("engine nats %s {\nreplicas %d\n}\n%s", strings.ReplaceAll(c.URLs(), ",", " "), len(c.Servers), ToLocal)
 }

@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -120,9 +121,17 @@ const ToLocal = `
 		ports any
 	}`
 
+var namesEngine = regexp.MustCompile(`(?m)^\s*engine\s`)
+
+// Folder is where the gateway's store is if its options name no engine.
+func (g *Gateway) Folder() string { return filepath.Join(g.Dir, "store") }
+
 // Configure writes the Caddyfile anew; see [New].
 func (g *Gateway) Configure(options, site string) {
 	g.T.Helper()
+	if !namesEngine.MatchString(options) {
+		options = "engine sqlite " + g.Folder() + "\n" + options
+	}
 	text := fmt.Sprintf(`{
 	admin %s
 	auto_https off
@@ -130,14 +139,13 @@ func (g *Gateway) Configure(options, site string) {
 		level DEBUG
 	}
 	callback {
-		store %s
 		%s
 	}
 }
 http://%s {
 	%s
 }
-`, g.Admin, filepath.Join(g.Dir, "store"), RaceOptions+"\n"+options, g.Addr, site)
+`, g.Admin, RaceOptions+"\n"+options, g.Addr, site)
 	text = strings.ReplaceAll(text, "%ADDR%", g.Addr)
 	if err := os.WriteFile(g.File, []byte(text), 0o600); err != nil {
 		g.T.Fatal(err)

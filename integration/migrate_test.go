@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,7 +15,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// moving is an app and a receiver that are used before and after a move.
+// moving is an app and a receiver that are used before and after a migration.
 type moving struct {
 	site string
 	rcv  *gatewaytest.Receiver // of what is delivered
@@ -102,35 +102,36 @@ func (m *moving) options(c *gatewaytest.Cluster) string {
 	return retrying + strings.Replace(c.Options(), "ports any", "ports any\n"+gatewaytest.ManyTimes, 1)
 }
 
-// moved runs `caddy callback migrate` and returns what it said.
-func moved(t *testing.T, g *gatewaytest.Gateway) command {
+// migrated runs `caddy callback migrate` with the store that the gateway's
+// configuration names as the target, and returns what it wrote.
+func migrated(t *testing.T, g *gatewaytest.Gateway, from string) command {
 	t.Helper()
-	return runCaddy(t, t.TempDir(), "callback", "migrate", "--config", g.File, "--adapter", "caddyfile")
+	return runCaddy(t, t.TempDir(), "callback", "migrate", "--from", from, "--config", g.File, "--adapter", "caddyfile")
 }
 
-func TestAMoveToAClusterCarriesEveryTaskOver(t *testing.T) {
+func TestMigrateCopiesAFolderToAClusterAndBack(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	m := newMoving(t)
 	local := retrying + gatewaytest.Delivering(gatewaytest.ManyTimes)
 	g := gatewaytest.Start(t, local, m.site)
 	done, big := m.fill(t, g)
-	g.Configure(m.options(c), m.site)
-	first := moved(t, g)
-	first.wantCode(t, 0)
-	for _, want := range []string{"2 tasks running", "1 tasks done", "1 idempotency keys", "1 large bodies"} {
-		if !strings.Contains(first.stdout, " "+want+"\n") {
-			t.Errorf("it does not say %q:\n%s", want, first.stdout)
+	there := migratedBetween(t, "sqlite:"+g.Folder(), c.URLs())
+	there.wantCode(t, 0)
+	for _, want := range []string{"1 tasks done", "0 tasks that were there already", "1 idempotency keys"} {
+		if !strings.Contains(there.stdout, " "+want+"\n") {
+			t.Errorf("it does not say %q:\n%s", want, there.stdout)
 		}
 	}
-	again := moved(t, g)
+	again := migratedBetween(t, "sqlite:"+g.Folder(), c.URLs())
 	again.wantCode(t, 0)
-	if !strings.Contains(again.stdout, " 0 tasks queued\n") || !strings.Contains(again.stdout, " 0 large bodies\n") {
-		t.Errorf("repeated, it says\n%s", again.stdout)
+	if !strings.Contains(again.stdout, " 0 tasks queued\n") || !strings.Contains(again.stderr, "0 copied (0 B)") {
+		t.Errorf("repeated, it says\n%s%s", again.stdout, again.stderr)
 	}
+	folder := filepath.Join(t.TempDir(), "back")
+	migratedBetween(t, c.URLs(), "sqlite:"+folder).wantCode(t, 0)
 	m.isOpen.Store(true)
-	g.Start()
-	b := gatewaytest.Start(t, m.options(c), m.site)
+	b := gatewaytest.Start(t, "engine sqlite "+folder+"\n"+local, m.site)
 	gatewaytest.Eventually(t, "every accepted task has its callback", m.l.Settled)
 	if doc := reaches(t, b, "/q", done, task.Done); doc.Status != task.Complete {
 		t.Errorf("the task that had ended is %+v", doc)
@@ -146,36 +147,36 @@ func TestAMoveToAClusterCarriesEveryTaskOver(t *testing.T) {
 	t.Logf("%+v", m.l.Tally())
 }
 
-func TestAMoveThatIsKilledIsFinishedByRepeatingIt(t *testing.T) {
+// migratedBetween runs `caddy callback migrate` between two stores that are named.
+func migratedBetween(t *testing.T, from, to string) command {
+	t.Helper()
+	return runCaddy(t, t.TempDir(), "callback", "migrate", "--from", from, "--to", to)
+}
+
+func TestMigrateThatIsKilledIsFinishedByRepeatingIt(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	m := newMoving(t)
 	g := gatewaytest.Start(t, retrying+gatewaytest.Delivering(gatewaytest.ManyTimes), m.site)
 	m.fill(t, g)
-	local := g.File + ".local"
-	copyFile(t, g.File, local)
+	from := "sqlite:" + g.Folder()
 	g.Configure(m.options(c), m.site)
-	// The gateways of the cluster run already, and a third does not begin on the folder.
+	// A gateway uses the cluster already.
 	other := gatewaytest.Start(t, m.options(c), m.site)
 	m.isOpen.Store(true)
 	for i := range 5 {
-		g.Run("callback", "migrate", "--config", g.File, "--adapter", "caddyfile")
+		g.Run("callback", "migrate", "--from", from, "--config", g.File, "--adapter", "caddyfile")
 		gatewaytest.Pause(time.Duration(100*i) * time.Millisecond)
 		g.Kill()
 	}
-	finished := moved(t, g)
+	finished := migrated(t, g, from)
 	finished.wantCode(t, 0)
 	t.Logf("%s", finished.stdout)
-	g.Run("run", "--config", local, "--adapter", "caddyfile")
-	<-g.Done
-	if g.Cmd.ProcessState.ExitCode() == 0 || !strings.Contains(g.Log.String(), "The tasks of this store were moved to nats://127.0.0.1") {
-		t.Error("a gateway starts on the folder")
-	}
 	other.Eventually("every accepted task has its callback", m.l.Settled)
 	t.Logf("%+v", m.l.Tally())
 }
 
-func TestAMoveWhileAReloadHasBroughtTheCluster(t *testing.T) {
+func TestMigrateAfterAReloadThatChangedTheEngine(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	m := newMoving(t)
@@ -184,8 +185,9 @@ func TestAMoveWhileAReloadHasBroughtTheCluster(t *testing.T) {
 		m.l.Accept(g.Task(m.shut.URL))
 		<-m.begun
 	}
-	if c := moved(t, g); c.code != 2 || !strings.Contains(c.stderr, "the configuration has no nats option") {
-		t.Errorf("without a cluster: %d %s", c.code, c.stderr)
+	from := "sqlite:" + g.Folder()
+	if c := migrated(t, g, from); c.code != 2 || !strings.Contains(c.stderr, "--from and --to are the same store") {
+		t.Errorf("from a folder to itself: %d %s", c.code, c.stderr)
 	}
 	g.Configure(m.options(c), m.site)
 	if err := g.Reload(); err != nil {
@@ -193,10 +195,10 @@ func TestAMoveWhileAReloadHasBroughtTheCluster(t *testing.T) {
 	}
 	m.isOpen.Store(true)
 	g.Eventually("the folder is free", func() error {
-		switch c := moved(t, g); {
+		switch c := migrated(t, g, from); {
 		case c.code == 0:
 			return nil
-		case strings.Contains(c.stderr, "is in use by another process"):
+		case strings.Contains(c.stderr, "stop the gateway that uses it"):
 			return fmt.Errorf("%s", c.stderr)
 		default:
 			return gatewaytest.Fatal(fmt.Errorf("%d %s", c.code, c.stderr))
@@ -205,32 +207,28 @@ func TestAMoveWhileAReloadHasBroughtTheCluster(t *testing.T) {
 	g.Eventually("every accepted task has its callback", m.l.Settled)
 }
 
-func TestTheCommandLineOfAMoveIsChecked(t *testing.T) {
+func TestMigrateChecksItsCommandLine(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct {
+	here := t.TempDir()
+	for _, c := range []struct {
+		name string
 		args []string
 		code int
 		want string
 	}{
-		"a spare word":       {[]string{"now"}, 2, `"now" is neither a flag nor the value of one`},
-		"an unknown flag":    {[]string{"--to", "x"}, 2, "unknown flag: --to"},
-		"no configuration":   {[]string{"--config", "/nowhere/Caddyfile"}, 2, "--config: "},
-		"no store":           {[]string{"--from", "/nowhere/store"}, 1, "there is no store in /nowhere/store"},
-		"a cluster far away": {nil, 1, "the NATS cluster cannot be reached"},
+		{"a spare word", []string{"now"}, 2, `"now" is neither a flag nor the value of one`},
+		{"an unknown flag", []string{"--into", "x"}, 2, "unknown flag: --into"},
+		{"no store", nil, 2, "--from or --to is missing"},
+		{"no engine", []string{"--from", here, "--to", "nats://127.0.0.1:1"}, 2, "--from: it is neither"},
+		{"no configuration", []string{"--from", "sqlite:" + here, "--config", "/nowhere/Caddyfile"}, 2, "--config: "},
+		{"no folder", []string{"--from", "sqlite:/nowhere/store", "--to", "nats://127.0.0.1:1"}, 2, "--from: "},
+		{"the same folder", []string{"--from", "sqlite:" + here, "--to", "sqlite:" + here + "/"}, 2, "the same store"},
+		{"credentials of a folder", []string{"--from", "sqlite:" + here, "--from-credentials", "x", "--to", "sqlite:x"}, 2, "no credentials"},
+		{"a URL of something else", []string{"--from", "sqlite:" + here, "--to", "http://u:planted@127.0.0.1:1"}, 2, "--to: "},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			g := gatewaytest.New(t, natsOptions("nats://u:planted@127.0.0.1:1"), "callback")
-			args := []string{"callback", "migrate"}
-			if name != "no configuration" {
-				args = append(args, "--config", g.File, "--adapter", "caddyfile")
-			}
-			if name == "a cluster far away" {
-				e := gatewaytest.Start(t, "", "callback")
-				e.Stop()
-				args = append(args, "--from", e.Dir+"/store")
-			}
-			got := runCaddy(t, g.Dir, append(args, c.args...)...)
+			got := runCaddy(t, t.TempDir(), append([]string{"callback", "migrate"}, c.args...)...)
 			if got.code != c.code || !strings.Contains(got.stderr, c.want) || strings.Contains(got.stderr+got.stdout, "planted") {
 				t.Errorf("%d %s", got.code, got.stderr)
 			}
@@ -238,10 +236,38 @@ func TestTheCommandLineOfAMoveIsChecked(t *testing.T) {
 	}
 }
 
-// copyFile copies a file that is small.
-func copyFile(t *testing.T, from, to string) {
-	t.Helper()
-	if err := os.WriteFile(to, must[[]byte](t)(os.ReadFile(from)), 0o600); err != nil {
-		t.Fatal(err)
+func TestRepairChecksItsCommandLine(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"two folders", []string{"a", "b"}, "it takes one folder, not 2"},
+		{"no folder", []string{"/nowhere/store"}, "/nowhere/store"},
+		{"an unknown flag", []string{"--force"}, "unknown flag: --force"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			got := runCaddy(t, t.TempDir(), append([]string{"callback", "repair"}, c.args...)...)
+			if got.code != 2 || !strings.Contains(got.stderr, c.want) {
+				t.Errorf("%d %s", got.code, got.stderr)
+			}
+		})
 	}
+}
+
+func TestRepairLeavesASoundStoreAsItIs(t *testing.T) {
+	t.Parallel()
+	g := gatewaytest.Start(t, "queue q {\nworkers 1\n}\n"+gatewaytest.ToLocal, "task_queue /q* q {\nrespond done\n}")
+	id := accepted(t, g, "/q", "{}")
+	reaches(t, g, "/q", id, task.Done)
+	held := runCaddy(t, g.Dir, "callback", "repair", g.Folder())
+	if held.code != 1 || !strings.Contains(held.stderr, "stop the gateway that uses it") {
+		t.Errorf("while the gateway runs: %d %s", held.code, held.stderr)
+	}
+	g.Stop()
+	runCaddy(t, g.Dir, "callback", "repair", g.Folder()).wantCode(t, 0)
+	g.Start()
+	reaches(t, g, "/q", id, task.Done)
 }
