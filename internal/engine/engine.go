@@ -19,6 +19,13 @@
 // All methods may be called from several goroutines at once, return when their
 // context ends, and wrap one of the errors of this package if a caller can act
 // on it.
+//
+// Records are copies: what is passed in may be changed afterwards, and what is
+// returned belongs to the caller. The engine sets State and Version, and what the
+// methods name; all else is stored as the caller has set it. rec.CallbackHost is
+// the host and port of the callback. A verdict of the engine's own (a cancel, the
+// death of a holder) sets Status, Error and FinishedAt. With the verdict the body
+// of the request is removed. A reader that is nil stands for an empty body.
 package engine
 
 import (
@@ -36,6 +43,7 @@ type Engine interface {
 	Ready() error
 	// Close waits until what has begun is stored, at most until ctx ends. Claims
 	// and deliveries in flight are left to lease expiry. It may be called twice.
+	// After it all other methods return ErrUnavailable.
 	Close(ctx context.Context) error
 	// Reconfigure applies the settings of a reload.
 	Reconfigure(ctx context.Context, s Settings) error
@@ -51,7 +59,9 @@ type Engine interface {
 
 // Settings are the limits that one generation of the configuration sets.
 type Settings struct {
-	// Retention is how long finished tasks are kept, RetentionCount how many.
+	// Retention is how long done tasks are kept, RetentionCount how many. They
+	// count from when they were done, dead letters from when they died. Zero is no
+	// limit. What is over a limit is removed within seconds.
 	Retention      time.Duration
 	RetentionCount int64
 	// Dead is how long dead letters are kept, DeadCount how many.
@@ -59,10 +69,11 @@ type Settings struct {
 	DeadCount int64
 	// KeepResults keeps the results of done tasks until their retention ends.
 	// Without it a result is removed once its callback was delivered; those of a
-	// queue's tasks are kept.
+	// queue's tasks are kept, and empty ones.
 	KeepResults bool
-	// DeliveryWindow is how long after its verdict a callback may still be
-	// delivered; then it is dead, attempted or not. Zero: 30 days.
+	// DeliveryWindow is how long after its verdict, or after it was redelivered by
+	// hand, a callback may still be delivered; then it is dead, attempted or not. An
+	// attempt in flight ends first. Zero: 30 days.
 	DeliveryWindow time.Duration
 }
 
@@ -120,11 +131,13 @@ type Lease interface {
 	// stands. A full store cuts the result, never the verdict.
 	Settle(ctx context.Context, rec *task.Record, result io.Reader) error
 	// Requeue puts a queue's task back, ready at the given time, or at once and at
-	// its old place if that is zero. rec.Starts tells how many attempts it has used.
+	// its old place if that is zero. rec.Starts tells how many attempts it has used;
+	// StartedAt is set to zero, NextAttemptAt to at.
 	Requeue(ctx context.Context, rec *task.Record, at time.Time) error
 	// Enqueue turns a waiting client's task into a queue's, under the same ID, as
 	// Acceptor.Enqueue does. If a key or schedule is known already, the claim is
-	// released, and the known task's ID returned.
+	// released, and the known task's ID returned. The lease stands if there is an
+	// error, ErrKeyReused and ErrQueueFull included.
 	Enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts EnqueueOptions) (id string, created bool, err error)
 	// Release removes a waiting client's task as if it had never been claimed. A
 	// queue's job goes back to its old place without using an attempt.
@@ -144,8 +157,10 @@ type Queues interface {
 // JobSource hands out the jobs of one queue. It needs no closing.
 type JobSource interface {
 	// Next waits until a job is ready and the queue is not paused, and claims up to
-	// max of them. Each has rec.Starts counted up and rec.StartedAt set. A job whose holder dies is
-	// queued again if rec.Starts < maxStarts, else settled as FAILED.
+	// max of them. Each has rec.Starts counted up, StartedAt set and NextAttemptAt
+	// cleared. A job whose holder dies is queued again at its old place if
+	// rec.Starts < maxStarts, else settled as FAILED. If ctx ends meanwhile, what
+	// was claimed is returned or put back as by Release.
 	// Returns ctx's error, or ErrUnavailable.
 	Next(ctx context.Context, max, maxStarts int) ([]Job, error)
 }
@@ -163,8 +178,9 @@ type Deliveries interface {
 	// DueHosts waits until hosts have deliveries due that were not reported yet,
 	// and returns up to max of them. It has one caller at a time. Every host with
 	// due deliveries is reported once at first; again when more become due after
-	// a Take returned fewer than it was asked for, or its deliveries were released
-	// or resumed.
+	// a Take returned fewer than it was asked for, or one of its deliveries was
+	// released, or it was resumed. A paused host has none due. If ctx ends, the
+	// hosts that were not returned stay unreported.
 	DueHosts(ctx context.Context, max int) ([]HostDue, error)
 	// Take takes up to n due deliveries of a host, first deliveries and retries by
 	// due time; fewer, or none, if there are no more or the host is paused. On a
@@ -201,7 +217,8 @@ type HostState struct {
 
 // Delivery is a callback that has been taken. Every method ends it, is refused
 // with ErrLost if the task has moved on (stopped, deleted, taken by another
-// gateway after this one was held up), and stores Record as it is then.
+// gateway after this one was held up), and stores Record as it is then. Release
+// stores nothing of it.
 type Delivery interface {
 	// Record returns the task. The caller adds attempts to it.
 	Record() *task.Record
@@ -210,7 +227,8 @@ type Delivery interface {
 	Result(ctx context.Context) (io.ReadCloser, error)
 	// Done stores that the callback was delivered.
 	Done(ctx context.Context) error
-	// Retry makes the callback due again at the given time.
+	// Retry makes the callback due again at the given time, which NextAttemptAt
+	// then has. Done and Dead clear it.
 	Retry(ctx context.Context, at time.Time) error
 	// Dead gives the callback up; it is kept as a dead letter.
 	Dead(ctx context.Context) error
@@ -226,7 +244,7 @@ type Schedules interface {
 	// the schedule is new.
 	NextRun(ctx context.Context, schedule string, first time.Time) (Run, error)
 	// Advance moves a schedule on from the run time due to next. Returns ErrLost if
-	// another gateway has: NextRun tells.
+	// another gateway has, or the schedule is unknown: NextRun tells.
 	Advance(ctx context.Context, schedule string, due, next time.Time) error
 }
 

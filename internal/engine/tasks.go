@@ -16,10 +16,12 @@ type Tasks interface {
 	// or the body is not kept any more. What is removed meanwhile is read to its end.
 	Open(ctx context.Context, id string, part Part) (io.ReadCloser, error)
 	// Wait returns the task as soon as its Version differs from since, at once if
-	// since is zero. Nothing is polled. Returns ctx's error, or ErrNotFound.
+	// since is zero. Nothing is polled. Returns ctx's error, or ErrNotFound, also
+	// when the task is removed meanwhile.
 	Wait(ctx context.Context, id string, since uint64) (*task.Record, error)
-	// List returns up to limit tasks that match, newest first. A task that moves
-	// between two pages is in one of them at most twice and never in none.
+	// List returns up to limit tasks that match, newest first by CreatedAt. A
+	// task that moves between two pages is in one of them at most twice and never in
+	// none. Returns ErrCursor.
 	List(ctx context.Context, f Filter, after Cursor, limit int) (*Page, error)
 	// Act changes one task. Returns ErrNotFound; ErrEnded if the action does not
 	// apply to the task's state; ErrNotKept if a redelivery needs a result that was
@@ -39,10 +41,12 @@ type Tasks interface {
 
 	// Import stores a task of another engine in the state it has there, with its
 	// bodies (nil if it has none); nothing if the ID is known. A running task is
-	// stored as one whose holder died. Tasks come in any order: lists go by CreatedAt,
-	// and a queue by NextAttemptAt, or CreatedAt if that is zero.
+	// stored as one whose holder died and that may start again. It is not refused
+	// because a queue is full. Tasks come in any order: lists go by CreatedAt, and a
+	// queue by NextAttemptAt, or CreatedAt if that is zero.
 	Import(ctx context.Context, rec *task.Record, request, result io.Reader) error
-	// Keys lists idempotency keys and ImportKey stores one, for a migration.
+	// Keys lists idempotency keys that have not expired and ImportKey stores one,
+	// unless its hash is known, for a migration.
 	Keys(ctx context.Context, after Cursor, limit int) ([]StoredKey, Cursor, error)
 	ImportKey(ctx context.Context, k StoredKey) error
 	// Runs lists the schedules that the store knows.
@@ -69,7 +73,8 @@ type Filter struct {
 	Queue    string
 	// Host is that of the callback, with its port or without.
 	Host string
-	// Before and After bound when a task was accepted.
+	// Before and After bound when a task was accepted, to the millisecond: it was
+	// at After or later, and earlier than Before.
 	Before, After time.Time
 	// IDPrefix is the beginning of a task's ID.
 	IDPrefix string
@@ -100,13 +105,15 @@ const (
 	// Cancel ends a queued or running task as FAILED with Action.Reason; its
 	// callback is delivered.
 	Cancel ActionKind = iota
-	// RetryNow makes a delivery that waits for its next attempt due at once.
+	// RetryNow makes a delivery that waits for its next attempt due at once. One
+	// that is due or in flight stays as it is.
 	RetryNow
 	// Stop gives a callback up that waits for an attempt or is being attempted:
 	// the task is dead.
 	Stop
-	// Redeliver delivers the callback of a done or dead task once more. The
-	// attempts start anew. Action.URL, if set, replaces the callback's URL.
+	// Redeliver delivers the callback of a done or dead task once more, as
+	// task.Record.Redeliver has it: the attempts start anew. Action.URL, if set,
+	// replaces the callback's URL. ErrEnded if the task has no callback.
 	Redeliver
 	// Delete removes a done or dead task.
 	Delete
