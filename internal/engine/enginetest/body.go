@@ -1,0 +1,252 @@
+package enginetest
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing/iotest"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+var bodySuite = suite{"body", []testcase{
+	{"requests are kept byte for byte", requestBytes},
+	{"requests that are taken over are kept byte for byte", takeOverBytes},
+	{"results are kept byte for byte", resultBytes},
+	{"bodies survive a death", bodiesSurvive},
+	{"a request that cannot be read is not stored", requestUnreadable},
+	{"a result that cannot be read leaves the lease", resultUnreadable},
+	{"a request is removed with the verdict", requestRemoved},
+	{"header values are kept byte for byte", headerBytes},
+	{"a large body is read by several at once", bodyReaders},
+	{"a body of unknown slowness holds up nobody", slowBody},
+}}
+
+// sizes are those at which engines keep bodies in other ways.
+var sizes = []int{0, 1, 256<<10 - 1, 256 << 10, 256<<10 + 1, 1 << 20, 9 << 20}
+
+var errBody = errors.New("the body broke off")
+
+// pattern returns n bytes that repeat at no power of two.
+func pattern(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i % 251)
+	}
+	return b
+}
+
+// plain hides all methods of a reader but Read.
+func plain(b []byte) io.Reader { return struct{ io.Reader }{bytes.NewReader(b)} }
+
+func (f *fixture) sameBytes(what string, got, want []byte) {
+	f.Helper()
+	if !bytes.Equal(got, want) {
+		f.Fatalf("%s: %d bytes, not those %d", what, len(got), len(want))
+	}
+}
+
+func requestBytes(f *fixture) {
+	for _, n := range sizes {
+		rec := f.queued("q")
+		_, _, err := f.e.Enqueue(f.ctx, rec, plain(pattern(n)), engine.EnqueueOptions{})
+		f.must(err)
+		f.sameBytes("queued", f.body(rec.ID, engine.RequestBody), pattern(n))
+		if got := f.get(rec.ID).Request.Size; got != int64(n) {
+			f.Errorf("the size of a request of %d bytes is %d", n, got)
+		}
+		j := f.next("q", 3)
+		f.sameBytes("running", f.body(rec.ID, engine.RequestBody), pattern(n))
+		f.must(j.Lease.Release(f.ctx))
+		j = f.next("q", 3)
+		f.sameBytes("running again", f.body(rec.ID, engine.RequestBody), pattern(n))
+		f.settle(j.Record, j.Lease)
+	}
+}
+
+func takeOverBytes(f *fixture) {
+	for _, n := range sizes {
+		rec, l := f.claim()
+		q := f.queued("q")
+		q.ID = rec.ID
+		_, _, err := l.Enqueue(f.ctx, q, plain(pattern(n)), engine.EnqueueOptions{})
+		f.must(err)
+		f.sameBytes("queued", f.body(rec.ID, engine.RequestBody), pattern(n))
+		f.next("q", 3)
+	}
+}
+
+func resultBytes(f *fixture) {
+	for _, n := range sizes {
+		rec, l := f.claim()
+		want := settled(rec, task.Complete, string(pattern(n)))
+		given := clone(want)
+		given.Result.Kept = 0 // the engine says
+		f.must(l.Settle(f.ctx, given, plain(pattern(n))))
+		f.sameBytes("delivering", f.body(rec.ID, engine.ResultBody), pattern(n))
+		f.sameIn(f.get(rec.ID), want, task.Delivering)
+		d := f.take(host, 1)[0]
+		r, err := d.Result(f.ctx)
+		f.must(err)
+		f.sameBytes("taken", f.read(r), pattern(n))
+		f.must(d.Done(f.ctx))
+		f.sameBytes("done", f.body(rec.ID, engine.ResultBody), pattern(n))
+	}
+}
+
+func bodiesSurvive(f *fixture) {
+	var queued, owed []string
+	for _, n := range sizes {
+		q := f.queued("q")
+		_, _, err := f.e.Enqueue(f.ctx, q, plain(pattern(n)), engine.EnqueueOptions{})
+		f.must(err)
+		rec, l := f.claim()
+		f.settleWith(rec, l, string(pattern(n)))
+		queued, owed = append(queued, q.ID), append(owed, rec.ID)
+	}
+	f.die()
+	for i, n := range sizes {
+		f.sameBytes("request", f.body(queued[i], engine.RequestBody), pattern(n))
+		f.sameBytes("result", f.body(owed[i], engine.ResultBody), pattern(n))
+	}
+}
+
+// broken returns a reader of n bytes that then fails.
+func broken(n int) io.Reader {
+	return io.MultiReader(plain(pattern(n)), iotest.ErrReader(errBody))
+}
+
+func requestUnreadable(f *fixture) {
+	for _, n := range sizes {
+		rec := f.queued("q")
+		_, _, err := f.e.Enqueue(f.ctx, rec, broken(n), engine.EnqueueOptions{})
+		f.is(err, errBody)
+		f.gone(rec.ID)
+		claimed, l := f.claim()
+		rec.ID = claimed.ID
+		_, _, err = l.Enqueue(f.ctx, rec, broken(n), engine.EnqueueOptions{})
+		f.is(err, errBody)
+		f.in(claimed.ID, task.Running)
+		f.must(l.Release(f.ctx))
+	}
+	f.noJob("q")
+}
+
+func resultUnreadable(f *fixture) {
+	for _, n := range sizes {
+		rec, l := f.claim()
+		f.is(l.Settle(f.ctx, settled(rec, task.Complete, "x"), broken(n)), errBody)
+		f.sameIn(f.in(rec.ID, task.Running), rec, task.Running)
+		f.noBody(rec.ID, engine.ResultBody)
+		f.noneToTake(host)
+		f.settle(rec, l)
+		f.must(f.take(host, 1)[0].Done(f.ctx))
+	}
+}
+
+func requestRemoved(f *fixture) {
+	for _, n := range sizes {
+		rec := f.queued("q")
+		_, _, err := f.e.Enqueue(f.ctx, rec, plain(pattern(n)), engine.EnqueueOptions{})
+		f.must(err)
+		j := f.next("q", 3)
+		r, err := f.e.Open(f.ctx, rec.ID, engine.RequestBody)
+		f.must(err)
+		f.settle(j.Record, j.Lease)
+		f.noBody(rec.ID, engine.RequestBody)
+		f.sameBytes("opened before", f.read(r), pattern(n))
+	}
+}
+
+// oddValues are header values that are not UTF-8, or that encodings like to change.
+var oddValues = []string{"caf\xe9", "\xff\xfe\x00", "<&>\u2028", "a\tb", "", "\ufffd", strings.Repeat("\x80", 300)}
+
+func headerBytes(f *fixture) {
+	rec := f.queued("q")
+	rec.Request.Header = http.Header{"X-Odd": oddValues, "X-\xe9": {"name"}}
+	rec.Request.URI = "/caf\xe9?<"
+	rec.Callback.Header = [][2]string{{"x-odd", "caf\xe9"}, {"x-odd", "caf\xe8"}}
+	f.enqueue(rec)
+	check := func(got *task.Record) {
+		f.Helper()
+		for i, want := range oddValues {
+			if vs := got.Request.Header["X-Odd"]; len(vs) != len(oddValues) || vs[i] != want {
+				f.Fatalf("the header is %q", got.Request.Header)
+			}
+		}
+		if vs := got.Request.Header["X-\xe9"]; len(vs) != 1 || got.Request.URI != rec.Request.URI {
+			f.Errorf("the request is %q %q", got.Request.URI, got.Request.Header)
+		}
+	}
+	check(f.get(rec.ID))
+	f.die()
+	j := f.next("q", 3)
+	check(j.Record)
+	want := settled(j.Record, task.Complete, "r")
+	want.Result.Header = http.Header{"X-Odd": oddValues}
+	f.must(j.Lease.Settle(f.ctx, want, strings.NewReader("r")))
+	got := f.take(host, 1)[0].Record()
+	for i, v := range oddValues {
+		if vs := got.Result.Header["X-Odd"]; len(vs) != len(oddValues) || vs[i] != v {
+			f.Fatalf("the result's header is %q", got.Result.Header)
+		}
+	}
+	for i, h := range rec.Callback.Header {
+		if got.Callback.Header[i] != h {
+			f.Errorf("the callback's header is %q", got.Callback.Header)
+		}
+	}
+}
+
+func bodyReaders(f *fixture) {
+	for _, n := range sizes {
+		rec, l := f.claim()
+		f.settleWith(rec, l, string(pattern(n)))
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				r, err := f.e.Open(f.ctx, rec.ID, engine.ResultBody)
+				if err != nil {
+					f.Errorf("opening: %v", err)
+					return
+				}
+				defer r.Close()
+				if b, err := io.ReadAll(r); err != nil || !bytes.Equal(b, pattern(n)) {
+					f.Errorf("%d bytes of %d are read: %v", len(b), n, err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
+// slowBody checks that neither a body that is slow to come nor one that is slow to
+// be read keeps others from being stored.
+func slowBody(f *fixture) {
+	for _, n := range sizes {
+		r, w := io.Pipe()
+		slow := f.queued("slow")
+		stored := make(chan error)
+		go func() {
+			_, _, err := f.e.Enqueue(f.ctx, slow, r, engine.EnqueueOptions{})
+			stored <- err
+		}()
+		_, err := w.Write(pattern(n))
+		f.must(err)
+		rec, l := f.claim()
+		f.settleWith(rec, l, string(pattern(n)))
+		held, err := f.e.Open(f.ctx, rec.ID, engine.ResultBody)
+		f.must(err)
+		f.must(f.take(host, 1)[0].Done(f.ctx))
+		_, err = f.e.Get(f.ctx, slow.ID)
+		f.is(err, engine.ErrNotFound)
+		f.must(w.Close())
+		f.must(<-stored)
+		f.sameBytes("slow", f.body(slow.ID, engine.RequestBody), pattern(n))
+		f.sameBytes("held", f.read(held), pattern(n))
+	}
+}

@@ -1,0 +1,551 @@
+package enginetest
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// TestReference runs the suite against the engine below, which is as simple as can
+// be: one mutex, everything in memory.
+func TestReference(t *testing.T) {
+	t.Parallel()
+	Run(t, reference(""))
+}
+
+// reference returns an opener of the reference engine, with a fault if one is named.
+func reference(fault string) Opener {
+	var mu sync.Mutex
+	stores := make(map[*Store]*memStore)
+	return Opener{
+		Open: func(_ testing.TB, s *Store) engine.Engine {
+			mu.Lock()
+			defer mu.Unlock()
+			m := stores[s]
+			if m == nil {
+				m = newMemStore(fault)
+				stores[s] = m
+			}
+			return m.open(s.Settings)
+		},
+		Kill: func(_ testing.TB, e engine.Engine) { e.(*memEngine).end() },
+		Full: func(_ testing.TB, _ *Store, e engine.Engine) func() {
+			return e.(*memEngine).break_(engine.ErrFull)
+		},
+		Unavailable: func(_ testing.TB, _ *Store, e engine.Engine) func() {
+			return e.(*memEngine).break_(engine.ErrUnavailable)
+		},
+	}
+}
+
+// memStore is a store that outlives its engines.
+type memStore struct {
+	fault string
+
+	mu      sync.Mutex
+	changed chan struct{} // closed at each change
+	engine  *memEngine    // that has it open
+	broken  error
+	secret  []byte
+	version uint64
+	arrived uint64
+	tasks   map[string]*memTask
+	keys    map[string]engine.StoredKey
+	runs    map[string]engine.Run
+	hosts   map[string]engine.HostState
+	paused  map[engine.Target]bool
+	set     engine.Settings
+}
+
+// memTask is a task. The pointers are its bodies; nil if they are not kept.
+type memTask struct {
+	rec       *task.Record
+	req, res  *[]byte
+	arrival   uint64
+	place     time.Time // ready time of a queued task that a release leads back to
+	maxStarts int
+	holder    any // the lease or delivery that may end it
+	since     time.Time
+}
+
+func newMemStore(fault string) *memStore {
+	s := &memStore{
+		fault: fault, changed: make(chan struct{}), secret: make([]byte, 32), tasks: map[string]*memTask{},
+		keys: map[string]engine.StoredKey{}, runs: map[string]engine.Run{}, hosts: map[string]engine.HostState{},
+		paused: map[engine.Target]bool{},
+	}
+	rand.Read(s.secret)
+	return s
+}
+
+func (s *memStore) open(set engine.Settings) *memEngine {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := &memEngine{memStore: s, quiet: map[string]bool{}}
+	s.engine, s.set = e, set
+	for _, t := range s.tasks {
+		s.expire(t)
+	}
+	s.change()
+	return e
+}
+
+// expire ends what a dead holder held.
+func (s *memStore) expire(t *memTask) {
+	held := t.holder != nil
+	if t.holder = nil; !held || t.rec.State != task.Running || s.fault == "dead holders keep their tasks" {
+		return
+	}
+	if t.rec.Queue != "" && t.rec.Starts < t.maxStarts {
+		s.requeue(t, t.place)
+		return
+	}
+	s.fail(t, task.ErrorHolderDied)
+}
+
+func (s *memStore) requeue(t *memTask, ready time.Time) {
+	t.rec.StartedAt, t.rec.NextAttemptAt = time.Time{}, time.Time{}
+	if ready.After(time.Now()) {
+		t.rec.NextAttemptAt = ready
+	}
+	t.place, t.holder = ready, nil
+	s.move(t, task.Queued)
+}
+
+// fail gives a task the verdict FAILED.
+func (s *memStore) fail(t *memTask, reason string) {
+	t.rec.Status, t.rec.Error, t.rec.FinishedAt = task.Failed, reason, in(0)
+	t.rec.ForgetRequest()
+	s.verdict(t)
+}
+
+// verdict moves a task on that has its verdict.
+func (s *memStore) verdict(t *memTask) {
+	t.req, t.holder, t.rec.NextAttemptAt = nil, nil, time.Time{}
+	if t.rec.Callback == nil {
+		s.move(t, task.Done)
+		return
+	}
+	s.move(t, task.Delivering)
+}
+
+// move changes a task's state.
+func (s *memStore) move(t *memTask, to task.State) {
+	if s.fault != "versions stay" || t.rec.State != to {
+		s.version++
+	}
+	if t.rec.State, t.rec.Version = to, s.version; to != task.Running {
+		t.since = time.Now()
+	}
+	s.change()
+}
+
+func (s *memStore) change() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// sweep removes what is too old or too much, and gives up what is owed too long.
+func (s *memStore) sweep() {
+	ended := map[task.State][]*memTask{}
+	window := cmp.Or(s.set.DeliveryWindow, 30*24*time.Hour)
+	for _, t := range s.tasks {
+		switch st := t.rec.State; {
+		case st == task.Delivering && t.holder == nil && time.Since(t.since) > window && s.fault != "no window":
+			t.rec.NextAttemptAt = time.Time{}
+			s.move(t, task.Dead)
+		case st == task.Done, st == task.Dead:
+			ended[st] = append(ended[st], t)
+		}
+	}
+	s.evict(ended[task.Done], s.set.Retention, s.set.RetentionCount)
+	s.evict(ended[task.Dead], s.set.Dead, s.set.DeadCount)
+}
+
+func (s *memStore) evict(ts []*memTask, age time.Duration, count int64) {
+	slices.SortFunc(ts, func(a, b *memTask) int { return cmp.Compare(b.rec.Version, a.rec.Version) })
+	for i, t := range ts {
+		if age > 0 && time.Since(t.since) > age || count > 0 && int64(i) >= count && s.fault != "no count" {
+			delete(s.tasks, t.rec.ID)
+			s.change()
+		}
+	}
+}
+
+// memEngine is a memStore that is open.
+type memEngine struct {
+	*memStore
+	quiet map[string]bool // hosts that were reported, and not taken short since
+	over  bool
+}
+
+func (e *memEngine) end() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.over = true
+	e.change()
+}
+
+func (e *memEngine) break_(err error) func() {
+	set := func(err error) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.broken = err
+		e.change()
+	}
+	set(err)
+	return func() { set(nil) }
+}
+
+// begin locks the store, if it is there.
+func (e *memEngine) begin() error {
+	e.mu.Lock()
+	if e.over || errors.Is(e.broken, engine.ErrUnavailable) {
+		e.mu.Unlock()
+		return fmt.Errorf("reference: %w", engine.ErrUnavailable)
+	}
+	e.sweep()
+	return nil
+}
+
+// admit is begin for what makes a new task.
+func (e *memEngine) admit() error {
+	if err := e.begin(); err != nil {
+		return err
+	}
+	if e.broken != nil {
+		e.mu.Unlock()
+		return fmt.Errorf("reference: %w", e.broken)
+	}
+	return nil
+}
+
+// until waits until try, called with the lock held, says that it is done.
+func (e *memEngine) until(ctx context.Context, try func() (bool, error)) error {
+	for {
+		if err := e.begin(); err != nil {
+			return err
+		}
+		ok, err := try()
+		changed := e.changed
+		e.mu.Unlock()
+		if ok || err != nil {
+			return err
+		}
+		tick := time.NewTimer(2 * time.Millisecond)
+		select {
+		case <-changed:
+		case <-tick.C: // something may have become due
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (e *memEngine) Ready() error {
+	err := e.admit()
+	if err == nil {
+		e.mu.Unlock()
+	}
+	return err
+}
+
+func (e *memEngine) Close(context.Context) error { e.end(); return nil }
+
+func (e *memEngine) Reconfigure(_ context.Context, s engine.Settings) error {
+	if err := e.begin(); err != nil {
+		return err
+	}
+	defer e.mu.Unlock()
+	e.set = s
+	e.change()
+	return nil
+}
+
+func (e *memEngine) Secret(context.Context) ([]byte, error) { return slices.Clone(e.secret), nil }
+
+// readBody reads a body; nil stands for an empty one.
+func readBody(r io.Reader) (*[]byte, error) {
+	if r == nil {
+		return &[]byte{}, nil
+	}
+	b, err := io.ReadAll(r)
+	return &b, err
+}
+
+func (e *memEngine) add(rec *task.Record, state task.State) *memTask {
+	e.arrived++
+	t := &memTask{rec: clone(rec), arrival: e.arrived, place: rec.NextAttemptAt}
+	e.tasks[rec.ID] = t
+	e.move(t, state)
+	return t
+}
+
+func (e *memEngine) Claim(_ context.Context, rec *task.Record) (engine.Lease, error) {
+	if err := e.admit(); err != nil {
+		return nil, err
+	}
+	defer e.mu.Unlock()
+	t := e.add(rec, task.Running)
+	l := &memLease{e: e, t: t}
+	t.holder = l
+	return l, nil
+}
+
+func (e *memEngine) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, o engine.EnqueueOptions) (string, bool, error) {
+	return e.enqueue(rec, body, o, nil)
+}
+
+// enqueue stores a task as queued; one that is claimed if there is a lease.
+func (e *memEngine) enqueue(rec *task.Record, body io.Reader, o engine.EnqueueOptions, l *memLease) (string, bool, error) {
+	b, err := readBody(body)
+	if err != nil {
+		return "", false, err
+	}
+	digest := ""
+	if o.Key != nil {
+		digest = o.Key.Digest()
+	}
+	if e.fault == "the key is looked up before" && o.Key != nil {
+		e.mu.Lock()
+		k, known := e.keys[o.Key.Hash]
+		e.mu.Unlock()
+		if known && k.Digest == digest {
+			return k.TaskID, false, nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := e.admit(); err != nil {
+		return "", false, err
+	}
+	defer e.mu.Unlock()
+	if l != nil && l.t.holder != l {
+		return "", false, engine.ErrLost
+	}
+	if id, err := e.known(rec, o.Key, digest); id != "" {
+		if l != nil && err == nil {
+			l.release()
+		}
+		return id, false, err
+	}
+	if o.MaxQueued > 0 && e.count(rec.Queue) >= o.MaxQueued {
+		return "", false, engine.ErrQueueFull
+	}
+	if l != nil {
+		l.t.holder = nil
+	}
+	t := e.add(rec, task.Queued)
+	if t.req = b; t.rec.Request != nil {
+		t.rec.Request.Size = int64(len(*b))
+	}
+	if o.Key != nil {
+		e.keys[o.Key.Hash] = engine.StoredKey{
+			Hash: o.Key.Hash, Digest: digest, TaskID: rec.ID, Expires: in(engine.KeyLifetime),
+		}
+	}
+	return rec.ID, true, nil
+}
+
+func (e *memEngine) known(rec *task.Record, k *engine.Key, digest string) (string, error) {
+	if k != nil && e.fault != "the key is looked up before" {
+		if first, ok := e.keys[k.Hash]; ok && time.Now().Before(first.Expires) {
+			if first.Digest != digest {
+				return first.TaskID, engine.ErrKeyReused
+			}
+			return first.TaskID, nil
+		}
+	}
+	for id, t := range e.tasks {
+		if rec.Schedule != "" && t.rec.Schedule == rec.Schedule && t.rec.State == task.Queued && t.rec.Starts == 0 {
+			return id, nil
+		}
+	}
+	return "", nil
+}
+
+func (e *memEngine) count(queue string) (n int) {
+	for _, t := range e.tasks {
+		if t.rec.State == task.Queued && t.rec.Queue == queue {
+			n++
+		}
+	}
+	return n
+}
+
+// memLease is a lease of a waiting client's task, or of a job.
+type memLease struct {
+	e    *memEngine
+	t    *memTask
+	lost func()
+}
+
+// step does what ends a lease, if it is held.
+func (l *memLease) step(do func() error) error {
+	if err := l.e.begin(); err != nil {
+		return err
+	}
+	defer l.e.mu.Unlock()
+	if l.t.holder != l && l.e.fault != "leases are not fenced" {
+		return engine.ErrLost
+	}
+	return do()
+}
+
+func (l *memLease) Settle(_ context.Context, rec *task.Record, result io.Reader) error {
+	b, err := readBody(result)
+	if err != nil {
+		return err
+	}
+	return l.step(func() error {
+		l.t.rec = clone(rec)
+		if l.t.res = nil; rec.Result != nil {
+			l.t.rec.Result.Kept, l.t.res = int64(len(*b)), b
+		}
+		l.e.verdict(l.t)
+		return nil
+	})
+}
+
+func (l *memLease) Requeue(_ context.Context, rec *task.Record, at time.Time) error {
+	return l.step(func() error {
+		l.t.rec = clone(rec)
+		if at.IsZero() {
+			at = l.t.place
+		}
+		l.e.requeue(l.t, at)
+		return nil
+	})
+}
+
+func (l *memLease) Enqueue(_ context.Context, rec *task.Record, body io.Reader, o engine.EnqueueOptions) (string, bool, error) {
+	return l.e.enqueue(rec, body, o, l)
+}
+
+func (l *memLease) Release(context.Context) error {
+	return l.step(func() error { l.release(); return nil })
+}
+
+func (l *memLease) release() {
+	if l.t.holder = nil; l.t.rec.Queue == "" {
+		delete(l.e.tasks, l.t.rec.ID)
+		l.e.change()
+		return
+	}
+	if l.e.fault != "released jobs count" {
+		l.t.rec.Starts--
+	}
+	l.e.requeue(l.t, l.t.place)
+}
+
+func (l *memLease) OnLost(f func()) {
+	l.e.mu.Lock()
+	defer l.e.mu.Unlock()
+	if l.lost = f; l.t.holder != l {
+		go f()
+	}
+}
+
+func (e *memEngine) Jobs(queue string) engine.JobSource { return &memQueue{e, queue} }
+
+type memQueue struct {
+	e     *memEngine
+	queue string
+}
+
+func (q *memQueue) Next(ctx context.Context, max, maxStarts int) (jobs []engine.Job, err error) {
+	err = q.e.until(ctx, func() (bool, error) {
+		if q.e.paused[engine.Target{Queue: q.queue}] {
+			return false, nil
+		}
+		ready := q.e.find(func(t *memTask) bool {
+			return t.rec.State == task.Queued && t.rec.Queue == q.queue && !t.place.After(time.Now())
+		})
+		slices.SortStableFunc(ready, func(a, b *memTask) int { return q.order(a, b) })
+		for _, t := range ready[:min(max, len(ready))] {
+			t.rec.Starts++
+			t.rec.StartedAt, t.rec.NextAttemptAt, t.maxStarts = in(0), time.Time{}, maxStarts
+			l := &memLease{e: q.e, t: t}
+			t.holder = l
+			q.e.move(t, task.Running)
+			jobs = append(jobs, engine.Job{Record: clone(t.rec), Lease: l})
+		}
+		return len(jobs) > 0, nil
+	})
+	return jobs, err
+}
+
+// order is that of the ready time, which is the arrival of what was never delayed.
+func (q *memQueue) order(a, b *memTask) int {
+	if q.e.fault == "delayed jobs hold up others" {
+		return cmp.Compare(a.arrival, b.arrival)
+	}
+	ready := func(t *memTask) time.Time {
+		if t.place.IsZero() {
+			return t.rec.CreatedAt
+		}
+		return t.place
+	}
+	return cmp.Or(ready(a).Compare(ready(b)), cmp.Compare(a.arrival, b.arrival))
+}
+
+// find returns tasks by arrival.
+func (e *memEngine) find(match func(t *memTask) bool) []*memTask {
+	var out []*memTask
+	for _, t := range e.tasks {
+		if match(t) {
+			out = append(out, t)
+		}
+	}
+	slices.SortFunc(out, func(a, b *memTask) int { return cmp.Compare(a.arrival, b.arrival) })
+	return out
+}
+
+func hostOf(hostport string) string {
+	h, _, err := net.SplitHostPort(hostport)
+	if err != nil {
+		return hostport
+	}
+	return h
+}
+
+// sortedPage is a page of a list in memory; its cursor is a number.
+func sortedPage[T any](all []T, after engine.Cursor, limit int) ([]T, engine.Cursor) {
+	from, _ := strconv.Atoi(string(after))
+	to := min(from+limit, len(all))
+	if to == len(all) {
+		return all[min(from, to):], ""
+	}
+	return all[from:to], engine.Cursor(strconv.Itoa(to))
+}
+
+func reader(b *[]byte) (io.ReadCloser, error) {
+	if b == nil {
+		return nil, engine.ErrNotFound
+	}
+	return io.NopCloser(bytes.NewReader(*b)), nil
+}
+
+func errorOf(rec *task.Record) string {
+	if n := len(rec.Attempts); n > 0 {
+		return rec.Error + "\n" + rec.Attempts[n-1].Error
+	}
+	return rec.Error
+}
+
+func pathHas(rec *task.Record, part string) bool {
+	return part == "" || rec.Request != nil && strings.Contains(rec.Request.URI, part)
+}
