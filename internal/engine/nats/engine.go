@@ -1,298 +1,357 @@
-// Package engine is where tasks stand: three NATS JetStream streams, in a
-// server embedded in the process or in an existing cluster. Where a message
-// stands is its task's state, and every step of a task is one publish that
-// either happens whole or not at all.
+// Package nats keeps tasks in a NATS JetStream cluster that several gateways share.
+// It needs nats-server 2.12 or newer, and no permission beyond the use of two
+// streams.
 //
-// Open an [Engine], [Engine.Claim] a task before its work starts, and settle
-// the [Lease] with the task's record when it has its verdict: from then on the
-// callback is owed. Deliveries come from [Engine.Due] and [Engine.Lane] and
-// leave as done, dead or to be retried.
+// A task is one message on a subject of its own, whatever its state. Each step of it
+// is one publish that names the sequence of the step before; the server refuses it if
+// another came first. So the sequence is the fencing token, and the version. Bodies
+// over 32 KiB are chunks in a second stream, stored before the step that names them.
 //
-// What is promised: a claim that returned survives kill -9; of a task's
-// holders one at most settles it; a lease that nobody renews or settles turns
-// into what was stored with it within about 0.3 s of its lapse. All methods
-// may be called from several goroutines at once.
-package engine
+// Each gateway follows the headers of the stream and keeps an index of all tasks in
+// memory, about 300 bytes each; hosts, queues, lists and counts are answered from it.
+// What other gateways did a moment ago may be missing there, never from a step. The
+// order of jobs and deliveries is exact with one gateway and approximate with more,
+// as are counts, and the limit of a queue's depth.
+//
+// A gateway stores a heartbeat three times in each lease time. Another one that has
+// stored four of its own since the last it saw takes it for dead: its tasks are
+// settled as FAILED or queued again, and its deliveries are taken by others. No clock
+// is compared with another; run times of retries and delayed tasks are, and go by the
+// clock of the gateway that looks.
+package nats
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"net/http"
+	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// Config says where the engine keeps its data and for how long.
+// Config says where the cluster is.
 type Config struct {
-	// Store is the folder of the embedded server. Unused if URLs is set.
-	Store string
-	// Sync is how often the embedded server syncs its files to disk; zero or
-	// less syncs every message before it is acknowledged.
-	Sync time.Duration
-	// URLs name the servers of an existing cluster.
+	// URLs name servers of the cluster.
 	URLs []string
-	// Credentials is the path of a NATS credentials file; may be empty.
+	// Credentials is the path of a NATS credentials file. Default: none.
 	Credentials string
-	// Replicas of each stream; zero means 1 embedded and 3 in a cluster.
+	// Replicas of each stream that is created. Default: 3.
 	Replicas int
-	// Retention is how long an ended task can be looked up, RetentionCount how
-	// many of them.
-	Retention      time.Duration
-	RetentionCount int64
-	// LeaseTime is how long a task outlives a holder that does not renew it.
-	// Zero means [DefaultLeaseTime].
+	Settings engine.Settings
+	Logger   *zap.Logger
+	// LeaseTime is how long a task outlives a gateway that does not answer.
+	// Default: [DefaultLeaseTime].
 	LeaseTime time.Duration
-	Logger    *zap.Logger
-
-	// space measures the store's disk; nil means [diskSpace].
-	space func(folder string) (free, total uint64, err error)
-	// patience is how long a server that failed has to end; zero means [closeTimeout].
-	patience time.Duration
 }
 
-// DefaultLeaseTime is how long after the death of a gateway its tasks are
-// taken up. A lease is renewed at a third of it, so that two renewals may be
-// lost before a living gateway loses a task.
-const DefaultLeaseTime = 30 * time.Second
-
-// publishTimeout bounds the wait for a publish to be acknowledged. A server
-// with a full disk does not answer at all: a client must hear so soon.
-const publishTimeout = 5 * time.Second
-
 const (
-	// startTimeout bounds the recovery of the store at start.
-	startTimeout = 60 * time.Second
-	// connectTimeout bounds how long a cluster that does not answer delays Caddy.
-	connectTimeout = 10 * time.Second
-)
-
-var (
-	// ErrHeld is returned by a claim on a task that somebody else holds.
-	ErrHeld = errors.New("the task is held by another")
-	// ErrLost is returned to a holder whose lease lapsed or was settled by
-	// somebody else: another verdict stands.
-	ErrLost = errors.New("the lease is no longer held")
-	// ErrFull is returned while the store's disk has no room, by Open too.
-	ErrFull = errors.New("the disk of the store is full")
-	// ErrUnreachable is returned by Open if the cluster does not answer.
-	ErrUnreachable = errors.New("the NATS cluster cannot be reached")
-	// ErrGone is returned for a result that is not kept any more.
-	ErrGone = errors.New("the result is not kept any more")
-	// ErrNotFound is returned for a task that the engine does not have.
-	ErrNotFound = errors.New("no such task")
+	// DefaultLeaseTime is long enough for the election of a leader, and a restart of
+	// a server.
+	DefaultLeaseTime = 30 * time.Second
+	defaultReplicas  = 3
+	maxReplicas      = 5
 )
 
 // Engine is an open engine. Close it when done.
 type Engine struct {
-	cfg   Config
-	log   *zap.Logger
-	lock  *folderLock // embedded only, as are the next three
-	disk  *disk
-	home  home
-	stock stock
+	cfg     Config
+	log     *zap.Logger
+	id      string // of this gateway; younger ones are greater
+	nc      *nats.Conn
+	js      jetstream.JetStream
+	index   *index
+	batches chan struct{}
+	opened  bodies
 
-	current atomic.Pointer[link]
+	settings atomic.Pointer[engine.Settings]
+	full     atomic.Pointer[error] // why new tasks are refused, nil if they are not
+	isDown   atomic.Bool           // the last heartbeat or step was not stored
+	beatNow  chan struct{}
+	beaten   atomic.Int64 // when the last heartbeat was stored, since start
 
-	closing context.Context // ends when the engine closes
+	start   time.Time
+	watched chan uint64 // sequences of this gateway's heartbeats, as they are read
+	closing context.Context
 	stop    context.CancelFunc
-	done    sync.WaitGroup
-
-	handsMu sync.Mutex
-	hands   map[*Delivery]struct{} // deliveries taken and not given back
-	// outstanding are those of them that were taken before the server was opened
-	// anew, by their sequence in the stream.
-	outstanding map[uint64]struct{}
-
-	leases sync.Map // of *Lease, by task ID: those held here
-
-	moving byHand
-
-	health health
-	stored atomic.Uint64 // messages, ever
-
-	mu        sync.Mutex // guards the retention in cfg, and what follows
-	schedules []Schedule // as they were set last
-	limitsDue bool       // the retention has not been brought to the stream yet
+	steps   sync.RWMutex   // read-locked by steps that are being stored
+	done    sync.WaitGroup // the goroutines of the engine
+	once    sync.Once
+	// stopReading ends the following of the stream.
+	stopReading func()
 }
 
-// Open starts the embedded server, or connects to the cluster, and creates
-// the streams where they are absent.
-func Open(ctx context.Context, cfg Config) (*Engine, error) {
-	if cfg.LeaseTime <= 0 {
-		cfg.LeaseTime = DefaultLeaseTime
-	}
-	if cfg.patience <= 0 {
-		cfg.patience = closeTimeout
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = zap.NewNop()
-	}
-	e := &Engine{
-		cfg: cfg, log: cfg.Logger,
-		hands: make(map[*Delivery]struct{}), outstanding: make(map[uint64]struct{}),
-	}
-	if err := e.open(ctx); err != nil {
-		e.leaveFolder()
+var _ engine.Engine = (*Engine)(nil)
+
+// openTimeout bounds how long a cluster that does not answer delays the caller.
+const openTimeout = 10 * time.Second
+
+// Open connects to the cluster and reads what it has. If that fails the error wraps
+// engine.ErrUnavailable, unless the configuration is wrong: trying again may help.
+func Open(ctx context.Context, cfg Config) (engine.Engine, error) {
+	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	e.closing, e.stop = context.WithCancel(context.Background())
-	e.done.Go(func() { e.keepHands(e.closing) })
-	e.done.Go(func() { e.watchHealth(e.closing) })
-	if e.disk != nil {
-		e.done.Go(func() { e.watchDisk(e.closing) })
-		e.done.Go(func() { e.watchRoom(e.closing) })
-		e.done.Go(func() { e.watchBursts(e.closing) })
-		e.done.Go(func() { e.watchStock(e.closing) })
+	e := &Engine{
+		cfg: cfg, log: cfg.Logger, id: newID(), start: time.Now(),
+		batches: make(chan struct{}, maxBatches), beatNow: make(chan struct{}, 1), watched: make(chan uint64, 16),
 	}
-	e.done.Go(func() { e.watchClocks(e.closing) })
-	e.done.Go(func() { e.sweepBlobs(e.closing) })
+	e.index = newIndex(e.id)
+	e.settings.Store(&cfg.Settings)
+	e.closing, e.stop = context.WithCancel(context.Background())
+	if err := e.connect(ctx); err != nil {
+		e.kill()
+		if !errors.Is(err, engine.ErrUnavailable) {
+			err = e.unavailable(err)
+		}
+		return nil, err
+	}
 	return e, nil
 }
 
-func (e *Engine) open(ctx context.Context) error {
-	timeout := connectTimeout
-	if !e.remote() {
-		timeout = startTimeout
-		if err := awaitClosing(ctx, e.cfg.Store); err != nil {
-			return err
-		}
-		if err := e.openFolder(); err != nil {
-			return err
-		}
-		if err := checkMoved(e.cfg.Store); err != nil {
-			return err
+// check fills in the defaults, and returns an error if the configuration cannot work
+// with any cluster.
+func (c *Config) check() error {
+	if c.LeaseTime <= 0 {
+		c.LeaseTime = DefaultLeaseTime
+	}
+	if c.Replicas == 0 {
+		c.Replicas = defaultReplicas
+	}
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	if len(c.URLs) == 0 {
+		return errors.New("no NATS server is named")
+	}
+	if c.Replicas < 1 || c.Replicas > maxReplicas {
+		return fmt.Errorf("%d replicas of a stream are not possible; use 1 to %d", c.Replicas, maxReplicas)
+	}
+	if c.Credentials != "" {
+		if _, err := os.Stat(c.Credentials); err != nil {
+			return fmt.Errorf("reading the NATS credentials: %w", err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	k, err := e.openLink(ctx)
-	if err != nil {
-		if e.remote() && IsAway(err) {
-			if errors.Is(err, nats.ErrNoResponders) {
-				err = fmt.Errorf("JetStream is not enabled on the servers: %w", err)
-			}
-			err = fmt.Errorf("%w: %w", ErrUnreachable, err)
-		}
-		return err
-	}
-	e.current.Store(k)
 	return nil
 }
 
-// Close stops the engine and waits until its files are written. Leases that
-// are still held lapse; deliveries in hand come again.
-func (e *Engine) Close() {
-	if e.remote() {
-		e.stop()
-		e.done.Wait()
-		e.link().close()
-		return
+func (e *Engine) connect(ctx context.Context) error {
+	opening, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	if err := e.dial(opening); err != nil {
+		return fmt.Errorf("connecting to NATS: %w", err)
 	}
-	free := beginClosing(e.cfg.Store)
-	e.stop()
-	e.done.Wait()
-	e.settleDown()
-	closed := make(chan struct{})
+	if err := checkServer(e.nc); err != nil {
+		return err
+	}
+	var err error
+	if e.js, err = jetstream.New(e.nc, jetstream.WithDefaultTimeout(stepTimeout)); err != nil {
+		return fmt.Errorf("opening JetStream: %w", err)
+	}
+	if err := e.openStreams(opening); err != nil {
+		if errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrJetStreamNotEnabled) {
+			return fmt.Errorf("JetStream is not enabled on the NATS servers: %w", err)
+		}
+		return err
+	}
+	if err := e.load(ctx); err != nil {
+		return fmt.Errorf("reading the stream %s: %w", taskStream, err)
+	}
+	e.done.Go(e.keepAlive)
+	e.done.Go(e.keepAlarms)
+	e.done.Go(e.keepHouse)
+	return nil
+}
+
+// dial connects within the deadline of ctx, whatever the servers do: the client
+// library waits for some steps without one.
+func (e *Engine) dial(ctx context.Context) error {
+	opts := []nats.Option{
+		nats.Name("caddy-callback"),
+		nats.Timeout(dialTimeout),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(reconnectWait),
+		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(1), nats.FlusherTimeout(pingInterval),
+		// Credentials may be refused while those of the servers are being changed.
+		nats.IgnoreAuthErrorAbort(),
+		// A publish fails while there is no connection. It does not wait in a buffer for
+		// a server that may never get it.
+		nats.ReconnectBufSize(-1),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			e.isDown.Store(true)
+			if err != nil {
+				e.log.Warn("disconnected from NATS", zap.Error(err))
+			}
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			e.log.Info("reconnected to NATS", zap.String("server", nc.ConnectedServerName()))
+			signal(e.beatNow)
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			e.log.Warn("error of the connection to NATS", zap.Error(err))
+		}),
+	}
+	if e.cfg.Credentials != "" {
+		opts = append(opts, nats.UserCredentials(e.cfg.Credentials))
+	}
+	type result struct {
+		nc  *nats.Conn
+		err error
+	}
+	connected := make(chan result)
 	go func() {
-		defer close(closed)
-		e.link().close()
-		e.closeStock()
-		e.leaveFolder()
-		free()
+		nc, err := nats.Connect(strings.Join(e.cfg.URLs, ","), opts...)
+		select {
+		case connected <- result{nc, err}:
+		case <-ctx.Done():
+			if nc != nil {
+				nc.Close()
+			}
+		}
 	}()
 	select {
-	case <-closed:
-	case <-time.After(closeTimeout):
-		// Who opens the folder next in this process waits for it.
-		e.log.Error("the engine's files are not written yet; closing goes on in the background")
+	case r := <-connected:
+		e.nc = r.nc
+		return r.err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
-// closeTimeout bounds how long a disk that does not answer keeps the process
-// from its end.
-const closeTimeout = 30 * time.Second
+const (
+	dialTimeout = 3 * time.Second
+	// reconnectWait is short: requests for callbacks are refused meanwhile.
+	reconnectWait = 500 * time.Millisecond
+	// pingInterval is how often the server is asked whether it is there. One that
+	// vanished without a word is left after two of them, before a lease expires. The
+	// client library's own is two minutes.
+	pingInterval = 5 * time.Second
+)
 
-// settleTime bounds how long the embedded server has to take note of the last
-// acknowledgements.
-const settleTime = 2 * time.Second
+// oldestServer is the first release with atomic batches.
+var oldestServer = [2]int{2, 12}
 
-// settleDown waits until the embedded server has taken note of what was
-// acknowledged: what it has not would come again after the next start.
-func (e *Engine) settleDown() {
-	ctx, cancel := context.WithTimeout(context.Background(), settleTime)
-	defer cancel()
-	k := e.link()
-	for k.nc.FlushWithContext(ctx) == nil {
-		unsettled := 0
-		consumers := k.live.ListConsumers(ctx)
-		for info := range consumers.Info() {
-			unsettled += info.NumAckPending
-		}
-		e.handsMu.Lock()
-		held := len(e.hands)
-		e.handsMu.Unlock()
-		if consumers.Err() != nil || unsettled <= held {
-			return
-		}
+// leastPayload is the smallest max_payload of a server that has room for a record,
+// its headers, and a body beside it.
+const leastPayload = 512 << 10
+
+func checkServer(nc *nats.Conn) error {
+	var major, minor int
+	version, name := nc.ConnectedServerVersion(), nc.ConnectedServerName()
+	if _, err := fmt.Sscanf(version, "%d.%d", &major, &minor); err != nil {
+		return fmt.Errorf("the NATS server has the version %q; %d.%d or newer is needed", version, oldestServer[0], oldestServer[1])
 	}
+	if major < oldestServer[0] || major == oldestServer[0] && minor < oldestServer[1] {
+		return fmt.Errorf("the NATS server %s is version %s; %d.%d or newer is needed", name, version, oldestServer[0], oldestServer[1])
+	}
+	if nc.MaxPayload() < leastPayload {
+		return fmt.Errorf("the NATS server %s has max_payload %d; %d or more is needed", name, nc.MaxPayload(), leastPayload)
+	}
+	return nil
 }
 
-// remote says whether the engine is somebody else's cluster.
-func (e *Engine) remote() bool { return len(e.cfg.URLs) > 0 }
+// newID returns an ID that sorts by the time it was made.
+func newID() string { return uuid.Must(uuid.NewV7()).String() }
 
-// IsAway says whether an error means that the engine may answer later.
-func IsAway(err error) bool {
-	var api *jetstream.APIError
-	if errors.As(err, &api) {
-		return api.Code == http.StatusServiceUnavailable // no leader yet
+// Ready implements engine.Engine.
+func (e *Engine) Ready() error {
+	if err := e.available(); err != nil {
+		return err
 	}
-	for _, away := range []error{
-		ErrUnreachable, ErrFull,
-		nats.ErrNoServers, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, nats.ErrDisconnected,
-		jetstream.ErrNoStreamResponse, context.DeadlineExceeded,
-	} {
-		if errors.Is(err, away) {
-			return true
-		}
+	if full := e.full.Load(); full != nil {
+		return *full
 	}
-	return false
+	return nil
 }
 
-func (e *Engine) replicas() int {
+// available returns nil if the cluster stored what it was asked to last.
+func (e *Engine) available() error {
 	switch {
-	case e.cfg.Replicas > 0:
-		return e.cfg.Replicas
-	case e.remote():
-		return 3
-	default:
-		return 1
+	case e.closing.Err() != nil:
+		return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+	case !e.nc.IsConnected():
+		return fmt.Errorf("%w: no NATS server is connected", engine.ErrUnavailable)
+	case e.isDown.Load():
+		return fmt.Errorf("%w: the NATS servers do not store", engine.ErrUnavailable)
+	}
+	return nil
+}
+
+// down makes the engine unavailable until a heartbeat is stored.
+func (e *Engine) down() {
+	if e.isDown.CompareAndSwap(false, true) {
+		signal(e.beatNow)
 	}
 }
 
-// Reconfigure brings an open engine to the limits of cfg: a configuration that
-// was reloaded uses the engine of the one before. What can only be set at
-// opening (Sync) stays until the process starts again.
-func (e *Engine) Reconfigure(ctx context.Context, cfg Config) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if cfg.Sync != e.cfg.Sync {
-		e.log.Warn("a change of sync takes effect when the process is started again")
+// Close implements engine.Engine.
+func (e *Engine) Close(ctx context.Context) error {
+	e.once.Do(func() {
+		stored := make(chan struct{})
+		go func() {
+			e.steps.Lock()
+			e.steps.Unlock() //nolint:staticcheck // what had begun has ended
+			close(stored)
+		}()
+		select {
+		case <-stored:
+		case <-ctx.Done():
+		}
+		// The others need not wait until this gateway's heartbeats are missed.
+		ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+		defer cancel()
+		if err := e.farewell(ctx); err != nil {
+			e.log.Debug("the other gateways were not told of the end", zap.Error(err))
+		}
+		e.kill()
+	})
+	return nil
+}
+
+// kill ends the engine at once, as the end of its process does.
+func (e *Engine) kill() {
+	e.stop()
+	if e.nc != nil {
+		e.nc.Close()
 	}
-	if cfg.Retention == e.cfg.Retention && cfg.RetentionCount == e.cfg.RetentionCount {
-		return nil
+	e.done.Wait()
+	if e.stopReading != nil {
+		e.stopReading()
 	}
-	e.cfg.Retention, e.cfg.RetentionCount = cfg.Retention, cfg.RetentionCount
-	_, err := e.openStream(ctx, e.link(), endedConfig(cfg.Retention, cfg.RetentionCount))
-	if err != nil && (IsAway(err) || e.Ready() != nil) {
-		// It is a reload's; what it asks for comes when the engine stores again.
-		e.log.Warn("a change of retention takes effect when the engine stores again", zap.Error(err))
-		e.limitsDue, err = true, nil
+}
+
+// Reconfigure implements engine.Engine. The settings of the youngest gateway apply.
+func (e *Engine) Reconfigure(_ context.Context, s engine.Settings) error {
+	e.settings.Store(&s)
+	return nil
+}
+
+// Secret implements engine.Engine.
+func (e *Engine) Secret(ctx context.Context) ([]byte, error) {
+	msg, _, err := e.get(ctx, taskStream, secretSubject)
+	if errors.Is(err, engine.ErrNotFound) {
+		fresh := nats.NewMsg(secretSubject)
+		fresh.Data = make([]byte, 32)
+		_, _ = rand.Read(fresh.Data) // never fails
+		expect(fresh, 0)
+		if _, err = e.store(ctx, fresh); err == nil {
+			return fresh.Data, nil
+		}
+		if errors.Is(err, engine.ErrLost) { // another gateway made one
+			msg, _, err = e.get(ctx, taskStream, secretSubject)
+		}
 	}
-	return err
+	if err != nil {
+		return nil, fmt.Errorf("reading the secret of the store: %w", err)
+	}
+	return msg.Data, nil
 }

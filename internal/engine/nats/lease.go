@@ -1,269 +1,270 @@
-package engine
+package nats
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/zap"
+	"github.com/nats-io/nats.go"
 
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// A Lease is the right to decide a task's verdict. It is renewed on its own
-// until it is settled, released or lost. Its stream sequence is the fencing
-// token: whoever knows the last one holds the task.
-type Lease struct {
+// lease implements engine.Lease.
+type lease struct {
 	engine *Engine
-	rec    task.Record
-	body   []byte // stored with rec
-	// request is the body of a queue's task, for when it runs again.
-	request []byte
-	lapse   string // the subject that the lease turns into if it lapses
-	copy    uint64 // the sequence of the waiting task that it was claimed on; 0 if none waited
-	lost    func()
+	token  string // begins those of all steps that the lease makes
+	mu     sync.Mutex
+	m      *message // the running task
+	over   bool
 
-	mu      sync.Mutex
-	seq     uint64
-	renewed time.Time // when what the server has of it was sent
-	timer   *time.Timer
-	over    bool
+	lostMu sync.Mutex
+	lost   bool
+	onLost func()
 }
 
-// Claim takes the task that rec names. rec is what is delivered if the holder
-// dies: it must carry the verdict of that case. lost is called, once and from
-// any goroutine, if the lease turns out to be somebody else's: the work should
-// stop, its result counts for nothing. Claim returns ErrHeld if somebody holds
-// the task already.
-func (e *Engine) Claim(ctx context.Context, rec task.Record, lost func()) (*Lease, error) {
-	l := &Lease{
-		engine: e,
-		rec:    rec,
-		lapse:  dueSubject + hostToken(rec.CallbackHost) + "." + rec.ID,
-		lost:   lost,
+// newLease returns the lease of a task that this gateway is about to claim.
+func (e *Engine) newLease(m *message) *lease {
+	l := &lease{engine: e, token: newID(), m: m}
+	m.meta.Token = l.token
+	e.index.mu.Lock()
+	e.index.leases[m.meta.ID] = l
+	e.index.mu.Unlock()
+	return l
+}
+
+// end says that nobody needs to be told of the lease any more.
+func (l *lease) end() {
+	l.over = true
+	x := l.engine.index
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.leases[l.m.meta.ID] == l {
+		delete(x.leases, l.m.meta.ID)
 	}
-	if err := l.claim(ctx); err != nil {
+}
+
+// lose is called when another step was made of the task than the lease's.
+func (l *lease) lose() {
+	l.lostMu.Lock()
+	defer l.lostMu.Unlock()
+	if !l.lost && l.onLost != nil {
+		go l.onLost()
+	}
+	l.lost = true
+}
+
+// OnLost implements engine.Lease.
+func (l *lease) OnLost(f func()) {
+	l.lostMu.Lock()
+	defer l.lostMu.Unlock()
+	if l.onLost = f; l.lost {
+		go f()
+	}
+}
+
+// step stores what the lease ends with. name tells steps apart: a step that is
+// repeated finds out that it was stored before.
+func (l *lease) step(ctx context.Context, m *message, name string, with ...*nats.Msg) error {
+	m.meta.Token = l.token + "." + name
+	msg, err := m.encode()
+	if err != nil {
+		return err
+	}
+	expect(msg, l.m.seq)
+	if err := l.engine.putMessages(ctx, m, append(with, msg)...); err != nil {
+		if errors.Is(err, engine.ErrLost) && len(with) == 0 {
+			l.end()
+			l.lose()
+		}
+		return err
+	}
+	l.end()
+	return nil
+}
+
+// Claim implements engine.Acceptor.
+func (e *Engine) Claim(ctx context.Context, rec *task.Record) (engine.Lease, error) {
+	if err := e.Ready(); err != nil {
 		return nil, err
+	}
+	rec = cloneRecord(rec)
+	m := &message{rec: rec, meta: meta{
+		ID: rec.ID, State: task.Running, Host: hostOf(rec), Trusted: isTrusted(rec),
+		Created: fromTime(rec.CreatedAt), Holder: e.id,
+	}}
+	l := e.newLease(m)
+	if err := e.put(ctx, m, 0); err != nil {
+		l.end()
+		if errors.Is(err, engine.ErrLost) {
+			err = fmt.Errorf("%w: a task with the ID %s exists", engine.ErrUnavailable, rec.ID)
+		}
+		return nil, fmt.Errorf("claiming the task %s: %w", rec.ID, err)
 	}
 	return l, nil
 }
 
-// claim takes the lease, if nobody has it.
-func (l *Lease) claim(ctx context.Context) error {
-	l.mu.Lock() // the timer may fire before it is assigned
+// hostOf returns the host of a record's callback, empty if it has none.
+func hostOf(rec *task.Record) string {
+	if rec.Callback == nil {
+		return ""
+	}
+	return rec.CallbackHost
+}
+
+func isTrusted(rec *task.Record) bool { return rec.Callback != nil && rec.Callback.Trusted }
+
+// Settle implements engine.Lease.
+func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) error {
+	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch err := l.store(ctx); {
-	case errors.Is(err, ErrLost):
-		return ErrHeld
-	case err != nil:
-		return err
+	if l.over {
+		return engine.ErrLost
 	}
-	l.engine.leases.Store(l.rec.ID, l)
-	l.timer = time.AfterFunc(l.engine.cfg.LeaseTime/3, l.renew)
-	return nil
-}
-
-func (l *Lease) subject() string { return leaseSubject + l.rec.ID }
-
-func (l *Lease) step(seq uint64) step {
-	return step{
-		subject: l.subject(), rec: &l.rec, body: l.body,
-		at: time.Now().Add(l.engine.cfg.LeaseTime), target: l.lapse,
-		fence: l.subject(), seq: seq, copy: l.copy,
+	m := l.engine.settled(l.m, cloneRecord(rec))
+	if rec.Result != nil {
+		head := &limited{limit: fullResult}
+		var r io.Reader
+		if result != nil {
+			r = io.TeeReader(result, head)
+		}
+		err := l.engine.readBody(r, m, func(r io.Reader) (string, int64, error) {
+			return l.engine.putBody(ctx, m.meta.ID, r)
+		})
+		if errors.Is(err, engine.ErrFull) {
+			m.meta.Size, err = 0, nil // there is room for some of it, perhaps
+			m.body = head.Bytes()[:min(head.Len(), inlineLimit)]
+			m.meta.Size = int64(len(m.body))
+		}
+		if err != nil {
+			return err
+		}
+		kept(m)
 	}
-}
-
-// store writes the lease, which lapses a lease time from now. Caller holds l.mu.
-func (l *Lease) store(ctx context.Context) error {
-	sent := time.Now()
-	seq, err := l.engine.publish(ctx, l.step(l.seq))
-	if err == nil {
-		l.seq, l.renewed = seq, sent
+	err := l.settle(ctx, m)
+	if err == nil && rec.Result != nil {
+		rec.Result.Kept = m.meta.Size
 	}
 	return err
 }
 
-// renew puts the lapse off by another lease time. A failure is tried again
-// soon: the engine may be away for a moment.
-func (l *Lease) renew() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	e := l.engine
-	if l.over || e.closing.Err() != nil {
-		return // settled, or left to lapse
+// settle stores the verdict; without the result, if that has no room.
+func (l *lease) settle(ctx context.Context, m *message) error {
+	name := "settle." + string(m.rec.Status)
+	err := l.step(ctx, m, name)
+	if errors.Is(err, engine.ErrFull) && m.meta.Size > 0 {
+		l.engine.dropBody(m.dropBody())
+		kept(m)
+		err = l.step(ctx, m, name)
 	}
-	err := l.store(context.Background())
-	next := e.cfg.LeaseTime / 3
-	switch {
-	case err == nil:
-	case errors.Is(err, ErrLost):
-		// Either it lapsed, or an earlier renewal was stored and its
-		// acknowledgement was lost.
-		own, err := l.reread(context.Background())
-		if err != nil || own {
-			next = 0
-			break
-		}
-		l.end()
-		l.sayLost()
-		go l.lost() // it may want to settle, which waits for us
-		return
-	default:
-		// That the engine cannot store is said once, not by every lease.
-		e.log.Debug("lease not renewed", zap.String("task_id", l.rec.ID), zap.Error(err))
-		next = e.cfg.LeaseTime / 10
-	}
-	l.timer.Reset(next)
-}
-
-// reread looks up who holds the lease. If the message on the lease's subject
-// is a renewal of our own, it takes over its sequence and reports true. Caller
-// holds l.mu.
-func (l *Lease) reread(ctx context.Context) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
-	defer cancel()
-	msg, err := l.engine.link().live.GetLastMsgForSubject(ctx, l.subject())
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return false, nil
-	} else if err != nil {
-		return false, fmt.Errorf("looking up the lease of task %s: %w", l.rec.ID, err)
-	}
-	rec, _, err := unframe(msg.Data)
 	if err != nil {
-		return false, err
+		if !errors.Is(err, engine.ErrUnavailable) { // else it may have been stored
+			l.engine.dropBody(m.meta.Body)
+		}
+		return fmt.Errorf("settling the task %s: %w", m.meta.ID, err)
 	}
-	own := rec.StartedAt.Equal(l.rec.StartedAt)
-	if own {
-		l.seq = msg.Sequence
-	}
-	return own, nil
+	l.engine.dropBody(l.m.meta.Body)
+	return nil
 }
 
-// Settle records the task's verdict and its result and gives up the lease, in
-// one step: from then on the callback is owed. held says that the host's turn
-// is waited for in its lane. It returns ErrLost if another verdict stands.
-//
-// Any other error means that the step was not acknowledged; Settle may then be
-// called again with the same record. If the step was stored all the same, that
-// call returns ErrLost: the verdict which stands is this one.
-func (l *Lease) Settle(ctx context.Context, rec *task.Record, body []byte, held bool) error {
-	subject := dueSubject
-	if held {
-		subject = heldSubject
+// kept writes into the record how much of the result is kept.
+func kept(m *message) {
+	if m.rec.Result != nil {
+		result := *m.rec.Result
+		result.Kept = m.meta.Size
+		m.rec.Result = &result
 	}
-	err := l.leave(ctx, step{subject: subject + hostToken(rec.CallbackHost) + "." + rec.ID, rec: rec, body: body})
-	if err == nil && l.rec.Blob != "" {
-		l.engine.dropBlob(ctx, l.rec.Blob) // the request's; the result has its own
-	}
-	if err == nil && rec.Queue != "" {
-		l.engine.announce(endedNote, rec.ID)
-	}
-	return err
 }
 
-// Drop gives up the lease without a verdict, as if the task had never been
-// claimed.
-func (l *Lease) Drop(ctx context.Context) error {
+// fullResult is what is remembered of a result in case that the store is full.
+const fullResult = 32 << 10
+
+// limited keeps the beginning of what is written to it.
+type limited struct {
+	bytes.Buffer
+	limit int
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	l.Buffer.Write(b[:min(len(b), l.limit-l.Len())])
+	return len(b), nil
+}
+
+// settled returns the step that gives a task its verdict, without a result.
+func (e *Engine) settled(m *message, rec *task.Record) *message {
+	now := time.Now().UTC()
+	if rec.FinishedAt.IsZero() {
+		rec.FinishedAt = now
+	}
+	state := task.Done
+	if rec.Callback != nil {
+		state = task.Delivering
+	}
+	n := m.next(rec, state)
+	n.dropBody()
+	n.meta.Host, n.meta.Trusted = hostOf(rec), isTrusted(rec)
+	n.meta.Finished, n.meta.Ready, n.meta.Order = fromTime(rec.FinishedAt), now.UnixNano(), 0
+	n.meta.Holder, n.meta.MaxStarts = e.keeper(), 0
+	return n
+}
+
+// keeper returns the holder of a delivery that is not being attempted: this gateway,
+// which can take it without a step of its own, unless it has more than enough.
+func (e *Engine) keeper() string {
+	e.index.mu.Lock()
+	defer e.index.mu.Unlock()
+	if e.index.me.entries > maxKept {
+		return ""
+	}
+	return e.id
+}
+
+// maxKept is how many deliveries a gateway keeps for itself. The others share what is
+// more.
+const maxKept = 2000
+
+// Requeue implements engine.Lease.
+func (l *lease) Requeue(ctx context.Context, rec *task.Record, at time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.over {
-		return ErrLost
+		return engine.ErrLost
 	}
-	l.end()
-	if err := l.engine.link().live.DeleteMsg(ctx, l.seq); err != nil {
-		return fmt.Errorf("dropping the lease of task %s: %w", l.rec.ID, err)
+	rec = cloneRecord(rec)
+	m := l.m.next(rec, task.Queued)
+	m.meta.Holder, m.meta.MaxStarts = "", 0
+	rec.NextAttemptAt = at
+	if !at.IsZero() {
+		m.meta.Ready, m.meta.Order = at.UnixNano(), 0
+	}
+	if err := l.step(ctx, m, "requeue"); err != nil {
+		return fmt.Errorf("requeueing the task %s: %w", m.meta.ID, err)
 	}
 	return nil
 }
 
-// abandon leaves the lease to lapse.
-func (l *Lease) abandon() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.end()
-}
-
-// leave carries out s and gives up the lease in one step.
-func (l *Lease) leave(ctx context.Context, s step) error {
-	if l.isOver() {
-		return ErrLost
-	}
-	// The lease is renewed meanwhile: a large result may be long in being stored.
-	s, err := l.engine.putApart(ctx, s)
-	if err != nil {
-		return err
-	}
+// Release implements engine.Lease.
+func (l *lease) Release(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.over {
-		return ErrLost
+		return engine.ErrLost
 	}
-	for {
-		err := l.makeSure(ctx)
-		if err == nil {
-			s.fence, s.seq, s.purge = l.subject(), l.seq, true
-			_, err = l.engine.publish(ctx, s)
-		}
-		if errors.Is(err, ErrLost) {
-			// As in renew: our own renewal may have been stored unacknowledged.
-			if own, ownErr := l.reread(ctx); ownErr != nil {
-				return ownErr
-			} else if own {
-				continue
-			}
-			l.end()
-			l.sayLost()
-			return ErrLost
-		}
-		if err == nil {
-			l.end()
-		}
-		return err
+	m := &message{meta: meta{ID: l.m.meta.ID, State: removed}}
+	if l.m.meta.Queue != "" {
+		rec := cloneRecord(l.m.rec)
+		rec.Starts--
+		rec.StartedAt = time.Time{}
+		m = l.m.next(rec, task.Queued)
+		m.meta.Holder, m.meta.MaxStarts = "", 0
 	}
-}
-
-// makeSure renews a lease that may have lapsed, as after a pause of this process or
-// a step of the clock, and waits a moment. The server looks which leases have lapsed
-// and stores what they lapse into after that, without looking again: in place of
-// what was settled in between. It ends the lease in the same step, also one that was
-// renewed meanwhile, and then the fence tells. Caller holds l.mu.
-func (l *Lease) makeSure(ctx context.Context) error {
-	now := time.Now()
-	// By either clock: one stands still while the machine sleeps, the other is set.
-	age := max(now.Sub(l.renewed), now.Round(0).Sub(l.renewed.Round(0)))
-	if age < l.engine.cfg.LeaseTime*3/4 {
-		return nil
+	if err := l.step(ctx, m, "release"); err != nil {
+		return fmt.Errorf("releasing the task %s: %w", m.meta.ID, err)
 	}
-	if err := l.store(ctx); err != nil {
-		return err
-	}
-	select {
-	case <-time.After(l.engine.cfg.LeaseTime / lapseParts):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// lapseParts is the part of the lease time that the server is given between looking
-// which leases have lapsed and storing that: a second of thirty. It takes a
-// millisecond, or as long as a cluster takes to agree.
-const lapseParts = 30
-
-func (l *Lease) isOver() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.over
-}
-
-func (l *Lease) sayLost() { l.engine.log.Warn("lease lost", zap.String("task_id", l.rec.ID)) }
-
-// end stops the renewals. Caller holds l.mu.
-func (l *Lease) end() {
-	l.over = true
-	l.timer.Stop()
-	l.engine.leases.CompareAndDelete(l.rec.ID, l)
+	return nil
 }

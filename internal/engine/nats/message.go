@@ -1,218 +1,231 @@
-package engine
+package nats
 
 import (
 	"bytes"
-	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
+	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// A message is the task's record as one line of JSON, then the body.
-
-func frame(rec *task.Record, body []byte, room int) ([]byte, error) {
-	data, err := encodeRecord(make([]byte, 0, usualRecord+len(body)), rec)
-	if err != nil {
-		return nil, fmt.Errorf("encoding the record of task %s: %w", rec.ID, err)
-	}
-	if len(data) > room {
-		return nil, ErrTooLarge
-	}
-	data = append(data, '\n')
-	return append(data, body...), nil
-}
-
-// usualRecord is the room that the record of a task needs after its first
-// attempt. More is made as it is needed.
-const usualRecord = 1 << 10
-
-func unframe(data []byte) (*task.Record, []byte, error) {
-	line, body, ok := bytes.Cut(data, []byte{'\n'})
-	if !ok {
-		return nil, nil, errors.New("a stored message has no record")
-	}
-	rec, err := decodeRecord(line)
-	if err != nil {
-		return nil, nil, fmt.Errorf("decoding a stored record: %w", err)
-	}
-	return rec, body, nil
-}
-
-// A step is one publish. Zero fields ask for nothing. None carries a Nats-Msg-Id:
-// the server looks at fences first, so a repeated step is refused as lost, and
-// an unfenced one only writes the same message again.
-type step struct {
-	subject string
-	rec     *task.Record
-	body    []byte
-	// at and target make the message a schedule: at that time the server moves
-	// it to the target. It is told to the server by its own clock.
-	at     time.Time
-	target string
-	// fence is the subject whose last sequence must be seq, or nothing is
-	// published.
-	fence string
-	seq   uint64
-	// first says that the record is stored for the first time.
-	first bool
-	// apart says that the body goes to the object store, whatever its size.
-	apart bool
-	// purge removes the schedule on the fence's subject in the same step.
-	purge bool
-	// copy is noted in the message: see [Lease].
-	copy uint64
-}
-
-// publish carries out s and returns the sequence of the new message. It
-// returns ErrLost if the fence does not hold.
-func (e *Engine) publish(ctx context.Context, s step) (uint64, error) {
-	s, err := e.putApart(ctx, s)
-	if err != nil {
-		return 0, err
-	}
-	room := recordRoom
-	if s.first {
-		room /= 2 // what comes to it later must fit as well
-	}
-	data, err := frame(s.rec, s.body, room)
-	if err != nil {
-		return 0, err
-	}
-	if len(data) > e.link().publishLimit && len(s.body) > 0 {
-		s.apart = true // the record has outgrown its room
-		return e.publish(ctx, s)
-	}
-	s.at = e.link().theirs(s.at)
-	return e.send(ctx, &nats.Msg{Subject: s.subject, Header: s.header(), Data: data})
-}
-
-// maxRewritten is the largest body that is written anew with each step of its
-// task, as a message is. A lease is renewed every ten seconds and a callback tried
-// a dozen times: a larger body stands in the object store before that begins, or
-// it would fill the disk and its share of the disk's time by itself.
-const maxRewritten = 64 << 10
-
-// recordRoom is the room kept in a message for the record. Attempts with
-// their answers are the largest part of it.
-const recordRoom = 256 << 10
-
-// ErrTooLarge is returned for a record that does not fit in a message: a request
-// with more than 100 KiB of headers.
-var ErrTooLarge = errors.New("the task's record is too large")
-
-func (s *step) header() nats.Header {
-	h := make(nats.Header, 6)
-	if s.target != "" {
-		maps.Copy(h, scheduled(s.at, s.target))
-	}
-	if s.fence != "" {
-		h[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(s.seq, 10)}
-		if s.fence != s.subject {
-			h[jetstream.ExpectedLastSubjSeqSubjHeader] = []string{s.fence}
-		}
-	}
-	if s.purge {
-		h[schedulerHeader] = []string{s.fence}
-		h[scheduleNextHeader] = []string{"purge"}
-	}
-	if s.copy > 0 {
-		h[copyHeader] = []string{strconv.FormatUint(s.copy, 10)}
-	}
-	return h
-}
-
-// scheduled is the header of a message that the server moves to target at a time of
-// its clock.
-func scheduled(at time.Time, target string) nats.Header {
-	return nats.Header{
-		jetstream.ScheduleHeader:       {"@at " + at.UTC().Format(time.RFC3339Nano)},
-		jetstream.ScheduleTargetHeader: {target},
-	}
-}
-
-// The client library has no names for these; the server's are in its
-// stream.go.
+// The headers of a message. The server knows those that begin with Nats-.
 const (
-	schedulerHeader    = "Nats-Scheduler"
-	scheduleNextHeader = "Nats-Schedule-Next"
+	metaHeader     = "Callback-Meta" // JSON: what gateways keep in memory of the message
+	expectedHeader = "Nats-Expected-Last-Subject-Sequence"
+	ttlHeader      = "Nats-TTL"
 )
 
-// copyHeader is ours, on leases.
-const copyHeader = "Callback-Copy"
+// removed is the state of a task that is not there any more. Its message, without a
+// record, tells the other gateways, and expires.
+const removed task.State = "removed"
 
-// send publishes msg and waits until it is stored. It counts, unlike what keeps the
-// engine going.
-func (e *Engine) send(ctx context.Context, msg *nats.Msg) (uint64, error) {
-	seq, err := e.store(ctx, msg)
-	if err == nil {
-		e.stored.Add(1)
-	}
-	return seq, err
+// removedTTL is how long a removal can be learned of. A gateway that was cut off for
+// longer reads the stream anew.
+const removedTTL = 24 * time.Hour
+
+// meta is what gateways keep in memory of a task, and what they need to go on with
+// it. Times are Unix nanoseconds.
+type meta struct {
+	ID      string       `json:"id,omitempty"` // if it is not the subject's token
+	State   task.State   `json:"s"`
+	Status  task.Verdict `json:"v,omitempty"`
+	Queue   string       `json:"q,omitempty"`
+	Host    string       `json:"h,omitempty"` // of the callback
+	Trusted bool         `json:"t,omitempty"`
+	Created int64        `json:"c,omitempty"`
+	// Finished is when a task that is delivered had its verdict, or was to be
+	// delivered again; later, when it was done or dead.
+	Finished int64 `json:"f,omitempty"`
+	// Ready is when a queued task may start and when a delivery is due.
+	Ready int64 `json:"r,omitempty"`
+	// Order is the place of a task among those that are ready at the same time: the
+	// sequence under which it was queued. Zero is the message's own.
+	Order uint64 `json:"o,omitempty"`
+	// Holder is the gateway that runs the task. Of a delivery: the one that takes
+	// it without asking the others, for as long as it lives.
+	Holder string `json:"g,omitempty"`
+	// MaxStarts is how often a running job may be started.
+	MaxStarts int `json:"m,omitempty"`
+	// Token tells the step that stored the message.
+	Token string `json:"k,omitempty"`
+	// Body names the body in the stream of bodies, Size is its length, wherever it
+	// is. Dropped says that the task had a result that is not kept.
+	Body    string `json:"b,omitempty"`
+	Size    int64  `json:"z,omitempty"`
+	Dropped bool   `json:"d,omitempty"`
 }
 
-// store publishes msg and waits until it is stored.
-func (e *Engine) store(ctx context.Context, msg *nats.Msg) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
-	defer cancel()
-	e.disk.begin(len(msg.Data))
-	defer e.disk.end(len(msg.Data))
-	ack, err := e.link().js.PublishMsg(ctx, msg)
-	for isOnItsWay(err) {
-		select {
-		case <-ctx.Done():
-			return 0, e.notStored(msg.Subject, err)
-		case <-time.After(onItsWayPause):
+// message is a task as it is stored: the meta data in a header, then the record as a
+// line of JSON, then the body, if that is small.
+type message struct {
+	seq  uint64
+	meta meta
+	rec  *task.Record
+	body []byte
+}
+
+// encode returns the message for a task's subject.
+func (m *message) encode() (*nats.Msg, error) {
+	msg := nats.NewMsg(taskSubject + token(m.meta.ID))
+	var line []byte
+	if m.rec != nil {
+		rec := *m.rec
+		rec.State = m.meta.State
+		var err error
+		if line, err = encodeRecord(&rec); err != nil {
+			return nil, fmt.Errorf("encoding the task %s: %w", m.meta.ID, err)
 		}
-		ack, err = e.link().js.PublishMsg(ctx, msg)
 	}
-	if err == nil {
-		e.health.ok(storageOf(msg.Subject))
-		return ack.Sequence, nil
+	meta := m.meta
+	if token(meta.ID) == meta.ID {
+		meta.ID = ""
 	}
-	var api *jetstream.APIError
-	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
-		return 0, ErrLost
+	if err := setMeta(msg, meta); err != nil {
+		return nil, err
 	}
-	return 0, e.notStored(msg.Subject, err)
+	if meta.State == removed {
+		msg.Header.Set(ttlHeader, removedTTL.String())
+		return msg, nil
+	}
+	msg.Data = append(append(line, '\n'), m.body...)
+	return msg, nil
 }
 
-// isOnItsWay says whether a cluster refused a publish because an earlier one on the
-// fence's subject is still on its way to the other servers. What the fence says is
-// known when it has arrived, or never will.
-func isOnItsWay(err error) bool {
-	var api *jetstream.APIError
-	return errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant
+// decode reads a stored message. It has no record if it says that the task was
+// removed.
+func decode(msg *nats.Msg, seq uint64) (*message, error) {
+	m := &message{seq: seq}
+	if err := getMeta(msg.Header, &m.meta); err != nil {
+		return nil, err
+	}
+	if m.meta.ID == "" {
+		m.meta.ID = strings.TrimPrefix(msg.Subject, taskSubject)
+	}
+	if m.meta.State == removed {
+		return m, nil
+	}
+	line, body, _ := bytes.Cut(msg.Data, []byte{'\n'})
+	var err error
+	if m.rec, err = decodeRecord(line); err != nil {
+		return nil, fmt.Errorf("decoding the task %s: %w", m.meta.ID, err)
+	}
+	m.rec.State, m.rec.Version, m.body = m.meta.State, seq, body
+	return m, nil
 }
 
-// onItsWayPause is a few times what a message takes to the other servers.
-const onItsWayPause = 20 * time.Millisecond
-
-// notStored notes that a publish failed.
-func (e *Engine) notStored(subject string, err error) error {
-	// A caller that gave up, or asks too much, says nothing about the engine.
-	if !errors.Is(err, context.Canceled) && !errors.Is(err, nats.ErrMaxPayload) {
-		e.health.failed(storageOf(subject), err)
-	}
-	return fmt.Errorf("storing on %s: %w", subject, err)
+// next returns the message of the task's next step: a copy that may be changed.
+func (m *message) next(rec *task.Record, state task.State) *message {
+	n := &message{meta: m.meta, rec: rec, body: m.body}
+	n.meta.State, n.meta.Status, n.meta.Token = state, rec.Status, ""
+	return n
 }
 
-// bury keeps a message that cannot be read where an operator finds it.
-func (e *Engine) bury(ctx context.Context, msg *nats.Msg, cause error) {
-	id := idOf(msg.Subject)
-	e.log.Error("a stored message is damaged; it is kept among the dead", zap.String("task_id", id), zap.Error(cause))
-	if _, err := e.send(ctx, &nats.Msg{Subject: deadSubject + id, Data: msg.Data}); err != nil {
-		e.log.Error("damaged message not kept", zap.String("task_id", id), zap.Error(err))
-		return
-	}
-	if err := msg.Ack(); err != nil {
-		e.log.Warn("damaged message not taken out of its stream", zap.String("task_id", id), zap.Error(err))
-	}
+// dropBody leaves the body out, and returns its name if it has one.
+func (m *message) dropBody() (name string) {
+	name = m.meta.Body
+	m.meta.Body, m.meta.Size, m.body = "", 0, nil
+	return name
 }
+
+func setMeta(msg *nats.Msg, meta any) error {
+	text, err := json.Marshal(meta)
+	if err != nil {
+		return fmt.Errorf("encoding the header of a message: %w", err)
+	}
+	msg.Header.Set(metaHeader, string(text))
+	return nil
+}
+
+func getMeta(header nats.Header, meta any) error {
+	if err := json.Unmarshal([]byte(header.Get(metaHeader)), meta); err != nil {
+		return fmt.Errorf("decoding the header of a message: %w", err)
+	}
+	return nil
+}
+
+func expect(msg *nats.Msg, last uint64) {
+	msg.Header.Set(expectedHeader, strconv.FormatUint(last, 10))
+}
+
+func encodeRecord(rec *task.Record) ([]byte, error) { return json.Marshal(rec) }
+
+func decodeRecord(line []byte) (*task.Record, error) {
+	rec := new(task.Record)
+	return rec, json.Unmarshal(line, rec)
+}
+
+// cloneRecord returns a copy whose attempts can be added to without changing rec.
+func cloneRecord(rec *task.Record) *task.Record {
+	c := *rec
+	c.Attempts = append([]task.Attempt(nil), rec.Attempts...)
+	return &c
+}
+
+func fromTime(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func toTime(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns).UTC()
+}
+
+// source reads a body and remembers the reader's error, which is returned to the
+// caller as it is.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(b []byte) (int, error) {
+	n, err := s.r.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return n, err
+}
+
+// readBody reads a body into m, or stores it if it is larger than inlineLimit.
+func (e *Engine) readBody(r io.Reader, m *message, store func(r io.Reader) (name string, size int64, err error)) error {
+	m.dropBody()
+	if r == nil {
+		return nil
+	}
+	src := &source{r: r}
+	head, err := io.ReadAll(io.LimitReader(src, inlineLimit+1))
+	if err != nil {
+		return err
+	}
+	if len(head) <= inlineLimit {
+		m.body, m.meta.Size = head, int64(len(head))
+		return nil
+	}
+	name, size, err := store(io.MultiReader(bytes.NewReader(head), src))
+	if src.err != nil {
+		return src.err
+	}
+	if err != nil {
+		return fmt.Errorf("storing the body of task %s: %w", m.meta.ID, err)
+	}
+	m.meta.Body, m.meta.Size = name, size
+	return nil
+}
+
+// inlineLimit is the largest body that is stored in the message of its task. It is
+// written again at every step.
+const inlineLimit = 32 << 10
+
+var errWrongSequence = fmt.Errorf("%w: the task has moved on", engine.ErrLost)

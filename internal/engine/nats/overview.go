@@ -1,120 +1,206 @@
-package engine
+package nats
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Held returns how many tasks run on this node, by queue; those that a client
-// waits for are under "".
-func (e *Engine) Held() map[string]int {
-	held := make(map[string]int)
-	e.leases.Range(func(_, l any) bool {
-		held[l.(*Lease).rec.Queue]++
-		return true
-	})
-	return held
+// Pause implements engine.Tasks.
+func (e *Engine) Pause(ctx context.Context, t engine.Target, paused bool) error {
+	msg := nats.NewMsg(pauseSubject + "host." + token(t.Host))
+	if t.Queue != "" {
+		msg.Subject = pauseSubject + "queue." + token(t.Queue)
+	}
+	if err := setMeta(msg, pauseMeta{t, paused}); err != nil {
+		return err
+	}
+	if _, err := e.store(ctx, msg); err != nil {
+		return fmt.Errorf("pausing: %w", err)
+	}
+	e.index.pause(t, paused)
+	return nil
 }
 
-// HostLoad is what waits for a host.
-type HostLoad struct {
-	// Due are deliveries whose turn has come, Held those that wait for the host's
-	// turn in its lane.
-	Due, Held uint64
+func (x *index) pause(t engine.Target, paused bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	all, name := x.hosts, t.Host
+	if t.Queue != "" {
+		all, name = x.queues, t.Queue
+	}
+	b := x.backlog(all, name)
+	b.paused = paused
+	if !paused {
+		b.isReported = false
+		x.call(b)
+	}
 }
 
-// maxDueListed bounds the deliveries that are counted by host: the server has to
-// list them all. More than that are due only while nobody takes them.
-const maxDueListed = 20_000
+// Hosts implements engine.Tasks. InFlight counts the attempts of this gateway.
+func (e *Engine) Hosts(_ context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error) {
+	skip := func(engine.HostStats) bool { return false }
+	if after != "" {
+		pending, host, ok := strings.Cut(string(after), ".")
+		n, err := strconv.ParseInt(pending, 10, 64)
+		if !ok || err != nil {
+			return nil, "", fmt.Errorf("%w: %q", engine.ErrCursor, after)
+		}
+		last := engine.HostStats{HostState: engine.HostState{Host: host}, Pending: n}
+		skip = func(s engine.HostStats) bool { return compareHosts(s, last) <= 0 }
+	}
+	all := slices.DeleteFunc(e.index.hostStats(), skip)
+	slices.SortFunc(all, compareHosts)
+	if len(all) <= limit {
+		return all, "", nil
+	}
+	last := all[limit-1]
+	return all[:limit], engine.Cursor(strconv.FormatInt(last.Pending, 10) + "." + last.Host), nil
+}
 
-// HostLoads returns what waits for each host, by the engine's name of it; of
-// deliveries that are due, nothing if there are very many.
-func (e *Engine) HostLoads(ctx context.Context) (map[string]HostLoad, error) {
-	loads := make(map[string]HostLoad)
-	var due uint64
-	consumers := e.link().live.ListConsumers(ctx)
-	for info := range consumers.Info() {
-		waiting := info.NumPending + uint64(info.NumAckPending)
-		if token, ok := strings.CutPrefix(info.Name, lanePrefix); ok && waiting > 0 {
-			loads[token] = HostLoad{Held: waiting}
-		} else if info.Config.FilterSubject == dueSubject+"*.*" {
-			due = waiting
+func compareHosts(a, b engine.HostStats) int {
+	return cmp.Or(cmp.Compare(b.Pending, a.Pending), cmp.Compare(a.Host, b.Host))
+}
+
+func (x *index) hostStats() (all []engine.HostStats) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, b := range x.hosts {
+		if b.pending == 0 && b.learned.Failures == 0 && !b.paused {
+			continue
+		}
+		s := engine.HostStats{HostState: b.hostState(), Pending: b.pending, InFlight: b.running}
+		if b.waiting.len() > 0 {
+			s.Next = toTime(b.waiting.items[0].ready)
+		}
+		if b.due.len() > 0 {
+			s.Next = toTime(b.due.items[0].ready)
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// Queues implements engine.Tasks.
+func (e *Engine) Queues(context.Context) ([]engine.QueueStats, error) {
+	x := e.index
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var all []engine.QueueStats
+	for _, b := range x.queues {
+		if b.pending == 0 && b.running == 0 && !b.paused {
+			continue
+		}
+		s := engine.QueueStats{Queue: b.name, Queued: b.pending, Delayed: int64(b.waiting.len()), Running: b.running, Paused: b.paused}
+		oldest := int64(0)
+		for _, waiting := range [][]*entry{b.due.items, b.waiting.items} {
+			for _, e := range waiting {
+				if oldest == 0 || e.created < oldest {
+					oldest = e.created
+				}
+			}
+		}
+		s.Oldest = toTime(oldest)
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b engine.QueueStats) int { return cmp.Compare(a.Queue, b.Queue) })
+	return all, nil
+}
+
+// Stats implements engine.Tasks. Used and Limit are not known.
+func (e *Engine) Stats(context.Context) (engine.Stats, error) {
+	x := e.index
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	s := engine.Stats{Tasks: make(map[task.State]int64, len(x.counts))}
+	for state, n := range x.counts {
+		if state != removed && n > 0 {
+			s.Tasks[state] = n
 		}
 	}
-	if err := consumers.Err(); err != nil {
-		return nil, fmt.Errorf("counting what waits for hosts: %w", err)
+	for _, b := range x.hosts {
+		s.Due += int64(b.due.len())
 	}
-	if due == 0 || due > maxDueListed {
-		return loads, nil
+	return s, nil
+}
+
+// scheduleMessage is the message of a schedule whose last one has a sequence.
+func scheduleMessage(s scheduleMeta, last uint64) (*nats.Msg, error) {
+	msg := nats.NewMsg(scheduleSubject + token(s.Schedule))
+	expect(msg, last)
+	return msg, setMeta(msg, s)
+}
+
+// schedule returns the run times of a schedule, and the sequence of their message.
+func (e *Engine) schedule(ctx context.Context, schedule string) (s scheduleMeta, seq uint64, err error) {
+	msg, seq, err := e.get(ctx, taskStream, scheduleSubject+token(schedule))
+	if err == nil {
+		err = getMeta(msg.Header, &s)
 	}
-	info, err := e.link().live.Info(ctx, jetstream.WithSubjectFilter(dueSubject+">"))
+	return s, seq, err
+}
+
+// NextRun implements engine.Schedules.
+func (e *Engine) NextRun(ctx context.Context, schedule string, first time.Time) (engine.Run, error) {
+	s, _, err := e.schedule(ctx, schedule)
+	if errors.Is(err, engine.ErrNotFound) {
+		err = e.setSchedule(ctx, scheduleMeta{Schedule: schedule, Next: first.UTC()}, 0)
+		if err == nil || errors.Is(err, engine.ErrLost) { // another gateway may have
+			s, _, err = e.schedule(ctx, schedule)
+		}
+	}
 	if err != nil {
-		return nil, fmt.Errorf("counting what is due: %w", err)
+		return engine.Run{}, fmt.Errorf("looking up the schedule %s: %w", schedule, err)
 	}
-	for subject := range info.State.Subjects {
-		token, _, _ := strings.Cut(strings.TrimPrefix(subject, dueSubject), ".")
-		load := loads[token]
-		load.Due++
-		loads[token] = load
-	}
-	return loads, nil
+	return engine.Run{Last: s.Last, Next: s.Next}, nil
 }
 
-// HostOfToken returns the host and port that the engine knows by a name; the
-// name itself of a host that is too long for one.
-func HostOfToken(token string) string {
-	if token == noHost {
-		return ""
+// Advance implements engine.Schedules.
+func (e *Engine) Advance(ctx context.Context, schedule string, due, next time.Time) error {
+	s, seq, err := e.schedule(ctx, schedule)
+	if err == nil && !s.Next.Equal(due) || errors.Is(err, engine.ErrNotFound) {
+		err = engine.ErrLost
 	}
-	var b strings.Builder
-	for i := 0; i < len(token); i++ {
-		switch c := token[i]; {
-		case c == '_':
-			b.WriteByte('.')
-		case c == '%' && i+2 < len(token) && len(token) <= maxToken && !isHashed(token):
-			b.WriteByte(unhex(token[i+1])<<4 | unhex(token[i+2]))
-			i += 2
-		default:
-			b.WriteByte(c)
-		}
+	if err == nil {
+		err = e.setSchedule(ctx, scheduleMeta{Schedule: schedule, Last: due.UTC(), Next: next.UTC()}, seq)
 	}
-	return b.String()
+	if err != nil {
+		return fmt.Errorf("advancing the schedule %s: %w", schedule, err)
+	}
+	return nil
 }
 
-// hashedToken is the length of the name of a host that is too long for one.
-const hashedToken = 1 + 64
-
-// isHashed says whether a token is a hash: no host begins with a byte that is
-// escaped and goes on with lower case hex digits alone.
-func isHashed(token string) bool {
-	return len(token) == hashedToken && token[0] == '%' && strings.IndexFunc(token[1:], func(c rune) bool {
-		return (c < '0' || c > '9') && (c < 'a' || c > 'f')
-	}) < 0
+func (e *Engine) setSchedule(ctx context.Context, s scheduleMeta, last uint64) error {
+	msg, err := scheduleMessage(s, last)
+	if err != nil {
+		return err
+	}
+	if _, err := e.store(ctx, msg); err != nil {
+		return err
+	}
+	e.index.mu.Lock()
+	defer e.index.mu.Unlock()
+	e.index.schedules[s.Schedule] = s
+	return nil
 }
 
-func unhex(c byte) byte {
-	if c >= 'A' {
-		return c - 'A' + 10
+// Runs implements engine.Tasks.
+func (e *Engine) Runs(context.Context) (map[string]engine.Run, error) {
+	e.index.mu.Lock()
+	defer e.index.mu.Unlock()
+	runs := make(map[string]engine.Run, len(e.index.schedules))
+	for name, s := range e.index.schedules {
+		runs[name] = engine.Run{Last: s.Last, Next: s.Next}
 	}
-	return c - '0'
-}
-
-// Ticks returns when a schedule ticked last and when it does next, as far as that
-// is known; zero if it is not.
-func (e *Engine) Ticks(ctx context.Context, queue, name string) (last, next time.Time, err error) {
-	msg, err := e.link().live.GetLastMsgForSubject(ctx, tickSubject+queue+"."+name)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return time.Time{}, time.Time{}, nil
-	} else if err != nil {
-		return time.Time{}, time.Time{}, fmt.Errorf("looking up the ticks of a schedule: %w", err)
-	}
-	if next, err = time.Parse(time.RFC3339Nano, string(msg.Data)); err != nil {
-		return time.Time{}, time.Time{}, fmt.Errorf("reading the next tick of a schedule: %w", err)
-	}
-	return msg.Time.UTC(), next.UTC(), nil
+	return runs, nil
 }

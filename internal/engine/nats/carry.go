@@ -1,0 +1,107 @@
+package nats
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// Import implements engine.Tasks.
+func (e *Engine) Import(ctx context.Context, rec *task.Record, request, result io.Reader) error {
+	last := uint64(0)
+	switch now, err := e.lastStep(ctx, rec.ID); {
+	case err == nil && now.meta.State != removed:
+		return nil
+	case err == nil:
+		last = now.seq
+	case !errors.Is(err, engine.ErrNotFound):
+		return fmt.Errorf("importing the task %s: %w", rec.ID, err)
+	}
+	m := e.queued(cloneRecord(rec))
+	m.meta.State, m.meta.Status = rec.State, rec.Status
+	body := result
+	switch rec.State {
+	case task.Queued, task.Running:
+		body = request
+	default:
+		m.meta.Dropped = rec.Result != nil && result == nil && rec.Result.Kept > 0
+	}
+	if rec.State == task.Delivering || rec.Ended() {
+		m.meta.Finished = max(fromTime(rec.FinishedAt), fromTime(rec.DeliveredAt))
+	}
+	if rec.State == task.Done || rec.State == task.Dead {
+		m.meta.Ready = 0
+	}
+	err := e.readBody(body, m, func(r io.Reader) (string, int64, error) { return e.putBody(ctx, rec.ID, r) })
+	if err != nil {
+		return err
+	}
+	step := m
+	if rec.State == task.Running {
+		if m.meta.Queue != "" {
+			m.meta.MaxStarts = rec.Starts + 1 // how many it may have is told at its next start
+		}
+		step = e.expired(m)
+	}
+	if err := e.put(ctx, step, last); err != nil {
+		e.dropBody(m.meta.Body)
+		if errors.Is(err, engine.ErrLost) { // somebody else has imported it
+			return nil
+		}
+		return fmt.Errorf("importing the task %s: %w", rec.ID, err)
+	}
+	if step.meta.Body != m.meta.Body {
+		e.dropBody(m.meta.Body)
+	}
+	return nil
+}
+
+// Keys implements engine.Tasks.
+func (e *Engine) Keys(ctx context.Context, after engine.Cursor, limit int) ([]engine.StoredKey, engine.Cursor, error) {
+	seq := uint64(0)
+	if after != "" {
+		var err error
+		if seq, err = strconv.ParseUint(string(after), 10, 64); err != nil {
+			return nil, "", fmt.Errorf("%w: %q", engine.ErrCursor, after)
+		}
+	}
+	var keys []engine.StoredKey
+	for len(keys) < limit {
+		msg, found, err := e.ask(ctx, taskStream, map[string]any{"seq": seq + 1, "next_by_subj": keySubject + "*"})
+		if errors.Is(err, engine.ErrNotFound) {
+			return keys, "", nil
+		}
+		if err != nil {
+			return nil, "", fmt.Errorf("listing idempotency keys: %w", err)
+		}
+		var key engine.StoredKey
+		if err := json.Unmarshal(msg.Data, &key); err != nil {
+			return nil, "", fmt.Errorf("decoding an idempotency key: %w", err)
+		}
+		keys = append(keys, key)
+		seq = found
+	}
+	return keys, engine.Cursor(strconv.FormatUint(seq, 10)), nil
+}
+
+// ImportKey implements engine.Tasks.
+func (e *Engine) ImportKey(ctx context.Context, k engine.StoredKey) error {
+	if !time.Now().Before(k.Expires) {
+		return nil
+	}
+	msg, err := keyMessage(k)
+	if err != nil {
+		return err
+	}
+	if _, err := e.store(ctx, msg); err != nil && !errors.Is(err, engine.ErrLost) {
+		return fmt.Errorf("importing an idempotency key: %w", err)
+	}
+	return nil
+}

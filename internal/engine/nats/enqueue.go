@@ -1,0 +1,211 @@
+package nats
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// enqueueTries bounds how often an enqueue is tried that others with the same key or
+// schedule come before.
+const enqueueTries = 10
+
+// Enqueue implements engine.Acceptor.
+func (e *Engine) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
+	if err := e.Ready(); err != nil {
+		return "", false, err
+	}
+	return e.enqueue(ctx, rec, body, opts, nil)
+}
+
+// Enqueue implements engine.Lease.
+func (l *lease) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return "", false, engine.ErrLost
+	}
+	return l.engine.enqueue(ctx, rec, body, opts, l)
+}
+
+// enqueue stores a task as queued, in the place of the running one if l is not nil.
+func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions, l *lease) (string, bool, error) {
+	m := e.queued(cloneRecord(rec))
+	err := e.readBody(body, m, func(r io.Reader) (string, int64, error) { return e.putBody(ctx, rec.ID, r) })
+	if err != nil {
+		return "", false, err
+	}
+	if m.rec.Request != nil {
+		request := *m.rec.Request
+		request.Size = m.meta.Size
+		m.rec.Request = &request
+		rec.Request.Size = m.meta.Size
+	}
+	var digest string
+	if opts.Key != nil && opts.Key.Digest != nil {
+		digest = opts.Key.Digest()
+	}
+	for range enqueueTries {
+		var known string
+		known, err = e.tryEnqueue(ctx, m, opts, digest, l)
+		if known != "" || err != nil && !errors.Is(err, errKnown) {
+			if err == nil || !errors.Is(err, engine.ErrUnavailable) {
+				e.dropBody(m.meta.Body)
+			}
+			if err == nil && l != nil {
+				err = l.step(ctx, &message{meta: meta{ID: l.m.meta.ID, State: removed}}, "release")
+			}
+			return known, false, err
+		}
+		if err == nil {
+			return m.meta.ID, true, nil
+		}
+	}
+	e.dropBody(m.meta.Body)
+	return "", false, fmt.Errorf("enqueueing the task %s: %w", rec.ID, e.unavailable(err))
+}
+
+func (e *Engine) queued(rec *task.Record) *message {
+	ready := time.Now()
+	if rec.NextAttemptAt.After(ready) {
+		ready = rec.NextAttemptAt
+	}
+	return &message{rec: rec, meta: meta{
+		ID: rec.ID, State: task.Queued, Queue: rec.Queue, Host: hostOf(rec), Trusted: isTrusted(rec),
+		Created: fromTime(rec.CreatedAt), Ready: ready.UnixNano(),
+	}}
+}
+
+// errKnown says that another task with the key or schedule was stored meanwhile.
+var errKnown = errors.New("stored meanwhile")
+
+// tryEnqueue stores a task in one atomic step with its key and as its schedule's
+// latest run. It returns the ID of an earlier task if there is one.
+func (e *Engine) tryEnqueue(ctx context.Context, m *message, opts engine.EnqueueOptions, digest string, l *lease) (known string, err error) {
+	var with []*nats.Msg
+	if opts.Key != nil {
+		key := engine.StoredKey{Hash: opts.Key.Hash, Digest: digest, TaskID: m.meta.ID, Expires: time.Now().Add(engine.KeyLifetime)}
+		if known, err := e.knownKey(ctx, key); known != "" || err != nil {
+			return known, err
+		}
+		msg, err := keyMessage(key)
+		if err != nil {
+			return "", err
+		}
+		with = append(with, msg)
+	}
+	if m.rec.Schedule != "" {
+		msg, waiting, err := e.runMessage(ctx, m.rec)
+		if waiting != "" || err != nil {
+			return waiting, err
+		}
+		with = append(with, msg)
+	}
+	if opts.MaxQueued > 0 && e.index.depth(m.meta.Queue) >= int64(opts.MaxQueued) {
+		return "", engine.ErrQueueFull
+	}
+	if l != nil {
+		err = l.step(ctx, m, "enqueue", with...)
+	} else {
+		err = e.enqueueStep(ctx, m, with)
+	}
+	switch {
+	case errors.Is(err, engine.ErrLost) && len(with) > 0 && (l == nil || l.isCurrent(ctx)):
+		return "", errKnown
+	case errors.Is(err, engine.ErrLost) && l != nil:
+		l.end()
+		l.lose()
+	case errors.Is(err, engine.ErrLost):
+		return "", fmt.Errorf("%w: a task with the ID %s exists", engine.ErrUnavailable, m.meta.ID)
+	}
+	return "", err
+}
+
+func (e *Engine) enqueueStep(ctx context.Context, m *message, with []*nats.Msg) error {
+	if m.meta.Token == "" {
+		m.meta.Token = newID()
+	}
+	msg, err := m.encode()
+	if err != nil {
+		return err
+	}
+	expect(msg, 0)
+	return e.putMessages(ctx, m, append(with, msg)...)
+}
+
+// isCurrent asks whether the task is still as the lease left it.
+func (l *lease) isCurrent(ctx context.Context) bool {
+	now, err := l.engine.getTask(ctx, l.m.meta.ID)
+	return err == nil && now.seq == l.m.seq
+}
+
+func (x *index) depth(queue string) int64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if b := x.queues[queue]; b != nil {
+		return b.pending
+	}
+	return 0
+}
+
+// knownKey returns the ID of the task that has a key, if there is one, and
+// ErrKeyReused if that has another digest.
+func (e *Engine) knownKey(ctx context.Context, key engine.StoredKey) (string, error) {
+	msg, _, err := e.get(ctx, taskStream, keySubject+token(key.Hash))
+	if errors.Is(err, engine.ErrNotFound) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	var known engine.StoredKey
+	if err := json.Unmarshal(msg.Data, &known); err != nil {
+		return "", fmt.Errorf("decoding an idempotency key: %w", err)
+	}
+	if known.Digest != key.Digest {
+		return known.TaskID, engine.ErrKeyReused
+	}
+	return known.TaskID, nil
+}
+
+// keyMessage is a key that was not stored before. The server removes it when it
+// expires.
+func keyMessage(key engine.StoredKey) (*nats.Msg, error) {
+	msg := nats.NewMsg(keySubject + token(key.Hash))
+	var err error
+	if msg.Data, err = json.Marshal(key); err != nil {
+		return nil, fmt.Errorf("encoding an idempotency key: %w", err)
+	}
+	msg.Header.Set(ttlHeader, max(time.Until(key.Expires), time.Second).Round(time.Second).String())
+	expect(msg, 0)
+	return msg, nil
+}
+
+// runMessage makes a task the latest run of its schedule, unless an earlier one waits
+// unstarted: then it returns that one's ID.
+func (e *Engine) runMessage(ctx context.Context, rec *task.Record) (*nats.Msg, string, error) {
+	msg := nats.NewMsg(runSubject + token(rec.Schedule))
+	msg.Data = []byte(rec.ID)
+	latest, seq, err := e.get(ctx, taskStream, msg.Subject)
+	if err == nil {
+		run, err := e.getTask(ctx, string(latest.Data))
+		if err == nil && run.meta.State == task.Queued && run.rec.Starts == 0 {
+			return nil, run.meta.ID, nil
+		}
+		if err != nil && !errors.Is(err, engine.ErrNotFound) {
+			return nil, "", err
+		}
+	} else if !errors.Is(err, engine.ErrNotFound) {
+		return nil, "", err
+	}
+	expect(msg, seq)
+	return msg, "", nil
+}

@@ -1,0 +1,158 @@
+package nats
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// jobs implements engine.JobSource.
+type jobs struct {
+	engine *Engine
+	queue  *backlog
+}
+
+// Jobs implements engine.Queues.
+func (e *Engine) Jobs(queue string) engine.JobSource {
+	e.index.mu.Lock()
+	defer e.index.mu.Unlock()
+	return &jobs{e, e.index.backlog(e.index.queues, queue)}
+}
+
+// Next implements engine.JobSource. With several gateways the order is approximate:
+// each takes one of the first few, so that they do not all try the same one.
+func (j *jobs) Next(ctx context.Context, limit, maxStarts int) ([]engine.Job, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if err := j.engine.available(); err != nil {
+			return nil, err
+		}
+		picked := j.engine.index.pickJobs(j.queue, limit)
+		claimed, err := j.claim(ctx, picked, maxStarts)
+		if len(claimed) > 0 || err != nil {
+			return claimed, err
+		}
+		if len(picked) > 0 {
+			continue // others were faster
+		}
+		select {
+		case <-ctx.Done():
+		case <-j.engine.closing.Done():
+		case <-j.queue.wake:
+		}
+	}
+}
+
+// pickJobs takes up to n jobs that are ready out of a queue's backlog.
+func (x *index) pickJobs(b *backlog, n int) (picked []*entry) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if b.paused {
+		return nil
+	}
+	places := 1
+	if gateways := x.gateways(); gateways > 1 {
+		places = placesPerGateway * gateways
+	}
+	for b.due.len() > 0 && len(picked) < n {
+		e := b.due.items[rand.IntN(min(b.due.len(), places))] //nolint:gosec // not secret
+		x.unplace(e)
+		picked = append(picked, e)
+	}
+	x.call(b) // another worker may want what is left
+	return picked
+}
+
+// gateways counts those that are alive.
+func (x *index) gateways() (n int) {
+	for _, h := range x.holders {
+		if !h.dead {
+			n++
+		}
+	}
+	return n
+}
+
+// placesPerGateway is among how many jobs, times the gateways, one is chosen.
+const placesPerGateway = 4
+
+// putBack puts entries back that could not be taken, if they are as they were.
+func (x *index) putBack(e *entry, seq uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if e.seq == seq && x.tasks[e.id] == e {
+		x.place(e)
+	}
+}
+
+func (j *jobs) claim(ctx context.Context, picked []*entry, maxStarts int) ([]engine.Job, error) {
+	all := make([]engine.Job, len(picked))
+	errs := make([]error, len(picked))
+	var wait sync.WaitGroup
+	for i, p := range picked {
+		wait.Go(func() {
+			seq := j.engine.index.seqOf(p)
+			all[i], errs[i] = j.engine.claimJob(ctx, p.id, seq, maxStarts)
+			if errs[i] != nil {
+				j.engine.index.putBack(p, seq)
+			}
+		})
+	}
+	wait.Wait()
+	claimed := all[:0]
+	var failed error
+	for i, job := range all {
+		switch {
+		case errs[i] == nil:
+			claimed = append(claimed, job)
+		case !errors.Is(errs[i], engine.ErrLost) && !errors.Is(errs[i], engine.ErrNotFound):
+			failed = errs[i]
+		}
+	}
+	if len(claimed) > 0 {
+		return claimed, nil
+	}
+	if failed != nil && ctx.Err() != nil {
+		failed = ctx.Err()
+	}
+	return nil, failed
+}
+
+func (x *index) seqOf(e *entry) uint64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return e.seq
+}
+
+// claimJob stores that a queued task runs here. It returns ErrLost if another gateway
+// came before.
+func (e *Engine) claimJob(ctx context.Context, id string, seq uint64, maxStarts int) (engine.Job, error) {
+	m, err := e.loadTask(ctx, id, seq)
+	if err != nil {
+		return engine.Job{}, err
+	}
+	if m.seq != seq || m.meta.State != task.Queued {
+		return engine.Job{}, errWrongSequence
+	}
+	rec := m.rec
+	rec.Starts++
+	rec.StartedAt, rec.NextAttemptAt = time.Now().UTC(), time.Time{}
+	n := m.next(rec, task.Running)
+	n.meta.Holder, n.meta.MaxStarts = e.id, maxStarts
+	if n.meta.Order == 0 {
+		n.meta.Order = seq
+	}
+	l := e.newLease(n)
+	if err := e.put(ctx, n, seq); err != nil {
+		l.end()
+		return engine.Job{}, err
+	}
+	return engine.Job{Record: cloneRecord(rec), Lease: l}, nil
+}

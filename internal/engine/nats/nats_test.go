@@ -1,0 +1,70 @@
+package nats
+
+import (
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"go.uber.org/zap/zaptest"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/engine/enginetest"
+)
+
+// shortLease is how long a test waits for a lease to expire.
+const shortLease = 900 * time.Millisecond
+
+// startServer starts a JetStream server that keeps its files in a folder.
+func startServer(t testing.TB, folder string, change func(*server.Options)) *server.Server {
+	t.Helper()
+	opts := &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: folder, NoSigs: true}
+	if change != nil {
+		change(opts)
+	}
+	srv, err := server.NewServer(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	t.Cleanup(func() {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+	})
+	if !srv.ReadyForConnections(time.Minute) {
+		t.Fatal("the server is not ready")
+	}
+	return srv
+}
+
+// open opens an engine for as long as the test runs.
+func open(t testing.TB, cfg Config) *Engine {
+	t.Helper()
+	if cfg.LeaseTime == 0 {
+		cfg.LeaseTime = shortLease
+	}
+	if cfg.Replicas == 0 {
+		cfg.Replicas = 1
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = zaptest.NewLogger(t)
+	}
+	e, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.(*Engine).kill() })
+	return e.(*Engine)
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	servers := newServers(t)
+	enginetest.Run(t, enginetest.Opener{
+		Open: func(t testing.TB, s *enginetest.Store) engine.Engine {
+			return open(t, Config{URLs: []string{servers.of(t, s)}, Settings: s.Settings})
+		},
+		Kill:        func(_ testing.TB, e engine.Engine) { e.(*Engine).kill() },
+		LeaseExpiry: 4 * shortLease,
+		Cluster:     true,
+	})
+}

@@ -1,0 +1,32 @@
+package nats
+
+import (
+	"sync"
+	"testing"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine/enginetest"
+)
+
+// servers has a server for each store of a suite.
+type servers struct {
+	t  testing.TB
+	mu sync.Mutex
+	by map[*enginetest.Store]*server.Server
+}
+
+func newServers(t testing.TB) *servers {
+	return &servers{t: t, by: make(map[*enginetest.Store]*server.Server)}
+}
+
+func (s *servers) of(t testing.TB, store *enginetest.Store) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	srv := s.by[store]
+	if srv == nil {
+		srv = startServer(t, store.Dir, nil)
+		s.by[store] = srv
+	}
+	return srv.ClientURL()
+}

@@ -1,0 +1,174 @@
+package nats
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// Get implements engine.Tasks.
+func (e *Engine) Get(ctx context.Context, id string) (*task.Record, error) {
+	m, err := e.getTask(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("getting the task %s: %w", id, err)
+	}
+	return m.rec, nil
+}
+
+// Open implements engine.Tasks.
+func (e *Engine) Open(ctx context.Context, id string, part engine.Part) (io.ReadCloser, error) {
+	m, err := e.getTask(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("opening a body of the task %s: %w", id, err)
+	}
+	isRequest := m.meta.State == task.Queued || m.meta.State == task.Running && m.meta.Queue != ""
+	if isRequest != (part == engine.RequestBody) || !isRequest && m.rec.Result == nil {
+		return nil, fmt.Errorf("opening a body of the task %s: %w", id, engine.ErrNotFound)
+	}
+	return e.body(ctx, m)
+}
+
+// Wait implements engine.Tasks.
+func (e *Engine) Wait(ctx context.Context, id string, since uint64) (*task.Record, error) {
+	changed := make(chan struct{}, 1)
+	e.index.wait(id, changed)
+	defer e.index.endWait(id, changed)
+	for {
+		rec, err := e.Get(ctx, id)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil || rec.Version != since {
+			return rec, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-e.closing.Done():
+			return nil, e.available()
+		case <-changed:
+		}
+	}
+}
+
+func (x *index) wait(id string, changed chan struct{}) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.waiters[id] = append(x.waiters[id], changed)
+}
+
+func (x *index) endWait(id string, changed chan struct{}) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	left := slices.DeleteFunc(x.waiters[id], func(c chan struct{}) bool { return c == changed })
+	if x.waiters[id] = left; len(left) == 0 {
+		delete(x.waiters, id)
+	}
+}
+
+// actTries bounds how often an action is tried on a task that moves on meanwhile.
+const actTries = 20
+
+// Act implements engine.Tasks.
+func (e *Engine) Act(ctx context.Context, id string, a engine.Action) error {
+	var err error
+	for range actTries {
+		if err = e.actOnce(ctx, id, a); !errors.Is(err, engine.ErrLost) {
+			break
+		}
+	}
+	if errors.Is(err, engine.ErrLost) {
+		err = e.unavailable(err)
+	}
+	if err != nil {
+		return fmt.Errorf("changing the task %s: %w", id, err)
+	}
+	return nil
+}
+
+// actOnce returns ErrLost if the task moved on meanwhile.
+func (e *Engine) actOnce(ctx context.Context, id string, a engine.Action) error {
+	m, err := e.getTask(ctx, id)
+	if err != nil {
+		return err
+	}
+	if !applies(a.Kind, m.meta.State) {
+		return engine.ErrEnded
+	}
+	rec := cloneRecord(m.rec)
+	var n *message
+	switch a.Kind {
+	case engine.Cancel:
+		n = e.failed(m, rec, a.Reason)
+	case engine.RetryNow:
+		rec.NextAttemptAt = time.Now().UTC()
+		n = m.next(rec, task.Delivering)
+		n.meta.Ready = rec.NextAttemptAt.UnixNano()
+		if e.index.isTaken(id) || m.meta.Ready <= n.meta.Ready {
+			return nil // it is being attempted, or is due already
+		}
+	case engine.Stop:
+		n = dead(m, rec)
+	case engine.Redeliver:
+		if n, err = e.redelivered(m, rec, a); err != nil {
+			return err
+		}
+	case engine.Delete:
+		return e.remove(ctx, m)
+	default:
+		return fmt.Errorf("there is no action %d", a.Kind)
+	}
+	if err := e.put(ctx, n, m.seq); err != nil {
+		return err
+	}
+	if m.meta.Body != n.meta.Body {
+		e.dropBody(m.meta.Body)
+	}
+	return nil
+}
+
+func applies(kind engine.ActionKind, state task.State) bool {
+	switch kind {
+	case engine.Cancel:
+		return state == task.Queued || state == task.Running
+	case engine.RetryNow, engine.Stop:
+		return state == task.Delivering
+	default:
+		return state == task.Done || state == task.Dead
+	}
+}
+
+func (x *index) isTaken(id string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e := x.tasks[id]
+	return e != nil && e.taken
+}
+
+// redelivered returns the step that makes the callback of an ended task due again.
+func (e *Engine) redelivered(m *message, rec *task.Record, a engine.Action) (*message, error) {
+	switch {
+	case rec.Callback == nil:
+		return nil, engine.ErrEnded
+	case m.meta.Dropped:
+		return nil, engine.ErrNotKept
+	}
+	now := time.Now().UTC()
+	rec.Redeliver(now)
+	if a.URL != "" {
+		callback := *rec.Callback
+		callback.URL = a.URL
+		rec.Callback, rec.CallbackHost = &callback, a.Host
+	}
+	n := m.next(rec, task.Delivering)
+	n.meta.Host, n.meta.Ready, n.meta.Order, n.meta.Holder = hostOf(rec), now.UnixNano(), 0, e.keeper()
+	// The window in which it may be delivered starts anew.
+	n.meta.Finished = now.UnixNano()
+	return n, nil
+}
