@@ -25,7 +25,10 @@ func (e *Engine) Import(ctx context.Context, rec *task.Record, request, result i
 		return fmt.Errorf("importing the task %s: %w", rec.ID, err)
 	}
 	m := e.queued(cloneRecord(rec))
-	m.meta.State, m.meta.Status = rec.State, rec.Status
+	m.meta.State, m.meta.Status, m.meta.Ready = rec.State, rec.Status, fromTime(rec.NextAttemptAt)
+	if m.meta.Ready == 0 {
+		m.meta.Ready = m.meta.Created
+	}
 	body := result
 	switch rec.State {
 	case task.Queued, task.Running:
@@ -85,8 +88,9 @@ func (e *Engine) Keys(ctx context.Context, after engine.Cursor, limit int) ([]en
 		if err := json.Unmarshal(msg.Data, &key); err != nil {
 			return nil, "", fmt.Errorf("decoding an idempotency key: %w", err)
 		}
-		keys = append(keys, key)
-		seq = found
+		if seq = found; time.Now().Before(key.Expires) {
+			keys = append(keys, key)
+		}
 	}
 	return keys, engine.Cursor(strconv.FormatUint(seq, 10)), nil
 }

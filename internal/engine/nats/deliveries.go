@@ -95,14 +95,16 @@ type delivery struct {
 	entry  *entry
 	m      *message
 	rec    *task.Record // what the caller adds attempts to
-	tries  int          // that it had when it was taken
+	taking string       // tells this taking of the entry from others
+	mu     sync.Mutex
+	ended  bool
 }
 
 // Take implements engine.Deliveries. A delivery that this gateway keeps is taken in
 // memory; for another's, or one that nobody keeps, it stores a step.
 func (e *Engine) Take(ctx context.Context, host string, n int) ([]engine.Delivery, error) {
 	if err := e.available(); err != nil {
-		return nil, err
+		return nil, err // or what cannot be stored would be attempted again and again
 	}
 	b := e.index.host(host)
 	var taken []engine.Delivery
@@ -164,11 +166,12 @@ func (x *index) setTaken(e *entry, taken bool) {
 	x.count(e, 1)
 }
 
-// giveBack makes a delivery due again as it was before it was taken.
-func (x *index) giveBack(e *entry, seq uint64) {
+// giveBack makes a delivery due again after its step was not stored, or perhaps was.
+// It does nothing if the delivery was taken anew meanwhile.
+func (x *index) giveBack(e *entry, taking string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if e.seq != seq || x.tasks[e.id] != e {
+	if e.taking != taking || x.tasks[e.id] != e {
 		return
 	}
 	x.setTaken(e, false)
@@ -209,7 +212,7 @@ func (e *Engine) takeOne(ctx context.Context, p *entry) (*delivery, error) {
 		err = errWrongSequence
 	}
 	if err != nil {
-		x.giveBack(p, seq)
+		x.giveBack(p, step)
 		return nil, err
 	}
 	if e.isLate(m) {
@@ -219,12 +222,12 @@ func (e *Engine) takeOne(ctx context.Context, p *entry) (*delivery, error) {
 		n := m.next(m.rec, task.Delivering)
 		n.meta.Holder, n.meta.Token = e.id, step
 		if err := e.put(ctx, n, seq); err != nil {
-			x.giveBack(p, seq)
+			x.giveBack(p, step)
 			return nil, err
 		}
 		m = n
 	}
-	return &delivery{engine: e, entry: p, m: m, rec: cloneRecord(m.rec), tries: m.rec.Tries}, nil
+	return &delivery{engine: e, entry: p, m: m, rec: cloneRecord(m.rec), taking: step}, nil
 }
 
 // Record implements engine.Delivery.
@@ -235,7 +238,7 @@ func (d *delivery) Result(ctx context.Context) (io.ReadCloser, error) { return d
 
 // body opens the body of a message, wherever it is.
 func (e *Engine) body(ctx context.Context, m *message) (io.ReadCloser, error) {
-	if m.meta.Dropped {
+	if m.meta.Dropped || m.rec.Ended() && m.rec.Result == nil {
 		return nil, engine.ErrNotFound
 	}
 	if m.meta.Body != "" {
@@ -247,9 +250,15 @@ func (e *Engine) body(ctx context.Context, m *message) (io.ReadCloser, error) {
 // end stores the delivery's next step and gives it back if that fails: then its
 // attempt may be repeated.
 func (d *delivery) end(ctx context.Context, n *message) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ended {
+		return engine.ErrLost
+	}
 	err := d.engine.put(ctx, n, d.m.seq)
+	d.ended = err == nil || errors.Is(err, engine.ErrLost)
 	if err != nil {
-		d.engine.index.giveBack(d.entry, d.m.seq)
+		d.engine.index.giveBack(d.entry, d.taking)
 		return fmt.Errorf("storing what became of the callback of task %s: %w", d.m.meta.ID, err)
 	}
 	return nil
@@ -265,7 +274,7 @@ func (d *delivery) Done(ctx context.Context) error {
 	n := d.m.next(rec, task.Done)
 	n.meta.Holder, n.meta.Ready, n.meta.Finished = "", 0, time.Now().UnixNano()
 	var dropped string
-	if !d.engine.settings.Load().KeepResults && rec.Queue == "" && rec.Result != nil {
+	if !d.engine.settings.Load().KeepResults && rec.Queue == "" && n.meta.Size > 0 {
 		dropped = n.dropBody()
 		n.meta.Dropped = true
 	}
@@ -298,21 +307,19 @@ func dead(m *message, rec *task.Record) *message {
 	return n
 }
 
-// Release implements engine.Delivery. It stores nothing if nothing was attempted.
-func (d *delivery) Release(ctx context.Context) error {
-	if d.rec.Tries != d.tries {
-		n := d.m.next(cloneRecord(d.rec), task.Delivering)
-		n.meta.Holder = d.engine.keeper()
-		return d.end(ctx, n)
-	}
+// Release implements engine.Delivery. Nothing is stored: this gateway is the holder
+// of what it has taken.
+func (d *delivery) Release(context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	x := d.engine.index
 	x.mu.Lock()
-	current := d.entry.seq == d.m.seq && d.entry.taken
+	current := !d.ended && d.entry.seq == d.m.seq && d.entry.taken && d.entry.taking == d.taking
 	x.mu.Unlock()
-	if !current {
+	if d.ended = true; !current {
 		return engine.ErrLost
 	}
-	x.giveBack(d.entry, d.m.seq)
+	x.giveBack(d.entry, d.taking)
 	return nil
 }
 

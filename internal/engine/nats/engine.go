@@ -76,6 +76,8 @@ type Engine struct {
 	settings atomic.Pointer[engine.Settings]
 	full     atomic.Pointer[error] // why new tasks are refused, nil if they are not
 	isDown   atomic.Bool           // the last heartbeat or step was not stored
+	used     atomic.Int64          // bytes of both streams
+	limit    atomic.Int64          // of them, if an operator has set one
 	beatNow  chan struct{}
 	beaten   atomic.Int64 // when the last heartbeat was stored, since start
 
@@ -270,6 +272,9 @@ func (e *Engine) Ready() error {
 	if full := e.full.Load(); full != nil {
 		return *full
 	}
+	if limit := e.limit.Load(); limit > 0 && e.used.Load() > limit-limit/reserve {
+		return fmt.Errorf("%w: %d of %d bytes of the stream are used", engine.ErrFull, e.used.Load(), limit)
+	}
 	return nil
 }
 
@@ -277,11 +282,19 @@ func (e *Engine) Ready() error {
 func (e *Engine) available() error {
 	switch {
 	case e.closing.Err() != nil:
-		return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+		return e.closed()
 	case !e.nc.IsConnected():
 		return fmt.Errorf("%w: no NATS server is connected", engine.ErrUnavailable)
 	case e.isDown.Load():
 		return fmt.Errorf("%w: the NATS servers do not store", engine.ErrUnavailable)
+	}
+	return nil
+}
+
+// closed returns an error if the engine was closed.
+func (e *Engine) closed() error {
+	if e.closing.Err() != nil {
+		return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
 	}
 	return nil
 }
@@ -332,7 +345,7 @@ func (e *Engine) kill() {
 // Reconfigure implements engine.Engine. The settings of the youngest gateway apply.
 func (e *Engine) Reconfigure(_ context.Context, s engine.Settings) error {
 	e.settings.Store(&s)
-	return nil
+	return e.closed()
 }
 
 // Secret implements engine.Engine.

@@ -38,11 +38,11 @@ func (e *Engine) keepHouse() {
 			continue
 		}
 		e.purgeBodies(e.closing)
+		for _, id := range e.index.orphans(houseBatch) {
+			e.housework("a task whose holder died was not moved on", id, e.expire)
+		}
 		if !e.index.isYoungest() {
 			continue
-		}
-		for _, id := range e.index.orphans(houseBatch) {
-			e.housework("a task whose gateway died was not moved on", id, e.expire)
 		}
 		for _, id := range e.index.expired(e.limits(), houseBatch) {
 			e.housework("a task that expired was not moved on", id, e.evict)
@@ -90,42 +90,56 @@ func (x *index) isYoungest() bool {
 	return true
 }
 
-// orphans returns up to n running tasks whose holder died.
+// orphans returns up to n running tasks without a holder: this gateway's without a
+// lease, whose claim was stored without being acknowledged, and, if it is the youngest
+// gateway, those of holders that died.
 func (x *index) orphans(n int) (ids []string) {
+	youngest := x.isYoungest()
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	some := false
+	some := x.me.running > len(x.leases)
 	for _, h := range x.holders {
-		some = some || h.dead && h.running > 0
+		some = some || youngest && h.dead && h.running > 0
 	}
 	if !some {
 		return nil
 	}
 	for _, e := range x.tasks {
-		if e.state == task.Running && e.holder != nil && e.holder.dead && len(ids) < n {
+		if e.state == task.Running && x.isOrphan(e) && (youngest || e.holder == x.me) && len(ids) < n {
 			ids = append(ids, e.id)
 		}
 	}
 	return ids
 }
 
-// expire moves a running task on whose holder died.
+func (x *index) isOrphan(e *entry) bool {
+	return e.holder == nil || e.holder.dead || e.holder == x.me && x.leases[e.id] == nil
+}
+
+// expire moves a running task on that has no holder.
 func (e *Engine) expire(ctx context.Context, id string) error {
 	m, err := e.getTask(ctx, id)
 	if err != nil {
 		return err
 	}
-	if m.meta.State != task.Running || !e.index.isDead(m.meta.Holder) {
+	if m.meta.State != task.Running || !e.index.isStillOrphan(id, m.seq) {
 		return engine.ErrLost
 	}
-	return e.put(ctx, e.expired(m), m.seq)
+	n := e.expired(m)
+	if err := e.put(ctx, n, m.seq); err != nil {
+		return err
+	}
+	if n.meta.Body != m.meta.Body {
+		e.dropBody(m.meta.Body)
+	}
+	return nil
 }
 
-func (x *index) isDead(holder string) bool {
+func (x *index) isStillOrphan(id string, seq uint64) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	h := x.holders[holder]
-	return h != nil && h.dead
+	e := x.tasks[id]
+	return e != nil && e.seq == seq && x.isOrphan(e)
 }
 
 // expired returns the step of a task whose holder died: a job is queued again if it
@@ -133,6 +147,7 @@ func (x *index) isDead(holder string) bool {
 func (e *Engine) expired(m *message) *message {
 	rec := cloneRecord(m.rec)
 	if m.meta.Queue != "" && rec.Starts < m.meta.MaxStarts {
+		rec.StartedAt = time.Time{}
 		n := m.next(rec, task.Queued)
 		n.meta.Holder, n.meta.MaxStarts = "", 0
 		return n
@@ -142,8 +157,7 @@ func (e *Engine) expired(m *message) *message {
 
 // failed returns the step that settles a task without a result.
 func (e *Engine) failed(m *message, rec *task.Record, reason string) *message {
-	rec.Status, rec.Error, rec.Result, rec.UpstreamStatus = task.Failed, reason, nil, 0
-	rec.NextAttemptAt, rec.FinishedAt = time.Time{}, time.Now().UTC()
+	rec.Status, rec.Error, rec.FinishedAt, rec.NextAttemptAt = task.Failed, reason, time.Now().UTC(), time.Time{}
 	rec.ForgetRequest()
 	return e.settled(m, rec)
 }

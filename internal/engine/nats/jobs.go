@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -35,11 +37,11 @@ func (j *jobs) Next(ctx context.Context, limit, maxStarts int) ([]engine.Job, er
 			return nil, err
 		}
 		picked := j.engine.index.pickJobs(j.queue, limit)
-		claimed, err := j.claim(ctx, picked, maxStarts)
-		if len(claimed) > 0 || err != nil {
-			return claimed, err
-		}
 		if len(picked) > 0 {
+			claimed, err := j.claimOrRelease(ctx, picked, maxStarts)
+			if len(claimed) > 0 || err != nil {
+				return claimed, err
+			}
 			continue // others were faster
 		}
 		select {
@@ -92,6 +94,34 @@ func (x *index) putBack(e *entry, seq uint64) {
 	}
 }
 
+// claimOrRelease claims jobs. If ctx ends meanwhile they are released.
+func (j *jobs) claimOrRelease(ctx context.Context, picked []*entry, maxStarts int) ([]engine.Job, error) {
+	type result struct {
+		jobs []engine.Job
+		err  error
+	}
+	done := make(chan result)
+	go func() {
+		whole := context.WithoutCancel(ctx)
+		claimed, err := j.claim(whole, picked, maxStarts)
+		select {
+		case done <- result{claimed, err}:
+		case <-ctx.Done():
+			for _, job := range claimed {
+				if err := job.Lease.Release(whole); err != nil {
+					j.engine.log.Debug("job not released", zap.String("task_id", job.Record.ID), zap.Error(err))
+				}
+			}
+		}
+	}()
+	select {
+	case r := <-done:
+		return r.jobs, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 func (j *jobs) claim(ctx context.Context, picked []*entry, maxStarts int) ([]engine.Job, error) {
 	all := make([]engine.Job, len(picked))
 	errs := make([]error, len(picked))
@@ -118,9 +148,6 @@ func (j *jobs) claim(ctx context.Context, picked []*entry, maxStarts int) ([]eng
 	}
 	if len(claimed) > 0 {
 		return claimed, nil
-	}
-	if failed != nil && ctx.Err() != nil {
-		failed = ctx.Err()
 	}
 	return nil, failed
 }
@@ -154,5 +181,5 @@ func (e *Engine) claimJob(ctx context.Context, id string, seq uint64, maxStarts 
 		l.end()
 		return engine.Job{}, err
 	}
-	return engine.Job{Record: cloneRecord(rec), Lease: l}, nil
+	return engine.Job{Record: cloneRecord(n.rec), Lease: l}, nil
 }

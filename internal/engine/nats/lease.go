@@ -100,7 +100,7 @@ func (e *Engine) Claim(ctx context.Context, rec *task.Record) (engine.Lease, err
 	}}
 	l := e.newLease(m)
 	if err := e.put(ctx, m, 0); err != nil {
-		l.end()
+		l.end() // if it was stored, keepHouse finds that it has no lease
 		if errors.Is(err, engine.ErrLost) {
 			err = fmt.Errorf("%w: a task with the ID %s exists", engine.ErrUnavailable, rec.ID)
 		}
@@ -238,7 +238,7 @@ func (l *lease) Requeue(ctx context.Context, rec *task.Record, at time.Time) err
 	rec = cloneRecord(rec)
 	m := l.m.next(rec, task.Queued)
 	m.meta.Holder, m.meta.MaxStarts = "", 0
-	rec.NextAttemptAt = at
+	rec.StartedAt, rec.NextAttemptAt = time.Time{}, at
 	if !at.IsZero() {
 		m.meta.Ready, m.meta.Order = at.UnixNano(), 0
 	}

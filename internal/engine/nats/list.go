@@ -52,6 +52,9 @@ type candidate struct {
 
 // List implements engine.Tasks.
 func (e *Engine) List(ctx context.Context, f engine.Filter, after engine.Cursor, limit int) (*engine.Page, error) {
+	if err := e.closed(); err != nil {
+		return nil, err
+	}
 	at := &place{created: int64(^uint64(0) >> 1)}
 	if after != "" {
 		parsed, err := parsePlace(after)

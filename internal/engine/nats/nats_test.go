@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap/zaptest"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -66,5 +67,54 @@ func TestConformance(t *testing.T) {
 		Kill:        func(_ testing.TB, e engine.Engine) { e.(*Engine).kill() },
 		LeaseExpiry: 4 * shortLease,
 		Cluster:     true,
+		Full:        fill,
+		Unavailable: func(t testing.TB, s *enginetest.Store, _ engine.Engine) func() { return servers.stop(t, s) },
 	})
+}
+
+// fill limits the stream of tasks to a little more than it has.
+func fill(t testing.TB, _ *enginetest.Store, opened engine.Engine) func() {
+	e := opened.(*Engine)
+	filler := keySubject + "filler"
+	if _, err := e.js.Publish(t.Context(), filler, make([]byte, 700<<10)); err != nil {
+		t.Fatal(err)
+	}
+	limit := func(stream jetstream.Stream, most int64, full bool) {
+		cfg := stream.CachedInfo().Config
+		cfg.MaxBytes = most
+		if _, err := e.js.UpdateStream(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the engine notices", func() bool {
+			signal(e.beatNow)
+			return (e.Ready() != nil) == full
+		})
+	}
+	stream, err := e.js.Stream(t.Context(), taskStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := int64(stream.CachedInfo().State.Bytes)
+	limit(stream, used+used/20, true)
+	return func() {
+		if err := stream.Purge(t.Context(), jetstream.WithPurgeSubject(filler)); err != nil {
+			t.Fatal(err)
+		}
+		limit(stream, -1, false)
+	}
+}
+
+// eventually waits until ok.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(time.Minute)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("%s: not within a minute", what)
+		}
+	}
 }

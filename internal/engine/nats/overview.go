@@ -49,6 +49,9 @@ func (x *index) pause(t engine.Target, paused bool) {
 
 // Hosts implements engine.Tasks. InFlight counts the attempts of this gateway.
 func (e *Engine) Hosts(_ context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error) {
+	if err := e.closed(); err != nil {
+		return nil, "", err
+	}
 	skip := func(engine.HostStats) bool { return false }
 	if after != "" {
 		pending, host, ok := strings.Cut(string(after), ".")
@@ -93,6 +96,9 @@ func (x *index) hostStats() (all []engine.HostStats) {
 
 // Queues implements engine.Tasks.
 func (e *Engine) Queues(context.Context) ([]engine.QueueStats, error) {
+	if err := e.closed(); err != nil {
+		return nil, err
+	}
 	x := e.index
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -117,12 +123,16 @@ func (e *Engine) Queues(context.Context) ([]engine.QueueStats, error) {
 	return all, nil
 }
 
-// Stats implements engine.Tasks. Used and Limit are not known.
+// Stats implements engine.Tasks. Used is some seconds old. Limit is zero unless an
+// operator has limited a stream; then both are that stream's.
 func (e *Engine) Stats(context.Context) (engine.Stats, error) {
+	if err := e.closed(); err != nil {
+		return engine.Stats{}, err
+	}
 	x := e.index
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	s := engine.Stats{Tasks: make(map[task.State]int64, len(x.counts))}
+	s := engine.Stats{Tasks: make(map[task.State]int64, len(x.counts)), Used: e.used.Load(), Limit: e.limit.Load()}
 	for state, n := range x.counts {
 		if state != removed && n > 0 {
 			s.Tasks[state] = n
@@ -196,6 +206,9 @@ func (e *Engine) setSchedule(ctx context.Context, s scheduleMeta, last uint64) e
 
 // Runs implements engine.Tasks.
 func (e *Engine) Runs(context.Context) (map[string]engine.Run, error) {
+	if err := e.closed(); err != nil {
+		return nil, err
+	}
 	e.index.mu.Lock()
 	defer e.index.mu.Unlock()
 	runs := make(map[string]engine.Run, len(e.index.schedules))

@@ -1,6 +1,7 @@
 package nats
 
 import (
+	"net"
 	"sync"
 	"testing"
 
@@ -29,4 +30,19 @@ func (s *servers) of(t testing.TB, store *enginetest.Store) string {
 		s.by[store] = srv
 	}
 	return srv.ClientURL()
+}
+
+// stop stops a store's server, until it is started again on the same port.
+func (s *servers) stop(t testing.TB, store *enginetest.Store) (start func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	srv := s.by[store]
+	port := srv.Addr().(*net.TCPAddr).Port
+	srv.Shutdown()
+	srv.WaitForShutdown()
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.by[store] = startServer(t, store.Dir, func(o *server.Options) { o.Port = port })
+	}
 }

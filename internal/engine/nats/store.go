@@ -51,7 +51,7 @@ func (e *Engine) putMessages(ctx context.Context, m *message, msgs ...*nats.Msg)
 	}
 	m.seq = seq
 	if m.rec != nil {
-		m.rec.Version = seq
+		m.rec.Version, m.rec.State = seq, m.meta.State
 	}
 	e.index.apply(m.meta.ID, seq, &m.meta, m)
 	return nil
@@ -76,6 +76,9 @@ func (e *Engine) store(ctx context.Context, msgs ...*nats.Msg) (uint64, error) {
 		if err == nil {
 			e.full.Store(nil)
 			return seq, nil
+		}
+		if ctx.Err() != nil { // the caller's: it says nothing of the cluster
+			return 0, e.unavailable(ctx.Err())
 		}
 		err = e.classify(err)
 		if !errors.Is(err, errNotYet) {
@@ -167,8 +170,6 @@ func (e *Engine) classify(err error) error {
 	case errors.Is(err, nats.ErrNoResponders):
 		e.down()
 		return fmt.Errorf("%w: %w", errNotYet, err)
-	case errors.Is(err, context.Canceled):
-		return e.unavailable(err)
 	}
 	e.down()
 	return e.unavailable(err)
@@ -217,9 +218,12 @@ func (e *Engine) loadTask(ctx context.Context, id string, seq uint64) (*message,
 
 // direct asks any server that has the stream for a message; nil if it has none.
 func (e *Engine) direct(ctx context.Context, stream string, request []byte) (*nats.Msg, uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	own, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	msg, err := e.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+stream, request)
+	msg, err := e.nc.RequestWithContext(own, "$JS.API.DIRECT.GET."+stream, request)
+	if ctx.Err() != nil {
+		return nil, 0, e.unavailable(ctx.Err())
+	}
 	if err != nil {
 		return nil, 0, e.classify(err)
 	}
@@ -253,6 +257,9 @@ func (e *Engine) ask(ctx context.Context, stream string, request map[string]any)
 		}
 		if err == nil {
 			return msg, seq, nil
+		}
+		if ctx.Err() != nil {
+			return nil, 0, e.unavailable(ctx.Err())
 		}
 		if err = e.classify(err); !errors.Is(err, errNotYet) {
 			return nil, 0, err

@@ -87,6 +87,31 @@ func (e *Engine) openStream(ctx context.Context, want jetstream.StreamConfig) er
 	return err
 }
 
+// reserve is the part of a limited stream that takes no new tasks: verdicts and
+// attempts of those that it has find room there.
+const reserve = 10
+
+// measure asks how full the streams are.
+func (e *Engine) measure(ctx context.Context) error {
+	var used, limit int64
+	for _, name := range []string{taskStream, bodyStream} {
+		stream, err := e.js.Stream(ctx, name)
+		if err != nil {
+			return err
+		}
+		info := stream.CachedInfo()
+		// The fuller one counts.
+		if most := info.Config.MaxBytes; most > 0 && (limit == 0 || float64(info.State.Bytes)/float64(most) > float64(used)/float64(limit)) {
+			used, limit = int64(info.State.Bytes), most //nolint:gosec // far below 2^63
+		} else if limit == 0 {
+			used += int64(info.State.Bytes) //nolint:gosec // far below 2^63
+		}
+	}
+	e.used.Store(used)
+	e.limit.Store(limit)
+	return nil
+}
+
 // compatible returns an error that names the field of an existing stream which would
 // lose tasks or refuse them, and cannot be changed, or should not be without its
 // operator.

@@ -223,6 +223,9 @@ func (e *Engine) keepAlive() {
 		if err == nil && seq <= before {
 			err = e.startAnew()
 		}
+		if err == nil || errors.Is(err, engine.ErrFull) {
+			err = e.measure(e.closing)
+		}
 		if err != nil && e.closing.Err() == nil {
 			e.isDown.Store(true)
 			e.log.Debug("heartbeat not stored", zap.Error(err))
