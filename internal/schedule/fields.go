@@ -112,12 +112,12 @@ func (b bounds) parseItem(item string) (first, last, step int, err error) {
 	}
 	low, high, isRange := strings.Cut(values, "-")
 	if first, err = b.value(low); err != nil {
-		return 0, 0, 0, fmt.Errorf("%q: %w", item, err)
+		return 0, 0, 0, err
 	}
 	switch {
 	case isRange:
 		if last, err = b.value(high); err != nil {
-			return 0, 0, 0, fmt.Errorf("%q: %w", item, err)
+			return 0, 0, 0, err
 		}
 	case hasStep:
 		last = b.max
