@@ -2,9 +2,7 @@ package callback
 
 import (
 	"net/http"
-	"slices"
 	"strings"
-	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -38,58 +36,10 @@ func (*AdminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// noAPI answers while no configuration has the app, or none has it open.
+// noAPI answers while no configuration has the app. Caddy sets the admin endpoint
+// up before it starts the apps of the same configuration, and leaves it as it is if
+// they do not start; so each request looks for the generation that is alive.
 var noAPI = web.NewAPI(web.APIConfig{Open: openNothing})
-
-// generations are the apps that are open. Caddy sets the admin endpoint up before
-// it starts the apps of the same configuration, and leaves it as it is if they do
-// not start; so the endpoint cannot be told once which app is the one.
-var generations appList
-
-// appList is a list of apps. All its methods may be called at once.
-type appList struct {
-	mu   sync.Mutex
-	apps []*App // the last to come last
-}
-
-func (l *appList) add(a *App) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.apps = append(l.apps, a)
-}
-
-// remove takes out an app; it may not be in it.
-func (l *appList) remove(a *App) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.apps = slices.DeleteFunc(l.apps, func(other *App) bool { return other == a })
-}
-
-// all returns the apps that are in it now.
-func (l *appList) all() []*App {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Clone(l.apps)
-}
-
-// newest returns the app that was added last, nil if there is none.
-func (l *appList) newest() *App {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.apps) == 0 {
-		return nil
-	}
-	return l.apps[len(l.apps)-1]
-}
-
-// endAPI ends what the app's API streams and lets the admin endpoint use the next
-// app. It may be called twice, and before the app was opened.
-func (a *App) endAPI() {
-	generations.remove(a)
-	if a.api != nil {
-		a.api.Close()
-	}
-}
 
 // Interface guards
 var _ caddy.AdminRouter = (*AdminAPI)(nil)

@@ -2,7 +2,6 @@ package callback
 
 import (
 	"cmp"
-	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -54,15 +53,22 @@ func (a *App) newAPI() *web.API {
 		node = "localhost"
 	}
 	return web.NewAPI(web.APIConfig{
-		Open: a.look, Queues: a.queueInfos, Schedules: a.scheduleInfos, Attempting: a.attempting,
+		Open: a.openAPI, Queues: a.queueInfos, Schedules: a.scheduleInfos,
 		Node: node, Counts: &nodeCounts,
 		Failed: func(err error) { a.log.Warn("request to the API refused", zap.Error(err)) },
 	})
 }
 
-var errNotOpen = errors.New("no callback app is open")
+// openAPI gives the API the engine of the store.
+func (a *App) openAPI() (engine.Engine, func(), error) {
+	s, leave, err := a.look()
+	if err != nil {
+		return nil, nil, err // not a nil store in an interface
+	}
+	return s.Engine, leave, nil
+}
 
-func openNothing() (*engine.Engine, func(), error) { return nil, nil, errNotOpen }
+func openNothing() (engine.Engine, func(), error) { return nil, nil, errNotOpen }
 
 // queueInfos tells of the queues as they are configured.
 func (a *App) queueInfos() (list []web.Queue) {
@@ -74,43 +80,17 @@ func (a *App) queueInfos() (list []web.Queue) {
 	return list
 }
 
-// scheduleInfos tells of the schedules that run, by queue and as they are
+// scheduleInfos returns the schedules that run, by queue and as they are
 // configured.
 func (a *App) scheduleInfos() (list []web.Schedule, _ error) {
-	for _, q := range a.queues {
-		schedules, err := q.schedules()
-		if err != nil {
-			return nil, err
-		}
-		for i, s := range q.opts.Schedules {
-			path, _, _ := strings.Cut(s.uri(), "?")
-			list = append(list, web.Schedule{
-				Queue: q.Name, Schedule: s.Cron, Timezone: cmp.Or(s.Zone, "UTC"),
-				Method: s.request().Method, URI: path, Name: schedules[i].Name, NextTick: s.nextTick(time.Now()),
-			})
-		}
+	now := time.Now()
+	for _, p := range a.plans {
+		path, _, _ := strings.Cut(p.schedule.uri(), "?")
+		list = append(list, web.Schedule{
+			Queue: p.queue.Name, Schedule: p.schedule.Cron, Timezone: cmp.Or(p.schedule.Zone, "UTC"),
+			Method: p.record.Request.Method, URI: path, ID: p.id, NextRun: p.times.Next(now),
+		})
 	}
 	slices.SortStableFunc(list, func(a, b web.Schedule) int { return cmp.Compare(a.Queue, b.Queue) })
 	return list, nil
-}
-
-// attempting returns how many attempts are made to each host, by the engine's
-// name of it.
-func (a *App) attempting() map[string]int {
-	if a.deliverer == nil {
-		return make(map[string]int)
-	}
-	return a.deliverer.hosts.attempting()
-}
-
-func (hs *hosts) attempting() map[string]int {
-	hs.mu.Lock()
-	defer hs.mu.Unlock()
-	all := make(map[string]int, len(hs.all))
-	for name, h := range hs.all {
-		if h.running > 0 {
-			all[name] = h.running
-		}
-	}
-	return all
 }

@@ -1,11 +1,10 @@
 package callback
 
 import (
-	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,30 +22,28 @@ import (
 // how callbacks are delivered. Every field has a default; the app need not be
 // configured at all.
 type App struct {
-	// The folder that keeps tasks until they are delivered. Only one process
-	// can use it. Default: `callback` in Caddy's data directory.
-	Store string `json:"store,omitempty"`
+	// The engine that keeps tasks: `sqlite`, a folder of this machine, or `nats`, an
+	// existing cluster that several gateways share. Default: `sqlite` in the folder
+	// `callback` of Caddy's data directory.
+	EngineRaw json.RawMessage `json:"engine,omitempty" caddy:"namespace=callback.engines inline_key=engine"`
 
-	// An existing JetStream cluster that keeps tasks instead of the folder, so
-	// that several gateways can share them. Default: none.
-	NATS *NATSOptions `json:"nats,omitempty"`
-
-	// How often what was written is synced to disk. A killed process loses
-	// nothing whatever this is; a power failure loses what was accepted since
-	// the last sync. Default: `10ms`.
-	Sync caddy.Duration `json:"sync,omitempty"`
-
-	// Sync each message to disk before it is acknowledged, so that a power
-	// failure loses nothing either. Costs most of the throughput.
-	// Default: `false`.
-	SyncAlways bool `json:"sync_always,omitempty"`
-
-	// How long ended tasks can be looked up. Default: `24h`.
+	// How long finished tasks can be looked up, with their results. Default: `24h`.
 	Retention caddy.Duration `json:"retention,omitempty"`
 
-	// How many ended tasks can be looked up; the oldest are forgotten first.
+	// How many finished tasks can be looked up; the oldest are removed first.
 	// Default: `100000`.
 	RetentionCount int64 `json:"retention_count,omitempty"`
+
+	// How long dead letters are kept for redelivery. Default: `30d`.
+	Dead caddy.Duration `json:"dead,omitempty"`
+
+	// How many dead letters are kept; the oldest are removed first. Default: `10000`.
+	DeadCount int64 `json:"dead_count,omitempty"`
+
+	// Keep the results of delivered callbacks until their retention ends, to show
+	// and to send again. Results of a queue's tasks are kept either way.
+	// Default: true.
+	KeepResults *bool `json:"keep_results,omitempty"`
 
 	// How the tasks of each queue are run, by its name. Default: each queue has
 	// the defaults of its options.
@@ -61,39 +58,28 @@ type App struct {
 	api     *web.API
 	tracing tracing
 	events  *caddyevents.App
+	engine  engineModule
+	queues  map[string]*TaskQueue
+	plans   []*plan // the schedules of all queues; known from Start on
 
-	// engineKey is what this generation holds of the pool; empty before Start
-	// and after Cleanup.
-	engineKey string
-	pooled    pooledEngine // what it stands for
-	engine    atomic.Pointer[engine.Engine]
-	deliverer *deliverer
+	// store is open or nil. started is closed once Start has tried to open it, and
+	// away says why it is not open.
+	store   atomic.Pointer[sharedStore]
+	away    atomic.Pointer[error]
+	started chan struct{}
+	opening sync.WaitGroup // what tries to open the store
+	stop    context.CancelFunc
 
-	// working counts what still needs the engine after Stop: tasks whose
-	// endpoint is at work, results to record, deliveries in flight.
-	working gate
-	// quit ends them, with a cause, when the process exits.
-	quit    context.Context
-	quitNow context.CancelCauseFunc
-	// givingBack ends when queues' tasks that still run go back to their queues.
-	givingBack  context.Context
-	giveBackNow context.CancelCauseFunc
-	queues      map[string]*TaskQueue
-	workers     sync.WaitGroup     // what takes tasks from queues
-	stopWorkers context.CancelFunc // nil before Start
-	draining    atomic.Bool
-	started     chan struct{}         // closed when the engine is open
-	away        atomic.Pointer[error] // why it could not be opened at Start
-	opening     sync.WaitGroup        // what tries to open the engine
-	stopOpening context.CancelFunc    // nil before Start
-	released    chan struct{}         // closed when nothing of a retired app is left
+	draining atomic.Bool
+	workers  workers
 }
 
 // Defaults of the app.
 const (
-	defaultSync           = 10 * time.Millisecond
 	defaultRetention      = 24 * time.Hour
 	defaultRetentionCount = 100_000
+	defaultDead           = 30 * 24 * time.Hour
+	defaultDeadCount      = 10_000
 )
 
 // CaddyModule returns the Caddy module information.
@@ -103,13 +89,11 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 
 // Provision applies the defaults. It opens nothing: `caddy validate` runs it
 // beside a live server.
-func (a *App) Provision(ctx caddy.Context) error {
+func (a *App) Provision(ctx caddy.Context) (err error) {
 	a.ctx, a.log = ctx, ctx.Logger()
-	a.quit, a.quitNow = context.WithCancelCause(context.Background())
-	a.givingBack, a.giveBackNow = context.WithCancelCause(a.quit)
 	a.queues = make(map[string]*TaskQueue)
 	a.api = a.newAPI()
-	a.started, a.released = make(chan struct{}), make(chan struct{})
+	a.started, a.stop = make(chan struct{}), func() {}
 	for name, opts := range a.Queues {
 		if opts == nil {
 			opts = new(QueueOptions)
@@ -117,19 +101,16 @@ func (a *App) Provision(ctx caddy.Context) error {
 		}
 		opts.provision()
 	}
-	if a.Store == "" {
-		a.Store = filepath.Join(caddy.AppDataDir(), "callback")
+	if err := a.loadEngine(ctx); err != nil {
+		return err
 	}
-	store, err := filepath.Abs(caddy.NewReplacer().ReplaceKnown(a.Store, ""))
-	if err != nil {
-		return fmt.Errorf("store: %w", err)
-	}
-	a.Store = store
-	setDefault(&a.Sync, caddy.Duration(defaultSync))
 	setDefault(&a.Retention, caddy.Duration(defaultRetention))
 	setDefault(&a.RetentionCount, defaultRetentionCount)
-	if a.NATS != nil {
-		a.NATS.provision()
+	setDefault(&a.Dead, caddy.Duration(defaultDead))
+	setDefault(&a.DeadCount, defaultDeadCount)
+	if a.KeepResults == nil {
+		keep := true
+		a.KeepResults = &keep
 	}
 	if a.Delivery == nil {
 		a.Delivery = new(Delivery)
@@ -143,6 +124,25 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return a.Delivery.provision()
 }
 
+// loadEngine sets up the options of the engine.
+func (a *App) loadEngine(ctx caddy.Context) (err error) {
+	var module any
+	if a.EngineRaw == nil {
+		module, err = ctx.LoadModuleByID(engineNamespace+".sqlite", nil)
+	} else {
+		module, err = ctx.LoadModule(a, "EngineRaw")
+	}
+	if err != nil {
+		return fmt.Errorf("loading the engine: %w", err)
+	}
+	loaded, ok := module.(engineModule)
+	if !ok {
+		return fmt.Errorf("the module %T is not an engine", module)
+	}
+	a.engine = loaded
+	return nil
+}
+
 // setDefault gives a field that was left out its default.
 func setDefault[T comparable](field *T, value T) {
 	var zero T
@@ -154,17 +154,14 @@ func setDefault[T comparable](field *T, value T) {
 // Validate checks what needs no I/O.
 func (a *App) Validate() error {
 	switch {
-	case a.Sync < 0:
-		return fmt.Errorf("sync: %v is negative", time.Duration(a.Sync))
 	case a.Retention < 0:
 		return fmt.Errorf("retention: %v is negative", time.Duration(a.Retention))
 	case a.RetentionCount < 0:
 		return fmt.Errorf("retention: %d is negative", a.RetentionCount)
-	}
-	if a.NATS != nil {
-		if err := a.NATS.validate(); err != nil {
-			return err
-		}
+	case a.Dead < 0:
+		return fmt.Errorf("dead: %v is negative", time.Duration(a.Dead))
+	case a.DeadCount < 0:
+		return fmt.Errorf("dead: %d is negative", a.DeadCount)
 	}
 	for name, opts := range a.Queues {
 		if err := opts.validate(); err != nil {
@@ -174,64 +171,69 @@ func (a *App) Validate() error {
 	return a.Delivery.validate()
 }
 
-// Start opens the engine, or joins the generation that has it open, and begins
-// to run tasks and to deliver. If it is in a cluster that cannot be reached, or on
-// a disk that is full, it goes on trying: plain requests are served meanwhile.
+// settings are the limits that this configuration sets in the store.
+func (a *App) settings() engine.Settings {
+	return engine.Settings{
+		Retention: time.Duration(a.Retention), RetentionCount: a.RetentionCount,
+		Dead: time.Duration(a.Dead), DeadCount: a.DeadCount,
+		KeepResults: *a.KeepResults, DeliveryWindow: a.Delivery.window(),
+	}
+}
+
+// Start opens the store, or joins the generation that has it open. If it cannot be
+// opened now, Start goes on trying in the background, and plain requests are
+// served meanwhile. Only a store that another process has open is an error.
 func (a *App) Start() error {
-	var ctx context.Context
-	ctx, a.stopOpening = context.WithCancel(context.Background())
-	err := a.open(ctx)
-	if err == nil || !a.comesLater(err) {
+	if err := a.linkQueues(); err != nil {
 		return err
 	}
-	a.log.Error("engine not reached; requests for callbacks are refused until it is", zap.Error(err))
-	a.away.Store(&err)
-	a.opening.Go(func() { a.openLater(ctx) })
+	a.metrics.counts.app.Store(a)
+	ctx, stop := context.WithCancel(context.Background())
+	a.stop = stop
+	first := make(chan error, 1)
+	a.opening.Go(func() { a.keepOpening(ctx, first) })
+	var err error
+	select {
+	case err = <-first:
+	case <-time.After(openWait):
+		err = errors.New("the store does not answer")
+		a.log.Error("store not open yet; callbacks are refused until it is",
+			zap.String("store", a.engine.place()), zap.Error(err))
+	}
+	if errors.Is(err, engine.ErrHeld) {
+		stop()
+		return fmt.Errorf("opening the store %s: %w", a.engine.place(), err)
+	}
+	if err != nil {
+		a.away.CompareAndSwap(nil, &err)
+	}
+	close(a.started)
 	return nil
 }
 
 // errStopped is why work in flight ends when the process exits.
 var errStopped = errors.New("the gateway was stopped")
 
-// Stop stops claiming. A reload leaves what is in flight to its end, in the
-// background; a process that exits waits for it, and for what reloads have left,
-// as long as Caddy's grace_period says.
+// Stop stops claiming. After a reload, what is in flight goes on in the background.
+// A process that exits waits for it, as long as Caddy's grace_period says.
 func (a *App) Stop() error {
-	a.draining.Store(true)
-	a.endOpening()
-	a.endAPI()
-	a.endWorkers()
-	if a.deliverer != nil {
-		a.deliverer.leave(a)
-	}
+	a.endClaims()
 	defer a.endEvents()
-	if !caddy.Exiting() {
-		return nil
-	}
-	grace := a.gracePeriod()
-	before := retired.all()
-	for _, app := range append(before, a) {
-		app.endWithin(grace)
-	}
-	a.working.wait()
-	for _, app := range before {
-		<-app.released
+	if caddy.Exiting() {
+		drainStores(a.gracePeriod())
 	}
 	return nil
 }
 
-// queueGrace is how long a process that exits waits for the tasks of its
-// queues, and for an engine that is away, if Caddy's grace_period says nothing. To
-// give a task back costs it no attempt.
-const queueGrace = 10 * time.Second
-
-// endWithin ends what is in flight after the grace period: the tasks of queues go
-// back to them, the others get their verdict. Zero is without end, but for queues.
-func (a *App) endWithin(grace time.Duration) {
-	time.AfterFunc(cmp.Or(grace, queueGrace), func() { a.giveBackNow(errStopped) })
-	if grace > 0 {
-		time.AfterFunc(grace, func() { a.quitNow(errStopped) })
-	}
+// endClaims ends what takes tasks. It may be called twice, and after a Start that
+// failed.
+func (a *App) endClaims() {
+	a.draining.Store(true)
+	a.stop()
+	a.opening.Wait()
+	a.api.Close()
+	generations.drain(a)
+	a.metrics.counts.app.CompareAndSwap(a, nil)
 }
 
 // gracePeriod is how long Caddy lets requests finish; zero is without end.
@@ -242,68 +244,43 @@ func (a *App) gracePeriod() time.Duration {
 	return 0
 }
 
-// Cleanup gives the engine back once nothing of this generation needs it. It
-// is also called after a Start that failed, or without any Start.
+// Cleanup releases the store. What is in flight keeps it open. Cleanup is also
+// called after a Start that failed, or without any Start.
 func (a *App) Cleanup() error {
-	a.endOpening()
-	a.endAPI()
-	events.leave(a)
-	if a.engineKey == "" {
-		return nil
+	if a.metrics == nil {
+		return nil // not provisioned
 	}
-	key := a.engineKey
-	a.engineKey = ""
-	a.endWorkers()
-	if a.deliverer != nil {
-		a.deliverer.leave(a)
-	}
-	if heir := a.pooled.deliverer.heirOf(a); heir != nil {
-		heir.takeBack()
-	}
-	release := func() error {
-		a.working.close()
-		_, err := engines.Delete(key)
-		return err
-	}
-	if caddy.Exiting() {
-		a.endWithin(a.gracePeriod()) // if Stop came before the process was told to exit
-		return release()
-	}
-	// A reload does not wait for a task that runs for an hour; the task keeps
-	// the engine open.
-	retired.add(a)
-	go func() {
-		defer close(a.released)
-		defer retired.remove(a)
-		if err := release(); err != nil {
-			a.log.Error("closing the engine", zap.Error(err))
+	a.endClaims()
+	generations.remove(a)
+	if s := a.store.Swap(nil); s != nil {
+		s.release()
+		if caddy.Exiting() {
+			drainStores(a.gracePeriod()) // if Stop came before the process was told to exit
+			<-s.closed
 		}
-	}()
+	}
 	return nil
 }
-
-// retired are the apps that reloads have replaced, and whose tasks still run.
-var retired appList
 
 // startWait is how long a request for a callback waits for the app to start.
 const startWait = 2 * time.Second
 
-// enter returns the engine, if it can take a task, and keeps it open until
-// leave is called.
-func (a *App) enter() (e *engine.Engine, leave func(), err error) {
-	if e, leave, err = a.look(); err != nil {
+// enter returns the store, if it accepts tasks, and keeps it open until leave is
+// called.
+func (a *App) enter() (s *sharedStore, leave func(), err error) {
+	if s, leave, err = a.look(); err != nil {
 		return nil, nil, err
 	}
-	if err := e.Ready(); err != nil {
+	if err := s.Ready(); err != nil {
 		leave()
 		return nil, nil, err
 	}
-	return e, leave, nil
+	return s, leave, nil
 }
 
-// look is enter for who asks about tasks: that a disk is full, say, must not keep
-// an operator from seeing them.
-func (a *App) look() (e *engine.Engine, leave func(), err error) {
+// look is enter for look-ups: a full store must not keep an operator from seeing
+// its tasks.
+func (a *App) look() (s *sharedStore, leave func(), err error) {
 	if caddy.Exiting() && a.draining.Load() {
 		return nil, nil, errStopped
 	}
@@ -311,76 +288,19 @@ func (a *App) look() (e *engine.Engine, leave func(), err error) {
 	select {
 	case <-a.started:
 	default:
-		if away := a.away.Load(); away != nil {
-			return nil, nil, *away
-		}
 		select {
 		case <-a.started:
 		case <-time.After(startWait):
-			return nil, nil, errors.New("the gateway is starting")
+			return nil, nil, fmt.Errorf("%w: the gateway is starting", engine.ErrUnavailable)
 		}
 	}
-	e = a.engine.Load()
-	leave = a.working.leave
-	if !a.working.enter() {
-		// A reload has replaced this generation while the request was on its
-		// way here. The next one has the engine open.
-		return joinEngine(a.key())
-	}
-	return e, leave, nil
-}
-
-// gate counts those inside, until it is closed. Unlike a WaitGroup it may be
-// entered while somebody waits.
-type gate struct {
-	mu     sync.Mutex
-	inside int
-	closed bool
-	empty  chan struct{} // closed when the last one leaves; nil if nobody waits
-}
-
-// enter reports whether the gate is open, and if so counts the caller in.
-func (g *gate) enter() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return false
-	}
-	g.inside++
-	return true
-}
-
-func (g *gate) leave() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.inside--
-	if g.inside == 0 && g.empty != nil {
-		close(g.empty)
-		g.empty = nil
-	}
-}
-
-// wait returns when nobody is inside; others may enter afterwards.
-func (g *gate) wait() { g.waitAnd(false) }
-
-// close waits until nobody is inside and lets nobody in from then on.
-func (g *gate) close() { g.waitAnd(true) }
-
-func (g *gate) waitAnd(closed bool) {
-	for {
-		g.mu.Lock()
-		if g.inside == 0 {
-			g.closed = g.closed || closed
-			g.mu.Unlock()
-			return
+	if s, err = useStore(a.engine.storeKey()); err != nil {
+		if away := a.away.Load(); away != nil {
+			err = *away
 		}
-		if g.empty == nil {
-			g.empty = make(chan struct{})
-		}
-		empty := g.empty
-		g.mu.Unlock()
-		<-empty
+		return nil, nil, err
 	}
+	return s, s.leave, nil
 }
 
 // Interface guards

@@ -8,16 +8,14 @@ import (
 	"sync"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-
-	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
 // addQueue makes a queue known to the app, while the configuration is
 // provisioned, and returns its options.
 func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
 	if first := a.queues[q.Name]; first != nil && first.told == q.told {
-		// One site block that two servers serve, with and without encryption.
-		first.twins = append(first.twins, q)
+		// One site block that two servers serve, with and without encryption: both
+		// accept tasks, and the first runs them.
 		return first.opts, nil
 	} else if first != nil {
 		return nil, fmt.Errorf("the queue %s stands there twice; which block its tasks run would be anybody's guess", q.Name)
@@ -31,9 +29,8 @@ func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
 	return opts, nil
 }
 
-// openQueues finds out what stands before each queue, opens it and sets its
-// schedules.
-func (a *App) openQueues(e *engine.Engine) error {
+// linkQueues finds out which callback handlers are before each queue.
+func (a *App) linkQueues() error {
 	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
 		for _, server := range app.(*caddyhttp.App).Servers {
 			if _, err := (&linker{named: server.NamedRoutes}).link(server.Routes, nil); err != nil {
@@ -42,31 +39,10 @@ func (a *App) openQueues(e *engine.Engine) error {
 		}
 	}
 	for _, q := range a.queues {
-		var err error
-		if q.queue, err = e.Queue(a.ctx, q.Name); err != nil {
-			return err
-		}
-		q.slots = slotsOf(a.key(), q.Name)
 		a.metrics.queueOpened(q.Name, q.opts)
-		for _, twin := range q.twins {
-			twin.queue, twin.slots, twin.depth = q.queue, q.slots, q.depth
-		}
 	}
 	a.warnOfIdleSchedules()
-	return a.setSchedules(e)
-}
-
-// setSchedules makes the schedules of the configuration those of the engine.
-func (a *App) setSchedules(e *engine.Engine) error {
-	var schedules []engine.Schedule
-	for _, q := range a.queues {
-		own, err := q.schedules()
-		if err != nil {
-			return err
-		}
-		schedules = append(schedules, own...)
-	}
-	return e.SetSchedules(a.ctx, schedules)
+	return a.setSchedules()
 }
 
 // linker tells the callback handlers and the queues of a server of each other.
@@ -168,23 +144,38 @@ func holdsCallback(routes caddyhttp.RouteList) bool {
 	return false
 }
 
-// startWorkers begins to run the queues' tasks.
-func (a *App) startWorkers() {
+// workers run the jobs of a generation's queues.
+type workers struct {
+	mu     sync.Mutex
+	loops  sync.WaitGroup
+	cancel context.CancelFunc // nil while they do not run
+}
+
+// start begins to take jobs, if the app's store is open. It may be called again.
+func (w *workers) start(a *App) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := a.store.Load()
+	if s == nil || w.cancel != nil {
+		return
+	}
 	var ctx context.Context
-	ctx, a.stopWorkers = context.WithCancel(context.Background())
+	ctx, w.cancel = context.WithCancel(context.Background())
 	for _, q := range a.queues {
-		a.workers.Go(func() { q.work(ctx) })
+		w.loops.Go(func() { q.work(ctx, s) })
 	}
 }
 
-// endWorkers stops taking tasks; those that run go on. It may be called twice, and
-// without startWorkers.
-func (a *App) endWorkers() {
-	if a.stopWorkers == nil {
+// stop stops taking jobs; those that run go on. It may be called again.
+func (w *workers) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.cancel == nil {
 		return
 	}
-	a.stopWorkers()
-	a.workers.Wait()
+	w.cancel()
+	w.loops.Wait()
+	w.cancel = nil
 }
 
 // slots bound how many tasks of a queue run at once on this node. The generations
@@ -196,13 +187,10 @@ type slots struct {
 	given chan struct{} // closed when some are given back
 }
 
-// allSlots has the slots of every queue that this process has run.
-var allSlots sync.Map
-
-// slotsOf returns the slots of a queue in the engine of that key.
-func slotsOf(engineKey, queue string) *slots {
-	s, _ := allSlots.LoadOrStore([2]string{engineKey, queue}, &slots{given: make(chan struct{})})
-	return s.(*slots)
+// slotsOf returns the slots of a queue on this node.
+func (s *sharedStore) slotsOf(queue string) *slots {
+	all, _ := s.slots.LoadOrStore(queue, &slots{given: make(chan struct{})})
+	return all.(*slots)
 }
 
 // take waits until fewer than limit are taken, takes those that are left, and

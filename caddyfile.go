@@ -1,9 +1,7 @@
 package callback
 
 import (
-	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -23,6 +21,7 @@ type options map[string]option
 type option struct {
 	parse      func(d *caddyfile.Dispenser) error
 	repeatable bool
+	gone       bool // it is not named as one of the options
 }
 
 // parseBlock reads the block that the dispenser stands before. It refuses what
@@ -33,8 +32,7 @@ func parseBlock(d *caddyfile.Dispenser, nesting int, directive string, opts opti
 		name := d.Val()
 		opt, ok := opts[name]
 		if !ok {
-			known := slices.Sorted(maps.Keys(opts))
-			return d.Errf("%s has no option %q; it has %s", directive, name, strings.Join(known, ", "))
+			return d.Errf("%s has no option %q; it has %s", directive, name, strings.Join(opts.names(), ", "))
 		}
 		if seen[name] && !opt.repeatable {
 			return d.Errf("%s: %s is given twice", directive, name)
@@ -48,6 +46,17 @@ func parseBlock(d *caddyfile.Dispenser, nesting int, directive string, opts opti
 		}
 	}
 	return nil
+}
+
+// names returns the options that there are, sorted.
+func (opts options) names() (names []string) {
+	for name, opt := range opts {
+		if !opt.gone {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // parseHandler reads
@@ -139,14 +148,18 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 // parseApp reads the global options
 //
 //	callback {
-//	    store      <folder>
-//	    sync       always|<duration>
-//	    nats       <url…> {
+//	    engine sqlite [<folder>] {
+//	        sync     always|<duration>
+//	        max_size <size>
+//	    }
+//	    engine nats <url…> {
 //	        credentials <file>
 //	        replicas    <n>
 //	    }
-//	    retention  <duration> [<count>]
-//	    queue      <name> { … }
+//	    retention    <duration> [<count>]
+//	    dead         <duration> [<count>]
+//	    keep_results on|off
+//	    queue        <name> { … }
 //	    delivery {
 //	        timeout     <duration>
 //	        retry       <duration…>
@@ -159,7 +172,8 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 //	    }
 //	}
 //
-// Options that are left out have the defaults of [App] and [Delivery].
+// There is one engine at most. Options that are left out have the defaults of
+// [App], [SQLiteEngine], [NATSEngine] and [Delivery].
 func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	if existing != nil {
 		d.Next() // for the line's number
@@ -180,62 +194,45 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.Errf("the global option callback takes a block and no value, and here is %q", d.Val())
 	}
 	return parseBlock(d, 0, "callback", options{
-		"store":     {parse: text(&a.Store)},
-		"sync":      {parse: a.parseSync},
-		"retention": {parse: a.parseRetention},
-		"nats":      {parse: a.parseNATS},
-		"queue":     {parse: a.parseQueue, repeatable: true},
-		"delivery":  {parse: a.parseDelivery},
+		"engine":       {parse: a.parseEngine},
+		"retention":    {parse: durationAndCount(&a.Retention, &a.RetentionCount)},
+		"dead":         {parse: durationAndCount(&a.Dead, &a.DeadCount)},
+		"keep_results": {parse: onOff(&a.KeepResults)},
+		"queue":        {parse: a.parseQueue, repeatable: true},
+		"delivery":     {parse: a.parseDelivery},
+		"store":        {parse: replacedBy("engine sqlite <folder>"), gone: true},
+		"sync":         {parse: replacedBy("engine sqlite { sync <duration> }"), gone: true},
+		"nats":         {parse: replacedBy("engine nats <url…>"), gone: true},
 	})
 }
 
-func (a *App) parseNATS(d *caddyfile.Dispenser) error {
-	o := new(NATSOptions)
-	a.NATS = o
-	if err := words(&o.URLs, checkNATSWords)(d); err != nil {
-		return err
+// parseEngine reads the options of an engine, which is a module.
+func (a *App) parseEngine(d *caddyfile.Dispenser) error {
+	known := make([]string, 0, 2)
+	for _, module := range caddy.GetModules(engineNamespace) {
+		known = append(known, module.ID.Name())
 	}
-	return parseBlock(d, d.Nesting(), "nats", options{
-		"credentials": {parse: text(&o.Credentials)},
-		"replicas":    {parse: count(&o.Replicas)},
-	})
-}
-
-// checkNATSWords leaves those with placeholders for when they are known.
-func checkNATSWords(urls []string) error {
-	return checkNATS(slices.DeleteFunc(slices.Clone(urls), func(raw string) bool { return strings.Contains(raw, "{") }))
-}
-
-func (a *App) parseSync(d *caddyfile.Dispenser) error {
-	return one(func(d *caddyfile.Dispenser, name, value string) error {
-		if value == "always" {
-			a.SyncAlways = true
-			return nil
-		}
-		if setDuration(d, name, &a.Sync) != nil {
-			return d.Errf("%s: %q is neither \"always\" nor a positive duration such as 10ms", name, value)
-		}
-		return nil
-	})(d)
-}
-
-func (a *App) parseRetention(d *caddyfile.Dispenser) error {
-	if args := d.CountRemainingArgs(); args < 1 || args > 2 {
-		return d.Errf("retention takes a duration and perhaps a count, not %d values", args)
-	}
-	d.NextArg()
-	if err := setDuration(d, "retention", &a.Retention); err != nil {
-		return err
-	}
+	slices.Sort(known)
 	if !d.NextArg() {
-		return nil
+		return d.Errf("engine: expected one of %s", strings.Join(known, ", "))
 	}
-	n, err := strconv.ParseInt(d.Val(), 10, 64)
-	if err != nil || n < 1 {
-		return d.Errf("retention: %q is not a positive whole number", d.Val())
+	name := d.Val()
+	if !slices.Contains(known, name) {
+		return d.Errf("engine: unknown engine %q; expected one of %s", name, strings.Join(known, ", "))
 	}
-	a.RetentionCount = n
+	module, err := caddyfile.UnmarshalModule(d, engineNamespace+"."+name)
+	if err != nil {
+		return err
+	}
+	a.EngineRaw = caddyconfig.JSONModuleObject(module, "engine", name, nil)
 	return nil
+}
+
+// replacedBy is the parser of an option that there is no more.
+func replacedBy(option string) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		return d.Errf("the option %s is replaced by %s", d.Val(), option)
+	}
 }
 
 func (a *App) parseDelivery(d *caddyfile.Dispenser) error {

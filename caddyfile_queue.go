@@ -134,7 +134,7 @@ func (o *QueueOptions) parseSchedule(d *caddyfile.Dispenser) error {
 	s := new(Schedule)
 	args := d.RemainingArgs()
 	if len(args) == 0 {
-		return d.Err(`schedule takes a clock such as "30 2 * * *" or "@every 10m", and may take a time zone`)
+		return d.Err(`schedule takes a time such as "30 2 * * *" or "@every 10m", and may take a time zone`)
 	}
 	s.Cron = args[0]
 	rest := args[1:]
@@ -157,10 +157,10 @@ func (o *QueueOptions) parseSchedule(d *caddyfile.Dispenser) error {
 	if err != nil {
 		return err
 	}
-	if err := s.validate(); err != nil {
-		return d.Errf("schedule: %v", err)
-	}
 	o.Schedules = append(o.Schedules, s)
+	if err := o.validateSchedules(); err != nil {
+		return d.Errf("%v", err)
+	}
 	return nil
 }
 

@@ -2,6 +2,7 @@ package callback
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -80,6 +81,50 @@ func size(field *int64) func(*caddyfile.Dispenser) error {
 			return d.Errf("%s: %q is not a size such as 64KiB or 8MiB, 1GiB at most", name, value)
 		}
 		*field = int64(n)
+		return nil
+	})
+}
+
+// storeSize reads how large a store may become. Less would not hold its own files.
+func storeSize(field *int64) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, value string) error {
+		n, err := humanize.ParseBytes(value)
+		if err != nil || n < minStoreSize || n > math.MaxInt64 {
+			return d.Errf("%s: %q is not a size such as 500MiB or 10GiB, 64MiB at least", name, value)
+		}
+		*field = int64(n)
+		return nil
+	})
+}
+
+// durationAndCount reads a duration and, if there is one, a count.
+func durationAndCount(period *caddy.Duration, n *int64) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		name := d.Val()
+		if args := d.CountRemainingArgs(); args < 1 || args > 2 {
+			return d.Errf("%s takes a duration and perhaps a count, not %d values", name, args)
+		}
+		d.NextArg()
+		if err := setDuration(d, name, period); err != nil || !d.NextArg() {
+			return err
+		}
+		count, err := strconv.ParseInt(d.Val(), 10, 64)
+		if err != nil || count < 1 {
+			return d.Errf("%s: %q is not a positive whole number", name, d.Val())
+		}
+		*n = count
+		return nil
+	}
+}
+
+// onOff reads one of the words on and off.
+func onOff(field **bool) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, value string) error {
+		if value != "on" && value != "off" {
+			return d.Errf("%s: %q is neither on nor off", name, value)
+		}
+		on := value == "on"
+		*field = &on
 		return nil
 	})
 }

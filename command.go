@@ -136,6 +136,7 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 		log.line("%v", err)
 		return exit(cmd, exitFailed)
 	}
+	r.app.join()
 	code := r.main(interrupts)
 	r.close()
 	return exit(cmd, code)

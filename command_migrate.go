@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"os/signal"
 	"strings"
@@ -131,7 +130,7 @@ func (f *migrateFlags) storeOf(s *storeFlags, log *zap.Logger) (*store, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.flag, err)
 		}
-		return &store{module, log}, nil
+		return &store{module: module, log: log}, nil
 	}
 	if s.credentials != "" {
 		return nil, fmt.Errorf("%s-credentials: the store is that of the configuration; use %[1]s to name one", s.flag)
@@ -140,23 +139,15 @@ func (f *migrateFlags) storeOf(s *storeFlags, log *zap.Logger) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--config: %w", err)
 	}
-	return &store{app.engine, log}, nil
+	return &store{module: app.engine, settings: app.settings(), log: log}, nil
 }
 
 // store is a store that can be opened.
 type store struct {
-	module engineModule
-	log    *zap.Logger
+	module   engineModule
+	settings engine.Settings
+	log      *zap.Logger
 }
-
-// keepEverything are the settings of stores while they are copied: what expires,
-// the gateways that use them decide.
-var keepEverything = engine.Settings{
-	Retention: aCentury, RetentionCount: math.MaxInt64, Dead: aCentury, DeadCount: math.MaxInt64,
-	KeepResults: true, DeliveryWindow: aCentury,
-}
-
-const aCentury = 100 * 365 * 24 * time.Hour
 
 // parseStore reads the name of a store: "sqlite:<folder>", or URLs of a cluster
 // with commas between them. The scheme may be left out of all but the first.
@@ -245,7 +236,7 @@ func copyStore(ctx context.Context, from, to *store, w io.Writer) (_ *migrate.Co
 func (s *store) open(ctx context.Context) (engine.Engine, error) {
 	ctx, cancel := context.WithTimeout(ctx, openStoreTimeout)
 	defer cancel()
-	e, err := s.module.open(ctx, keepEverything, s.log)
+	e, err := s.module.open(ctx, s.settings, s.log)
 	switch {
 	case errors.Is(err, engine.ErrHeld):
 		return nil, fmt.Errorf("opening %s: %w; stop the gateway that uses it", s.module.place(), err)

@@ -101,13 +101,13 @@ const (
 // main runs the task, waits for its callback to be delivered, and returns the
 // exit code.
 func (r *run) main(interrupts <-chan os.Signal) int {
-	e, leave, err := r.app.enter()
+	s, leave, err := r.app.enter()
 	if err != nil {
 		r.log.line("%v", err)
 		return exitFailed
 	}
 	out := &output{header: make(http.Header), run: r}
-	x, err := r.h.claim(e, r.callback, r.host, out, r.request)
+	x, err := r.h.claim(s, r.callback, r.host, out, r.request)
 	if err != nil {
 		leave()
 		r.log.line("%v", err)
@@ -121,8 +121,8 @@ func (r *run) main(interrupts <-chan os.Signal) int {
 		defer leave()
 		r.serve(x)
 	}()
-	ctx, cancel := context.WithCancel(r.app.quit)
-	changes, watched := r.watch(ctx, e, x.rec.ID)
+	ctx, cancel := context.WithCancel(s.quit)
+	changes, watched := r.watch(ctx, s, x.rec.ID)
 	defer func() {
 		cancel()
 		<-watched
@@ -144,7 +144,7 @@ func (r *run) main(interrupts <-chan os.Signal) int {
 				interrupted = time.Now()
 				r.cancel(x)
 			case time.Since(interrupted) > sameInterrupt:
-				return r.giveUp(e, x.rec.ID)
+				return r.giveUp(s, x.rec.ID)
 			}
 		case <-time.After(refreshInterval):
 		}
@@ -288,8 +288,8 @@ func reasonOf(rec *task.Record) string {
 }
 
 // giveUp returns the exit code of a task that is not waited for any more.
-func (r *run) giveUp(e engine.Engine, id string) int {
-	rec, err := e.Get(r.app.quit, id)
+func (r *run) giveUp(s *sharedStore, id string) int {
+	rec, err := s.Get(s.quit, id)
 	switch {
 	case err != nil:
 		return exitFailed
@@ -321,16 +321,16 @@ const closeTimeout = 5 * time.Second
 // close ends what is under way and closes the engine. Cleanup would leave that
 // to the background.
 func (r *run) close() {
-	r.app.quitNow(errStopped)
-	_ = r.app.Stop() // it returns no error
-	closed := make(chan struct{})
-	go func() {
-		defer close(closed)
-		r.app.working.close()
-		_, _ = engines.Delete(r.app.engineKey) // Close returns no error
-	}()
+	s := r.app.store.Load()
+	if s == nil {
+		return
+	}
+	s.setLog(zap.NewNop()) // what is left in it has been reported
+	s.quitNow(errStopped)
+	_ = r.app.Stop()    // it returns no error
+	_ = r.app.Cleanup() // nor does it
 	select {
-	case <-closed:
+	case <-s.closed:
 	case <-time.After(closeTimeout):
 	}
 }

@@ -3,7 +3,6 @@ package callback
 import (
 	"context"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -13,304 +12,219 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// deliverer attempts deliveries as their turn comes. It lives as long as the
-// engine it takes them from: a reload changes how attempts are made from then
-// on, not what is under way, nor what counts against the limits.
+// deliverer attempts the deliveries of a store. It lives as long as the store: a
+// reload changes how attempts are made from then on, not those in flight, nor what
+// counts against the limits.
 type deliverer struct {
-	engine *engine.Engine
-	hosts  *hosts
-	lanes  *lanes
-	bodies *largeBodies
-
-	// life is held while a generation of the configuration comes or goes.
-	life     sync.Mutex
-	claiming context.Context // ends when no more deliveries are to be taken
-	stop     context.CancelFunc
-	loops    sync.WaitGroup // what takes deliveries
+	store *sharedStore
 
 	mu      sync.Mutex
-	senders []*sender // of the generations that deliver, the newest last
-	setBy   *App      // whose schedules and retention the engine has
-	log     *zap.Logger
+	sender  *sender // of the generation that delivers; nil if none does
+	due     []string
+	known   map[string]bool // the hosts in due
+	running map[string]int  // attempts in flight, by host
+	all     int             // attempts in flight
+	changed chan struct{}   // closed when one of these changes
+
+	stop  context.CancelFunc
+	loops sync.WaitGroup
 }
 
-func newDeliverer(e *engine.Engine) *deliverer {
-	d := &deliverer{engine: e, hosts: newHosts(), bodies: newLargeBodies(), log: zap.NewNop(), stop: func() {}}
-	d.lanes = newLanes(d)
-	return d
+func newDeliverer(s *sharedStore) *deliverer {
+	return &deliverer{
+		store: s, known: make(map[string]bool), running: make(map[string]int),
+		changed: make(chan struct{}), stop: func() {},
+	}
 }
 
-// join makes attempts go by this generation's options, and begins to deliver
-// if it is the only one.
-func (d *deliverer) join(app *App) error {
-	d.life.Lock()
-	defer d.life.Unlock()
+// owner returns the generation that delivers, nil if none does.
+func (d *deliverer) owner() *App {
 	d.mu.Lock()
-	first := len(d.senders) == 0
-	d.senders = append(d.senders, newSender(d, app))
-	d.log = app.log
-	d.mu.Unlock()
-	app.metrics.counts.engine.Store(d.engine)
-	d.hosts.setLimits(app.Delivery.Concurrency, app.Delivery.PerHost)
-	if !first {
+	defer d.mu.Unlock()
+	if d.sender == nil {
 		return nil
 	}
-	return d.start(app.ctx)
+	return d.sender.app
 }
 
-// leave undoes join. The last to leave waits until nothing is taken any more;
-// attempts in flight go on. It may be called twice, and without join.
-func (d *deliverer) leave(app *App) {
-	d.life.Lock()
-	defer d.life.Unlock()
-	app.metrics.counts.engine.Store(nil) // it may be closed
+// follow makes attempts go by the options of a generation. With nil no more
+// deliveries are taken; attempts in flight go on.
+func (d *deliverer) follow(owner *App) {
 	d.mu.Lock()
-	d.senders = slices.DeleteFunc(d.senders, func(s *sender) bool {
-		if s.app == app {
-			s.close()
-		}
-		return s.app == app
-	})
-	var heir *App
-	if n := len(d.senders); n > 0 {
-		heir = d.senders[n-1].app
-		d.log = heir.log
-	}
-	d.mu.Unlock()
-	if heir != nil {
-		d.hosts.setLimits(heir.Delivery.Concurrency, heir.Delivery.PerHost)
+	before := d.sender
+	if before != nil && before.app == owner || before == nil && owner == nil {
+		d.mu.Unlock()
 		return
 	}
-	d.stop()
-	d.loops.Wait()
-}
-
-// setFor notes whose schedules and retention the engine is about to have.
-func (d *deliverer) setFor(app *App) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.setBy = app
-}
-
-// heirOf returns whose they ought to be again if those are of a generation that has
-// left: one before it that goes on, for the configuration did not start as a whole.
-func (d *deliverer) heirOf(app *App) *App {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.setBy != app || len(d.senders) == 0 {
-		return nil
+	d.sender = nil
+	if owner != nil {
+		d.sender = newSender(d, owner)
 	}
-	d.setBy = d.senders[len(d.senders)-1].app
-	return d.setBy
-}
-
-// start begins to take deliveries. Caller holds d.life.
-func (d *deliverer) start(ctx context.Context) error {
-	due, err := d.engine.Due(ctx)
-	if err != nil {
-		return err
-	}
-	waiting, err := d.engine.OpenLanes(ctx)
-	if err != nil {
-		return err
-	}
-	d.claiming, d.stop = context.WithCancel(context.Background())
-	for token, source := range waiting {
-		d.lanes.adopt(token, source)
-	}
-	d.loops.Go(d.lanes.adoptAll)
-	d.loops.Go(func() { d.takeDue(due) })
-	return nil
-}
-
-// laneOpen says whether deliveries to a host and port go into its lane.
-func (d *deliverer) laneOpen(hostPort string) bool {
-	return d.lanes.takes(engine.HostToken(hostPort))
-}
-
-// enter returns how attempts are made now and keeps that generation from being
-// cleaned up until its app.working is left; nil if all have left.
-func (d *deliverer) enter() *sender {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, s := range slices.Backward(d.senders) {
-		if s.app.working.enter() {
-			return s
-		}
-	}
-	return nil
-}
-
-// logger returns the log of the newest generation: that of an older one may be
-// closed.
-func (d *deliverer) logger() *zap.Logger {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.log
-}
-
-const (
-	// dueBatch is how many deliveries are taken at once in the order in which
-	// they fell due.
-	dueBatch = 32
-	// maxInHand bounds how many of them wait in memory for their turn.
-	maxInHand = 4 * dueBatch
-	// turnWait is how long they do. The turn of a host that answers comes sooner;
-	// a lane for each small burst would cost more than the wait.
-	turnWait = 100 * time.Millisecond
-)
-
-// takeDue takes deliveries in the order in which they fell due.
-func (d *deliverer) takeDue(due *engine.Source) {
-	inHand := make(chan struct{}, maxInHand)
-	var placing sync.WaitGroup
-	defer placing.Wait()
-	for d.claiming.Err() == nil {
-		// A place in memory for each before it is taken: what has been fetched and
-		// is not looked at would be given to somebody else after a while.
-		for range dueBatch {
-			inHand <- struct{}{}
-		}
-		waiting := 0
-		d.fetch(due, dueBatch, func(dl *engine.Delivery) {
-			name := engine.HostToken(dl.Record.CallbackHost)
-			if d.hosts.start(name) == begins {
-				d.begin(dl, name)
-				return
-			}
-			waiting++
-			placing.Add(1)
-			go func() {
-				began := d.place(dl, name)
-				<-inHand
-				placing.Done()
-				if began {
-					d.carryOut(dl, name)
-				}
-			}()
-		})
-		for range dueBatch - waiting {
-			<-inHand
-		}
-	}
-}
-
-// place waits for the turn of a delivery's host and says whether it came. If that
-// takes long, the delivery is moved out of the others' way.
-func (d *deliverer) place(dl *engine.Delivery, name string) (began bool) {
-	t := full
-	if !d.lanes.takes(name) {
-		t = d.awaitTurn(name)
+	d.wake()
+	d.mu.Unlock()
+	if before != nil {
+		before.close()
 	}
 	switch {
-	case t == begins:
-		return true
-	case d.claiming.Err() != nil:
-		dl.Release()
-		return false
+	case owner == nil:
+		d.stop()
+		d.loops.Wait()
+	case before == nil:
+		var ctx context.Context
+		ctx, d.stop = context.WithCancel(context.Background())
+		d.loops.Go(func() { d.watch(ctx) })
+		d.loops.Go(func() { d.take(ctx) })
 	}
-	if err := d.lanes.hold(dl, name); err != nil {
-		d.logger().Warn("delivery not put into its lane", zap.String("task_id", dl.Record.ID), zap.Error(err))
-	}
-	return false
 }
 
-// awaitTurn waits a moment for a host's turn. It waits on while all attempts are
-// taken: a lane would make nothing faster.
-func (d *deliverer) awaitTurn(name string) turn {
-	t := busy
-	for t == busy && d.claiming.Err() == nil {
-		if d.hosts.awaitFor(d.claiming, name, turnWait) == nil {
-			return begins
+// wake tells that something has changed. Caller holds d.mu.
+func (d *deliverer) wake() {
+	close(d.changed)
+	d.changed = make(chan struct{})
+}
+
+// dueBatch is how many hosts the engine is asked for at once.
+const dueBatch = 64
+
+// watch learns which hosts have deliveries due.
+func (d *deliverer) watch(ctx context.Context) {
+	for ctx.Err() == nil {
+		hosts, err := d.store.DueHosts(ctx, dueBatch)
+		d.mu.Lock()
+		for _, host := range hosts {
+			d.add(host.Host)
 		}
-		t = d.hosts.start(name)
+		d.mu.Unlock()
+		d.failed(ctx, "asking for hosts with deliveries due", err)
 	}
-	return t
 }
 
-// fetchPause keeps an engine that is away from being asked in a tight loop.
-const fetchPause = time.Second
-
-// fetch takes up to n deliveries from a source, hands each to place, and says
-// whether there were any, or might have been. It takes none while the engine
-// cannot store: what follows from an attempt would be forgotten, and the attempt
-// made again and again.
-func (d *deliverer) fetch(source *engine.Source, n int, place func(*engine.Delivery)) (found bool) {
-	err := d.engine.Stores()
-	if err == nil {
-		for dl, failed := range source.Fetch(d.claiming, n) {
-			if failed != nil {
-				err = failed
-				d.logger().Warn("deliveries not fetched", zap.Error(err))
-				break
-			}
-			found = true
-			place(dl)
-		}
+// add puts a host at the end of the line. Caller holds d.mu.
+func (d *deliverer) add(host string) {
+	if !d.known[host] {
+		d.known[host] = true
+		d.due = append(d.due, host)
+		d.wake()
 	}
-	if err == nil {
-		return found
-	}
-	select {
-	case <-d.claiming.Done():
-	case <-time.After(fetchPause):
-	}
-	return true
 }
 
-// begin starts an attempt that is counted in.
-func (d *deliverer) begin(dl *engine.Delivery, name string) { go d.carryOut(dl, name) }
-
-// carryOut makes an attempt that is counted in.
-func (d *deliverer) carryOut(dl *engine.Delivery, name string) {
-	s := d.enter()
-	if s == nil {
-		d.hosts.leave(name)
-		dl.Release()
+// failed logs an error of the engine and waits a moment, so that an engine that is
+// away is not asked in a tight loop.
+func (d *deliverer) failed(ctx context.Context, doing string, err error) {
+	if err == nil || ctx.Err() != nil {
 		return
 	}
-	defer s.app.working.leave()
-	defer d.hosts.leave(name)
-	if answered, told := s.attempt(dl, name); told {
-		d.hosts.heard(name, answered)
+	d.store.logger().Warn(doing, zap.Error(err))
+	select {
+	case <-ctx.Done():
+	case <-time.After(fetchPause):
 	}
 }
 
-// attempt makes one attempt and stores what follows from it. It returns whether
-// the host answered, and whether anything can be told about that.
-func (s *sender) attempt(dl *engine.Delivery, name string) (answered, told bool) {
-	rec := dl.Record
-	if rec.FinishedAt.IsZero() { // the lease lapsed
-		if counts, err := dl.TakeLapsed(context.Background()); !counts {
-			s.stored(rec, err)
-			return false, false
+// take takes deliveries host by host, in turn.
+func (d *deliverer) take(ctx context.Context) {
+	for {
+		host, n, s := d.next(ctx)
+		if n == 0 {
+			return
 		}
-		rec.FinishedAt = time.Now().UTC()
-		s.app.metrics.taskEnded(rec)
+		deliveries, err := d.store.Take(ctx, host, n)
+		d.mu.Lock()
+		d.reserve(host, len(deliveries)-n)
+		if len(deliveries) == n || err != nil {
+			d.add(host) // there may be more
+		}
+		d.mu.Unlock()
+		for _, dl := range deliveries {
+			d.store.use()
+			go d.carryOut(s, dl, host)
+		}
+		d.failed(ctx, "taking deliveries", err)
 	}
-	if rec.Callback == nil {
-		s.stored(rec, dl.Done(context.Background()))
-		return true, true // nobody is called, so that nobody is slow
+}
+
+// next waits for a host that may be called, and counts n attempts to it in. n is 0
+// if ctx ends first.
+func (d *deliverer) next(ctx context.Context) (host string, n int, s *sender) {
+	for {
+		d.mu.Lock()
+		for i := 0; d.sender != nil && i < len(d.due); i++ {
+			host := d.due[i]
+			n := min(d.sender.opts.Concurrency-d.all, d.sender.opts.PerHost-d.running[host])
+			if n <= 0 {
+				continue
+			}
+			d.due = append(d.due[:i], d.due[i+1:]...)
+			delete(d.known, host)
+			d.reserve(host, n)
+			s := d.sender
+			d.mu.Unlock()
+			return host, n, s
+		}
+		changed := d.changed
+		d.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return "", 0, nil
+		}
 	}
-	ans := s.post(dl, name)
-	if ans.err != nil && s.app.quit.Err() != nil {
+}
+
+// reserve counts n attempts in, or out if n is negative. Caller holds d.mu.
+func (d *deliverer) reserve(host string, n int) {
+	d.all += n
+	if d.running[host] += n; d.running[host] == 0 {
+		delete(d.running, host)
+	}
+	if n < 0 {
+		d.wake()
+	}
+}
+
+// carryOut makes an attempt that is counted in.
+func (d *deliverer) carryOut(s *sender, dl engine.Delivery, host string) {
+	defer d.store.leave()
+	defer func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.reserve(host, -1)
+	}()
+	s.attempt(dl)
+}
+
+// storeTimeout bounds how long the outcome of an attempt is tried to be stored.
+const storeTimeout = 30 * time.Second
+
+// attempt makes one attempt and stores what follows from it.
+func (s *sender) attempt(dl engine.Delivery) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(s.opts.Timeout)+storeTimeout)
+	defer cancel()
+	rec := dl.Record()
+	if rec.Callback == nil { // a damaged record: nobody is called
+		s.stored(rec, dl.Done(ctx))
+		return
+	}
+	if rec.Error == task.ErrorHolderDied && rec.Tries == 0 && len(rec.Redelivered) == 0 {
+		s.app.metrics.taskEnded(rec) // the engine gave the verdict
+	}
+	ans := s.post(dl)
+	if ans.err != nil && s.d.store.quit.Err() != nil {
 		ans.endSpan("")
-		dl.Release() // the process exits; the attempt does not count
-		return false, false
+		s.stored(rec, dl.Release(ctx)) // the process exits; the attempt does not count
+		return
 	}
 	rec.AddAttempt(task.Attempt{
 		At: ans.at, StatusCode: ans.status, DurationMS: ans.took.Milliseconds(),
 		Error: ans.message(), Response: ans.excerpt,
 	})
-	s.conclude(dl, ans)
-	return ans.status != 0, true
+	s.conclude(ctx, dl, ans)
 }
 
 // conclude stores what follows from an attempt's answer.
-func (s *sender) conclude(dl *engine.Delivery, ans answer) {
-	rec := dl.Record
+func (s *sender) conclude(ctx context.Context, dl engine.Delivery, ans answer) {
+	rec := dl.Record()
 	rec.NextAttemptAt = time.Time{}
-	ctx := context.Background()
 	var outcome string
 	var wait time.Duration
 	var err error

@@ -57,6 +57,9 @@ const (
 	defaultPerHost        = 32
 )
 
+// minWindow leaves a short retry schedule the time for an outage of the gateway.
+const minWindow = time.Hour
+
 var defaultRetry = []caddy.Duration{
 	caddy.Duration(5 * time.Second), caddy.Duration(30 * time.Second), caddy.Duration(2 * time.Minute),
 	caddy.Duration(10 * time.Minute), caddy.Duration(30 * time.Minute), caddy.Duration(2 * time.Hour),
@@ -85,6 +88,16 @@ func (o *Delivery) provision() (err error) {
 	}
 	o.trusted = o.policy.Trusted()
 	return nil
+}
+
+// window is how long after its verdict a callback may be delivered: one and a half
+// times the retry schedule.
+func (o *Delivery) window() time.Duration {
+	var total time.Duration
+	for _, wait := range o.Retry {
+		total += time.Duration(wait)
+	}
+	return max(total+total/2, minWindow)
 }
 
 func (o *Delivery) validate() error {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"net/http"
 	"strconv"
@@ -104,7 +103,7 @@ func (a *answer) accepted() bool { return a.status >= 200 && a.status < 300 }
 func (a *answer) final() bool {
 	var refused *safedial.RefusedError
 	return a.status == http.StatusGone || errors.As(a.err, &refused) || errors.Is(a.err, errUnusable) ||
-		errors.Is(a.err, engine.ErrGone)
+		errors.Is(a.err, engine.ErrNotFound)
 }
 
 // maxMessage bounds an error kept in an attempt's record.
@@ -148,48 +147,21 @@ const (
 	maxExcerpt = 1 << 10
 )
 
-// post makes an attempt. A large body waits for room first.
-func (s *sender) post(dl *engine.Delivery, name string) answer {
-	if !isLarge(dl.Record) {
-		if ans := s.send(dl, largeBody); !errors.Is(ans.err, errLarge) {
-			return ans
-		}
-	}
-	leave, err := s.d.bodies.enter(s.app.quit, s.d.hosts.isMute(name))
-	if err != nil {
-		return answer{err: err}
-	}
-	defer leave()
-	return s.send(dl, math.MaxInt64)
-}
-
-// errLarge is a body that was compressed, and must wait for room as it is.
-var errLarge = errors.New("the callback's body is large")
-
-// send makes the request, unless its body has more than limit bytes, and reads
-// the answer.
-func (s *sender) send(dl *engine.Delivery, limit int64) (ans answer) {
-	encoded, err := s.d.bodies.encode(s.app.quit, dl.Record)
-	if err != nil {
-		return answer{err: err}
-	}
+// post makes the request and reads the answer.
+func (s *sender) post(dl engine.Delivery) (ans answer) {
 	ans.at = time.Now().UTC()
 	defer func() { ans.took = time.Since(ans.at) }()
-	ctx, cancel := context.WithTimeout(s.app.quit, time.Duration(s.opts.Timeout))
+	ctx, cancel := context.WithTimeout(s.d.store.quit, time.Duration(s.opts.Timeout))
 	defer cancel()
 	req, err := s.request(ctx, dl, ans.at)
-	encoded()
-	if err == nil && req.ContentLength > limit {
-		err = errLarge
-	}
 	if err != nil {
 		ans.err = err
 		return ans
 	}
-	ans.span = s.startAttempt(dl.Record, req, ans.at)
+	ans.span = s.startAttempt(dl.Record(), req, ans.at)
 	hushStdLog()
 	transport := s.guarded
-	if dl.Record.Callback.Trusted {
+	if dl.Record().Callback.Trusted {
 		transport = s.own
 	}
 	// Not through an http.Client: it would follow redirects, out of the reach of
@@ -250,8 +222,8 @@ func parseRetryAfter(value string, now time.Time) time.Duration {
 }
 
 // request builds the callback of a task.
-func (s *sender) request(ctx context.Context, dl *engine.Delivery, at time.Time) (*http.Request, error) {
-	rec := dl.Record
+func (s *sender) request(ctx context.Context, dl engine.Delivery, at time.Time) (*http.Request, error) {
+	rec := dl.Record()
 	body, err := encode(ctx, dl)
 	if err != nil {
 		return nil, err
@@ -295,12 +267,22 @@ func (s *sender) request(ctx context.Context, dl *engine.Delivery, at time.Time)
 	return req, nil
 }
 
+// readResult reads the task's result.
+func readResult(ctx context.Context, dl engine.Delivery) ([]byte, error) {
+	body, err := dl.Result(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return io.ReadAll(body)
+}
+
 // encode makes the callback's body of the task's result.
-func encode(ctx context.Context, dl *engine.Delivery) (form.Callback, error) {
-	rec := dl.Record
+func encode(ctx context.Context, dl engine.Delivery) (form.Callback, error) {
+	rec := dl.Record()
 	var resp *form.Response
 	if rec.Result != nil {
-		body, err := dl.Body(ctx)
+		body, err := readResult(ctx, dl)
 		if err != nil {
 			return form.Callback{}, err
 		}

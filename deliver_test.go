@@ -191,7 +191,7 @@ func TestWhatIsFinal(t *testing.T) {
 			{status: 410},
 			{err: fmt.Errorf("dialing: %w", &safedial.RefusedError{Reason: "is a private address"})},
 			{err: errUnusable},
-			{err: fmt.Errorf("loading the body: %w", engine.ErrGone)},
+			{err: fmt.Errorf("loading the body: %w", engine.ErrNotFound)},
 		},
 		false: {
 			{status: 200}, {status: 301}, {status: 404}, {status: 500},

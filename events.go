@@ -3,7 +3,6 @@ package callback
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -48,11 +47,10 @@ const eventsGrace = 5 * time.Second
 // generation that is there when its turn comes, and waits while there is none.
 var events announcer
 
-// announcer hands events to the newest generation that can take them. The zero
+// announcer hands events to the newest of [generations]. The zero
 // value is ready; its methods may be called at once from several goroutines.
 type announcer struct {
 	mu      sync.Mutex
-	heirs   []*App // whose apps have all started, the newest last
 	waiting []event
 	dropped int
 	telling chan struct{} // closed when the goroutine that tells ends; nil if none runs
@@ -79,24 +77,29 @@ type startedHandler struct{ app *App }
 
 // Handle implements [caddyevents.Handler].
 func (h *startedHandler) Handle(context.Context, caddy.Event) error {
-	events.join(h.app)
+	h.app.join()
 	return nil
 }
 
-// join lets events go to the handlers of this generation.
-func (n *announcer) join(a *App) {
+// join makes this generation alive: it works on tasks, and events go to its
+// handlers.
+func (a *App) join() {
+	generations.add(a)
+	events.resume()
+}
+
+// resume goes on with events that waited for a generation.
+func (n *announcer) resume() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.heirs = append(n.heirs, a)
 	n.tell()
 }
 
-// leave undoes join and returns what is closed when the generation's handlers
-// have no event any more. It may be called twice, and without join.
+// leave returns what is closed when the handlers of a generation that was removed
+// have no event any more.
 func (n *announcer) leave(a *App) (handled <-chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.heirs = slices.DeleteFunc(n.heirs, func(heir *App) bool { return heir == a })
 	if n.busy == a {
 		return n.handled
 	}
@@ -130,6 +133,7 @@ func (a *App) endEvents() {
 		case <-grace.C:
 		}
 	}
+	generations.remove(a)
 	select {
 	case <-events.leave(a):
 	case <-grace.C:
@@ -141,7 +145,7 @@ func (a *App) endEvents() {
 func (n *announcer) announce(rec *task.Record, outcome string, log *zap.Logger) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if last := len(n.heirs) - 1; last >= 0 && !n.heirs[last].events.ShouldEmit(eventNames[outcome]) {
+	if a := generations.newestRunning(); a != nil && !a.events.ShouldEmit(eventNames[outcome]) {
 		return // nobody listens
 	}
 	if len(n.waiting) >= maxEvents {
@@ -157,7 +161,7 @@ func (n *announcer) announce(rec *task.Record, outcome string, log *zap.Logger) 
 // tell begins to hand out what waits, unless that is being done. Caller holds
 // n.mu.
 func (n *announcer) tell() {
-	if n.telling != nil || len(n.heirs) == 0 || len(n.waiting) == 0 {
+	if n.telling != nil || generations.newestRunning() == nil || len(n.waiting) == 0 {
 		return
 	}
 	n.telling = make(chan struct{})
@@ -181,13 +185,14 @@ func (n *announcer) next() (*App, event, bool) {
 		n.busy = nil
 		close(n.handled)
 	}
-	if len(n.heirs) == 0 || len(n.waiting) == 0 {
+	newest := generations.newestRunning()
+	if newest == nil || len(n.waiting) == 0 {
 		close(n.telling)
 		n.telling = nil
 		return nil, event{}, false
 	}
 	e := n.waiting[0]
-	n.busy, n.handled = n.heirs[len(n.heirs)-1], make(chan struct{})
+	n.busy, n.handled = newest, make(chan struct{})
 	if n.waiting = n.waiting[1:]; len(n.waiting) == 0 {
 		n.waiting = nil
 		if n.dropped > 0 {

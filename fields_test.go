@@ -176,6 +176,8 @@ func TestDefaultsAreWhatTheCommentsSay(t *testing.T) {
 		"App":      reflect.ValueOf(app).Elem(),
 		"Delivery": reflect.ValueOf(app.(*App).Delivery).Elem(),
 		"Handler":  reflect.ValueOf(handler).Elem(),
+
+		"SQLiteEngine": reflect.ValueOf(app.(*App).engine).Elem(),
 	}
 	src := readSource(t)
 	compared := 0
@@ -190,7 +192,7 @@ func TestDefaultsAreWhatTheCommentsSay(t *testing.T) {
 				continue // the default is applied where it is used
 			}
 			compared++
-			if got := written(value); got != said[1] && f.name != "Store" {
+			if got := written(value); got != said[1] && f.name != "Folder" {
 				t.Errorf("%s.%s: the comment says %s, and it is %s", f.owner, f.name, said[1], got)
 			}
 		}
@@ -211,6 +213,8 @@ func written(v reflect.Value) string {
 			words[i] = shortDuration(wait)
 		}
 		return strings.Join(words, " ")
+	case *bool:
+		return strconv.FormatBool(*value)
 	case int, int64:
 		return strconv.FormatInt(v.Int(), 10)
 	default:
@@ -218,8 +222,12 @@ func written(v reflect.Value) string {
 	}
 }
 
-// shortDuration is 2h and not 2h0m0s.
+// shortDuration is 2h and not 2h0m0s, and 30d and not 720h.
 func shortDuration(d caddy.Duration) string {
+	const day = caddy.Duration(24 * time.Hour)
+	if d >= 2*day && d%day == 0 {
+		return strconv.Itoa(int(d/day)) + "d"
+	}
 	s := time.Duration(d).String()
 	for _, nothing := range []string{"m0s", "h0m"} {
 		if strings.HasSuffix(s, nothing) {
@@ -235,6 +243,9 @@ var documentedIn = map[string]string{
 	"Delivery": "docs/options.md",
 	"Handler":  "docs/callback.md",
 	"Inbox":    "docs/callback_inbox.md",
+
+	"SQLiteEngine": "docs/options.md",
+	"NATSEngine":   "docs/options.md",
 }
 
 func TestDefaultsInTheDocsAreThoseInTheComments(t *testing.T) {

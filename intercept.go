@@ -229,12 +229,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		}
 		return next.ServeHTTP(w, r)
 	}
-	e, leave, err := h.app.enter()
+	s, leave, err := h.app.enter()
 	if err != nil {
 		return unavailable(w, h.log, err)
 	}
 	defer leave()
-	x, err := h.claim(e, callback, host, w, r)
+	x, err := h.claim(s, callback, host, w, r)
 	if err != nil {
 		return unavailable(w, h.log, err)
 	}

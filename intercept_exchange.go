@@ -1,9 +1,11 @@
 package callback
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -20,7 +22,8 @@ import (
 // exchange is one task whose client waits for its response.
 type exchange struct {
 	h       *Handler
-	lease   *engine.Lease
+	store   *sharedStore
+	lease   engine.Lease
 	rec     task.Record
 	capture *capture
 	ctx     context.Context // the handler's: ends with the task, not with the client
@@ -37,34 +40,32 @@ type exchange struct {
 	stopping context.Context
 }
 
-// errDied is what the callback says if nobody settles the task.
-const errDied = "the gateway that held the task stopped before the endpoint answered"
-
 // claim makes a task of the request: from here on it gets its callback.
-func (h *Handler) claim(e *engine.Engine, callback *task.Callback, host string, w http.ResponseWriter, r *http.Request) (*exchange, error) {
-	id, err := uuid.NewRandom()
+func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w http.ResponseWriter, r *http.Request) (*exchange, error) {
+	id, err := uuid.NewV7()
 	if err != nil {
 		return nil, fmt.Errorf("making a task ID: %w", err)
 	}
 	now := time.Now().UTC()
 	x := &exchange{
 		h:        h,
+		store:    s,
 		capture:  newCapture(w, h, id.String()),
 		recorded: make(chan struct{}),
-		stopping: h.app.quit,
+		stopping: s.quit,
 		rec: task.Record{
 			Task:  task.Task{ID: id.String(), CreatedAt: now, StartedAt: now, CallbackHost: host},
-			Route: h.route, Callback: callback, Span: spanOf(r.Context()),
+			Route: h.route, Callback: callback, CallbackDomain: quotaDomain(callback, host), Span: spanOf(r.Context()),
 		},
 	}
 	x.capture.complete = x.settleResponse
 	x.ctx, x.cancel = context.WithCancelCause(context.WithoutCancel(r.Context()))
-	died := x.rec
-	died.Status, died.Error = task.Failed, errDied
-	if x.lease, err = e.Claim(x.ctx, died, x.supersede); err != nil {
+	claimed := x.rec
+	if x.lease, err = s.Claim(x.ctx, &claimed); err != nil {
 		x.cancel(err)
 		return nil, err
 	}
+	x.lease.OnLost(x.supersede)
 	h.app.metrics.taskAccepted(1)
 	return x, nil
 }
@@ -208,22 +209,24 @@ func (x *exchange) supersede() {
 }
 
 // enqueue hands the task to a queue: its verdict is no longer given here.
-func (x *exchange) enqueue(ctx context.Context, rec *task.Record, body []byte) error {
+func (x *exchange) enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
 	if !x.capture.close(false) {
-		return engine.ErrLost
+		return "", false, engine.ErrLost
 	}
 	close(x.recorded)
-	return x.lease.Enqueue(ctx, rec, body)
+	return x.lease.Enqueue(ctx, rec, body, opts)
 }
 
 // dissolve undoes the claim: the request turned out to be no task.
 func (x *exchange) dissolve(ctx context.Context) {
 	if x.capture.close(false) {
 		close(x.recorded)
-		x.h.app.metrics.taskAccepted(-1)
 	}
-	if err := x.lease.Drop(ctx); err != nil && !errors.Is(err, engine.ErrLost) {
-		x.h.log.Warn("claim not given up", zap.String("task_id", x.rec.ID), zap.Error(err))
+	switch err := x.lease.Release(ctx); {
+	case err == nil:
+		x.h.app.metrics.taskAccepted(-1)
+	case !errors.Is(err, engine.ErrLost):
+		x.h.log.Warn("claim not released", zap.String("task_id", x.rec.ID), zap.Error(err))
 	}
 }
 
@@ -289,23 +292,33 @@ func (x *exchange) record(status task.Verdict, message string, result *task.Resu
 	}
 	x.rec.ForgetRequest()
 	traceTask(x.ctx, &x.rec)
-	app := x.h.app
-	app.metrics.taskEnded(&x.rec)
-	held := app.deliverer.laneOpen(x.rec.CallbackHost)
+	x.h.app.metrics.taskEnded(&x.rec)
 	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
 	defer cancel()
-	err := x.lease.Settle(ctx, &x.rec, body, held)
+	err := x.settleOnce(ctx, body)
 	if err == nil || errors.Is(err, engine.ErrLost) {
 		return
 	}
-	x.h.log.Error("verdict not recorded; trying on", zap.String("task_id", x.rec.ID), zap.Error(err))
-	if !app.working.enter() {
-		return // the lease lapses, and says that the gateway died
+	x.h.log.Error("verdict not recorded; trying again", zap.String("task_id", x.rec.ID), zap.Error(err))
+	if errors.Is(err, engine.ErrTooLarge) {
+		return // it will not change; the lease expires, and the verdict is FAILED
 	}
+	x.store.use()
 	go func() {
-		defer app.working.leave()
+		defer x.store.leave()
 		x.recordLater(body)
 	}()
+}
+
+// settleOnce makes one attempt to store the verdict.
+func (x *exchange) settleOnce(ctx context.Context, body []byte) error {
+	rec := x.rec // an attempt that failed may have changed it
+	if rec.Result == nil {
+		return x.lease.Settle(ctx, &rec, nil)
+	}
+	result := *rec.Result
+	rec.Result = &result
+	return x.lease.Settle(ctx, &rec, bytes.NewReader(body))
 }
 
 // recordLater tries to record the verdict until it is recorded, another stands,
@@ -314,18 +327,17 @@ func (x *exchange) recordLater(body []byte) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		// Not into a lane: it may have been closed meanwhile.
-		err := x.lease.Settle(x.h.app.quit, &x.rec, body, false)
+		err := x.settleOnce(x.store.quit, body)
 		if err == nil || errors.Is(err, engine.ErrLost) {
 			return
 		}
 		select {
-		case <-x.h.app.quit.Done():
+		case <-x.store.quit.Done():
 			return
 		case <-tick.C:
 		}
-		if caddy.Exiting() && x.h.app.givingBack.Err() != nil {
-			// The lease lapses when the engine is back.
+		if caddy.Exiting() && x.store.givingBack.Err() != nil {
+			// The lease expires when the engine is back.
 			x.h.log.Error("verdict not recorded", zap.String("task_id", x.rec.ID), zap.Error(err))
 			return
 		}

@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
 // problem is a request that cannot be accepted: status and detail of an
@@ -38,9 +40,13 @@ func writeProblem(w http.ResponseWriter, err error) error {
 	}{"about:blank", http.StatusText(p.status), p.status, p.detail})
 }
 
-// unavailable answers what cannot be answered without the engine.
+// unavailable answers what cannot be answered without the store, or what has no
+// room in it.
 func unavailable(w http.ResponseWriter, log *zap.Logger, err error) error {
 	log.Warn("request refused", zap.Error(err))
 	w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+	if errors.Is(err, engine.ErrQuota) {
+		return writeProblem(w, &problem{http.StatusTooManyRequests, "too many callbacks wait for this destination"})
+	}
 	return writeProblem(w, &problem{http.StatusServiceUnavailable, "callbacks are not available at the moment"})
 }

@@ -9,7 +9,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
@@ -125,7 +124,7 @@ type taskCounts struct {
 	queued *prometheus.Desc
 	due    *prometheus.Desc
 	ready  *prometheus.Desc
-	engine atomic.Pointer[engine.Engine] // nil while this generation has none
+	app    atomic.Pointer[App] // nil while no generation of this registry runs
 }
 
 // countsTimeout keeps an engine that is away from holding up a scrape.
@@ -141,36 +140,46 @@ func (c *taskCounts) Describe(descs chan<- *prometheus.Desc) {
 
 // Collect implements [prometheus.Collector].
 func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
-	e := c.engine.Load()
+	s, leave := c.use()
 	ready := 0.0
-	if e != nil && e.Ready() == nil {
+	if s != nil && s.Ready() == nil {
 		ready = 1
 	}
 	found <- prometheus.MustNewConstMetric(c.ready, prometheus.GaugeValue, ready)
-	if e == nil {
+	if s == nil {
 		return
 	}
+	defer leave()
 	ctx, cancel := context.WithTimeout(context.Background(), countsTimeout)
 	defer cancel()
-	counts, err := e.Counts(ctx)
+	stats, err := s.Stats(ctx)
 	if err != nil {
 		return
 	}
 	for _, state := range []task.State{task.Queued, task.Running, task.Delivering, task.Done, task.Dead} {
-		found <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(counts[state]), string(state))
+		found <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(stats.Tasks[state]), string(state))
 	}
-	lengths, err := e.QueueLengths(ctx)
+	found <- prometheus.MustNewConstMetric(c.due, prometheus.GaugeValue, float64(stats.Due))
+	queues, err := s.Queues(ctx)
 	if err != nil {
 		return
 	}
-	for queue, n := range lengths {
-		found <- prometheus.MustNewConstMetric(c.queued, prometheus.GaugeValue, float64(n), queue)
+	for _, q := range queues {
+		found <- prometheus.MustNewConstMetric(c.queued, prometheus.GaugeValue, float64(q.Queued), q.Queue)
 	}
-	due, err := e.DueDeliveries(ctx)
+}
+
+// use keeps the store open until leave is called; it is nil if it is not open.
+func (c *taskCounts) use() (s *sharedStore, leave func()) {
+	a := c.app.Load()
+	if a == nil || a.store.Load() == nil {
+		return nil, nil
+	}
+	s, err := useStore(a.engine.storeKey())
 	if err != nil {
-		return
+		return nil, nil
 	}
-	found <- prometheus.MustNewConstMetric(c.due, prometheus.GaugeValue, float64(due))
+	return s, s.leave
 }
 
 // taskAccepted counts tasks; a negative number are some that turned out to be

@@ -13,25 +13,26 @@
 // The package reads in the order in which the data flows:
 //
 //   - module.go: what is registered with Caddy
-//   - app.go: the app's options and life; app_engine.go: the engine's, across
-//     reloads; app_nats.go: a cluster in its place; app_queues.go: what a
+//   - app.go: the app's options and lifecycle; engine.go, engine_nats.go: the
+//     engines as modules; app_store.go: the store that is open, across reloads;
+//     app_generations.go: which configuration is alive; app_queues.go: what a
 //     configuration's queues have in common
 //   - caddyfile.go, caddyfile_queue.go, caddyfile_values.go: the grammars
 //   - intercept.go: a request becomes a task; intercept_request.go reads it,
 //     intercept_problem.go refuses it
 //   - intercept_exchange.go: the task runs and gets its verdict;
-//     intercept_capture.go copies its response
+//     intercept_capture.go copies its response, intercept_domain.go says whose
+//     share of the store it takes
 //   - deliver.go: a result becomes a callback that arrives; deliver_post.go
-//     makes the attempts, deliver_hosts.go says whose turn it is,
-//     deliver_lanes.go is where the others wait, deliver_bodies.go bounds their
-//     memory, deliver_stdlog.go keeps receivers out of the log,
-//     deliver_options.go is what the operator says to all that
+//     makes the attempts, deliver_stdlog.go keeps receivers out of the log,
+//     deliver_options.go has the options
 //   - profiles.go: other services' ways to ask for a callback and to make it
 //   - queue.go: a request waits its turn; queue_request.go stores it,
 //     queue_idempotency.go stores it once, queue_worker.go runs it,
 //     queue_collection.go answers what is asked about it, queue_options.go is
 //     what the operator says of it
-//   - schedule.go: a clock becomes tasks
+//   - schedule.go: the schedules of a queue; schedule_run.go makes tasks of their
+//     runs
 //   - admin.go, dashboard.go: the API that tells of tasks and changes them;
 //     admin_overview.go is what it tells of this node
 //   - inbox.go: a receiver for trying things out
@@ -53,6 +54,8 @@ import (
 
 func init() {
 	caddy.RegisterModule(new(App))
+	caddy.RegisterModule(new(SQLiteEngine))
+	caddy.RegisterModule(new(NATSEngine))
 	caddy.RegisterModule(new(Handler))
 	caddy.RegisterModule(new(TaskQueue))
 	caddy.RegisterModule(new(Inbox))

@@ -43,16 +43,10 @@ type TaskQueue struct {
 	log    *zap.Logger
 	server *caddyhttp.Server
 	block  caddyhttp.Handler
-	depth  *depth
 	// front is the callback handler that stands before the queue, if one does. It
 	// is known once the app starts.
 	front *Handler
-	queue *engine.Queue
-	slots *slots
-	// told is what the configuration says of the queue. twins are told the same,
-	// in another server; they accept tasks, and this one runs them.
-	told  string
-	twins []*TaskQueue
+	told  string // what the configuration says of the queue
 }
 
 // CaddyModule returns the Caddy module information.
@@ -77,7 +71,7 @@ func (q *TaskQueue) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the block of the queue %s: %w", q.Name, err)
 	}
-	q.told, q.depth = string(told), new(depth)
+	q.told = string(told)
 	if err := q.Routes.Provision(ctx); err != nil {
 		return fmt.Errorf("setting up the block of the queue %s: %w", q.Name, err)
 	}
@@ -95,8 +89,8 @@ func (q *TaskQueue) Provision(ctx caddy.Context) error {
 	return err
 }
 
-// maxQueueName keeps a consumer that is named after a queue below the 255
-// characters the engine allows.
+// maxQueueName keeps what an engine names after a queue below the 255 characters
+// that NATS allows.
 const maxQueueName = 100
 
 func isQueueName(s string) bool {
@@ -112,7 +106,7 @@ func isQueueName(s string) bool {
 // it.
 func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	original := originalURL(r)
-	e, leave, err := q.app.enter()
+	s, leave, err := q.app.enter()
 	ticket, _ := r.Context().Value(ticketKey{}).(*ticket)
 	if err != nil {
 		ticket.refuse(r.Context())
@@ -125,9 +119,9 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 	if look, ok := lookupOf(r.Method, original.Path); ok {
 		ticket.refuse(r.Context()) // the request is about a task, not one
 		ticket.rename(look.id)
-		return q.answer(w, r, e, look)
+		return q.answer(w, r, s, look)
 	}
-	a, err := q.accept(e, ticket, r)
+	a, err := q.accept(s, ticket, r)
 	if err != nil {
 		ticket.refuse(r.Context())
 		var p *problem
@@ -143,7 +137,7 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 	if ticket.client != nil {
 		r = r.WithContext(ticket.client) // nobody waits for a client that has left
 	}
-	return q.acknowledge(w, r, e, original, a)
+	return q.acknowledge(w, r, s, original, a)
 }
 
 // originalURL is the request's URL as the client wrote it, before rewrites.
@@ -219,68 +213,57 @@ type acceptance struct {
 
 // accept stores the request as a task. The error is a *problem if the request
 // must be refused for what it is.
-func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*acceptance, error) {
+func (q *TaskQueue) accept(s *sharedStore, t *ticket, r *http.Request) (*acceptance, error) {
 	ctx := context.WithoutCancel(r.Context()) // a client that leaves now is accepted all the same
-	full, err := q.depth.full(ctx, q)
-	if err != nil {
-		return nil, err
-	}
-	if full {
-		known, err := q.knowsKey(ctx, e, r.Header.Get("Idempotency-Key"))
-		if err != nil {
-			return nil, err
-		}
-		if !known { // a known key adds nothing to the queue
-			return nil, &problem{http.StatusTooManyRequests, "the queue is full"}
-		}
-	}
 	rec, err := q.newRecord(t, r)
 	if err != nil {
 		return nil, err
 	}
-	key := r.Header.Get("Idempotency-Key")
-	body, sum, err := readBody(ctx, e, rec, r, t.limit, key != "")
+	body := newBoundedBody(r.Body, t.limit)
+	opts := engine.EnqueueOptions{Key: q.keyOf(r, body), MaxQueued: q.opts.MaxQueued}
+	enqueue := s.Enqueue
+	if t.exchange != nil {
+		enqueue = t.exchange.enqueue
+	}
+	id, created, err := enqueue(ctx, rec, body, opts)
 	if err != nil {
-		return nil, err
+		return nil, refusalOf(err, body)
 	}
-	if key != "" {
-		first, err := q.claimKey(ctx, e, t, rec, sum, key)
-		if err != nil || first != rec.ID {
-			e.DropBody(ctx, rec)
-			return &acceptance{first, t.header, t.profile}, err
-		}
+	switch claimed := t.exchange != nil; {
+	case created && !claimed:
+		q.app.metrics.taskAccepted(1)
+	case !created && claimed:
+		q.app.metrics.taskAccepted(-1) // it was counted when it was claimed
 	}
-	if t.exchange != nil && rec.Key == "" {
-		err = t.exchange.enqueue(ctx, rec, body)
-	} else {
-		err = e.Enqueue(ctx, rec, body)
-	}
-	// A refusal that is none of ours may have been stored all the same: key and
-	// body stay.
+	return &acceptance{id, t.header, t.profile}, nil
+}
+
+// refusalOf returns the *problem of a request that could not be stored for what it
+// is; any other error as it is.
+func refusalOf(err error, body *boundedBody) error {
 	switch {
+	case body.err != nil:
+		return body.problem()
+	case errors.Is(err, engine.ErrQueueFull):
+		return &problem{http.StatusTooManyRequests, "the queue is full"}
+	case errors.Is(err, engine.ErrKeyReused):
+		return &problem{http.StatusUnprocessableEntity, "Idempotency-Key: it was used with another body"}
 	case errors.Is(err, engine.ErrTooLarge):
-		return nil, &problem{http.StatusRequestHeaderFieldsTooLarge, "the request's header is too large for a task"}
-	case err != nil && !errors.Is(err, engine.ErrExists):
-		return nil, err
+		return &problem{http.StatusRequestHeaderFieldsTooLarge, "the request's header is too large for a task"}
 	}
-	q.depth.add()
-	if t.exchange == nil || rec.Key != "" {
-		q.app.metrics.taskAccepted(1) // else it was counted when it was claimed
-	}
-	return &acceptance{rec.ID, t.header, t.profile}, nil
+	return err
 }
 
 // acknowledge answers a request that was accepted: with the task's own response
 // if the client waits for it and it comes in time, else with 202.
-func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, e *engine.Engine, original *url.URL, a *acceptance) error {
+func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, s *sharedStore, original *url.URL, a *acceptance) error {
 	w.Header().Set(a.header, a.id)
 	if wait, ok := preferredWait(r.Header); ok {
 		w.Header().Set("Preference-Applied", "wait="+strconv.Itoa(int(wait/time.Second)))
 		ctx, cancel := context.WithTimeout(r.Context(), wait)
 		defer cancel()
-		found, err := e.Await(ctx, a.id)
-		if err == nil && found.Record.Ended() {
-			return q.writeResult(w, r, found)
+		if rec, err := awaitVerdict(ctx, s, a.id); err == nil {
+			return q.writeResult(w, r, s, rec)
 		}
 	}
 	// Two slashes in front would name another host.
@@ -294,6 +277,18 @@ func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, e *engin
 	w.WriteHeader(http.StatusAccepted)
 	_, err := io.WriteString(w, `{"task_id":"`+a.id+"\"}\n")
 	return err
+}
+
+// awaitVerdict waits until a task has its verdict.
+func awaitVerdict(ctx context.Context, e engine.Tasks, id string) (rec *task.Record, err error) {
+	var version uint64
+	for rec == nil || !rec.Ended() {
+		if rec, err = e.Wait(ctx, id, version); err != nil {
+			return nil, err
+		}
+		version = rec.Version
+	}
+	return rec, nil
 }
 
 // maxWait bounds how long a client can keep a connection open with Prefer.

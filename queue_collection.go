@@ -43,19 +43,19 @@ func lookupOf(method, path string) (lookup, bool) {
 
 // answer answers a request about a task. Its ID is the capability: who knows it
 // may see and cancel the task.
-func (q *TaskQueue) answer(w http.ResponseWriter, r *http.Request, e *engine.Engine, l lookup) error {
-	found, err := e.Find(r.Context(), l.id)
+func (q *TaskQueue) answer(w http.ResponseWriter, r *http.Request, s *sharedStore, l lookup) error {
+	rec, err := s.Get(r.Context(), l.id)
 	switch {
-	case errors.Is(err, engine.ErrNotFound), err == nil && found.Record.Queue != q.Name:
+	case errors.Is(err, engine.ErrNotFound), err == nil && rec.Queue != q.Name:
 		return writeProblem(w, &problem{http.StatusNotFound, "no such task in this queue"})
 	case err != nil:
 		return unavailable(w, q.log, err)
 	case r.Method == http.MethodDelete:
-		return q.cancel(w, r, e, l.id)
+		return q.cancel(w, r, s, l.id)
 	case l.result:
-		return q.writeResult(w, r, found)
+		return q.writeResult(w, r, s, rec)
 	}
-	return writeJSON(w, http.StatusOK, publicTask(found.Record))
+	return writeJSON(w, http.StatusOK, publicTask(rec))
 }
 
 // publicTask is the task document as a client of the queue sees it: without what
@@ -76,8 +76,8 @@ func publicTask(rec *task.Record) task.Task {
 // errCanceled is what the callback of a canceled task says.
 const errCanceled = "canceled"
 
-func (q *TaskQueue) cancel(w http.ResponseWriter, r *http.Request, e *engine.Engine, id string) error {
-	err := e.Cancel(r.Context(), id, errCanceled)
+func (q *TaskQueue) cancel(w http.ResponseWriter, r *http.Request, s *sharedStore, id string) error {
+	err := s.Act(r.Context(), id, engine.Action{Kind: engine.Cancel, Reason: errCanceled})
 	switch {
 	case errors.Is(err, engine.ErrEnded):
 		return writeProblem(w, &problem{http.StatusConflict, "the task has ended"})
@@ -90,17 +90,16 @@ func (q *TaskQueue) cancel(w http.ResponseWriter, r *http.Request, e *engine.Eng
 }
 
 // writeResult answers with the task's response as the app gave it.
-func (q *TaskQueue) writeResult(w http.ResponseWriter, r *http.Request, found *engine.Found) error {
-	rec := found.Record
+func (q *TaskQueue) writeResult(w http.ResponseWriter, r *http.Request, s *sharedStore, rec *task.Record) error {
 	switch {
 	case !rec.Ended():
 		return writeProblem(w, &problem{http.StatusConflict, "the task has no result yet: it is " + string(rec.State)})
 	case rec.Result == nil:
 		return writeProblem(w, &problem{statusWithout(rec), rec.Error})
 	}
-	body, err := found.OpenBody(r.Context())
-	if errors.Is(err, engine.ErrGone) {
-		return writeProblem(w, &problem{http.StatusNotFound, engine.ErrGone.Error()})
+	body, err := s.Open(r.Context(), rec.ID, engine.ResultBody)
+	if errors.Is(err, engine.ErrNotFound) {
+		return writeProblem(w, &problem{http.StatusNotFound, "the task's result is no longer kept"})
 	} else if err != nil {
 		return unavailable(w, q.log, err)
 	}

@@ -1,11 +1,6 @@
 package callback
 
-import (
-	"context"
-	"fmt"
-	"sync"
-	"time"
-)
+import "fmt"
 
 // QueueOptions say how the tasks of one queue are run.
 type QueueOptions struct {
@@ -59,44 +54,5 @@ func (o *QueueOptions) validate() error {
 			return fmt.Errorf("attempts: %d is not a status from 400 to 599", status)
 		}
 	}
-	for _, s := range o.Schedules {
-		if err := s.validate(); err != nil {
-			return fmt.Errorf("schedule: %w", err)
-		}
-	}
-	return nil
-}
-
-// depth counts the tasks that wait in a queue. To ask the engine takes about as
-// long as to store a task, so what was accepted since it was last asked is
-// added up, and the engine asked anew only when that count is old or the queue
-// seems full. A queue may exceed max_queued by what is accepted at the same moment,
-// and by what several nodes accept within depthAge.
-type depth struct {
-	mu    sync.Mutex
-	n     int
-	asked time.Time
-}
-
-// depthAge is how old the count may be.
-const depthAge = time.Second
-
-func (d *depth) full(ctx context.Context, q *TaskQueue) (bool, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.n < q.opts.MaxQueued && time.Since(d.asked) < depthAge {
-		return false, nil
-	}
-	n, err := q.queue.Waiting(ctx)
-	if err != nil {
-		return false, err
-	}
-	d.n, d.asked = n, time.Now()
-	return n >= q.opts.MaxQueued, nil
-}
-
-func (d *depth) add() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.n++
+	return o.validateSchedules()
 }

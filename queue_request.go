@@ -1,9 +1,6 @@
 package callback
 
 import (
-	"bytes"
-	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash"
@@ -14,7 +11,6 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/uuid"
 
-	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -26,12 +22,12 @@ func (q *TaskQueue) newRecord(t *ticket, r *http.Request) (*task.Record, error) 
 		*rec = t.exchange.rec
 		rec.StartedAt, rec.Route = time.Time{}, q.Name
 	} else {
-		id, err := uuid.NewRandom()
+		id, err := uuid.NewV7()
 		if err != nil {
 			return nil, fmt.Errorf("making a task ID: %w", err)
 		}
 		rec.ID, rec.CreatedAt = id.String(), time.Now().UTC()
-		rec.Callback, rec.CallbackHost = t.callback, t.host
+		rec.Callback, rec.CallbackHost, rec.CallbackDomain = t.callback, t.host, quotaDomain(t.callback, t.host)
 	}
 	rec.Queue, rec.Timeout, rec.Span = q.Name, t.timeout, spanOf(r.Context())
 	rec.Request = storedRequest(r)
@@ -69,69 +65,49 @@ func storedRequest(r *http.Request) *task.Request {
 	return stored
 }
 
-// readBody reads the request's body: into memory if it fits in a message, else
-// into the engine as it comes. It returns its hash as well, if that is asked for.
-func readBody(ctx context.Context, e *engine.Engine, rec *task.Record, r *http.Request, limit int64, hashed bool) ([]byte, []byte, error) {
-	body := &boundedBody{r: r.Body, left: limit}
-	if hashed {
-		body.sum = sha256.New()
-	}
-	if r.Body == nil || r.Body == http.NoBody {
-		return nil, body.hash(), nil
-	}
-	inline := int64(e.InlineLimit())
-	var read bytes.Buffer
-	read.Grow(int(min(max(r.ContentLength, 0), firstRead)) + bytes.MinRead)
-	_, err := read.ReadFrom(io.LimitReader(body, inline+1))
-	head := read.Bytes()
-	if err == nil && int64(len(head)) > inline {
-		err = e.StoreBody(ctx, rec, io.MultiReader(&read, body))
-		head = nil
-	} else {
-		rec.Request.Size = int64(len(head))
-	}
-	var bounded *http.MaxBytesError
-	if errors.As(body.err, &bounded) { // by request_body before the queue
-		body.over, limit = true, bounded.Limit
-	}
-	switch {
-	case body.over:
-		return nil, nil, &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("a task can have %d bytes at most", limit)}
-	case body.err != nil:
-		return nil, nil, &problem{http.StatusBadRequest, "the request's body broke off"}
-	}
-	return head, body.hash(), err
-}
-
-// boundedBody reads a body up to a limit, and hashes it.
+// boundedBody reads the body of a request up to a limit, and hashes it.
 type boundedBody struct {
 	r    io.Reader
 	left int64
-	sum  hash.Hash // nil if nobody asks for it
-	over bool
-	err  error // of the client's
-}
+	hash hash.Hash // nil if nobody asks for it
 
-func (b *boundedBody) hash() []byte {
-	if b.sum == nil {
-		return nil
-	}
-	return b.sum.Sum(nil)
+	limit int64
+	err   error // why the body cannot be read to its end
 }
 
 var errBodyTooLarge = errors.New("the body is too large")
 
+func newBoundedBody(r io.Reader, limit int64) *boundedBody {
+	if r == nil {
+		r = http.NoBody
+	}
+	return &boundedBody{r: r, left: limit, limit: limit}
+}
+
+// Read implements [io.Reader].
 func (b *boundedBody) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	if b.left -= int64(n); b.left < 0 {
-		b.over = true
-		return 0, errBodyTooLarge
+		b.err = errBodyTooLarge
+		return 0, b.err
 	}
-	if b.sum != nil {
-		b.sum.Write(p[:n])
+	if b.hash != nil {
+		b.hash.Write(p[:n])
 	}
 	if err != nil && err != io.EOF {
 		b.err = err
 	}
 	return n, err
+}
+
+// problem says why the body could not be read.
+func (b *boundedBody) problem() *problem {
+	var bounded *http.MaxBytesError
+	switch {
+	case errors.As(b.err, &bounded): // by request_body before the queue
+		return &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("a task can have %d bytes at most", bounded.Limit)}
+	case errors.Is(b.err, errBodyTooLarge):
+		return &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("a task can have %d bytes at most", b.limit)}
+	}
+	return &problem{http.StatusBadRequest, "the request's body broke off"}
 }

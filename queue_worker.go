@@ -2,9 +2,7 @@ package callback
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,79 +14,76 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// work takes the queue's tasks in the order of their arrival and runs them,
+// fetchPause keeps an engine that is away from being asked in a tight loop.
+const fetchPause = time.Second
+
+// work takes the queue's jobs in the order in which they are ready and runs them,
 // until ctx ends.
-func (q *TaskQueue) work(ctx context.Context) {
+func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
+	jobs, slots := s.Jobs(q.Name), s.slotsOf(q.Name)
 	for {
 		// One slot is waited for; what else is free is taken with it.
-		n := q.slots.take(ctx, q.opts.Workers)
+		n := slots.take(ctx, q.opts.Workers)
 		if n == 0 {
 			return
 		}
-		for w, err := range q.queue.Fetch(n) {
-			if err != nil {
-				q.log.Warn("tasks not fetched", zap.String("queue", q.Name), zap.Error(err))
-				select {
-				case <-ctx.Done():
-				case <-time.After(fetchPause):
-				}
-				break
-			}
-			if ctx.Err() != nil || !q.app.working.enter() {
-				w.Release()
+		batch, err := jobs.Next(ctx, n, q.opts.Attempts)
+		for _, job := range batch {
+			if ctx.Err() != nil {
+				q.putBack(job)
 				continue
 			}
 			n--
+			s.use()
 			go func() {
-				defer q.app.working.leave()
-				defer q.slots.give(1)
-				q.take(w)
+				defer s.leave()
+				defer slots.give(1)
+				q.begin(s, job)
 			}()
 		}
-		q.slots.give(n)
+		slots.give(n)
+		if err != nil && ctx.Err() == nil {
+			q.log.Warn("taking jobs from the queue", zap.String("queue", q.Name), zap.Error(err))
+			select {
+			case <-ctx.Done():
+			case <-time.After(fetchPause):
+			}
+		}
 	}
 }
 
-// take claims a task and runs it.
-func (q *TaskQueue) take(w *engine.Queued) {
-	rec := *w.Record()
-	if rec.ID == "" {
-		if err := w.RememberTick(q.app.quit); err != nil {
-			q.log.Warn("tick not remembered", zap.String("queue", q.Name), zap.Error(err))
-		}
-		q.app.metrics.taskAccepted(1)
-		nameTick(&rec, w.Sequence(), q.headerOf(&rec))
+// putBack releases a job that came too late to be begun.
+func (q *TaskQueue) putBack(job engine.Job) {
+	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+	defer cancel()
+	if err := job.Lease.Release(ctx); err != nil && !errors.Is(err, engine.ErrLost) {
+		// The job runs again when its lease expires.
+		q.log.Warn("job not released", zap.String("task_id", job.Record.ID), zap.Error(err))
 	}
+}
+
+// begin runs a job that has been claimed.
+func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
+	rec := job.Record
 	log := q.log.With(zap.String("task_id", rec.ID), zap.String("queue", q.Name))
-	rec.StartedAt, rec.NextAttemptAt = time.Now().UTC(), time.Time{}
-	rec.Starts++
-	x := q.newExchange(&rec)
-	died := rec
-	if rec.Starts >= q.opts.Attempts {
-		died.Status, died.Error = task.Failed, errDied
-	}
-	var err error
-	if x.lease, err = w.Claim(q.app.quit, died, x.supersede); err != nil {
-		if !errors.Is(err, engine.ErrHeld) {
-			log.Warn("task not claimed", zap.Error(err))
-		}
-		return
-	}
-	q.app.metrics.taskStarted(&rec)
-	body, err := w.OpenBody(x.ctx)
+	x := q.newExchange(s, job)
+	job.Lease.OnLost(x.supersede)
+	q.app.metrics.taskStarted(rec)
+	body, err := openRequest(x.ctx, s, rec)
 	if err != nil {
-		log.Error("task's request not loaded", zap.Error(err))
+		log.Error("opening the request of a job", zap.Error(err))
 		if errors.Is(err, engine.ErrNotFound) {
 			x.settle(verdict{status: task.Failed, message: "the task's request was lost"})
-		} else if x.capture.close(false) { // the engine is unwell, the task was not begun
-			q.giveBack(x, rec, time.Now().Add(fetchPause))
+		} else if x.capture.close(false) { // the engine is unwell, the job was not begun
+			rec := *rec
+			rec.Starts--
+			q.requeue(x, rec, time.Now().Add(fetchPause))
 		}
 		return
 	}
@@ -96,8 +91,20 @@ func (q *TaskQueue) take(w *engine.Queued) {
 	q.run(x, body, log)
 }
 
+// openRequest opens the body of the request that a job runs with.
+func openRequest(ctx context.Context, s *sharedStore, rec *task.Record) (io.ReadCloser, error) {
+	switch {
+	case rec.Request == nil: // a damaged record
+		return nil, engine.ErrNotFound
+	case rec.Request.Size == 0:
+		return http.NoBody, nil
+	}
+	return s.Open(ctx, rec.ID, engine.RequestBody)
+}
+
 // newExchange makes the exchange of one run. Its client is nobody.
-func (q *TaskQueue) newExchange(rec *task.Record) *exchange {
+func (q *TaskQueue) newExchange(s *sharedStore, job engine.Job) *exchange {
+	rec := job.Record
 	h := &Handler{
 		Timeout: caddy.Duration(rec.Timeout), TaskHeader: q.headerOf(rec), MaxResult: defaultMaxBody,
 		Format: formatRaw, app: q.app, log: q.log, route: q.Name,
@@ -105,14 +112,16 @@ func (q *TaskQueue) newExchange(rec *task.Record) *exchange {
 	if rec.Callback != nil {
 		h.MaxResult = rec.Callback.MaxResult
 	}
-	x := &exchange{h: h, rec: *rec, recorded: make(chan struct{})}
-	x.rec.Blob = "" // what stands there is the request's body, not the result's
+	x := &exchange{h: h, store: s, lease: job.Lease, rec: *rec, recorded: make(chan struct{})}
+	if x.rec.StartedAt.IsZero() {
+		x.rec.StartedAt = time.Now().UTC()
+	}
+	x.rec.NextAttemptAt = time.Time{}
 	x.capture = newCapture(nobody{make(http.Header)}, h, rec.ID)
 	x.capture.keepHeader, x.capture.complete = true, x.settleResponse
 	x.ctx, x.cancel = context.WithCancelCause(context.Background())
-	x.stopping = q.app.givingBack
-	blob := rec.Blob
-	x.again = func() bool { return q.again(x, blob) }
+	x.stopping = s.givingBack
+	x.again = func() bool { return q.again(x) }
 	return x
 }
 
@@ -177,42 +186,31 @@ func (q *TaskQueue) request(x *exchange, body io.ReadCloser) (*http.Request, err
 	return r, nil
 }
 
-// again gives a task back to its queue if it should run again: after a status
-// that is worth another start, or because the gateway stops. blob is its body, if
-// that stands apart.
-func (q *TaskQueue) again(x *exchange, blob string) bool {
-	rec := x.rec
-	rec.Blob = blob
-	stopped := errors.Is(context.Cause(x.ctx), errStopped)
-	worth := rec.Status == task.Failed && slices.Contains(q.opts.RetryStatus, x.failedWith)
-	if !stopped && (!worth || rec.Starts >= q.opts.Attempts) {
-		return false
-	}
-	if stopped {
-		q.giveBack(x, rec, time.Time{})
+// again puts a job back into its queue if it should run again: after a status that
+// is worth another start, or because the gateway stops.
+func (q *TaskQueue) again(x *exchange) bool {
+	if errors.Is(context.Cause(x.ctx), errStopped) {
+		q.putBack(engine.Job{Record: &x.rec, Lease: x.lease}) // it costs no attempt
 		return true
 	}
-	wait := max(runWait(rec.Starts), min(x.capture.retryAfter(), maxRetryAfter))
-	q.requeue(x, rec, time.Now().Add(wait).UTC())
+	worth := x.rec.Status == task.Failed && slices.Contains(q.opts.RetryStatus, x.failedWith)
+	if !worth || x.rec.Starts >= q.opts.Attempts {
+		return false
+	}
+	wait := max(runWait(x.rec.Starts), min(x.capture.retryAfter(), maxRetryAfter))
+	q.requeue(x, x.rec, time.Now().Add(wait).UTC())
 	return true
 }
 
-// giveBack requeues a task that was cut short, not tried: it costs no attempt.
-func (q *TaskQueue) giveBack(x *exchange, rec task.Record, at time.Time) {
-	rec.Starts--
-	q.requeue(x, rec, at)
-}
-
-// requeue puts a task back into its queue, to wait until the given time or for
-// its turn if that is zero.
+// requeue puts a job back into its queue, to wait until the given time.
 func (q *TaskQueue) requeue(x *exchange, rec task.Record, at time.Time) {
 	rec.Status, rec.Error, rec.Result, rec.UpstreamStatus = "", "", nil, 0
 	rec.StartedAt, rec.FinishedAt, rec.NextAttemptAt = time.Time{}, time.Time{}, at
 	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
 	defer cancel()
 	if err := x.lease.Requeue(ctx, &rec, at); err != nil && !errors.Is(err, engine.ErrLost) {
-		// The lease lapses, and the task waits again all the same.
-		q.log.Warn("task not given back", zap.String("task_id", rec.ID), zap.Error(err))
+		// The job runs again when its lease expires.
+		q.log.Warn("job not put back", zap.String("task_id", rec.ID), zap.Error(err))
 	}
 }
 
@@ -241,30 +239,6 @@ func headerOfRequest(stored *task.Request) http.Header {
 		return make(http.Header)
 	}
 	return stored.Header.Clone()
-}
-
-// nameTick makes a task of a schedule's tick. header is that of the task's ID.
-func nameTick(rec *task.Record, sequence uint64, header string) {
-	rec.ID, rec.CreatedAt = tickID(rec.Seed, sequence), time.Now().UTC()
-	if rec.Request == nil {
-		return // a damaged tick
-	}
-	request := *rec.Request
-	request.Header = headerOfRequest(rec.Request)
-	request.Header.Set(header, rec.ID)
-	rec.Request = &request
-}
-
-// tickID is the ID of the task that a schedule's tick makes: the same on every
-// node that may get the tick, and not to be guessed without the seed.
-func tickID(seed string, sequence uint64) string {
-	sum := sha256.New()
-	sum.Write([]byte(seed))
-	sum.Write(binary.BigEndian.AppendUint64(nil, sequence))
-	id := uuid.UUID(sum.Sum(nil)[:16])
-	id[6] = id[6]&0x0f | 0x40 // version 4
-	id[8] = id[8]&0x3f | 0x80 // RFC 9562's variant
-	return id.String()
 }
 
 // nobody is the client of a task that runs from a queue.

@@ -25,24 +25,11 @@ func TestWaitsBetweenRunsGrowAndJitterOnlyAdds(t *testing.T) {
 	}
 }
 
-func TestATicksIDIsTheSameOnEveryNode(t *testing.T) {
-	t.Parallel()
-	first := tickID("seed", 1)
-	if first != tickID("seed", 1) {
-		t.Error("the same tick has two IDs")
-	}
-	if first == tickID("seed", 2) || first == tickID("other", 1) {
-		t.Error("two ticks have one ID")
-	}
-	if l, ok := lookupOf("GET", "/q/"+first); !ok || l.id != first {
-		t.Errorf("%s cannot be looked up", first)
-	}
-}
-
 func TestSlotsAreSharedAndNeverMoreThanTheLimit(t *testing.T) {
 	t.Parallel()
-	s := slotsOf("engine of this test", "q")
-	if s != slotsOf("engine of this test", "q") {
+	var store sharedStore
+	s := store.slotsOf("q")
+	if s != store.slotsOf("q") {
 		t.Fatal("two generations have slots of their own")
 	}
 	if n := s.take(t.Context(), 3); n != 3 {
@@ -60,5 +47,4 @@ func TestSlotsAreSharedAndNeverMoreThanTheLimit(t *testing.T) {
 	if n := <-waited; n != 1 {
 		t.Errorf("%d slots were taken, not the one that was free", n)
 	}
-	s.give(2) // they outlive this test
 }

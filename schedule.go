@@ -1,37 +1,33 @@
 package callback
 
 import (
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 	_ "time/tzdata" // schedules name zones on machines that have no database of them
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/robfig/cron/v3"
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 
-	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
+	"github.com/caddy-callback/caddy-callback/internal/schedule"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Schedule is a clock: a task at every tick. One tick makes one task, however
-// many gateways have the schedule; ticks that were missed while none ran are
-// made up for by one. A tick whose predecessor still waits takes its place.
+// Schedule puts a task into the queue at every run time. A run is one task,
+// however many gateways have the schedule. Runs that were missed while no gateway
+// ran are made up for by one. A run is skipped while the one before waits unstarted.
 type Schedule struct {
 	// When: five fields of cron (minute, hour, day of month, month, day of
 	// week), `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`, or `@every`
-	// and a duration of at least a second. Required.
+	// and a duration of at least a second, such as `@every 1d`. When the clocks
+	// change, a fixed hour that does not exist runs right after the change, and one
+	// that exists twice runs once. Required.
 	Cron string `json:"cron"`
 
 	// The time zone that the fields are in, such as `Europe/Paris`. Not with
@@ -53,70 +49,41 @@ type Schedule struct {
 	Body string `json:"body,omitempty"`
 }
 
-var descriptors = []string{"@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"}
-
-// afterStar finds a range that begins with a star, which package cron takes for the
-// star, whatever it ends with.
-var afterStar = regexp.MustCompile(`[*?]-[^ ,]*`)
-
-// clock returns the schedule as the engine has it, six fields with the seconds
-// first, and what tells when it ticks; nil for @every, for that depends on when it
-// was begun. The engine hears of a schedule only when it starts. Its own reader of
-// cron expressions is made of that of package cron: what this one takes, it takes.
-func (s *Schedule) clock() (engineCron string, ticks cron.Schedule, _ error) {
+// times returns the run times of the schedule.
+func (s *Schedule) times() (*schedule.Schedule, error) {
 	if every, ok := strings.CutPrefix(s.Cron, "@every "); ok {
-		d, err := time.ParseDuration(every)
+		interval, err := caddy.ParseDuration(strings.TrimSpace(every))
 		switch {
-		case err != nil || d < time.Second:
-			return "", nil, fmt.Errorf("%q is not a duration of a second or more", every)
+		case err != nil:
+			return nil, fmt.Errorf("%q is not a duration such as 90s, 10m or 1d", every)
 		case s.Zone != "":
-			return "", nil, errors.New("@every has no time zone")
+			return nil, errors.New("@every has no time zone")
 		}
-		return "@every " + d.String(), nil, nil
+		return schedule.Every(interval)
 	}
-	fields := strings.Fields(s.Cron)
-	isDescriptor := strings.HasPrefix(s.Cron, "@")
-	switch {
-	case isDescriptor && !slices.Contains(descriptors, s.Cron):
-		return "", nil, fmt.Errorf("%q is none of %s, @every", s.Cron, strings.Join(descriptors, ", "))
-	case !isDescriptor && len(fields) != 5: // or the first could be a time zone
-		return "", nil, fmt.Errorf("%q has %d fields, not five", s.Cron, len(fields))
-	}
-	ticks, err := cron.ParseStandard(s.Cron)
+	zone, err := s.location()
 	if err != nil {
-		return "", nil, fmt.Errorf("%q: %w", s.Cron, err)
+		return nil, err
 	}
-	if after := afterStar.FindString(s.Cron); after != "" {
-		return "", nil, fmt.Errorf("%q: %q is not a range", s.Cron, after)
-	}
-	if ticks.Next(time.Now()).IsZero() {
-		return "", nil, fmt.Errorf("%q never ticks", s.Cron)
-	}
-	if isDescriptor {
-		return s.Cron, ticks, nil
-	}
-	return "0 " + strings.Join(fields, " "), ticks, nil
+	return schedule.Parse(s.Cron, zone)
 }
 
-// nextTick is when a schedule that was checked ticks next, for who wants to know
-// before the engine has made the first tick. It is zero for @every.
-func (s *Schedule) nextTick(now time.Time) time.Time {
-	_, ticks, err := s.clock()
-	zone, zoneErr := time.LoadLocation(s.Zone)
-	if err != nil || zoneErr != nil || ticks == nil {
-		return time.Time{}
+// location returns the time zone. Local is refused: it would be another one on
+// each gateway that shares the schedule.
+func (s *Schedule) location() (*time.Location, error) {
+	if s.Zone == "Local" {
+		return nil, errors.New(`the time zone "Local" differs between machines; name it, such as Europe/Paris`)
 	}
-	return ticks.Next(now.In(zone)).UTC()
+	zone, err := time.LoadLocation(s.Zone)
+	if err != nil {
+		return nil, fmt.Errorf("%q is not a time zone", s.Zone)
+	}
+	return zone, nil
 }
 
 func (s *Schedule) validate() error {
-	if _, _, err := s.clock(); err != nil {
+	if _, err := s.times(); err != nil {
 		return err
-	}
-	if s.Zone != "" {
-		if _, err := time.LoadLocation(s.Zone); err != nil {
-			return fmt.Errorf("%q is not a time zone", s.Zone)
-		}
 	}
 	if s.Method != "" && !isToken(s.Method) {
 		return fmt.Errorf("%q is not a method", s.Method)
@@ -132,6 +99,33 @@ func (s *Schedule) validate() error {
 	return nil
 }
 
+// validateSchedules checks the schedules of a queue. Two equal ones would share
+// their runs.
+func (o *QueueOptions) validateSchedules() error {
+	known := make(map[string]bool)
+	for _, s := range o.Schedules {
+		if err := s.validate(); err != nil {
+			return fmt.Errorf("schedule: %w", err)
+		}
+		if id := s.id(""); known[id] {
+			return fmt.Errorf("schedule: %q is given twice with the same request", s.Cron)
+		} else {
+			known[id] = true
+		}
+	}
+	return nil
+}
+
+// id identifies a schedule of a queue in the store: by what it says, so that its
+// run times stay whatever is added before it.
+func (s *Schedule) id(queue string) string {
+	words := []string{strings.Join(strings.Fields(s.Cron), " "), cmp.Or(s.Zone, "UTC"), cmp.Or(s.Method, http.MethodPost), s.uri(), s.Body}
+	for _, field := range s.Headers {
+		words = append(words, strings.ToLower(field.Name), field.Value)
+	}
+	return queue + "-" + hashOf(words...)[:16]
+}
+
 func (s *Schedule) uri() string {
 	if s.URI == "" {
 		return "/"
@@ -139,7 +133,7 @@ func (s *Schedule) uri() string {
 	return s.URI
 }
 
-// request is what a tick runs.
+// request is what a run runs.
 func (s *Schedule) request() *task.Request {
 	stored := &task.Request{
 		Method: s.Method, URI: s.uri(), Proto: "HTTP/1.1", Host: "localhost",
@@ -161,39 +155,62 @@ func (s *Schedule) request() *task.Request {
 	return stored
 }
 
-// schedules returns the queue's schedules as the engine keeps them.
-func (q *TaskQueue) schedules() ([]engine.Schedule, error) {
-	var all []engine.Schedule
-	for i, s := range q.opts.Schedules {
-		engineCron, _, err := s.clock()
-		if err != nil {
-			return nil, err
-		}
-		rec := task.Record{Task: task.Task{Queue: q.Name}, Route: q.Name, Request: s.request(), Timeout: defaultTimeout}
-		if q.newTicket().profile == profileOpenFaaS {
-			rec.Request.Path = syncURI(rec.Request.URI)
-		}
-		if q.front != nil {
-			rec.Timeout = time.Duration(q.front.Timeout)
-			rec.Callback, rec.CallbackHost, err = q.front.callbackOfSchedule(s, rec.Request)
+// plan is a schedule of the configuration, with all that its runs need.
+type plan struct {
+	id       string
+	queue    *TaskQueue
+	schedule *Schedule
+	times    *schedule.Schedule
+	record   task.Record // without an ID and times
+	next     time.Time   // as the store has it; zero if that is not known
+}
+
+// setSchedules makes plans of the schedules of all queues.
+func (a *App) setSchedules() error {
+	for _, q := range a.queues {
+		for _, s := range q.opts.Schedules {
+			p, err := q.newPlan(s)
 			if err != nil {
-				return nil, fmt.Errorf("schedule of the queue %s: %w", q.Name, err)
+				return fmt.Errorf("schedule of the queue %s: %w", q.Name, err)
 			}
+			a.plans = append(a.plans, p)
 		}
-		// The name stands for all that the schedule says: what is unchanged keeps
-		// its place, what is changed is another schedule.
-		told, err := json.Marshal([]any{i, s, rec.Callback, rec.Timeout})
-		if err != nil {
-			return nil, fmt.Errorf("naming a schedule: %w", err)
-		}
-		sum := sha256.Sum256(told)
-		rec.Seed = rand.Text()
-		all = append(all, engine.Schedule{
-			Queue: q.Name, Name: strconv.Itoa(i) + "-" + hex.EncodeToString(sum[:8]),
-			Cron: engineCron, Zone: s.Zone, Record: rec, Body: []byte(s.Body),
-		})
 	}
-	return all, nil
+	return nil
+}
+
+func (q *TaskQueue) newPlan(s *Schedule) (*plan, error) {
+	times, err := s.times()
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{id: s.id(q.Name), queue: q, schedule: s, times: times}
+	p.record = task.Record{
+		Task: task.Task{Queue: q.Name}, Route: q.Name, Request: s.request(), Timeout: defaultTimeout, Schedule: p.id,
+	}
+	if q.newTicket().profile == profileOpenFaaS {
+		p.record.Request.Path = syncURI(p.record.Request.URI)
+	}
+	if q.front != nil {
+		p.record.Timeout = time.Duration(q.front.Timeout)
+		p.record.Callback, p.record.CallbackHost, err = q.front.callbackOfSchedule(s, p.record.Request)
+	}
+	return p, err
+}
+
+// newRecord makes the task of a run.
+func (p *plan) newRecord() (*task.Record, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("making a task ID: %w", err)
+	}
+	rec := p.record
+	rec.ID, rec.CreatedAt = id.String(), time.Now().UTC()
+	request := *rec.Request
+	request.Header = request.Header.Clone()
+	request.Header.Set(p.queue.headerOf(&rec), rec.ID)
+	rec.Request = &request
+	return &rec, nil
 }
 
 // callbackOfSchedule returns what a scheduled request is owed: the callback that

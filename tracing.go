@@ -150,11 +150,11 @@ func traceTask(ctx context.Context, rec *task.Record) {
 }
 
 // startRun begins the span of one run of a queue's task: below the request that
-// was accepted, or, for a tick of a schedule, at the root of a trace if `tracing`
+// was accepted, or, for a run of a schedule, at the root of a trace if `tracing`
 // stands before the queue. What the block sends upstream is part of it.
 func (q *TaskQueue) startRun(x *exchange, r *http.Request) trace.Span {
 	rec := &x.rec
-	if rec.Span == "" && (rec.Seed == "" || !q.app.traced().queues[q.Name]) {
+	if rec.Span == "" && (rec.Schedule == "" || !q.app.traced().queues[q.Name]) {
 		return noSpan
 	}
 	span := q.app.span(rec, "run task", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(

@@ -61,7 +61,7 @@ func (b *BlackHole) Answered() map[string]int {
 // Growth is how much more memory a process may take, given what one without the
 // race detector may.
 func Growth(bytes int64) int64 {
-	if RaceOptions != "" {
+	if raceDetector {
 		return 5 * bytes // what the detector itself takes, by its documentation
 	}
 	return bytes

@@ -145,7 +145,7 @@ func (g *Gateway) Configure(options, site string) {
 http://%s {
 	%s
 }
-`, g.Admin, RaceOptions+"\n"+options, g.Addr, site)
+`, g.Admin, options, g.Addr, site)
 	text = strings.ReplaceAll(text, "%ADDR%", g.Addr)
 	if err := os.WriteFile(g.File, []byte(text), 0o600); err != nil {
 		g.T.Fatal(err)

@@ -2,8 +2,8 @@
 
 package gatewaytest
 
-// RaceOptions are none without the race detector.
-const RaceOptions = ""
+// raceDetector says whether the tests run with it.
+const raceDetector = false
 
 // slowness is how much longer everything takes than without the race detector.
 const slowness = 1

@@ -2,10 +2,8 @@
 
 package gatewaytest
 
-// RaceOptions keep clear of a data race in nats-server 2.15.2 itself: it starts a
-// new store's sync timer before the store is set up, and with the default of
-// 10ms the timer fires in the middle.
-const RaceOptions = "sync 2s"
+// raceDetector says whether the tests run with it.
+const raceDetector = true
 
 // slowness is how much longer everything takes.
 const slowness = 2

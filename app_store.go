@@ -1,0 +1,279 @@
+package callback
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// stores are the engines that are open, by the key of their options. Generations
+// of the configuration share them, and everything in flight holds a reference, so
+// that a reload neither opens a store twice nor closes it under a task.
+var stores = caddy.NewUsagePool()
+
+// sharedStore is an engine that is open, with what works on its tasks. What works is
+// that of the newest generation that is alive; see [generationList].
+type sharedStore struct {
+	engine.Engine
+	key, place string
+
+	deliverer *deliverer
+	schedules *scheduler
+	slots     sync.Map // *slots, by queue
+
+	inFlight gate
+	// quit ends what is in flight, with a cause, when the process exits;
+	// givingBack ends before it when jobs that still run go back to their queues.
+	quit        context.Context
+	quitNow     context.CancelCauseFunc
+	givingBack  context.Context
+	giveBackNow context.CancelCauseFunc
+
+	logMu  sync.Mutex
+	log    *zap.Logger   // of the newest generation that has used the store
+	closed chan struct{} // closed when the engine is
+}
+
+// openStores are the stores whose engines are not closed yet: one that is closing
+// is not in the pool any more, and must be closed before it is opened again.
+var openStores sync.Map // *sharedStore, by key
+
+const (
+	// openWait is how long Start waits for a store.
+	openWait = 5 * time.Second
+	// openTimeout bounds an attempt to open a store.
+	openTimeout = 30 * time.Second
+	// reopenWait is the wait between two attempts.
+	reopenWait = time.Second
+	// awayInterval is how often it is logged that a store cannot be opened.
+	awayInterval = time.Minute
+	// closeWait bounds how long closing a store may take.
+	closeWait = 10 * time.Second
+)
+
+// keepOpening opens the store, again and again until it is open or ctx ends. first
+// gets what the first attempt returned.
+func (a *App) keepOpening(ctx context.Context, first chan<- error) {
+	var logged time.Time
+	for tries := 1; ; tries++ {
+		s, err := a.openStore(ctx)
+		if err == nil {
+			a.joinStore(s, tries > 1)
+		}
+		held := false
+		if tries == 1 {
+			held = errors.Is(err, engine.ErrHeld) // Start says so, if it still waits
+			first <- err
+		}
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		a.away.Store(&err)
+		if !held && time.Since(logged) >= awayInterval {
+			logged = time.Now()
+			a.log.Error("store not opened; callbacks are refused until it is",
+				zap.String("store", a.engine.place()), zap.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(reopenWait):
+		}
+	}
+}
+
+// joinStore makes this generation use a store. later says that it was waited for.
+func (a *App) joinStore(s *sharedStore, later bool) {
+	s.setLog(a.log)
+	a.store.Store(s)
+	a.away.Store(nil)
+	if later {
+		a.log.Info("store opened after all; callbacks are accepted", zap.String("store", s.place))
+	}
+	generations.settle(s)
+}
+
+// openStore takes the store out of the pool.
+func (a *App) openStore(ctx context.Context) (*sharedStore, error) {
+	key := a.engine.storeKey()
+	construct := func() (caddy.Destructor, error) {
+		ctx, cancel := context.WithTimeout(ctx, openTimeout)
+		defer cancel()
+		if closing, ok := openStores.Load(key); ok {
+			select {
+			case <-closing.(*sharedStore).closed:
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		e, err := a.engine.open(ctx, a.settings(), a.log)
+		if err != nil {
+			return nil, err
+		}
+		a.log.Info("store opened", zap.String("store", a.engine.place()))
+		return newStore(e, key, a.engine.place(), a.log), nil
+	}
+	for {
+		pooled, _, err := stores.LoadOrNew(key, construct)
+		switch {
+		case err == nil:
+			return pooled.(*sharedStore), nil
+		case !errors.Is(err, errNotOpen): // or a request has looked for it just now
+			return nil, err
+		}
+	}
+}
+
+func newStore(e engine.Engine, key, place string, log *zap.Logger) *sharedStore {
+	s := &sharedStore{Engine: e, key: key, place: place, log: log, closed: make(chan struct{})}
+	s.quit, s.quitNow = context.WithCancelCause(context.Background())
+	s.givingBack, s.giveBackNow = context.WithCancelCause(s.quit)
+	s.deliverer, s.schedules = newDeliverer(s), newScheduler(s)
+	openStores.Store(key, s)
+	return s
+}
+
+// useStore counts the caller in: the store stays open until leave.
+func useStore(key string) (*sharedStore, error) {
+	if _, ok := openStores.Load(key); !ok {
+		return nil, errNotOpen
+	}
+	pooled, _, err := stores.LoadOrNew(key, func() (caddy.Destructor, error) { return nil, errNotOpen })
+	if err != nil {
+		return nil, err
+	}
+	s := pooled.(*sharedStore)
+	s.inFlight.enter()
+	return s, nil
+}
+
+// errNotOpen is the error of a store that no generation has open.
+var errNotOpen = errors.New("the store is not open")
+
+// use is useStore for a caller that knows the store to be open.
+func (s *sharedStore) use() { _, _ = useStore(s.key) }
+
+// leave undoes useStore.
+func (s *sharedStore) leave() {
+	s.inFlight.leave()
+	s.release()
+}
+
+// release gives a reference back; the last one closes the store.
+func (s *sharedStore) release() { _, _ = stores.Delete(s.key) } // Destruct returns no error
+
+// Destruct implements [caddy.Destructor]. It does not wait: a request may be the
+// last to leave.
+func (s *sharedStore) Destruct() error {
+	go s.close()
+	return nil
+}
+
+// close closes the engine, and warns if callbacks are left in it that nobody
+// delivers from now on.
+func (s *sharedStore) close() {
+	defer close(s.closed)
+	defer openStores.CompareAndDelete(s.key, s)
+	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
+	defer cancel()
+	if !caddy.Exiting() {
+		s.warnOfTasks(ctx)
+	}
+	s.quitNow(errStopped)
+	if err := s.Close(ctx); err != nil {
+		s.logger().Error("closing the store", zap.String("store", s.place), zap.Error(err))
+	}
+}
+
+// warnOfTasks tells the operator of tasks that a change of the engine leaves.
+func (s *sharedStore) warnOfTasks(ctx context.Context) {
+	stats, err := s.Stats(ctx)
+	left := stats.Tasks[task.Queued] + stats.Tasks[task.Running] + stats.Tasks[task.Delivering]
+	if err == nil && left > 0 {
+		s.logger().Warn("tasks are left in a store that is no longer used; `caddy callback migrate` moves them",
+			zap.String("store", s.place), zap.Int64("tasks", left))
+	}
+}
+
+func (s *sharedStore) setLog(log *zap.Logger) {
+	s.logMu.Lock()
+	defer s.logMu.Unlock()
+	s.log = log
+}
+
+// logger returns the log of the newest generation that has used the store: that of
+// an older one may be closed.
+func (s *sharedStore) logger() *zap.Logger {
+	s.logMu.Lock()
+	defer s.logMu.Unlock()
+	return s.log
+}
+
+// queueGrace is how long a process that exits waits for the jobs of its queues if
+// Caddy's grace_period says nothing. To give a job back costs it no attempt.
+const queueGrace = 10 * time.Second
+
+// drainStores waits until nothing is in flight in any store, also of generations
+// that reloads have replaced. After the grace period jobs go back to their queues,
+// and other tasks get their verdict; zero is without end, except for jobs.
+func drainStores(grace time.Duration) {
+	openStores.Range(func(_, value any) bool {
+		s := value.(*sharedStore)
+		time.AfterFunc(cmp.Or(grace, queueGrace), func() { s.giveBackNow(errStopped) })
+		if grace > 0 {
+			time.AfterFunc(grace, func() { s.quitNow(errStopped) })
+		}
+		return true
+	})
+	openStores.Range(func(_, value any) bool {
+		value.(*sharedStore).inFlight.wait()
+		return true
+	})
+}
+
+// gate counts those inside. Unlike a WaitGroup it may be entered while somebody
+// waits.
+type gate struct {
+	mu     sync.Mutex
+	inside int
+	empty  chan struct{} // closed when the last one leaves; nil if nobody waits
+}
+
+func (g *gate) enter() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inside++
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inside--
+	if g.inside == 0 && g.empty != nil {
+		close(g.empty)
+		g.empty = nil
+	}
+}
+
+// wait returns when nobody is inside; others may enter afterwards.
+func (g *gate) wait() {
+	g.mu.Lock()
+	if g.inside == 0 {
+		g.mu.Unlock()
+		return
+	}
+	if g.empty == nil {
+		g.empty = make(chan struct{})
+	}
+	empty := g.empty
+	g.mu.Unlock()
+	<-empty
+}
