@@ -64,7 +64,8 @@ type testcase struct {
 func Run(t *testing.T, o Opener) {
 	for _, s := range []suite{
 		claimSuite, queueSuite, jobOrderSuite, keySuite, scheduleSuite, deliverySuite, dueSuite,
-		actSuite, waitSuite, bodySuite, settingsSuite,
+		actSuite, waitSuite, bodySuite, settingsSuite, raceSuite, listSuite,
+		countSuite, faultSuite, migrateSuite,
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -66,7 +65,7 @@ func (e *memEngine) List(_ context.Context, f engine.Filter, after engine.Cursor
 	}
 	defer e.mu.Unlock()
 	all := e.find(func(t *memTask) bool { return matches(f, t.rec) && (after == "" || t.rec.ID < string(after)) })
-	slices.SortFunc(all, func(a, b *memTask) int { return cmp.Compare(b.rec.ID, a.rec.ID) })
+	slices.SortFunc(all, func(a, b *memTask) int { return cmp.Compare(b.rec.ID, a.rec.ID) }) // of UUIDv7
 	p := &engine.Page{Scanned: len(all)}
 	for _, t := range all {
 		if len(p.Tasks) == limit {
@@ -241,6 +240,9 @@ func (e *memEngine) Stats(context.Context) (engine.Stats, error) {
 	defer e.mu.Unlock()
 	s := engine.Stats{Tasks: map[task.State]int64{}}
 	for _, t := range e.tasks {
+		if e.fault == "counts are of what is open" && t.rec.Ended() && t.holder == nil {
+			continue
+		}
 		if s.Tasks[t.rec.State]++; t.rec.State == task.Delivering && t.holder == nil && !t.rec.NextAttemptAt.After(time.Now()) {
 			s.Due++
 		}
@@ -276,15 +278,4 @@ func (e *memEngine) Import(_ context.Context, rec *task.Record, request, result 
 		t.since = time.Now()
 	}
 	return nil
-}
-
-// matches is the meaning of a filter.
-func matches(f engine.Filter, rec *task.Record) bool {
-	return (len(f.States) == 0 || slices.Contains(f.States, rec.State)) &&
-		(len(f.Statuses) == 0 || slices.Contains(f.Statuses, rec.Status)) &&
-		(f.Queue == "" || f.Queue == rec.Queue) &&
-		(f.Host == "" || f.Host == rec.CallbackHost || f.Host == hostOf(rec.CallbackHost)) &&
-		(f.Before.IsZero() || rec.CreatedAt.Before(f.Before)) && (f.After.IsZero() || !rec.CreatedAt.Before(f.After)) &&
-		strings.HasPrefix(rec.ID, f.IDPrefix) && pathHas(rec, f.Path) &&
-		(f.Error == "" || strings.Contains(errorOf(rec), f.Error))
 }

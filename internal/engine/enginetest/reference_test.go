@@ -8,10 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -237,8 +235,10 @@ func (e *memEngine) admit() error {
 // until waits until try, called with the lock held, says that it is done.
 func (e *memEngine) until(ctx context.Context, try func() (bool, error)) error {
 	for {
-		if err := e.begin(); err != nil {
+		if err := e.begin(); err != nil && e.fault != "a close leaves waits" {
 			return err
+		} else if err != nil {
+			e.mu.Lock()
 		}
 		ok, err := try()
 		changed := e.changed
@@ -287,6 +287,15 @@ func readBody(r io.Reader) (*[]byte, error) {
 	return &b, err
 }
 
+// body is readBody, with a fault.
+func (s *memStore) body(r io.Reader) (*[]byte, error) {
+	b, err := readBody(r)
+	if s.fault == "a broken body is stored" {
+		err = nil
+	}
+	return b, err
+}
+
 func (e *memEngine) add(rec *task.Record, state task.State) *memTask {
 	e.arrived++
 	t := &memTask{rec: clone(rec), arrival: e.arrived, place: rec.NextAttemptAt}
@@ -300,6 +309,9 @@ func (e *memEngine) Claim(_ context.Context, rec *task.Record) (engine.Lease, er
 		return nil, err
 	}
 	defer e.mu.Unlock()
+	if e.fault == "acknowledged before it is stored" && e.arrived > 0 {
+		defer delete(e.tasks, rec.ID)
+	}
 	t := e.add(rec, task.Running)
 	l := &memLease{e: e, t: t}
 	t.holder = l
@@ -312,7 +324,7 @@ func (e *memEngine) Enqueue(ctx context.Context, rec *task.Record, body io.Reade
 
 // enqueue stores a task as queued; one that is claimed if there is a lease.
 func (e *memEngine) enqueue(rec *task.Record, body io.Reader, o engine.EnqueueOptions, l *memLease) (string, bool, error) {
-	b, err := readBody(body)
+	b, err := e.body(body)
 	if err != nil {
 		return "", false, err
 	}
@@ -395,7 +407,11 @@ type memLease struct {
 
 // step does what ends a lease, if it is held.
 func (l *memLease) step(do func() error) error {
-	if err := l.e.begin(); err != nil {
+	begin := l.e.begin
+	if l.e.fault == "a full store refuses verdicts" {
+		begin = l.e.admit
+	}
+	if err := begin(); err != nil {
 		return err
 	}
 	defer l.e.mu.Unlock()
@@ -406,7 +422,7 @@ func (l *memLease) step(do func() error) error {
 }
 
 func (l *memLease) Settle(_ context.Context, rec *task.Record, result io.Reader) error {
-	b, err := readBody(result)
+	b, err := l.e.body(result)
 	if err != nil {
 		return err
 	}
@@ -514,20 +530,13 @@ func (e *memEngine) find(match func(t *memTask) bool) []*memTask {
 	return out
 }
 
-func hostOf(hostport string) string {
-	h, _, err := net.SplitHostPort(hostport)
-	if err != nil {
-		return hostport
-	}
-	return h
-}
-
 // sortedPage is a page of a list in memory; its cursor is a number.
 func sortedPage[T any](all []T, after engine.Cursor, limit int) ([]T, engine.Cursor) {
 	from, _ := strconv.Atoi(string(after))
+	from = max(0, min(from, len(all)))
 	to := min(from+limit, len(all))
 	if to == len(all) {
-		return all[min(from, to):], ""
+		return all[from:], ""
 	}
 	return all[from:to], engine.Cursor(strconv.Itoa(to))
 }
@@ -537,15 +546,4 @@ func reader(b *[]byte) (io.ReadCloser, error) {
 		return nil, engine.ErrNotFound
 	}
 	return io.NopCloser(bytes.NewReader(*b)), nil
-}
-
-func errorOf(rec *task.Record) string {
-	if n := len(rec.Attempts); n > 0 {
-		return rec.Error + "\n" + rec.Attempts[n-1].Error
-	}
-	return rec.Error
-}
-
-func pathHas(rec *task.Record, part string) bool {
-	return part == "" || rec.Request != nil && strings.Contains(rec.Request.URI, part)
 }

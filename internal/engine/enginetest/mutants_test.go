@@ -1,0 +1,70 @@
+package enginetest
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// faultVariable names the fault of the reference engine that a child process runs
+// the suite with.
+const faultVariable = "ENGINETEST_FAULT"
+
+// faults are what can be wrong with the reference engine, each with the part of
+// the suite that notices it.
+var faults = []struct{ name, suite string }{
+	{"leases are not fenced", "claim"},
+	{"leases are not fenced", "race"},
+	{"dead holders keep their tasks", "claim"},
+	{"dead holders keep their tasks", "queue"},
+	{"released jobs count", "queue"},
+	{"delayed jobs hold up others", "job_order"},
+	{"the key is looked up before", "idempotency_key"},
+	{"schedules are not fenced", "schedule"},
+	{"deliveries are taken twice", "delivery"},
+	{"deliveries are not fenced", "delivery"},
+	{"deliveries are not fenced", "race"},
+	{"hosts are not reported again", "due_hosts"},
+	{"hosts are not reported again", "delivery"},
+	{"hosts are reported twice", "due_hosts"},
+	{"a stop is not fenced", "act"},
+	{"OnLost is not called", "claim"},
+	{"versions stay", "wait"},
+	{"no window", "settings"},
+	{"no count", "settings"},
+	{"the last page is lost", "list"},
+	{"an import overwrites", "migrate"},
+	{"counts are of what is open", "counts"},
+	{"a full store refuses verdicts", "fault"},
+	{"a close leaves waits", "fault"},
+	{"acknowledged before it is stored", "fault"},
+	{"a broken body is stored", "body"},
+}
+
+// TestMutants checks that the suite fails on engines with one fault each.
+func TestMutants(t *testing.T) {
+	t.Parallel()
+	if fault := os.Getenv(faultVariable); fault != "" {
+		t.Run("suite", func(t *testing.T) { Run(t, reference(fault)) })
+		return
+	}
+	for _, f := range faults {
+		t.Run(f.name+" in "+f.suite, func(t *testing.T) {
+			t.Parallel()
+			// A fault may show as a wait that does not end.
+			ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+			defer cancel()
+			run := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestMutants$/^suite$/^"+f.suite+"$", "-test.failfast")
+			run.Env = append(os.Environ(), faultVariable+"="+f.name)
+			out, err := run.CombinedOutput()
+			if err == nil {
+				t.Errorf("the suite passes:\n%s", out)
+			} else if !strings.Contains(string(out), "--- FAIL: ") {
+				t.Errorf("the suite did not fail, it ended with %v:\n%s", err, out)
+			}
+		})
+	}
+}
