@@ -25,7 +25,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -85,9 +87,12 @@ type Engine struct {
 	watched chan uint64 // sequences of this gateway's heartbeats, as they are read
 	closing context.Context
 	stop    context.CancelFunc
-	steps   sync.RWMutex   // read-locked by steps that are being stored
-	done    sync.WaitGroup // the goroutines of the engine
-	once    sync.Once
+	// stopHeart ends the heartbeats alone, in tests.
+	beating   context.Context
+	stopHeart context.CancelFunc
+	steps     sync.RWMutex   // read-locked by steps that are being stored
+	done      sync.WaitGroup // the goroutines of the engine
+	once      sync.Once
 	// stopReading ends the following of the stream.
 	stopReading func()
 }
@@ -110,6 +115,7 @@ func Open(ctx context.Context, cfg Config) (engine.Engine, error) {
 	e.index = newIndex(e.id)
 	e.settings.Store(&cfg.Settings)
 	e.closing, e.stop = context.WithCancel(context.Background())
+	e.beating, e.stopHeart = context.WithCancel(e.closing)
 	if err := e.connect(ctx); err != nil {
 		e.kill()
 		if !errors.Is(err, engine.ErrUnavailable) {
@@ -138,10 +144,29 @@ func (c *Config) check() error {
 	if c.Replicas < 1 || c.Replicas > maxReplicas {
 		return fmt.Errorf("%d replicas of a stream are not possible; use 1 to %d", c.Replicas, maxReplicas)
 	}
+	for _, name := range c.URLs {
+		if err := checkURL(name); err != nil {
+			return err
+		}
+	}
 	if c.Credentials != "" {
 		if _, err := os.Stat(c.Credentials); err != nil {
 			return fmt.Errorf("reading the NATS credentials: %w", err)
 		}
+	}
+	return nil
+}
+
+func checkURL(name string) error {
+	if !strings.Contains(name, "://") {
+		name = "nats://" + name
+	}
+	u, err := url.Parse(name)
+	if err != nil {
+		return fmt.Errorf("the URL of a NATS server: %w", err)
+	}
+	if u.Hostname() == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
+		return fmt.Errorf("the URL of a NATS server: %q is not nats://, tls://, ws:// or wss:// with a host", name)
 	}
 	return nil
 }

@@ -100,13 +100,13 @@ func (j *jobs) claimOrRelease(ctx context.Context, picked []*entry, maxStarts in
 		jobs []engine.Job
 		err  error
 	}
-	done := make(chan result)
+	done, left := make(chan result), make(chan struct{})
 	go func() {
 		whole := context.WithoutCancel(ctx)
 		claimed, err := j.claim(whole, picked, maxStarts)
 		select {
 		case done <- result{claimed, err}:
-		case <-ctx.Done():
+		case <-left:
 			for _, job := range claimed {
 				if err := job.Lease.Release(whole); err != nil {
 					j.engine.log.Debug("job not released", zap.String("task_id", job.Record.ID), zap.Error(err))
@@ -118,9 +118,18 @@ func (j *jobs) claimOrRelease(ctx context.Context, picked []*entry, maxStarts in
 	case r := <-done:
 		return r.jobs, r.err
 	case <-ctx.Done():
+	}
+	select { // most claims are stored in a moment; to release them would be stored too
+	case r := <-done:
+		return r.jobs, r.err
+	case <-time.After(claimGrace):
+		close(left)
 		return nil, ctx.Err()
 	}
 }
+
+// claimGrace is how long a claim that is being stored may outlast its context.
+const claimGrace = 250 * time.Millisecond
 
 func (j *jobs) claim(ctx context.Context, picked []*entry, maxStarts int) ([]engine.Job, error) {
 	all := make([]engine.Job, len(picked))

@@ -1,6 +1,7 @@
 package nats
 
 import (
+	"os"
 	"testing"
 	"time"
 
@@ -57,19 +58,31 @@ func open(t testing.TB, cfg Config) *Engine {
 	return e.(*Engine)
 }
 
+// clusterVariable is an environment variable that makes TestConformance use a cluster
+// of three servers. That takes some minutes.
+const clusterVariable = "CALLBACK_TEST_CLUSTER"
+
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	servers := newServers(t)
-	enginetest.Run(t, enginetest.Opener{
-		Open: func(t testing.TB, s *enginetest.Store) engine.Engine {
-			return open(t, Config{URLs: []string{servers.of(t, s)}, Settings: s.Settings})
-		},
+	o := enginetest.Opener{
 		Kill:        func(_ testing.TB, e engine.Engine) { e.(*Engine).kill() },
 		LeaseExpiry: 4 * shortLease,
 		Cluster:     true,
 		Full:        fill,
-		Unavailable: func(t testing.TB, s *enginetest.Store, _ engine.Engine) func() { return servers.stop(t, s) },
-	})
+	}
+	if os.Getenv(clusterVariable) != "" {
+		stores := newAccounts(t)
+		o.Open = func(t testing.TB, s *enginetest.Store) engine.Engine {
+			return open(t, Config{URLs: stores.of(s), Settings: s.Settings, Replicas: 3})
+		}
+	} else {
+		stores := &servers{by: make(map[*enginetest.Store]*server.Server)}
+		o.Open = func(t testing.TB, s *enginetest.Store) engine.Engine {
+			return open(t, Config{URLs: stores.of(t, s), Settings: s.Settings})
+		}
+		o.Unavailable = func(t testing.TB, s *enginetest.Store, _ engine.Engine) func() { return stores.stop(t, s) }
+	}
+	enginetest.Run(t, o)
 }
 
 // fill limits the stream of tasks to a little more than it has.

@@ -213,7 +213,7 @@ func (e *Engine) keepAlive() {
 	defer ticker.Stop()
 	for {
 		select {
-		case <-e.closing.Done():
+		case <-e.beating.Done():
 			return
 		case <-ticker.C:
 		case <-e.beatNow:

@@ -1,0 +1,200 @@
+package nats
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+const receiver = "c.example:443"
+
+// newTask returns the record of a task that a client waits for, and that a queue
+// takes.
+func newTask() *task.Record {
+	return &task.Record{
+		Task: task.Task{
+			ID: uuid.Must(uuid.NewV7()).String(), Queue: "q", CreatedAt: time.Now().UTC(), CallbackHost: receiver,
+		},
+		Request:  &task.Request{Method: "POST", URI: "/"},
+		Callback: &task.Callback{URL: "https://" + receiver + "/"},
+	}
+}
+
+func enqueue(t *testing.T, e *Engine, rec *task.Record, body string) {
+	t.Helper()
+	if _, _, err := e.Enqueue(t.Context(), rec, strings.NewReader(body), engine.EnqueueOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func claim(t *testing.T, e *Engine) (*task.Record, engine.Lease) {
+	t.Helper()
+	rec := newTask()
+	rec.Queue, rec.Request = "", nil
+	l, err := e.Claim(t.Context(), rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rec, l
+}
+
+// settle settles a task as COMPLETE.
+func settle(t *testing.T, l engine.Lease, rec *task.Record, result string) error {
+	t.Helper()
+	rec.Status, rec.FinishedAt, rec.Result = task.Complete, time.Now().UTC(), &task.Result{Size: int64(len(result))}
+	return l.Settle(t.Context(), rec, strings.NewReader(result))
+}
+
+// pauseHeartbeats makes an engine fall silent without its knowing, as a process that
+// is stopped.
+func pauseHeartbeats(e *Engine) { e.stopHeart() }
+
+// take waits for a delivery and takes it.
+func take(t *testing.T, e *Engine) engine.Delivery {
+	t.Helper()
+	var d engine.Delivery
+	eventually(t, "a delivery is due", func() bool {
+		got, err := e.Take(t.Context(), receiver, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got) > 0 {
+			d = got[0]
+		}
+		return len(got) > 0
+	})
+	return d
+}
+
+func TestPausedHolderDecidesNothing(t *testing.T) {
+	t.Parallel()
+	cfg := Config{URLs: []string{startServer(t, t.TempDir(), nil).ClientURL()}}
+	paused, other := open(t, cfg), open(t, cfg)
+	rec, l := claim(t, paused)
+	lost := make(chan struct{})
+	l.OnLost(func() { close(lost) })
+	pauseHeartbeats(paused)
+	d := take(t, other)
+	if got := d.Record(); got.ID != rec.ID || got.Status != task.Failed || got.Error != task.ErrorHolderDied {
+		t.Errorf("the delivery is %+v", got)
+	}
+	if err := settle(t, l, rec, "late"); !errors.Is(err, engine.ErrLost) {
+		t.Errorf("settling returned %v", err)
+	}
+	select {
+	case <-lost:
+	case <-time.After(time.Minute):
+		t.Error("OnLost was not called")
+	}
+}
+
+func TestPausedHolderSettlesIfNobodyElseHas(t *testing.T) {
+	t.Parallel()
+	e := open(t, Config{URLs: []string{startServer(t, t.TempDir(), nil).ClientURL()}})
+	rec, l := claim(t, e)
+	pauseHeartbeats(e)
+	eventually(t, "the lease time is over", func() bool { return !e.isAlive() })
+	if err := settle(t, l, rec, "late"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Two gateways may attempt a delivery if one was paused; what became of it is stored
+// once.
+func TestPausedGatewayLosesItsDeliveries(t *testing.T) {
+	t.Parallel()
+	cfg := Config{URLs: []string{startServer(t, t.TempDir(), nil).ClientURL()}}
+	paused, other := open(t, cfg), open(t, cfg)
+	rec, l := claim(t, paused)
+	if err := settle(t, l, rec, "result"); err != nil {
+		t.Fatal(err)
+	}
+	late := take(t, paused)
+	pauseHeartbeats(paused)
+	d := take(t, other)
+	if err := d.Done(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := late.Retry(t.Context(), time.Now()); !errors.Is(err, engine.ErrLost) {
+		t.Errorf("the paused gateway's retry returned %v", err)
+	}
+}
+
+func TestGatewayKeepsItsDeliveriesWhileItLives(t *testing.T) {
+	t.Parallel()
+	cfg := Config{URLs: []string{startServer(t, t.TempDir(), nil).ClientURL()}}
+	first, other := open(t, cfg), open(t, cfg)
+	rec, l := claim(t, first)
+	if err := settle(t, l, rec, "result"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*shortLease)
+	defer cancel()
+	if due, err := other.DueHosts(ctx, 1); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the other gateway is told of %v, %v", due, err)
+	}
+	if d := take(t, first); d.Record().ID != rec.ID {
+		t.Errorf("the delivery is %+v", d.Record())
+	}
+}
+
+// slowAddress is an address behind which a server takes no more than so many bytes a
+// second.
+func slowAddress(t *testing.T, server string, perSecond int) string {
+	t.Helper()
+	return listen(t, func(client net.Conn) {
+		defer client.Close()
+		_ = client.(*net.TCPConn).SetReadBuffer(16 << 10)
+		conn, err := net.Dial("tcp", server)
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		go func() { _, _ = io.Copy(client, conn) }()
+		const perTick = 20
+		tick := time.NewTicker(time.Second / perTick)
+		defer tick.Stop()
+		for range tick.C {
+			if _, err := io.CopyN(conn, client, int64(perSecond/perTick)); err != nil {
+				return
+			}
+		}
+	})
+}
+
+// A result that takes longer to be stored than a step may, or than a lease lasts, is
+// stored all the same, and the lease is kept.
+func TestLargeResultOverSlowConnection(t *testing.T) {
+	t.Parallel()
+	const perSecond, size = 512 << 10, 5 << 20 // ten seconds
+	srv := startServer(t, t.TempDir(), nil)
+	e := open(t, Config{URLs: []string{slowAddress(t, srv.Addr().String(), perSecond)}, LeaseTime: 4 * time.Second})
+	open(t, Config{URLs: []string{srv.ClientURL()}, LeaseTime: 4 * time.Second}) // would expire the lease
+	rec, l := claim(t, e)
+	body, start := strings.Repeat("0123456789abcdef", size/16), time.Now()
+	if err := settle(t, l, rec, body); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(start); took < stepTimeout {
+		t.Fatalf("the connection is not slow: it took %v", took)
+	}
+	d := take(t, e)
+	result, err := d.Result(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer result.Close()
+	if got, err := io.ReadAll(result); err != nil || !bytes.Equal(got, []byte(body)) {
+		t.Errorf("the result has %d bytes, %v", len(got), err)
+	}
+}
