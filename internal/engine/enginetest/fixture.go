@@ -25,12 +25,11 @@ import (
 // random seed of a case.
 const SeedVariable = "ENGINETEST_SEED"
 
-const (
-	// patience bounds what a case waits for.
-	patience = 60 * time.Second
-	// quiet is how long nothing may happen to be taken for nothing.
-	quiet = 60 * time.Millisecond
-)
+// patience bounds what a case waits for.
+var patience = 60 * time.Second
+
+// quiet is how long nothing may happen to be taken for nothing.
+const quiet = 60 * time.Millisecond
 
 // host is where the callbacks of most cases go.
 const host = "receiver.example:443"

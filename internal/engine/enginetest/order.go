@@ -49,13 +49,21 @@ func orderOfArrival(f *fixture) {
 }
 
 func orderOfReadyTime(f *fixture) {
-	var want [3]string
-	for _, place := range []int{2, 0, 1} {
-		rec := f.queued("q")
-		rec.NextAttemptAt = in(time.Duration(50+50*place) * time.Millisecond)
-		want[place] = f.enqueue(rec).ID
+	for _, late := range []bool{false, true} {
+		var want [3]string
+		for _, place := range []int{2, 0, 1} {
+			rec := f.queued("q")
+			rec.NextAttemptAt = in(time.Duration(50+20*place) * time.Millisecond)
+			want[place] = f.enqueue(rec).ID
+		}
+		if late { // all are ready when the first is asked for
+			rec := f.queued("clock")
+			rec.NextAttemptAt = in(100 * time.Millisecond)
+			f.enqueue(rec)
+			f.next("clock", 3)
+		}
+		f.ordered(f.handed("q", 3), want[:])
 	}
-	f.ordered(f.handed("q", 3), want[:])
 }
 
 func delayedWait(f *fixture) {
