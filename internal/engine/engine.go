@@ -20,9 +20,11 @@
 // context ends, and wrap one of the errors of this package if a caller can act
 // on it.
 //
-// Records are copies: what is passed in may be changed afterwards, and what is
-// returned belongs to the caller. The engine sets State and Version, and what the
-// methods name; all else is stored as the caller has set it. rec.CallbackHost is
+// Records are copies, with lists of attempts and redeliveries of their own: what
+// is passed in may be changed afterwards, and what is returned belongs to the
+// caller. What else they point to may be shared, and nobody changes it. The engine
+// sets State and Version, and what the methods name; all else is stored as the
+// caller has set it. rec.CallbackHost is
 // the host and port of the callback. A verdict of the engine's own (a cancel, the
 // death of a holder) sets Status, Error and FinishedAt. With the verdict the body
 // of the request is removed. A reader that is nil stands for an empty body.
@@ -45,7 +47,8 @@ type Engine interface {
 	// and deliveries in flight are left to lease expiry. It may be called twice.
 	// After it all other methods return ErrUnavailable.
 	Close(ctx context.Context) error
-	// Reconfigure applies the settings of a reload.
+	// Reconfigure applies the settings of a reload. What is over a limit then is
+	// removed at once.
 	Reconfigure(ctx context.Context, s Settings) error
 	// Secret returns 32 random bytes that all gateways of a store share.
 	Secret(ctx context.Context) ([]byte, error)
@@ -228,7 +231,7 @@ type Delivery interface {
 	// Done stores that the callback was delivered.
 	Done(ctx context.Context) error
 	// Retry makes the callback due again at the given time, which NextAttemptAt
-	// then has. Done and Dead clear it.
+	// has while it waits. Done and Dead clear it.
 	Retry(ctx context.Context, at time.Time) error
 	// Dead gives the callback up; it is kept as a dead letter.
 	Dead(ctx context.Context) error

@@ -78,8 +78,8 @@ type Filter struct {
 	Before, After time.Time
 	// IDPrefix is the beginning of a task's ID.
 	IDPrefix string
-	// Path and Error are substrings of the request's path and of the task's or its
-	// last attempt's error.
+	// Path and Error are substrings of the request's path, without the query, and
+	// of the task's or its last attempt's error.
 	Path, Error string
 }
 

@@ -104,7 +104,7 @@ var leaseSteps = []struct {
 	{"release", func(f *fixture, _ *task.Record, l engine.Lease) error { return l.Release(f.ctx) }},
 	{"enqueue", func(f *fixture, rec *task.Record, l engine.Lease) error {
 		q := f.queued("taken-over")
-		q.ID, q.NextAttemptAt = rec.ID, in(time.Hour)
+		q.ID, q.CreatedAt, q.NextAttemptAt = rec.ID, rec.CreatedAt, in(time.Hour)
 		_, _, err := l.Enqueue(f.ctx, q, strings.NewReader("b"), engine.EnqueueOptions{})
 		return err
 	}},
@@ -238,15 +238,27 @@ func onLostLate(f *fixture) {
 func recordsAreCopies(f *fixture) {
 	rec, l := f.claim()
 	want := clone(rec)
-	rec.Callback.URL, rec.Route = "https://changed.example/", "changed"
+	change := func(rec *task.Record) {
+		for range 60 { // more than are kept
+			rec.AddAttempt(task.Attempt{StatusCode: 500, Response: "changed"})
+		}
+		rec.Route, rec.Callback, rec.Request, rec.Result = "changed", nil, nil, nil
+	}
+	change(rec)
 	f.sameIn(f.get(rec.ID), want, task.Running)
-	got := f.get(rec.ID)
-	got.Callback.URL, got.Callback.Header[0][1] = "https://changed.example/", "changed"
+	change(f.get(rec.ID))
 	f.sameIn(f.get(rec.ID), want, task.Running)
-	want = f.settle(want, l)
+	given := settled(want, task.Complete, "r")
+	given.Attempts = make([]task.Attempt, 0, 100)
+	want = clone(given)
+	f.must(l.Settle(f.ctx, given, strings.NewReader("r")))
+	change(given)
 	d := f.take(host, 1)[0]
-	d.Record().Callback.URL = "https://changed.example/"
+	f.sameIn(d.Record(), want, task.Delivering)
+	change(d.Record())
 	f.sameIn(f.get(rec.ID), want, task.Delivering)
+	f.must(d.Release(f.ctx))
+	f.sameIn(f.take(host, 1)[0].Record(), want, task.Delivering)
 }
 
 func secretStays(f *fixture) {

@@ -156,7 +156,7 @@ type walker struct {
 	r        *rand.Rand
 	ids      []string
 	jobs     map[string]engine.Job
-	claims   map[string]engine.Lease
+	claims   map[string]engine.Job // of waiting clients
 	inFlight map[string]engine.Delivery
 }
 
@@ -182,7 +182,9 @@ func (w *walker) step() {
 	case 1:
 		rec := w.client()
 		rec.CallbackHost = host
-		w.claims[rec.ID], err = w.e.Claim(w.ctx, rec)
+		var l engine.Lease
+		l, err = w.e.Claim(w.ctx, rec)
+		w.claims[rec.ID] = engine.Job{Record: rec, Lease: l}
 		w.ids = append(w.ids, rec.ID)
 	case 2:
 		if stats := w.counts().queues[queue]; stats.Queued > stats.Delayed {
@@ -194,10 +196,8 @@ func (w *walker) step() {
 			err = pick(w.r, leaseSteps[:3]...).do(w.fixture, j.Record, j.Lease)
 		}
 	case 4:
-		if id, l, ok := some(w.claims); ok {
-			rec := w.client()
-			rec.ID, rec.CallbackHost = id, host
-			err = pick(w.r, leaseSteps[0], leaseSteps[0], leaseSteps[2], leaseSteps[3]).do(w.fixture, rec, l)
+		if _, c, ok := some(w.claims); ok {
+			err = pick(w.r, leaseSteps[0], leaseSteps[0], leaseSteps[2], leaseSteps[3]).do(w.fixture, c.Record, c.Lease)
 		}
 	case 5:
 		var ds []engine.Delivery
@@ -225,7 +225,7 @@ func (w *walker) step() {
 
 func countRandom(f *fixture) {
 	w := &walker{
-		fixture: f, r: f.random(), jobs: map[string]engine.Job{}, claims: map[string]engine.Lease{},
+		fixture: f, r: f.random(), jobs: map[string]engine.Job{}, claims: map[string]engine.Job{},
 		inFlight: map[string]engine.Delivery{},
 	}
 	steps, each := 600, 40

@@ -199,7 +199,7 @@ func keyTakeOver(f *fixture) {
 	k := key("h", "d")
 	rec := f.first(k)
 	claimed, l := f.claim()
-	_, id, created, err := f.handOver(claimed.ID, l, engine.EnqueueOptions{Key: k})
+	_, id, created, err := f.handOver(claimed, l, engine.EnqueueOptions{Key: k})
 	f.must(err)
 	if id != rec.ID || created {
 		f.Errorf("id %s, created: %v", id, created)
@@ -208,7 +208,7 @@ func keyTakeOver(f *fixture) {
 	f.is(l.Release(f.ctx), engine.ErrLost)
 	claimed, l = f.claim()
 	k = key("h2", "d")
-	_, id, created, err = f.handOver(claimed.ID, l, engine.EnqueueOptions{Key: k})
+	_, id, created, err = f.handOver(claimed, l, engine.EnqueueOptions{Key: k})
 	f.must(err)
 	if id != claimed.ID || !created {
 		f.Errorf("id %s, created: %v", id, created)
@@ -219,7 +219,7 @@ func keyTakeOver(f *fixture) {
 func keyTakeOverReused(f *fixture) {
 	rec := f.first(key("h", "d"))
 	claimed, l := f.claim()
-	_, id, created, err := f.handOver(claimed.ID, l, engine.EnqueueOptions{Key: key("h", "another")})
+	_, id, created, err := f.handOver(claimed, l, engine.EnqueueOptions{Key: key("h", "another")})
 	f.is(err, engine.ErrKeyReused)
 	if id != rec.ID || created {
 		f.Errorf("id %s, created: %v", id, created)

@@ -163,10 +163,10 @@ func jobRequeued(f *fixture) {
 }
 
 // handOver turns a claimed task into a queue's.
-func (f *fixture) handOver(id string, l engine.Lease, opts engine.EnqueueOptions) (*task.Record, string, bool, error) {
+func (f *fixture) handOver(rec *task.Record, l engine.Lease, opts engine.EnqueueOptions) (*task.Record, string, bool, error) {
 	q := f.queued("q")
-	body := "request of " + id
-	q.ID, q.Request.Size = id, int64(len(body))
+	body := "request of " + rec.ID
+	q.ID, q.CreatedAt, q.Request.Size = rec.ID, rec.CreatedAt, int64(len(body))
 	got, created, err := l.Enqueue(f.ctx, q, strings.NewReader(body), opts)
 	return q, got, created, err
 }
@@ -174,7 +174,7 @@ func (f *fixture) handOver(id string, l engine.Lease, opts engine.EnqueueOptions
 func takeOver(f *fixture) {
 	rec, l := f.claim()
 	c := f.get(rec.ID).Version
-	q, id, created, err := f.handOver(rec.ID, l, engine.EnqueueOptions{})
+	q, id, created, err := f.handOver(rec, l, engine.EnqueueOptions{})
 	f.must(err)
 	if id != rec.ID || !created {
 		f.Fatalf("enqueued as %q, created: %v", id, created)
@@ -194,7 +194,7 @@ func takeOver(f *fixture) {
 
 func takeOverSurvives(f *fixture) {
 	rec, l := f.claim()
-	q, _, _, err := f.handOver(rec.ID, l, engine.EnqueueOptions{})
+	q, _, _, err := f.handOver(rec, l, engine.EnqueueOptions{})
 	f.must(err)
 	f.die()
 	f.sameIn(f.in(rec.ID, task.Queued), q, task.Queued)
@@ -212,7 +212,7 @@ func queueFull(f *fixture) {
 	f.is(err, engine.ErrQueueFull)
 	f.gone(refused.ID)
 	rec, l := f.claim()
-	_, _, _, err = f.handOver(rec.ID, l, opts)
+	_, _, _, err = f.handOver(rec, l, opts)
 	f.is(err, engine.ErrQueueFull)
 	f.in(rec.ID, task.Running)
 	f.must(l.Release(f.ctx))

@@ -126,12 +126,16 @@ func resultsNotKept(f *fixture) {
 }
 
 func windowPasses(f *fixture) {
-	f.reconfigure(func(s *engine.Settings) { s.DeliveryWindow = 100 * time.Millisecond })
 	due := f.oweTo("due:443")
 	retried := f.oweTo("retried:443")
 	d := f.take("retried:443", 1)[0]
 	d.Record().AddAttempt(task.Attempt{At: in(0), StatusCode: 500})
 	f.must(d.Retry(f.ctx, in(time.Hour)))
+	clock := f.queued("clock")
+	clock.NextAttemptAt = in(50 * time.Millisecond)
+	f.enqueue(clock)
+	f.next("clock", 3)
+	f.reconfigure(func(s *engine.Settings) { s.DeliveryWindow = 20 * time.Millisecond })
 	f.becomes(due.ID, task.Dead)
 	if got := f.becomes(retried.ID, task.Dead); len(got.Attempts) != 1 || got.Status != task.Complete {
 		f.Errorf("the task is %s", encode(got))
