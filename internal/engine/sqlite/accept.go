@@ -1,0 +1,334 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+
+	"github.com/ncruces/go-sqlite3"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+const (
+	insertTask = `INSERT INTO task(seq, id, state, version, created, queue, host, trusted, domain, status, starts,
+		max_starts, holder, at, since, schedule, request, result, size)
+		VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, ?, ?, ?, ?)`
+	insertRecord = "INSERT INTO record(seq, doc) VALUES (?, ?)"
+)
+
+// kept is the size of a body, as its column has it.
+func kept(b *body) any {
+	if b == nil {
+		return nil
+	}
+	return b.size
+}
+
+// insert stores a new task in a place, of which state and size are set.
+func (t *tx) insert(rec *task.Record, doc []byte, p *place, at, since int64, request, result *body) (seq int64, err error) {
+	if _, ok, err := t.number("SELECT seq FROM task WHERE id = ?", keyOf(rec.ID)); err != nil {
+		return 0, err
+	} else if ok {
+		return 0, fmt.Errorf("the task ID %s is in use", rec.ID)
+	}
+	if err := t.settlePlace(rec, p); err != nil {
+		return 0, err
+	}
+	if rec.Queue != "" {
+		q, err := t.queue(rec.Queue)
+		if err != nil {
+			return 0, err
+		}
+		p.queue = q.id
+	}
+	if p.domain, err = t.domain(rec.CallbackDomain); err != nil {
+		return 0, err
+	}
+	p.size = int64(len(doc))
+	for _, b := range []*body{request, result} {
+		if b != nil {
+			p.size += b.size
+		}
+	}
+	holder := int64(0)
+	if p.state == running {
+		holder = t.s.holder
+	}
+	var schedule any
+	if rec.Schedule != "" {
+		schedule = rec.Schedule
+	}
+	t.s.lastSeq++
+	seq = t.s.lastSeq
+	created := nanos(rec.CreatedAt)
+	if created == 0 {
+		created = t.now
+	}
+	err = t.exec(insertTask, seq, keyOf(rec.ID), p.state, created, null(p.queue), null(p.host), p.trusted, null(p.domain),
+		null(statusOf(rec.Status)), rec.Starts, null(holder), null(at), since, schedule, kept(request), kept(result), p.size)
+	if err != nil {
+		return 0, err
+	}
+	if err := t.exec(insertRecord, seq, doc); err != nil {
+		return 0, err
+	}
+	if request != nil {
+		if err := t.putBody(seq, engine.RequestBody, request); err != nil {
+			return 0, err
+		}
+	}
+	if result != nil {
+		if err := t.putBody(seq, engine.ResultBody, result); err != nil {
+			return 0, err
+		}
+	}
+	t.move(rec.ID, nowhere, *p)
+	return seq, nil
+}
+
+// settlePlace sets where a task's callback goes to.
+func (t *tx) settlePlace(rec *task.Record, p *place) error {
+	h, err := t.host(hostOf(rec))
+	if err != nil {
+		return err
+	}
+	p.host, p.trusted = 0, trusted(rec)
+	if h != nil {
+		p.host = h.id
+	}
+	return nil
+}
+
+// Claim implements [engine.Acceptor].
+func (s *store) Claim(ctx context.Context, rec *task.Record) (engine.Lease, error) {
+	doc, err := encode(rec)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.admit(ctx, int64(len(doc))); err != nil {
+		return nil, err
+	}
+	l := &lease{s: s, id: rec.ID, waiting: true, version: 1}
+	err = s.updateOrUndo(ctx, func(t *tx) error {
+		if err := t.checkQuota(rec.CallbackDomain); err != nil {
+			return err
+		}
+		p := place{state: running}
+		seq, err := t.insert(rec, doc, &p, 0, t.now, nil, nil)
+		if err != nil {
+			return err
+		}
+		t.after(func() {
+			l.seq, l.place = seq, p
+			s.leases[seq] = l
+		})
+		return nil
+	}, func() { l.abandon() })
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// updateOrUndo is update for a change that the caller must know of: if it was
+// stored and update does not say so, undo is called.
+func (s *store) updateOrUndo(ctx context.Context, apply func(*tx) error, undo func()) error {
+	stored := false
+	o := &op{apply: func(t *tx) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := apply(t)
+		if err == nil {
+			t.after(func() { stored = true })
+		}
+		return err
+	}}
+	done, err := s.begin(ctx, o)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		if o.err != nil && stored {
+			go undo()
+		}
+		return o.err
+	case <-ctx.Done():
+		go func() {
+			<-done
+			if stored {
+				undo()
+			}
+		}()
+		return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
+	}
+}
+
+// Enqueue implements [engine.Acceptor].
+func (s *store) Enqueue(ctx context.Context, rec *task.Record, r io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
+	return s.enqueue(ctx, nil, rec, r, opts)
+}
+
+// enqueue stores a task in a queue: a new one, or that of a lease.
+func (s *store) enqueue(ctx context.Context, l *lease, rec *task.Record, r io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
+	if rec.Queue == "" {
+		return "", false, errors.New("the task names no queue")
+	}
+	// A known key is answered even if there is no room for the task.
+	room := s.admit(ctx, 0)
+	if room != nil && opts.Key == nil {
+		return "", false, room
+	}
+	body, err := s.takeBody(r)
+	if err != nil {
+		return "", false, err
+	}
+	digest := ""
+	if opts.Key != nil && opts.Key.Digest != nil {
+		digest = opts.Key.Digest()
+	}
+	doc, err := encode(rec)
+	if err != nil {
+		s.bodies.remove(files(body))
+		return "", false, err
+	}
+	e := &entry{rec: rec, doc: doc, body: body, opts: opts, digest: digest, lease: l, room: room}
+	apply := func(t *tx) error { return t.enqueue(e) }
+	if l == nil {
+		err = s.update(ctx, apply)
+	} else {
+		err = l.step(ctx, s, "enqueue", apply)
+	}
+	if errors.Is(err, engine.ErrUnavailable) || ctx.Err() != nil && err != nil {
+		return "", false, err // it may be stored yet
+	}
+	if err != nil || !e.created {
+		s.bodies.remove(files(body))
+	}
+	if err != nil && !errors.Is(err, engine.ErrKeyReused) {
+		return "", false, err
+	}
+	return e.id, e.created, err
+}
+
+// takeBody reads a request's body.
+func (s *store) takeBody(r io.Reader) (*body, error) {
+	b, err := s.bodies.take(r, -1)
+	var source readError
+	switch {
+	case errors.As(err, &source):
+		return nil, source.error
+	case err != nil && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, errQuota)):
+		return nil, fmt.Errorf("%w: %w", engine.ErrFull, err)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
+	}
+	return b, nil
+}
+
+func files(b *body) []string {
+	if b == nil || b.file == "" {
+		return nil
+	}
+	return []string{b.file}
+}
+
+// entry is a task about to be queued.
+type entry struct {
+	rec    *task.Record
+	doc    []byte
+	body   *body
+	opts   engine.EnqueueOptions
+	digest string
+	lease  *lease // nil for a new task
+	room   error  // why there is no room for it
+
+	id      string // of the task that is queued now
+	created bool
+}
+
+func (t *tx) enqueue(e *entry) error {
+	e.id, e.created = "", false
+	if e.lease != nil {
+		if err := e.lease.check(t); err != nil {
+			return err
+		}
+	}
+	if known, err := t.known(e); err != nil || known != "" {
+		e.id = known
+		if err == nil && e.lease != nil {
+			return t.withdraw(e.lease)
+		}
+		return err
+	}
+	if e.room != nil {
+		return e.room
+	}
+	if err := t.checkQuota(e.rec.CallbackDomain); err != nil {
+		return err
+	}
+	q, err := t.queue(e.rec.Queue)
+	if err != nil {
+		return err
+	}
+	if e.opts.MaxQueued > 0 {
+		t.s.mu.Lock()
+		n := q.queued + t.queued[q.id]
+		t.s.mu.Unlock()
+		if n >= int64(e.opts.MaxQueued) {
+			return fmt.Errorf("%w: %d tasks wait in %s", engine.ErrQueueFull, n, e.rec.Queue)
+		}
+	}
+	at := max(t.now, nanos(e.rec.NextAttemptAt))
+	if e.lease == nil {
+		p := place{state: queued}
+		_, err = t.insert(e.rec, e.doc, &p, at, t.now, e.body, nil)
+	} else {
+		err = t.hand(e.lease, e, at)
+	}
+	if err != nil {
+		return err
+	}
+	if e.opts.Key != nil {
+		err := t.exec(`INSERT INTO key(hash, digest, task, expires) VALUES (?, ?, ?, ?) ON CONFLICT(hash)
+			DO UPDATE SET digest = excluded.digest, task = excluded.task, expires = excluded.expires`,
+			e.opts.Key.Hash, e.digest, e.rec.ID, t.now+int64(engine.KeyLifetime))
+		if err != nil {
+			return err
+		}
+	}
+	e.id, e.created = e.rec.ID, true
+	t.after(func() { q.ready(1) })
+	return nil
+}
+
+// known returns the ID of the task that an entry repeats; "" if it is new.
+func (t *tx) known(e *entry) (id string, err error) {
+	if key := e.opts.Key; key != nil {
+		var digest string
+		err := t.query("SELECT task, digest FROM key WHERE hash = ? AND expires > ?", []any{key.Hash, t.now}, func(s *sqlite3.Stmt) bool {
+			id, digest = s.ColumnText(0), s.ColumnText(1)
+			return false
+		})
+		if err != nil || id != "" {
+			if err == nil && digest != e.digest {
+				err = engine.ErrKeyReused
+			}
+			return id, err
+		}
+	}
+	if e.rec.Schedule == "" {
+		return "", nil
+	}
+	err = t.query("SELECT id FROM task INDEXED BY task_schedule WHERE schedule = ? AND state = 0", []any{e.rec.Schedule},
+		func(s *sqlite3.Stmt) bool {
+			id = nameOf(s.ColumnRawBlob(0))
+			return false
+		})
+	return id, err
+}

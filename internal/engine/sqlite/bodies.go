@@ -1,0 +1,332 @@
+package sqlite
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+// maxInline is the largest body in the database. Larger ones cost less as files.
+const maxInline = 256 << 10
+
+// bodies are the files of large bodies. A file is there, synced and under its
+// name, before the row that names it is committed, and removed after the commit
+// that removes the row, once nothing streams it.
+type bodies struct {
+	folder string
+	log    *zap.Logger
+
+	mu      sync.Mutex
+	bytes   int64            // of all files
+	sizes   map[string]int64 // by name
+	reading map[string]int   // how many stream a file
+	doomed  map[string]bool  // to be removed once nothing streams them
+	refused []refused        // of commits that failed
+}
+
+// refused is a file whose row was not committed. A commit that failed may be found
+// in the log after a crash until another has been written over it.
+type refused struct {
+	name string
+	at   time.Time
+}
+
+// body is a body about to be stored: in memory, or in a file.
+type body struct {
+	bytes []byte
+	file  string
+	size  int64
+}
+
+// open removes the files that no row names, and counts the others.
+func (b *bodies) open(s *store) error {
+	b.folder, b.log = filepath.Join(s.cfg.Folder, bodiesName), s.log
+	b.sizes, b.reading, b.doomed = map[string]int64{}, map[string]int{}, map[string]bool{}
+	known := map[string]bool{}
+	err := s.writer.query("SELECT file FROM body WHERE file IS NOT NULL", nil, func(stmt *sqlite3.Stmt) bool {
+		known[stmt.ColumnText(0)] = true
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	folder, err := os.Open(b.folder)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	for {
+		entries, err := folder.ReadDir(1000)
+		for _, entry := range entries {
+			name := entry.Name()
+			if !known[name] {
+				if err := os.Remove(filepath.Join(b.folder, name)); err != nil {
+					s.log.Warn("removing an orphaned body failed", zap.Error(err))
+				}
+				continue
+			}
+			info, err := entry.Info()
+			if err != nil {
+				return err
+			}
+			b.sizes[name] = info.Size()
+			b.bytes += info.Size()
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// readError is an error of the reader that a body comes from.
+type readError struct{ error }
+
+func (e readError) Unwrap() error { return e.error }
+
+// take reads a body to its end, or to limit if that is not negative.
+func (b *bodies) take(r io.Reader, limit int64) (*body, error) {
+	if r == nil {
+		return &body{bytes: []byte{}}, nil
+	}
+	if limit >= 0 {
+		r = io.LimitReader(r, limit)
+	}
+	var head bytes.Buffer
+	n, err := io.Copy(&head, io.LimitReader(r, maxInline+1))
+	if err != nil {
+		return nil, readError{err}
+	}
+	if n <= maxInline {
+		return &body{bytes: head.Bytes(), size: n}, nil
+	}
+	return b.spool(head.Bytes(), r)
+}
+
+// spool writes a large body to a file. After an error of the disk it returns what
+// of the body it has in memory, too.
+func (b *bodies) spool(head []byte, rest io.Reader) (*body, error) {
+	kept := &body{bytes: head, size: int64(len(head))}
+	f, err := os.CreateTemp(b.folder, "new-*")
+	if err != nil {
+		return kept, fmt.Errorf("creating a body's file: %w", err)
+	}
+	source := &source{Reader: rest}
+	n, err := io.Copy(f, io.MultiReader(bytes.NewReader(head), source))
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	name := rand.Text()
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(b.folder, name))
+	}
+	if err == nil {
+		err = syncFolder(b.folder)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name()) // an orphan is removed at the next start
+		_ = os.Remove(filepath.Join(b.folder, name))
+		if source.err != nil {
+			return nil, readError{source.err}
+		}
+		return kept, fmt.Errorf("writing a body's file: %w", err)
+	}
+	b.mu.Lock()
+	b.sizes[name] = n
+	b.bytes += n
+	b.mu.Unlock()
+	return &body{file: name, size: n}, nil
+}
+
+// source remembers the error of a reader.
+type source struct {
+	io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+// discard removes the files of a commit that failed, after a while.
+func (b *bodies) discard(names []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, name := range names {
+		b.refused = append(b.refused, refused{name, time.Now()})
+	}
+}
+
+// removeRefused removes the files of failed commits that have been overwritten.
+func (b *bodies) removeRefused() {
+	b.mu.Lock()
+	names := make([]string, 0, len(b.refused))
+	for _, r := range b.refused {
+		names = append(names, r.name)
+	}
+	b.refused = nil
+	b.mu.Unlock()
+	b.remove(names)
+}
+
+// remove removes files, or has them removed once nothing streams them.
+func (b *bodies) remove(names []string) {
+	if len(names) == 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, name := range names {
+		if b.reading[name] > 0 {
+			b.doomed[name] = true
+		} else {
+			b.unlink(name)
+		}
+	}
+}
+
+func (b *bodies) unlink(name string) {
+	if err := os.Remove(filepath.Join(b.folder, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		b.log.Warn("removing a body failed", zap.Error(err)) // an orphan is removed at the next start
+	}
+	b.bytes -= b.sizes[name]
+	delete(b.sizes, name)
+}
+
+func (b *bodies) used() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.bytes
+}
+
+// stream opens a file for reading.
+func (b *bodies) stream(name string) (io.ReadCloser, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.doomed[name] {
+		return nil, engine.ErrNotFound
+	}
+	f, err := os.Open(filepath.Join(b.folder, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: its body's file %s is missing", engine.ErrNotFound, name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: opening a body: %w", engine.ErrUnavailable, err)
+	}
+	b.reading[name]++
+	return &streamed{File: f, bodies: b, name: name}, nil
+}
+
+// streamed is a file that is being read.
+type streamed struct {
+	*os.File
+	bodies *bodies
+	name   string
+	once   sync.Once
+}
+
+func (f *streamed) Close() error {
+	err := f.File.Close()
+	f.once.Do(func() {
+		f.bodies.mu.Lock()
+		defer f.bodies.mu.Unlock()
+		if f.bodies.reading[f.name]--; f.bodies.reading[f.name] == 0 {
+			delete(f.bodies.reading, f.name)
+			if f.bodies.doomed[f.name] {
+				delete(f.bodies.doomed, f.name)
+				f.bodies.unlink(f.name)
+			}
+		}
+	})
+	return err
+}
+
+func bodyID(seq int64, part engine.Part) int64 { return seq<<1 | int64(part) }
+
+// putBody stores a body in the place of what was there.
+func (t *tx) putBody(seq int64, part engine.Part, b *body) error {
+	if b.file != "" {
+		t.stored = append(t.stored, b.file)
+		return t.exec("INSERT INTO body(id, file, bytes) VALUES (?, ?, NULL)", bodyID(seq, part), b.file)
+	}
+	if b.size == 0 {
+		return nil // the column of the task says it
+	}
+	return t.exec("INSERT INTO body(id, file, bytes) VALUES (?, NULL, ?)", bodyID(seq, part), b.bytes)
+}
+
+// dropBody removes a body, if there is one.
+func (t *tx) dropBody(seq int64, part engine.Part) error {
+	return t.query("DELETE FROM body WHERE id = ? RETURNING file", []any{bodyID(seq, part)}, func(s *sqlite3.Stmt) bool {
+		if name := s.ColumnText(0); name != "" {
+			t.unneeded = append(t.unneeded, name)
+		}
+		return true
+	})
+}
+
+// openBody opens a body that is kept.
+func (s *store) openBody(ctx context.Context, c *conn, seq int64, part engine.Part, size int64) (io.ReadCloser, error) {
+	if size < 0 {
+		return nil, engine.ErrNotFound
+	}
+	if size == 0 {
+		return io.NopCloser(bytes.NewReader(nil)), nil
+	}
+	var (
+		file  string
+		data  []byte
+		found bool
+	)
+	err := c.query("SELECT file, bytes FROM body WHERE id = ?", []any{bodyID(seq, part)}, func(stmt *sqlite3.Stmt) bool {
+		file, data, found = stmt.ColumnText(0), stmt.ColumnBlob(1, nil), true
+		return false
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case !found:
+		return nil, engine.ErrNotFound
+	case file != "":
+		return s.bodies.stream(file)
+	}
+	return io.NopCloser(bytes.NewReader(data)), nil
+}
+
+// Open implements [engine.Tasks].
+func (s *store) Open(ctx context.Context, id string, part engine.Part) (io.ReadCloser, error) {
+	var r io.ReadCloser
+	err := s.read(ctx, func(c *conn) error {
+		row, err := find(c, id)
+		if err != nil {
+			return err
+		}
+		size := row.request
+		if part == engine.ResultBody {
+			size = row.result
+		}
+		r, err = s.openBody(ctx, c, row.seq, part, size)
+		return err
+	})
+	return r, err
+}

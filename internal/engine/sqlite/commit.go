@@ -1,0 +1,306 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+// Group commit. Callers append operations to the current batch; one goroutine
+// applies the batch in one transaction and answers all of them after its commit.
+
+// op is one operation.
+type op struct {
+	apply func(*tx) error
+	// read is set for what only reads, on a system where the writer's connection
+	// is the only one. It runs outside of a transaction.
+	read func(*conn) error
+	err  error
+}
+
+// batch is what is committed at once.
+type batch struct {
+	ops  []*op
+	done chan struct{} // closed once all have their err
+}
+
+// update applies a change and returns once it is stored. apply may be called
+// again if the batch failed for another's sake, so that it keeps its effects for
+// tx.after. Its error is its own, unless it is SQLite's.
+func (s *store) update(ctx context.Context, apply func(*tx) error) error {
+	return s.submit(ctx, &op{apply: apply})
+}
+
+func (s *store) submit(ctx context.Context, o *op) error {
+	done, err := s.begin(ctx, o)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return o.err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
+	}
+}
+
+// begin hands an operation to the writer. o.err is set when done is closed.
+func (s *store) begin(ctx context.Context, o *op) (done <-chan struct{}, _ error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.batchMu.Lock()
+	if s.closing {
+		s.batchMu.Unlock()
+		return nil, fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+	}
+	if s.batch == nil {
+		s.batch = &batch{done: make(chan struct{})}
+	}
+	b := s.batch
+	b.ops = append(b.ops, o)
+	first := len(b.ops) == 1
+	s.batchMu.Unlock()
+	if first {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+	return b.done, nil
+}
+
+// write is the goroutine of the writing connection.
+func (s *store) write() {
+	defer close(s.written)
+	retry := time.NewTimer(time.Hour)
+	defer retry.Stop()
+	for {
+		var again <-chan time.Time
+		if s.stale {
+			retry.Reset(overwriteInterval)
+			again = retry.C
+		}
+		select {
+		case <-s.wake:
+		case <-again:
+			s.overwrite()
+			continue
+		case <-s.stop:
+		}
+		// Whoever is about to append is let run first. Twice is all that it takes;
+		// sleeping for more is slower.
+		runtime.Gosched()
+		runtime.Gosched()
+		s.batchMu.Lock()
+		b, closing := s.batch, s.closing
+		s.batch = nil
+		s.batchMu.Unlock()
+		if b != nil {
+			s.commit(b)
+			s.checkpoint()
+			s.measure()
+		} else if closing {
+			return
+		}
+	}
+}
+
+// commit stores a batch and answers its callers.
+func (s *store) commit(b *batch) {
+	defer close(b.done)
+	var changing []*op
+	for _, o := range b.ops {
+		if o.read != nil {
+			o.err = o.read(s.writer)
+		} else {
+			changing = append(changing, o)
+		}
+	}
+	if len(changing) == 0 {
+		return
+	}
+	t, err := s.transact(changing)
+	if err != nil && len(changing) > 1 && !isEnvironment(err) {
+		// One of them is refused by SQLite. It must not take the others along.
+		for _, o := range changing {
+			t, err := s.transact([]*op{o})
+			s.finish(t, []*op{o}, err)
+		}
+		return
+	}
+	s.finish(t, changing, err)
+}
+
+// finish applies what a committed transaction changes in memory.
+func (s *store) finish(t *tx, ops []*op, err error) {
+	if err != nil {
+		err = s.explain(err)
+		for _, o := range ops {
+			o.err = err
+		}
+	}
+	if !t.committed {
+		s.bodies.discard(t.stored)
+		return
+	}
+	s.mu.Lock()
+	t.publish()
+	s.mu.Unlock()
+	s.bodies.remove(t.unneeded)
+}
+
+// transact applies operations in one transaction. After an error nothing of them
+// is stored.
+func (s *store) transact(ops []*op) (_ *tx, err error) {
+	t := &tx{conn: s.writer, s: s, now: time.Now().UnixNano()}
+	if err := s.present(); err != nil {
+		return t, err
+	}
+	if err := t.exec("BEGIN IMMEDIATE"); err != nil {
+		return t, fmt.Errorf("beginning a transaction: %w", err)
+	}
+	for _, o := range ops {
+		o.err = o.apply(t)
+		var refused *sqlite3.Error
+		if errors.As(o.err, &refused) {
+			s.rollback(t)
+			return t, o.err
+		}
+	}
+	if err = t.flush(); err == nil {
+		err = t.exec("COMMIT")
+		if err != nil {
+			s.stale = true
+		}
+	}
+	if err != nil {
+		s.rollback(t)
+		if s.stale {
+			s.overwrite()
+		}
+		return t, fmt.Errorf("committing: %w", err)
+	}
+	s.stale, t.committed = false, true
+	s.broken.Store(false)
+	// The commit is worth nothing if the file that has it is not the one that the
+	// next process opens.
+	return t, s.present()
+}
+
+func (s *store) rollback(t *tx) {
+	if !s.writer.GetAutocommit() {
+		if err := t.exec("ROLLBACK"); err != nil {
+			s.log.Error("rolling back failed", zap.Error(err))
+		}
+	}
+	t.forget()
+}
+
+// overwriteInterval is how often it is tried to overwrite a commit that failed.
+const overwriteInterval = 200 * time.Millisecond
+
+// overwrite writes a transaction of its own. The frames of a commit whose fsync
+// failed are in the log, whole: after a crash they would be found there, and what
+// was refused would be a task. The next commit writes to their place.
+func (s *store) overwrite() {
+	err := s.writer.exec("BEGIN IMMEDIATE")
+	if err == nil {
+		err = s.writer.exec(`INSERT INTO meta(name, value) VALUES ('overwritten', x'01')
+			ON CONFLICT(name) DO UPDATE SET value = CASE value WHEN x'01' THEN x'02' ELSE x'01' END`)
+		if err == nil {
+			err = s.writer.exec("COMMIT")
+		}
+		if err != nil && !s.writer.GetAutocommit() {
+			_ = s.writer.exec("ROLLBACK") // the commit's error says it
+		}
+	}
+	s.stale = err != nil
+	s.broken.Store(s.stale)
+}
+
+// isEnvironment tells errors of the disk from those of a statement.
+func isEnvironment(err error) bool {
+	var e *sqlite3.Error
+	if !errors.As(err, &e) {
+		return true
+	}
+	switch e.Code() {
+	case sqlite3.CONSTRAINT, sqlite3.TOOBIG, sqlite3.MISMATCH, sqlite3.ERROR, sqlite3.RANGE:
+		return false
+	}
+	return true
+}
+
+// explain turns an error of SQLite into one that callers branch on.
+func (s *store) explain(err error) error {
+	var e *sqlite3.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch {
+	case e.Code() == sqlite3.FULL:
+		return fmt.Errorf("%w: %w", engine.ErrFull, err)
+	case e.Code() == sqlite3.TOOBIG:
+		return fmt.Errorf("%w: %w", engine.ErrTooLarge, err)
+	case isDamage(e):
+		return s.reportDamage(err)
+	}
+	return fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
+}
+
+func isDamage(e *sqlite3.Error) bool {
+	return e.Code() == sqlite3.CORRUPT || e.Code() == sqlite3.NOTADB ||
+		e.ExtendedCode() == sqlite3.IOERR_DATA || e.ExtendedCode() == sqlite3.IOERR_CORRUPTFS
+}
+
+// damaged returns the error of a database that cannot be read.
+func damaged(file string, err error) error {
+	return fmt.Errorf("%w: %s is damaged; stop Caddy and run `caddy callback repair` to salvage what can be read: %w",
+		engine.ErrUnavailable, file, err)
+}
+
+// reportDamage logs once that the database is damaged and refuses new tasks.
+func (s *store) reportDamage(err error) error {
+	err = damaged(s.file, err)
+	if s.trouble.CompareAndSwap(nil, &err) {
+		s.log.Error("store is damaged", zap.String("file", s.file), zap.String("salvage", "caddy callback repair"), zap.Error(err))
+	}
+	return err
+}
+
+const (
+	// checkpointPages is after how many pages of log a checkpoint is made. A
+	// longer log makes longer pauses.
+	checkpointPages = 1000
+	// maxLogPages is the log's size at which readers are interrupted, so that it
+	// can start again: 64 MiB.
+	maxLogPages = 64 << 20 / pageSize
+)
+
+// checkpoint copies the log to the database if it has grown enough.
+func (s *store) checkpoint() {
+	if s.logPages < checkpointPages || s.stale {
+		return
+	}
+	mode := sqlite3.CHECKPOINT_PASSIVE
+	if s.logPages > maxLogPages {
+		s.interruptReaders()
+		mode = sqlite3.CHECKPOINT_RESTART
+	}
+	pages, moved, err := s.writer.WALCheckpoint("main", mode)
+	if err != nil && !errors.Is(err, sqlite3.BUSY) {
+		s.log.Warn("checkpoint failed", zap.Error(err))
+		return
+	}
+	if pages == moved {
+		s.logPages = 0 // the next commit starts at its beginning
+	}
+}

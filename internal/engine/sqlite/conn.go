@@ -1,0 +1,124 @@
+package sqlite
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"path/filepath"
+
+	"github.com/ncruces/go-sqlite3"
+)
+
+// conn is a connection with its prepared statements. One goroutine uses it at a
+// time.
+type conn struct {
+	*sqlite3.Conn
+	stmts map[string]*sqlite3.Stmt
+}
+
+// openConn opens a connection to the database in a file.
+func openConn(file, vfsName string, flags sqlite3.OpenFlag) (*conn, error) {
+	// A drive letter needs a slash before it in a URI.
+	path := filepath.ToSlash(file)
+	if filepath.VolumeName(file) != "" {
+		path = "/" + path
+	}
+	uri := url.URL{Scheme: "file", Path: path, RawQuery: "vfs=" + vfsName}
+	c, err := sqlite3.OpenFlags(uri.String(), flags|sqlite3.OPEN_URI)
+	if err != nil {
+		return nil, err
+	}
+	return &conn{Conn: c, stmts: map[string]*sqlite3.Stmt{}}, nil
+}
+
+// prepare returns the statement of a constant query, with its arguments bound.
+func (c *conn) prepare(query string, args []any) (*sqlite3.Stmt, error) {
+	stmt := c.stmts[query]
+	if stmt == nil {
+		var err error
+		stmt, _, err = c.PrepareFlags(query, sqlite3.PREPARE_PERSISTENT)
+		if err != nil {
+			return nil, fmt.Errorf("preparing %q: %w", query, err)
+		}
+		c.stmts[query] = stmt
+	}
+	for i, arg := range args {
+		if err := bind(stmt, i+1, arg); err != nil {
+			return nil, err
+		}
+	}
+	return stmt, nil
+}
+
+// null binds a value that is absent if it is zero.
+type null int64
+
+func bind(stmt *sqlite3.Stmt, i int, arg any) error {
+	switch v := arg.(type) {
+	case nil:
+		return stmt.BindNull(i)
+	case null:
+		if v == 0 {
+			return stmt.BindNull(i)
+		}
+		return stmt.BindInt64(i, int64(v))
+	case int64:
+		return stmt.BindInt64(i, v)
+	case int:
+		return stmt.BindInt64(i, int64(v))
+	case bool:
+		return stmt.BindBool(i, v)
+	case string:
+		return stmt.BindText(i, v)
+	case []byte:
+		if v == nil {
+			return stmt.BindZeroBlob(i, 0)
+		}
+		return stmt.BindBlob(i, v)
+	}
+	return fmt.Errorf("cannot bind a %T", arg)
+}
+
+// exec runs a statement that returns no rows.
+func (c *conn) exec(query string, args ...any) error {
+	stmt, err := c.prepare(query, args)
+	if err != nil {
+		return err
+	}
+	return stmt.Exec()
+}
+
+// query runs a statement and calls row for each of its rows, until row returns false.
+func (c *conn) query(query string, args []any, row func(*sqlite3.Stmt) bool) error {
+	stmt, err := c.prepare(query, args)
+	if err != nil {
+		return err
+	}
+	for stmt.Step() {
+		if !row(stmt) {
+			break
+		}
+	}
+	err = stmt.Err()
+	_ = stmt.Reset() // repeats the error of the step
+	return err
+}
+
+// number runs a statement and returns the first column of its first row. ok is
+// false if there is none, or it is NULL.
+func (c *conn) number(query string, args ...any) (n int64, ok bool, err error) {
+	err = c.query(query, args, func(s *sqlite3.Stmt) bool {
+		n, ok = s.ColumnInt64(0), s.ColumnType(0) != sqlite3.NULL
+		return false
+	})
+	return n, ok, err
+}
+
+func (c *conn) close() error {
+	c.SetInterrupt(context.Background())
+	for _, stmt := range c.stmts {
+		_ = stmt.Close()
+	}
+	clear(c.stmts)
+	return c.Conn.Close()
+}

@@ -1,0 +1,349 @@
+package sqlite
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// fresh is a first delivery that is handed over in memory. It is stored like the
+// others; this only saves reading it again.
+type fresh struct {
+	seq, version int64
+	place        place
+	rec          task.Record
+	at           int64
+	result       []byte // nil if it is to be read
+	hasResult    bool
+}
+
+const (
+	// maxFresh is how many first deliveries are kept in memory, and
+	// maxFreshResult the largest result that is kept with them: 24 MiB at most.
+	maxFresh       = 2048
+	maxFreshResult = 8 << 10
+)
+
+// addFresh makes a delivery due that has just been stored. store.mu is held.
+func (s *store) addFresh(v *verdict, p place, at int64) {
+	if s.inFlight[v.seq] != nil {
+		return // it was taken between the commit and now
+	}
+	h := s.hosts[p.host]
+	if h == nil {
+		return
+	}
+	if len(s.fresh) < maxFresh {
+		f := &fresh{seq: v.seq, version: v.version + 1, place: p, rec: *v.rec, at: at, hasResult: v.result != nil}
+		f.rec.State, f.rec.Version, f.rec.NextAttemptAt = task.Delivering, uint64(f.version), time.Time{}
+		if v.result != nil && v.result.file == "" && v.result.size <= maxFreshResult {
+			f.result = v.result.bytes
+		}
+		s.fresh[v.seq] = f
+		h.fresh = append(h.fresh, v.seq)
+		h.freshN++
+	}
+	s.dueBy(p.host, at)
+}
+
+// dropFresh forgets a first delivery. store.mu is held.
+func (s *store) dropFresh(seq int64) *fresh {
+	f := s.fresh[seq]
+	if f != nil {
+		delete(s.fresh, seq)
+		if h := s.hosts[f.place.host]; h != nil {
+			h.freshN--
+		}
+	}
+	return f
+}
+
+// delivery implements [engine.Delivery]. It is fenced by the version that the task
+// had when it was taken; that it is in flight is known in memory only.
+type delivery struct {
+	fence
+	s            *store
+	seq, version int64
+	place        place
+	at           int64
+	rec          *task.Record
+	result       []byte // nil if it is to be read
+	hasResult    bool
+}
+
+// Take implements [engine.Deliveries].
+func (s *store) Take(ctx context.Context, name string, n int) ([]engine.Delivery, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if n <= 0 {
+		return nil, nil
+	}
+	s.mu.Lock()
+	h := s.hostNames[name]
+	if h == nil {
+		s.mu.Unlock()
+		return nil, nil
+	}
+	if h.pending-h.inFlight <= h.freshN || h.state.Paused {
+		taken := s.takeFresh(h, n)
+		s.mu.Unlock()
+		return taken, nil
+	}
+	s.mu.Unlock()
+	var taken []engine.Delivery
+	err := s.withTaker(ctx, func(c *conn) (err error) {
+		taken, err = s.takeStored(c, h, n)
+		return err
+	})
+	return taken, err
+}
+
+// withTaker runs f with a connection that is not waited for.
+func (s *store) withTaker(ctx context.Context, f func(*conn) error) error {
+	if !s.shared {
+		return s.explain(s.submit(context.WithoutCancel(ctx), &op{read: f}))
+	}
+	s.takeMu.Lock()
+	defer s.takeMu.Unlock()
+	if s.isClosing() {
+		return engine.ErrUnavailable
+	}
+	return s.explain(f(s.taker))
+}
+
+// takeFresh takes deliveries of a host that has no others. store.mu is held.
+func (s *store) takeFresh(h *host, n int) (taken []engine.Delivery) {
+	if !h.state.Paused {
+		for len(taken) < n && len(h.fresh) > 0 {
+			seq := h.fresh[0]
+			h.fresh = h.fresh[1:]
+			if f := s.dropFresh(seq); f != nil {
+				taken = append(taken, s.takeOne(h, f.delivery(s)))
+			}
+		}
+		if len(h.fresh) == 0 {
+			h.fresh = nil
+		}
+	}
+	if len(taken) < n {
+		h.reported = false
+		if h.state.Paused {
+			s.reschedule(h, h.next)
+		} else {
+			s.reschedule(h, never)
+		}
+	}
+	return taken
+}
+
+func (f *fresh) delivery(s *store) *delivery {
+	return &delivery{s: s, seq: f.seq, version: f.version, place: f.place, at: f.at, rec: &f.rec, result: f.result, hasResult: f.hasResult}
+}
+
+func (s *store) takeOne(h *host, d *delivery) *delivery {
+	s.inFlight[d.seq] = d
+	h.inFlight++
+	return d
+}
+
+// takeStored takes deliveries of a host, in the order of their due time. What is
+// in flight is known in memory alone: nothing may change there meanwhile.
+func (s *store) takeStored(c *conn, h *host, n int) (taken []engine.Delivery, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h.state.Paused {
+		return s.takeFresh(h, n), nil
+	}
+	now := time.Now().UnixNano()
+	next := int64(never)
+	var seqs []int64
+	// The one after the last tells when there is more.
+	err = c.query("SELECT seq, at FROM task INDEXED BY task_due WHERE host = ? AND state = 2 ORDER BY at, trusted, seq LIMIT ?",
+		[]any{h.id, int64(n) + h.inFlight + 1}, func(stmt *sqlite3.Stmt) bool {
+			seq, at := stmt.ColumnInt64(0), stmt.ColumnInt64(1)
+			if s.inFlight[seq] != nil {
+				return true
+			}
+			if at > now || len(seqs) == n {
+				next = at
+				return false
+			}
+			seqs = append(seqs, seq)
+			return true
+		})
+	if err != nil {
+		return nil, err
+	}
+	for _, seq := range seqs {
+		d, err := s.load1(c, seq)
+		if err != nil {
+			s.log.Error("a delivery cannot be read: " + err.Error())
+			continue
+		}
+		if d != nil {
+			taken = append(taken, s.takeOne(h, d))
+		}
+	}
+	if len(taken) < n {
+		h.reported = false
+	}
+	s.reschedule(h, next)
+	return taken, nil
+}
+
+// load1 returns a delivery, from memory if it is there; nil if it is gone.
+func (s *store) load1(c *conn, seq int64) (*delivery, error) {
+	if f := s.dropFresh(seq); f != nil {
+		return f.delivery(s), nil
+	}
+	var r *row
+	err := c.query(selectTask+" WHERE t.seq = ? AND t.state = 2", []any{seq}, func(stmt *sqlite3.Stmt) bool {
+		r = scanRow(stmt)
+		return false
+	})
+	if err != nil || r == nil {
+		return nil, err
+	}
+	rec, err := r.record()
+	if err != nil {
+		return nil, err
+	}
+	return &delivery{s: s, seq: seq, version: r.version, place: r.place, at: r.at, rec: rec, hasResult: r.result >= 0}, nil
+}
+
+// Record implements [engine.Delivery].
+func (d *delivery) Record() *task.Record { return d.rec }
+
+// Result implements [engine.Delivery].
+func (d *delivery) Result(ctx context.Context) (io.ReadCloser, error) {
+	if !d.hasResult {
+		return nil, engine.ErrNotFound
+	}
+	if d.result != nil {
+		return io.NopCloser(bytes.NewReader(d.result)), nil
+	}
+	return d.s.Open(ctx, d.rec.ID, engine.ResultBody)
+}
+
+// Done implements [engine.Delivery].
+func (d *delivery) Done(ctx context.Context) error {
+	d.s.mu.Lock()
+	keep := d.s.settings.KeepResults || d.place.queue != 0
+	d.s.mu.Unlock()
+	if d.rec.DeliveredAt.IsZero() {
+		d.rec.DeliveredAt = time.Now().UTC()
+	}
+	return d.end(ctx, "done", done, 0, !keep)
+}
+
+// Retry implements [engine.Delivery].
+func (d *delivery) Retry(ctx context.Context, at time.Time) error {
+	return d.end(ctx, "retry", delivering, nanos(at), false)
+}
+
+// Dead implements [engine.Delivery].
+func (d *delivery) Dead(ctx context.Context) error { return d.end(ctx, "dead", dead, 0, false) }
+
+func (d *delivery) end(ctx context.Context, kind string, state int, at int64, drop bool) error {
+	doc, err := encode(d.rec)
+	if err != nil {
+		return err
+	}
+	return d.step(ctx, d.s, kind, func(t *tx) error {
+		return t.endDelivery(d, doc, state, at, drop && d.hasResult)
+	})
+}
+
+// endDelivery stores what became of an attempt.
+func (t *tx) endDelivery(d *delivery, doc []byte, state int, at int64, drop bool) error {
+	old, result, found := int64(0), int64(0), false
+	err := t.query(`SELECT length(r.doc), t.result FROM task t JOIN record r ON r.seq = t.seq
+		WHERE t.seq = ? AND t.version = ? AND t.state = 2`, []any{d.seq, d.version}, func(s *sqlite3.Stmt) bool {
+		old, result, found = s.ColumnInt64(0), s.ColumnInt64(1), true
+		return false
+	})
+	if err != nil {
+		return err
+	}
+	if !found {
+		return engine.ErrLost
+	}
+	to := d.place
+	to.state, to.size = state, d.place.size+int64(len(doc))-old
+	if state == delivering {
+		err = t.exec("UPDATE task SET version = version + 1, at = ?, size = ? WHERE seq = ?", at, to.size, d.seq)
+	} else {
+		err = t.exec("UPDATE task SET state = ?, version = version + 1, at = NULL, since = ?, size = ? WHERE seq = ?",
+			state, t.now, to.size, d.seq)
+	}
+	if err == nil {
+		err = t.exec("UPDATE record SET doc = ? WHERE seq = ?", doc, d.seq)
+	}
+	if err == nil && drop {
+		err = t.dropResult(d.seq, &to, result)
+	}
+	if err != nil {
+		return err
+	}
+	t.move(d.rec.ID, d.place, to)
+	t.after(func() {
+		t.s.land(d.seq)
+		if state == delivering {
+			t.s.dueBy(d.place.host, at)
+		}
+	})
+	return nil
+}
+
+// dropResult removes a result of which size bytes are kept.
+func (t *tx) dropResult(seq int64, p *place, size int64) error {
+	if err := t.dropBody(seq, engine.ResultBody); err != nil {
+		return err
+	}
+	p.size -= size
+	return t.exec("UPDATE task SET result = NULL, size = ? WHERE seq = ?", p.size, seq)
+}
+
+// land forgets that a delivery is in flight. store.mu is held.
+func (s *store) land(seq int64) {
+	d := s.inFlight[seq]
+	if d == nil {
+		return
+	}
+	delete(s.inFlight, seq)
+	if h := s.hosts[d.place.host]; h != nil {
+		h.inFlight--
+	}
+}
+
+// Release implements [engine.Delivery]. Nothing was stored that it would undo.
+func (d *delivery) Release(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p := d.pending; p != nil {
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	s := d.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.inFlight[d.seq] != d {
+		return engine.ErrLost
+	}
+	s.land(d.seq)
+	if h := s.hosts[d.place.host]; h != nil {
+		h.reported = false
+		s.reschedule(h, min(h.next, d.at))
+	}
+	return nil
+}

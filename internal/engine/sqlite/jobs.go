@@ -1,0 +1,194 @@
+package sqlite
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+// queue is what is kept of a queue in memory, guarded by store.mu.
+type queue struct {
+	id      int64
+	name    string
+	paused  bool
+	queued  int64
+	running int64
+	waiters []waiter // workers, the longest waiting first
+}
+
+// ready wakes workers for n jobs that have become ready, or may have. store.mu is
+// held.
+func (q *queue) ready(n int) {
+	for ; n > 0 && len(q.waiters) > 0; n-- {
+		q.waiters[0] <- struct{}{} // has room for one, and is in the list until then
+		q.waiters = q.waiters[1:]
+	}
+}
+
+// jobSource implements [engine.JobSource].
+type jobSource struct {
+	s    *store
+	name string
+}
+
+// Jobs implements [engine.Queues].
+func (s *store) Jobs(name string) engine.JobSource { return &jobSource{s, name} }
+
+// Next implements [engine.JobSource].
+func (j *jobSource) Next(ctx context.Context, limit, maxStarts int) ([]engine.Job, error) {
+	q, err := j.queue(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		jobs, err := j.next(ctx, q, limit, maxStarts)
+		if len(jobs) == 0 && err == nil {
+			continue
+		}
+		// Another worker tries for what is left, and sets its timer by it.
+		j.s.mu.Lock()
+		if q.queued > 0 {
+			q.ready(1)
+		}
+		j.s.mu.Unlock()
+		return jobs, err
+	}
+}
+
+// next claims what is ready, or waits until something may be.
+func (j *jobSource) next(ctx context.Context, q *queue, limit, maxStarts int) ([]engine.Job, error) {
+	w := make(waiter, 1)
+	j.s.mu.Lock()
+	q.waiters = append(q.waiters, w)
+	try := q.queued > 0 && !q.paused
+	j.s.mu.Unlock()
+	woken := false
+	defer func() {
+		j.s.mu.Lock()
+		defer j.s.mu.Unlock()
+		if i := slices.Index(q.waiters, w); i >= 0 {
+			q.waiters = slices.Delete(q.waiters, i, i+1)
+		} else if !woken {
+			q.ready(1) // what it was to be woken for is left to another
+		}
+	}()
+	var timer <-chan time.Time
+	if try {
+		jobs, next, err := j.claim(ctx, q, limit, maxStarts)
+		if len(jobs) > 0 || err != nil {
+			return jobs, err
+		}
+		if next > 0 {
+			t := time.NewTimer(time.Until(time.Unix(0, next)))
+			defer t.Stop()
+			timer = t.C
+		}
+	}
+	select {
+	case <-w:
+		woken = true
+	case <-timer:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-j.s.stop:
+		return nil, fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+	}
+	return nil, nil
+}
+
+// queue returns the queue, which is stored if it is new.
+func (j *jobSource) queue(ctx context.Context) (q *queue, err error) {
+	j.s.mu.Lock()
+	q = j.s.queueNames[j.name]
+	j.s.mu.Unlock()
+	if q != nil {
+		return q, nil
+	}
+	found := new(*queue)
+	err = j.s.update(ctx, func(t *tx) error {
+		q, err := t.queue(j.name)
+		*found = q
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return *found, nil
+}
+
+// claims is the outcome of a claim of jobs.
+type claims struct {
+	jobs []engine.Job
+	next int64 // when a job is ready, if none was; 0 if there is none
+}
+
+// claim takes up to limit ready jobs.
+func (j *jobSource) claim(ctx context.Context, q *queue, limit, maxStarts int) ([]engine.Job, int64, error) {
+	c := new(claims)
+	err := j.s.updateOrUndo(ctx, func(t *tx) error {
+		*c = claims{}
+		return t.claim(q, limit, maxStarts, c)
+	}, func() {
+		for _, job := range c.jobs {
+			job.Lease.(*lease).abandon()
+		}
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	return c.jobs, c.next, nil
+}
+
+func (t *tx) claim(q *queue, limit, maxStarts int, c *claims) error {
+	t.s.mu.Lock()
+	paused := q.paused
+	t.s.mu.Unlock()
+	if paused {
+		return nil
+	}
+	var rows []*row
+	err := t.query(`SELECT `+taskColumns+` FROM task t INDEXED BY task_ready JOIN record r ON r.seq = t.seq
+		WHERE t.queue = ? AND t.state = 0 AND t.at <= ? ORDER BY t.at, t.seq LIMIT ?`, []any{q.id, t.now, limit},
+		func(s *sqlite3.Stmt) bool {
+			rows = append(rows, scanRow(s))
+			return true
+		})
+	if err != nil {
+		return err
+	}
+	if len(rows) == 0 {
+		c.next, _, err = t.number("SELECT min(at) FROM task INDEXED BY task_ready WHERE queue = ? AND state = 0", q.id)
+		return err
+	}
+	var leases []*lease
+	for _, r := range rows {
+		err := t.exec(`UPDATE task SET state = 1, version = version + 1, starts = starts + 1, max_starts = ?, holder = ?, since = ?
+			WHERE seq = ?`, max(1, maxStarts), t.s.holder, t.now, r.seq)
+		if err != nil {
+			return err
+		}
+		from := r.place
+		r.place.state, r.since = running, t.now
+		r.version++
+		r.starts++
+		rec, err := r.record()
+		if err != nil {
+			return err
+		}
+		l := &lease{s: t.s, id: r.id, seq: r.seq, version: r.version, place: r.place}
+		t.move(r.id, from, r.place)
+		leases = append(leases, l)
+		c.jobs = append(c.jobs, engine.Job{Record: rec, Lease: l})
+	}
+	t.after(func() {
+		for _, l := range leases {
+			t.s.leases[l.seq] = l
+		}
+	})
+	return nil
+}

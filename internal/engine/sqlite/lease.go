@@ -1,0 +1,358 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// lease implements [engine.Lease]. Its fencing token is the version that the task
+// had when it was claimed.
+type lease struct {
+	fence
+	s       *store
+	id      string
+	waiting bool // a waiting client's, not a queue's
+	seq     int64
+	version int64
+	place   place
+	request bool // a body of the request is kept
+
+	// Guarded by store.mu.
+	lost   bool
+	onLost func()
+}
+
+// check returns ErrLost if the lease is over.
+func (l *lease) check(t *tx) error {
+	_, ok, err := t.number("SELECT 1 FROM task WHERE seq = ? AND version = ? AND state = 1", l.seq, l.version)
+	if err == nil && !ok {
+		err = engine.ErrLost
+	}
+	return err
+}
+
+// endLease forgets the lease of a task that its holder has ended. store.mu is held.
+func (s *store) endLease(seq int64) { delete(s.leases, seq) }
+
+// loseLease tells the holder of a task that somebody else has decided. store.mu is
+// held.
+func (s *store) loseLease(seq int64) {
+	l := s.leases[seq]
+	if l == nil {
+		return
+	}
+	delete(s.leases, seq)
+	l.lost = true
+	if l.onLost != nil {
+		go l.onLost()
+	}
+}
+
+// OnLost implements [engine.Lease].
+func (l *lease) OnLost(f func()) {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	l.onLost = f
+	if l.lost {
+		go f()
+	}
+}
+
+// cutResult is what is kept of a result while there is hardly any room.
+const cutResult = 64 << 10
+
+// Settle implements [engine.Lease].
+func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) error {
+	var b *body
+	if rec.Result != nil {
+		var err error
+		if b, err = l.s.takeResult(result); err != nil {
+			return err
+		}
+	}
+	for {
+		err := l.settle(ctx, rec, b)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, engine.ErrFull) && b != nil && b.size > 0:
+			// The verdict matters more than the result.
+			l.s.bodies.remove(files(b))
+			n := int64(0)
+			if b.size > cutResult && b.file == "" {
+				n = cutResult
+			}
+			b = &body{bytes: b.bytes[:n], size: n}
+			continue
+		case errors.Is(err, engine.ErrLost):
+			l.s.bodies.remove(files(b))
+		case errors.Is(err, engine.ErrFull):
+			return fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
+		}
+		return err
+	}
+}
+
+// takeResult reads a result. What does not fit is cut.
+func (s *store) takeResult(r io.Reader) (*body, error) {
+	limit := int64(-1)
+	if s.room.check(0) != nil {
+		limit = cutResult
+	}
+	b, err := s.bodies.take(r, limit)
+	var source readError
+	switch {
+	case errors.As(err, &source):
+		return nil, source.error
+	case err != nil:
+		// The disk takes no file, but there is a reserve for the verdict.
+		s.room.suspect()
+		n := min(b.size, cutResult)
+		return &body{bytes: b.bytes[:n], size: n}, nil
+	}
+	return b, nil
+}
+
+func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
+	if b != nil {
+		rec.Result.Kept = b.size
+		rec.Result.Size = max(rec.Result.Size, b.size)
+	}
+	if rec.FinishedAt.IsZero() {
+		rec.FinishedAt = time.Now().UTC()
+	}
+	stored := *rec
+	stored.ForgetRequest()
+	doc, err := encode(&stored)
+	if err != nil {
+		return err
+	}
+	v := &verdict{seq: l.seq, version: l.version, from: l.place, rec: &stored, doc: doc, result: b, dropRequest: l.request || !l.waiting}
+	return l.step(ctx, l.s, "settle", func(t *tx) error {
+		if err := t.settle(v); err != nil {
+			return err
+		}
+		t.after(func() { l.s.endLease(l.seq) })
+		return nil
+	})
+}
+
+// verdict is what a task that was queued or running is settled with.
+type verdict struct {
+	seq, version int64
+	from         place
+	rec          *task.Record
+	doc          []byte
+	result       *body
+	dropRequest  bool
+}
+
+// settle stores a verdict, with its result and its delivery.
+func (t *tx) settle(v *verdict) error {
+	to := v.from
+	to.size = int64(len(v.doc))
+	if v.result != nil {
+		to.size += v.result.size
+	}
+	to.state = done
+	var at any
+	if v.rec.Callback != nil {
+		to.state, at = delivering, t.now
+	}
+	err := t.exec(`UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, holder = NULL,
+		at = ?, since = ?, request = NULL, result = ?, size = ? WHERE seq = ? AND version = ? AND state = ?`,
+		to.state, null(statusOf(v.rec.Status)), v.rec.Starts, at, t.now, kept(v.result), to.size, v.seq, v.version, v.from.state)
+	if err == nil {
+		err = t.fenced()
+	}
+	if err != nil {
+		return err
+	}
+	if err := t.settlePlace(v.rec, &to); err != nil {
+		return err
+	}
+	if to.host != v.from.host || to.trusted != v.from.trusted {
+		if err := t.exec("UPDATE task SET host = ?, trusted = ? WHERE seq = ?", null(to.host), to.trusted, v.seq); err != nil {
+			return err
+		}
+	}
+	if err := t.exec("UPDATE record SET doc = ? WHERE seq = ?", v.doc, v.seq); err != nil {
+		return err
+	}
+	if v.dropRequest {
+		if err := t.dropBody(v.seq, engine.RequestBody); err != nil {
+			return err
+		}
+	}
+	if v.result != nil {
+		if err := t.putBody(v.seq, engine.ResultBody, v.result); err != nil {
+			return err
+		}
+	}
+	t.move(v.rec.ID, v.from, to)
+	if to.state == delivering {
+		now := t.now
+		t.after(func() { t.s.addFresh(v, to, now) })
+	}
+	return nil
+}
+
+// Requeue implements [engine.Lease].
+func (l *lease) Requeue(ctx context.Context, rec *task.Record, at time.Time) error {
+	doc, err := encode(rec)
+	if err != nil {
+		return err
+	}
+	to := l.place
+	to.state, to.size = queued, l.place.size+int64(len(doc))
+	return l.step(ctx, l.s, "requeue", func(t *tx) error {
+		old, _, err := t.number("SELECT length(doc) FROM record WHERE seq = ?", l.seq)
+		if err != nil {
+			return err
+		}
+		to := to
+		to.size -= old
+		err = t.exec(`UPDATE task SET state = 0, version = version + 1, starts = ?, max_starts = NULL, holder = NULL,
+			at = coalesce(?, at), since = ?, size = ? WHERE seq = ? AND version = ? AND state = 1`,
+			rec.Starts, null(nanos(at)), t.now, to.size, l.seq, l.version)
+		if err == nil {
+			err = t.fenced()
+		}
+		if err == nil {
+			err = t.exec("UPDATE record SET doc = ? WHERE seq = ?", doc, l.seq)
+		}
+		if err == nil {
+			l.back(t, to)
+		}
+		return err
+	})
+}
+
+// back counts a job that is queued again.
+func (l *lease) back(t *tx, to place) {
+	t.move(l.id, l.place, to)
+	t.after(func() {
+		l.s.endLease(l.seq)
+		if q := l.s.queues[to.queue]; q != nil {
+			q.ready(1)
+		}
+	})
+}
+
+// Enqueue implements [engine.Lease].
+func (l *lease) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
+	return l.s.enqueue(ctx, l, rec, body, opts)
+}
+
+// hand turns a waiting client's task into a queue's.
+func (t *tx) hand(l *lease, e *entry, at int64) error {
+	q, err := t.queue(e.rec.Queue)
+	if err != nil {
+		return err
+	}
+	to := place{state: queued, queue: q.id, size: int64(len(e.doc)) + e.body.size}
+	if err := t.settlePlace(e.rec, &to); err != nil {
+		return err
+	}
+	if to.domain, err = t.domain(e.rec.CallbackDomain); err != nil {
+		return err
+	}
+	err = t.exec(`UPDATE task SET state = 0, version = version + 1, queue = ?, host = ?, trusted = ?, domain = ?, starts = ?,
+		holder = NULL, at = ?, since = ?, request = ?, size = ? WHERE seq = ? AND version = ? AND state = 1`,
+		to.queue, null(to.host), to.trusted, null(to.domain), e.rec.Starts, at, t.now, e.body.size, to.size, l.seq, l.version)
+	if err == nil {
+		err = t.fenced()
+	}
+	if err == nil {
+		err = t.exec("UPDATE record SET doc = ? WHERE seq = ?", e.doc, l.seq)
+	}
+	if err == nil {
+		err = t.putBody(l.seq, engine.RequestBody, e.body)
+	}
+	if err == nil {
+		t.move(l.id, l.place, to)
+		t.after(func() { l.s.endLease(l.seq) })
+	}
+	return err
+}
+
+// withdraw removes a waiting client's task.
+func (t *tx) withdraw(l *lease) error {
+	if err := t.remove(l.seq, l.id, l.place, false); err != nil {
+		return err
+	}
+	t.after(func() { l.s.endLease(l.seq) })
+	return nil
+}
+
+// remove removes a task.
+func (t *tx) remove(seq int64, id string, from place, bodies bool) error {
+	if err := t.exec("DELETE FROM task WHERE seq = ?", seq); err != nil {
+		return err
+	}
+	if err := t.exec("DELETE FROM record WHERE seq = ?", seq); err != nil {
+		return err
+	}
+	if bodies {
+		for _, part := range []engine.Part{engine.RequestBody, engine.ResultBody} {
+			if err := t.dropBody(seq, part); err != nil {
+				return err
+			}
+		}
+	}
+	t.move(id, from, nowhere)
+	return nil
+}
+
+// Release implements [engine.Lease].
+func (l *lease) Release(ctx context.Context) error {
+	return l.step(ctx, l.s, "release", func(t *tx) error {
+		if l.waiting {
+			if err := l.check(t); err != nil {
+				return err
+			}
+			return t.withdraw(l)
+		}
+		err := t.exec(`UPDATE task SET state = 0, version = version + 1, starts = max(0, starts - 1), max_starts = NULL,
+			holder = NULL, since = ? WHERE seq = ? AND version = ? AND state = 1`, t.now, l.seq, l.version)
+		if err == nil {
+			err = t.fenced()
+		}
+		if err == nil {
+			to := l.place
+			to.state = queued
+			l.back(t, to)
+		}
+		return err
+	})
+}
+
+// abandon releases a lease whose caller does not know of it.
+func (l *lease) abandon() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for {
+		err := l.Release(ctx)
+		if err == nil || errors.Is(err, engine.ErrLost) || ctx.Err() != nil || l.s.isClosing() {
+			return // what is left when the process ends is settled at the next start
+		}
+		timer := time.NewTimer(time.Second)
+		select {
+		case <-timer.C:
+		case <-l.s.stop:
+		}
+		timer.Stop()
+	}
+}
+
+func (s *store) isClosing() bool {
+	s.batchMu.Lock()
+	defer s.batchMu.Unlock()
+	return s.closing
+}

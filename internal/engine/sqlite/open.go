@@ -1,0 +1,299 @@
+// Package sqlite is the embedded engine: it keeps tasks in a SQLite database in
+// a folder of this machine, which one process has open. Bodies over 256 KiB are
+// files beside it.
+//
+// One goroutine owns the connection that writes and commits what has gathered as
+// one transaction (commit.go). With the default options the log is synced before
+// anything is acknowledged. Reads have connections of their own. schema.sql
+// describes what is stored.
+package sqlite
+
+import (
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+	"github.com/ncruces/go-sqlite3/vfs"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+// Config is how a store is opened.
+type Config struct {
+	// Folder is where the store is. It is created if it is new.
+	Folder string
+	// MaxSize bounds database and bodies together, in bytes. Zero: 10 GiB.
+	MaxSize int64
+	// Sync is how often the log is synced. Zero: before anything is acknowledged.
+	Sync     time.Duration
+	Settings engine.Settings
+	// Logger may be nil.
+	Logger *zap.Logger
+
+	// vfs is what the database's files are written through; nil for the system's.
+	vfs vfs.VFS
+	// holder replaces the random ID of the process that holds leases.
+	holder int64
+	// free replaces the measurement of the disk's free space.
+	free func(folder string) (int64, error)
+}
+
+const (
+	databaseName   = "callback.db"
+	bodiesName     = "bodies"
+	lockName       = "lock"
+	defaultMaxSize = 10 << 30
+	pageSize       = 4096
+	readers        = 4
+)
+
+// processHolder is the ID under which this process holds leases. It is random, as
+// process IDs are used again.
+var processHolder = sync.OnceValue(func() int64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return int64(binary.LittleEndian.Uint64(b[:])>>1) | 1
+})
+
+// store implements [engine.Engine].
+type store struct {
+	cfg    Config
+	log    *zap.Logger
+	file   string // the database
+	fs     *fileSystem
+	lock   *os.File
+	holder int64
+	// shared is whether readers can have connections of their own.
+	shared bool
+
+	batchMu sync.Mutex // guards the next three
+	batch   *batch
+	closing bool
+	closed  chan struct{} // closed once the files are
+	wake    chan struct{}
+	stop    chan struct{} // closed by Close
+	written chan struct{} // closed by the writer's goroutine
+	tasks   sync.WaitGroup
+
+	// The writer's own.
+	writer   *conn
+	domains  map[string]int64
+	lastSeq  int64
+	logPages int
+	stale    bool // a commit failed and was not overwritten yet
+	measured time.Time
+
+	mu         sync.Mutex // guards what commits change
+	settings   engine.Settings
+	counts     [states]int64
+	queues     map[int64]*queue
+	queueNames map[string]*queue
+	hosts      map[int64]*host
+	hostNames  map[string]*host
+	due        hostHeap
+	dueWake    chan struct{}
+	inFlight   map[int64]*delivery
+	fresh      map[int64]*fresh
+	leases     map[int64]*lease
+	waiters    map[string][]waiter
+
+	pool    chan *conn
+	takeMu  sync.Mutex
+	taker   *conn
+	readMu  sync.Mutex
+	readCtx context.Context // ended to interrupt readers
+	endRead context.CancelFunc
+
+	secret  []byte
+	room    room
+	bodies  bodies
+	trouble atomic.Pointer[error] // the store is damaged, for good
+	away    atomic.Pointer[error] // the folder was moved or deleted
+	broken  atomic.Bool           // the last commit failed
+	files   [2]os.FileInfo        // database and log, as they were opened
+}
+
+// Open opens a store. It returns an error that wraps ErrHeld if another process
+// has it open, and ErrUnavailable if the database is damaged.
+func Open(ctx context.Context, cfg Config) (engine.Engine, error) {
+	s, err := open(ctx, cfg)
+	if err != nil {
+		return nil, err // not a nil *store in an interface
+	}
+	return s, nil
+}
+
+func open(ctx context.Context, cfg Config) (_ *store, err error) {
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
+	if cfg.MaxSize <= 0 {
+		cfg.MaxSize = defaultMaxSize
+	}
+	if cfg.free == nil {
+		cfg.free = freeSpace
+	}
+	if cfg.Folder, err = filepath.Abs(cfg.Folder); err != nil {
+		return nil, fmt.Errorf("opening the store: %w", err)
+	}
+	s := &store{
+		cfg: cfg, log: cfg.Logger, settings: cfg.Settings,
+		file: filepath.Join(cfg.Folder, databaseName), holder: cfg.holder,
+		closed: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}), written: make(chan struct{}),
+		domains: map[string]int64{}, queues: map[int64]*queue{}, queueNames: map[string]*queue{},
+		hosts: map[int64]*host{}, hostNames: map[string]*host{}, dueWake: make(chan struct{}, 1),
+		inFlight: map[int64]*delivery{}, fresh: map[int64]*fresh{}, leases: map[int64]*lease{}, waiters: map[string][]waiter{},
+		pool: make(chan *conn, readers),
+	}
+	if s.holder == 0 {
+		s.holder = processHolder()
+	}
+	s.room.wake, s.room.max = make(chan struct{}, 1), cfg.MaxSize
+	s.readCtx, s.endRead = context.WithCancel(context.Background())
+	defer func() {
+		if err != nil {
+			s.release()
+		}
+	}()
+	if err := s.openFolder(); err != nil {
+		return nil, err
+	}
+	if err := s.openDatabase(ctx); err != nil {
+		var refused *sqlite3.Error
+		if errors.As(err, &refused) && isDamage(refused) {
+			return nil, damaged(s.file, err)
+		}
+		if errors.Is(err, sqlite3.FULL) {
+			return nil, fmt.Errorf("opening %s: %w: %w", s.file, engine.ErrFull, err)
+		}
+		if refused != nil || errors.As(err, new(*fs.PathError)) {
+			return nil, fmt.Errorf("opening %s: %w: %w", s.file, engine.ErrUnavailable, err)
+		}
+		return nil, fmt.Errorf("opening %s: %w", s.file, err)
+	}
+	go s.write()
+	s.tasks.Go(s.maintain)
+	s.tasks.Go(s.watch)
+	s.log.Info("store opened", zap.String("file", s.file), zap.Int64("tasks", sum(s.counts[:])))
+	return s, nil
+}
+
+func sum(counts []int64) (n int64) {
+	for _, c := range counts {
+		n += c
+	}
+	return n
+}
+
+// openFolder takes the folder for this process.
+func (s *store) openFolder() error {
+	// Results and signing material of other people's requests lie here.
+	if err := os.MkdirAll(s.cfg.Folder, 0o700); err != nil {
+		return fmt.Errorf("%w: creating the store's folder: %w", engine.ErrUnavailable, err)
+	}
+	lock, err := os.OpenFile(filepath.Join(s.cfg.Folder, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("%w: opening the store's lock: %w", engine.ErrUnavailable, err)
+	}
+	if held, err := lockFile(lock); err != nil {
+		defer lock.Close()
+		if held {
+			return fmt.Errorf("%w: %s is in use by process %s", engine.ErrHeld, s.cfg.Folder, readHolder(lock.Name()))
+		}
+		return fmt.Errorf("%w: locking the store: %w", engine.ErrUnavailable, err)
+	}
+	s.lock = lock
+	// Who holds the lock is only for the message to others.
+	if err := lock.Truncate(0); err == nil {
+		_, _ = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	for _, old := range []string{"jetstream", "inventory.json"} {
+		if _, err := os.Lstat(filepath.Join(s.cfg.Folder, old)); err == nil {
+			return fmt.Errorf("the folder %s has files of the engine of an earlier version (%s), which this version does not read; "+
+				"choose another folder for the engine", s.cfg.Folder, old)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(s.cfg.Folder, bodiesName), 0o700); err != nil {
+		return fmt.Errorf("%w: creating the folder of bodies: %w", engine.ErrUnavailable, err)
+	}
+	return nil
+}
+
+func readHolder(name string) string {
+	text, err := os.ReadFile(name)
+	if pid := strings.TrimSpace(string(text)); err == nil && pid != "" {
+		return pid
+	}
+	return "(unknown)"
+}
+
+// Ready implements [engine.Engine].
+func (s *store) Ready() error {
+	if err := s.trouble.Load(); err != nil {
+		return *err
+	}
+	if err := s.away.Load(); err != nil {
+		return *err
+	}
+	if s.broken.Load() {
+		return fmt.Errorf("%w: the last write failed", engine.ErrUnavailable)
+	}
+	s.batchMu.Lock()
+	closing := s.closing
+	s.batchMu.Unlock()
+	if closing {
+		return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+	}
+	return s.room.check(0)
+}
+
+// Reconfigure implements [engine.Engine].
+func (s *store) Reconfigure(_ context.Context, settings engine.Settings) error {
+	s.mu.Lock()
+	s.settings = settings
+	s.mu.Unlock()
+	s.room.wakeMaintenance()
+	return nil
+}
+
+// Secret implements [engine.Engine].
+func (s *store) Secret(context.Context) ([]byte, error) {
+	return append([]byte(nil), s.secret...), nil
+}
+
+// Close implements [engine.Engine].
+func (s *store) Close(ctx context.Context) error {
+	s.batchMu.Lock()
+	first := !s.closing
+	s.closing = true
+	s.batchMu.Unlock()
+	if first {
+		close(s.stop)
+		go func() {
+			<-s.written
+			s.endRead()
+			s.tasks.Wait()
+			s.release()
+			close(s.closed)
+		}()
+	}
+	select {
+	case <-s.closed:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("closing the store: %w", ctx.Err())
+	}
+}

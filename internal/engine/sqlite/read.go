@@ -1,0 +1,96 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/ncruces/go-sqlite3"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+// openReader opens a connection that only reads.
+func (s *store) openReader() (*conn, error) {
+	c, err := openConn(s.file, s.fs.name, sqlite3.OPEN_READONLY)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Exec("PRAGMA cache_size = -2048; PRAGMA temp_store = MEMORY"); err != nil {
+		return nil, errors.Join(err, c.close())
+	}
+	return c, nil
+}
+
+// read runs f with a connection that sees one state of the store. f may be run
+// again if it was interrupted so that the log could start again. It must be short.
+func (s *store) read(ctx context.Context, f func(*conn) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := s.trouble.Load(); err != nil {
+		return *err
+	}
+	if !s.shared {
+		return s.explain(s.submit(ctx, &op{read: f}))
+	}
+	const attempts = 3
+	var err error
+	for range attempts {
+		err = s.readOnce(ctx, f)
+		if !errors.Is(err, sqlite3.INTERRUPT) || ctx.Err() != nil {
+			break
+		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return s.explain(err)
+}
+
+func (s *store) readOnce(ctx context.Context, f func(*conn) error) (err error) {
+	s.readMu.Lock()
+	pool := s.readCtx
+	s.readMu.Unlock()
+	var c *conn
+	select {
+	case c = <-s.pool:
+	default:
+		if pool.Err() != nil {
+			return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+		}
+		if c, err = s.openReader(); err != nil {
+			return err
+		}
+	}
+	defer func() {
+		c.SetInterrupt(context.Background())
+		select {
+		case s.pool <- c:
+		default:
+			_ = c.close()
+		}
+	}()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(pool, cancel)()
+	c.SetInterrupt(ctx)
+	if err := c.exec("BEGIN"); err != nil {
+		return err
+	}
+	defer func() {
+		c.SetInterrupt(context.Background())
+		if endErr := c.exec("COMMIT"); endErr != nil {
+			err = errors.Join(err, endErr, c.Exec("ROLLBACK"))
+		}
+	}()
+	return f(c)
+}
+
+// interruptReaders ends what is being read, and has it start again.
+func (s *store) interruptReaders() {
+	s.readMu.Lock()
+	defer s.readMu.Unlock()
+	s.endRead()
+	s.readCtx, s.endRead = context.WithCancel(context.Background())
+}

@@ -1,0 +1,222 @@
+package sqlite
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/ncruces/go-sqlite3"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// row is a task as it is stored.
+type row struct {
+	seq       int64
+	id        string
+	version   int64
+	place     place
+	created   int64
+	starts    int64
+	maxStarts int64 // 0 for none
+	at, since int64
+	request   int64 // -1 if it is not kept
+	result    int64 // -1 if it is not kept
+	doc       []byte
+}
+
+// taskColumns are what scanRow reads, of task t and record r.
+const (
+	taskColumns = `t.seq, t.id, t.state, t.version, t.created, t.queue, t.host, t.trusted, t.domain,
+		t.starts, t.max_starts, t.at, t.since, t.request, t.result, t.size, r.doc`
+	selectTask = "SELECT " + taskColumns + " FROM task t JOIN record r ON r.seq = t.seq"
+)
+
+func scanRow(s *sqlite3.Stmt) *row {
+	r := &row{
+		seq: s.ColumnInt64(0), id: nameOf(s.ColumnRawBlob(1)), version: s.ColumnInt64(3), created: s.ColumnInt64(4),
+		starts: s.ColumnInt64(9), maxStarts: s.ColumnInt64(10), at: s.ColumnInt64(11), since: s.ColumnInt64(12),
+		request: -1, result: -1, doc: s.ColumnBlob(16, nil),
+		place: place{
+			state: s.ColumnInt(2), queue: s.ColumnInt64(5), host: s.ColumnInt64(6), trusted: s.ColumnBool(7),
+			domain: s.ColumnInt64(8), size: s.ColumnInt64(15),
+		},
+	}
+	if s.ColumnType(13) != sqlite3.NULL {
+		r.request = s.ColumnInt64(13)
+	}
+	if s.ColumnType(14) != sqlite3.NULL {
+		r.result = s.ColumnInt64(14)
+	}
+	return r
+}
+
+var stateNames = [states]task.State{task.Queued, task.Running, task.Delivering, task.Done, task.Dead}
+
+func stateOf(name task.State) (int, bool) {
+	for i, n := range stateNames {
+		if n == name {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// record decodes the document of a row. Columns win over what it says.
+func (r *row) record() (*task.Record, error) {
+	rec, err := decode(r.doc)
+	if err != nil {
+		return nil, fmt.Errorf("reading task %s: %w", r.id, err)
+	}
+	rec.ID, rec.State, rec.Version = r.id, stateNames[r.place.state], uint64(r.version)
+	rec.NextAttemptAt = time.Time{}
+	switch r.place.state {
+	case queued, delivering:
+		if r.at > r.since { // it was due at once
+			rec.NextAttemptAt = timeOf(r.at)
+		}
+	case running:
+		if r.place.queue != 0 {
+			rec.StartedAt = timeOf(r.since)
+		}
+	}
+	if r.place.queue != 0 {
+		rec.Starts = int(r.starts)
+	}
+	return rec, nil
+}
+
+func decode(doc []byte) (*task.Record, error) {
+	rec := new(task.Record)
+	return rec, json.Unmarshal(doc, rec)
+}
+
+// encode returns the document of a task.
+func encode(rec *task.Record) ([]byte, error) {
+	r := *rec
+	r.State, r.NextAttemptAt = "", time.Time{}
+	doc, err := json.Marshal(&r)
+	if err != nil {
+		return nil, fmt.Errorf("%w: encoding the record: %w", engine.ErrTooLarge, err)
+	}
+	if len(doc) > maxRecord {
+		return nil, fmt.Errorf("%w: its record has %d bytes", engine.ErrTooLarge, len(doc))
+	}
+	return doc, nil
+}
+
+// maxRecord bounds the document of a task. What is larger would be read and
+// written whole at each step.
+const maxRecord = 4 << 20
+
+// keyOf returns an ID as it is stored: UUIDs, which are all but those of other
+// stores, as 16 bytes.
+func keyOf(id string) []byte {
+	if u, err := uuid.Parse(id); err == nil && u.String() == id {
+		return u[:]
+	}
+	return append([]byte{0}, id...)
+}
+
+// nameOf returns an ID that is stored.
+func nameOf(key []byte) string {
+	if u, err := uuid.FromBytes(key); err == nil && key[0] != 0 {
+		return u.String()
+	}
+	if len(key) == 16 && key[0] == 0 && !isText(key[1:]) {
+		return uuid.UUID(key).String()
+	}
+	return strings.TrimPrefix(string(key), "\x00")
+}
+
+func isText(b []byte) bool {
+	for _, c := range b {
+		if c < ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+func timeOf(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns).UTC()
+}
+
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+// hostOf returns the host and port that a task's callback goes to; "" if none is
+// owed.
+func hostOf(rec *task.Record) string {
+	if rec.Callback == nil {
+		return ""
+	}
+	if rec.CallbackHost != "" {
+		return rec.CallbackHost
+	}
+	u, err := url.Parse(rec.Callback.URL)
+	if err != nil || u.Host == "" {
+		return "unknown:0" // it is owed all the same, and will be dead
+	}
+	if u.Port() == "" {
+		port := "80"
+		if u.Scheme == "https" {
+			port = "443"
+		}
+		return net.JoinHostPort(u.Hostname(), port)
+	}
+	return u.Host
+}
+
+func trusted(rec *task.Record) bool { return rec.Callback != nil && rec.Callback.Trusted }
+
+var verdicts = []task.Verdict{1: task.Complete, 2: task.Failed, 3: task.TimedOut}
+
+// statusOf returns a verdict as it is stored; 0 for none.
+func statusOf(v task.Verdict) int64 {
+	for i, name := range verdicts {
+		if i > 0 && name == v {
+			return int64(i)
+		}
+	}
+	return 0
+}
+
+// find returns a task by its ID, or ErrNotFound.
+func find(c *conn, id string) (r *row, err error) {
+	err = c.query(selectTask+" WHERE t.id = ?", []any{keyOf(id)}, func(s *sqlite3.Stmt) bool {
+		r = scanRow(s)
+		return false
+	})
+	if err == nil && r == nil {
+		err = fmt.Errorf("%w: %s", engine.ErrNotFound, id)
+	}
+	return r, err
+}
+
+// Get implements [engine.Tasks].
+func (s *store) Get(ctx context.Context, id string) (*task.Record, error) {
+	var rec *task.Record
+	err := s.read(ctx, func(c *conn) error {
+		r, err := find(c, id)
+		if err != nil {
+			return err
+		}
+		rec, err = r.record()
+		return err
+	})
+	return rec, err
+}

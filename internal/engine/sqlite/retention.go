@@ -1,0 +1,276 @@
+package sqlite
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+const (
+	// trimBatch is how many tasks are removed in one commit; others wait for it.
+	trimBatch = 200
+	// maxTrimInterval is how often it is looked for what has expired.
+	maxTrimInterval = 10 * time.Second
+
+	defaultRetention      = 24 * time.Hour
+	defaultRetentionCount = 100_000
+	defaultDead           = 30 * 24 * time.Hour
+	defaultDeadCount      = 10_000
+	defaultDeliveryWindow = 30 * 24 * time.Hour
+)
+
+// limits returns the settings with their defaults.
+func (s *store) limits() engine.Settings {
+	s.mu.Lock()
+	l := s.settings
+	s.mu.Unlock()
+	l.Retention = cmp.Or(l.Retention, defaultRetention)
+	l.RetentionCount = cmp.Or(l.RetentionCount, defaultRetentionCount)
+	l.Dead = cmp.Or(l.Dead, defaultDead)
+	l.DeadCount = cmp.Or(l.DeadCount, defaultDeadCount)
+	l.DeliveryWindow = cmp.Or(l.DeliveryWindow, defaultDeliveryWindow)
+	return l
+}
+
+// maintain removes what has expired, between the commits of others.
+func (s *store) maintain() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	defer context.AfterFunc(s.stopped(), cancel)()
+	for {
+		l := s.limits()
+		if err := s.trim(ctx, l); err != nil && !s.isClosing() && !errors.Is(err, engine.ErrFull) {
+			s.log.Warn("removing expired tasks failed", zap.Error(err))
+		}
+		if s.room.crowded() {
+			if err := s.evict(ctx); err != nil && !s.isClosing() {
+				s.log.Warn("evicting results failed", zap.Error(err))
+			}
+		}
+		interval := min(l.Retention, l.Dead, l.DeliveryWindow) / 10
+		timer := time.NewTimer(min(max(interval, 100*time.Millisecond), maxTrimInterval))
+		select {
+		case <-s.room.wake:
+		case <-timer.C:
+		case <-s.stop:
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// stopped returns a context that ends when the store is closed.
+func (s *store) stopped() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	s.tasks.Go(func() {
+		<-s.stop
+		cancel()
+	})
+	return ctx
+}
+
+// trim removes what has expired.
+func (s *store) trim(ctx context.Context, l engine.Settings) error {
+	now := time.Now()
+	for _, batch := range []func(*tx) (int, error){
+		func(t *tx) (int, error) { return t.trimEnded(done, now.Add(-l.Retention), l.RetentionCount) },
+		func(t *tx) (int, error) { return t.trimEnded(dead, now.Add(-l.Dead), l.DeadCount) },
+		func(t *tx) (int, error) { return t.giveUp(now.Add(-l.DeliveryWindow)) },
+		func(t *tx) (int, error) {
+			return t.trimRows("DELETE FROM key WHERE hash IN (SELECT hash FROM key WHERE expires <= ? LIMIT ?)", now.UnixNano())
+		},
+		(*tx).trimDomains,
+		func(t *tx) (int, error) { return t.trimHosts(now.Add(-24 * time.Hour)) },
+	} {
+		if err := s.inBatches(ctx, batch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inBatches repeats a batch until it finds less than it could remove.
+func (s *store) inBatches(ctx context.Context, batch func(*tx) (int, error)) error {
+	for {
+		n := 0
+		err := s.update(ctx, func(t *tx) (err error) {
+			n, err = batch(t)
+			t.after(func() { s.measured = time.Time{} })
+			return err
+		})
+		if err != nil || n < trimBatch {
+			return err
+		}
+	}
+}
+
+// trimRows runs a statement that removes up to trimBatch rows.
+func (t *tx) trimRows(query string, limit int64) (int, error) {
+	err := t.exec(query, limit, trimBatch)
+	return int(t.Changes()), err
+}
+
+// trimEnded removes tasks that ended before a time, or are more than most.
+func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
+	t.s.mu.Lock()
+	over := t.s.counts[state] - most
+	t.s.mu.Unlock()
+	var rows []*row
+	err := t.query(`SELECT `+taskColumns+` FROM task t INDEXED BY task_since JOIN record r ON r.seq = t.seq
+		WHERE t.state = ? AND t.state >= 2 ORDER BY t.since LIMIT ?`, []any{state, trimBatch}, func(s *sqlite3.Stmt) bool {
+		r := scanRow(s)
+		if r.since > before.UnixNano() && over <= int64(len(rows)) {
+			return false
+		}
+		rows = append(rows, r)
+		return true
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range rows {
+		if err := t.remove(r.seq, r.id, r.place, true); err != nil {
+			return 0, err
+		}
+	}
+	return len(rows), nil
+}
+
+// giveUp makes dead letters of callbacks that have been due for too long.
+func (t *tx) giveUp(before time.Time) (int, error) {
+	var rows []*row
+	err := t.query(`SELECT `+taskColumns+` FROM task t INDEXED BY task_since JOIN record r ON r.seq = t.seq
+		WHERE t.state = 2 AND t.since < ? ORDER BY t.since LIMIT ?`, []any{before.UnixNano(), trimBatch}, func(s *sqlite3.Stmt) bool {
+		rows = append(rows, scanRow(s))
+		return true
+	})
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, r := range rows {
+		t.s.mu.Lock()
+		busy := t.s.inFlight[r.seq] != nil
+		t.s.mu.Unlock()
+		if busy {
+			continue // its attempt ends by itself
+		}
+		if err := t.bury(r); err != nil {
+			return 0, err
+		}
+		n++
+	}
+	return n, nil
+}
+
+// bury makes a dead letter of a callback.
+func (t *tx) bury(r *row) error {
+	err := t.exec("UPDATE task SET state = 4, version = version + 1, at = NULL, since = ? WHERE seq = ?", t.now, r.seq)
+	to := r.place
+	to.state = dead
+	t.move(r.id, r.place, to)
+	t.after(func() {
+		t.s.land(r.seq)
+		t.s.dropFresh(r.seq)
+	})
+	return err
+}
+
+// trimDomains forgets domains without tasks.
+func (t *tx) trimDomains() (int, error) {
+	clear(t.s.domains)
+	return t.trimRows("DELETE FROM domain WHERE id IN (SELECT id FROM domain WHERE bytes <= ? LIMIT ?)", 0)
+}
+
+// trimHosts forgets hosts that have no tasks and did not answer since a time.
+func (t *tx) trimHosts(before time.Time) (int, error) {
+	n := 0
+	err := t.query(`DELETE FROM host WHERE id IN (SELECT id FROM host WHERE paused = 0 AND failures = 0 AND answered < ?
+		AND NOT EXISTS (SELECT 1 FROM task WHERE task.host = host.id) LIMIT ?) RETURNING id`,
+		[]any{before.UnixNano(), trimBatch}, func(s *sqlite3.Stmt) bool {
+			t.s.mu.Lock()
+			if h := t.s.hosts[s.ColumnInt64(0)]; h != nil {
+				t.s.reschedule(h, never)
+				delete(t.s.hosts, h.id)
+				delete(t.s.hostNames, h.state.Host)
+			}
+			t.s.mu.Unlock()
+			n++
+			return true
+		})
+	return n, err
+}
+
+// evict makes room: first the results of done tasks go, then the oldest dead
+// letters.
+func (s *store) evict(ctx context.Context) error {
+	s.room.evicting.Lock()
+	defer s.room.evicting.Unlock()
+	for _, batch := range []func(*tx) (int, error){(*tx).evictResults, (*tx).evictDead} {
+		for s.room.crowded() {
+			n := 0
+			err := s.update(ctx, func(t *tx) (err error) {
+				n, err = batch(t)
+				t.after(func() { s.measured = time.Time{} })
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			s.measureDisk()
+			if n == 0 {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// evictBatch is how many tasks are evicted at once. More would be evicted than
+// is needed.
+const evictBatch = 20
+
+func (t *tx) evictResults() (int, error) {
+	var rows []*row
+	err := t.query(`SELECT `+taskColumns+` FROM task t INDEXED BY task_evict JOIN record r ON r.seq = t.seq
+		WHERE t.state = 3 AND t.result IS NOT NULL ORDER BY t.since LIMIT ?`, []any{evictBatch}, func(s *sqlite3.Stmt) bool {
+		rows = append(rows, scanRow(s))
+		return true
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range rows {
+		to := r.place
+		if err := t.dropResult(r.seq, &to, r.result); err != nil {
+			return 0, err
+		}
+		t.move(r.id, r.place, to)
+	}
+	return len(rows), nil
+}
+
+func (t *tx) evictDead() (int, error) {
+	var rows []*row
+	err := t.query(`SELECT `+taskColumns+` FROM task t INDEXED BY task_since JOIN record r ON r.seq = t.seq
+		WHERE t.state = 4 AND t.state >= 2 ORDER BY t.since LIMIT ?`, []any{evictBatch}, func(s *sqlite3.Stmt) bool {
+		rows = append(rows, scanRow(s))
+		return true
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range rows {
+		if err := t.remove(r.seq, r.id, r.place, true); err != nil {
+			return 0, err
+		}
+	}
+	return len(rows), nil
+}

@@ -1,0 +1,218 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+const (
+	// minReserve is the free disk below which nothing new is accepted: at zero
+	// bytes nearly all updates and deletes fail too.
+	minReserve = 32 << 20
+	// measureInterval is how old the measurements may be that admission uses.
+	measureInterval = 20 * time.Millisecond
+)
+
+// room is how much is used, and how much may be.
+type room struct {
+	mu       sync.Mutex
+	database int64 // live pages
+	log      int64
+	bodies   int64
+	free     int64
+	max      int64
+	wake     chan struct{} // of maintenance
+	evicting sync.Mutex
+}
+
+func (r *room) used() int64 { return r.database + r.log + r.bodies }
+
+// check returns an error that wraps ErrFull if there is no room for n bytes more.
+func (r *room) check(n int64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if used := r.used(); used+n > r.max {
+		return fmt.Errorf("%w: it uses %d of %d bytes", engine.ErrFull, used, r.max)
+	}
+	if reserve := max(minReserve, 2*r.log); r.free-n < reserve {
+		return fmt.Errorf("%w: its disk has %d bytes left, of which %d are kept in reserve", engine.ErrFull, r.free, reserve)
+	}
+	return nil
+}
+
+// suspect notes that the disk is full before it is measured again.
+func (r *room) suspect() {
+	r.mu.Lock()
+	r.free = 0
+	r.mu.Unlock()
+}
+
+func (r *room) wakeMaintenance() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// measure measures what is used. Only the writer calls it.
+func (s *store) measure() {
+	now := time.Now()
+	if now.Sub(s.measured) < measureInterval {
+		return
+	}
+	s.measured = now
+	pages, _, err := s.writer.number("PRAGMA page_count")
+	if err != nil {
+		return // the next commit tells
+	}
+	free, _, err := s.writer.number("PRAGMA freelist_count")
+	if err != nil {
+		return
+	}
+	s.room.mu.Lock()
+	s.room.database = (pages - free) * pageSize
+	s.room.mu.Unlock()
+	s.measureDisk()
+	if !s.stale {
+		s.bodies.removeRefused()
+	}
+	if s.room.crowded() {
+		s.room.wakeMaintenance()
+	}
+}
+
+// measureDisk measures what can change without a commit.
+func (s *store) measureDisk() {
+	log := int64(0)
+	if info, err := os.Stat(s.file + "-wal"); err == nil {
+		log = info.Size()
+	}
+	free, err := s.cfg.free(s.cfg.Folder)
+	if err != nil {
+		free = 1 << 62 // a write will tell
+	}
+	bodies := s.bodies.used()
+	s.room.mu.Lock()
+	s.room.log, s.room.free, s.room.bodies, s.room.max = log, free, bodies, s.cfg.MaxSize
+	s.room.mu.Unlock()
+}
+
+// crowded says whether results are to be evicted: a little before there is no room.
+func (r *room) crowded() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.used() > r.max/20*19 || r.free < max(minReserve, 2*r.log)*5/4
+}
+
+// admit returns an error if a new task of n bytes is not accepted. It evicts first
+// what need not be kept.
+func (s *store) admit(ctx context.Context, n int64) error {
+	if err := s.Ready(); err != nil && !errors.Is(err, engine.ErrFull) {
+		return err
+	}
+	err := s.room.check(n)
+	if err == nil {
+		return nil
+	}
+	s.measureDisk()
+	if err = s.room.check(n); err == nil {
+		return nil
+	}
+	if evictErr := s.evict(ctx); evictErr != nil {
+		return err
+	}
+	return s.room.check(n)
+}
+
+// checkQuota refuses a task whose destination has its share of a store that is
+// filling.
+func (t *tx) checkQuota(domain string) error {
+	if domain == "" {
+		return nil
+	}
+	r := &t.s.room
+	r.mu.Lock()
+	used, limit := r.used(), r.max
+	r.mu.Unlock()
+	if used <= limit/2 {
+		return nil
+	}
+	bytes, _, err := t.number("SELECT bytes FROM domain WHERE name = ?", domain)
+	if err == nil && bytes > limit/4 {
+		err = fmt.Errorf("%w: callbacks to %s hold %d of %d bytes", engine.ErrQuota, domain, bytes, limit)
+	}
+	return err
+}
+
+// identify remembers which files are open.
+func (s *store) identify() error {
+	// The log is made by the first read or write.
+	for i, name := range []string{s.file, s.file + "-wal"} {
+		info, err := os.Stat(name)
+		if err != nil {
+			return fmt.Errorf("finding the database's files: %w", err)
+		}
+		s.files[i] = info
+	}
+	return nil
+}
+
+// present returns an error that wraps ErrUnavailable if the files that are open are
+// not those that the next process would open: writes to them go into nothing.
+func (s *store) present() error {
+	for i, name := range []string{s.file, s.file + "-wal"} {
+		if s.files[i] == nil {
+			continue // it is being opened
+		}
+		info, err := os.Stat(name)
+		if err == nil && os.SameFile(info, s.files[i]) || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			continue // what a disk does that returns errors is found out by writing
+		}
+		gone := fmt.Errorf("%w: %s was moved or deleted while it was open", engine.ErrUnavailable, name)
+		if s.away.Swap(&gone) == nil {
+			s.log.Error("store was moved or deleted", zap.String("file", name))
+		}
+		return gone
+	}
+	if s.away.Swap(nil) != nil {
+		s.log.Info("store is back", zap.String("file", s.file))
+	}
+	return nil
+}
+
+// watch looks after what can happen to the files from outside.
+func (s *store) watch() {
+	check := time.NewTicker(time.Second)
+	defer check.Stop()
+	var syncs <-chan time.Time
+	if s.cfg.Sync > 0 {
+		ticker := time.NewTicker(s.cfg.Sync)
+		defer ticker.Stop()
+		syncs = ticker.C
+	}
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-check.C:
+			_ = s.present() // logs it
+			s.measureDisk()
+			if s.room.crowded() {
+				s.room.wakeMaintenance()
+			}
+		case <-syncs:
+			if err := s.fs.syncLog(); err != nil {
+				s.log.Error("syncing the store failed; tasks that were accepted may be lost if the power fails", zap.Error(err))
+			}
+		}
+	}
+}

@@ -1,0 +1,219 @@
+package sqlite
+
+import (
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+	"go.uber.org/zap"
+)
+
+//go:embed schema.sql
+var schema string
+
+const (
+	// applicationID marks the file as one of ours: "CbTk".
+	applicationID = 0x4362546b
+	// schemaVersion is the user_version that schema.sql describes.
+	schemaVersion = 1
+)
+
+// migrations[i] turns a database of version i+1 into one of version i+2.
+var migrations = []string{}
+
+// openDatabase opens the writer's connection, brings the schema up to date,
+// counts what is there and settles what other processes left running.
+func (s *store) openDatabase(ctx context.Context) (err error) {
+	s.fs = registerFileSystem(s.cfg.vfs)
+	_, statErr := os.Stat(s.file)
+	isNew := errors.Is(statErr, os.ErrNotExist)
+	// Others must not read it, whatever the umask is; the log gets the same mode.
+	f, err := os.OpenFile(s.file, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if s.writer, err = openConn(s.file, s.fs.name, sqlite3.OPEN_READWRITE); err != nil {
+		return err
+	}
+	if err := s.configure(); err != nil {
+		return err
+	}
+	if err := s.migrate(isNew); err != nil {
+		return err
+	}
+	s.writer.WALHook(func(_ *sqlite3.Conn, _ string, pages int) error {
+		s.logPages = pages
+		return nil
+	})
+	if err := s.loadSecret(); err != nil {
+		return err
+	}
+	if s.shared {
+		if s.taker, err = s.openReader(); err != nil {
+			return err
+		}
+	}
+	if err := s.identify(); err != nil {
+		return err
+	}
+	if err := s.load(ctx); err != nil {
+		return err
+	}
+	if err := s.bodies.open(s); err != nil {
+		return err
+	}
+	s.measured = time.Time{}
+	s.measure()
+	return s.recover(ctx)
+}
+
+// configure sets what holds for the writer's connection.
+func (s *store) configure() error {
+	c := s.writer
+	if id, _, err := c.number("PRAGMA application_id"); err != nil {
+		return err
+	} else if id != 0 && id != applicationID {
+		return fmt.Errorf("it is a database of another application")
+	}
+	if n, _, err := c.number("PRAGMA page_count"); err != nil {
+		return err
+	} else if n == 0 {
+		if err := c.Exec(fmt.Sprintf("PRAGMA page_size = %d", pageSize)); err != nil {
+			return err
+		}
+		if err := c.EnableChecksums("main"); err != nil {
+			return fmt.Errorf("enabling checksums: %w", err)
+		}
+	}
+	mode, err := s.journal()
+	if err != nil {
+		return err
+	}
+	s.shared = mode == "wal"
+	if !s.shared {
+		// Without shared memory a log needs the file for one connection alone.
+		if err := c.Exec("PRAGMA locking_mode = EXCLUSIVE"); err != nil {
+			return err
+		}
+		if mode, err = s.journal(); err != nil {
+			return err
+		} else if mode != "wal" {
+			return fmt.Errorf("SQLite keeps no write-ahead log here (journal_mode %s)", mode)
+		}
+	}
+	synchronous := "FULL"
+	if s.cfg.Sync > 0 {
+		synchronous = "NORMAL"
+	}
+	return c.Exec("PRAGMA synchronous = " + synchronous + `;
+		PRAGMA cache_size = -16384;
+		PRAGMA temp_store = MEMORY;
+		PRAGMA foreign_keys = OFF;
+		PRAGMA wal_autocheckpoint = 0`)
+}
+
+func (s *store) journal() (mode string, err error) {
+	stmt, _, err := s.writer.Prepare("PRAGMA journal_mode = WAL")
+	if err != nil {
+		return "", err
+	}
+	defer stmt.Close()
+	if stmt.Step() {
+		mode = stmt.ColumnText(0)
+	}
+	return mode, stmt.Err()
+}
+
+// migrate creates the tables, or brings those of an earlier version up to date.
+func (s *store) migrate(isNew bool) error {
+	version, _, err := s.writer.number("PRAGMA user_version")
+	if err != nil {
+		return err
+	}
+	switch {
+	case version == schemaVersion:
+		return nil
+	case version > schemaVersion:
+		return fmt.Errorf("its schema has version %d, of a later release; this one knows version %d", version, schemaVersion)
+	}
+	steps := []string{schema}
+	if version > 0 {
+		steps = migrations[version-1:]
+	}
+	tables, _, err := s.writer.number("SELECT count(*) FROM sqlite_schema")
+	if err != nil {
+		return err
+	}
+	if version == 0 && tables > 0 {
+		return errors.New("it is a database of another application")
+	}
+	if !isNew {
+		s.log.Info("store schema updated", zap.Int64("from", version), zap.Int("to", schemaVersion))
+	}
+	if err := s.writer.Exec("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	for _, step := range steps {
+		if err := s.writer.Exec(step); err != nil {
+			return errors.Join(fmt.Errorf("updating the schema: %w", err), s.writer.Exec("ROLLBACK"))
+		}
+	}
+	return s.writer.Exec(fmt.Sprintf("PRAGMA user_version = %d; PRAGMA application_id = %d; COMMIT", schemaVersion, applicationID))
+}
+
+func (s *store) loadSecret() error {
+	read := func() error {
+		return s.writer.query("SELECT value FROM meta WHERE name = 'secret'", nil, func(stmt *sqlite3.Stmt) bool {
+			s.secret = stmt.ColumnBlob(0, nil)
+			return false
+		})
+	}
+	if err := read(); err != nil || len(s.secret) > 0 {
+		return err
+	}
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // never fails
+	if err := s.writer.exec("INSERT INTO meta(name, value) VALUES ('secret', ?)", secret); err != nil {
+		return err
+	}
+	return read()
+}
+
+// release closes what has been opened.
+func (s *store) release() {
+	s.endRead()
+	for {
+		select {
+		case c := <-s.pool:
+			_ = c.close()
+			continue
+		default:
+		}
+		break
+	}
+	if s.taker != nil {
+		_ = s.taker.close()
+	}
+	if s.writer != nil {
+		if s.stale {
+			s.overwrite()
+		}
+		if err := s.writer.close(); err != nil {
+			s.log.Error("closing the store failed", zap.Error(err))
+		}
+	}
+	if s.fs != nil {
+		s.fs.unregister()
+	}
+	if s.lock != nil {
+		_ = s.lock.Close()
+	}
+}

@@ -1,0 +1,107 @@
+package sqlite
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// Wait implements [engine.Tasks].
+func (s *store) Wait(ctx context.Context, id string, since uint64) (*task.Record, error) {
+	w := make(waiter, 1)
+	s.mu.Lock()
+	s.waiters[id] = append(s.waiters[id], w)
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		left := slices.DeleteFunc(s.waiters[id], func(other waiter) bool { return other == w })
+		if len(left) == 0 {
+			delete(s.waiters, id)
+		} else {
+			s.waiters[id] = left
+		}
+	}()
+	for {
+		rec, err := s.Get(ctx, id)
+		if err != nil || rec.Version != since {
+			return rec, err
+		}
+		select {
+		case <-w:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-s.stop:
+			return nil, fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+		}
+	}
+}
+
+// Stats implements [engine.Tasks].
+func (s *store) Stats(ctx context.Context) (engine.Stats, error) {
+	if err := ctx.Err(); err != nil {
+		return engine.Stats{}, err
+	}
+	stats := engine.Stats{Tasks: map[task.State]int64{}}
+	now := time.Now().UnixNano()
+	s.mu.Lock()
+	for state, n := range s.counts {
+		stats.Tasks[stateNames[state]] = n
+	}
+	for _, h := range s.hosts {
+		// Those of a host are due from the earliest on; more is not known in memory.
+		if !h.state.Paused && (h.next <= now || h.reported) {
+			stats.Due += h.pending - h.inFlight
+		}
+	}
+	s.mu.Unlock()
+	s.room.mu.Lock()
+	stats.Used, stats.Limit = s.room.used(), s.room.max
+	s.room.mu.Unlock()
+	return stats, nil
+}
+
+// Queues implements [engine.Tasks].
+func (s *store) Queues(ctx context.Context) ([]engine.QueueStats, error) {
+	s.mu.Lock()
+	var (
+		list []engine.QueueStats
+		ids  []int64
+	)
+	for _, q := range s.queues {
+		if q.paused || q.queued > 0 || q.running > 0 {
+			list = append(list, engine.QueueStats{Queue: q.name, Queued: q.queued, Running: q.running, Paused: q.paused})
+			ids = append(ids, q.id)
+		}
+	}
+	s.mu.Unlock()
+	err := s.read(ctx, func(c *conn) error {
+		now := time.Now().UnixNano()
+		for i, id := range ids {
+			if list[i].Queued == 0 {
+				continue
+			}
+			delayed, _, err := c.number("SELECT count(*) FROM task INDEXED BY task_ready WHERE queue = ? AND state = 0 AND at > ?", id, now)
+			if err != nil {
+				return err
+			}
+			list[i].Delayed = min(delayed, list[i].Queued)
+			oldest, ok, err := c.number(`SELECT created FROM task INDEXED BY task_queue WHERE queue = ? AND state = 0
+				ORDER BY created LIMIT 1`, id)
+			if err != nil {
+				return err
+			}
+			if ok {
+				list[i].Oldest = timeOf(oldest)
+			}
+		}
+		return nil
+	})
+	slices.SortFunc(list, func(a, b engine.QueueStats) int { return cmp.Compare(a.Queue, b.Queue) })
+	return list, err
+}
