@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 func TestACallbackHasTheseHeadersAndNoOthers(t *testing.T) {
@@ -244,23 +244,12 @@ func TestDeadCallbacksAreKeptWithAllThatARedeliveryNeeds(t *testing.T) {
 		t.Fatalf("%d callbacks are dead", len(dead))
 	}
 	for id, tries := range map[string]int{gone: 1, failed: 3} {
-		line, body, _ := strings.Cut(dead[id], "\n")
-		if body != `{"response":"example response"}` {
-			t.Errorf("the result kept is %q", body)
+		rec := dead[id].Record
+		if dead[id].Result != `{"response":"example response"}` {
+			t.Errorf("the result kept is %q", dead[id].Result)
 		}
-		var rec struct {
-			Status   string
-			Callback struct{ URL string }
-			Attempts []struct {
-				StatusCode int `json:"status_code"`
-				Response   string
-			}
-		}
-		if err := json.Unmarshal([]byte(line), &rec); err != nil {
-			t.Fatal(err)
-		}
-		if rec.Status != "COMPLETE" || !strings.HasPrefix(rec.Callback.URL, rcv.URL) || len(rec.Attempts) != tries {
-			t.Errorf("the record is %s", line)
+		if rec.Status != task.Complete || !strings.HasPrefix(rec.Callback.URL, rcv.URL) || len(rec.Attempts) != tries {
+			t.Errorf("the record is %+v", rec)
 		}
 		if got := rec.Attempts[0].Response; len(got) < 1000 || len(got) > 2048 || !strings.HasPrefix(got, "no\uFFFD<é>\uFFFD\uFFFD[2J") {
 			t.Errorf("%d bytes of the answer are kept: %.20q", len(got), got)

@@ -60,7 +60,7 @@ func refusedAtTheDial(t *testing.T, before, after, site string, send func(g *gat
 	if code := g.Stop(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	if g.Dead()[id] == "" {
+	if g.Dead()[id].Record == nil {
 		t.Error("the callback is not among the dead")
 	}
 	return all[len(all)-1]

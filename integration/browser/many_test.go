@@ -4,13 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -25,20 +22,13 @@ const (
 // store puts tasks into a gateway's store before it starts.
 type store struct {
 	t      *testing.T
-	engine *engine.Engine
+	engine engine.Engine
 	number atomic.Int64
 }
 
 func openStore(t *testing.T, g *gatewaytest.Gateway) *store {
 	t.Helper()
-	e, err := engine.Open(t.Context(), engine.Config{
-		Store: filepath.Join(g.Dir, "store"), Sync: time.Second,
-		Retention: 24 * time.Hour, RetentionCount: 100_000, Logger: zap.NewNop(),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &store{t: t, engine: e}
+	return &store{t: t, engine: g.OpenStore()}
 }
 
 // record makes the record of another task.
@@ -79,7 +69,8 @@ func (s *store) queued(n int, host string) {
 		rec := s.record(host)
 		rec.Queue, rec.Request = "many", &task.Request{Method: http.MethodPost, URI: "/many", Proto: "HTTP/1.1", Host: "many.example"}
 		rec.Timeout = time.Hour
-		return s.engine.Enqueue(ctx, rec, nil)
+		_, _, err := s.engine.Enqueue(ctx, rec, nil, engine.EnqueueOptions{})
+		return err
 	})
 }
 
@@ -88,28 +79,25 @@ func (s *store) dead(n int) {
 	s.t.Helper()
 	s.each(n, func(ctx context.Context) error {
 		rec := s.record("c.example:443")
-		lease, err := s.engine.Claim(ctx, *rec, func() {})
+		lease, err := s.engine.Claim(ctx, rec)
 		if err != nil {
 			return err
 		}
 		rec.Status, rec.FinishedAt = task.Complete, time.Now().UTC()
-		return lease.Settle(ctx, rec, nil, false)
+		return lease.Settle(ctx, rec, nil)
 	})
-	due, err := s.engine.Due(s.t.Context())
-	if err != nil {
-		s.t.Fatal(err)
-	}
 	for ended := 0; ended < n; {
-		for delivery, err := range due.Fetch(s.t.Context(), min(n-ended, 256)) {
-			if err != nil {
-				s.t.Fatal(err)
-			}
-			delivery.Record.AddAttempt(task.Attempt{At: time.Now().UTC(), StatusCode: 410, Response: "gone"})
+		deliveries, err := s.engine.Take(s.t.Context(), "c.example:443", 256)
+		if err != nil || len(deliveries) == 0 {
+			s.t.Fatalf("%d of %d deliveries taken: %v", ended, n, err)
+		}
+		for _, delivery := range deliveries {
+			delivery.Record().AddAttempt(task.Attempt{At: time.Now().UTC(), StatusCode: 410, Response: "gone"})
 			if err := delivery.Dead(s.t.Context()); err != nil {
 				s.t.Fatal(err)
 			}
-			ended++
 		}
+		ended += len(deliveries)
 	}
 }
 
@@ -135,7 +123,7 @@ func TestDashboardHoldsWith200000Tasks(t *testing.T) {
 	s.queued(manyQueued-2-3-near, "c.example")
 	s.queued(3, "rare.example")
 	s.queued(near, "c.example")
-	s.engine.Close()
+	g.CloseStore(s.engine)
 	g.Start()
 
 	p := newPage(t, desktop)

@@ -3,8 +3,11 @@ package gatewaytest
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"net/http"
@@ -13,10 +16,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/engine/sqlite"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // Attempt is a log line on an attempt.
@@ -78,7 +82,7 @@ func (g *Gateway) Memory() int64 {
 func (g *Gateway) Stored(text string) bool {
 	g.T.Helper()
 	found := false
-	err := filepath.WalkDir(filepath.Join(g.Dir, "store"), func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(g.Folder(), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -129,44 +133,58 @@ func (g *Gateway) Attempted(id string, n int) (found []Attempt) {
 	return found
 }
 
-// Dead returns the messages of callbacks that were given up, by task. The
-// gateway must have stopped.
-func (g *Gateway) Dead() map[string]string {
+// OpenStore opens the store folder of a gateway that does not run, without limits.
+// It is closed after the test at the latest; close it before the gateway starts.
+func (g *Gateway) OpenStore() engine.Engine {
 	g.T.Helper()
-	srv, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: g.Dir + "/store", NoSigs: true})
+	e, err := sqlite.Open(g.T.Context(), sqlite.Config{Folder: g.Folder(), Sync: time.Second, Settings: engine.Settings{KeepResults: true}})
 	if err != nil {
 		g.T.Fatal(err)
 	}
-	srv.Start()
-	defer srv.WaitForShutdown()
-	defer srv.Shutdown()
-	if !srv.ReadyForConnections(Patience) {
-		g.T.Fatal("the store does not open")
+	g.T.Cleanup(func() { g.CloseStore(e) })
+	return e
+}
+
+// CloseStore closes what OpenStore has opened. It may be called twice.
+func (g *Gateway) CloseStore(e engine.Engine) {
+	g.T.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	if err := e.Close(ctx); err != nil {
+		g.T.Error(err)
 	}
-	nc, err := nats.Connect("", nats.InProcessServer(srv))
+}
+
+// DeadLetter is a task whose callback was given up, and its result.
+type DeadLetter struct {
+	Record *task.Record
+	Result string
+}
+
+// Dead returns the dead letters of a gateway that has stopped, by task.
+func (g *Gateway) Dead() map[string]DeadLetter {
+	g.T.Helper()
+	e := g.OpenStore()
+	defer g.CloseStore(e)
+	page, err := e.List(g.T.Context(), engine.Filter{States: []task.State{task.Dead}}, "", 1000)
 	if err != nil {
 		g.T.Fatal(err)
 	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		g.T.Fatal(err)
-	}
-	stream, err := js.Stream(g.T.Context(), "CALLBACK_DEAD")
-	if err != nil {
-		g.T.Fatal(err)
-	}
-	info, err := stream.Info(g.T.Context(), jetstream.WithSubjectFilter(">"))
-	if err != nil {
-		g.T.Fatal(err)
-	}
-	found := make(map[string]string)
-	for subject := range info.State.Subjects {
-		msg, err := stream.GetLastMsgForSubject(g.T.Context(), subject)
-		if err != nil {
-			g.T.Fatal(err)
+	found := make(map[string]DeadLetter)
+	for _, rec := range page.Tasks {
+		letter := DeadLetter{Record: rec}
+		if rec.Result != nil {
+			body, err := e.Open(g.T.Context(), rec.ID, engine.ResultBody)
+			if err != nil {
+				g.T.Fatal(err)
+			}
+			data, err := io.ReadAll(body)
+			if err = errors.Join(err, body.Close()); err != nil {
+				g.T.Fatal(err)
+			}
+			letter.Result = string(data)
 		}
-		found[strings.TrimPrefix(subject, "callback.dead.")] = string(msg.Data)
+		found[rec.ID] = letter
 	}
 	return found
 }
