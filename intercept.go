@@ -315,15 +315,16 @@ func (h *Handler) newCallback(target string, trusted bool, path string) *task.Ca
 	return callback
 }
 
-// fieldValue takes out of s what cannot stand in a header: a placeholder may
-// expand to what a client sent.
+// fieldValue removes the control characters from s: a placeholder may expand to
+// what a client sent. Other bytes stay as they are, UTF-8 or not.
 func fieldValue(s string) string {
-	return strings.Map(func(c rune) rune {
-		if c < ' ' && c != '\t' || c == 0x7f {
-			return -1
+	value := make([]byte, 0, len(s))
+	for _, c := range []byte(s) {
+		if c >= ' ' && c != 0x7f || c == '\t' {
+			value = append(value, c)
 		}
-		return c
-	}, s)
+	}
+	return string(value)
 }
 
 // Interface guards

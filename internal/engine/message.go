@@ -20,6 +20,9 @@ import (
 
 func frame(rec *task.Record, body []byte, room int) ([]byte, error) {
 	data, err := encodeRecord(make([]byte, 0, usualRecord+len(body)), rec)
+	if err == nil && len(data) > room {
+		data, err = task.Encode(rec) // leaves out what is not needed
+	}
 	if err != nil {
 		return nil, fmt.Errorf("encoding the record of task %s: %w", rec.ID, err)
 	}
@@ -106,7 +109,7 @@ const recordRoom = 256 << 10
 
 // ErrTooLarge is returned for a record that does not fit in a message: a request
 // with more than 100 KiB of headers.
-var ErrTooLarge = errors.New("the task's record is too large")
+var ErrTooLarge = task.ErrTooLarge
 
 func (s *step) header() nats.Header {
 	h := make(nats.Header, 6)
