@@ -72,6 +72,9 @@ type App struct {
 	// working counts what still needs the engine after Stop: tasks whose
 	// endpoint is at work, results to record, deliveries in flight.
 	working gate
+
+	secrets     sync.Mutex
+	storeSecret []byte // nil until it is asked for
 	// quit ends them, with a cause, when the process exits.
 	quit    context.Context
 	quitNow context.CancelCauseFunc
@@ -178,6 +181,7 @@ func (a *App) Validate() error {
 // to run tasks and to deliver. If it is in a cluster that cannot be reached, or on
 // a disk that is full, it goes on trying: plain requests are served meanwhile.
 func (a *App) Start() error {
+	a.warnOfLateAuthentication()
 	var ctx context.Context
 	ctx, a.stopOpening = context.WithCancel(context.Background())
 	err := a.open(ctx)

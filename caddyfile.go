@@ -56,7 +56,7 @@ func parseBlock(d *caddyfile.Dispenser, nesting int, directive string, opts opti
 //	    profile        openfaas|beam2
 //	    timeout        <duration>
 //	    field          <name>
-//	    from           header <name>
+//	    from           header <name>|none
 //	    format         form|json|raw
 //	    task_header    <name>
 //	    status_header  <name>
@@ -114,12 +114,15 @@ func (h *Handler) alone(parse func(*caddyfile.Dispenser) error) func(*caddyfile.
 }
 
 func (h *Handler) parseFrom(d *caddyfile.Dispenser) error {
-	var kind string
-	if !d.AllArgs(&kind, &h.FromHeader) || kind != "header" {
-		return d.Err("from takes the word header and the name of the header that has the URL")
-	}
-	if !isToken(h.FromHeader) {
-		return d.Errf("from header: %q is not a header name", h.FromHeader)
+	switch args := d.RemainingArgs(); {
+	case len(args) == 1 && args[0] == "none":
+		h.FromNone = true
+	case len(args) != 2 || args[0] != "header":
+		return d.Err("from takes the word header and the name of the header that has the URL, or the word none")
+	case !isToken(args[1]):
+		return d.Errf("from header: %q is not a header name", args[1])
+	default:
+		h.FromHeader = args[1]
 	}
 	return nil
 }

@@ -281,7 +281,7 @@ func (s *sender) request(ctx context.Context, dl *engine.Delivery, at time.Time)
 	h.Set(rec.Callback.TaskHeader, rec.ID)
 	h.Set(rec.Callback.StatusHeader, string(rec.Status))
 	h.Set("Callback-Attempt", strconv.Itoa(rec.Tries+1))
-	h.Set(hopHeader, "1")
+	s.app.setHop(ctx, h, req.URL)
 	if rec.UpstreamStatus != 0 {
 		h.Set("Callback-Upstream-Status", strconv.Itoa(rec.UpstreamStatus))
 	}

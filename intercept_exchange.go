@@ -33,6 +33,9 @@ type exchange struct {
 	// failedWith is the status that the task failed with, the endpoint's or the
 	// one of the gateway's own error; 0 if there is none.
 	failedWith int
+	// upgradable says that the client can go on in another protocol if the endpoint
+	// agrees. Then the request turns out to be no task.
+	upgradable bool
 	// stopping ends when a task that still runs must be given up.
 	stopping context.Context
 }
@@ -77,7 +80,13 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	defer deadline.Stop()
 	defer context.AfterFunc(x.stopping, x.abandon)()
 
-	passOver(r.Header)
+	limitConnection(r.Header)
+	if x.upgradable && isUpgrade(r) {
+		x.capture.switched = func() { x.dissolve(x.ctx) }
+	} else {
+		passOver(r.Header)
+	}
+	dropHeader(r.Header, x.h.TaskHeader)
 	r.Header.Set(x.h.TaskHeader, x.rec.ID)
 	x.capture.setTaskHeader()
 	defer func() {
@@ -93,7 +102,8 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 			panic(cause) // Caddy's to handle
 		}
 	}()
-	ctx := &requestContext{client: r.Context(), task: x.handlerContext(r.Context())}
+	defer inFlight.add(x)()
+	ctx := &requestContext{client: r.Context(), task: x.handlerContext(r.Context()), exchange: x}
 	defer ctx.over.Store(true)
 	// In place: Caddy's placeholders, {http.request.body} for one, read the request
 	// that it has prepared, not a copy of it.
@@ -117,6 +127,7 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 // reads it.
 type requestContext struct {
 	client, task context.Context
+	exchange     *exchange // nil if the request was not claimed
 	over         atomic.Bool
 }
 
@@ -132,13 +143,13 @@ func (c *requestContext) Done() <-chan struct{}       { return c.current().Done(
 func (c *requestContext) Err() error                  { return c.current().Err() }
 
 func (c *requestContext) Value(key any) any {
-	if key == (claimedKey{}) {
-		return c
+	if key == (claimedKey{}) && c.exchange != nil {
+		return c.exchange
 	}
 	return c.current().Value(key)
 }
 
-// claimedKey finds the context of a request that is a task.
+// claimedKey finds the exchange of a request that is a task.
 type claimedKey struct{}
 
 // handlerContext is the context of the handlers after this one. If a queue is
