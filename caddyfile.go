@@ -157,6 +157,7 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 //	        allow       <cidr|host…>
 //	        deny        <cidr|host…>
 //	        ports       <port…>|any
+//	        trusted_ca  <file…>
 //	        concurrency <n>
 //	        per_host    <n>
 //	    }
@@ -254,6 +255,7 @@ func (a *App) parseDelivery(d *caddyfile.Dispenser) error {
 		"allow":       {parse: words(&o.Allow, func(v []string) error { return checkPolicy(safedial.Config{Allow: v}) })},
 		"deny":        {parse: words(&o.Deny, func(v []string) error { return checkPolicy(safedial.Config{Deny: v}) })},
 		"ports":       {parse: words(&o.Ports, func(v []string) error { return checkPolicy(safedial.Config{Ports: v}) })},
+		"trusted_ca":  {parse: words(&o.TrustedCA, func([]string) error { return nil })},
 		"concurrency": {parse: count(&o.Concurrency)},
 		"per_host":    {parse: count(&o.PerHost)},
 	})

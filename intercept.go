@@ -199,7 +199,7 @@ func isReserved(name string) bool {
 	name = strings.ToLower(name)
 	switch name {
 	case "content-type", "content-length", "content-encoding", "transfer-encoding", "host", "connection",
-		"trailer", "te", "upgrade":
+		"trailer", "te", "upgrade", "idempotency-key", "keep-alive", "proxy-connection":
 		return true
 	}
 	return strings.HasPrefix(name, "webhook-") || strings.HasPrefix(name, "callback-")

@@ -226,7 +226,8 @@ func addFunctionHeader(h http.Header, rec *task.Record) {
 		return
 	}
 	for name, values := range rec.Result.Header {
-		if len(h[name]) == 0 && !isReserved(name) && name != "Expect" && name != "User-Agent" {
+		key := http.CanonicalHeaderKey(name)
+		if len(h[key]) == 0 && !isReserved(key) && key != "Expect" && key != "User-Agent" {
 			h[name] = values
 		}
 	}
