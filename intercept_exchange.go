@@ -61,6 +61,7 @@ func (h *Handler) claim(e *engine.Engine, callback *task.Callback, host string, 
 		},
 	}
 	x.capture.complete = x.settleResponse
+	x.capture.ofHEAD = r.Method == http.MethodHead // of the command line only
 	x.ctx, x.cancel = context.WithCancelCause(context.WithoutCancel(r.Context()))
 	died := x.rec
 	died.Status, died.Error = task.Failed, errDied
@@ -109,6 +110,9 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	// that it has prepared, not a copy of it.
 	*r = *r.WithContext(ctx)
 	err = next.ServeHTTP(x.capture, r)
+	if err == nil && !x.capture.begun && hasSwitched(r) {
+		err = errSwitched
+	}
 	switch {
 	case err != nil:
 		message, code := endpointError(err)
@@ -119,6 +123,20 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 		x.settleResponse()
 	}
 	return err
+}
+
+// errSwitched is what becomes of a response 101 to a request that did not ask for
+// another protocol. reverse_proxy takes it for its own and writes nothing.
+var errSwitched = caddyhttp.Error(http.StatusBadGateway, errors.New("the endpoint switched to a protocol that was not asked for"))
+
+// hasSwitched says whether reverse_proxy's upstream has answered 101.
+func hasSwitched(r *http.Request) bool {
+	repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if !ok {
+		return false
+	}
+	status, _ := repl.Get("http.reverse_proxy.status_code")
+	return status == http.StatusSwitchingProtocols
 }
 
 // requestContext is the context of a request that is a task: the task's while
@@ -272,6 +290,10 @@ func (x *exchange) settleBroken() {
 // settleResponse gives the verdict on a response that is whole, unless there is
 // one.
 func (x *exchange) settleResponse() {
+	if x.capture.status == http.StatusSwitchingProtocols {
+		x.settle(verdict{status: task.Failed, message: noAnswer})
+		return
+	}
 	if !x.capture.close(false) {
 		return
 	}

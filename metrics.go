@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -184,6 +185,17 @@ func (m *metrics) taskEnded(rec *task.Record) {
 	if rec.Queue != "" && !rec.StartedAt.IsZero() {
 		m.queueRun.WithLabelValues(rec.Queue).Observe(rec.FinishedAt.Sub(rec.StartedAt).Seconds())
 	}
+}
+
+// countCanceled counts the verdict of a task that was canceled: the engine gives
+// it, so that no exchange does.
+func (a *App) countCanceled(ctx context.Context, e *engine.Engine, id string) {
+	found, err := e.Find(ctx, id)
+	if err != nil || !found.Record.Ended() {
+		a.log.Debug("canceled task not counted", zap.String("task_id", id), zap.Error(err))
+		return
+	}
+	a.metrics.taskEnded(found.Record)
 }
 
 func (m *metrics) attempted(rec *task.Record, outcome string, at time.Time, took time.Duration) {

@@ -168,7 +168,8 @@ func functionOf(path string) string {
 	strange := strings.ContainsFunc(name, func(c rune) bool {
 		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && c != '-' && c != '_' && c != '.'
 	})
-	if !ok || strange || len(name) > maxFunctionName {
+	dots := strings.Trim(name, ".") == "" // receivers may make a path of it
+	if !ok || strange || dots || len(name) > maxFunctionName {
 		return ""
 	}
 	return name

@@ -226,12 +226,13 @@ func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*accep
 	if len(r.Header["Idempotency-Key"]) > 1 {
 		return nil, &problem{http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts"}
 	}
+	key := q.keyOf(r)
 	full, err := q.depth.full(ctx, q)
 	if err != nil {
 		return nil, err
 	}
 	if full {
-		known, err := q.knowsKey(ctx, e, r.Header.Get("Idempotency-Key"))
+		known, err := q.knowsKey(ctx, e, key)
 		if err != nil {
 			return nil, err
 		}
@@ -243,7 +244,6 @@ func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*accep
 	if err != nil {
 		return nil, err
 	}
-	key := r.Header.Get("Idempotency-Key")
 	body, sum, err := readBody(ctx, e, rec, r, t.limit, key != "")
 	if err != nil {
 		return nil, err

@@ -8,13 +8,32 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
+
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
+// keyOf returns the request's idempotency key, hashed with what it is scoped to, or
+// "" if there is none. Clients choose keys, "1" for example: without a scope one
+// would get another's task ID, and with it the result.
+func (q *TaskQueue) keyOf(r *http.Request) string {
+	key := r.Header.Get("Idempotency-Key")
+	if key == "" {
+		return ""
+	}
+	scope := q.opts.IdempotencyScope
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		scope = repl.ReplaceAll(scope, "")
+	}
+	// Only the scope can have a NUL, and it is the last.
+	hashed := sha256.Sum256([]byte(key + "\x00" + r.Method + "\x00" + r.RequestURI + "\x00" + scope))
+	return hex.EncodeToString(hashed[:])
+}
+
 // claimKey returns the ID of the task that an idempotency key stands for: rec's,
 // which is then to be stored, or that of the first request with the key. sum is a
-// hash of the body.
+// hash of the body; key is that of keyOf.
 func (q *TaskQueue) claimKey(ctx context.Context, e *engine.Engine, t *ticket, rec *task.Record, sum []byte, key string) (string, error) {
 	if t.exchange != nil {
 		// The claim for the callback ends here: if the gateway died now, it would
@@ -24,8 +43,7 @@ func (q *TaskQueue) claimKey(ctx context.Context, e *engine.Engine, t *ticket, r
 		}
 		t.refuse(ctx)
 	}
-	hashed := sha256.Sum256([]byte(key))
-	rec.Key = hex.EncodeToString(hashed[:])
+	rec.Key = key
 	mine := engine.Key{TaskID: rec.ID, Body: hex.EncodeToString(sum)}
 	first, isMine, err := e.ClaimKey(ctx, q.Name, rec.Key, mine)
 	switch {
@@ -48,8 +66,7 @@ func (q *TaskQueue) knowsKey(ctx context.Context, e *engine.Engine, key string) 
 	if key == "" {
 		return false, nil
 	}
-	hashed := sha256.Sum256([]byte(key))
-	return e.HasKey(ctx, q.Name, hex.EncodeToString(hashed[:]))
+	return e.HasKey(ctx, q.Name, key)
 }
 
 // takeOver makes rec the task that a key stands for and that nobody stored: the

@@ -35,7 +35,8 @@ func leaveKey(t *testing.T, g *gatewaytest.Gateway, queue, key string, body []by
 	}
 	defer e.Close()
 	id = uuid.NewString()
-	_, mine, err := e.ClaimKey(t.Context(), queue, hashOf([]byte(key)), engine.Key{TaskID: id, Body: hashOf(body)})
+	scoped := key + "\x00POST\x00/" + queue + "\x00" // nobody has authenticated
+	_, mine, err := e.ClaimKey(t.Context(), queue, hashOf([]byte(scoped)), engine.Key{TaskID: id, Body: hashOf(body)})
 	if err != nil || !mine {
 		t.Fatalf("the key is not ours: %v", err)
 	}

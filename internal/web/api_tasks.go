@@ -183,12 +183,16 @@ type action func(ctx context.Context, e *engine.Engine, id string) error
 
 func doRedeliver(ctx context.Context, e *engine.Engine, id string) error { return e.Redeliver(ctx, id) }
 func doPurge(ctx context.Context, e *engine.Engine, id string) error     { return e.Purge(ctx, id) }
-func doCancel(ctx context.Context, e *engine.Engine, id string) error {
-	return e.Cancel(ctx, id, errCanceled)
+func (a *API) doCancel(ctx context.Context, e *engine.Engine, id string) error {
+	err := e.Cancel(ctx, id, errCanceled)
+	if err == nil && a.config.Canceled != nil {
+		a.config.Canceled(ctx, e, id)
+	}
+	return err
 }
 
 func (a *API) redeliver(c *call) (int, any, error) { return a.act(c, doRedeliver, http.StatusAccepted) }
-func (a *API) cancel(c *call) (int, any, error)    { return a.act(c, doCancel, http.StatusAccepted) }
+func (a *API) cancel(c *call) (int, any, error)    { return a.act(c, a.doCancel, http.StatusAccepted) }
 func (a *API) purge(c *call) (int, any, error)     { return a.act(c, doPurge, http.StatusNoContent) }
 
 func (a *API) act(c *call, do action, status int) (int, any, error) {
@@ -236,7 +240,7 @@ func (a *API) redeliverAll(c *call) (int, any, error) {
 }
 
 func (a *API) cancelAll(c *call) (int, any, error) {
-	return a.actOnAll(c, doCancel, task.Queued, task.Running)
+	return a.actOnAll(c, a.doCancel, task.Queued, task.Running)
 }
 
 func (a *API) purgeAll(c *call) (int, any, error) {
