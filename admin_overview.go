@@ -54,7 +54,7 @@ func (a *App) newAPI() *web.API {
 	}
 	return web.NewAPI(web.APIConfig{
 		Open: a.openAPI, Queues: a.queueInfos, Schedules: a.scheduleInfos,
-		Node: node, Counts: &nodeCounts,
+		Node: node, Counts: &nodeCounts, Canceled: a.countCanceled,
 		Failed: func(err error) { a.log.Warn("request to the API refused", zap.Error(err)) },
 	})
 }

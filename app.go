@@ -184,6 +184,7 @@ func (a *App) settings() engine.Settings {
 // opened now, Start goes on trying in the background, and plain requests are
 // served meanwhile. Only a store that another process has open is an error.
 func (a *App) Start() error {
+	a.warnOfLateAuthentication()
 	if err := a.linkQueues(); err != nil {
 		return err
 	}

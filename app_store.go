@@ -28,6 +28,7 @@ type sharedStore struct {
 	deliverer *deliverer
 	schedules *scheduler
 	slots     sync.Map // *slots, by queue
+	secret    storeSecret
 
 	inFlight gate
 	// quit ends what is in flight, with a cause, when the process exits;

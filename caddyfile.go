@@ -65,7 +65,7 @@ func (opts options) names() (names []string) {
 //	    profile        openfaas|beam2
 //	    timeout        <duration>
 //	    field          <name>
-//	    from           header <name>
+//	    from           header <name>|none
 //	    format         form|json|raw
 //	    task_header    <name>
 //	    status_header  <name>
@@ -123,12 +123,15 @@ func (h *Handler) alone(parse func(*caddyfile.Dispenser) error) func(*caddyfile.
 }
 
 func (h *Handler) parseFrom(d *caddyfile.Dispenser) error {
-	var kind string
-	if !d.AllArgs(&kind, &h.FromHeader) || kind != "header" {
-		return d.Err("from takes the word header and the name of the header that has the URL")
-	}
-	if !isToken(h.FromHeader) {
-		return d.Errf("from header: %q is not a header name", h.FromHeader)
+	switch args := d.RemainingArgs(); {
+	case len(args) == 1 && args[0] == "none":
+		h.FromNone = true
+	case len(args) != 2 || args[0] != "header":
+		return d.Err("from takes the word header and the name of the header that has the URL, or the word none")
+	case !isToken(args[1]):
+		return d.Errf("from header: %q is not a header name", args[1])
+	default:
+		h.FromHeader = args[1]
 	}
 	return nil
 }
@@ -167,6 +170,7 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 //	        allow       <cidr|host…>
 //	        deny        <cidr|host…>
 //	        ports       <port…>|any
+//	        trusted_ca  <file…>
 //	        concurrency <n>
 //	        per_host    <n>
 //	    }
@@ -248,6 +252,7 @@ func (a *App) parseDelivery(d *caddyfile.Dispenser) error {
 		"allow":       {parse: words(&o.Allow, func(v []string) error { return checkPolicy(safedial.Config{Allow: v}) })},
 		"deny":        {parse: words(&o.Deny, func(v []string) error { return checkPolicy(safedial.Config{Deny: v}) })},
 		"ports":       {parse: words(&o.Ports, func(v []string) error { return checkPolicy(safedial.Config{Ports: v}) })},
+		"trusted_ca":  {parse: words(&o.TrustedCA, func([]string) error { return nil })},
 		"concurrency": {parse: count(&o.Concurrency)},
 		"per_host":    {parse: count(&o.PerHost)},
 	})

@@ -73,10 +73,11 @@ func (q *TaskQueue) takeProfile(d *caddyfile.Dispenser) error {
 // parseQueue reads the global options of a queue
 //
 //	queue <name> {
-//	    workers    <n>
-//	    attempts   <n> [<status…>]
-//	    max_queued <n>
-//	    schedule   <cron|@every d> [<tz>] {
+//	    workers           <n>
+//	    attempts          <n> [<status…>]
+//	    max_queued        <n>
+//	    idempotency_scope <text>
+//	    schedule          <cron|@every d> [<tz>] {
 //	        method <m>
 //	        uri    <uri>
 //	        header <name> <value>
@@ -102,10 +103,11 @@ func (a *App) parseQueue(d *caddyfile.Dispenser) error {
 	o := new(QueueOptions)
 	a.Queues[name] = o
 	return parseBlock(d, d.Nesting(), "queue", options{
-		"workers":    {parse: count(&o.Workers)},
-		"attempts":   {parse: o.parseAttempts},
-		"max_queued": {parse: count(&o.MaxQueued)},
-		"schedule":   {parse: o.parseSchedule, repeatable: true},
+		"workers":           {parse: count(&o.Workers)},
+		"attempts":          {parse: o.parseAttempts},
+		"max_queued":        {parse: count(&o.MaxQueued)},
+		"idempotency_scope": {parse: text(&o.IdempotencyScope)},
+		"schedule":          {parse: o.parseSchedule, repeatable: true},
 	})
 }
 

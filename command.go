@@ -184,7 +184,7 @@ func (f *runFlags) newRun(log *progress, folder string) (*run, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
-	r.callback, r.host = h.newCallback(target, true, ""), safedial.HostPort(u)
+	r.callback, r.host = h.newCallback(u.String(), true, ""), safedial.HostPort(u)
 	r.callback.Traceparent = r.request.Header.Get("Traceparent")
 	return r, nil
 }

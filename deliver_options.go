@@ -1,7 +1,10 @@
 package callback
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -39,6 +42,11 @@ type Delivery struct {
 	// The ports a request may name; `any` lifts the limit. Default: `80 443`.
 	Ports []string `json:"ports,omitempty"`
 
+	// Files with certificates (PEM) of authorities that receivers may have beside
+	// the system's: a private CA. Read when the configuration is loaded. Default:
+	// none.
+	TrustedCA []string `json:"trusted_ca,omitempty"`
+
 	// How many attempts are made at once. Default: `256`.
 	Concurrency int `json:"concurrency,omitempty"`
 
@@ -48,6 +56,7 @@ type Delivery struct {
 	policy  *safedial.Policy // for URLs from requests
 	trusted *safedial.Policy // for the operator's own
 	keys    []webhook.Key
+	tls     *tls.Config
 }
 
 // Defaults of the delivery.
@@ -87,6 +96,10 @@ func (o *Delivery) provision() (err error) {
 		return fmt.Errorf("delivery: %w", err)
 	}
 	o.trusted = o.policy.Trusted()
+	o.tls = new(tls.Config)
+	if o.tls.RootCAs, err = certPool(o.TrustedCA); err != nil {
+		return fmt.Errorf("delivery: trusted_ca: %w", err)
+	}
 	return nil
 }
 
@@ -98,6 +111,30 @@ func (o *Delivery) window() time.Duration {
 		total += time.Duration(wait)
 	}
 	return max(total+total/2, minWindow)
+}
+
+// certPool returns the system's authorities and those in the files, nil if there
+// are no files. Placeholders in the files' names expand.
+func certPool(files []string) (*x509.CertPool, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool() // a container without certificates
+	}
+	repl := caddy.NewReplacer()
+	for _, file := range files {
+		file = repl.ReplaceKnown(file, "")
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		if !pool.AppendCertsFromPEM(data) {
+			return nil, fmt.Errorf("%s has no certificate in PEM form", file)
+		}
+	}
+	return pool, nil
 }
 
 func (o *Delivery) validate() error {

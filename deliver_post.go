@@ -68,8 +68,13 @@ func newTransport(policy *safedial.Policy, o *Delivery) *http.Transport {
 		DialContext: func(ctx context.Context, network, hostPort string) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
-			return policy.DialContext(ctx, network, hostPort)
+			conn, err := policy.DialContext(ctx, network, hostPort)
+			if err != nil {
+				return nil, err
+			}
+			return newPatientConn(conn), nil
 		},
+		TLSClientConfig:        o.tls.Clone(),
 		TLSHandshakeTimeout:    timeout,
 		ForceAttemptHTTP2:      true,
 		MaxIdleConns:           idleConnections,
@@ -127,6 +132,9 @@ func (a *answer) message() string {
 	case errors.As(a.err, &lookup):
 		s = "the resolver gave no answer"
 	case errors.As(a.err, &op):
+		for inner := op; errors.As(inner.Err, &inner); {
+			op = inner // the text of an outer one has the addresses
+		}
 		s = op.Op + ": " + op.Err.Error()
 	}
 	if strings.Contains(s, "malformed") {
@@ -247,13 +255,14 @@ func (s *sender) request(ctx context.Context, dl engine.Delivery, at time.Time) 
 	if body.Truncated > 0 {
 		h.Set("Callback-Truncated", strconv.FormatInt(body.Truncated, 10))
 	}
-	if h.Get("User-Agent") == "" {
-		h.Set("User-Agent", "caddy-callback/"+Version)
-	}
+	setDefaultHeader(h, "User-Agent", "caddy-callback/"+Version)
+	// The OWASP core rule set of web application firewalls refuses requests without.
+	setDefaultHeader(h, "Accept", "*/*")
+	h.Set("Idempotency-Key", deliveryKey(rec))
 	h.Set(rec.Callback.TaskHeader, rec.ID)
 	h.Set(rec.Callback.StatusHeader, string(rec.Status))
 	h.Set("Callback-Attempt", strconv.Itoa(rec.Tries+1))
-	h.Set(hopHeader, "1")
+	s.app.setHop(ctx, h, req.URL)
 	if rec.UpstreamStatus != 0 {
 		h.Set("Callback-Upstream-Status", strconv.Itoa(rec.UpstreamStatus))
 	}
@@ -264,6 +273,7 @@ func (s *sender) request(ctx context.Context, dl engine.Delivery, at time.Time) 
 		h.Set(webhook.HeaderTimestamp, strconv.FormatInt(at.Unix(), 10))
 		h.Set(webhook.HeaderSignature, webhook.Sign(s.opts.keys, rec.ID, at, body.Body))
 	}
+	s.dropUnsendable(h, rec.ID)
 	return req, nil
 }
 

@@ -160,6 +160,9 @@ func TestAnAttemptsErrorHoldsNoAddress(t *testing.T) {
 			Err: "no such host", Name: "c.example", Server: "10.0.0.9:53", IsNotFound: true,
 		}},
 		"the resolver gave no answer": &net.DNSError{Err: "read udp 10.0.0.7:9->10.0.0.9:53: i/o timeout", Name: "c.example", IsTimeout: true},
+		"write: broken pipe": &net.OpError{Op: "readfrom", Err: &net.OpError{
+			Op: "write", Net: "tcp", Source: here, Addr: there, Err: syscall.EPIPE,
+		}},
 	} {
 		if got := (&answer{err: fmt.Errorf("connecting: %w", err)}).message(); got != want {
 			t.Errorf("%q, not %q", got, want)

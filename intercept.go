@@ -45,6 +45,11 @@ type Handler struct {
 	// profile `openfaas` sets it to `X-Callback-Url`. Default: none.
 	FromHeader string `json:"from_header,omitempty"`
 
+	// Whether requests cannot name a URL: every request's callback goes to `url`,
+	// which is then required. Not together with `field` or `from_header`.
+	// Default: `false`.
+	FromNone bool `json:"from_none,omitempty"`
+
 	// What is posted: `form` (URL-encoded pairs), `json` (an envelope) or `raw`
 	// (the body as the app sent it). The profile `openfaas` sets it to `raw`,
 	// `beam2` posts `{"data": …}` and leaves no choice. Default: `form`.
@@ -59,9 +64,10 @@ type Handler struct {
 	// `beam2` sets it to `X-Task-Status`. Default: `x-beam-task-status`.
 	StatusHeader string `json:"status_header,omitempty"`
 
-	// Headers added to the callback. Placeholders in their values expand when
-	// the request is accepted; a request that makes more than 16 KiB of them is
-	// refused. Default: none.
+	// Headers added to the callback. If there is a `url`, they go there only, and
+	// not to a URL that a request names: they may hold a secret. Placeholders in
+	// their values expand when the request is accepted; a request that makes more
+	// than 16 KiB of them is refused. Default: none.
 	Headers []HeaderField `json:"headers,omitempty"`
 
 	// The largest body, in bytes, of a request that can be a task.
@@ -145,7 +151,7 @@ func (h *Handler) Validate() error {
 		if err != nil {
 			return fmt.Errorf("url: %w", err)
 		}
-		h.own = safedial.HostPort(u)
+		h.URL, h.own = u.String(), safedial.HostPort(u)
 	}
 	switch {
 	case h.Format == formatForm, h.Format == formatJSON, h.Format == formatRaw:
@@ -193,7 +199,7 @@ func isReserved(name string) bool {
 	name = strings.ToLower(name)
 	switch name {
 	case "content-type", "content-length", "content-encoding", "transfer-encoding", "host", "connection",
-		"trailer", "te", "upgrade":
+		"trailer", "te", "upgrade", "idempotency-key", "keep-alive", "proxy-connection":
 		return true
 	}
 	return strings.HasPrefix(name, "webhook-") || strings.HasPrefix(name, "callback-")
@@ -212,7 +218,15 @@ func isToken(s string) bool {
 // ServeHTTP passes the request on, as a task if it owes a callback. Of several
 // handlers on the request's way the first makes it one.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if !mayBeTask(r) || hasCallback(r.Context()) {
+	if header, isTask := taskHeaderOf(r); isTask {
+		if !strings.EqualFold(header, h.TaskHeader) {
+			dropHeader(r.Header, h.TaskHeader)
+		}
+		return next.ServeHTTP(w, r)
+	}
+	// Only the gateway names tasks to the endpoint.
+	dropHeader(r.Header, h.TaskHeader)
+	if !mayBeTask(r) {
 		return next.ServeHTTP(w, r)
 	}
 	callback, host, err := h.callbackOf(r)
@@ -225,7 +239,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			// cost a message, and hold what nobody was promised yet.
 			t := newTicket(h)
 			t.callback, t.host = callback, host
-			r = r.WithContext(context.WithValue(r.Context(), ticketKey{}, t))
+			ctx := &requestContext{client: r.Context(), task: context.WithValue(r.Context(), ticketKey{}, t)}
+			defer ctx.over.Store(true)
+			// In place, as exchange.serve does it.
+			*r = *r.WithContext(ctx)
 		}
 		return next.ServeHTTP(w, r)
 	}
@@ -238,39 +255,57 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err != nil {
 		return unavailable(w, h.log, err)
 	}
+	x.upgradable = true
 	return x.serve(r, next)
 }
 
-// hasCallback says whether a handler before this one has made the request a task,
-// or has its callback for a queue.
-func hasCallback(ctx context.Context) bool {
-	t, ok := ctx.Value(ticketKey{}).(*ticket)
-	return ok && t.callback != nil || ctx.Value(claimedKey{}) != nil
+// taskHeaderOf returns the header of the ID of the task that the request belongs
+// to already: a handler before this one has made it a task or has its callback for
+// a queue, or the templates of a task's page have made the request.
+func taskHeaderOf(r *http.Request) (header string, isTask bool) {
+	ctx := r.Context()
+	if x, ok := ctx.Value(claimedKey{}).(*exchange); ok {
+		return x.h.TaskHeader, true
+	}
+	if t, ok := ctx.Value(ticketKey{}).(*ticket); ok && t.callback != nil {
+		return t.header, true
+	}
+	return inFlight.headerOf(r)
 }
 
 // callbackOf returns what the request is owed, and the host and port that it
 // goes to, or nil if the request is no task. The error is a *problem.
 func (h *Handler) callbackOf(r *http.Request) (*task.Callback, string, error) {
 	target, host, trusted := h.URL, h.own, true
-	named, err := h.urlOf(r)
-	if err != nil {
-		return nil, "", err
+	hops, named, err := claimedHops(r), "", error(nil)
+	if hops <= maxHops {
+		if named, err = h.urlOf(r); err != nil {
+			return nil, "", err
+		}
 	}
 	if named != "" {
 		u, err := h.app.Delivery.policy.CheckURL(named)
 		if err != nil {
 			return nil, "", &problem{http.StatusBadRequest, fmt.Sprintf("%s: %v", h.source(), err)}
 		}
-		target, host, trusted = named, safedial.HostPort(u), false
+		target, host, trusted = u.String(), safedial.HostPort(u), false
 	}
 	if target == "" {
 		return nil, "", nil
+	}
+	if trusted {
+		if hops = h.app.provenHops(r); hops > maxHops {
+			return nil, "", nil
+		}
 	}
 	callback := h.newCallback(target, trusted, originalPath(r))
 	if parent := r.Header.Get("Traceparent"); len(parent) <= maxTraceparent {
 		callback.Traceparent = parent
 	}
-	callback.Header, err = h.callbackHeader(r)
+	if h.sendsHeaders(trusted) {
+		callback.Header, err = h.callbackHeader(r)
+	}
+	addHops(callback, hops)
 	return callback, host, err
 }
 
@@ -281,6 +316,11 @@ const maxTraceparent = 128
 // the header of a callback. The engine keeps them in the task's record, which
 // must fit in a message; most receivers refuse more.
 const maxFields = 16 << 10
+
+// sendsHeaders says whether what the operator adds goes to a URL: to the operator's
+// own, or where there is none, to the one that the request names. A client that
+// names a URL of its own must not get a secret that is meant for the operator's.
+func (h *Handler) sendsHeaders(own bool) bool { return own || h.URL == "" }
 
 // callbackHeader returns what the operator adds to a callback, with what the
 // request puts in the place of placeholders. The error is a *problem.
@@ -315,15 +355,16 @@ func (h *Handler) newCallback(target string, trusted bool, path string) *task.Ca
 	return callback
 }
 
-// fieldValue takes out of s what cannot stand in a header: a placeholder may
-// expand to what a client sent.
+// fieldValue removes the control characters from s: a placeholder may expand to
+// what a client sent. Other bytes stay as they are, UTF-8 or not.
 func fieldValue(s string) string {
-	return strings.Map(func(c rune) rune {
-		if c < ' ' && c != '\t' || c == 0x7f {
-			return -1
+	value := make([]byte, 0, len(s))
+	for _, c := range []byte(s) {
+		if c >= ' ' && c != 0x7f || c == '\t' {
+			value = append(value, c)
 		}
-		return c
-	}, s)
+	}
+	return string(value)
 }
 
 // Interface guards

@@ -33,6 +33,9 @@ type capture struct {
 	// complete is called once the response is known to be whole, before its
 	// last byte goes out. It is called without the lock.
 	complete func()
+	// switched, if set, is called before the client is told that the connection
+	// goes on in another protocol, as it asked.
+	switched func()
 	// taskHeader is set on the response whatever the endpoint says.
 	taskHeader [2]string
 	// ofHEAD is a response to HEAD: the length it names is not that of its body.
@@ -79,6 +82,10 @@ func (c *capture) WriteHeader(status int) {
 	}
 	if c.begun {
 		return
+	}
+	if status == http.StatusSwitchingProtocols && c.switched != nil {
+		c.switched()
+		c.Header().Del(c.taskHeader[0])
 	}
 	c.begun = true
 	if c.expect = bodyLength(status, c.Header()); c.ofHEAD {

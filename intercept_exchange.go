@@ -36,6 +36,9 @@ type exchange struct {
 	// failedWith is the status that the task failed with, the endpoint's or the
 	// one of the gateway's own error; 0 if there is none.
 	failedWith int
+	// upgradable says that the client can go on in another protocol if the endpoint
+	// agrees. Then the request turns out to be no task.
+	upgradable bool
 	// stopping ends when a task that still runs must be given up.
 	stopping context.Context
 }
@@ -59,6 +62,7 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 		},
 	}
 	x.capture.complete = x.settleResponse
+	x.capture.ofHEAD = r.Method == http.MethodHead // of the command line only
 	x.ctx, x.cancel = context.WithCancelCause(context.WithoutCancel(r.Context()))
 	claimed := x.rec
 	if x.lease, err = s.Claim(x.ctx, &claimed); err != nil {
@@ -78,7 +82,13 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	defer deadline.Stop()
 	defer context.AfterFunc(x.stopping, x.abandon)()
 
-	passOver(r.Header)
+	limitConnection(r.Header)
+	if x.upgradable && isUpgrade(r) {
+		x.capture.switched = func() { x.dissolve(x.ctx) }
+	} else {
+		passOver(r.Header)
+	}
+	dropHeader(r.Header, x.h.TaskHeader)
 	r.Header.Set(x.h.TaskHeader, x.rec.ID)
 	x.capture.setTaskHeader()
 	defer func() {
@@ -94,12 +104,16 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 			panic(cause) // Caddy's to handle
 		}
 	}()
-	ctx := &requestContext{client: r.Context(), task: x.handlerContext(r.Context())}
+	defer inFlight.add(x)()
+	ctx := &requestContext{client: r.Context(), task: x.handlerContext(r.Context()), exchange: x}
 	defer ctx.over.Store(true)
 	// In place: Caddy's placeholders, {http.request.body} for one, read the request
 	// that it has prepared, not a copy of it.
 	*r = *r.WithContext(ctx)
 	err = next.ServeHTTP(x.capture, r)
+	if err == nil && !x.capture.begun && hasSwitched(r) {
+		err = errSwitched
+	}
 	switch {
 	case err != nil:
 		message, code := endpointError(err)
@@ -112,12 +126,27 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	return err
 }
 
+// errSwitched is what becomes of a response 101 to a request that did not ask for
+// another protocol. reverse_proxy takes it for its own and writes nothing.
+var errSwitched = caddyhttp.Error(http.StatusBadGateway, errors.New("the endpoint switched to a protocol that was not asked for"))
+
+// hasSwitched says whether reverse_proxy's upstream has answered 101.
+func hasSwitched(r *http.Request) bool {
+	repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if !ok {
+		return false
+	}
+	status, _ := repl.Get("http.reverse_proxy.status_code")
+	return status == http.StatusSwitchingProtocols
+}
+
 // requestContext is the context of a request that is a task: the task's while
 // the handlers after this one have it, then the client's again. The request
 // itself is not written to a second time: who still sends its body upstream
 // reads it.
 type requestContext struct {
 	client, task context.Context
+	exchange     *exchange // nil if the request was not claimed
 	over         atomic.Bool
 }
 
@@ -133,13 +162,13 @@ func (c *requestContext) Done() <-chan struct{}       { return c.current().Done(
 func (c *requestContext) Err() error                  { return c.current().Err() }
 
 func (c *requestContext) Value(key any) any {
-	if key == (claimedKey{}) {
-		return c
+	if key == (claimedKey{}) && c.exchange != nil {
+		return c.exchange
 	}
 	return c.current().Value(key)
 }
 
-// claimedKey finds the context of a request that is a task.
+// claimedKey finds the exchange of a request that is a task.
 type claimedKey struct{}
 
 // handlerContext is the context of the handlers after this one. If a queue is
@@ -264,6 +293,10 @@ func (x *exchange) settleBroken() {
 // settleResponse gives the verdict on a response that is whole, unless there is
 // one.
 func (x *exchange) settleResponse() {
+	if x.capture.status == http.StatusSwitchingProtocols {
+		x.settle(verdict{status: task.Failed, message: noAnswer})
+		return
+	}
 	if !x.capture.close(false) {
 		return
 	}

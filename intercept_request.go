@@ -22,20 +22,25 @@ func mayBeTask(r *http.Request) bool {
 	case http.MethodHead, http.MethodOptions, http.MethodConnect:
 		return false
 	}
-	// A connection upgrade has no response to deliver. A callback that reaches
-	// a gateway is not made a task again: it would call back without end.
-	return !isUpgrade(r.Header["Upgrade"]) && len(r.Header[hopHeader]) == 0
+	return true
 }
 
-// isUpgrade says whether a request wants to go on in another protocol. An offer
-// of HTTP/2 or TLS does not: clients make it with requests like any other, Java's
-// own and curl's --http2 with each, and who passes it over answers as always
-// (RFC 9113, section 3.1; RFC 2817, section 3.1).
-func isUpgrade(offers []string) bool {
+// isUpgrade says whether a server may answer a request by going on in another
+// protocol (RFC 9110, section 7.8). A client that only names one, without the
+// option of Connection, or with a body to be answered, gets a response.
+//
+// An offer of HTTP/2 or TLS is not meant so: clients make it with requests like any
+// other, Java's own and curl's --http2 with each, and a server that ignores it
+// answers as always (RFC 9113, section 3.1; RFC 2817, section 3.1).
+func isUpgrade(r *http.Request) bool {
+	offers := r.Header["Upgrade"]
+	if len(offers) == 0 || r.Method != http.MethodGet || !r.ProtoAtLeast(1, 1) || !hasOption(r.Header, "upgrade") {
+		return false
+	}
 	for _, line := range offers {
 		for offer := range strings.SplitSeq(line, ",") {
 			protocol, _, _ := strings.Cut(strings.TrimSpace(offer), "/")
-			if !strings.EqualFold(protocol, "h2c") && !strings.EqualFold(protocol, "TLS") {
+			if protocol != "" && !strings.EqualFold(protocol, "h2c") && !strings.EqualFold(protocol, "TLS") {
 				return true
 			}
 		}
@@ -49,17 +54,10 @@ func passOver(header http.Header) {
 	if len(header["Upgrade"]) == 0 {
 		return
 	}
-	for _, line := range header["Connection"] {
-		for name := range strings.SplitSeq(line, ",") {
-			header.Del(strings.TrimSpace(name))
-		}
-	}
-	header.Del("Connection")
 	header.Del("Upgrade")
+	header.Del("Http2-Settings")
+	header.Del("Connection")
 }
-
-// hopHeader marks a callback, in canonical form.
-const hopHeader = "Callback-Hop"
 
 // hasJSONBody says whether the request declares a JSON body. It allocates
 // nothing: every request passes here.

@@ -25,12 +25,12 @@ func TestWhatIsNoTaskCostsNoAllocation(t *testing.T) {
 	}
 	next := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 	for name, r := range map[string]*http.Request{
-		"a GET":         httptest.NewRequest("GET", "/", nil),
-		"an upload":     httptest.NewRequest("POST", "/", strings.NewReader("text")),
-		"an empty body": httptest.NewRequest("POST", "/", http.NoBody),
-		"a form":        httptest.NewRequest("POST", "/", strings.NewReader("a=b")),
-		"a HEAD":        httptest.NewRequest("HEAD", "/", nil),
-		"a callback":    httptest.NewRequest("POST", "/", strings.NewReader(`{"callback_url":"http://c.example"}`)),
+		"a GET":                       httptest.NewRequest("GET", "/", nil),
+		"an upload":                   httptest.NewRequest("POST", "/", strings.NewReader("text")),
+		"an empty body":               httptest.NewRequest("POST", "/", http.NoBody),
+		"a form":                      httptest.NewRequest("POST", "/", strings.NewReader("a=b")),
+		"a HEAD":                      httptest.NewRequest("HEAD", "/", nil),
+		"the ninth callback in a row": httptest.NewRequest("POST", "/", strings.NewReader(`{"callback_url":"http://c.example"}`)),
 		"without a header, a body that names a URL": httptest.NewRequest("POST", "/", strings.NewReader(`{"callback_url":"http://c.example"}`)),
 		"an empty header": httptest.NewRequest("POST", "/", strings.NewReader("text")),
 	} {
@@ -44,8 +44,8 @@ func TestWhatIsNoTaskCostsNoAllocation(t *testing.T) {
 			r.Header.Set("X-Callback-Url", "")
 		case "a form":
 			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		case "a callback":
-			r.Header.Set("Callback-Hop", "1")
+		case "the ninth callback in a row":
+			r.Header.Set("Callback-Hop", "9")
 			r.Header.Set("Content-Type", "application/json")
 		case "an empty body":
 			r.Header.Set("Content-Type", "application/json")

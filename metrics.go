@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
@@ -193,6 +195,17 @@ func (m *metrics) taskEnded(rec *task.Record) {
 	if rec.Queue != "" && !rec.StartedAt.IsZero() {
 		m.queueRun.WithLabelValues(rec.Queue).Observe(rec.FinishedAt.Sub(rec.StartedAt).Seconds())
 	}
+}
+
+// countCanceled counts the verdict of a task that was canceled: the engine gives
+// it, so that no exchange does.
+func (a *App) countCanceled(ctx context.Context, e engine.Engine, id string) {
+	rec, err := e.Get(ctx, id)
+	if err != nil || !rec.Ended() {
+		a.log.Debug("canceled task not counted", zap.String("task_id", id), zap.Error(err))
+		return
+	}
+	a.metrics.taskEnded(rec)
 }
 
 func (m *metrics) attempted(rec *task.Record, outcome string, at time.Time, took time.Duration) {

@@ -1,6 +1,7 @@
 package callback
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -63,6 +64,8 @@ const (
 func (h *Handler) conflict() error {
 	p := profiles[h.Profile]
 	switch {
+	case h.FromNone && (h.Field != "" || h.FromHeader != ""):
+		return errors.New("from none lets no request name a URL; leave out field and from header")
 	case h.Field != "" && h.FromHeader != "":
 		return fmt.Errorf("field %s and from header %s are two places for one URL; give one of them", h.Field, h.FromHeader)
 	case h.Field != "" && p.fromHeader != "":
@@ -82,7 +85,9 @@ func (h *Handler) applyProfile() error {
 		return err
 	}
 	p := profiles[h.Profile]
-	setDefault(&h.FromHeader, p.fromHeader)
+	if !h.FromNone {
+		setDefault(&h.FromHeader, p.fromHeader)
+	}
 	setDefault(&h.Format, p.format)
 	setDefault(&h.TaskHeader, p.taskHeader)
 	setDefault(&h.StatusHeader, p.statusHeader)
@@ -94,6 +99,8 @@ func (h *Handler) applyProfile() error {
 // gateway sets, and these against those of the profile.
 func (h *Handler) validateProfile() error {
 	switch {
+	case h.FromNone && h.URL == "":
+		return errors.New("from none lets no request name a URL, and there is no other; write callback <url>")
 	case h.FromHeader == "":
 	case !isToken(h.FromHeader):
 		return fmt.Errorf("from header: %q is not a header name", h.FromHeader)
@@ -116,6 +123,9 @@ func (h *Handler) profileSets(name string) bool {
 // urlOf returns the URL that the request names, "" if it names none. The error
 // is a *problem: the request must be refused.
 func (h *Handler) urlOf(r *http.Request) (string, error) {
+	if h.FromNone {
+		return "", nil
+	}
 	if h.fromKey != "" {
 		return headerURL(r.Header[h.fromKey], h.FromHeader)
 	}
@@ -158,7 +168,8 @@ func functionOf(path string) string {
 	strange := strings.ContainsFunc(name, func(c rune) bool {
 		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && c != '-' && c != '_' && c != '.'
 	})
-	if !ok || strange || len(name) > maxFunctionName {
+	dots := strings.Trim(name, ".") == "" // receivers may make a path of it
+	if !ok || strange || dots || len(name) > maxFunctionName {
 		return ""
 	}
 	return name
@@ -216,7 +227,8 @@ func addFunctionHeader(h http.Header, rec *task.Record) {
 		return
 	}
 	for name, values := range rec.Result.Header {
-		if len(h[name]) == 0 && !isReserved(name) && name != "Expect" && name != "User-Agent" {
+		key := http.CanonicalHeaderKey(name)
+		if len(h[key]) == 0 && !isReserved(key) && key != "Expect" && key != "User-Agent" {
 			h[name] = values
 		}
 	}

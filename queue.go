@@ -135,7 +135,9 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 	}
 	ticket.rename(a.id) // a key may stand for another task
 	if ticket.client != nil {
-		r = r.WithContext(ticket.client) // nobody waits for a client that has left
+		// Nobody waits for a client that has left. The copy is for us only: no handler
+		// follows whose placeholders would read another request.
+		r = r.WithContext(ticket.client)
 	}
 	return q.acknowledge(w, r, s, original, a)
 }
@@ -215,6 +217,9 @@ type acceptance struct {
 // must be refused for what it is.
 func (q *TaskQueue) accept(s *sharedStore, t *ticket, r *http.Request) (*acceptance, error) {
 	ctx := context.WithoutCancel(r.Context()) // a client that leaves now is accepted all the same
+	if len(r.Header["Idempotency-Key"]) > 1 {
+		return nil, &problem{http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts"}
+	}
 	rec, err := q.newRecord(t, r)
 	if err != nil {
 		return nil, err

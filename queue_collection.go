@@ -3,10 +3,7 @@ package callback
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"net/http"
-	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
@@ -44,6 +41,7 @@ func lookupOf(method, path string) (lookup, bool) {
 // answer answers a request about a task. Its ID is the capability: who knows it
 // may see and cancel the task.
 func (q *TaskQueue) answer(w http.ResponseWriter, r *http.Request, s *sharedStore, l lookup) error {
+	w.Header().Set("Cache-Control", "no-store") // that there is no such task yet, too
 	rec, err := s.Get(r.Context(), l.id)
 	switch {
 	case errors.Is(err, engine.ErrNotFound), err == nil && rec.Queue != q.Name:
@@ -59,10 +57,13 @@ func (q *TaskQueue) answer(w http.ResponseWriter, r *http.Request, s *sharedStor
 }
 
 // publicTask is the task document as a client of the queue sees it: without what
-// receivers answered, and of the operator's own receiver not what went wrong
-// there, which may name internal addresses.
+// receivers answered, and without the host of the operator's own URL and what went
+// wrong there, which may name internal addresses.
 func publicTask(rec *task.Record) task.Task {
 	doc := rec.Task
+	if rec.Callback != nil && rec.Callback.Trusted {
+		doc.CallbackHost = ""
+	}
 	doc.Attempts = append([]task.Attempt(nil), doc.Attempts...)
 	for i := range doc.Attempts {
 		doc.Attempts[i].Response = ""
@@ -86,39 +87,8 @@ func (q *TaskQueue) cancel(w http.ResponseWriter, r *http.Request, s *sharedStor
 	case err != nil:
 		return unavailable(w, q.log, err)
 	}
+	q.app.countCanceled(r.Context(), s, id)
 	return writeJSON(w, http.StatusAccepted, map[string]string{"task_id": id})
-}
-
-// writeResult answers with the task's response as the app gave it.
-func (q *TaskQueue) writeResult(w http.ResponseWriter, r *http.Request, s *sharedStore, rec *task.Record) error {
-	switch {
-	case !rec.Ended():
-		return writeProblem(w, &problem{http.StatusConflict, "the task has no result yet: it is " + string(rec.State)})
-	case rec.Result == nil:
-		return writeProblem(w, &problem{statusWithout(rec), rec.Error})
-	}
-	body, err := s.Open(r.Context(), rec.ID, engine.ResultBody)
-	if errors.Is(err, engine.ErrNotFound) {
-		return writeProblem(w, &problem{http.StatusNotFound, "the task's result is no longer kept"})
-	} else if err != nil {
-		return unavailable(w, q.log, err)
-	}
-	defer body.Close()
-	for name, values := range rec.Result.Header {
-		w.Header()[name] = values
-	}
-	if rec.Result.Size > rec.Result.Kept {
-		w.Header().Set("Callback-Truncated", strconv.FormatInt(rec.Result.Size, 10))
-	}
-	w.Header().Set("Content-Length", strconv.FormatInt(rec.Result.Kept, 10))
-	w.WriteHeader(rec.UpstreamStatus)
-	if r.Method == http.MethodHead {
-		return nil
-	}
-	if _, err := io.Copy(w, body); err != nil {
-		return fmt.Errorf("sending the result of task %s: %w", rec.ID, err)
-	}
-	return nil
 }
 
 // statusWithout is what is answered in place of a response that there is none

@@ -18,6 +18,12 @@ type QueueOptions struct {
 	// How many tasks can wait; more are refused with 429. Default: `100000`.
 	MaxQueued int `json:"max_queued,omitempty"`
 
+	// What an idempotency key is scoped to, beside the queue, the method and the
+	// URI: requests for which the placeholders in it expand to different values
+	// have keys of their own. Default: `{http.auth.user.id}`; clients that do not
+	// authenticate share their keys.
+	IdempotencyScope string `json:"idempotency_scope,omitempty"`
+
 	// Clocks that put tasks into the queue. Default: none.
 	Schedules []*Schedule `json:"schedules,omitempty"`
 }
@@ -27,6 +33,7 @@ const (
 	defaultWorkers   = 8
 	defaultAttempts  = 3
 	defaultMaxQueued = 100_000
+	defaultScope     = "{http.auth.user.id}"
 )
 
 var defaultRetryStatus = []int{502, 503, 504}
@@ -35,6 +42,7 @@ func (o *QueueOptions) provision() {
 	setDefault(&o.Workers, defaultWorkers)
 	setDefault(&o.Attempts, defaultAttempts)
 	setDefault(&o.MaxQueued, defaultMaxQueued)
+	setDefault(&o.IdempotencyScope, defaultScope)
 	if o.RetryStatus == nil {
 		o.RetryStatus = defaultRetryStatus
 	}

@@ -34,8 +34,9 @@ func (q *TaskQueue) newRecord(t *ticket, r *http.Request) (*task.Record, error) 
 	if t.profile == profileOpenFaaS {
 		rec.Request.Path = syncURI(r.URL.RequestURI())
 	}
+	dropHeader(rec.Request.Header, t.header)
 	rec.Request.Header.Set(t.header, rec.ID)
-	rec.Request.Header.Del("Prefer")
+	takePreferences(rec.Request.Header)
 	rec.Request.Header.Del("Expect")
 	return rec, nil
 }

@@ -221,7 +221,7 @@ func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.C
 		return nil, "", err
 	}
 	r.Header = stored.Header
-	target, host, trusted := h.URL, h.own, true
+	target, host, trusted, own := h.URL, h.own, true, true
 	named, err := h.urlOf(r)
 	if err != nil {
 		return nil, "", err
@@ -232,12 +232,15 @@ func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.C
 		if err != nil {
 			return nil, "", fmt.Errorf("%s: %w", h.source(), err)
 		}
-		target, host = named, safedial.HostPort(u)
+		target, host, own = u.String(), safedial.HostPort(u), false
 	}
 	if target == "" {
 		return nil, "", nil
 	}
 	callback := h.newCallback(target, trusted, r.URL.Path)
+	if !h.sendsHeaders(own) {
+		return callback, host, nil
+	}
 	repl := caddy.NewReplacer() // there is no request whose placeholders could expand
 	for _, field := range h.Headers {
 		callback.Header = append(callback.Header, [2]string{field.Name, fieldValue(repl.ReplaceAll(field.Value, ""))})

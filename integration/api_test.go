@@ -152,6 +152,9 @@ func TestAnOperatorRedeliversWhatIsDead(t *testing.T) {
 			t.Errorf("%s was %q and is %q", name, was, is)
 		}
 	}
+	if key := again.Header.Get("Idempotency-Key"); first.Header.Get("Idempotency-Key") != id || !strings.HasPrefix(key, id+"-") {
+		t.Errorf("the idempotency key of task %s was %q and is %q", id, first.Header.Get("Idempotency-Key"), key)
+	}
 	if again.Body != first.Body {
 		t.Errorf("the body was %q and is %q", first.Body, again.Body)
 	}

@@ -31,7 +31,9 @@ func TestACallbackHasTheseHeadersAndNoOthers(t *testing.T) {
 		"Callback-Attempt":         "1",
 		"Callback-Upstream-Status": "200",
 		"Callback-Hop":             "1",
+		"Accept":                   "*/*",
 	}
+	want["Idempotency-Key"] = want["Beam-Task-Id"]
 	check := func(got gatewaytest.Callback) {
 		t.Helper()
 		for _, name := range slices.Sorted(maps.Keys(got.Header)) {
@@ -48,6 +50,7 @@ func TestACallbackHasTheseHeadersAndNoOthers(t *testing.T) {
 	check(rcv.Next(t))
 
 	want["Beam-Task-Id"] = g.Task(rcv.URL, "Traceparent", traceparent)
+	want["Idempotency-Key"] = want["Beam-Task-Id"]
 	want["Traceparent"] = traceparent
 	check(rcv.Next(t))
 }

@@ -164,6 +164,8 @@ func TestARunEndsWithItsVerdict(t *testing.T) {
 			http.Error(w, "out of memory", http.StatusInternalServerError)
 		case "/moved":
 			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusFound)
+		case "/length":
+			w.Header().Set("Content-Length", "1000")
 		case "/hang":
 			<-r.Context().Done()
 		case "/broken":
@@ -197,6 +199,9 @@ func TestARunEndsWithItsVerdict(t *testing.T) {
 		},
 		"a redirect is a response": {
 			[]string{"--to", "http://" + app + "/moved", "--method", "PUT"}, 0, "COMPLETE", "response=", "", "",
+		},
+		"the response to HEAD has a length and no body": {
+			[]string{"--to", "http://" + app + "/length", "--method", "HEAD"}, 0, "COMPLETE", "response=", "", "",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

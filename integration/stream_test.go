@@ -169,7 +169,7 @@ func TestAnUpgradedConnectionPassesAsIfWeWereNotThere(t *testing.T) {
 	if err != nil || resp.StatusCode != 101 || resp.Header.Get("beam-task-id") != "" {
 		t.Fatalf("%v %v", resp, err)
 	}
-	if h := <-requests; h.Get("Beam-Task-Id") != "theirs" || h.Get("Upgrade") != "websocket" {
+	if h := <-requests; h.Get("Beam-Task-Id") == "theirs" || h.Get("Upgrade") != "websocket" {
 		t.Errorf("the app got %v", h)
 	}
 	for i := range 10 {

@@ -52,6 +52,12 @@ func (m misbehave) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp
 		return errors.New("dialing 10.1.2.3: no")
 	case "refuse":
 		return caddyhttp.Error(http.StatusForbidden, errors.New("not from 10.1.2.3"))
+	case "headers":
+		w.Header()["X-Bad"] = []string{"a\nb"}
+		w.Header()["X-Foo "] = []string{"bar"}
+		w.Header().Set("X-Good", "yes")
+		_, err := io.WriteString(w, "ok")
+		return err
 	case "outlast":
 		<-r.Context().Done() // and then answer all the same
 		w.Header().Set("X-Late", "yes")

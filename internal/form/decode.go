@@ -51,22 +51,32 @@ func read(r Response, limit int64) result {
 		body = head(r.Body, limit)
 		return result{kind: binary, body: body, truncated: missing(r, body)}
 	}
+	charset := charset(r.ContentType)
 	if truncated > 0 {
-		if beginning := wholeRunes(body); utf8.Valid(beginning) {
+		beginning := wholeRunes(body)
+		if utf8.Valid(beginning) {
 			return result{kind: text, body: beginning, truncated: truncated}
+		}
+		if utf, ok := toUTF8(body, charset); ok { // it may have grown
+			return result{kind: text, body: wholeRunes(head(utf, limit)), truncated: truncated}
 		}
 		return result{kind: binary, body: body, truncated: truncated}
 	}
 
 	typ := mediaType(r.ContentType)
 	if isForm(typ) && len(body) > 0 {
-		return result{kind: form, body: body}
+		if pairs, ok := formToUTF8(body, charset); ok {
+			return result{kind: form, body: pairs}
+		}
+		return result{kind: binary, body: body}
 	}
 	// encoding/json accepts strings that are not UTF-8. Not so here: it replaces
 	// the bad bytes, and base64 keeps them.
-	if !utf8.Valid(body) {
+	utf, ok := toUTF8(body, charset)
+	if !ok {
 		return result{kind: binary, body: body}
 	}
+	body = utf
 	named := isJSON(typ)
 	if named || typ == "" || strings.EqualFold(typ, "text/plain") {
 		value := bytes.Trim(bytes.TrimPrefix(body, []byte(utf8BOM)), jsonSpace)

@@ -63,8 +63,10 @@ type Callback struct {
 //     repeats kept: strings as they are, numbers and booleans as written, null
 //     as nothing, objects and arrays as compact JSON. {} becomes no pair at all.
 //   - Other JSON becomes response= that JSON, a string without its quotes.
-//   - A form stays as it is.
-//   - Other UTF-8 becomes response= the text; so does an empty body.
+//   - A form stays as it is; one in ISO-8859-1 or windows-1252 that says so becomes
+//     UTF-8, and one in another charset is bytes.
+//   - Other text in these charsets becomes response= the text in UTF-8; so does an
+//     empty body.
 //   - Bytes become response= base64, with Encoding "base64".
 //   - A body of more than limit bytes, decoded, and one that was not captured
 //     whole, becomes response= its first bytes, at most limit of them, with

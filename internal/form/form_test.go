@@ -137,8 +137,8 @@ func TestEncode(t *testing.T) {
 			contentType: "image/png", body: "\x89PNG\r\n\x1a\n", want: "response=iVBORw0KGgo%3D", encoding: "base64"},
 		{name: "base64 is the standard alphabet, escaped",
 			contentType: "image/png", body: "\xfb\xef\xbe\xff", want: "response=%2B%2B%2B%2B%2Fw%3D%3D", encoding: "base64"},
-		{name: "text in another charset is bytes",
-			contentType: "text/plain; charset=iso-8859-1", body: "caf\xe9", want: "response=Y2Fm6Q%3D%3D", encoding: "base64"},
+		{name: "text in a charset that is not known is bytes",
+			contentType: "text/plain; charset=koi8-r", body: "caf\xe9", want: "response=Y2Fm6Q%3D%3D", encoding: "base64"},
 		{name: "an encoded surrogate is not UTF-8 and so bytes",
 			contentType: "text/plain", body: "\xed\xa0\x80", want: "response=7aCA", encoding: "base64"},
 

@@ -24,6 +24,10 @@ const maxHost = 253
 // errors are one short phrase each, fit to be shown to the client: they never
 // hold a userinfo or a query. A refused destination is a *RefusedError.
 //
+// The URL is normalised, so that its String is what goes onto a request line: what
+// cannot stand in a path or a query is encoded, and there is no fragment. Space
+// around it is an error: it would become part of the path.
+//
 // An empty port ("http://h:/") is the scheme's default, as RFC 3986, section
 // 6.2.3, has it.
 func (p *Policy) CheckURL(raw string) (*url.URL, error) {
@@ -32,6 +36,9 @@ func (p *Policy) CheckURL(raw string) (*url.URL, error) {
 	}
 	if !utf8.ValidString(raw) || strings.ContainsFunc(raw, unicode.IsControl) {
 		return nil, errors.New("has a control or invalid character")
+	}
+	if strings.TrimSpace(raw) != raw {
+		return nil, errors.New("has space around it")
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -62,7 +69,41 @@ func (p *Policy) CheckURL(raw string) (*url.URL, error) {
 	if err := p.checkPort(port); err != nil {
 		return nil, err
 	}
+	u.RawQuery = escapeQuery(u.RawQuery)
+	u.Fragment, u.RawFragment = "", "" // never sent (RFC 9110, section 7.1)
+	if len(u.String()) > maxURL {
+		return nil, fmt.Errorf("longer than %d bytes", maxURL)
+	}
 	return u, nil
+}
+
+// escapeQuery encodes what a query cannot have (RFC 3986, section 3.4): people
+// write "name=John Smith" and "name=Jürgen", and servers answer 400 to both. What
+// is encoded already stays so.
+func escapeQuery(query string) string {
+	var b strings.Builder
+	for i, c := range []byte(query) {
+		if isQueryByte(c) || c == '%' && isEscape(query[i:]) {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
+func isQueryByte(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' ||
+		strings.IndexByte("-._~!$&'()*+,;=:@/?", c) >= 0
+}
+
+// isEscape reports whether s begins with a percent sign and two hexadecimal digits.
+func isEscape(s string) bool {
+	if len(s) < 3 {
+		return false
+	}
+	const digits = "0123456789abcdefABCDEF"
+	return strings.IndexByte(digits, s[1]) >= 0 && strings.IndexByte(digits, s[2]) >= 0
 }
 
 // checkHost refuses what can be told from the host's spelling alone.

@@ -54,6 +54,10 @@ func TestCheckURLSaysWhatIsWrong(t *testing.T) {
 		{"a host disguised as a user", "http://c.example@10.0.0.1/", "has a user name or password"},
 		{"one byte too long", "http://c.example/" + strings.Repeat("x", 2048-len("http://c.example/")+1), "longer than 2048 bytes"},
 		{"a host longer than any", "http://" + strings.Repeat("a.", 127) + "aa/", "has a host longer than 253 bytes"},
+		{"a query too long once it is encoded", "http://c.example/?" + strings.Repeat("ü", 1000), "longer than 2048 bytes"},
+		{"a space at the end", "http://c.example/hook ", "has space around it"},
+		{"a space at the beginning", " http://c.example/hook", "has space around it"},
+		{"a no-break space at the end", "http://c.example/hook\u00a0", "has space around it"},
 		{"a line break", "http://c.example/\r\nX: y", "has a control or invalid character"},
 		{"a control character of Latin-1", "http://c.example/\u0085", "has a control or invalid character"},
 		{"bytes that are no text", "http://c.example/\xff", "has a control or invalid character"},
@@ -121,6 +125,30 @@ func TestCheckURLSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
+func TestCheckURLNormalises(t *testing.T) {
+	t.Parallel()
+	var policy safedial.Policy
+	for _, tt := range []struct{ raw, want string }{
+		{"http://c.example/p?name=John Smith", "http://c.example/p?name=John%20Smith"},
+		{"http://c.example/p?name=Jürgen", "http://c.example/p?name=J%C3%BCrgen"},
+		{"http://c.example/p?name=J%C3%BCrgen+x%20y", "http://c.example/p?name=J%C3%BCrgen+x%20y"},
+		{`http://c.example/p?a[]=<"1">&b={x|y}^\` + "`z`", "http://c.example/p?a%5B%5D=%3C%221%22%3E&b=%7Bx%7Cy%7D%5E%5C%60z%60"},
+		{"http://c.example/p?rate=100%&x=%zz&y=%4", "http://c.example/p?rate=100%25&x=%25zz&y=%254"},
+		{"http://c.example/p?a=b/c?d:e@f;g,h!$'()*~", "http://c.example/p?a=b/c?d:e@f;g,h!$'()*~"},
+		{"http://c.example/a b/ü|x", "http://c.example/a%20b/%C3%BC%7Cx"},
+		{"http://c.example/a%2Fb", "http://c.example/a%2Fb"},
+		{"http://c.example/p?q=1#frag ment", "http://c.example/p?q=1"},
+		{"http://c.example/p?", "http://c.example/p?"},
+	} {
+		u, err := policy.CheckURL(tt.raw)
+		if err != nil || u.String() != tt.want {
+			t.Errorf("%s is %v, %v; want %s", tt.raw, u, err, tt.want)
+		} else if again, err := policy.CheckURL(u.String()); err != nil || again.String() != tt.want {
+			t.Errorf("%s is %v, %v the second time", tt.want, again, err)
+		}
+	}
+}
+
 func TestHostPortIsTheSameForAllSpellings(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -181,6 +209,9 @@ func FuzzCheckURL(f *testing.F) {
 			if _, err := policy.CheckURL(urlOf(addr)); err != nil {
 				t.Fatalf("%q passed, %s not: %v", raw, urlOf(addr), err)
 			}
+		}
+		if strings.ContainsFunc(u.RequestURI(), func(c rune) bool { return c <= ' ' || c >= 0x7f }) {
+			t.Fatalf("%q has the request target %q", raw, u.RequestURI())
 		}
 		// What is checked must be what is called, whoever parses it again.
 		again, err := url.Parse(u.String())

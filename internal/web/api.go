@@ -30,6 +30,8 @@ type APIConfig struct {
 	// Node is this node's name, and Counts what it has counted.
 	Node   string
 	Counts *NodeCounts
+	// Canceled is called after a task was canceled; nil calls nothing.
+	Canceled func(ctx context.Context, e engine.Engine, id string)
 	// Failed is called with each error that was answered with 503.
 	Failed func(error)
 }

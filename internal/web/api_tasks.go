@@ -218,7 +218,7 @@ func (a *API) act(c *call, do action) (int, any, error) {
 	}
 	defer leave()
 	// A client that disconnects now has asked for it all the same.
-	err = e.Act(context.WithoutCancel(c.r.Context()), c.id, do.Action)
+	err = a.apply(context.WithoutCancel(c.r.Context()), e, c.id, do)
 	switch {
 	case errors.Is(err, engine.ErrEnded):
 		return 0, nil, &apiError{http.StatusConflict, do.refusal(err)}
@@ -228,6 +228,15 @@ func (a *API) act(c *call, do action) (int, any, error) {
 		return do.status, nil, nil
 	}
 	return do.status, map[string]string{"task_id": c.id}, nil
+}
+
+// apply does something to one task.
+func (a *API) apply(ctx context.Context, e engine.Engine, id string, do action) error {
+	err := e.Act(ctx, id, do.Action)
+	if err == nil && do.Kind == engine.Cancel && a.config.Canceled != nil {
+		a.config.Canceled(ctx, e, id)
+	}
+	return err
 }
 
 // bulk counts what became of the tasks that match.
@@ -303,7 +312,7 @@ func (a *API) actOnAll(c *call, do action, standard ...task.State) (int, any, er
 		}
 		scanned += page.Scanned
 		for _, rec := range page.Tasks {
-			b.count(&do, e.Act(context.WithoutCancel(c.r.Context()), rec.ID, do.Action))
+			b.count(&do, a.apply(context.WithoutCancel(c.r.Context()), e, rec.ID, do))
 		}
 		if cursor = page.Next; cursor == "" {
 			break

@@ -1,0 +1,191 @@
+package dispatch
+
+import (
+	"container/list"
+	"time"
+)
+
+// slotTime is how long an attempt keeps a slot of the fast pool.
+const slotTime = 500 * time.Millisecond
+
+// Grant allows attempts to be started. Every one of them must be ended by Done
+// or Short.
+type Grant struct {
+	Host     string
+	Attempts []*Attempt // one for each delivery to be taken from the engine
+}
+
+// Attempt is one attempt, from its grant to its end.
+type Attempt struct {
+	host        *host
+	participant *participant // that it counts for; nil once it has ended
+	started     time.Time
+	arrived     int64         // deliveries of the host that had been reported by then
+	late        bool          // has left the fast pool
+	fast        *list.Element // its place among those in the fast pool
+}
+
+// Kind says how an attempt ended.
+type Kind int
+
+// The ways in which an attempt ends.
+const (
+	Answered    Kind = iota // with a status code, whatever it is
+	TimedOut                // connected, but not answered, or not in time
+	Unreachable             // not connected
+	Cancelled               // not by the host, or not made at all
+)
+
+// Outcome is how an attempt ended.
+type Outcome struct {
+	Kind Kind
+	Took time.Duration // from connecting to the end
+}
+
+// Next returns a host to which attempts may start now, and reserves slots for
+// them. It returns false if there is none. Then ask again after any other call,
+// and at NextChange.
+func (d *Dispatcher) Next(now time.Time) (Grant, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.passOn(now)
+	for _, p := range []*pool{&d.fast, &d.slow} {
+		if who := p.choose(now); who != nil {
+			return d.grant(who, now), true
+		}
+	}
+	return Grant{}, false
+}
+
+func (d *Dispatcher) grant(who *participant, now time.Time) Grant {
+	p, h := who.pool, who.hosts[0]
+	n := who.hosts.lead(min(d.allowed(h), p.share(who), p.free(now)))
+	if who == p.ready[0] {
+		n = p.ready.lead(n)
+	} else {
+		n = 1
+	}
+	p.granted(who, n, now)
+	h.due -= n
+	h.running += n
+	h.rank = d.tick()
+	who.rank = h.rank
+	g := Grant{Host: h.name, Attempts: make([]*Attempt, n)}
+	attempts := make([]Attempt, n)
+	for i := range attempts {
+		a := &attempts[i]
+		*a = Attempt{host: h, participant: who, started: now, arrived: h.arrived}
+		if p == &d.fast {
+			a.fast = d.running.PushBack(a)
+		}
+		g.Attempts[i] = a
+	}
+	d.settle(h)
+	p.place(who)
+	return g
+}
+
+// passOn moves attempts that turned out not to be fast to the slow pool, as far
+// as their participants have a share of it.
+func (d *Dispatcher) passOn(now time.Time) {
+	if now.Before(d.nextPass) {
+		return
+	}
+	d.nextPass = now.Add(slotTime)
+	var next *list.Element
+	for e := d.running.Front(); e != nil; e = next {
+		next = e.Next()
+		a := e.Value.(*Attempt)
+		if at := a.started.Add(slotTime); at.After(now) {
+			d.nextPass = earlier(d.nextPass, at)
+			return
+		}
+		if d.slow.running >= d.slow.size || !d.move(a) {
+			d.nextPass = now.Add(slotTime / 4)
+		}
+	}
+}
+
+// move moves an attempt to the slow pool, if its participant has a share of it.
+func (d *Dispatcher) move(a *Attempt) bool {
+	old, who := a.participant, d.participant(&d.slow, a.host)
+	if d.slow.share(who) < 1 {
+		return false // and who exists, because it has attempts in flight
+	}
+	d.running.Remove(a.fast)
+	a.fast, a.late, a.participant = nil, true, who
+	a.host.late++
+	d.slow.count(who, 1)
+	d.fast.count(old, -1)
+	d.slow.place(who)
+	d.fast.place(old)
+	d.settle(a.host)
+	return true
+}
+
+// NextChange returns when to call Next again though nothing has happened. The
+// time is zero if nothing changes by itself.
+func (d *Dispatcher) NextChange(now time.Time) time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	at := d.slow.nextChange(now)
+	if d.running.Len() > 0 && len(d.fast.ready) > 0 && d.nextPass.After(now) {
+		at = earlier(at, d.nextPass)
+	}
+	return at
+}
+
+// earlier returns the earlier of two times, of which the first can be zero.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// Short ends the attempts of a grant for which there was no delivery: Take
+// returned only n. The host then has no more due than was reported since the
+// grant.
+func (d *Dispatcher) Short(g Grant, n int, now time.Time) {
+	if n >= len(g.Attempts) {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	rest := g.Attempts[max(0, n):]
+	h := rest[0].host
+	h.due = min(h.due, int(h.arrived-rest[0].arrived))
+	for _, a := range rest {
+		d.end(a, Outcome{Kind: Cancelled}, now)
+	}
+}
+
+// Done ends an attempt and returns what is now known of the host, for the engine
+// to keep. A second call for the same attempt changes nothing. If the delivery is
+// still due, report it with Due.
+func (d *Dispatcher) Done(a *Attempt, o Outcome, now time.Time) Stats {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.end(a, o, now)
+	return a.host.stats
+}
+
+func (d *Dispatcher) end(a *Attempt, o Outcome, now time.Time) {
+	h, who := a.host, a.participant
+	if who == nil {
+		return
+	}
+	a.participant = nil
+	if a.fast != nil {
+		d.running.Remove(a.fast)
+		a.fast = nil
+	}
+	if a.late {
+		h.late--
+	}
+	h.running--
+	h.learn(o, now, d.limits.PerHost)
+	who.pool.count(who, -1)
+	who.pool.place(who)
+	d.settle(h)
+}

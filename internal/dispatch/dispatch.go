@@ -1,0 +1,265 @@
+package dispatch
+
+import (
+	"container/list"
+	"sync"
+	"time"
+)
+
+// Defaults of Limits.
+const (
+	DefaultConcurrency = 256
+	DefaultSlow        = 768
+	DefaultPerHost     = 32
+	DefaultHosts       = 20_000
+)
+
+// Limits bound what is in flight and in memory. A field below 1 has its default.
+type Limits struct {
+	// Concurrency is how many attempts are in flight at once to hosts that
+	// usually answer within 100 ms.
+	Concurrency int
+	// Slow is how many are in flight at once to all other hosts. An attempt that
+	// was expected to be fast counts here once it has taken half a second.
+	Slow int
+	// PerHost is how many are in flight at once to one host.
+	PerHost int
+	// Hosts is how many hosts are in memory, at about 400 bytes each.
+	Hosts int
+}
+
+func (l Limits) withDefaults() Limits {
+	setDefault(&l.Concurrency, DefaultConcurrency)
+	setDefault(&l.Slow, DefaultSlow)
+	setDefault(&l.PerHost, DefaultPerHost)
+	setDefault(&l.Hosts, DefaultHosts)
+	return l
+}
+
+func setDefault(field *int, value int) {
+	if *field < 1 {
+		*field = value
+	}
+}
+
+const (
+	// slowPaceTime is how soon half of the second half of the slow pool is taken.
+	slowPaceTime = 2 * time.Second
+	// hostsPart: the hosts of one participant that wait are at most this part of
+	// those in memory, so that the names of one domain do not keep others out.
+	hostsPart = 8
+)
+
+// Dispatcher decides which deliveries may be attempted now. Its methods can be
+// called from several goroutines at once. None of them waits for anything.
+type Dispatcher struct {
+	mu       sync.Mutex
+	limits   Limits
+	hosts    map[string]*host
+	idle     list.List // of *host: those only remembered, the longest ago first
+	fast     pool
+	slow     pool
+	running  list.List           // of *Attempt: those in the fast pool, the oldest first
+	nextPass time.Time           // when passOn has something to do
+	paused   map[string]struct{} // hosts
+	ticks    int64
+	refused  bool // a host, because so many are in memory
+	reread   bool
+}
+
+// New returns a dispatcher that knows no hosts.
+func New(l Limits) *Dispatcher {
+	d := &Dispatcher{hosts: make(map[string]*host), paused: make(map[string]struct{})}
+	d.fast.participants = make(map[string]*participant)
+	d.slow.participants = make(map[string]*participant)
+	d.slow.paceTime = slowPaceTime
+	d.SetLimits(l)
+	return d
+}
+
+// SetLimits changes the limits. Attempts in flight go on, even if there are more
+// of them than the new limits allow.
+func (d *Dispatcher) SetLimits(l Limits) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.limits = l.withDefaults()
+	d.fast.size, d.slow.size = d.limits.Concurrency, d.limits.Slow
+	for _, h := range d.hosts {
+		d.settle(h)
+	}
+}
+
+// Due is a report that deliveries of a host have become due.
+type Due struct {
+	Host    string // host:port
+	N       int    // how many, beyond those that were reported before
+	Trusted bool   // the operator has named the host, not a client
+	Stats   Stats  // what the engine has of the host; ignored if it is in memory
+}
+
+// Due takes note of deliveries that have become due. It returns false if so many
+// hosts wait that this one cannot be kept in memory; Reread says when to report
+// it again. A report of more deliveries than there are costs one Take that
+// returns too few.
+func (d *Dispatcher) Due(due Due, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	h := d.hosts[due.Host]
+	if h == nil {
+		if h = d.admit(due, now); h == nil {
+			return false
+		}
+	}
+	if h.idle != nil {
+		d.idle.Remove(h.idle)
+		h.idle = nil
+		h.load(h.stats, now)
+		h.rank = d.firstRank(h)
+	}
+	if due.Trusted && !h.trusted {
+		h.trusted, h.group = true, h.name // settle moves it to its own participant
+	}
+	h.due += due.N
+	h.arrived += int64(due.N)
+	d.settle(h)
+	return true
+}
+
+// admit takes a host into memory, or returns nil.
+func (d *Dispatcher) admit(due Due, now time.Time) *host {
+	h := &host{name: due.Host, trusted: due.Trusted, group: due.Host}
+	if !h.trusted {
+		h.group = groupOf(due.Host)
+	}
+	h.load(due.Stats, now)
+	if who := d.poolOf(h).participants[h.group]; who != nil && len(who.hosts) >= max(1, d.limits.Hosts/hostsPart) {
+		who.refused = true
+		return nil
+	}
+	if len(d.hosts) >= d.limits.Hosts {
+		oldest := d.idle.Front()
+		if oldest == nil {
+			d.refused = true
+			return nil
+		}
+		delete(d.hosts, d.idle.Remove(oldest).(*host).name) // the engine has its stats
+	}
+	h.rank = d.firstRank(h)
+	d.hosts[h.name] = h
+	return h
+}
+
+// Reread reports, once, that there is room again for hosts that Due has refused.
+// Then all hosts with deliveries due are to be reported again.
+func (d *Dispatcher) Reread() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	again := d.reread
+	d.reread = false
+	return again
+}
+
+// Pause stops attempts to a host from being started, or allows them again.
+// Attempts in flight go on. A pause outlives what else is known of a host.
+func (d *Dispatcher) Pause(hostPort string, paused bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if paused {
+		d.paused[hostPort] = struct{}{}
+	} else {
+		delete(d.paused, hostPort)
+	}
+	if h := d.hosts[hostPort]; h != nil {
+		d.settle(h)
+	}
+}
+
+// InFlight returns how many attempts are in flight to each host that has any.
+func (d *Dispatcher) InFlight() map[string]int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	counts := make(map[string]int)
+	for name, h := range d.hosts {
+		if h.running > 0 {
+			counts[name] = h.running
+		}
+	}
+	return counts
+}
+
+// allowed returns how many attempts may start to a host, for all that concerns
+// the host alone. A rate per host belongs here, and the time of its next attempt
+// in NextChange.
+func (d *Dispatcher) allowed(h *host) int {
+	if _, paused := d.paused[h.name]; paused {
+		return 0
+	}
+	return min(h.due, min(h.stats.Window, d.limits.PerHost)-h.running)
+}
+
+// settle puts a host where it belongs now: in the order of its participant, or
+// among those that are only remembered.
+func (d *Dispatcher) settle(h *host) {
+	var who *participant
+	if d.allowed(h) > 0 {
+		who = d.participant(d.poolOf(h), h)
+	}
+	if old := h.queued; old != nil && old != who {
+		old.hosts.remove(h)
+		d.unrefuse(old)
+		old.pool.place(old)
+	}
+	h.queued = who
+	if who != nil {
+		who.hosts.add(h)
+		who.pool.place(who)
+		return
+	}
+	if h.due == 0 && h.running == 0 && h.idle == nil {
+		h.idle = d.idle.PushBack(h)
+		if d.refused && len(d.hosts)-d.idle.Len() <= d.limits.Hosts*3/4 {
+			d.refused, d.reread = false, true
+		}
+	}
+}
+
+// unrefuse has refused hosts reported again once half of those that waited are
+// gone.
+func (d *Dispatcher) unrefuse(who *participant) {
+	if who.refused && len(who.hosts) <= d.limits.Hosts/hostsPart/2 {
+		who.refused, d.reread = false, true
+	}
+}
+
+func (d *Dispatcher) poolOf(h *host) *pool {
+	if h.fast() {
+		return &d.fast
+	}
+	return &d.slow
+}
+
+func (d *Dispatcher) participant(p *pool, h *host) *participant {
+	who := p.participants[h.group]
+	if who == nil {
+		who = &participant{pool: p, group: h.group}
+		who.rank = d.firstRank(h)
+		p.participants[h.group] = who
+	}
+	return who
+}
+
+func (d *Dispatcher) tick() int64 {
+	d.ticks++
+	return d.ticks
+}
+
+// firstRank returns the rank of a host that had nothing due, and of its
+// participant: ahead of all that were served, and of those that came before.
+// Thousands of hosts can wait for their first attempt, and a new one must not
+// wait for all of them. A host that failed last comes after all others.
+func (d *Dispatcher) firstRank(h *host) int64 {
+	if h.stats.Window < firstWindow {
+		return d.tick()
+	}
+	return -d.tick()
+}

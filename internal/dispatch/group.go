@@ -1,0 +1,53 @@
+package dispatch
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+
+	"golang.org/x/net/publicsuffix"
+)
+
+// groupOf returns what hosts must have in common to share a limit: the
+// registrable domain of a name, the /24 of an IPv4 address, or the /48 of an
+// IPv6 address. One person can have any number of names or addresses within it.
+//
+// Only the ICANN part of the public suffix list counts. In the private part are
+// the domains under which hosting companies give names away for free, and there
+// a thousand names cost no more than one.
+func groupOf(hostPort string) string {
+	host, _, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		host = hostPort
+	}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return network(addr)
+	}
+	name := strings.TrimSuffix(strings.ToLower(host), ".")
+	suffix, icann := publicsuffix.PublicSuffix(name)
+	for !icann {
+		_, parent, ok := strings.Cut(suffix, ".")
+		if !ok {
+			break // no list knows this top-level domain
+		}
+		suffix, icann = publicsuffix.PublicSuffix(parent)
+	}
+	if len(name) <= len(suffix) {
+		return name
+	}
+	rest := name[:len(name)-len(suffix)-1]
+	return name[strings.LastIndexByte(rest, '.')+1:]
+}
+
+func network(addr netip.Addr) string {
+	addr = addr.Unmap().WithZone("")
+	bits := 48
+	if addr.Is4() {
+		bits = 24
+	}
+	prefix, err := addr.Prefix(bits)
+	if err != nil {
+		return addr.String()
+	}
+	return prefix.String()
+}

@@ -1,0 +1,73 @@
+package dispatch
+
+import "container/heap"
+
+// position is where a host or a participant is in an order.
+type position struct {
+	running int   // attempts in flight
+	rank    int64 // decides between those with as many in flight: the lowest is next
+	index   int   // in the order, from 1; 0 if it is in none
+}
+
+func (p *position) at() *position { return p }
+
+// order is a queue of hosts or participants. The one with the fewest attempts in
+// flight is first.
+type order[T interface{ at() *position }] []T
+
+func (o order[T]) Len() int { return len(o) }
+
+func (o order[T]) Less(i, j int) bool {
+	a, b := o[i].at(), o[j].at()
+	if a.running != b.running {
+		return a.running < b.running
+	}
+	return a.rank < b.rank
+}
+
+func (o order[T]) Swap(i, j int) {
+	o[i], o[j] = o[j], o[i]
+	o[i].at().index, o[j].at().index = i+1, j+1
+}
+
+// Push is for container/heap; call add.
+func (o *order[T]) Push(x any) {
+	item := x.(T)
+	*o = append(*o, item)
+	item.at().index = len(*o)
+}
+
+// Pop is for container/heap; call remove.
+func (o *order[T]) Pop() any {
+	last := len(*o) - 1
+	item := (*o)[last]
+	clear((*o)[last:])
+	*o = (*o)[:last]
+	item.at().index = 0
+	return item
+}
+
+// add puts an item in, or moves it to where it belongs now.
+func (o *order[T]) add(item T) {
+	if i := item.at().index; i > 0 {
+		heap.Fix(o, i-1)
+		return
+	}
+	heap.Push(o, item)
+}
+
+func (o *order[T]) remove(item T) {
+	if i := item.at().index; i > 0 {
+		heap.Remove(o, i-1)
+	}
+}
+
+// lead returns how many attempts the first item may start before the second has
+// fewer in flight. It is at most n.
+func (o order[T]) lead(n int) int {
+	first := o[0].at().running
+	for i := 1; i < min(len(o), 3); i++ {
+		n = min(n, o[i].at().running-first+1)
+	}
+	return max(1, n)
+}
