@@ -100,8 +100,8 @@ func TestStreamsThatAreGoneAreMadeAnew(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	rcv := gatewaytest.NewReceiver(t, nil)
-	app, ticks := newClockedApp(t)
-	options := strings.Replace(c.Options(), "delivery", every("1s", "/q/tick")+"\ndelivery", 1)
+	app, runs := newScheduledApp(t)
+	options := strings.Replace(c.Options(), "delivery", every("1s", "/q/run")+"\ndelivery", 1)
 	g := gatewaytest.Start(t, options, "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}\nreverse_proxy "+app)
 	accepts(g, rcv.URL)
 	rcv.Next(t)
@@ -117,10 +117,10 @@ func TestStreamsThatAreGoneAreMadeAnew(t *testing.T) {
 	id := accepts(g, rcv.URL)
 	for rcv.Next(t).TaskID() != id {
 	}
-	for len(ticks) > 0 {
-		<-ticks
+	for len(runs) > 0 {
+		<-runs
 	}
-	for nextTick(t, ticks).uri != "/q/tick" {
+	for nextRun(t, runs).uri != "/q/run" {
 	}
 }
 

@@ -61,14 +61,14 @@ func TestOneKeyStartsOneTaskOnTwoGateways(t *testing.T) {
 func TestAScheduleTicksOnceForTwoGateways(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
-	app, ticks := newClockedApp(t)
+	app, runs := newScheduledApp(t)
 	site := "task_queue /t* q {\nreverse_proxy " + app + "\n}"
 	options := c.Options() + "\n" + every("2s", "/t")
 	a, b := gatewaytest.Start(t, options, site), gatewaytest.Start(t, options, site)
 	seen := make(map[string]bool)
-	next := func() tick {
+	next := func() run {
 		t.Helper()
-		k := nextTick(t, ticks)
+		k := nextRun(t, runs)
 		if seen[k.id] || k.id == "" {
 			t.Errorf("the task %q came twice", k.id)
 		}
@@ -84,10 +84,10 @@ func TestAScheduleTicksOnceForTwoGateways(t *testing.T) {
 	a.Kill()
 	next()
 	next()
-	// Six ticks take ten seconds, and if each made two tasks, four. A slow machine
+	// Six runs take ten seconds, and if each made two tasks, four. A slow machine
 	// only adds to that.
 	if took := next().at.Sub(first.at); took < 8*time.Second {
-		t.Errorf("six ticks of two seconds came within %v", took)
+		t.Errorf("six runs of two seconds came within %v", took)
 	}
 }
 

@@ -9,30 +9,31 @@ import (
 	"time"
 
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// tick is a task of a schedule that reached the app.
-type tick struct {
+// run is a task of a schedule that reached the app.
+type run struct {
 	id, uri string
 	at      time.Time
 }
 
-// newClockedApp starts an app that tells of each task it gets.
-func newClockedApp(t *testing.T) (addr string, ticks chan tick) {
-	ticks = make(chan tick, 1000)
+// newScheduledApp starts an app that tells of each task it gets.
+func newScheduledApp(t *testing.T) (addr string, runs chan run) {
+	runs = make(chan run, 1000)
 	addr = gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
-		ticks <- tick{r.Header.Get("beam-task-id"), r.RequestURI, time.Now()}
+		runs <- run{r.Header.Get("beam-task-id"), r.RequestURI, time.Now()}
 	})
-	return addr, ticks
+	return addr, runs
 }
 
-func nextTick(t *testing.T, ticks chan tick) tick {
+func nextRun(t *testing.T, runs chan run) run {
 	t.Helper()
 	select {
-	case k := <-ticks:
+	case k := <-runs:
 		return k
 	case <-time.After(gatewaytest.Patience):
-		t.Fatal("no tick came")
+		t.Fatal("no run came")
 		panic("unreachable")
 	}
 }
@@ -41,7 +42,7 @@ func every(d, uri string) string {
 	return fmt.Sprintf("queue q {\nschedule @every %s {\nuri %s\n}\n}", d, uri)
 }
 
-func TestTicksMissedWhileNoGatewayRanComeOnce(t *testing.T) {
+func TestMissedRunsAreMadeUpForByOne(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*gatewaytest.Gateway){
 		"stopped": func(g *gatewaytest.Gateway) { g.Stop() },
@@ -49,21 +50,23 @@ func TestTicksMissedWhileNoGatewayRanComeOnce(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			app, ticks := newClockedApp(t)
+			app, runs := newScheduledApp(t)
 			g := gatewaytest.Start(t, every("5s", "/t"), "task_queue /t* q {\nreverse_proxy "+app+"\n}")
-			seen := map[string]bool{nextTick(t, ticks).id: true}
+			id := nextRun(t, runs).id
+			seen := map[string]bool{id: true}
+			reaches(t, g, "/t", id, task.Done) // or it would run again
 			end(g)
-			gatewaytest.Pause(11 * time.Second) // two ticks, or three
-			for len(ticks) > 0 {
-				seen[(<-ticks).id] = true // it was begun as the gateway ended
+			gatewaytest.Pause(11 * time.Second) // two run times, or three
+			for len(runs) > 0 {
+				t.Fatalf("the task %s came too soon", (<-runs).id)
 			}
 			g.Start()
-			first := nextTick(t, ticks)
-			second := nextTick(t, ticks)
+			first := nextRun(t, runs)
+			second := nextRun(t, runs)
 			if wait := second.at.Sub(first.at); wait < 1500*time.Millisecond {
-				t.Errorf("another tick came %v after the missed one", wait)
+				t.Errorf("another run came %v after the missed one", wait)
 			}
-			for _, k := range []tick{first, second} {
+			for _, k := range []run{first, second} {
 				if seen[k.id] || k.id == "" {
 					t.Errorf("the task %q came twice", k.id)
 				}
@@ -73,36 +76,43 @@ func TestTicksMissedWhileNoGatewayRanComeOnce(t *testing.T) {
 	}
 }
 
-func TestANextTickThatIsOverIsNotTold(t *testing.T) {
+func TestRunsAreSkippedWhileOneWaits(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-release })
 	t.Cleanup(func() { close(release) })
-	g := gatewaytest.Start(t, "queue q {\nworkers 1\nschedule @every 2s {\nuri /t\n}\n}", "task_queue /t* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, "queue q {\nworkers 1\nschedule @every 1s {\nuri /t\n}\n}", "task_queue /t* q {\nreverse_proxy "+app+"\n}")
 	a := adminAPI(t, g)
-	told := func(want func(last, next string) bool) func() error {
-		return func() error {
-			var schedules []map[string]string
-			if err := a.try(http.MethodGet, "schedules", http.StatusOK, &schedules); err != nil {
-				return err
-			}
-			if !want(schedules[0]["last_tick"], schedules[0]["next_tick"]) {
-				return fmt.Errorf("they are %v", schedules)
-			}
-			return nil
+	seen := make(map[string]bool)
+	gatewaytest.Eventually(t, "five run times pass", func() error {
+		var schedules []map[string]string
+		if err := a.try(http.MethodGet, "schedules", http.StatusOK, &schedules); err != nil {
+			return err
 		}
+		last, next := schedules[0]["last_run"], schedules[0]["next_run"]
+		if last != "" && next <= last {
+			t.Errorf("the run after %s is at %s", last, next)
+		}
+		if seen[last] = true; len(seen) < 6 {
+			return fmt.Errorf("%d have", len(seen))
+		}
+		return nil
+	})
+	var queues []struct{ Queued, Running int }
+	if err := a.try(http.MethodGet, "queues", http.StatusOK, &queues); err != nil {
+		t.Fatal(err)
 	}
-	gatewaytest.Eventually(t, "the next tick is told", told(func(last, next string) bool { return last != "" && next > last }))
-	// The only worker is busy: the ticks that follow wait.
-	gatewaytest.Eventually(t, "it is not when it is over", told(func(last, next string) bool { return last != "" && next == "" }))
+	if len(queues) != 1 || queues[0].Queued != 1 || queues[0].Running != 1 {
+		t.Errorf("the queue has %+v; expected one task running and one queued", queues)
+	}
 }
 
 func TestAReloadThatFailsKeepsTheSchedules(t *testing.T) {
 	t.Parallel()
-	app, ticks := newClockedApp(t)
+	app, runs := newScheduledApp(t)
 	site := "task_queue /t* q {\nreverse_proxy " + app + "\n}"
 	g := gatewaytest.Start(t, every("1s", "/t/old"), site)
-	nextTick(t, ticks)
+	nextRun(t, runs)
 	// The other site cannot be served. Apps start in any order: whether the
 	// schedules are set before that is found out is a matter of luck.
 	g.Configure(every("1s", "/t/new"), site+"\n}\nhttp://192.0.2.77:1 {\nbind 192.0.2.77\nrespond ok")
@@ -111,34 +121,34 @@ func TestAReloadThatFailsKeepsTheSchedules(t *testing.T) {
 			t.Fatal("the reload succeeded")
 		}
 	}
-	for nextTick(t, ticks).uri != "/t/old" {
+	for nextRun(t, runs).uri != "/t/old" {
 		// One may have come in the meantime.
 	}
 	for range 2 {
-		if k := nextTick(t, ticks); k.uri != "/t/old" {
-			t.Errorf("%s ticks", k.uri)
+		if k := nextRun(t, runs); k.uri != "/t/old" {
+			t.Errorf("%s runs", k.uri)
 		}
 	}
 }
 
-func TestAReloadKeepsASchedulesPlace(t *testing.T) {
+func TestReloadKeepsRunTimes(t *testing.T) {
 	t.Parallel()
-	app, ticks := newClockedApp(t)
+	app, runs := newScheduledApp(t)
 	site := "task_queue /t* q {\nreverse_proxy " + app + "\n}"
 	g := gatewaytest.Start(t, every("4s", "/t/kept"), site)
 	started := time.Now()
-	// If a reload began the interval anew, no tick would come while they go on.
-	for i := 0; len(ticks) == 0; i++ {
+	// If a reload began the interval anew, no run would come while they go on.
+	for i := 0; len(runs) == 0; i++ {
 		gatewaytest.Pause(500 * time.Millisecond)
 		if time.Since(started) > gatewaytest.Patience {
-			t.Fatal("no tick came over many reloads")
+			t.Fatal("no run came over many reloads")
 		}
 		g.Configure(every("4s", "/t/kept")+fmt.Sprintf("\nqueue other {\nattempts %d\n}", i+1), site)
 		if err := g.Reload(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	<-ticks
+	<-runs
 
 	g.Configure(every("1s", "/t/changed"), site)
 	if err := g.Reload(); err != nil {
@@ -146,9 +156,9 @@ func TestAReloadKeepsASchedulesPlace(t *testing.T) {
 	}
 	seen := make(map[string]bool)
 	for range 5 {
-		k := nextTick(t, ticks)
+		k := nextRun(t, runs)
 		if k.uri != "/t/changed" || seen[k.id] {
-			t.Errorf("a tick of %s is the task %s", k.uri, k.id)
+			t.Errorf("a run of %s is the task %s", k.uri, k.id)
 		}
 		seen[k.id] = true
 	}
@@ -158,12 +168,12 @@ func TestAReloadKeepsASchedulesPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	gatewaytest.Pause(500 * time.Millisecond) // what was under way
-	for len(ticks) > 0 {
-		<-ticks
+	for len(runs) > 0 {
+		<-runs
 	}
 	gatewaytest.Pause(2500 * time.Millisecond)
-	if len(ticks) > 0 {
-		t.Errorf("a schedule that was taken out made %d tasks", len(ticks))
+	if len(runs) > 0 {
+		t.Errorf("a schedule that was taken out made %d tasks", len(runs))
 	}
 }
 
@@ -197,7 +207,7 @@ func TestAScheduleMayNameItsCallback(t *testing.T) {
 	}
 }
 
-func TestACronOfFiveFieldsIsTakenInItsZone(t *testing.T) {
+func TestSchedulesInZonesAreAccepted(t *testing.T) {
 	t.Parallel()
 	now := time.Now().In(zone(t, "Asia/Tokyo")).Add(90 * time.Second)
 	g := gatewaytest.New(t, fmt.Sprintf("queue q {\nschedule \"%d %d * * *\" Asia/Tokyo\nschedule \"30 2 * * MON-FRI\" Europe/Paris\nschedule @daily\n}",

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -192,6 +193,9 @@ func (s *store) enqueue(ctx context.Context, l *lease, rec *task.Record, r io.Re
 	if opts.Key != nil && opts.Key.Digest != nil {
 		digest = opts.Key.Digest()
 	}
+	if rec.Request != nil {
+		rec.Request.Size = body.size
+	}
 	doc, err := encode(rec)
 	if err != nil {
 		s.bodies.remove(files(body))
@@ -284,7 +288,7 @@ func (t *tx) enqueue(e *entry) error {
 			return fmt.Errorf("%w: %d tasks wait in %s", engine.ErrQueueFull, n, e.rec.Queue)
 		}
 	}
-	at := max(t.now, nanos(e.rec.NextAttemptAt))
+	at := cmp.Or(nanos(e.rec.NextAttemptAt), t.now)
 	if e.lease == nil {
 		p := place{state: queued}
 		_, err = t.insert(e.rec, e.doc, &p, at, t.now, e.body, nil)

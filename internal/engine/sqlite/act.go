@@ -56,17 +56,19 @@ func (t *tx) retryNow(r *row) error {
 	t.s.mu.Lock()
 	busy := t.s.inFlight[r.seq] != nil
 	t.s.mu.Unlock()
-	if r.place.state != delivering || busy {
+	if r.place.state != delivering {
 		return ended(r)
+	}
+	if busy || r.at <= t.now {
+		return nil
 	}
 	err := t.exec("UPDATE task SET version = version + 1, at = ? WHERE seq = ?", t.now, r.seq)
 	t.move(r.id, r.place, r.place)
 	now := t.now
 	t.after(func() {
-		if d := t.s.inFlight[r.seq]; d != nil {
-			return // taken between the commit and now, or just before it: then its version is old
+		if t.s.inFlight[r.seq] != nil {
+			return // it was taken between the commit and now
 		}
-		t.s.dropFresh(r.seq)
 		t.s.dueBy(r.place.host, now)
 	})
 	return err

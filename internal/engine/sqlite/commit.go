@@ -91,7 +91,7 @@ func (s *store) write() {
 		select {
 		case <-s.wake:
 		case <-again:
-			s.overwrite()
+			_ = s.overwrite() // it is tried again
 			continue
 		case <-s.stop:
 		}
@@ -164,13 +164,17 @@ func (s *store) transact(ops []*op) (_ *tx, err error) {
 	if err := s.present(); err != nil {
 		return t, err
 	}
+	if s.stale {
+		if err := s.overwrite(); err != nil {
+			return t, fmt.Errorf("overwriting a commit that failed: %w", err)
+		}
+	}
 	if err := t.exec("BEGIN IMMEDIATE"); err != nil {
 		return t, fmt.Errorf("beginning a transaction: %w", err)
 	}
 	for _, o := range ops {
 		o.err = o.apply(t)
-		var refused *sqlite3.Error
-		if errors.As(o.err, &refused) {
+		if _, refused := codeOf(o.err); refused {
 			s.rollback(t)
 			return t, o.err
 		}
@@ -184,7 +188,7 @@ func (s *store) transact(ops []*op) (_ *tx, err error) {
 	if err != nil {
 		s.rollback(t)
 		if s.stale {
-			s.overwrite()
+			_ = s.overwrite() // it is tried again
 		}
 		return t, fmt.Errorf("committing: %w", err)
 	}
@@ -210,7 +214,7 @@ const overwriteInterval = 200 * time.Millisecond
 // overwrite writes a transaction of its own. The frames of a commit whose fsync
 // failed are in the log, whole: after a crash they would be found there, and what
 // was refused would be a task. The next commit writes to their place.
-func (s *store) overwrite() {
+func (s *store) overwrite() error {
 	err := s.writer.exec("BEGIN IMMEDIATE")
 	if err == nil {
 		err = s.writer.exec(`INSERT INTO meta(name, value) VALUES ('overwritten', x'01')
@@ -224,15 +228,16 @@ func (s *store) overwrite() {
 	}
 	s.stale = err != nil
 	s.broken.Store(s.stale)
+	return err
 }
 
 // isEnvironment tells errors of the disk from those of a statement.
 func isEnvironment(err error) bool {
-	var e *sqlite3.Error
-	if !errors.As(err, &e) {
+	code, ok := codeOf(err)
+	if !ok {
 		return true
 	}
-	switch e.Code() {
+	switch sqlite3.ErrorCode(code) {
 	case sqlite3.CONSTRAINT, sqlite3.TOOBIG, sqlite3.MISMATCH, sqlite3.ERROR, sqlite3.RANGE:
 		return false
 	}
@@ -241,24 +246,31 @@ func isEnvironment(err error) bool {
 
 // explain turns an error of SQLite into one that callers branch on.
 func (s *store) explain(err error) error {
-	var e *sqlite3.Error
-	if !errors.As(err, &e) {
+	code, ok := codeOf(err)
+	if !ok {
 		return err
 	}
 	switch {
-	case e.Code() == sqlite3.FULL:
+	case sqlite3.ErrorCode(code) == sqlite3.FULL:
 		return fmt.Errorf("%w: %w", engine.ErrFull, err)
-	case e.Code() == sqlite3.TOOBIG:
+	case sqlite3.ErrorCode(code) == sqlite3.TOOBIG:
 		return fmt.Errorf("%w: %w", engine.ErrTooLarge, err)
-	case isDamage(e):
+	case isDamage(code):
 		return s.reportDamage(err)
 	}
 	return fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
 }
 
-func isDamage(e *sqlite3.Error) bool {
-	return e.Code() == sqlite3.CORRUPT || e.Code() == sqlite3.NOTADB ||
-		e.ExtendedCode() == sqlite3.IOERR_DATA || e.ExtendedCode() == sqlite3.IOERR_CORRUPTFS
+// codeOf returns the code of an error of SQLite. ok is false if it is none.
+func codeOf(err error) (code sqlite3.ExtendedErrorCode, ok bool) {
+	ok = errors.As(err, &code)
+	return code, ok
+}
+
+func isDamage(code sqlite3.ExtendedErrorCode) bool {
+	primary := sqlite3.ErrorCode(code)
+	return primary == sqlite3.CORRUPT || primary == sqlite3.NOTADB ||
+		code == sqlite3.IOERR_DATA || code == sqlite3.IOERR_CORRUPTFS
 }
 
 // damaged returns the error of a database that cannot be read.

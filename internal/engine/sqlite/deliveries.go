@@ -40,8 +40,8 @@ func (s *store) addFresh(v *verdict, p place, at int64) {
 		return
 	}
 	if len(s.fresh) < maxFresh {
-		f := &fresh{seq: v.seq, version: v.version + 1, place: p, rec: *v.rec, at: at, hasResult: v.result != nil}
-		f.rec.State, f.rec.Version, f.rec.NextAttemptAt = task.Delivering, uint64(f.version), time.Time{}
+		f := &fresh{seq: v.seq, version: v.version + 1, place: p, rec: *copyOf(v.rec), at: at, hasResult: v.result != nil}
+		f.rec.State, f.rec.Version = task.Delivering, uint64(f.version)
 		if v.result != nil && v.result.file == "" && v.result.size <= maxFreshResult {
 			f.result = v.result.bytes
 		}
@@ -79,7 +79,7 @@ type delivery struct {
 
 // Take implements [engine.Deliveries].
 func (s *store) Take(ctx context.Context, name string, n int) ([]engine.Delivery, error) {
-	if err := ctx.Err(); err != nil {
+	if err := s.usable(ctx); err != nil {
 		return nil, err
 	}
 	if n <= 0 {
@@ -237,32 +237,39 @@ func (d *delivery) Done(ctx context.Context) error {
 	d.s.mu.Lock()
 	keep := d.s.settings.KeepResults || d.place.queue != 0
 	d.s.mu.Unlock()
-	if d.rec.DeliveredAt.IsZero() {
-		d.rec.DeliveredAt = time.Now().UTC()
-	}
-	return d.end(ctx, "done", done, 0, !keep)
+	return d.end(ctx, "done", done, time.Time{}, !keep)
 }
 
 // Retry implements [engine.Delivery].
 func (d *delivery) Retry(ctx context.Context, at time.Time) error {
-	return d.end(ctx, "retry", delivering, nanos(at), false)
+	return d.end(ctx, "retry", delivering, at, false)
 }
 
 // Dead implements [engine.Delivery].
-func (d *delivery) Dead(ctx context.Context) error { return d.end(ctx, "dead", dead, 0, false) }
+func (d *delivery) Dead(ctx context.Context) error {
+	return d.end(ctx, "dead", dead, time.Time{}, false)
+}
 
-func (d *delivery) end(ctx context.Context, kind string, state int, at int64, drop bool) error {
-	doc, err := encode(d.rec)
+func (d *delivery) end(ctx context.Context, kind string, state int, at time.Time, drop bool) error {
+	rec := *d.rec
+	rec.NextAttemptAt = at
+	doc, err := encode(&rec)
 	if err != nil {
 		return err
 	}
 	return d.step(ctx, d.s, kind, func(t *tx) error {
-		return t.endDelivery(d, doc, state, at, drop && d.hasResult)
+		return t.endDelivery(d, doc, state, nanos(at), drop && d.hasResult)
 	})
 }
 
 // endDelivery stores what became of an attempt.
 func (t *tx) endDelivery(d *delivery, doc []byte, state int, at int64, drop bool) error {
+	t.s.mu.Lock()
+	held := t.s.inFlight[d.seq] == d
+	t.s.mu.Unlock()
+	if !held {
+		return engine.ErrLost
+	}
 	old, result, found := int64(0), int64(0), false
 	err := t.query(`SELECT length(r.doc), t.result FROM task t JOIN record r ON r.seq = t.seq
 		WHERE t.seq = ? AND t.version = ? AND t.state = 2`, []any{d.seq, d.version}, func(s *sqlite3.Stmt) bool {
@@ -286,7 +293,7 @@ func (t *tx) endDelivery(d *delivery, doc []byte, state int, at int64, drop bool
 	if err == nil {
 		err = t.exec("UPDATE record SET doc = ? WHERE seq = ?", doc, d.seq)
 	}
-	if err == nil && drop {
+	if err == nil && drop && result > 0 {
 		err = t.dropResult(d.seq, &to, result)
 	}
 	if err != nil {
@@ -335,6 +342,9 @@ func (d *delivery) Release(ctx context.Context) error {
 		}
 	}
 	s := d.s
+	if err := s.usable(ctx); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.inFlight[d.seq] != d {

@@ -118,6 +118,9 @@ func (s *store) dueBy(id, at int64) {
 // DueHosts implements [engine.Deliveries].
 func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, error) {
 	for {
+		if err := s.usable(ctx); err != nil {
+			return nil, err
+		}
 		var due []engine.HostDue
 		now := time.Now().UnixNano()
 		s.mu.Lock()
@@ -231,11 +234,11 @@ func (s *store) Hosts(ctx context.Context, after engine.Cursor, limit int) ([]en
 		first, rest, ok := strings.Cut(string(after), " ")
 		n, err := strconv.ParseInt(first, 10, 64)
 		if !ok || err != nil {
-			return nil, "", fmt.Errorf("the cursor %q is not one of hosts", after)
+			return nil, "", fmt.Errorf("%w: %q", engine.ErrCursor, after)
 		}
 		pending, name = n, rest
 	}
-	if err := ctx.Err(); err != nil {
+	if err := s.usable(ctx); err != nil {
 		return nil, "", err
 	}
 	s.mu.Lock()

@@ -124,16 +124,12 @@ func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
 		rec.Result.Kept = b.size
 		rec.Result.Size = max(rec.Result.Size, b.size)
 	}
-	if rec.FinishedAt.IsZero() {
-		rec.FinishedAt = time.Now().UTC()
-	}
-	stored := *rec
-	stored.ForgetRequest()
-	doc, err := encode(&stored)
+	stored := copyOf(rec)
+	doc, err := encode(stored)
 	if err != nil {
 		return err
 	}
-	v := &verdict{seq: l.seq, version: l.version, from: l.place, rec: &stored, doc: doc, result: b, dropRequest: l.request || !l.waiting}
+	v := &verdict{seq: l.seq, version: l.version, from: l.place, rec: stored, doc: doc, result: b, dropRequest: l.request || !l.waiting}
 	return l.step(ctx, l.s, "settle", func(t *tx) error {
 		if err := t.settle(v); err != nil {
 			return err
@@ -205,7 +201,9 @@ func (t *tx) settle(v *verdict) error {
 
 // Requeue implements [engine.Lease].
 func (l *lease) Requeue(ctx context.Context, rec *task.Record, at time.Time) error {
-	doc, err := encode(rec)
+	stored := copyOf(rec)
+	stored.StartedAt, stored.NextAttemptAt = time.Time{}, at
+	doc, err := encode(stored)
 	if err != nil {
 		return err
 	}

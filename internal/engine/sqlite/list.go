@@ -38,11 +38,11 @@ func parseCursor(c engine.Cursor) (position, error) {
 	first, second, _ := strings.Cut(string(c), ".")
 	created, err := strconv.ParseInt(first, 36, 64)
 	if err != nil {
-		return position{}, fmt.Errorf("the cursor %q is not one of tasks", c)
+		return position{}, fmt.Errorf("%w: %q", engine.ErrCursor, c)
 	}
 	seq, err := strconv.ParseInt(second, 36, 64)
 	if err != nil {
-		return position{}, fmt.Errorf("the cursor %q is not one of tasks", c)
+		return position{}, fmt.Errorf("%w: %q", engine.ErrCursor, c)
 	}
 	return position{created, seq}, nil
 }
@@ -180,7 +180,9 @@ func (l *lister) resolve() (ok bool, err error) {
 	if l.f.Host == "" {
 		return true, nil
 	}
-	err = l.c.query("SELECT id FROM host WHERE name = ?1 OR name >= ?1 || ':' AND name < ?1 || ';' LIMIT 1000", []any{l.f.Host},
+	// An IPv6 address has brackets only with a port.
+	err = l.c.query(`SELECT id FROM host WHERE name = ?1 OR name >= ?1 || ':' AND name < ?1 || ';'
+		OR name >= '[' || ?1 || ']:' AND name < '[' || ?1 || '];' LIMIT 1000`, []any{l.f.Host},
 		func(s *sqlite3.Stmt) bool {
 			l.hosts = append(l.hosts, s.ColumnInt64(0))
 			return true

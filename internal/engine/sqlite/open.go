@@ -172,14 +172,14 @@ func open(ctx context.Context, cfg Config) (_ *store, err error) {
 		return nil, err
 	}
 	if err := s.openDatabase(ctx); err != nil {
-		var refused *sqlite3.Error
-		if errors.As(err, &refused) && isDamage(refused) {
+		code, refused := codeOf(err)
+		if refused && isDamage(code) {
 			return nil, damaged(s.file, err)
 		}
 		if errors.Is(err, sqlite3.FULL) {
 			return nil, fmt.Errorf("opening %s: %w: %w", s.file, engine.ErrFull, err)
 		}
-		if refused != nil || errors.As(err, new(*fs.PathError)) {
+		if refused || errors.As(err, new(*fs.PathError)) {
 			return nil, fmt.Errorf("opening %s: %w: %w", s.file, engine.ErrUnavailable, err)
 		}
 		return nil, fmt.Errorf("opening %s: %w", s.file, err)
@@ -261,7 +261,10 @@ func (s *store) Ready() error {
 }
 
 // Reconfigure implements [engine.Engine].
-func (s *store) Reconfigure(_ context.Context, settings engine.Settings) error {
+func (s *store) Reconfigure(ctx context.Context, settings engine.Settings) error {
+	if err := s.usable(ctx); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.settings = settings
 	s.mu.Unlock()
@@ -270,8 +273,8 @@ func (s *store) Reconfigure(_ context.Context, settings engine.Settings) error {
 }
 
 // Secret implements [engine.Engine].
-func (s *store) Secret(context.Context) ([]byte, error) {
-	return append([]byte(nil), s.secret...), nil
+func (s *store) Secret(ctx context.Context) ([]byte, error) {
+	return append([]byte(nil), s.secret...), s.usable(ctx)
 }
 
 // Close implements [engine.Engine].

@@ -10,6 +10,18 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
+// usable returns the error of a context that has ended, or of a store that is
+// closed.
+func (s *store) usable(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if s.isClosing() {
+		return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+	}
+	return nil
+}
+
 // openReader opens a connection that only reads.
 func (s *store) openReader() (*conn, error) {
 	c, err := openConn(s.file, s.fs.name, sqlite3.OPEN_READONLY)
@@ -25,7 +37,7 @@ func (s *store) openReader() (*conn, error) {
 // read runs f with a connection that sees one state of the store. f may be run
 // again if it was interrupted so that the log could start again. It must be short.
 func (s *store) read(ctx context.Context, f func(*conn) error) error {
-	if err := ctx.Err(); err != nil {
+	if err := s.usable(ctx); err != nil {
 		return err
 	}
 	if err := s.trouble.Load(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,19 +76,14 @@ func (r *row) record() (*task.Record, error) {
 		return nil, fmt.Errorf("reading task %s: %w", r.id, err)
 	}
 	rec.ID, rec.State, rec.Version = r.id, stateNames[r.place.state], uint64(r.version)
-	rec.NextAttemptAt = time.Time{}
-	switch r.place.state {
-	case queued, delivering:
-		if r.at > r.since { // it was due at once
-			rec.NextAttemptAt = timeOf(r.at)
-		}
-	case running:
-		if r.place.queue != 0 {
-			rec.StartedAt = timeOf(r.since)
-		}
-	}
 	if r.place.queue != 0 {
 		rec.Starts = int(r.starts)
+		if r.place.state == running {
+			rec.StartedAt, rec.NextAttemptAt = timeOf(r.since), time.Time{}
+		}
+	}
+	if r.place.state == delivering && !rec.NextAttemptAt.IsZero() {
+		rec.NextAttemptAt = timeOf(r.at)
 	}
 	return rec, nil
 }
@@ -97,10 +93,17 @@ func decode(doc []byte) (*task.Record, error) {
 	return rec, json.Unmarshal(doc, rec)
 }
 
+// copyOf returns a record with lists of its own.
+func copyOf(rec *task.Record) *task.Record {
+	r := *rec
+	r.Attempts, r.Redelivered = slices.Clone(rec.Attempts), slices.Clone(rec.Redelivered)
+	return &r
+}
+
 // encode returns the document of a task.
 func encode(rec *task.Record) ([]byte, error) {
 	r := *rec
-	r.State, r.NextAttemptAt = "", time.Time{}
+	r.State = ""
 	doc, err := json.Marshal(&r)
 	if err != nil {
 		return nil, fmt.Errorf("%w: encoding the record: %w", engine.ErrTooLarge, err)

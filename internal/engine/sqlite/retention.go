@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -18,22 +19,19 @@ const (
 	// maxTrimInterval is how often it is looked for what has expired.
 	maxTrimInterval = 10 * time.Second
 
-	defaultRetention      = 24 * time.Hour
-	defaultRetentionCount = 100_000
-	defaultDead           = 30 * 24 * time.Hour
-	defaultDeadCount      = 10_000
 	defaultDeliveryWindow = 30 * 24 * time.Hour
 )
 
-// limits returns the settings with their defaults.
+// limits returns the settings, with what stands for no limit.
 func (s *store) limits() engine.Settings {
 	s.mu.Lock()
 	l := s.settings
 	s.mu.Unlock()
-	l.Retention = cmp.Or(l.Retention, defaultRetention)
-	l.RetentionCount = cmp.Or(l.RetentionCount, defaultRetentionCount)
-	l.Dead = cmp.Or(l.Dead, defaultDead)
-	l.DeadCount = cmp.Or(l.DeadCount, defaultDeadCount)
+	const forever = 200 * 365 * 24 * time.Hour
+	l.Retention = cmp.Or(l.Retention, forever)
+	l.RetentionCount = cmp.Or(l.RetentionCount, math.MaxInt64)
+	l.Dead = cmp.Or(l.Dead, forever)
+	l.DeadCount = cmp.Or(l.DeadCount, math.MaxInt64)
 	l.DeliveryWindow = cmp.Or(l.DeliveryWindow, defaultDeliveryWindow)
 	return l
 }
@@ -147,7 +145,7 @@ func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
 func (t *tx) giveUp(before time.Time) (int, error) {
 	var rows []*row
 	err := t.query(`SELECT `+taskColumns+` FROM task t INDEXED BY task_since JOIN record r ON r.seq = t.seq
-		WHERE t.state = 2 AND t.since < ? ORDER BY t.since LIMIT ?`, []any{before.UnixNano(), trimBatch}, func(s *sqlite3.Stmt) bool {
+		WHERE t.state = 2 AND t.state >= 2 AND t.since < ? ORDER BY t.since LIMIT ?`, []any{before.UnixNano(), trimBatch}, func(s *sqlite3.Stmt) bool {
 		rows = append(rows, scanRow(s))
 		return true
 	})
@@ -213,11 +211,16 @@ func (t *tx) trimHosts(before time.Time) (int, error) {
 func (s *store) evict(ctx context.Context) error {
 	s.room.evicting.Lock()
 	defer s.room.evicting.Unlock()
-	for _, batch := range []func(*tx) (int, error){(*tx).evictResults, (*tx).evictDead} {
+	for _, state := range []int{done, dead} {
 		for s.room.crowded() {
+			// Of a disk that is filling, files alone are given back.
+			least := 0
+			if !s.room.overSize() {
+				least = maxInline + 1
+			}
 			n := 0
 			err := s.update(ctx, func(t *tx) (err error) {
-				n, err = batch(t)
+				n, err = t.evict(state, least)
 				t.after(func() { s.measured = time.Time{} })
 				return err
 			})
@@ -237,10 +240,17 @@ func (s *store) evict(ctx context.Context) error {
 // is needed.
 const evictBatch = 20
 
-func (t *tx) evictResults() (int, error) {
+// evict takes the results of done tasks or removes dead letters, the oldest first,
+// if their results have at least so many bytes.
+func (t *tx) evict(state, least int) (int, error) {
+	query := "SELECT " + taskColumns + ` FROM task t INDEXED BY task_evict JOIN record r ON r.seq = t.seq
+		WHERE t.state = 3 AND t.result IS NOT NULL AND t.result >= ? AND t.result > 0 ORDER BY t.since LIMIT ?`
+	if state == dead {
+		query = "SELECT " + taskColumns + ` FROM task t INDEXED BY task_since JOIN record r ON r.seq = t.seq
+			WHERE t.state = 4 AND t.state >= 2 AND coalesce(t.result, 0) >= ? ORDER BY t.since LIMIT ?`
+	}
 	var rows []*row
-	err := t.query(`SELECT `+taskColumns+` FROM task t INDEXED BY task_evict JOIN record r ON r.seq = t.seq
-		WHERE t.state = 3 AND t.result IS NOT NULL ORDER BY t.since LIMIT ?`, []any{evictBatch}, func(s *sqlite3.Stmt) bool {
+	err := t.query(query, []any{least, evictBatch}, func(s *sqlite3.Stmt) bool {
 		rows = append(rows, scanRow(s))
 		return true
 	})
@@ -248,27 +258,14 @@ func (t *tx) evictResults() (int, error) {
 		return 0, err
 	}
 	for _, r := range rows {
-		to := r.place
-		if err := t.dropResult(r.seq, &to, r.result); err != nil {
-			return 0, err
+		if state == dead {
+			err = t.remove(r.seq, r.id, r.place, true)
+		} else {
+			to := r.place
+			err = t.dropResult(r.seq, &to, r.result)
+			t.move(r.id, r.place, to)
 		}
-		t.move(r.id, r.place, to)
-	}
-	return len(rows), nil
-}
-
-func (t *tx) evictDead() (int, error) {
-	var rows []*row
-	err := t.query(`SELECT `+taskColumns+` FROM task t INDEXED BY task_since JOIN record r ON r.seq = t.seq
-		WHERE t.state = 4 AND t.state >= 2 ORDER BY t.since LIMIT ?`, []any{evictBatch}, func(s *sqlite3.Stmt) bool {
-		rows = append(rows, scanRow(s))
-		return true
-	})
-	if err != nil {
-		return 0, err
-	}
-	for _, r := range rows {
-		if err := t.remove(r.seq, r.id, r.place, true); err != nil {
+		if err != nil {
 			return 0, err
 		}
 	}

@@ -113,6 +113,13 @@ func (r *room) crowded() bool {
 	return r.used() > r.max/20*19 || r.free < max(minReserve, 2*r.log)*5/4
 }
 
+// overSize says whether the store, not its disk, is nearly full.
+func (r *room) overSize() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.used() > r.max/20*19
+}
+
 // admit returns an error if a new task of n bytes is not accepted. It evicts first
 // what need not be kept.
 func (s *store) admit(ctx context.Context, n int64) error {

@@ -204,7 +204,7 @@ func (s *store) release() {
 	}
 	if s.writer != nil {
 		if s.stale {
-			s.overwrite()
+			_ = s.overwrite() // it is all that can be done
 		}
 		if err := s.writer.close(); err != nil {
 			s.log.Error("closing the store failed", zap.Error(err))

@@ -44,7 +44,7 @@ func (s *store) Wait(ctx context.Context, id string, since uint64) (*task.Record
 
 // Stats implements [engine.Tasks].
 func (s *store) Stats(ctx context.Context) (engine.Stats, error) {
-	if err := ctx.Err(); err != nil {
+	if err := s.usable(ctx); err != nil {
 		return engine.Stats{}, err
 	}
 	stats := engine.Stats{Tasks: map[task.State]int64{}}
@@ -53,17 +53,57 @@ func (s *store) Stats(ctx context.Context) (engine.Stats, error) {
 	for state, n := range s.counts {
 		stats.Tasks[stateNames[state]] = n
 	}
+	var hosts []countable
 	for _, h := range s.hosts {
-		// Those of a host are due from the earliest on; more is not known in memory.
-		if !h.state.Paused && (h.next <= now || h.reported) {
-			stats.Due += h.pending - h.inFlight
+		if n := h.pending - h.inFlight; n > 0 && !h.state.Paused && (h.next <= now || h.reported) {
+			hosts = append(hosts, countable{h.id, n, h.inFlight})
 		}
 	}
 	s.mu.Unlock()
+	var err error
+	if stats.Due, err = s.countDue(ctx, hosts, now); err != nil {
+		return stats, err
+	}
 	s.room.mu.Lock()
 	stats.Used, stats.Limit = s.room.used(), s.room.max
 	s.room.mu.Unlock()
 	return stats, nil
+}
+
+// countable is a host of which n deliveries are due or wait for a retry.
+type countable struct{ id, n, inFlight int64 }
+
+const (
+	// exactDue is how many deliveries of a host are counted. If more are due, all
+	// that wait are taken to be.
+	exactDue = 2000
+	// exactTime bounds what counting takes, over all hosts.
+	exactTime = 5 * time.Millisecond
+)
+
+// countDue counts deliveries that are due.
+func (s *store) countDue(ctx context.Context, hosts []countable, now int64) (due int64, _ error) {
+	begun := time.Now()
+	err := s.read(ctx, func(c *conn) error {
+		due = 0
+		for _, h := range hosts {
+			if time.Since(begun) > exactTime {
+				due += h.n
+				continue
+			}
+			n, _, err := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_due
+				WHERE host = ? AND state = 2 AND at <= ? LIMIT ?)`, h.id, now, exactDue+h.inFlight)
+			if err != nil {
+				return err
+			}
+			if n -= h.inFlight; n >= exactDue {
+				n = h.n
+			}
+			due += max(0, n)
+		}
+		return nil
+	})
+	return due, err
 }
 
 // Queues implements [engine.Tasks].
