@@ -2,6 +2,7 @@ package enginetest
 
 import (
 	"context"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"time"
@@ -96,13 +97,15 @@ func clusterOnce(f *fixture) {
 	for range tasks {
 		f.enqueue(f.queued("q"))
 	}
+	seed := f.random().Uint64()
 	h := &holders{taken: map[string]bool{}, ended: map[string]task.State{}}
 	ctx, stop := context.WithCancel(f.ctx)
 	defer stop()
 	var mu sync.Mutex
 	started := make(map[string]bool)
 	var wg sync.WaitGroup
-	for _, g := range gateways {
+	for n, g := range gateways {
+		r := rand.New(rand.NewPCG(seed, uint64(n)))
 		wg.Go(func() {
 			for {
 				jobs, err := g.e.Jobs("q").Next(ctx, 3, 3)
@@ -127,7 +130,7 @@ func clusterOnce(f *fixture) {
 					return
 				}
 				for _, d := range due {
-					g.drainHost(uint64(len(due)), h, d.Host)
+					g.drainHost(r.Uint64(), h, d.Host)
 				}
 				h.mu.Lock()
 				if len(h.ended) == tasks {
