@@ -36,7 +36,7 @@ type Opener struct {
 	// cannot be done.
 	Full func(t testing.TB, s *Store, e engine.Engine) (undo func())
 	// Unavailable makes the store fail all that e asks of it until undo is
-	// called. Nil if that cannot be done.
+	// called; other engines have it. Nil if that cannot be done.
 	Unavailable func(t testing.TB, s *Store, e engine.Engine) (undo func())
 }
 
@@ -62,11 +62,15 @@ type testcase struct {
 
 // Run runs the suite.
 func Run(t *testing.T, o Opener) {
-	for _, s := range []suite{
+	suites := []suite{
 		claimSuite, queueSuite, jobOrderSuite, keySuite, scheduleSuite, deliverySuite, dueSuite,
 		actSuite, waitSuite, bodySuite, settingsSuite, raceSuite, listSuite,
 		countSuite, faultSuite, migrateSuite,
-	} {
+	}
+	if o.Cluster {
+		suites = append(suites, clusterSuite)
+	}
+	for _, s := range suites {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
 			for _, c := range s.cases {

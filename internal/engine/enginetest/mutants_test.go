@@ -48,7 +48,7 @@ var faults = []struct{ name, suite string }{
 func TestMutants(t *testing.T) {
 	if fault := os.Getenv(faultVariable); fault != "" {
 		patience = 2 * time.Second // a fault often shows as a wait that does not end
-		t.Run("suite", func(t *testing.T) { Run(t, reference(fault)) })
+		t.Run("suite", func(t *testing.T) { Run(t, reference(fault, false)) })
 		return
 	}
 	t.Parallel()

@@ -271,7 +271,7 @@ func (e *memEngine) Import(_ context.Context, rec *task.Record, request, result 
 		*to = b
 	}
 	if rec.State == task.Running {
-		t.holder, t.maxStarts = "another engine", rec.Starts+1
+		t.holder, t.maxStarts = &memLease{e: e, t: t}, rec.Starts+1
 		e.expire(t)
 	}
 	if t.since = rec.FinishedAt; t.since.IsZero() {

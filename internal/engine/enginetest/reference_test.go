@@ -22,20 +22,28 @@ import (
 // be: one mutex, everything in memory.
 func TestReference(t *testing.T) {
 	t.Parallel()
-	Run(t, reference(""))
+	Run(t, reference("", false))
+}
+
+// TestReferenceCluster runs it against several of them on one store.
+func TestReferenceCluster(t *testing.T) {
+	t.Parallel()
+	Run(t, reference("", true))
 }
 
 // reference returns an opener of the reference engine, with a fault if one is named.
-func reference(fault string) Opener {
+func reference(fault string, cluster bool) Opener {
 	var mu sync.Mutex
 	stores := make(map[*Store]*memStore)
 	return Opener{
+		Cluster: cluster,
 		Open: func(_ testing.TB, s *Store) engine.Engine {
 			mu.Lock()
 			defer mu.Unlock()
 			m := stores[s]
 			if m == nil {
 				m = newMemStore(fault)
+				m.cluster = cluster
 				stores[s] = m
 			}
 			return m.open(s.Settings)
@@ -52,12 +60,11 @@ func reference(fault string) Opener {
 
 // memStore is a store that outlives its engines.
 type memStore struct {
-	fault string
+	fault   string
+	cluster bool
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at each change
-	engine  *memEngine    // that has it open
-	broken  error
 	secret  []byte
 	version uint64
 	arrived uint64
@@ -67,6 +74,7 @@ type memStore struct {
 	hosts   map[string]engine.HostState
 	paused  map[engine.Target]bool
 	set     engine.Settings
+	swept   time.Time
 }
 
 // memTask is a task. The pointers are its bodies; nil if they are not kept.
@@ -76,9 +84,15 @@ type memTask struct {
 	arrival   uint64
 	place     time.Time // ready time of a queued task that a release leads back to
 	maxStarts int
-	holder    any // the lease or delivery that may end it
+	holder    holder // that may end it
 	since     time.Time
 }
+
+// holder is a lease or a delivery.
+type holder interface{ engine() *memEngine }
+
+func (l *memLease) engine() *memEngine    { return l.e }
+func (d *memDelivery) engine() *memEngine { return d.e }
 
 func newMemStore(fault string) *memStore {
 	s := &memStore{
@@ -94,9 +108,11 @@ func (s *memStore) open(set engine.Settings) *memEngine {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := &memEngine{memStore: s, quiet: map[string]bool{}}
-	s.engine, s.set = e, set
+	s.set = set
 	for _, t := range s.tasks {
-		s.expire(t)
+		if t.holder != nil && (t.holder.engine().over || !s.cluster) {
+			s.expire(t)
+		}
 	}
 	s.change()
 	return e
@@ -104,9 +120,12 @@ func (s *memStore) open(set engine.Settings) *memEngine {
 
 // expire ends what a dead holder held.
 func (s *memStore) expire(t *memTask) {
-	held := t.holder != nil
-	if t.holder = nil; !held || t.rec.State != task.Running || s.fault == "dead holders keep their tasks" {
+	l, leased := t.holder.(*memLease)
+	if t.holder = nil; !leased || s.fault == "dead holders keep their tasks" {
 		return
+	}
+	if l.lost != nil && !l.e.over {
+		go l.lost()
 	}
 	if t.rec.Queue != "" && t.rec.Starts < t.maxStarts {
 		s.requeue(t, t.place)
@@ -159,9 +178,16 @@ func (s *memStore) change() {
 
 // sweep removes what is too old or too much, and gives up what is owed too long.
 func (s *memStore) sweep() {
+	if time.Since(s.swept) < 2*time.Millisecond {
+		return
+	}
+	s.swept = time.Now()
 	ended := map[task.State][]*memTask{}
 	window := cmp.Or(s.set.DeliveryWindow, 30*24*time.Hour)
 	for _, t := range s.tasks {
+		if h := t.holder; h != nil && s.cluster && (h.engine().over || errors.Is(h.engine().broken, engine.ErrUnavailable)) {
+			s.expire(t)
+		}
 		switch st := t.rec.State; {
 		case st == task.Delivering && t.holder == nil && time.Since(t.since) > window && s.fault != "no window":
 			t.rec.NextAttemptAt = time.Time{}
@@ -189,6 +215,8 @@ type memEngine struct {
 	*memStore
 	quiet map[string]bool // hosts that were reported, and not taken short since
 	over  bool
+	// broken is what calls fail with.
+	broken error
 }
 
 func (e *memEngine) end() {
@@ -396,126 +424,6 @@ func (e *memEngine) count(queue string) (n int) {
 		}
 	}
 	return n
-}
-
-// memLease is a lease of a waiting client's task, or of a job.
-type memLease struct {
-	e    *memEngine
-	t    *memTask
-	lost func()
-}
-
-// step does what ends a lease, if it is held.
-func (l *memLease) step(do func() error) error {
-	begin := l.e.begin
-	if l.e.fault == "a full store refuses verdicts" {
-		begin = l.e.admit
-	}
-	if err := begin(); err != nil {
-		return err
-	}
-	defer l.e.mu.Unlock()
-	if l.t.holder != l && l.e.fault != "leases are not fenced" {
-		return engine.ErrLost
-	}
-	return do()
-}
-
-func (l *memLease) Settle(_ context.Context, rec *task.Record, result io.Reader) error {
-	b, err := l.e.body(result)
-	if err != nil {
-		return err
-	}
-	return l.step(func() error {
-		l.t.rec = clone(rec)
-		if l.t.res = nil; rec.Result != nil {
-			l.t.rec.Result.Kept, l.t.res = int64(len(*b)), b
-		}
-		l.e.verdict(l.t)
-		return nil
-	})
-}
-
-func (l *memLease) Requeue(_ context.Context, rec *task.Record, at time.Time) error {
-	return l.step(func() error {
-		l.t.rec = clone(rec)
-		if at.IsZero() {
-			at = l.t.place
-		}
-		l.e.requeue(l.t, at)
-		return nil
-	})
-}
-
-func (l *memLease) Enqueue(_ context.Context, rec *task.Record, body io.Reader, o engine.EnqueueOptions) (string, bool, error) {
-	return l.e.enqueue(rec, body, o, l)
-}
-
-func (l *memLease) Release(context.Context) error {
-	return l.step(func() error { l.release(); return nil })
-}
-
-func (l *memLease) release() {
-	if l.t.holder = nil; l.t.rec.Queue == "" {
-		delete(l.e.tasks, l.t.rec.ID)
-		l.e.change()
-		return
-	}
-	if l.e.fault != "released jobs count" {
-		l.t.rec.Starts--
-	}
-	l.e.requeue(l.t, l.t.place)
-}
-
-func (l *memLease) OnLost(f func()) {
-	l.e.mu.Lock()
-	defer l.e.mu.Unlock()
-	if l.lost = f; l.t.holder != l {
-		go f()
-	}
-}
-
-func (e *memEngine) Jobs(queue string) engine.JobSource { return &memQueue{e, queue} }
-
-type memQueue struct {
-	e     *memEngine
-	queue string
-}
-
-func (q *memQueue) Next(ctx context.Context, max, maxStarts int) (jobs []engine.Job, err error) {
-	err = q.e.until(ctx, func() (bool, error) {
-		if q.e.paused[engine.Target{Queue: q.queue}] {
-			return false, nil
-		}
-		ready := q.e.find(func(t *memTask) bool {
-			return t.rec.State == task.Queued && t.rec.Queue == q.queue && !t.place.After(time.Now())
-		})
-		slices.SortStableFunc(ready, func(a, b *memTask) int { return q.order(a, b) })
-		for _, t := range ready[:min(max, len(ready))] {
-			t.rec.Starts++
-			t.rec.StartedAt, t.rec.NextAttemptAt, t.maxStarts = in(0), time.Time{}, maxStarts
-			l := &memLease{e: q.e, t: t}
-			t.holder = l
-			q.e.move(t, task.Running)
-			jobs = append(jobs, engine.Job{Record: clone(t.rec), Lease: l})
-		}
-		return len(jobs) > 0, nil
-	})
-	return jobs, err
-}
-
-// order is that of the ready time, which is the arrival of what was never delayed.
-func (q *memQueue) order(a, b *memTask) int {
-	if q.e.fault == "delayed jobs hold up others" {
-		return cmp.Compare(a.arrival, b.arrival)
-	}
-	ready := func(t *memTask) time.Time {
-		if t.place.IsZero() {
-			return t.rec.CreatedAt
-		}
-		return t.place
-	}
-	return cmp.Or(ready(a).Compare(ready(b)), cmp.Compare(a.arrival, b.arrival))
 }
 
 // find returns tasks by arrival.
