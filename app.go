@@ -73,6 +73,8 @@ type App struct {
 	// endpoint is at work, results to record, deliveries in flight.
 	working gate
 
+	spool string // the folder for the bodies of requests that are being read
+
 	secrets     sync.Mutex
 	storeSecret []byte // nil until it is asked for
 	// quit ends them, with a cause, when the process exits.
@@ -127,7 +129,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
-	a.Store = store
+	a.Store, a.spool = store, filepath.Join(store, "spool")
 	setDefault(&a.Sync, caddy.Duration(defaultSync))
 	setDefault(&a.Retention, caddy.Duration(defaultRetention))
 	setDefault(&a.RetentionCount, defaultRetentionCount)

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -127,7 +128,7 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 		ticket.rename(look.id)
 		return q.answer(w, r, e, look)
 	}
-	a, err := q.accept(e, ticket, r)
+	a, err := q.accept(e, ticket, w, r)
 	if err != nil {
 		ticket.refuse(r.Context())
 		var p *problem
@@ -221,7 +222,7 @@ type acceptance struct {
 
 // accept stores the request as a task. The error is a *problem if the request
 // must be refused for what it is.
-func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*acceptance, error) {
+func (q *TaskQueue) accept(e *engine.Engine, t *ticket, w http.ResponseWriter, r *http.Request) (*acceptance, error) {
 	ctx := context.WithoutCancel(r.Context()) // a client that leaves now is accepted all the same
 	if len(r.Header["Idempotency-Key"]) > 1 {
 		return nil, &problem{http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts"}
@@ -243,6 +244,12 @@ func (q *TaskQueue) accept(e *engine.Engine, t *ticket, r *http.Request) (*accep
 	rec, err := q.newRecord(t, r)
 	if err != nil {
 		return nil, err
+	}
+	if err := q.spool(t, w, r); err != nil {
+		return nil, err
+	}
+	if spooled, ok := r.Body.(*bodies.Body); ok {
+		defer spooled.Release()
 	}
 	body, sum, err := readBody(ctx, e, rec, r, t.limit, key != "")
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/uuid"
 
+	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -70,6 +71,13 @@ func storedRequest(r *http.Request) *task.Request {
 	return stored
 }
 
+// spool reads the request's body to its end, unless it is larger than a task can
+// be: a client that stalls must not keep anything from the queue, nor memory. The
+// error is a *problem.
+func (q *TaskQueue) spool(t *ticket, w http.ResponseWriter, r *http.Request) error {
+	return problemOf(bodies.Spool(r, bodies.Options{Limit: t.limit, Folder: q.app.spool, Response: w}))
+}
+
 // readBody reads the request's body: into memory if it fits in a message, else
 // into the engine as it comes. It returns its hash as well, if that is asked for.
 func readBody(ctx context.Context, e *engine.Engine, rec *task.Record, r *http.Request, limit int64, hashed bool) ([]byte, []byte, error) {
@@ -82,7 +90,7 @@ func readBody(ctx context.Context, e *engine.Engine, rec *task.Record, r *http.R
 	}
 	inline := int64(e.InlineLimit())
 	var read bytes.Buffer
-	read.Grow(int(min(max(r.ContentLength, 0), firstRead)) + bytes.MinRead)
+	read.Grow(int(min(max(r.ContentLength, 0), inline)) + bytes.MinRead)
 	_, err := read.ReadFrom(io.LimitReader(body, inline+1))
 	head := read.Bytes()
 	if err == nil && int64(len(head)) > inline {
