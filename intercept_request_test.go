@@ -63,4 +63,3 @@ func TestWhatIsNoTaskCostsNoAllocation(t *testing.T) {
 		}
 	}
 }
-
