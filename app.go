@@ -70,6 +70,8 @@ type App struct {
 	opening sync.WaitGroup // what tries to open the store
 	stop    context.CancelFunc
 
+	spool string // the folder for the bodies of requests that are being read
+
 	draining atomic.Bool
 	workers  workers
 }
@@ -104,6 +106,7 @@ func (a *App) Provision(ctx caddy.Context) (err error) {
 	if err := a.loadEngine(ctx); err != nil {
 		return err
 	}
+	a.spool = a.engine.spoolFolder()
 	setDefault(&a.Retention, caddy.Duration(defaultRetention))
 	setDefault(&a.RetentionCount, defaultRetentionCount)
 	setDefault(&a.Dead, caddy.Duration(defaultDead))

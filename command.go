@@ -17,6 +17,7 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 
+	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 )
 
@@ -271,8 +272,6 @@ func readData(data string) ([]byte, error) {
 
 // namedIn returns the callback that the request's own body names, "" if none.
 func namedIn(r *http.Request, field string) (string, error) {
-	if !hasJSONBody(r) {
-		return "", nil
-	}
-	return findURL(r, field, r.ContentLength)
+	value, _, err := bodies.Find(r, bodies.Options{Field: field, Limit: r.ContentLength})
+	return value, err
 }

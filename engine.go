@@ -26,6 +26,8 @@ type engineModule interface {
 	// place says where the tasks are, as `caddy callback migrate` takes it. It holds
 	// no credentials.
 	place() string
+	// spoolFolder is the folder for the bodies of requests that are being read.
+	spoolFolder() string
 	// open opens the store. It returns when ctx ends at the latest.
 	open(ctx context.Context, settings engine.Settings, log *zap.Logger) (engine.Engine, error)
 }
@@ -85,6 +87,8 @@ func (e *SQLiteEngine) Validate() error {
 
 func (e *SQLiteEngine) storeKey() string { return e.place() }
 func (e *SQLiteEngine) place() string    { return "sqlite:" + e.Folder }
+
+func (e *SQLiteEngine) spoolFolder() string { return filepath.Join(e.Folder, "spool") }
 
 func (e *SQLiteEngine) open(ctx context.Context, settings engine.Settings, log *zap.Logger) (engine.Engine, error) {
 	return sqlite.Open(ctx, sqlite.Config{

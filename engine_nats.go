@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -77,6 +78,10 @@ func checkNATS(urls []string) error {
 
 func (e *NATSEngine) storeKey() string {
 	return strings.Join(slices.Sorted(slices.Values(e.URLs)), " ")
+}
+
+func (e *NATSEngine) spoolFolder() string {
+	return filepath.Join(caddy.AppDataDir(), "callback", "spool")
 }
 
 func (e *NATSEngine) place() string {

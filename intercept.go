@@ -12,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
@@ -229,10 +230,25 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if !mayBeTask(r) {
 		return next.ServeHTTP(w, r)
 	}
-	callback, host, err := h.callbackOf(r)
-	if err != nil {
-		return writeProblem(w, err)
+	callback, host, reason, err := h.callbackOf(w, r)
+	body, _ := r.Body.(*bodies.Body)
+	switch client := r.Context(); {
+	case err != nil:
+		err = writeProblem(w, err)
+		release(client, body, nil)
+		return err
+	case callback == nil && reason != "":
+		h.skipped(r, reason)
+		fallthrough
+	default:
+		err = h.pass(w, r, next, callback, host)
+		release(client, body, err)
+		return err
 	}
+}
+
+// pass passes on a request that is owed a callback, or none.
+func (h *Handler) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, callback *task.Callback, host string) error {
 	if hands := h.hands.Load(); hands || callback == nil {
 		if hands || h.leads.Load() {
 			// The queue stores the task, callback and all. To claim it first would
@@ -274,28 +290,29 @@ func taskHeaderOf(r *http.Request) (header string, isTask bool) {
 }
 
 // callbackOf returns what the request is owed, and the host and port that it
-// goes to, or nil if the request is no task. The error is a *problem.
-func (h *Handler) callbackOf(r *http.Request) (*task.Callback, string, error) {
+// goes to, or nil if the request is no task. reason says why one that may have
+// wanted a callback is none. The error is a *problem.
+func (h *Handler) callbackOf(w http.ResponseWriter, r *http.Request) (_ *task.Callback, host string, reason bodies.Reason, _ error) {
 	target, host, trusted := h.URL, h.own, true
 	hops, named, err := claimedHops(r), "", error(nil)
-	if hops <= maxHops {
-		if named, err = h.urlOf(r); err != nil {
-			return nil, "", err
-		}
+	if hops > maxHops {
+		reason = hopsReached
+	} else if named, reason, err = h.urlOf(w, r); err != nil {
+		return nil, "", "", err
 	}
 	if named != "" {
 		u, err := h.app.Delivery.policy.CheckURL(named)
 		if err != nil {
-			return nil, "", &problem{http.StatusBadRequest, fmt.Sprintf("%s: %v", h.source(), err)}
+			return nil, "", "", &problem{http.StatusBadRequest, fmt.Sprintf("%s: %v", h.source(), err)}
 		}
 		target, host, trusted = u.String(), safedial.HostPort(u), false
 	}
 	if target == "" {
-		return nil, "", nil
+		return nil, "", reason, nil
 	}
 	if trusted {
 		if hops = h.app.provenHops(r); hops > maxHops {
-			return nil, "", nil
+			return nil, "", hopsReached, nil
 		}
 	}
 	callback := h.newCallback(target, trusted, originalPath(r))
@@ -306,7 +323,7 @@ func (h *Handler) callbackOf(r *http.Request) (*task.Callback, string, error) {
 		callback.Header, err = h.callbackHeader(r)
 	}
 	addHops(callback, hops)
-	return callback, host, err
+	return callback, host, "", err
 }
 
 // maxTraceparent is more than any version of Trace Context has had, in bytes.

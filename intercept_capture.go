@@ -337,8 +337,8 @@ type inflow struct {
 }
 
 // maxInflated is how far an encoded body is decoded to learn its size: a few
-// kilobytes can stand for terabytes.
-const maxInflated = 1 << 30
+// kilobytes can stand for terabytes. Beyond it the size is a lower bound.
+const maxInflated = 64 << 20
 
 func newInflow(coding string, limit int64) *inflow {
 	reader, writer := io.Pipe()

@@ -30,6 +30,12 @@ func writeProblem(w http.ResponseWriter, err error) error {
 	if !errors.As(err, &p) {
 		return err
 	}
+	switch p.status {
+	case http.StatusRequestTimeout:
+		w.Header().Set("Connection", "close") // what is left of the body is not waited for
+	case http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.status)
 	return json.NewEncoder(w).Encode(struct {
@@ -44,8 +50,8 @@ func writeProblem(w http.ResponseWriter, err error) error {
 // room in it.
 func unavailable(w http.ResponseWriter, log *zap.Logger, err error) error {
 	log.Warn("request refused", zap.Error(err))
-	w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
 	if errors.Is(err, engine.ErrQuota) {
+		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
 		return writeProblem(w, &problem{http.StatusTooManyRequests, "too many callbacks wait for this destination"})
 	}
 	return writeProblem(w, &problem{http.StatusServiceUnavailable, "callbacks are not available at the moment"})

@@ -1,25 +1,24 @@
 package callback
 
 import (
-	"bytes"
-	"compress/gzip"
-	"encoding/json"
-	"errors"
-	"io"
 	"net/http"
 	"net/http/httptest"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
-	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 )
 
 func TestWhatIsNoTaskCostsNoAllocation(t *testing.T) {
-	fromBody := &Handler{Field: defaultField, MaxRequest: defaultMaxBody}
-	fromHeader := &Handler{Profile: profileOpenFaaS, MaxRequest: defaultMaxBody}
+	metrics, err := newMetrics(prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	app := &App{metrics: metrics}
+	fromBody := &Handler{Field: defaultField, MaxRequest: defaultMaxBody, app: app, log: zap.NewNop()}
+	fromHeader := &Handler{Profile: profileOpenFaaS, MaxRequest: defaultMaxBody, app: app, log: zap.NewNop()}
 	if err := fromHeader.applyProfile(); err != nil {
 		t.Fatal(err)
 	}
@@ -63,205 +62,4 @@ func TestWhatIsNoTaskCostsNoAllocation(t *testing.T) {
 			t.Errorf("%s: its body was exchanged", name)
 		}
 	}
-}
-
-func TestABodyCanBeClosedWhileItsReaderWaits(t *testing.T) {
-	t.Parallel()
-	rest, client := io.Pipe() // a client that sends no more
-	defer client.Close()
-	body := &replay{head: bytes.NewBufferString("head"), rest: rest}
-	if head, err := io.ReadAll(io.LimitReader(body, 4)); err != nil || string(head) != "head" {
-		t.Fatalf("%q %v", head, err)
-	}
-	done := make(chan error, 1)
-	go func() {
-		_, err := body.Read(make([]byte, 1))
-		done <- err
-	}()
-	if err := body.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-done; err == nil {
-		t.Error("the reader got something")
-	}
-	if _, err := body.Read(make([]byte, 1)); !errors.Is(err, http.ErrBodyReadAfterClose) {
-		t.Errorf("after that: %v", err)
-	}
-}
-
-func TestAClosedBodyLeavesItsBufferAlone(t *testing.T) {
-	t.Parallel()
-	want := bytes.Repeat([]byte("mine "), 1000)
-	for range 200 {
-		r := httptest.NewRequest("POST", "/", bytes.NewReader(want))
-		if _, err := findURL(r, defaultField, defaultMaxBody); err != nil {
-			t.Fatal(err)
-		}
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			got, _ := io.ReadAll(r.Body)
-			if !bytes.HasPrefix(want, got) {
-				t.Errorf("a body read %q, of another", got)
-			}
-		})
-		wg.Go(func() {
-			r.Body.Close()
-			b := getBuffer() // perhaps that of the body
-			defer putBuffer(b)
-			b.Write(bytes.Repeat([]byte("yours"), 1000))
-		})
-		wg.Wait()
-	}
-}
-
-func TestABodyThatBreaksOffBreaksOffForTheHandlerToo(t *testing.T) {
-	t.Parallel()
-	broken := errors.New("broken")
-	r := httptest.NewRequest("POST", "/", io.MultiReader(strings.NewReader(`{"callback_url":"http://c.example"}`), errorReader{broken}))
-	if value, err := findURL(r, defaultField, defaultMaxBody); value != "" || err != nil {
-		t.Errorf("it names %q, %v", value, err)
-	}
-	if got, err := io.ReadAll(r.Body); string(got) != `{"callback_url":"http://c.example"}` || err != broken {
-		t.Errorf("the handler reads %q, %v", got, err)
-	}
-}
-
-// A body is searched in parts, while it comes.
-func TestAMemberIsFoundWhereverItStands(t *testing.T) {
-	t.Parallel()
-	for _, member := range []string{`"callback_url":"http://c.example/"`, `"callback\u005Furl":"http://c.example/"`} {
-		for _, border := range []int{searchEvery, 2 * searchEvery} {
-			for before := border - len(member) - 2; before <= border+2; before++ {
-				head := `{"filler":"`
-				data := head + strings.Repeat("x", before-len(head)-2) + `",` + member + strings.Repeat(" ", 100) + "}"
-				r := httptest.NewRequest("POST", "/", strings.NewReader(data))
-				if value, err := findURL(r, defaultField, defaultMaxBody); value != "http://c.example/" || err != nil {
-					t.Fatalf("%s at byte %d: %q, %v", member, before, value, err)
-				}
-				if got, err := io.ReadAll(r.Body); string(got) != data || err != nil {
-					t.Fatalf("%s at byte %d: the handler reads %d bytes of %d, %v", member, before, len(got), len(data), err)
-				}
-			}
-		}
-	}
-}
-
-// BenchmarkFindURL reads and searches texts that have no such member.
-func BenchmarkFindURL(b *testing.B) {
-	for _, size := range []int{1 << 10, 1 << 20} {
-		text := strings.Repeat("a prompt, such as this_one, can be called caf\\u00e9.\\n", size/52)
-		data := []byte(`{"prompt":"` + text + `"}`)
-		b.Run(strconv.Itoa(size), func(b *testing.B) {
-			b.SetBytes(int64(len(data)))
-			b.ReportAllocs()
-			from := bytes.NewReader(data)
-			r := httptest.NewRequest("POST", "/", nil)
-			r.ContentLength = int64(len(data))
-			for b.Loop() {
-				from.Reset(data)
-				r.Body = io.NopCloser(from)
-				if value, err := findURL(r, defaultField, defaultMaxBody); value != "" || err != nil {
-					b.Fatal(value, err)
-				}
-				r.Body.Close()
-			}
-		})
-	}
-}
-
-type errorReader struct{ error }
-
-func (r errorReader) Read([]byte) (int, error) { return 0, r.error }
-
-// bodies are seeds: documents and what is none.
-var bodies = []string{
-	``, ` `, `{}`, `[]`, `null`, `"callback_url"`, `5`, `{`, `{"callback_url"`, `{"callback_url":`,
-	`{"callback_url":"http://c.example/"}`,
-	`{"callback_url":null}`, `{"callback_url":""}`, `{"callback_url":1e400}`, `{"callback_url":{"a":[]}}`,
-	`{"a":{"callback_url":"x"},"callback_url":"y"}`, `[{"callback_url":"x"}]`,
-	`{"callback_url":"x","callback_url":"y"}`, `{"callback_url":"x","callback\u005furl":"y"}`,
-	`{"call\u0062ack_url":"http:\/\/c.example\/\u00e9\ud83d\ude00"}`, `{"callback_url":"\ud800A"}`,
-	`{"callback_url":"\ud800\u0041"}`, "{\"callback_url\":\"\xff\"}", "{\"\xff\":1,\"callback_url\":\"x\"}",
-	"\xef\xbb\xbf{\"callback_url\":\"x\"}", "\n{ \"callback_url\"\t:\r\n\"x\" } ", `{"callback_url":"x"}{}`,
-	`{"callback_url":"x",}`, `{"callback_url":x}`, `{"callback_url":"x" "y":1}`, `{"a":"\"callback_url\":\"x\""}`,
-	`{"a":[[[[{"callback_url":1}]]]],"callback_url":"x"}`, `{"callback_url":nan}`, `{"callback_url":"a` + "\n" + `b"}`,
-	strings.Repeat(`{"a":`, 20_000) + `"callback_url"`, strings.Repeat(`[`, 20_000),
-}
-
-// expected is what encoding/json finds, whose reading of JSON is that of most
-// Go programs. refused says that the request is not to be accepted.
-func expected(data []byte, field string) (value string, refused bool) {
-	if !json.Valid(data) {
-		return "", false
-	}
-	d := json.NewDecoder(bytes.NewReader(data))
-	if token, err := d.Token(); err != nil || token != json.Delim('{') {
-		return "", false
-	}
-	var found []json.RawMessage
-	for d.More() {
-		key, err := d.Token()
-		var raw json.RawMessage
-		if err != nil || d.Decode(&raw) != nil {
-			return "", false
-		}
-		if key == field {
-			found = append(found, raw)
-		}
-	}
-	switch {
-	case len(found) == 0 || len(found) == 1 && string(found[0]) == "null":
-		return "", false
-	case len(found) > 1, !utf8.Valid(found[0]), json.Unmarshal(found[0], &value) != nil:
-		return "", true
-	}
-	return value, false
-}
-
-func FuzzMember(f *testing.F) {
-	for _, body := range bodies {
-		f.Add([]byte(body))
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		want, refused := expected(data, defaultField)
-		got, err := member(data, defaultField, false)
-		if got != want || (err != nil) != refused {
-			t.Errorf("the member is %q, %v, not %q, refused %v", got, err, want, refused)
-		}
-		_, _ = member(data, defaultField, true)
-	})
-}
-
-func FuzzFindURL(f *testing.F) {
-	const limit = 100
-	for _, body := range bodies {
-		f.Add([]byte(body), "")
-		var b bytes.Buffer
-		w := gzip.NewWriter(&b)
-		_, _ = io.WriteString(w, body)
-		_ = w.Close()
-		f.Add(b.Bytes(), "gzip")
-		f.Add(b.Bytes(), "gzip, br")
-		f.Add([]byte(body), "deflate")
-	}
-	f.Fuzz(func(t *testing.T, data []byte, codings string) {
-		r := httptest.NewRequest("POST", "/", bytes.NewReader(data))
-		r.Header.Set("Content-Encoding", codings)
-		value, err := findURL(r, defaultField, limit)
-		if got, err := io.ReadAll(r.Body); err != nil || !bytes.Equal(got, data) {
-			t.Fatalf("the body is put back as %q, %v, not %q", got, err, data)
-		}
-		if err := r.Body.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if value != "" && int64(len(data)) > limit {
-			t.Errorf("a body of %d bytes is a task, to %q", len(data), value)
-		}
-		if codings != "" || len(data) > limit {
-			return
-		}
-		if want, refused := expected(data, defaultField); value != want || (err != nil) != refused {
-			t.Errorf("the URL is %q, %v, not %q, refused %v", value, err, want, refused)
-		}
-	})
 }

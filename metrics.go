@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/web"
@@ -26,6 +27,8 @@ const (
 // URL, a host or an ID.
 type metrics struct {
 	tasks            *prometheus.CounterVec
+	skipped          *prometheus.CounterVec
+	skips            map[bodies.Reason]prometheus.Counter // those of skipped
 	taskDuration     prometheus.Histogram
 	deliveries       *prometheus.CounterVec
 	deliveryDuration prometheus.Histogram
@@ -50,6 +53,8 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 	m := &metrics{
 		tasks: prometheus.NewCounterVec(prometheus.CounterOpts(opts("tasks_total",
 			"Tasks that have their verdict, by it.")), []string{"route", "status"}),
+		skipped: prometheus.NewCounterVec(prometheus.CounterOpts(opts("skipped_total",
+			"Requests that could have been tasks and were not, by the reason.")), []string{"reason"}),
 		taskDuration: prometheus.NewHistogram(histogram("task_duration_seconds",
 			"From accepting a task to its verdict.", prometheus.ExponentialBuckets(0.005, 4, 11))),
 		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts(opts("deliveries_total",
@@ -82,6 +87,7 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 	}
 	var err error
 	m.tasks, err = registered(registry, m.tasks, err)
+	m.skipped, err = registered(registry, m.skipped, err)
 	m.taskDuration, err = registered(registry, m.taskDuration, err)
 	m.deliveries, err = registered(registry, m.deliveries, err)
 	m.deliveryDuration, err = registered(registry, m.deliveryDuration, err)
@@ -96,6 +102,12 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 	// up must show as an increase.
 	for _, outcome := range []string{outcomeDelivered, outcomeRetry, outcomeDead} {
 		m.deliveries.WithLabelValues(outcome)
+	}
+	m.skips = make(map[bodies.Reason]prometheus.Counter)
+	for _, reason := range []bodies.Reason{
+		bodies.ContentType, bodies.Stream, bodies.Coding, bodies.Encoded, bodies.NotJSON, bodies.TooLarge, bodies.NoSpool, hopsReached,
+	} {
+		m.skips[reason] = m.skipped.WithLabelValues(string(reason))
 	}
 	return m, err
 }
@@ -187,6 +199,10 @@ func (c *taskCounts) use() (s *sharedStore, leave func()) {
 // taskAccepted counts tasks; a negative number are some that turned out to be
 // none.
 func (m *metrics) taskAccepted(n int64) { nodeCounts.Add(web.Tally{Accepted: n}) }
+
+// taskSkipped counts a request that could have been a task and is none. It allocates
+// nothing.
+func (m *metrics) taskSkipped(reason bodies.Reason) { m.skips[reason].Inc() }
 
 func (m *metrics) taskEnded(rec *task.Record) {
 	countEnded(rec)

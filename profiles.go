@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/form"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
@@ -120,19 +121,18 @@ func (h *Handler) profileSets(name string) bool {
 	return slices.ContainsFunc(profiles[h.Profile].sets, func(set string) bool { return strings.EqualFold(set, name) })
 }
 
-// urlOf returns the URL that the request names, "" if it names none. The error
-// is a *problem: the request must be refused.
-func (h *Handler) urlOf(r *http.Request) (string, error) {
-	if h.FromNone {
-		return "", nil
+// urlOf returns the URL that the request names, "" if it names none, and why one
+// that may have wanted a callback names none. The error is a *problem: the request
+// must be refused. w is the response to the request, nil if there is none.
+func (h *Handler) urlOf(w http.ResponseWriter, r *http.Request) (string, bodies.Reason, error) {
+	switch {
+	case h.FromNone:
+		return "", "", nil
+	case h.fromKey != "":
+		named, err := headerURL(r.Header[h.fromKey], h.FromHeader)
+		return named, "", err
 	}
-	if h.fromKey != "" {
-		return headerURL(r.Header[h.fromKey], h.FromHeader)
-	}
-	if !hasJSONBody(r) {
-		return "", nil
-	}
-	return findURL(r, h.Field, h.MaxRequest)
+	return h.findURL(w, r)
 }
 
 // source is what clients know the place of the URL by.

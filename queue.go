@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -121,7 +122,7 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 		ticket.rename(look.id)
 		return q.answer(w, r, s, look)
 	}
-	a, err := q.accept(s, ticket, r)
+	a, err := q.accept(s, ticket, w, r)
 	if err != nil {
 		ticket.refuse(r.Context())
 		var p *problem
@@ -215,7 +216,7 @@ type acceptance struct {
 
 // accept stores the request as a task. The error is a *problem if the request
 // must be refused for what it is.
-func (q *TaskQueue) accept(s *sharedStore, t *ticket, r *http.Request) (*acceptance, error) {
+func (q *TaskQueue) accept(s *sharedStore, t *ticket, w http.ResponseWriter, r *http.Request) (*acceptance, error) {
 	ctx := context.WithoutCancel(r.Context()) // a client that leaves now is accepted all the same
 	if len(r.Header["Idempotency-Key"]) > 1 {
 		return nil, &problem{http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts"}
@@ -223,6 +224,12 @@ func (q *TaskQueue) accept(s *sharedStore, t *ticket, r *http.Request) (*accepta
 	rec, err := q.newRecord(t, r)
 	if err != nil {
 		return nil, err
+	}
+	if err := q.spool(t, w, r); err != nil {
+		return nil, err
+	}
+	if spooled, ok := r.Body.(*bodies.Body); ok {
+		defer spooled.Release()
 	}
 	body := newBoundedBody(r.Body, t.limit)
 	opts := engine.EnqueueOptions{Key: q.keyOf(r, body), MaxQueued: q.opts.MaxQueued}

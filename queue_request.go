@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/uuid"
 
+	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -64,6 +65,13 @@ func storedRequest(r *http.Request) *task.Request {
 		}
 	}
 	return stored
+}
+
+// spool reads the request's body to its end, unless it is larger than a task can
+// be: a client that stalls must not keep anything from the queue, nor memory. The
+// error is a *problem.
+func (q *TaskQueue) spool(t *ticket, w http.ResponseWriter, r *http.Request) error {
+	return problemOf(bodies.Spool(r, bodies.Options{Limit: t.limit, Folder: q.app.spool, Response: w}))
 }
 
 // boundedBody reads the body of a request up to a limit, and hashes it.

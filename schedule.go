@@ -222,7 +222,7 @@ func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.C
 	}
 	r.Header = stored.Header
 	target, host, trusted, own := h.URL, h.own, true, true
-	named, err := h.urlOf(r)
+	named, _, err := h.urlOf(nil, r)
 	if err != nil {
 		return nil, "", err
 	}

@@ -72,7 +72,7 @@ func TestABadCallbackIsRefusedAndNothingIsForwardedOrStored(t *testing.T) {
 		"a port that is not ours": {quoted("http://c.example:22/"), "port 22 is not allowed"},
 		"too long":                {quoted("http://c.example/" + strings.Repeat("x", 2048-len("http://c.example/")+1)), "longer than 2048 bytes"},
 		"a line break":            {quoted("http://c.example/\r\nX: y"), "control"},
-		"a space in front":        {quoted(" http://c.example/"), "not a valid URL"},
+		"a space in front":        {quoted(" http://c.example/"), "has space around it"},
 		"a bad escape":            {quoted("http://c.example/%zz"), "not a valid URL"},
 		"a loopback address":      {quoted("http://127.0.0.1/"), "127.0.0.1"},
 		"IPv6 loopback":           {quoted("http://[::1]/"), "::1"},

@@ -104,7 +104,7 @@ func TestTheMemberNamesTheCallback(t *testing.T) {
 		"two documents":           {`{"callback_url":"$"}` + "\n" + `{"callback_url":"$"}`, false},
 		"a trailing comma":        {`{"callback_url":"$",}`, false},
 		"single quotes":           {`{'callback_url':'URL'}`, false},
-		"a byte order mark":       {"\xef\xbb\xbf" + `{"callback_url":"$"}`, false},
+		"a byte order mark":       {"\xef\xbb\xbf" + `{"callback_url":"$"}`, true},
 		"twice, but not valid":    {`{"callback_url":"$","callback_url":"$"`, false},
 		"a number, but not valid": {`{"callback_url":5`, false},
 		"brackets without end":    {strings.Repeat("[", 3<<20) + `"callback_url"`, false},

@@ -12,8 +12,8 @@ import (
 // maxDecoded is where decoding stops, in bytes of output. What lies beyond the
 // limit of a result is decoded only to be counted, and 1 MB of gzip can hold
 // 1 GB of zeros: without an end, one response would keep a core busy for as long
-// as its author likes.
-const maxDecoded = 1 << 30
+// as its author likes, at every attempt.
+const maxDecoded = 64 << 20
 
 // utf8BOM is no part of JSON (RFC 8259, section 8.1), but parsers may ignore it,
 // and servers on Windows send it.
@@ -95,7 +95,7 @@ func read(r Response, limit int64) result {
 // the response was captured only in part or is larger than maxDecoded, the full
 // size is what is known of it.
 func decode(r Response, limit int64) (body []byte, truncated int64, err error) {
-	if len(r.Body) == 0 || isIdentity(r.ContentEncoding) {
+	if len(r.Body) == 0 || len(Codings(r.ContentEncoding)) == 0 {
 		body = head(r.Body, limit)
 		return body, missing(r, body), nil
 	}
@@ -105,12 +105,12 @@ func decode(r Response, limit int64) (body []byte, truncated int64, err error) {
 	}
 	defer d.Close()
 
-	limit = min(max(limit, 0), maxDecoded)
+	limit = max(limit, 0)
 	body, err = io.ReadAll(io.LimitReader(d, limit))
 	size := int64(len(body))
 	if err == nil {
 		var rest int64
-		rest, err = io.Copy(io.Discard, io.LimitReader(d, maxDecoded-size))
+		rest, err = io.Copy(io.Discard, io.LimitReader(d, max(0, maxDecoded-size)))
 		size += rest
 	}
 	if r.Size > int64(len(r.Body)) {

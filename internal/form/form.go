@@ -53,7 +53,7 @@ type Callback struct {
 	Encoding string
 	// Truncated is the value of the header callback-truncated: the full size of
 	// the result in bytes if only its beginning is posted, 0 if it is whole. It is
-	// the decoded size where that is known; counting ends at 1 GiB.
+	// the decoded size where that is known; counting ends at 64 MiB, or at the limit if that is more.
 	Truncated int64
 }
 

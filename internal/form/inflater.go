@@ -2,9 +2,10 @@ package form
 
 import (
 	"bufio"
-	"compress/flate"
-	"compress/zlib"
 	"io"
+
+	"github.com/klauspost/compress/flate"
+	"github.com/klauspost/compress/zlib"
 )
 
 // inflater undoes the coding deflate: zlib data (RFC 1950), as RFC 9110 asks

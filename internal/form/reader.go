@@ -1,7 +1,6 @@
 package form
 
 import (
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -10,14 +9,21 @@ import (
 	"sync"
 
 	"github.com/andybalholm/brotli"
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 )
 
 const (
 	// maxCodings is how many content codings may lie over each other. One is
-	// usual; without an end, a header of "gzip, gzip, gzip, …" would cost a
-	// decoder and its memory for each five bytes.
-	maxCodings = 5
+	// usual, and each takes a decoder with its memory and its time.
+	maxCodings = 2
+
+	// maxIdle is how many bytes more a decoder may take than it returns. What is
+	// encoded is hardly ever larger than what it stands for. But there are blocks,
+	// members and frames that stand for nothing, and a body of them would keep a
+	// core busy unseen by whoever bounds what is read. A block of zstd is 128 KiB, and
+	// is read whole before anything is returned.
+	maxIdle = 512 << 10
 
 	// maxWindow is how far back a zstd stream may refer, in bytes, which is
 	// memory that its decoder must have. RFC 9659 sets it for content codings; a
@@ -27,10 +33,9 @@ const (
 
 	// maxBetween is how many bytes one coding may hand to the next. What stands
 	// between them is encoded data, about as large as what came over the wire.
-	// Without an end, one coding could expand to terabytes of empty members that
-	// the next decodes to nothing, and so keep a core busy unseen by whoever
-	// bounds what is read.
-	maxBetween = 64 << 20
+	// Without an end, one coding could expand to terabytes that the next decodes to
+	// nothing.
+	maxBetween = 16 << 20
 
 	// httpSpace is the optional whitespace of RFC 9110, section 5.6.3.
 	httpSpace = " \t"
@@ -40,12 +45,16 @@ const (
 // that it cannot undo.
 var ErrUnknownCoding = errors.New("unknown content coding")
 
+// ErrIdle is returned by Read if far more is read than is decoded.
+var ErrIdle = errors.New("the content coding has too much that stands for nothing")
+
 var errTooLargeBetween = fmt.Errorf("more than %d bytes between two content codings", maxBetween)
 
 // NewReader returns a reader of r without its content codings. They are given as
 // the Content-Encoding header lists them, in the order in which they were
 // applied: gzip, x-gzip, deflate (with and without the zlib header that RFC 9110
-// asks for: servers send both), zstd, br and identity. An empty list is none.
+// asks for: servers send both), zstd and br. An empty list is none, and so are the
+// words that [Codings] leaves out.
 //
 // It decodes as it is read, and reads r first when it is first read. Data that
 // is corrupt or that ends too early ([io.ErrUnexpectedEOF]) is an error of Read.
@@ -53,11 +62,7 @@ var errTooLargeBetween = fmt.Errorf("more than %d bytes between two content codi
 // caller must call Close, which gives the decoders back and does not close r.
 func NewReader(encodings string, r io.Reader) (io.ReadCloser, error) {
 	var layers layers
-	for encoding := range strings.SplitSeq(encodings, ",") {
-		encoding = strings.ToLower(strings.Trim(encoding, httpSpace))
-		if encoding == "" || encoding == "identity" {
-			continue
-		}
+	for _, encoding := range Codings(encodings) {
 		decoders := codings[encoding]
 		if decoders == nil {
 			return nil, fmt.Errorf("%w %q", ErrUnknownCoding, encoding)
@@ -77,16 +82,26 @@ func NewReader(encodings string, r io.Reader) (io.ReadCloser, error) {
 	return layers, nil
 }
 
-// isIdentity reports whether a Content-Encoding says that there is none.
-func isIdentity(encodings string) bool {
+// noCodings are what clients and servers write into Content-Encoding if there is
+// none: identity, as RFC 9110 has it, and what they take for one.
+var noCodings = []string{"", "identity", "none", "null", "utf-8", "utf8", "us-ascii", "ascii", "binary", "8bit", "7bit"}
+
+// Codings returns the content codings that a Content-Encoding header lists, in
+// lower case. It leaves out those that leave a body as it is, such as identity, and
+// charsets, which are none.
+func Codings(encodings string) []string {
+	var list []string
 	for encoding := range strings.SplitSeq(encodings, ",") {
-		encoding = strings.Trim(encoding, httpSpace)
-		if encoding != "" && !strings.EqualFold(encoding, "identity") {
-			return false
+		encoding = strings.ToLower(strings.Trim(encoding, httpSpace))
+		if !slices.Contains(noCodings, encoding) {
+			list = append(list, encoding)
 		}
 	}
-	return true
+	return list
 }
+
+// Known reports whether [NewReader] can undo a content coding.
+func Known(coding string) bool { return codings[coding] != nil }
 
 // decoder undoes one coding. Reset makes it as good as new, whatever it has met.
 type decoder interface {
@@ -123,6 +138,7 @@ type layer struct {
 	decoders *sync.Pool
 	src      io.Reader
 	between  bool    // another layer reads this one
+	taken    int64   // what was read of src, in bytes
 	dec      decoder // nil before the first Read and after close
 	size     int64   // what it has returned, in bytes
 	err      error   // that of the last Read, to be returned again
@@ -134,7 +150,7 @@ func (l *layer) Read(p []byte) (n int, err error) {
 	}
 	if l.dec == nil {
 		l.dec = l.decoders.Get().(decoder)
-		l.err = l.dec.Reset(l.src)
+		l.err = l.dec.Reset(source{l})
 	}
 	if l.err == nil {
 		n, l.err = l.dec.Read(p)
@@ -144,6 +160,19 @@ func (l *layer) Read(p []byte) (n int, err error) {
 		l.err = errTooLargeBetween
 	}
 	return n, l.err
+}
+
+// source is what a layer's decoder reads. It ends the decoding of what stands for
+// nothing.
+type source struct{ *layer }
+
+func (s source) Read(p []byte) (int, error) {
+	if s.taken > s.size+maxIdle {
+		return 0, ErrIdle
+	}
+	n, err := s.src.Read(p)
+	s.taken += int64(n)
+	return n, err
 }
 
 func (l *layer) close() {

@@ -1,0 +1,308 @@
+package capture
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"sync"
+)
+
+const (
+	// maxMemory is how much of a body is kept in memory, in bytes. The rest is kept
+	// in a file, or some hundred connections would take a gateway's memory.
+	maxMemory = 256 << 10
+
+	// firstRead is how much room is made for a body at once, in bytes. More is made
+	// as it comes: a client that announces megabytes and sends nothing must not cost
+	// them.
+	firstRead = 64 << 10
+
+	// searchEvery is how much is read, in bytes, before it is searched: what has just
+	// been read is in the processor's cache.
+	searchEvery = 64 << 10
+
+	// maxPooled keeps a large body from holding its memory in the pool.
+	maxPooled = 2 * maxMemory
+)
+
+// Body is a request body of which the beginning has been read already. It reads as
+// the body that it was made of would have.
+//
+// Close may be called while another goroutine reads.
+type Body struct {
+	rest   *Watched
+	folder string
+	size   int64 // what has been read of rest
+
+	mu     sync.Mutex    // a transport may close while it reads
+	head   *bytes.Buffer // what was read first; nil once it has been read again
+	spool  *os.File      // what was read after it; nil if there is none, or none left
+	at     int64         // how much of the spool has been read again
+	tail   []byte        // what was read last and found no room in the spool
+	err    error         // what follows, in the place of rest
+	closed bool
+}
+
+func newBody(r *http.Request, o Options) *Body {
+	b := &Body{rest: Watch(o.Response, r.Body), folder: o.Folder, head: getBuffer()}
+	b.head.Grow(int(min(max(r.ContentLength, 0), firstRead)) + bytes.MinRead)
+	return b
+}
+
+// Spool reads a request's body as far as o.Limit and one byte more, so that what
+// stalls or is slow costs a file and no memory. The body is put back as a [Body].
+// The error is a [*Refusal]. What is wrong with the body itself is for its reader.
+func Spool(r *http.Request, o Options) error {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	if b, ok := r.Body.(*Body); ok && (b.err != nil || b.size > o.Limit) {
+		return nil // it was read already
+	}
+	body := newBody(r, o)
+	r.Body = body
+	_, err := body.readTo(o.Limit+1, "")
+	if err == errSpool {
+		return noRoom
+	}
+	return refusalOf(err)
+}
+
+// Release frees what the body keeps of what was read of it. Its reader gets an
+// error from then on. The body that it was made of stays open.
+func (b *Body) Release() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	b.free()
+}
+
+// begin reads the first part of the body and reports whether it may be a JSON
+// object. An array, or a message with a binary header, need not be read any further.
+func (b *Body) begin() (object bool, _ error) {
+	for b.err == nil && b.size < searchEvery {
+		b.head.Grow(bytes.MinRead)
+		part := b.head.AvailableBuffer()
+		n, err := b.rest.Read(part[:min(cap(part), searchEvery)])
+		b.head.Write(part[:n])
+		b.size += int64(n)
+		if err != nil {
+			b.end(err)
+		}
+		start := bytes.TrimLeft(bytes.TrimPrefix(b.head.Bytes(), utf8BOM), " \t\r\n")
+		if len(start) > 0 && !bytes.HasPrefix(utf8BOM, b.head.Bytes()) {
+			return start[0] == '{', b.stall()
+		}
+	}
+	return true, b.stall()
+}
+
+// readTo reads the body as far as limit bytes, and says whether what was read could
+// have a member of that name. The error is [ErrStalled] or errSpool; the body's own
+// is kept for its reader.
+func (b *Body) readTo(limit int64, field string) (named bool, err error) {
+	defer b.rest.Unbind()
+	overlap := max(len(field), len(escape)+2) - 1
+	search := func(part []byte) { named = named || field != "" && mayName(part, field) }
+	search(b.head.Bytes())
+	inMemory := limit
+	if b.folder != "" {
+		inMemory = min(limit, maxMemory)
+	}
+	part := &io.LimitedReader{R: b.rest}
+	for b.err == nil && b.size < inMemory {
+		part.N = min(inMemory-b.size, searchEvery)
+		n, err := b.head.ReadFrom(part)
+		b.size += n
+		if err == nil && part.N > 0 {
+			err = io.EOF
+		}
+		b.end(err)
+		search(b.head.Bytes()[max(0, b.head.Len()-int(n)-overlap):])
+	}
+	if b.err != nil || b.size >= limit {
+		return named, b.stall()
+	}
+	chunk := getBuffer()
+	defer putBuffer(chunk)
+	chunk.Write(b.head.Bytes()[max(0, b.head.Len()-overlap):])
+	for b.err == nil && b.size < limit {
+		old := chunk.Len()
+		part.N = min(limit-b.size, searchEvery)
+		n, err := chunk.ReadFrom(part)
+		b.size += n
+		if err == nil && part.N > 0 {
+			err = io.EOF
+		}
+		b.end(err)
+		search(chunk.Bytes())
+		if !b.store(chunk.Bytes()[old:]) {
+			return named, errSpool
+		}
+		keep := min(overlap, chunk.Len())
+		rest := chunk.Bytes()[chunk.Len()-keep:]
+		chunk.Reset()
+		chunk.Write(rest) // to the beginning of the same memory, from behind it
+	}
+	return named, b.stall()
+}
+
+// errSpool is that the body cannot be kept in a file.
+var errSpool = errors.New("the body cannot be kept in a file")
+
+// end notes how the body ended, if it did.
+func (b *Body) end(err error) {
+	if err != nil {
+		b.err = err
+	}
+}
+
+// stall returns ErrStalled if that is how the body ended.
+func (b *Body) stall() error {
+	if b.err == ErrStalled {
+		return ErrStalled
+	}
+	return nil
+}
+
+// store appends data to the spool. What it cannot store becomes the tail.
+func (b *Body) store(data []byte) bool {
+	if len(data) == 0 {
+		return true
+	}
+	if b.spool == nil {
+		var err error
+		if b.spool, err = newSpool(b.folder); err != nil {
+			b.tail = bytes.Clone(data)
+			return false
+		}
+	}
+	n, err := b.spool.Write(data)
+	if err != nil {
+		b.tail = bytes.Clone(data[n:])
+		return false
+	}
+	return true
+}
+
+// newSpool makes a file that is gone once it is closed, or the process ends.
+func newSpool(folder string) (*os.File, error) {
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.CreateTemp(folder, "body-*") // mode 0600
+	if err != nil {
+		return nil, err
+	}
+	_ = os.Remove(f.Name()) // Windows removes no open file; free does it there
+	return f, nil
+}
+
+// spooled returns the size of the spool.
+func (b *Body) spooled() int64 { return b.size - int64(b.head.Len()) - int64(len(b.tail)) }
+
+// bytes returns the first n bytes of the body. It is for before the body is read.
+func (b *Body) bytes(n int64) ([]byte, error) {
+	head := b.head.Bytes()
+	if n <= int64(len(head)) {
+		return head[:n], nil
+	}
+	data := make([]byte, n)
+	at := copy(data, head)
+	_, err := io.ReadFull(io.NewSectionReader(b.spool, 0, b.spooled()), data[at:])
+	return data, err
+}
+
+// reader reads what was read of the body. It is for before the body is read.
+func (b *Body) reader() io.Reader {
+	head := bytes.NewReader(b.head.Bytes())
+	if b.spool == nil {
+		return head
+	}
+	return io.MultiReader(head, io.NewSectionReader(b.spool, 0, b.spooled()))
+}
+
+// Read reads the body from its beginning.
+func (b *Body) Read(p []byte) (int, error) {
+	if n, err := b.readAgain(p); n > 0 || err != nil || len(p) == 0 {
+		return n, err
+	}
+	// Without the lock: a transport that gives up closes the body to end a read
+	// that waits for the client.
+	return b.rest.Read(p)
+}
+
+// readAgain reads what has been read already.
+func (b *Body) readAgain(p []byte) (n int, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closed:
+		return 0, http.ErrBodyReadAfterClose
+	case len(p) == 0:
+		return 0, nil
+	}
+	if b.head != nil {
+		n, _ = b.head.Read(p) // its end is not that of the body
+		if b.head.Len() > 0 || n > 0 && (b.spool != nil || len(b.tail) > 0) {
+			return n, nil
+		}
+		putBuffer(b.head)
+		b.head = nil
+	}
+	if n == 0 && b.spool != nil {
+		if n, err = b.spool.ReadAt(p, b.at); n > 0 {
+			b.at += int64(n)
+			return n, nil
+		}
+		b.closeSpool()
+		if err != io.EOF {
+			b.err = err // the disk's
+		}
+	}
+	if n == 0 && len(b.tail) > 0 {
+		n = copy(p, b.tail)
+		b.tail = b.tail[n:]
+		return n, nil
+	}
+	return n, b.err
+}
+
+// free frees the buffer and the file. Caller holds the lock.
+func (b *Body) free() {
+	if b.head != nil {
+		putBuffer(b.head)
+		b.head = nil
+	}
+	b.closeSpool()
+	b.tail = nil
+}
+
+func (b *Body) closeSpool() {
+	if b.spool == nil {
+		return
+	}
+	_ = b.spool.Close()           // it was read, or nobody wants it
+	_ = os.Remove(b.spool.Name()) // mostly it is gone
+	b.spool = nil
+}
+
+// Close ends a read that waits, as far as the body below does.
+func (b *Body) Close() error {
+	b.Release()
+	return b.rest.Close()
+}
+
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+func getBuffer() *bytes.Buffer { return buffers.Get().(*bytes.Buffer) }
+
+func putBuffer(b *bytes.Buffer) {
+	if b.Cap() > maxPooled {
+		return
+	}
+	b.Reset()
+	buffers.Put(b)
+}

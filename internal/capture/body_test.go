@@ -1,0 +1,298 @@
+package capture
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+)
+
+// object returns a JSON object of about size bytes whose last member names a URL.
+func object(size int) []byte {
+	letters := make([]byte, size)
+	rand.NewChaCha8([32]byte{}).Read(letters)
+	for i, c := range letters {
+		letters[i] = 'a' + c%16
+	}
+	return []byte(`{"a":"` + string(letters) + `","callback_url":"http://c.example/"}`)
+}
+
+func newRequest(body io.Reader) *http.Request {
+	r := httptest.NewRequest("POST", "/", body)
+	r.Header.Set("Content-Type", "application/json")
+	return r
+}
+
+func TestLargeBodiesAreInAFileAndReadBackWhole(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{10, firstRead, maxMemory - 60, maxMemory, maxMemory + 1, 3*maxMemory + 7, 2 << 20} {
+		for name, wrap := range map[string]func(io.Reader) io.Reader{
+			"at once":        func(r io.Reader) io.Reader { return r },
+			"in halves":      iotest.HalfReader,
+			"with its error": iotest.DataErrReader,
+		} {
+			want := object(size)
+			r := newRequest(wrap(bytes.NewReader(want)))
+			dir := t.TempDir()
+			value, _, err := Find(r, Options{Field: field, Limit: 8 << 20, Folder: dir + "/spool"})
+			if value != "http://c.example/" || err != nil {
+				t.Fatalf("%d bytes %s: %q, %v", size, name, value, err)
+			}
+			body := r.Body.(*Body)
+			if spooled := body.spool != nil; spooled != (len(want) > maxMemory) || body.head.Len() > maxMemory {
+				t.Errorf("%d bytes %s: %d in memory, in a file: %v", size, name, body.head.Len(), spooled)
+			}
+			got, err := io.ReadAll(iotest.OneByteReader(io.LimitReader(r.Body, 3)))
+			rest, err2 := io.ReadAll(r.Body)
+			if got = append(got, rest...); err != nil || err2 != nil || !bytes.Equal(got, want) {
+				t.Errorf("%d bytes %s: %d are read back, %v %v", size, name, len(got), err, err2)
+			}
+			body.Release()
+			if left, _ := os.ReadDir(dir + "/spool"); len(left) > 0 {
+				t.Errorf("%d bytes %s: %d files are left", size, name, len(left))
+			}
+		}
+	}
+}
+
+func TestABodyBeyondTheLimitIsReadBackWhole(t *testing.T) {
+	t.Parallel()
+	want := append(object(2<<20), object(1<<20)...)
+	r := newRequest(bytes.NewReader(want))
+	value, reason, err := Find(r, Options{Field: field, Limit: 1 << 20, Folder: t.TempDir()})
+	if value != "" || reason != TooLarge || err != nil {
+		t.Fatalf("%q, %q, %v", value, reason, err)
+	}
+	if got, err := io.ReadAll(r.Body); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes of %d, %v", len(got), len(want), err)
+	}
+}
+
+func TestABodyThatFindsNoFilePassesWhole(t *testing.T) {
+	t.Parallel()
+	file := t.TempDir() + "/file"
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := object(2 << 20)
+	r := newRequest(bytes.NewReader(want))
+	value, reason, err := Find(r, Options{Field: field, Limit: 8 << 20, Folder: file})
+	if value != "" || reason != NoSpool || err != nil {
+		t.Fatalf("%q, %q, %v", value, reason, err)
+	}
+	if got, err := io.ReadAll(r.Body); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes of %d, %v", len(got), len(want), err)
+	}
+	// One whose member has been seen already wants a callback, and gets none.
+	early := append([]byte(`{"callback_url":"http://c.example/",`), want[1:]...)
+	var refusal *Refusal
+	if _, _, err = Find(newRequest(bytes.NewReader(early)), Options{Field: field, Limit: 8 << 20, Folder: file}); !errors.As(err, &refusal) || refusal.Status != 503 {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// stalling is a connection: its body ends when the deadline is set.
+type stalling struct {
+	http.ResponseWriter
+	w *io.PipeWriter
+}
+
+func (s stalling) SetReadDeadline(time.Time) error { return s.w.CloseWithError(os.ErrDeadlineExceeded) }
+
+func TestAStalledBodyIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, read := range map[string]func(*http.Request, Options) error{
+		"found":   func(r *http.Request, o Options) error { _, _, err := Find(r, o); return err },
+		"spooled": Spool,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				body, client := io.Pipe()
+				go func() {
+					for range 5 { // slow, but it goes on
+						time.Sleep(StallTimeout - time.Second)
+						_, _ = io.WriteString(client, `{"a":[`)
+					}
+				}()
+				begin := time.Now()
+				err := read(newRequest(body), Options{Field: field, Limit: 8 << 20, Response: stalling{httptest.NewRecorder(), client}})
+				var refusal *Refusal
+				if !errors.As(err, &refusal) || refusal.Status != 408 {
+					t.Errorf("error is %v", err)
+				}
+				if took := time.Since(begin); took != 6*StallTimeout-5*time.Second {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
+	}
+}
+
+func TestWhatIsPassedOnMayStall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		body, client := io.Pipe()
+		r := newRequest(body)
+		go func() {
+			_, _ = io.WriteString(client, `[1,`)
+			time.Sleep(10 * StallTimeout)
+			_, _ = io.WriteString(client, `2]`)
+			client.Close()
+		}()
+		value, reason, err := Find(r, Options{Field: field, Limit: 8 << 20, Response: stalling{httptest.NewRecorder(), client}})
+		if value != "" || reason != "" || err != nil {
+			t.Fatalf("%q, %q, %v", value, reason, err)
+		}
+		if got, err := io.ReadAll(r.Body); string(got) != "[1,2]" || err != nil {
+			t.Errorf("%q, %v", got, err)
+		}
+	})
+}
+
+func TestWhatIsNotReadToItsEnd(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		contentType, begin string
+		reason             Reason
+	}{
+		"grpc":            {"application/grpc+json", "\x00\x00\x00\x00\x02{}", Stream},
+		"grpc-web":        {"application/grpc-web+JSON; x=y", "{", Stream},
+		"connect":         {"application/connect+json", "\x00\x00\x00\x00\x02{}", Stream},
+		"spring":          {"application/stream+json", "{}\n", Stream},
+		"an array":        {"application/json", " \n[", ""},
+		"a binary header": {"application/vnd.x+json", "\x00{", ""},
+		"a form":          {"application/x-www-form-urlencoded", "{", ContentType},
+		"text":            {"text/plain; charset=utf-8", "{", ContentType},
+		"no type":         {"", "{", ContentType},
+		"an image":        {"image/png", "{", ""},
+		"multipart":       {"multipart/form-data; boundary=x", "{", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			body, client := io.Pipe()
+			defer client.Close()
+			go func() { _, _ = io.WriteString(client, tt.begin) }()
+			r := newRequest(body) // a body without an end: reading to it would wait
+			r.Header.Set("Content-Type", tt.contentType)
+			value, reason, err := Find(r, Options{Field: field, Limit: 8 << 20})
+			if value != "" || reason != tt.reason || err != nil {
+				t.Fatalf("%q, %q, %v", value, reason, err)
+			}
+			got := make([]byte, len(tt.begin))
+			if _, err := io.ReadFull(r.Body, got); err != nil || string(got) != tt.begin {
+				t.Errorf("the handler reads %q, %v", got, err)
+			}
+		})
+	}
+}
+
+func gzipped(data []byte) []byte {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	_, _ = w.Write(data) // a buffer takes all there is
+	_ = w.Close()
+	return out.Bytes()
+}
+
+func TestCodingsOfRequests(t *testing.T) {
+	t.Parallel()
+	const task = `{"callback_url":"http://c.example/"}`
+	zeros := append([]byte(`{"callback_url":"http://c.example/","a":"`), bytes.Repeat([]byte("0"), 7<<20)...)
+	for name, tt := range map[string]struct {
+		coding string
+		body   []byte
+		value  string
+		reason Reason
+	}{
+		"identity":                 {"identity", []byte(task), "http://c.example/", ""},
+		"none":                     {"none", []byte(task), "http://c.example/", ""},
+		"a charset":                {"UTF-8", []byte(task), "http://c.example/", ""},
+		"a byte order mark":        {"", []byte("\xef\xbb\xbf" + task), "http://c.example/", ""},
+		"gzip":                     {"gzip", gzipped([]byte(task)), "http://c.example/", ""},
+		"gzip and identity":        {"identity, gzip", gzipped([]byte(task)), "http://c.example/", ""},
+		"gzip of an order mark":    {"gzip", gzipped([]byte("\xef\xbb\xbf" + task)), "http://c.example/", ""},
+		"gzip of a large object":   {"gzip", gzipped(object(4 << 20)), "http://c.example/", ""},
+		"gzip twice":               {"gzip, gzip", gzipped(gzipped([]byte(task))), "", Coding},
+		"an unknown coding":        {"compress", []byte(task), "", Coding},
+		"no gzip":                  {"gzip", []byte(task), "", Encoded},
+		"gzip that breaks off":     {"gzip", gzipped([]byte(task))[:30], "", Encoded},
+		"a bomb":                   {"gzip", gzipped(zeros), "", Encoded},
+		"no JSON":                  {"", []byte(`{'callback_url':'http://c.example/'}`), "", NotJSON},
+		"JSON that breaks off":     {"", []byte(task[:len(task)-1]), "", NotJSON},
+		"a name that is no member": {"", []byte(`{"a":"callback_url"}`), "", ""},
+		"no JSON and no name":      {"", []byte(`{"a"`), "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRequest(bytes.NewReader(tt.body))
+			if tt.coding != "" {
+				r.Header.Set("Content-Encoding", tt.coding)
+			}
+			value, reason, err := Find(r, Options{Field: field, Limit: 8 << 20, Folder: t.TempDir()})
+			if value != tt.value || reason != tt.reason || err != nil {
+				t.Errorf("%q, %q, %v", value, reason, err)
+			}
+			if got, err := io.ReadAll(r.Body); err != nil || !bytes.Equal(got, tt.body) {
+				t.Errorf("the handler reads %d bytes of %d, %v", len(got), len(tt.body), err)
+			}
+		})
+	}
+}
+
+// TestSearchingIsCheap does not run beside others: it measures processor time.
+func TestSearchingIsCheap(t *testing.T) {
+	dynamic := dynamicBlocks(8 << 20)
+	for name, tt := range map[string]struct {
+		coding string
+		body   []byte
+	}{
+		"gzip three times":        {"gzip, gzip, gzip", gzipped(gzipped(gzipped(make([]byte, 64<<20))))},
+		"a bomb":                  {"gzip", gzipped(make([]byte, 64<<20))},
+		"empty metadata blocks":   {"br", append([]byte("\x0c"), bytes.Repeat([]byte("\x06"), 8<<20)...)},
+		"empty members":           {"gzip", bytes.Repeat(gzipped(nil), 300_000)},
+		"empty frames":            {"zstd", bytes.Repeat([]byte("\x50\x2a\x4d\x18\x00\x00\x00\x00"), 1<<20)},
+		"a table every few bytes": {"deflate", dynamic},
+		"brackets":                {"", []byte(`{"callback_url":` + strings.Repeat("[", 8<<20-20))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			defer lockThread()()
+			r := newRequest(bytes.NewReader(tt.body))
+			if tt.coding != "" {
+				r.Header.Set("Content-Encoding", tt.coding)
+			}
+			begin := threadTime()
+			value, _, err := Find(r, Options{Field: field, Limit: 8 << 20})
+			took := threadTime() - begin
+			if value != "" || err != nil {
+				t.Fatalf("%q, %v", value, err)
+			}
+			t.Logf("%d bytes took %v", len(tt.body), took)
+			if took > 150*time.Millisecond*slowness {
+				t.Errorf("%d bytes took %v", len(tt.body), took)
+			}
+		})
+	}
+}
+
+// dynamicBlocks returns deflate blocks of which each has tables of its own and
+// stands for a few bytes.
+func dynamicBlocks(size int) []byte {
+	var out bytes.Buffer
+	w, _ := gzip.NewWriterLevel(&out, gzip.HuffmanOnly)
+	text := []byte(strings.Repeat("abcdefghijklmnopqrstuvwxyz0123456789", 4))
+	for out.Len() < size {
+		_, _ = w.Write(text) // a buffer takes all there is
+		_ = w.Flush()
+	}
+	const header = 10
+	return out.Bytes()[header:]
+}

@@ -1,0 +1,6 @@
+//go:build race
+
+package capture
+
+// slowness is how many times as long everything takes with the race detector.
+const slowness = 20
