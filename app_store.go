@@ -119,7 +119,7 @@ func (a *App) openStore(ctx context.Context) (*sharedStore, error) {
 		if err != nil {
 			return nil, err
 		}
-		a.log.Info("store opened", zap.String("store", a.engine.place()))
+		a.log.Info("engine started", zap.String("store", a.engine.place()))
 		return newStore(e, key, a.engine.place(), a.log), nil
 	}
 	for {

@@ -140,7 +140,7 @@ func TestAdaptNamesTheLineOfAMistake(t *testing.T) {
 	}
 	before, _, _ := strings.Cut(string(text), "retain 1h")
 	line := fmt.Sprintf(" at %s:%d", g.File, strings.Count(before, "\n")+1)
-	for _, want := range []string{`callback has no option "retain"; it has delivery, `, line} {
+	for _, want := range []string{`callback has no option "retain"; it has dead, `, line} {
 		if !strings.Contains(said, want) {
 			t.Errorf("%q does not say %q", said, want)
 		}
@@ -209,7 +209,7 @@ func TestASecondGatewayOnTheSameStoreSaysSo(t *testing.T) {
 	}
 	c := runCaddy(t, g.Dir, "run", "--config", other, "--adapter", "caddyfile")
 	c.wantCode(t, 1)
-	if !strings.Contains(c.stderr, "in use by another process") {
+	if !strings.Contains(c.stderr, "is in use by process") {
 		t.Errorf("it does not say why: %s", c.stderr)
 	}
 }

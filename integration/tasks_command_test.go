@@ -109,7 +109,7 @@ func TestTasksAreRedeliveredCanceledAndPurgedFromAShell(t *testing.T) {
 		_, _ = io.WriteString(w, "done")
 	})
 	t.Cleanup(func() { close(hold) })
-	g := gatewaytest.Start(t, gatewaytest.ToLocal+"\nqueue q {\nworkers 1\n}",
+	g := gatewaytest.Start(t, gatewaytest.ToLocal+"\nkeep_results off\nqueue q {\nworkers 1\n}",
 		"callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}\nreverse_proxy "+app)
 	a := adminAPI(t, g)
 	dead := []string{g.Task(rcv.URL), g.Task(rcv.URL), g.Task(rcv.URL)}
