@@ -128,7 +128,7 @@ func TestAnEncodedBodyIsLookedIntoAndForwardedAsItIs(t *testing.T) {
 		isTask       bool
 	}{
 		"gzip":              {"gzip", gzipped(t, document(10)), 200, true},
-		"gzip twice":        {"gzip, gzip", gzipped(t, gzipped(t, document(10))), 200, true},
+		"gzip twice":        {"gzip, gzip", gzipped(t, gzipped(t, document(10))), 200, false},
 		"identity":          {"identity", document(10), 200, true},
 		"not encoded":       {"gzip", document(10), 200, false},
 		"a broken end":      {"gzip", gzipped(t, document(10))[:60], 200, false},
