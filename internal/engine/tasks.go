@@ -152,7 +152,8 @@ type QueueStats struct {
 // Stats are counts of a store.
 type Stats struct {
 	Tasks map[task.State]int64
-	// Due is how many deliveries could be attempted now.
+	// Due is how many deliveries could be attempted now. Retries that wait may be
+	// among them if there are too many to count.
 	Due int64
 	// Used and Limit are bytes; zero if the engine does not know.
 	Used, Limit int64

@@ -51,14 +51,15 @@ func orderOfArrival(f *fixture) {
 func orderOfReadyTime(f *fixture) {
 	for _, late := range []bool{false, true} {
 		var want [3]string
+		first := in(50 * time.Millisecond)
 		for _, place := range []int{2, 0, 1} {
 			rec := f.queued("q")
-			rec.NextAttemptAt = in(time.Duration(50+20*place) * time.Millisecond)
+			rec.NextAttemptAt = first.Add(time.Duration(20*place) * time.Millisecond)
 			want[place] = f.enqueue(rec).ID
 		}
 		if late { // all are ready when the first is asked for
 			rec := f.queued("clock")
-			rec.NextAttemptAt = in(100 * time.Millisecond)
+			rec.NextAttemptAt = first.Add(50 * time.Millisecond)
 			f.enqueue(rec)
 			f.next("clock", 3)
 		}

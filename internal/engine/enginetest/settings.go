@@ -46,6 +46,7 @@ func (f *fixture) latest(n int, make func() *task.Record) {
 	for range 3 * n {
 		made = append(made, make().ID)
 	}
+	f.reconfigure(func(*engine.Settings) {}) // limits are looked at now, not in seconds
 	for _, id := range made[:2*n] {
 		f.goes(id)
 	}
