@@ -12,6 +12,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine/folder"
 )
 
 // openFolder takes the store's folder for this engine, and finds out whether a
@@ -21,6 +23,9 @@ func (e *Engine) openFolder() (err error) {
 	// Results and signing material of other people's requests lie here.
 	if err := os.MkdirAll(e.cfg.Store, 0o700); err != nil {
 		return fmt.Errorf("creating the store folder: %w", full(err))
+	}
+	if err := folder.Check(e.cfg.Store); err != nil {
+		return err
 	}
 	if e.lock, err = lockFolder(e.cfg.Store); err != nil {
 		return full(err)
