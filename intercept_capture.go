@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -45,6 +46,9 @@ type capture struct {
 	told   bool // complete was called
 	gone   bool // the client takes no more
 	expect int64
+	// sending is since when the handler waits for the client to take something, in
+	// nanoseconds since 1970; 0 if it does not.
+	sending atomic.Int64
 
 	mu     sync.Mutex
 	closed bool // the copy is taken; nothing is added to it
@@ -141,10 +145,27 @@ func (c *capture) Write(p []byte) (int, error) {
 	if c.gone || c.isMuted() {
 		return len(p), nil
 	}
+	c.sending.Store(time.Now().UnixNano())
+	defer c.sending.Store(0)
 	if _, err := c.ResponseWriter.Write(p); err != nil {
 		c.gone = true
 	}
 	return len(p), nil
+}
+
+// stalled is how long a client that takes nothing has held up the handler before it
+// counts as stalled.
+const stalled = 500 * time.Millisecond
+
+// dropStalled cuts off a client that holds up the handler because it does not read,
+// and says whether there was one. It may be called by any goroutine.
+func (c *capture) dropStalled() bool {
+	since := c.sending.Load()
+	if since == 0 || time.Since(time.Unix(0, since)) < stalled {
+		return false
+	}
+	// The write that waits fails, and the client counts as gone.
+	return http.NewResponseController(c.ResponseWriter).SetWriteDeadline(time.Now()) == nil
 }
 
 // tell says, once, that the response is whole.
@@ -173,6 +194,8 @@ func (c *capture) FlushError() error {
 	if c.gone || c.isMuted() {
 		return nil
 	}
+	c.sending.Store(time.Now().UnixNano())
+	defer c.sending.Store(0)
 	err := http.NewResponseController(c.ResponseWriter).Flush()
 	if errors.Is(err, http.ErrNotSupported) {
 		return err

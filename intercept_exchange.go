@@ -78,7 +78,7 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 // to it that the verdict is recorded before the response ends.
 func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	defer x.cancel(nil)
-	deadline := time.AfterFunc(time.Duration(x.h.Timeout), x.timeOut)
+	deadline := time.AfterFunc(time.Duration(x.h.Timeout), x.reachDeadline)
 	defer deadline.Stop()
 	defer context.AfterFunc(x.stopping, x.abandon)()
 
@@ -213,7 +213,21 @@ func endpointError(err error) (message string, code int) {
 
 const noAnswer = "the endpoint gave no answer"
 
-// timeOut ends a task whose deadline has passed, whatever its handler does.
+// drainTime is how long after the deadline the rest of a response is read that a
+// client which does not read has held up.
+const drainTime = 10 * time.Second
+
+// reachDeadline ends a task whose deadline has passed. If its client has held up the
+// response, the client is cut off first: the endpoint may have finished long ago.
+func (x *exchange) reachDeadline() {
+	if x.capture.dropStalled() {
+		time.AfterFunc(drainTime, x.timeOut) // nothing happens if there is a verdict
+		return
+	}
+	x.timeOut()
+}
+
+// timeOut ends a task, whatever its handler does.
 func (x *exchange) timeOut() {
 	x.settle(verdict{
 		status:  task.TimedOut,

@@ -242,3 +242,28 @@ func TestCanceledTasksAreCounted(t *testing.T) {
 	a.ask(http.MethodPost, "cancel?state=running", http.StatusOK, nil)
 	g.Metered(map[string]float64{`tasks_total{route="q",status="FAILED"}`: 3})
 }
+
+func TestAClientThatDoesNotReadTakesNothingFromTheVerdict(t *testing.T) {
+	t.Parallel()
+	const size = 32 << 20 // more than sockets buffer
+	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/length" {
+			w.Header().Set("Content-Length", fmt.Sprint(size))
+		}
+		_, _ = io.CopyN(w, zeros{}, size) // the gateway's to notice
+	})
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback {\ntimeout 2s\nmax_result 1KiB\n}\nreverse_proxy "+app)
+	for _, path := range []string{"/length", "/chunked"} {
+		body := fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)
+		conn, err := net.Dial("tcp", g.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, g.Addr, len(body), body)
+		if c := rcv.Next(t); c.Status() != "COMPLETE" || c.Header.Get("Callback-Truncated") != fmt.Sprint(size) {
+			t.Errorf("%s: the callback is %s with %v", path, c.Status(), c.Header)
+		}
+	}
+}
