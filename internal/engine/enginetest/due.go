@@ -210,7 +210,9 @@ func reportedAtOnce(f *fixture) {
 func reportedAfterCancel(f *fixture) {
 	r := f.random()
 	const hosts = 100
-	go func() {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
 		for i := range hosts {
 			rec := f.client()
 			rec.CallbackHost = fmt.Sprintf("host-%d:443", i)
@@ -224,7 +226,7 @@ func reportedAfterCancel(f *fixture) {
 				f.Errorf("settling: %v", err)
 			}
 		}
-	}()
+	})
 	seen := make(map[string]bool)
 	for len(seen) < hosts {
 		ctx, cancel := context.WithTimeout(f.ctx, time.Duration(r.IntN(1000))*time.Microsecond)

@@ -307,14 +307,16 @@ func nextCanceled(f *fixture) {
 	r := f.random()
 	const jobs = 200
 	seen := make(map[string]bool)
-	go func() {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
 		for range jobs {
 			rec := f.queued("q")
 			if _, _, err := f.e.Enqueue(f.ctx, rec, strings.NewReader("b"), engine.EnqueueOptions{}); err != nil {
 				f.Errorf("enqueueing: %v", err)
 			}
 		}
-	}()
+	})
 	for len(seen) < jobs {
 		ctx, cancel := context.WithTimeout(f.ctx, time.Duration(r.IntN(1000))*time.Microsecond)
 		got, err := f.e.Jobs("q").Next(ctx, 3, 3)

@@ -27,7 +27,7 @@ const (
 func (e *Engine) keepHouse() {
 	ticker := time.NewTicker(houseInterval)
 	defer ticker.Stop()
-	collected := time.Now().Add(-collectInterval)
+	collected, pruned := time.Now().Add(-collectInterval), time.Now()
 	for {
 		select {
 		case <-e.closing.Done():
@@ -37,7 +37,10 @@ func (e *Engine) keepHouse() {
 		if e.available() != nil {
 			continue
 		}
-		e.purgeBodies(e.closing)
+		if e.purgeBodies(e.closing); time.Since(pruned) >= collectInterval {
+			pruned = time.Now()
+			e.index.pruneHosts()
+		}
 		for _, id := range e.index.orphans(houseBatch) {
 			e.housework("a task whose holder died was not moved on", id, e.expire)
 		}
@@ -66,6 +69,22 @@ func (e *Engine) housework(failure, id string, do func(context.Context, string) 
 		e.log.Warn(failure, zap.String("task_id", id), zap.Error(err))
 	}
 }
+
+// pruneHosts forgets the hosts that have nothing to be delivered, and of which nothing
+// was learned lately.
+func (x *index) pruneHosts() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for name, b := range x.hosts {
+		old := b.learned.Failures == 0 && time.Since(b.learned.AnsweredAt) > hostMemory
+		if old && b.pending == 0 && !b.paused && !b.toReport {
+			delete(x.hosts, name)
+		}
+	}
+}
+
+// hostMemory is how long a host is remembered that answered and has nothing waiting.
+const hostMemory = 24 * time.Hour
 
 // forget removes a task that the stream has no message of any more.
 func (x *index) forget(id string) {

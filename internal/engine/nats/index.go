@@ -71,6 +71,7 @@ type backlog struct {
 	paused  bool
 	// wake has a message if a queue may have a job that is ready.
 	wake chan struct{}
+	lost int // races for jobs that were lost lately
 	// isReported says that DueHosts need not report the host, toReport that it is in
 	// reports.
 	isReported, toReport bool
@@ -147,6 +148,11 @@ func (x *index) apply(id string, seq uint64, m *meta, stored *message) {
 	e := x.tasks[id]
 	if e != nil && e.seq >= seq {
 		return
+	}
+	if e != nil && e.state != removed && m.State != removed && e.created != m.Created {
+		x.leave(e) // it was taken over by a queue, and has another place in byAge
+		e.state = removed
+		x.gone++
 	}
 	if e == nil || e.state == removed {
 		e = &entry{id: strings.Clone(id), created: m.Created, pos: -1}

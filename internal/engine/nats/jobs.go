@@ -26,8 +26,9 @@ func (e *Engine) Jobs(queue string) engine.JobSource {
 	return &jobs{e, e.index.backlog(e.index.queues, queue)}
 }
 
-// Next implements engine.JobSource. With several gateways the order is approximate:
-// each takes one of the first few, so that they do not all try the same one.
+// Next implements engine.JobSource. The order is approximate while other gateways
+// claim jobs of the queue before this one does: then it takes one of the first few, so
+// that they do not all try the same one.
 func (j *jobs) Next(ctx context.Context, limit, maxStarts int) ([]engine.Job, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -59,10 +60,7 @@ func (x *index) pickJobs(b *backlog, n int) (picked []*entry) {
 	if b.paused {
 		return nil
 	}
-	places := 1
-	if gateways := x.gateways(); gateways > 1 {
-		places = placesPerGateway * gateways
-	}
+	places := 1 + b.lost*x.gateways()
 	for b.due.len() > 0 && len(picked) < n {
 		e := b.due.items[rand.IntN(min(b.due.len(), places))] //nolint:gosec // not secret
 		x.unplace(e)
@@ -82,8 +80,19 @@ func (x *index) gateways() (n int) {
 	return n
 }
 
-// placesPerGateway is among how many jobs, times the gateways, one is chosen.
-const placesPerGateway = 4
+// maxLost bounds how far a gateway goes from the first job to avoid the others.
+const maxLost = 8
+
+// claimed notes whether another gateway claimed a job before this one.
+func (x *index) claimed(b *backlog, lost bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if lost {
+		b.lost = min(b.lost+1, maxLost)
+	} else {
+		b.lost = max(b.lost-1, 0)
+	}
+}
 
 // putBack puts entries back that could not be taken, if they are as they were.
 func (x *index) putBack(e *entry, seq uint64) {
@@ -148,6 +157,7 @@ func (j *jobs) claim(ctx context.Context, picked []*entry, maxStarts int) ([]eng
 	claimed := all[:0]
 	var failed error
 	for i, job := range all {
+		j.engine.index.claimed(j.queue, errors.Is(errs[i], engine.ErrLost))
 		switch {
 		case errs[i] == nil:
 			claimed = append(claimed, job)
