@@ -155,12 +155,15 @@ func expect(msg *nats.Msg, last uint64) {
 	msg.Header.Set(expectedHeader, strconv.FormatUint(last, 10))
 }
 
-func encodeRecord(rec *task.Record) ([]byte, error) { return json.Marshal(rec) }
-
-func decodeRecord(line []byte) (*task.Record, error) {
-	rec := new(task.Record)
-	return rec, json.Unmarshal(line, rec)
+func encodeRecord(rec *task.Record) ([]byte, error) {
+	line, err := task.Encode(rec)
+	if errors.Is(err, task.ErrTooLarge) {
+		err = fmt.Errorf("%w: %w", engine.ErrTooLarge, err)
+	}
+	return line, err
 }
+
+func decodeRecord(line []byte) (*task.Record, error) { return task.Decode(line) }
 
 // cloneRecord returns a copy whose attempts can be added to without changing rec.
 func cloneRecord(rec *task.Record) *task.Record {

@@ -29,6 +29,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/engine/folder"
 )
 
 // Config is how a store is opened.
@@ -203,6 +204,9 @@ func (s *store) openFolder() error {
 	// Results and signing material of other people's requests lie here.
 	if err := os.MkdirAll(s.cfg.Folder, 0o700); err != nil {
 		return fmt.Errorf("%w: creating the store's folder: %w", engine.ErrUnavailable, err)
+	}
+	if err := folder.Check(s.cfg.Folder); err != nil {
+		return fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
 	}
 	lock, err := os.OpenFile(filepath.Join(s.cfg.Folder, lockName), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/url"
@@ -88,10 +87,7 @@ func (r *row) record() (*task.Record, error) {
 	return rec, nil
 }
 
-func decode(doc []byte) (*task.Record, error) {
-	rec := new(task.Record)
-	return rec, json.Unmarshal(doc, rec)
-}
+func decode(doc []byte) (*task.Record, error) { return task.Decode(doc) }
 
 // copyOf returns a record with lists of its own.
 func copyOf(rec *task.Record) *task.Record {
@@ -104,19 +100,12 @@ func copyOf(rec *task.Record) *task.Record {
 func encode(rec *task.Record) ([]byte, error) {
 	r := *rec
 	r.State = ""
-	doc, err := json.Marshal(&r)
+	doc, err := task.Encode(&r)
 	if err != nil {
 		return nil, fmt.Errorf("%w: encoding the record: %w", engine.ErrTooLarge, err)
 	}
-	if len(doc) > maxRecord {
-		return nil, fmt.Errorf("%w: its record has %d bytes", engine.ErrTooLarge, len(doc))
-	}
 	return doc, nil
 }
-
-// maxRecord bounds the document of a task. What is larger would be read and
-// written whole at each step.
-const maxRecord = 4 << 20
 
 // keyOf returns an ID as it is stored: UUIDs, which are all but those of other
 // stores, as 16 bytes.
