@@ -82,7 +82,8 @@ func TestIsUpgrade(t *testing.T) {
 
 func TestHopsCountOnlyWithProof(t *testing.T) {
 	t.Parallel()
-	a, other := &App{Store: t.TempDir()}, &App{Store: t.TempDir()}
+	folder := t.TempDir()
+	a, other := newTestApp(t, folder), newTestApp(t, t.TempDir())
 	secret, err := a.secret(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +92,7 @@ func TestHopsCountOnlyWithProof(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again := &App{Store: a.Store}
+	again := newTestApp(t, folder)
 	for _, tt := range []struct {
 		name, hop, mac string
 		want           int

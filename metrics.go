@@ -178,8 +178,12 @@ func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
 	if err != nil {
 		return
 	}
+	queued := c.configured() // an empty queue is 0, not missing
 	for _, q := range queues {
-		found <- prometheus.MustNewConstMetric(c.queued, prometheus.GaugeValue, float64(q.Queued), q.Queue)
+		queued[q.Queue] = q.Queued
+	}
+	for queue, n := range queued {
+		found <- prometheus.MustNewConstMetric(c.queued, prometheus.GaugeValue, float64(n), queue)
 	}
 }
 
@@ -194,6 +198,17 @@ func (c *taskCounts) use() (s *sharedStore, leave func()) {
 		return nil, nil
 	}
 	return s, s.leave
+}
+
+// configured returns the queues of the configuration, each with 0.
+func (c *taskCounts) configured() map[string]int64 {
+	queues := make(map[string]int64)
+	if a := c.app.Load(); a != nil {
+		for name := range a.queues {
+			queues[name] = 0
+		}
+	}
+	return queues
 }
 
 // taskAccepted counts tasks; a negative number are some that turned out to be

@@ -16,21 +16,23 @@
 //   - app.go: the app's options and lifecycle; engine.go, engine_nats.go: the
 //     engines as modules; app_store.go: the store that is open, across reloads;
 //     app_generations.go: which configuration is alive; app_queues.go: what a
-//     configuration's queues have in common
+//     configuration's queues have in common; app_secret.go: the store's secret;
+//     app_order.go: a warning about callbacks in front of authentication
 //   - caddyfile.go, caddyfile_queue.go, caddyfile_values.go: the grammars
 //   - intercept.go: a request becomes a task; intercept_request.go reads it,
+//     intercept_header.go guards its headers, intercept_hop.go ends loops,
 //     intercept_problem.go refuses it
 //   - intercept_exchange.go: the task runs and gets its verdict;
-//     intercept_capture.go copies its response, intercept_domain.go says whose
-//     share of the store it takes
+//     intercept_capture.go copies its response
 //   - deliver.go: a result becomes a callback that arrives; deliver_post.go
-//     makes the attempts, deliver_stdlog.go keeps receivers out of the log,
-//     deliver_options.go has the options
+//     makes the attempts, deliver_header.go what goes with them, deliver_conn.go
+//     reads answers of receivers that hang up, deliver_stdlog.go keeps receivers out
+//     of the log, deliver_options.go has the options
 //   - profiles.go: other services' ways to ask for a callback and to make it
 //   - queue.go: a request waits its turn; queue_request.go stores it,
 //     queue_idempotency.go stores it once, queue_worker.go runs it,
-//     queue_collection.go answers what is asked about it, queue_options.go is
-//     what the operator says of it
+//     queue_collection.go answers what is asked about it, queue_result.go sends its
+//     result, queue_options.go is what the operator says of it
 //   - schedule.go: the schedules of a queue; schedule_run.go makes tasks of their
 //     runs
 //   - admin.go, dashboard.go: the API that tells of tasks and changes them;
@@ -39,7 +41,8 @@
 //   - command.go: the command line; command_run.go: one task without a server,
 //     with command_progress.go on a terminal; command_tasks.go: the tasks of
 //     one, with command_table.go, command_admin.go, command_show.go and
-//     command_actions.go; command_listen.go and command_migrate.go
+//     command_actions.go; command_listen.go, command_migrate.go and
+//     command_repair.go
 //   - metrics.go, tracing.go, events.go: what others are told
 //
 // What is promised: a request that was accepted with a callback gets its

@@ -108,12 +108,12 @@ func TestStreamsThatAreGoneAreMadeAnew(t *testing.T) {
 	nc := must[*nats.Conn](t)(nats.Connect(c.URLs()))
 	defer nc.Close()
 	js := must[jetstream.JetStream](t)(jetstream.New(nc))
-	for _, name := range []string{"CALLBACK", "CALLBACK_ENDED", "CALLBACK_DEAD", "OBJ_callback-blobs"} {
+	for _, name := range []string{"CALLBACK", "CALLBACK_BODIES"} {
 		if err := js.DeleteStream(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}
 	}
-	says(g, "streams were gone")
+	says(g, "the stream of tasks was made anew")
 	id := accepts(g, rcv.URL)
 	for rcv.Next(t).TaskID() != id {
 	}

@@ -26,8 +26,23 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// refuses starts a gateway that must say why it does not start, and end.
+// refuses starts a gateway whose cluster cannot be used: it serves plain requests,
+// refuses callbacks, and its log says why.
 func refuses(t *testing.T, g *gatewaytest.Gateway, want string) {
+	t.Helper()
+	g.Start()
+	says(g, want)
+	if resp, text := g.Post("/", "{}"); resp.StatusCode != http.StatusOK {
+		t.Errorf("a plain request got %s %s", resp.Status, text)
+	}
+	resp, text := g.Post("/", `{"callback_url":"https://receiver.example/"}`)
+	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("a request for a callback got %s %s", resp.Status, text)
+	}
+}
+
+// doesNotStart starts a gateway with a configuration that is an error.
+func doesNotStart(t *testing.T, g *gatewaytest.Gateway, want string) {
 	t.Helper()
 	g.Launch()
 	select {
@@ -193,7 +208,7 @@ func TestAPasswordInAURLIsUsedAndNeverShown(t *testing.T) {
 		c.Kill(0)
 		says(g, "engine disconnected")
 		c.Start(0)
-		says(g, "engine reconnected")
+		says(g, "reconnected to NATS")
 		keepsSecret(g, user, password)
 	})
 	t.Run("from the environment", func(t *testing.T) {
@@ -214,14 +229,14 @@ func TestAPasswordInAURLIsUsedAndNeverShown(t *testing.T) {
 	})
 	t.Run("of a server that is away", func(t *testing.T) {
 		g := gatewaytest.Start(t, natsOptions("nats://"+user+":"+password+"@127.0.0.1:1"), site)
-		says(g, "engine not reached")
+		says(g, "store not opened")
 		g.Post("/", `{"callback_url":"http://127.0.0.1/"}`)
 		keepsSecret(g, user, password)
 	})
 	t.Run("with a slip", func(t *testing.T) {
 		g := gatewaytest.New(t, natsOptions("nats://{env.NATS_LOGIN}@"+at), site)
 		g.Env = []string{"NATS_LOGIN=" + user + ":planted%zzsecret"}
-		refuses(t, g, "nats takes URLs such as nats://host:4222")
+		doesNotStart(t, g, "expected URLs such as nats://host:4222")
 		keepsSecret(g, user, "planted%zzsecret")
 	})
 }

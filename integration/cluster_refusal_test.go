@@ -47,7 +47,7 @@ func TestAnOldServerIsRefusedByName(t *testing.T) {
 func TestMoreReplicasThanServersAreRefused(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
-	g := gatewaytest.New(t, "nats "+c.URLs(), gatewaytest.ExampleSite(t)) // 3 replicas
+	g := gatewaytest.New(t, "engine nats "+c.URLs(), gatewaytest.ExampleSite(t)) // 3 replicas
 	refuses(t, g, "opening the stream CALLBACK: nats: API error: code=500 err_code=10074 description=replicas > 1 not supported in non-clustered mode")
 }
 

@@ -24,8 +24,8 @@ func TestTheDocumentedExampleComesOutLetterForLetter(t *testing.T) {
 		t.Fatalf("the client got %d %s", resp.StatusCode, body)
 	}
 	id := resp.Header.Get("beam-task-id")
-	if parsed, err := uuid.Parse(id); err != nil || parsed.Version() != 4 {
-		t.Errorf("beam-task-id is %q, not a version 4 UUID", id)
+	if parsed, err := uuid.Parse(id); err != nil || parsed.Version() != 7 {
+		t.Errorf("beam-task-id is %q, not a version 7 UUID", id)
 	}
 	got := rcv.Next(t)
 	if got.Body != "response=example+response" {

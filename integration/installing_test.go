@@ -101,7 +101,7 @@ func TestTheUnitOfSystemdRunsCaddyAsItSays(t *testing.T) {
 	// The Caddyfile of the page that goes with it.
 	for _, b := range blocks(t, "docs/installing.md") {
 		if b.lang == "caddyfile" && strings.Contains(b.text, "grace_period") {
-			store := regexp.MustCompile(`store /var/lib/(\S+)`).FindStringSubmatch(b.text)
+			store := regexp.MustCompile(`engine sqlite /var/lib/(\S+)`).FindStringSubmatch(b.text)
 			if store == nil || !slices.Contains(strings.Fields(more["Service"]["StateDirectory"][0]), store[1]) {
 				t.Errorf("the store %v is none of %v", store, more["Service"]["StateDirectory"])
 			}

@@ -242,11 +242,11 @@ func TestNoSecretIsInWhatIsSaidOfABadConfiguration(t *testing.T) {
 		"a key that is no base64":           gatewaytest.Delivering("secret whsec_planted-signing-key!"),
 		"a key that is too short":           gatewaytest.Delivering("secret whsec_" + plantedKey[6:18]),
 		"two keys of which one is bad":      gatewaytest.Delivering("secret " + plantedKey + " whsk_" + plantedKey[6:]),
-		"a cluster that is away":            "nats nats://gateway:planted-nats-password@" + away,
-		"a URL of a cluster that is none":   "nats http://gateway:planted-nats-password@" + away,
-		"a URL that cannot be read":         "nats nats://gateway:planted-nats-password@[::1",
-		"credentials that cannot be read":   "nats nats://" + away + " {\ncredentials " + credentials + "\n}",
-		"credentials instead of their file": "nats nats://" + away + " {\ncredentials " + filepath.Dir(credentials) + "\n}",
+		"a cluster that is away":            "engine nats nats://gateway:planted-nats-password@" + away,
+		"a URL of a cluster that is none":   "engine nats http://gateway:planted-nats-password@" + away,
+		"a URL that cannot be read":         "engine nats nats://gateway:planted-nats-password@[::1",
+		"credentials that cannot be read":   "engine nats nats://" + away + " {\ncredentials " + credentials + "\n}",
+		"credentials instead of their file": "engine nats nats://" + away + " {\ncredentials " + filepath.Dir(credentials) + "\n}",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -129,7 +129,7 @@ func (d *Dispatcher) Due(due Due, now time.Time) bool {
 func (d *Dispatcher) admit(due Due, now time.Time) *host {
 	h := &host{name: due.Host, trusted: due.Trusted, group: due.Host}
 	if !h.trusted {
-		h.group = groupOf(due.Host)
+		h.group = Group(due.Host)
 	}
 	h.load(due.Stats, now)
 	if who := d.poolOf(h).participants[h.group]; who != nil && len(who.hosts) >= max(1, d.limits.Hosts/hostsPart) {

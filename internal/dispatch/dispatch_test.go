@@ -265,8 +265,8 @@ func TestGroup(t *testing.T) {
 		"":                            "",
 		"example.com":                 "example.com",
 	} {
-		if got := groupOf(host); got != want {
-			t.Errorf("groupOf(%q) = %q, want %q", host, got, want)
+		if got := Group(host); got != want {
+			t.Errorf("Group(%q) = %q, want %q", host, got, want)
 		}
 	}
 }

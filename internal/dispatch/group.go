@@ -8,14 +8,14 @@ import (
 	"golang.org/x/net/publicsuffix"
 )
 
-// groupOf returns what hosts must have in common to share a limit: the
+// Group returns what hosts must have in common to share a limit: the
 // registrable domain of a name, the /24 of an IPv4 address, or the /48 of an
 // IPv6 address. One person can have any number of names or addresses within it.
 //
 // Only the ICANN part of the public suffix list counts. In the private part are
 // the domains under which hosting companies give names away for free, and there
 // a thousand names cost no more than one.
-func groupOf(hostPort string) string {
+func Group(hostPort string) string {
 	host, _, err := net.SplitHostPort(hostPort)
 	if err != nil {
 		host = hostPort
