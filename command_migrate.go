@@ -32,6 +32,7 @@ type migrateFlags struct {
 // storeFlags name a store.
 type storeFlags struct {
 	flag, store, credentials string
+	replicas                 int // of what is created in a cluster; 0 is its default
 }
 
 func newMigrateCommand() *cobra.Command {
@@ -69,6 +70,7 @@ configuration is wrong.`,
 	flags.StringVar(&f.to.store, "to", "", "the store to copy to (default: that of the configuration)")
 	flags.StringVar(&f.from.credentials, "from-credentials", "", "the NATS credentials file of the store to copy from")
 	flags.StringVar(&f.to.credentials, "to-credentials", "", "the NATS credentials file of the store to copy to")
+	flags.IntVar(&f.to.replicas, "to-replicas", defaultReplicas, "on how many servers of the cluster to copy to each stream is kept, if it is new")
 	flags.StringVarP(&f.config, "config", "c", "", "the configuration that names a store (default: the Caddyfile here)")
 	flags.StringVarP(&f.adapter, "adapter", "a", "", "the adapter of that configuration")
 	return cmd
@@ -126,7 +128,7 @@ func (f *migrateFlags) stores() (from, to *store, err error) {
 // storeOf returns the store that some flags name, or the configuration.
 func (f *migrateFlags) storeOf(s *storeFlags, log *zap.Logger) (*store, error) {
 	if s.store != "" {
-		module, err := parseStore(s.store, s.credentials)
+		module, err := s.parse()
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.flag, err)
 		}
@@ -149,25 +151,25 @@ type store struct {
 	log      *zap.Logger
 }
 
-// parseStore reads the name of a store: "sqlite:<folder>", or URLs of a cluster
-// with commas between them. The scheme may be left out of all but the first.
-func parseStore(name, credentials string) (engineModule, error) {
-	if folder, ok := strings.CutPrefix(name, "sqlite:"); ok {
+// parse reads the name of a store: "sqlite:<folder>", or URLs of a cluster with
+// commas between them. The scheme may be left out of all but the first.
+func (s *storeFlags) parse() (engineModule, error) {
+	if folder, ok := strings.CutPrefix(s.store, "sqlite:"); ok {
 		switch {
 		case folder == "":
 			return nil, errors.New(`"sqlite:" needs a folder, such as sqlite:/var/lib/caddy/callback`)
-		case credentials != "":
+		case s.credentials != "":
 			return nil, errors.New("a folder has no credentials")
 		}
 		module := &SQLiteEngine{Folder: folder}
 		return module, module.Provision(caddy.Context{})
 	}
-	scheme, _, ok := strings.Cut(name, "://")
+	scheme, _, ok := strings.Cut(s.store, "://")
 	if !ok {
 		return nil, errors.New(`it is neither "sqlite:<folder>" nor "nats://<host>:4222"`)
 	}
-	module := &NATSEngine{Credentials: credentials}
-	for url := range strings.SplitSeq(name, ",") {
+	module := &NATSEngine{Credentials: s.credentials, Replicas: s.replicas}
+	for url := range strings.SplitSeq(s.store, ",") {
 		if !strings.Contains(url, "://") {
 			url = scheme + "://" + url
 		}

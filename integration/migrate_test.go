@@ -150,7 +150,7 @@ func TestMigrateCopiesAFolderToAClusterAndBack(t *testing.T) {
 // migratedBetween runs `caddy callback migrate` between two stores that are named.
 func migratedBetween(t *testing.T, from, to string) command {
 	t.Helper()
-	return runCaddy(t, t.TempDir(), "callback", "migrate", "--from", from, "--to", to)
+	return runCaddy(t, t.TempDir(), "callback", "migrate", "--from", from, "--to", to, "--to-replicas", "1")
 }
 
 func TestMigrateThatIsKilledIsFinishedByRepeatingIt(t *testing.T) {
