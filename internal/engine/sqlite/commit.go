@@ -166,7 +166,7 @@ func (s *store) transact(ops []*op) (_ *tx, err error) {
 	}
 	if s.stale {
 		if err := s.overwrite(); err != nil {
-			return t, fmt.Errorf("overwriting a commit that failed: %w", err)
+			return t, err
 		}
 	}
 	if err := t.exec("BEGIN IMMEDIATE"); err != nil {
@@ -193,7 +193,7 @@ func (s *store) transact(ops []*op) (_ *tx, err error) {
 		return t, fmt.Errorf("committing: %w", err)
 	}
 	s.stale, t.committed = false, true
-	s.broken.Store(false)
+	s.broken.Store(nil)
 	// The commit is worth nothing if the file that has it is not the one that the
 	// next process opens.
 	return t, s.present()
@@ -227,7 +227,13 @@ func (s *store) overwrite() error {
 		}
 	}
 	s.stale = err != nil
-	s.broken.Store(s.stale)
+	if err == nil {
+		s.broken.Store(nil)
+		return nil
+	}
+	err = fmt.Errorf("overwriting a commit that failed: %w", err)
+	explained := s.explain(err)
+	s.broken.Store(&explained)
 	return err
 }
 

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/ncruces/go-sqlite3"
@@ -60,6 +62,8 @@ func TestConformance(t *testing.T) {
 type faultyDisk struct {
 	vfs.VFS
 	fails, isFull atomic.Bool
+	syncFails     atomic.Bool // of fsync alone
+	noSpace       atomic.Bool // writes fail, as on a full disk
 }
 
 var errWrite = errors.New("input/output error")
@@ -97,6 +101,9 @@ func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.fail(sqlite3.IOERR_WRITE); err != nil {
 		return 0, err
 	}
+	if f.disk.noSpace.Load() {
+		return 0, &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}
+	}
 	return f.file.WriteAt(p, off)
 }
 
@@ -110,6 +117,9 @@ func (f *faultyFile) Truncate(size int64) error {
 func (f *faultyFile) Sync(flags vfs.SyncFlag) error {
 	if err := f.fail(sqlite3.IOERR_FSYNC); err != nil {
 		return err
+	}
+	if f.disk.syncFails.Load() {
+		return vfs.SystemError(errWrite, sqlite3.IOERR_FSYNC)
 	}
 	return f.file.Sync(flags)
 }

@@ -123,7 +123,7 @@ type store struct {
 	bodies  bodies
 	trouble atomic.Pointer[error] // the store is damaged, for good
 	away    atomic.Pointer[error] // the folder was moved or deleted
-	broken  atomic.Bool           // the last commit failed
+	broken  atomic.Pointer[error] // the last commit failed
 	files   [2]os.FileInfo        // database and log, as they were opened
 }
 
@@ -246,22 +246,28 @@ func readHolder(name string) string {
 
 // Ready implements [engine.Engine].
 func (s *store) Ready() error {
+	if err := s.usableForNew(); err != nil {
+		return err
+	}
+	if err := s.broken.Load(); err != nil {
+		return *err
+	}
+	return s.room.check(0)
+}
+
+// usableForNew returns why no new task is accepted, whatever the room is. That the
+// last commit failed is no reason: the next one tells whether it still does.
+func (s *store) usableForNew() error {
 	if err := s.trouble.Load(); err != nil {
 		return *err
 	}
 	if err := s.away.Load(); err != nil {
 		return *err
 	}
-	if s.broken.Load() {
-		return fmt.Errorf("%w: the last write failed", engine.ErrUnavailable)
-	}
-	s.batchMu.Lock()
-	closing := s.closing
-	s.batchMu.Unlock()
-	if closing {
+	if s.isClosing() {
 		return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
 	}
-	return s.room.check(0)
+	return nil
 }
 
 // Reconfigure implements [engine.Engine].

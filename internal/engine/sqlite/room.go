@@ -123,7 +123,7 @@ func (r *room) overSize() bool {
 // admit returns an error if a new task of n bytes is not accepted. It evicts first
 // what need not be kept.
 func (s *store) admit(ctx context.Context, n int64) error {
-	if err := s.Ready(); err != nil && !errors.Is(err, engine.ErrFull) {
+	if err := s.usableForNew(); err != nil {
 		return err
 	}
 	err := s.room.check(n)
@@ -162,8 +162,11 @@ func (t *tx) checkQuota(domain string) error {
 
 // identify remembers which files are open.
 func (s *store) identify() error {
-	// The log is made by the first read or write.
+	// The log is made by the first read or write. Its mode is as the umask has it.
 	for i, name := range []string{s.file, s.file + "-wal"} {
+		if err := os.Chmod(name, 0o600); err != nil {
+			return fmt.Errorf("protecting the database's files: %w", err)
+		}
 		info, err := os.Stat(name)
 		if err != nil {
 			return fmt.Errorf("finding the database's files: %w", err)

@@ -101,5 +101,5 @@ CREATE TABLE schedule(
 -- What the store knows of itself.
 CREATE TABLE meta(
   name  TEXT PRIMARY KEY, -- 'secret': 32 bytes that sign; 'overwritten': see commit.go
-  value BLOB NOT NULL
+  value BLOB NOT NULL     -- what is known
 ) STRICT, WITHOUT ROWID;

@@ -1,0 +1,301 @@
+package sqlite
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ncruces/go-sqlite3/vfs"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+func TestSecondOpenNamesTheHolder(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Config{})
+	_, err := Open(t.Context(), Config{Folder: s.cfg.Folder})
+	if !errors.Is(err, engine.ErrHeld) || !strings.Contains(err.Error(), "is in use by process "+strconv.Itoa(os.Getpid())) {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+func TestFolderOfAnEarlierEngineIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(dir, "jetstream"), 0o700))
+	_, err := Open(t.Context(), Config{Folder: dir})
+	if err == nil || !strings.Contains(err.Error(), "earlier version (jetstream)") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+func TestFolderIsForItsOwnerAlone(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	openTest(t, Config{Folder: dir})
+	for name, want := range map[string]os.FileMode{"": 0o700, databaseName: 0o600, databaseName + "-wal": 0o600, lockName: 0o600, bodiesName: 0o700} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		must(t, err)
+		if got := info.Mode().Perm(); got != want {
+			t.Errorf("%q has mode %o, not %o", name, got, want)
+		}
+	}
+}
+
+func TestDeletedFilesAreNoticed(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{databaseName, databaseName + "-wal"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := openTest(t, Config{})
+			file, aside := filepath.Join(s.cfg.Folder, name), filepath.Join(t.TempDir(), name)
+			must(t, os.Rename(file, aside))
+			if _, err := s.Claim(t.Context(), newTask("a.test:443")); !errors.Is(err, engine.ErrUnavailable) {
+				t.Errorf("a claim returns %v", err)
+			}
+			if err := s.Ready(); !errors.Is(err, engine.ErrUnavailable) {
+				t.Errorf("Ready returns %v", err)
+			}
+			must(t, os.Rename(aside, file))
+			must(t, s.present())
+			must(t, s.Ready())
+			_, err := s.Claim(t.Context(), newTask("a.test:443"))
+			must(t, err)
+		})
+	}
+}
+
+func TestFullDiskIsErrFullAndPasses(t *testing.T) {
+	t.Parallel()
+	disk := &faultyDisk{VFS: vfs.Find("os")}
+	s := openTest(t, Config{vfs: disk})
+	disk.noSpace.Store(true)
+	if _, err := s.Claim(t.Context(), newTask("a.test:443")); !errors.Is(err, engine.ErrFull) {
+		t.Errorf("a claim returns %v", err)
+	}
+	disk.noSpace.Store(false)
+	settled(t, s, newTask("a.test:443"), "result")
+	must(t, s.Ready())
+}
+
+// TestRefusedCommitDoesNotComeBack takes away a database whose last commit failed
+// at its fsync, as a crash at that moment would leave it.
+func TestRefusedCommitDoesNotComeBack(t *testing.T) {
+	t.Parallel()
+	disk := &faultyDisk{VFS: vfs.Find("os")}
+	s := openTest(t, Config{vfs: disk})
+	kept := newTask("a.test:443")
+	settled(t, s, kept, "result")
+	disk.syncFails.Store(true)
+	refused := newTask("a.test:443")
+	if _, err := s.Claim(t.Context(), refused); !errors.Is(err, engine.ErrUnavailable) {
+		t.Fatalf("a claim returns %v", err)
+	}
+	crashed := t.TempDir()
+	for _, name := range []string{databaseName, databaseName + "-wal"} {
+		must(t, copyFile(filepath.Join(crashed, name), filepath.Join(s.cfg.Folder, name)))
+	}
+	disk.syncFails.Store(false)
+	for _, other := range []*store{s, openTest(t, Config{Folder: crashed, holder: 1})} {
+		if _, err := other.Get(t.Context(), refused.ID); !errors.Is(err, engine.ErrNotFound) {
+			t.Errorf("what was refused: %v", err)
+		}
+		if _, err := other.Get(t.Context(), kept.ID); err != nil {
+			t.Errorf("what was acknowledged: %v", err)
+		}
+	}
+}
+
+func TestLargeBodiesAreFiles(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Config{Settings: engine.Settings{KeepResults: true}})
+	large := strings.Repeat("x", maxInline+1)
+	rec := newTask("a.test:443")
+	settled(t, s, rec, large)
+	orphan := filepath.Join(s.cfg.Folder, bodiesName, "orphan")
+	must(t, os.WriteFile(orphan, nil, 0o600))
+	closeTest(t, s)
+	s = openTest(t, Config{Folder: s.cfg.Folder})
+	if _, err := os.Stat(orphan); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the orphan is still there: %v", err)
+	}
+	if got := s.bodies.used(); got != int64(len(large)) {
+		t.Errorf("files of %d bytes are counted, not %d", got, len(large))
+	}
+	must(t, takeOne(t, s, "a.test:443").Dead(t.Context()))
+	r, err := s.Open(t.Context(), rec.ID, engine.ResultBody)
+	must(t, err)
+	must(t, s.Act(t.Context(), rec.ID, engine.Action{Kind: engine.Delete}))
+	// What is being read is read to its end.
+	if got, err := io.ReadAll(r); err != nil || string(got) != large {
+		t.Errorf("%d bytes were read: %v", len(got), err)
+	}
+	must(t, r.Close())
+	if files, err := os.ReadDir(filepath.Join(s.cfg.Folder, bodiesName)); err != nil || len(files) != 0 {
+		t.Errorf("files are left: %v, %v", files, err)
+	}
+}
+
+func TestRoom(t *testing.T) {
+	t.Parallel()
+	const most = 8 << 20
+	result := strings.Repeat("x", 200<<10)
+	ctx := context.Background()
+	t.Run("results of done tasks are evicted", func(t *testing.T) {
+		t.Parallel()
+		s := openTest(t, Config{MaxSize: most, Settings: engine.Settings{KeepResults: true}})
+		for range 100 {
+			settled(t, s, newTask("a.test:443"), result)
+			must(t, takeOne(t, s, "a.test:443").Done(ctx))
+		}
+		if s.counts[done] != 100 {
+			t.Errorf("%d tasks are done, not 100", s.counts[done])
+		}
+	})
+	t.Run("dead letters are evicted", func(t *testing.T) {
+		t.Parallel()
+		s := openTest(t, Config{MaxSize: most})
+		for range 100 {
+			settled(t, s, newTask("a.test:443"), result)
+			must(t, takeOne(t, s, "a.test:443").Dead(ctx))
+		}
+	})
+	t.Run("what is owed is not, and its verdict finds room", func(t *testing.T) {
+		t.Parallel()
+		s := openTest(t, Config{MaxSize: most})
+		var leases []engine.Lease
+		var recs []*task.Record
+		for range 60 {
+			rec := newTask("a.test:443")
+			l, err := s.Claim(ctx, rec)
+			must(t, err)
+			leases, recs = append(leases, l), append(recs, rec)
+		}
+		for i, l := range leases {
+			recs[i].Status, recs[i].Result = task.Complete, &task.Result{Size: int64(len(result))}
+			must(t, l.Settle(ctx, recs[i], strings.NewReader(result)))
+			s.measureDisk()
+		}
+		last := recs[len(recs)-1]
+		if last.Result.Kept != cutResult || last.Result.Size != int64(len(result)) {
+			t.Errorf("of the last result %d of %d bytes are kept", last.Result.Kept, last.Result.Size)
+		}
+		if _, err := s.Claim(ctx, newTask("a.test:443")); !errors.Is(err, engine.ErrFull) || errors.Is(err, engine.ErrQuota) {
+			t.Errorf("a claim returns %v", err)
+		}
+	})
+	t.Run("one destination has a quarter", func(t *testing.T) {
+		t.Parallel()
+		s := openTest(t, Config{MaxSize: most})
+		refused := 0
+		for range 60 {
+			rec := newTask("a.greedy.test:443")
+			rec.CallbackDomain = "greedy.test"
+			l, err := s.Claim(ctx, rec)
+			if errors.Is(err, engine.ErrQuota) {
+				refused++
+				s.measureDisk()
+				continue
+			}
+			must(t, err)
+			rec.Status, rec.Result = task.Complete, &task.Result{Size: int64(len(result))}
+			must(t, l.Settle(ctx, rec, strings.NewReader(result)))
+		}
+		if refused == 0 {
+			t.Error("all were accepted")
+		}
+		other := newTask("b.test:443")
+		other.CallbackDomain = "b.test"
+		_, err := s.Claim(ctx, other)
+		must(t, err)
+	})
+	t.Run("a disk below its reserve takes nothing new", func(t *testing.T) {
+		t.Parallel()
+		free := int64(1 << 40)
+		s := openTest(t, Config{free: func(string) (int64, error) { return free, nil }})
+		must(t, s.Ready())
+		free = minReserve - 1
+		s.measureDisk()
+		if err := s.Ready(); !errors.Is(err, engine.ErrFull) {
+			t.Errorf("Ready returns %v", err)
+		}
+	})
+}
+
+func TestDamageNamesTheFileAndIsRepaired(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Config{})
+	var ids []string
+	for range 400 {
+		rec := newTask("a.test:443")
+		settled(t, s, rec, strings.Repeat(rec.ID, 20))
+		ids = append(ids, rec.ID)
+	}
+	secret := s.secret
+	closeTest(t, s)
+	name := filepath.Join(s.cfg.Folder, databaseName)
+	data, err := os.ReadFile(name)
+	must(t, err)
+	for range 10 { // not in the header
+		data[pageSize+rand.IntN(len(data)-pageSize)] ^= 0x55
+	}
+	must(t, os.WriteFile(name, data, 0o600))
+	if s, err := open(t.Context(), Config{Folder: s.cfg.Folder}); err == nil {
+		closeTest(t, s) // the pages that are damaged were not read
+	} else if !errors.Is(err, engine.ErrUnavailable) || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "caddy callback repair") {
+		t.Errorf("the error is %v", err)
+	}
+	var out bytes.Buffer
+	must(t, Repair(t.Context(), s.cfg.Folder, &out))
+	s = openTest(t, Config{Folder: s.cfg.Folder})
+	found := 0
+	for _, id := range ids {
+		if rec, err := s.Get(t.Context(), id); err == nil && rec.State == task.Delivering {
+			found++
+		}
+	}
+	t.Logf("%d of %d tasks are there again, %s", found, len(ids), out.String())
+	if found < len(ids)*8/10 {
+		t.Errorf("only %d of %d tasks were saved", found, len(ids))
+	}
+	if !bytes.Equal(secret, s.secret) && !strings.Contains(out.String(), "secret") {
+		t.Error("the secret is another")
+	}
+}
+
+// TestSchemaIsDocumented checks that each column has a comment.
+func TestSchemaIsDocumented(t *testing.T) {
+	t.Parallel()
+	column := regexp.MustCompile(`^  [a-z_]+ +(INTEGER|TEXT|BLOB)\b`)
+	for i, line := range strings.Split(schema, "\n") {
+		if column.MatchString(line) && !strings.Contains(line, "-- ") && !strings.HasPrefix(strings.TrimSpace(line), "name ") && !strings.HasPrefix(strings.TrimSpace(line), "id ") {
+			t.Errorf("line %d has no comment: %s", i+1, line)
+		}
+		if strings.HasPrefix(line, ")") && !strings.Contains(line, "STRICT") {
+			t.Errorf("line %d: the table is not strict", i+1)
+		}
+	}
+}
+
+func TestRelaxedSyncStoresToo(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Config{Sync: time.Millisecond})
+	rec := newTask("a.test:443")
+	settled(t, s, rec, "result")
+	must(t, s.fs.syncLog())
+	closeTest(t, s)
+	s = openTest(t, Config{Folder: s.cfg.Folder})
+	if _, err := s.Get(t.Context(), rec.ID); err != nil {
+		t.Error(err)
+	}
+}

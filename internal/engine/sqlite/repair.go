@@ -1,0 +1,356 @@
+package sqlite
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// Repair salvages what can be read of a damaged store into a new database, and
+// puts that in its place. The damaged one is kept beside it. It writes to out what
+// was saved and what was lost. It returns ErrHeld if a process has the store open.
+//
+// A task whose row is lost, but not its document, goes on from what that says: a
+// callback may be delivered twice, and none is forgotten.
+func Repair(ctx context.Context, folder string, out io.Writer) (err error) {
+	held := &store{cfg: Config{Folder: folder}, endRead: func() {}}
+	if _, err := os.Stat(filepath.Join(folder, databaseName)); err != nil {
+		return fmt.Errorf("finding the database: %w", err)
+	}
+	if err := held.openFolder(); err != nil {
+		held.release()
+		return err
+	}
+	defer held.release()
+	work, err := os.MkdirTemp(folder, "repair-")
+	if err != nil {
+		return fmt.Errorf("repairing: %w", err)
+	}
+	defer os.RemoveAll(work)
+	for _, suffix := range []string{"", "-wal"} {
+		err := copyFile(filepath.Join(work, databaseName+suffix), filepath.Join(folder, databaseName+suffix))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("copying the database: %w", err)
+		}
+	}
+	rebuilt := filepath.Join(work, "new")
+	s, err := open(ctx, Config{Folder: rebuilt, MaxSize: math.MaxInt64 / 64})
+	if err != nil {
+		return fmt.Errorf("making a new database: %w", err)
+	}
+	r := &repair{to: s, bodies: filepath.Join(folder, bodiesName)}
+	err = r.run(ctx, filepath.Join(work, databaseName))
+	if err = errors.Join(err, s.Close(ctx)); err != nil {
+		return fmt.Errorf("repairing: %w", err)
+	}
+	aside := filepath.Join(folder, databaseName+".damaged-"+time.Now().UTC().Format("20060102T150405"))
+	for _, suffix := range []string{"", "-wal"} {
+		err := os.Rename(filepath.Join(folder, databaseName+suffix), aside+suffix)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("putting the damaged database aside: %w", err)
+		}
+	}
+	_ = os.Remove(filepath.Join(folder, databaseName+"-shm")) // it describes the log that has gone
+	if err := os.Rename(filepath.Join(rebuilt, databaseName), filepath.Join(folder, databaseName)); err != nil {
+		return fmt.Errorf("putting the new database in its place: %w", err)
+	}
+	if err := syncFolder(folder); err != nil {
+		return fmt.Errorf("putting the new database in its place: %w", err)
+	}
+	_, err = fmt.Fprintf(out, "%d tasks saved, %d of them from pages with a wrong checksum, %d without their state, %d without a body\n"+
+		"%d tasks lost, at least\nthe damaged database is kept as %s\n", r.saved, r.doubtful, r.stateless, r.bodiless, r.lost, aside)
+	return err
+}
+
+func copyFile(to, from string) error {
+	source, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	target, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(target, source)
+	return errors.Join(err, target.Close())
+}
+
+// repair copies what can be read of a database.
+type repair struct {
+	to     *store
+	bodies string // the folder of the files of bodies
+
+	// The damaged database: with checksums verified, and without.
+	strict, lax *conn
+
+	batch []func(*tx) error // that store tasks
+
+	saved, doubtful, stateless, bodiless, lost int
+}
+
+func (r *repair) run(ctx context.Context, file string) (err error) {
+	files := registerFileSystem(nil)
+	defer files.unregister()
+	for _, c := range []**conn{&r.strict, &r.lax} {
+		if *c, err = openConn(file, files.name, sqlite3.OPEN_READWRITE); err != nil {
+			return err
+		}
+		defer (*c).close()
+	}
+	// Checksums are turned on by the header, so that it is read before. If either
+	// fails, this connection is as strict as the other.
+	_, _, _ = r.lax.number("SELECT count(*) FROM sqlite_schema")
+	_ = r.lax.Exec("PRAGMA checksum_verification = OFF")
+	r.copyTables(ctx)
+	last := max(r.highest("record"), r.highest("task"))
+	for seq := int64(1); seq <= last; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		next, found := r.next(seq, last)
+		if !found {
+			break
+		}
+		if err := r.save(ctx, next); err != nil {
+			return err
+		}
+		seq = next + 1
+	}
+	return r.flush(ctx)
+}
+
+// repairBatch is how many tasks are copied in one commit.
+const repairBatch = 200
+
+// flush stores the tasks that were read.
+func (r *repair) flush(ctx context.Context) error {
+	batch := r.batch
+	r.batch = nil
+	return r.to.update(ctx, func(t *tx) error {
+		for _, insert := range batch {
+			if err := insert(t); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// maxSeq bounds the search for rows if the last one cannot be found.
+const maxSeq = 1 << 32
+
+func (r *repair) highest(table string) int64 {
+	for _, c := range []*conn{r.strict, r.lax} {
+		if n, _, err := c.number("SELECT max(seq) FROM " + table); err == nil {
+			return n
+		}
+	}
+	return maxSeq
+}
+
+// next returns the first row from seq on that can be read, of a task or its
+// document. Where nothing can be read it looks ahead in growing steps, and then
+// back for the first one.
+func (r *repair) next(seq, last int64) (int64, bool) {
+	bad, step := seq-1, int64(1)
+	for at := seq; at <= last; at, step = at+step, step*2 {
+		found, state := r.from(at)
+		if state == noRow {
+			return 0, false
+		}
+		if state == rowUnreadable {
+			bad = at
+			continue
+		}
+		for at-bad > 1 && bad >= seq {
+			middle := bad + (at-bad)/2
+			if n, state := r.from(middle); state == rowFound {
+				found, at = n, middle
+			} else {
+				bad = middle
+			}
+		}
+		return found, true
+	}
+	return 0, false
+}
+
+type lookup int
+
+const (
+	rowFound lookup = iota
+	noRow
+	rowUnreadable
+)
+
+// from returns the first row from seq on.
+func (r *repair) from(seq int64) (int64, lookup) {
+	first, state := int64(math.MaxInt64), noRow
+	for _, table := range []string{"task", "record"} {
+		for _, c := range []*conn{r.strict, r.lax} {
+			n, ok, err := c.number("SELECT seq FROM "+table+" WHERE seq >= ? ORDER BY seq LIMIT 1", seq)
+			if err == nil && ok {
+				first, state = min(first, n), rowFound
+				break
+			}
+			if err == nil {
+				break
+			}
+			if state == noRow {
+				state = rowUnreadable
+			}
+		}
+	}
+	return first, state
+}
+
+// read runs a query with checksums verified, or without if that fails.
+func (r *repair) read(query string, args []any, row func(*sqlite3.Stmt) bool) (doubtful bool, err error) {
+	if err = r.strict.query(query, args, row); err == nil {
+		return false, nil
+	}
+	return true, r.lax.query(query, args, row)
+}
+
+// save copies a task.
+func (r *repair) save(ctx context.Context, seq int64) error {
+	var doc []byte
+	doubtful, err := r.read("SELECT doc FROM record WHERE seq = ?", []any{seq}, func(s *sqlite3.Stmt) bool {
+		doc = s.ColumnBlob(0, nil)
+		return false
+	})
+	rec, decodeErr := decode(doc)
+	if err != nil || decodeErr != nil || rec.ID == "" {
+		r.lost++
+		return nil
+	}
+	var found *row
+	_, rowErr := r.read(`SELECT `+taskColumns+` FROM task t JOIN record r ON r.seq = t.seq WHERE t.seq = ?`, []any{seq},
+		func(s *sqlite3.Stmt) bool {
+			found = scanRow(s)
+			return false
+		})
+	if rowErr == nil && found != nil && found.place.state >= 0 && found.place.state < states {
+		if stored, err := found.record(); err == nil {
+			rec = stored
+		}
+	} else {
+		r.stateless++
+		rec.State = stateFrom(rec)
+	}
+	request, lostRequest := r.body(seq, engine.RequestBody, rec.State == task.Queued || rec.State == task.Running)
+	result, lostResult := r.body(seq, engine.ResultBody, rec.Ended())
+	if lostRequest || lostResult {
+		r.bodiless++
+	}
+	if lostRequest && rec.Queue != "" {
+		rec.State, rec.Status, rec.FinishedAt = task.Delivering, task.Failed, time.Now().UTC()
+		rec.Error = "the body of the request was lost: the store was damaged"
+		if rec.Callback == nil {
+			rec.State = task.Done
+		}
+	}
+	if doubtful {
+		r.doubtful++
+	}
+	r.saved++
+	if doc, err = encode(rec); err != nil {
+		return err
+	}
+	r.batch = append(r.batch, func(t *tx) error { return t.insertImported(rec, doc, request, result) })
+	if len(r.batch) < repairBatch {
+		return nil
+	}
+	return r.flush(ctx)
+}
+
+// stateFrom returns the state of a task whose row is lost. One with a verdict may
+// have been delivered or not: it is delivered again.
+func stateFrom(rec *task.Record) task.State {
+	switch {
+	case !rec.Ended() && rec.Queue != "":
+		return task.Queued
+	case !rec.Ended():
+		return task.Running
+	case rec.Callback == nil || !rec.DeliveredAt.IsZero():
+		return task.Done
+	}
+	return task.Delivering
+}
+
+// body returns a body that is stored; nil if there is none. lost is set if it is
+// expected and cannot be read.
+func (r *repair) body(seq int64, part engine.Part, expected bool) (b *body, lost bool) {
+	if !expected {
+		return nil, false
+	}
+	size := int64(-1)
+	column := "request"
+	if part == engine.ResultBody {
+		column = "result"
+	}
+	_, sizeErr := r.read("SELECT "+column+" FROM task WHERE seq = ?", []any{seq}, func(s *sqlite3.Stmt) bool {
+		if s.ColumnType(0) != sqlite3.NULL {
+			size = s.ColumnInt64(0)
+		}
+		return false
+	})
+	_, err := r.read("SELECT file, bytes FROM body WHERE id = ?", []any{bodyID(seq, part)}, func(s *sqlite3.Stmt) bool {
+		b = &body{file: s.ColumnText(0), bytes: bytes.Clone(s.ColumnRawBlob(1))}
+		b.size = int64(len(b.bytes))
+		return false
+	})
+	if err != nil {
+		return nil, true
+	}
+	if b != nil && b.file != "" {
+		info, err := os.Stat(filepath.Join(r.bodies, filepath.Base(b.file)))
+		if err != nil {
+			return nil, true
+		}
+		b.size = info.Size()
+	}
+	if b == nil && sizeErr == nil && size == 0 {
+		b = &body{}
+	}
+	return b, b == nil && size > 0
+}
+
+// copyTables copies what is not a task. What cannot be read is made anew: a pause,
+// what was learned of a host, the secret.
+func (r *repair) copyTables(ctx context.Context) {
+	for _, t := range []struct{ name, columns, marks string }{
+		{"meta", "name, value", "?, ?"},
+		{"queue", "id, name, paused", "?, ?, ?"},
+		{"key", "hash, digest, task, expires", "?, ?, ?, ?"},
+		{"schedule", "name, last, next", "?, ?, ?"},
+		{"host", "id, name, paused, window, average, answered, failures, failing_since, last_error, last_status", "?, ?, ?, ?, ?, ?, ?, ?, ?, ?"},
+	} {
+		var rows [][]any
+		_, _ = r.read("SELECT "+t.columns+" FROM "+t.name, nil, func(s *sqlite3.Stmt) bool {
+			values := make([]any, s.ColumnCount())
+			if s.Columns(values...) == nil {
+				rows = append(rows, values)
+			}
+			return true
+		}) // what was read before the error is kept
+		for _, values := range rows {
+			_ = r.to.update(ctx, func(tx *tx) error {
+				return tx.exec("INSERT OR REPLACE INTO "+t.name+"("+t.columns+") VALUES ("+t.marks+")", values...)
+			})
+		}
+	}
+}
