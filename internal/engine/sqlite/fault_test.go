@@ -246,9 +246,10 @@ func TestDamageNamesTheFileAndIsRepaired(t *testing.T) {
 	name := filepath.Join(s.cfg.Folder, databaseName)
 	data, err := os.ReadFile(name)
 	must(t, err)
-	for range 10 { // not in the header
-		data[pageSize+rand.IntN(len(data)-pageSize)] ^= 0x55
+	for range 10 {
+		data[pageSize*30+rand.IntN(len(data)-pageSize*30)] ^= 0x55
 	}
+	clear(data[10 : pageSize*3/4]) // the header, and what describes the tables
 	must(t, os.WriteFile(name, data, 0o600))
 	if s, err := open(t.Context(), Config{Folder: s.cfg.Folder}); err == nil {
 		closeTest(t, s) // the pages that are damaged were not read

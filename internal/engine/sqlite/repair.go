@@ -104,16 +104,23 @@ type repair struct {
 func (r *repair) run(ctx context.Context, file string) (err error) {
 	files := registerFileSystem(nil)
 	defer files.unregister()
-	for _, c := range []**conn{&r.strict, &r.lax} {
-		if *c, err = openConn(file, files.name, sqlite3.OPEN_READWRITE); err != nil {
+	if err := r.open(file, files.name); err != nil {
+		return err
+	}
+	if _, _, err := r.strict.number(countTables); err != nil {
+		_ = errors.Join(r.strict.close(), r.lax.close())
+		if err := restoreSchema(ctx, file); err != nil {
 			return err
 		}
-		defer (*c).close()
+		if err := r.open(file, files.name); err != nil {
+			return err
+		}
 	}
-	// Checksums are turned on by the header, so that it is read before. If either
-	// fails, this connection is as strict as the other.
-	_, _, _ = r.lax.number("SELECT count(*) FROM sqlite_schema")
-	_ = r.lax.Exec("PRAGMA checksum_verification = OFF")
+	defer r.strict.close()
+	defer r.lax.close()
+	if _, _, err := r.lax.number(countTables); err != nil {
+		return fmt.Errorf("nothing of it can be read: %w", err)
+	}
 	r.copyTables(ctx)
 	last := max(r.highest("record"), r.highest("task"))
 	for seq := int64(1); seq <= last; {
@@ -147,6 +154,21 @@ func (r *repair) flush(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+const countTables = "SELECT count(*) FROM sqlite_schema"
+
+func (r *repair) open(file, vfsName string) (err error) {
+	for _, c := range []**conn{&r.strict, &r.lax} {
+		if *c, err = openConn(file, vfsName, sqlite3.OPEN_READWRITE); err != nil {
+			return err
+		}
+	}
+	// Checksums are turned on by the header, so that it is read before. If either
+	// fails, this connection is as strict as the other.
+	_, _, _ = r.lax.number(countTables)
+	_ = r.lax.Exec("PRAGMA checksum_verification = OFF")
+	return nil
 }
 
 // maxSeq bounds the search for rows if the last one cannot be found.
