@@ -65,10 +65,7 @@ func (t *tx) insert(rec *task.Record, doc []byte, p *place, at, since int64, req
 	}
 	t.s.lastSeq++
 	seq = t.s.lastSeq
-	created := nanos(rec.CreatedAt)
-	if created == 0 {
-		created = t.now
-	}
+	created := listedAt(cmp.Or(nanos(rec.CreatedAt), t.now), keyOf(rec.ID))
 	err = t.exec(insertTask, seq, keyOf(rec.ID), p.state, created, null(p.queue), null(p.host), p.trusted, null(p.domain),
 		null(statusOf(rec.Status)), rec.Starts, null(holder), null(at), since, schedule, kept(request), kept(result), p.size)
 	if err != nil {

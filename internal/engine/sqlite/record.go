@@ -116,6 +116,16 @@ func keyOf(id string) []byte {
 	return append([]byte{0}, id...)
 }
 
+// listedAt returns where lists have a task. Of tasks that were accepted at the same
+// time the IDs, whose 12 bits after the version count up, tell which is newer, in
+// every store that they are copied to.
+func listedAt(created int64, key []byte) int64 {
+	if len(key) != 16 {
+		return created
+	}
+	return created + int64(key[6]&0xf)<<8 + int64(key[7])
+}
+
 // nameOf returns an ID that is stored.
 func nameOf(key []byte) string {
 	if u, err := uuid.FromBytes(key); err == nil && key[0] != 0 {

@@ -8,7 +8,7 @@ CREATE TABLE task(
   id         BLOB NOT NULL,       -- 16 bytes of its UUID (version 7), or 0x00 and the ID as text
   state      INTEGER NOT NULL,    -- 0 queued, 1 running, 2 delivering, 3 done, 4 dead
   version    INTEGER NOT NULL,    -- counts transitions; leases and deliveries are fenced by it
-  created    INTEGER NOT NULL,    -- when it was accepted
+  created    INTEGER NOT NULL,    -- when it was accepted, plus up to 4 µs by its ID: the order of lists
   queue      INTEGER,             -- queue.id; NULL for a waiting client's task
   host       INTEGER,             -- host.id of its callback; NULL if none is owed
   trusted    INTEGER NOT NULL,    -- 1 if the callback goes to the operator's own URL

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ncruces/go-sqlite3"
+
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -77,17 +79,18 @@ const (
 	// exactDue is how many deliveries of a host are counted. If more are due, all
 	// that wait are taken to be.
 	exactDue = 2000
-	// exactTime bounds what counting takes, over all hosts.
-	exactTime = 5 * time.Millisecond
+	// exactWork bounds what counting looks at, over all hosts, of which each costs
+	// as much as a hundred deliveries.
+	exactWork = 50_000
 )
 
 // countDue counts deliveries that are due.
 func (s *store) countDue(ctx context.Context, hosts []countable, now int64) (due int64, _ error) {
-	begun := time.Now()
 	err := s.read(ctx, func(c *conn) error {
 		due = 0
+		work := int64(0)
 		for _, h := range hosts {
-			if time.Since(begun) > exactTime {
+			if work > exactWork {
 				due += h.n
 				continue
 			}
@@ -96,6 +99,7 @@ func (s *store) countDue(ctx context.Context, hosts []countable, now int64) (due
 			if err != nil {
 				return err
 			}
+			work += n + 100
 			if n -= h.inFlight; n >= exactDue {
 				n = h.n
 			}
@@ -131,14 +135,20 @@ func (s *store) Queues(ctx context.Context) ([]engine.QueueStats, error) {
 				return err
 			}
 			list[i].Delayed = min(delayed, list[i].Queued)
-			oldest, ok, err := c.number(`SELECT created FROM task INDEXED BY task_queue WHERE queue = ? AND state = 0
-				ORDER BY created LIMIT 1`, id)
-			if err != nil {
+			var doc []byte
+			err = c.query(`SELECT r.doc FROM task t INDEXED BY task_queue JOIN record r ON r.seq = t.seq
+				WHERE t.queue = ? AND t.state = 0 ORDER BY t.created LIMIT 1`, []any{id}, func(stmt *sqlite3.Stmt) bool {
+				doc = stmt.ColumnBlob(0, nil)
+				return false
+			})
+			if err != nil || doc == nil {
 				return err
 			}
-			if ok {
-				list[i].Oldest = timeOf(oldest)
+			rec, err := decode(doc)
+			if err != nil {
+				return fmt.Errorf("reading the oldest task of queue %s: %w", list[i].Queue, err)
 			}
+			list[i].Oldest = rec.CreatedAt
 		}
 		return nil
 	})
