@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
+	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -184,7 +185,7 @@ func (s *store) takeStored(c *conn, h *host, n int) (taken []engine.Delivery, er
 	for _, seq := range seqs {
 		d, err := s.load1(c, seq)
 		if err != nil {
-			s.log.Error("a delivery cannot be read: " + err.Error())
+			s.log.Error("reading a delivery failed", zap.Int64("seq", seq), zap.Error(err))
 			continue
 		}
 		if d != nil {

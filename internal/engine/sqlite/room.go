@@ -204,6 +204,7 @@ func (s *store) watch() {
 	check := time.NewTicker(time.Second)
 	defer check.Stop()
 	var syncs <-chan time.Time
+	failing := false // what fails is logged once
 	if s.cfg.Sync > 0 {
 		ticker := time.NewTicker(s.cfg.Sync)
 		defer ticker.Stop()
@@ -220,9 +221,11 @@ func (s *store) watch() {
 				s.room.wakeMaintenance()
 			}
 		case <-syncs:
-			if err := s.fs.syncLog(); err != nil {
+			err := s.fs.syncLog()
+			if err != nil && !failing {
 				s.log.Error("syncing the store failed; tasks that were accepted may be lost if the power fails", zap.Error(err))
 			}
+			failing = err != nil
 		}
 	}
 }
