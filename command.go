@@ -29,7 +29,7 @@ var command = caddycmd.Command{
 	Short: "Runs tasks, and shows and changes those of a running gateway",
 	CobraFunc: func(cmd *cobra.Command) {
 		cmd.AddCommand(newRunCommand(), newTasksCommand(), newShowCommand(), newRedeliverCommand(),
-			newCancelCommand(), newPurgeCommand(), newListenCommand(), newMigrateCommand())
+			newCancelCommand(), newPurgeCommand(), newListenCommand(), newMigrateCommand(), newRepairCommand())
 		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {

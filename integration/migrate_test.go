@@ -235,3 +235,39 @@ func TestMigrateChecksItsCommandLine(t *testing.T) {
 		})
 	}
 }
+
+func TestRepairChecksItsCommandLine(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"two folders", []string{"a", "b"}, "it takes one folder, not 2"},
+		{"no folder", []string{"/nowhere/store"}, "/nowhere/store"},
+		{"an unknown flag", []string{"--force"}, "unknown flag: --force"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			got := runCaddy(t, t.TempDir(), append([]string{"callback", "repair"}, c.args...)...)
+			if got.code != 2 || !strings.Contains(got.stderr, c.want) {
+				t.Errorf("%d %s", got.code, got.stderr)
+			}
+		})
+	}
+}
+
+func TestRepairLeavesASoundStoreAsItIs(t *testing.T) {
+	t.Parallel()
+	g := gatewaytest.Start(t, "queue q {\nworkers 1\n}\n"+gatewaytest.ToLocal, "task_queue /q* q {\nrespond done\n}")
+	id := accepted(t, g, "/q", "{}")
+	reaches(t, g, "/q", id, task.Done)
+	held := runCaddy(t, g.Dir, "callback", "repair", g.Folder())
+	if held.code != 1 || !strings.Contains(held.stderr, "stop the gateway that uses it") {
+		t.Errorf("while the gateway runs: %d %s", held.code, held.stderr)
+	}
+	g.Stop()
+	runCaddy(t, g.Dir, "callback", "repair", g.Folder()).wantCode(t, 0)
+	g.Start()
+	reaches(t, g, "/q", id, task.Done)
+}

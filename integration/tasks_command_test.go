@@ -220,7 +220,7 @@ func TestTheShellCompletesWhatIsThere(t *testing.T) {
 		{[]string{"tasks", "--address", g.Admin, "--queue", ""}, []string{"train"}},
 		{[]string{"show", "--address", g.Admin, ""}, []string{id}},
 		{[]string{"redeliver", "--address", g.Admin, ""}, []string{id}},
-		{[]string{""}, []string{"cancel", "listen", "migrate", "purge", "redeliver", "run", "show", "tasks"}},
+		{[]string{""}, []string{"cancel", "listen", "migrate", "purge", "redeliver", "repair", "run", "show", "tasks"}},
 	} {
 		got := runCaddy(t, t.TempDir(), append([]string{"__complete", "callback"}, c.args...)...)
 		got.wantCode(t, 0)
