@@ -179,7 +179,7 @@ func TestAQueuesTaskStaysInItsTraceWhenTheGatewayIsKilled(t *testing.T) {
 			rcv := failsFirst(t)
 			options := gatewaytest.Delivering("retry 1s")
 			if another {
-				options += "\nnats " + gatewaytest.StartCluster(t, 1).URLs() + " {\nreplicas 1\n}"
+				options += "\nengine nats " + gatewaytest.StartCluster(t, 1).URLs() + " {\nreplicas 1\n}"
 			}
 			site := tracingSite + "task_queue q {\nreverse_proxy " + app + "\n}"
 			g := gatewaytest.New(t, options, site)

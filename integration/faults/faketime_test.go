@@ -101,8 +101,9 @@ func startFake(t *testing.T, dir, options, site string) *fakeGateway {
 		protocols h1
 	}
 	callback {
-		store %s/store
-		sync 24h
+		engine sqlite %s/store {
+			sync 24h
+		}
 		retention 1000h
 		%s
 	}
