@@ -116,12 +116,11 @@ func (c *cluster) ready() error {
 
 func (c *cluster) urls() string { return "nats://" + strings.Join(c.clients, ",nats://") }
 
-// option is the gateway's.
-func (c *cluster) option() string {
-	if len(c.servers) == 0 {
-		return ""
+// use makes the gateway keep its tasks in the cluster, if there is one.
+func (c *cluster) use(g *gateway) {
+	if len(c.servers) > 0 {
+		g.engine = "engine nats " + strings.ReplaceAll(c.urls(), ",", " ")
 	}
-	return "nats " + strings.ReplaceAll(c.urls(), ",", " ")
 }
 
 func (c *cluster) processes() (pids []int) {

@@ -1,22 +1,17 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // costs counts what one task takes: of a waiting client and of a queue, with the
 // engine in the process and with a cluster of three.
 func costs(b *bench) (table, error) {
-	t := table{head: []string{"a task with a callback", "messages stored", "disk writes, gateway", "CPU, gateway", "disk writes, all servers", "CPU, all servers"}}
+	t := table{head: []string{"a task with a callback", "disk writes, gateway", "CPU, gateway", "disk writes, all servers", "CPU, all servers"}}
 	waiting := func(app string) string { return "callback\nreverse_proxy " + app }
 	queue := func(app string) string { return "callback\ntask_queue q {\nreverse_proxy " + app + "\n}" }
 	for _, c := range []struct {
@@ -51,7 +46,8 @@ func cost(b *bench, servers int, site func(app string) string, status int) ([]st
 		return nil, err
 	}
 	defer g.remove()
-	w, err := startWorkload(g, c.option(), func(w *workload) string { return site(w.app.addr) })
+	c.use(g)
+	w, err := startWorkload(g, "queue q {\nworkers 64\n}", func(w *workload) string { return site(w.app.addr) })
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", err, g.said())
 	}
@@ -69,12 +65,7 @@ func cost(b *bench, servers int, site func(app string) string, status int) ([]st
 	if used.err != nil || served.err != nil {
 		return nil, fmt.Errorf("%w %w", used.err, served.err)
 	}
-	stored, err := c.stored(g)
-	if err != nil {
-		return nil, err
-	}
-	line := []string{fmt.Sprintf("%.1f", float64(stored)/float64(warm+n))}
-	line = append(line, used.each(n)...)
+	line := used.each(n)
 	if servers == 0 {
 		return append(line, "–", "–"), nil
 	}
@@ -125,42 +116,4 @@ func (u usage) since(before usage) usage {
 
 func (u usage) each(n int) []string {
 	return []string{number(float64(u.disk)/float64(n)/1000) + " kB", fmt.Sprintf("%d µs", u.cpu.Microseconds()/int64(n))}
-}
-
-// stored is how many messages the streams have ever had. The embedded engine
-// listens on nothing, so its gateway is killed and its store is asked.
-func (c *cluster) stored(g *gateway) (uint64, error) {
-	var nc *nats.Conn
-	var err error
-	if len(c.servers) > 0 {
-		nc, err = nats.Connect(c.urls())
-	} else {
-		g.kill()
-		var srv *server.Server
-		srv, err = server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: g.store(), NoSigs: true})
-		if err != nil {
-			return 0, err
-		}
-		srv.Start()
-		defer srv.WaitForShutdown()
-		defer srv.Shutdown()
-		nc, err = nats.Connect("", nats.InProcessServer(srv))
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return 0, err
-	}
-	var n uint64
-	for _, name := range []string{"CALLBACK", "CALLBACK_ENDED", "CALLBACK_DEAD"} {
-		stream, err := js.Stream(context.Background(), name)
-		if err != nil {
-			return 0, err
-		}
-		n += stream.CachedInfo().State.LastSeq
-	}
-	return n, nil
 }

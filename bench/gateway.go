@@ -33,6 +33,7 @@ func runAsCaddy() bool {
 // gateway is a Caddy process.
 type gateway struct {
 	dir, admin string
+	engine     string // the option
 	cmd        *exec.Cmd
 	log        *os.File
 }
@@ -48,6 +49,7 @@ func newGateway() (*gateway, error) {
 		return nil, err
 	}
 	g := &gateway{dir: dir, admin: admin}
+	g.keepIn("")
 	if g.log, err = os.Create(filepath.Join(dir, "log")); err != nil {
 		return nil, err
 	}
@@ -56,9 +58,15 @@ func newGateway() (*gateway, error) {
 
 func (g *gateway) store() string { return filepath.Join(g.dir, "store") }
 
+// keepIn makes the gateway keep its tasks in its folder, with these options of the
+// embedded engine.
+func (g *gateway) keepIn(options string) {
+	g.engine = fmt.Sprintf("engine sqlite %s {\nmax_size 100GiB\n%s\n}", g.store(), options)
+}
+
 // options are those of the callback app: callbacks may go to this machine.
 func (g *gateway) options(queues, delivery string) string {
-	return fmt.Sprintf("callback {\nstore %s\n%s\ndelivery {\nallow 127.0.0.0/8\nports any\n%s\n}\n}", g.store(), queues, delivery)
+	return fmt.Sprintf("callback {\n%s\n%s\ndelivery {\nallow 127.0.0.0/8\nports any\n%s\n}\n}", g.engine, queues, delivery)
 }
 
 // siteAt is a site of the Caddyfile, for requests of any host.

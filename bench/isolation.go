@@ -19,8 +19,8 @@ func isolation(b *bench) ([]row, error) {
 	defer hole.close()
 	var p50, p99, floor pairs
 	for range b.rounds {
-		with, err := healthy(b, func(ctx context.Context, e *engine.Engine, _ int) error {
-			return owe(ctx, e, "http://"+hole.addr+"/hook", hole.addr, body)
+		with, err := healthy(b, func(ctx context.Context, e engine.Engine, _ int) error {
+			return owe(ctx, e, "http://"+hole.addr+"/hook", hole.addr)
 		})
 		if err != nil {
 			return nil, err
@@ -29,7 +29,7 @@ func isolation(b *bench) ([]row, error) {
 		if err != nil {
 			return nil, err
 		}
-		stored, err := healthy(b, func(ctx context.Context, e *engine.Engine, _ int) error { return queued(ctx, e) })
+		stored, err := healthy(b, func(ctx context.Context, e engine.Engine, _ int) error { return queued(ctx, e) })
 		if err != nil {
 			return nil, err
 		}
@@ -47,7 +47,7 @@ func isolation(b *bench) ([]row, error) {
 }
 
 // healthy returns how long callbacks to healthy hosts took.
-func healthy(b *bench, put func(context.Context, *engine.Engine, int) error) ([]time.Duration, error) {
+func healthy(b *bench, put func(context.Context, engine.Engine, int) error) ([]time.Duration, error) {
 	arrived, answered := newStamps(), newStamps()
 	app, err := serve("127.0.0.1:0", ok("application/json", body))
 	if err != nil {

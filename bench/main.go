@@ -33,13 +33,15 @@ type measurement struct {
 var measurements = []measurement{
 	{"proxy", "requests that are no task", compare(proxied)},
 	{"task", "a task of a waiting client, end to end", compare(tasks)},
-	{"deliver", "deliveries from a full stream", compare(deliveries)},
+	{"queue", "a queue's task, from its acceptance to its delivery", compare(queueTasks)},
+	{"sync", "fsync before every acknowledgement, and every 10 ms", compare(syncModes)},
+	{"deliver", "deliveries from a full store", compare(deliveries)},
 	{"latency", "how soon a callback is sent and a queue's task begun", compare(latencies)},
-	{"accept", "tasks accepted into a queue", compare(accepts)},
 	{"isolation", "healthy hosts beside one that never answers", compare(isolation)},
 	{"memory", "resident memory", compare(memory)},
 	{"depth", "throughput beside what is stored", compare(depth)},
 	{"start", "from the start to the first request", compare(starts)},
+	{"lists", "a page of a list", compare(lists)},
 	{"cost", "what a task costs", costs},
 	{"profile", "where the time of a task goes", profiles},
 	{"curves", "what grows with load, drawn", curves},
@@ -54,7 +56,7 @@ func compare(f func(*bench) ([]row, error)) func(*bench) (table, error) {
 }
 
 func main() {
-	if runAsCaddy() || runAs(asPublisher, publish) || runAs(asStorer, store) || runAsNATS() {
+	if runAsCaddy() || runAsNATS() {
 		return
 	}
 	b := &bench{}

@@ -1,123 +1,94 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
-	"sync/atomic"
 	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// queued puts a task into the store that waits for a worker of the queue q.
-func queued(ctx context.Context, e *engine.Engine) error {
+// queued stores a task that waits for a worker of the queue q.
+func queued(ctx context.Context, e engine.Engine) error {
 	content := filler(200, "")
-	return e.Enqueue(ctx, &task.Record{
-		Task:    task.Task{ID: uuid.NewString(), Queue: "q", CreatedAt: time.Now().UTC()},
+	_, _, err := e.Enqueue(ctx, &task.Record{
+		Task:    task.Task{ID: newID(), Queue: "q", CreatedAt: time.Now().UTC()},
 		Timeout: time.Hour,
 		Request: &task.Request{
 			Method: "POST", URI: "/", Proto: "HTTP/1.1", Host: "a", RemoteAddr: "127.0.0.1:1", Size: int64(len(content)),
 			Header: map[string][]string{"Content-Type": {"application/json"}, "Content-Length": {fmt.Sprint(len(content))}},
 		},
-	}, content)
+	}, bytes.NewReader(content), engine.EnqueueOptions{})
+	return err
+}
+
+// fillDue stores n callbacks for hosts that nothing listens at, 127.1.0.1 and up.
+func fillDue(folder string, n, hosts int) error {
+	return fill(folder, n, func(ctx context.Context, e engine.Engine, i int) error {
+		i %= hosts
+		host := fmt.Sprintf("127.%d.%d.%d:1", 1+i>>16, i>>8&255, i&255)
+		return owe(ctx, e, "http://"+host+"/hook", host)
+	})
 }
 
 // memory compares what the gateway has resident with plain Caddy: the same
 // program, without the callback app.
 func memory(b *bench) ([]row, error) {
-	plain, err := resident(func(g *gateway, site string) error {
-		_, err := g.start("", siteAt(site, "respond ok"))
-		return err
-	})
+	plain, err := resident(nil, func(*gateway) string { return "" }, "respond ok")
 	if err != nil {
 		return nil, err
 	}
-	idle, err := resident(func(g *gateway, site string) error {
-		_, err := g.start(g.options("", ""), siteAt(site, "callback\nrespond ok"))
-		return err
-	})
+	options := func(g *gateway) string { return g.options("", "retry 1h") }
+	idle, err := resident(nil, options, "callback\nrespond ok")
 	if err != nil {
 		return nil, err
 	}
-	full, err := resident(func(g *gateway, _ string) error {
-		site, err := startQueue(g, "")
+	n := b.some(1_000_000)
+	rows := []row{grown("idle", idle, plain, 15)}
+	for _, c := range []struct {
+		what  string
+		hosts int
+	}{{"1,000,000 callbacks waiting for one host", 1}, {"1,000,000 callbacks waiting for as many hosts", n}} {
+		full, err := resident(func(folder string) error { return fillDue(folder, n, c.hosts) }, options, "callback\nrespond ok")
 		if err != nil {
-			return err
+			return nil, err
 		}
-		_, err = count(site, clients, b.some(100_000), 202, post("a", "/", "application/json", filler(200, "")))
-		return err
-	})
-	if err != nil {
-		return nil, err
+		rows = append(rows, grown(c.what, full, plain, 60))
 	}
-	retrying, err := resident(func(g *gateway, site string) error { return fillRetries(g, site, b.some(100_000)) })
-	if err != nil {
-		return nil, err
-	}
-	bare, err := scheduling(b.some(100_000))
-	if err != nil {
-		return nil, err
-	}
-	more := func(what string, have, limit float64) row {
-		return row{what, number(have) + " MB", number(plain) + " MB", fmt.Sprintf("+%.0f MB", have-plain),
-			fmt.Sprintf("≤ +%.0f MB", limit), have-plain <= limit}
-	}
-	return []row{
-		more("idle", idle, 25),
-		more("100,000 tasks queued over HTTP", full, 100),
-		more("100,000 callbacks waiting for their next attempt", retrying, 200),
-		{what: "the same beside a bare program with as many scheduled messages", measured: number(retrying) + " MB",
-			against: number(bare) + " MB", ratio: fmt.Sprintf("%+.0f MB", retrying-bare)},
-	}, nil
+	return rows, nil
 }
 
-// resident returns what a gateway has resident some time after it was set to
-// work.
-func resident(work func(g *gateway, site string) error) (float64, error) {
+func grown(what string, have, plain, limit float64) row {
+	return row{what, number(have) + " MB", number(plain) + " MB", fmt.Sprintf("+%.0f MB", have-plain),
+		fmt.Sprintf("≤ +%.0f MB", limit), have-plain <= limit}
+}
+
+// resident returns what a gateway has resident some time after it was started on
+// a store.
+func resident(fill func(folder string) error, options func(*gateway) string, site string) (float64, error) {
 	g, err := newGateway()
 	if err != nil {
 		return 0, err
 	}
 	defer g.remove()
-	site, err := freeAddr()
+	if fill != nil {
+		if err := fill(g.store()); err != nil {
+			return 0, err
+		}
+	}
+	addr, err := freeAddr()
 	if err != nil {
 		return 0, err
 	}
-	if err := work(g, site); err != nil {
-		return 0, fmt.Errorf("%w: %s", err, g.said())
+	if _, err := g.start(options(g), siteAt(addr, site)); err != nil {
+		return 0, err
 	}
 	time.Sleep(calm)
 	return g.memory()
 }
 
-// calm is how long after the load memory is read. Go gives it back over minutes, in
-// part after a forced collection every two: this is what an operator sees soon
-// after the load.
+// calm is how long after the start memory is read. Go gives memory back over
+// minutes: this is what an operator sees soon after the start.
 const calm = 30 * time.Second
-
-// fillRetries makes n callbacks fail once and wait an hour.
-func fillRetries(g *gateway, site string, n int) error {
-	var arrived atomic.Int64
-	rcv, err := serve("127.0.0.1:0", []byte("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"))
-	if err != nil {
-		return err
-	}
-	defer rcv.close()
-	rcv.onRequest = func(string) { arrived.Add(1) }
-	app, err := serve("127.0.0.1:0", ok("application/json", body))
-	if err != nil {
-		return err
-	}
-	defer app.close()
-	if _, err := g.start(g.options("", "retry 1h"), siteAt(site, "callback\nreverse_proxy "+app.addr)); err != nil {
-		return err
-	}
-	request := post("a", "/", "application/json", filler(200, fmt.Sprintf(`"callback_url":"http://%s/hook",`, rcv.addr)))
-	if _, err := count(site, clients, n, 200, request); err != nil {
-		return err
-	}
-	return awaitAll("attempts", n, func() int { return int(arrived.Load()) })
-}

@@ -14,9 +14,7 @@ import (
 
 const (
 	inModule = "github.com/caddy-callback/caddy-callback"
-	inEngine = inModule + "/internal/engine."
 	inProxy  = "github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy."
-	inServer = "github.com/nats-io/nats-server/v2/server."
 )
 
 // parts are what the time of a task is divided into, by the beginnings of the names
@@ -26,23 +24,20 @@ var parts = []struct {
 	what      string
 	functions []string
 }{
-	{"parse: finding the member", []string{inModule + ".(*Handler).callbackOf"}},
-	{"lease: storing it, on our side", []string{inModule + ".(*Handler).claim"}},
+	{"reading the request's body", []string{inModule + "/internal/capture.", inModule + ".(*Handler).callbackOf"}},
+	{"claim, on our side", []string{inModule + ".(*Handler).claim"}},
 	{"proxy: `reverse_proxy`", []string{inProxy}},
 	{"capture: keeping the response", []string{inModule + ".(*capture).", inModule + ".(*exchange).serve"}},
-	{"encode: the result as a form", []string{inModule + ".encode"}},
-	{"publish: the verdict, on our side", []string{inModule + ".(*exchange).record", inEngine + "(*Lease).Settle"}},
-	{"claim: taking the delivery", []string{inModule + ".(*deliverer).", inEngine + "(*Source).", inEngine + "(*Engine).take"}},
-	{"POST: request, headers, answer", []string{inModule + ".(*sender)."}},
-	{"ack: the record of the delivery, on our side", []string{inModule + ".(*sender).conclude", inEngine + "(*Delivery).Done"}},
+	{"encode: the result as a form", []string{inModule + "/internal/encode.", inModule + "/internal/form."}},
+	{"settle, on our side", []string{inModule + ".(*exchange).record"}},
+	{"dispatch: whose turn it is", []string{inModule + "/internal/dispatch.", inModule + ".(*deliverer)."}},
+	{"send: request, headers, answer", []string{inModule + "/internal/send."}},
 	{"the rest of the handler", []string{inModule + ".(*Handler).ServeHTTP"}},
 	{"HTTP server, and Caddy's routes", []string{"net/http.(*conn).", "net/http.(*response).", "net/http.(*connReader).", "net/http.serverHandler", "github.com/caddyserver/"}},
 	{"HTTP transports, to the endpoint and the receiver", []string{"net/http.(*Transport).", "net/http.(*persistConn).", "net/http.(*Request).write", "net/http.(*Client)."}},
-	{"engine: storing", []string{inServer + "(*stream).", inServer + "(*fileStore).", inServer + "(*msgBlock)."}},
-	{"engine: consumers", []string{inServer + "(*consumer)."}},
-	{"engine: connections", []string{inServer + "(*client)."}},
-	{"engine: the rest", []string{inServer + "(*Server).startGoRoutine"}},
-	{"client library of NATS", []string{"github.com/nats-io/nats%2ego.", "github.com/nats-io/nats.go/"}},
+	{"engine: our part", []string{inModule + "/internal/engine/sqlite."}},
+	{"engine: SQLite", []string{"github.com/ncruces/go-sqlite3"}},
+	{"records as JSON", []string{inModule + "/internal/task.", "encoding/json."}},
 	{"garbage collection", []string{"runtime.gc", "runtime.bgsweep", "runtime.bgscavenge"}},
 }
 

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// clients is how many connections send at once: enough to keep two cores busy.
-const clients = 16
+// clients is how many connections send at once: as many as the targets name.
+const clients = 64
 
 // filler makes a JSON object of about n bytes, with the members of head.
 func filler(n int, head string) []byte {

@@ -13,6 +13,7 @@ type workload struct {
 	busy     *peer
 	site     string
 	request  []byte
+	status   int // of the answers
 	arrived  atomic.Int64
 }
 
@@ -26,7 +27,7 @@ func newWorkload(g *gateway) (*workload, error) {
 
 // startWorkload starts the gateway with these options and a site.
 func startWorkload(g *gateway, options string, site func(w *workload) string) (*workload, error) {
-	w := &workload{g: g}
+	w := &workload{g: g, status: 200}
 	var err error
 	if w.app, err = serve("127.0.0.1:0", ok("application/json", body)); err != nil {
 		return nil, err
@@ -61,7 +62,7 @@ func (w *workload) round(d time.Duration) (float64, error) {
 	before := w.arrived.Load()
 	n := 0
 	took, err := timed(func() error {
-		sent, err := closed(w.site, clients, d, 200, w.request)
+		sent, err := closed(w.site, clients, d, w.status, w.request)
 		if err != nil {
 			return err
 		}
