@@ -100,8 +100,8 @@ type delivery struct {
 	ended  bool
 }
 
-// Take implements engine.Deliveries. A delivery that this gateway keeps is taken in
-// memory; for another's, or one that nobody keeps, it stores a step.
+// Take implements engine.Deliveries. Each delivery is a step that names this gateway
+// as its holder; those that another gateway takes first are left out.
 func (e *Engine) Take(ctx context.Context, host string, n int) ([]engine.Delivery, error) {
 	if err := e.available(); err != nil {
 		return nil, err // or what cannot be stored would be attempted again and again
@@ -113,7 +113,7 @@ func (e *Engine) Take(ctx context.Context, host string, n int) ([]engine.Deliver
 		if len(picked) == 0 {
 			break
 		}
-		more, err := e.take(ctx, picked)
+		more, err := e.take(ctx, b, picked)
 		taken = append(taken, more...)
 		if err != nil && len(taken) == 0 {
 			e.index.askAgain(b)
@@ -147,7 +147,7 @@ func (x *index) pickDeliveries(b *backlog, n int) (picked []*entry) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for !b.paused && b.due.len() > 0 && len(picked) < n {
-		e := b.due.items[0]
+		e := b.due.items[x.choose(b)]
 		x.unplace(e)
 		x.setTaken(e, true)
 		e.taking = newID()
@@ -182,7 +182,7 @@ func (x *index) giveBack(e *entry, taking string) {
 }
 
 // take takes deliveries that were picked. It leaves out those that are lost.
-func (e *Engine) take(ctx context.Context, picked []*entry) (taken []engine.Delivery, err error) {
+func (e *Engine) take(ctx context.Context, b *backlog, picked []*entry) (taken []engine.Delivery, err error) {
 	all := make([]*delivery, len(picked))
 	errs := make([]error, len(picked))
 	var wait sync.WaitGroup
@@ -191,6 +191,7 @@ func (e *Engine) take(ctx context.Context, picked []*entry) (taken []engine.Deli
 	}
 	wait.Wait()
 	for i, d := range all {
+		e.index.claimed(b, errors.Is(errs[i], engine.ErrLost))
 		switch {
 		case errs[i] == nil && d != nil:
 			taken = append(taken, d)
@@ -205,7 +206,7 @@ func (e *Engine) take(ctx context.Context, picked []*entry) (taken []engine.Deli
 func (e *Engine) takeOne(ctx context.Context, p *entry) (*delivery, error) {
 	x := e.index
 	x.mu.Lock()
-	seq, step, kept := p.seq, p.taking, p.holder == x.me
+	seq, step := p.seq, p.taking
 	x.mu.Unlock()
 	m, err := e.loadTask(ctx, p.id, seq)
 	if err == nil && (m.seq != seq || m.meta.State != task.Delivering) {
@@ -218,16 +219,16 @@ func (e *Engine) takeOne(ctx context.Context, p *entry) (*delivery, error) {
 	if e.isLate(m) {
 		return nil, e.bury(ctx, m)
 	}
-	if !kept || !e.isAlive() {
-		n := m.next(m.rec, task.Delivering)
-		n.meta.Holder, n.meta.Token = e.id, step
-		if err := e.put(ctx, n, seq); err != nil {
-			x.giveBack(p, step)
-			return nil, err
-		}
-		m = n
+	n := m.next(m.rec, task.Delivering)
+	n.meta.Holder, n.meta.Token = e.id, step
+	if n.meta.Order == 0 {
+		n.meta.Order = seq
 	}
-	return &delivery{engine: e, entry: p, m: m, rec: cloneRecord(m.rec), taking: step}, nil
+	if err := e.put(ctx, n, seq); err != nil {
+		x.giveBack(p, step)
+		return nil, err
+	}
+	return &delivery{engine: e, entry: p, m: n, rec: cloneRecord(n.rec), taking: step}, nil
 }
 
 // Record implements engine.Delivery.
@@ -290,7 +291,7 @@ func (d *delivery) Retry(ctx context.Context, at time.Time) error {
 	rec := cloneRecord(d.rec)
 	rec.NextAttemptAt = at
 	n := d.m.next(rec, task.Delivering)
-	n.meta.Ready, n.meta.Order, n.meta.Holder = at.UnixNano(), 0, d.engine.keeper()
+	n.meta.Ready, n.meta.Order, n.meta.Holder = at.UnixNano(), 0, ""
 	return d.end(ctx, n)
 }
 
@@ -307,19 +308,14 @@ func dead(m *message, rec *task.Record) *message {
 	return n
 }
 
-// Release implements engine.Delivery. Nothing is stored: this gateway is the holder
-// of what it has taken.
-func (d *delivery) Release(context.Context) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	x := d.engine.index
-	x.mu.Lock()
-	current := !d.ended && d.entry.seq == d.m.seq && d.entry.taken && d.entry.taking == d.taking
-	x.mu.Unlock()
-	if d.ended = true; !current {
-		return engine.ErrLost
+// Release implements engine.Delivery.
+func (d *delivery) Release(ctx context.Context) error {
+	n := d.m.next(d.m.rec, task.Delivering)
+	n.meta.Holder = ""
+	if err := d.end(ctx, n); err != nil {
+		return err
 	}
-	x.giveBack(d.entry, d.taking)
+	d.engine.index.askAgain(d.engine.index.host(d.m.meta.Host))
 	return nil
 }
 

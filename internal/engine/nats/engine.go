@@ -73,6 +73,7 @@ type Engine struct {
 	js      jetstream.JetStream
 	index   *index
 	batches chan struct{}
+	keys    [64]chan struct{} // by the checksum of an idempotency key: who enqueues with it
 	opened  bodies
 
 	settings atomic.Pointer[engine.Settings]
@@ -81,9 +82,7 @@ type Engine struct {
 	used     atomic.Int64          // bytes of both streams
 	limit    atomic.Int64          // of them, if an operator has set one
 	beatNow  chan struct{}
-	beaten   atomic.Int64 // when the last heartbeat was stored, since start
 
-	start   time.Time
 	watched chan uint64 // sequences of this gateway's heartbeats, as they are read
 	closing context.Context
 	stop    context.CancelFunc
@@ -109,8 +108,11 @@ func Open(ctx context.Context, cfg Config) (engine.Engine, error) {
 		return nil, err
 	}
 	e := &Engine{
-		cfg: cfg, log: cfg.Logger, id: newID(), start: time.Now(),
+		cfg: cfg, log: cfg.Logger, id: newID(),
 		batches: make(chan struct{}, maxBatches), beatNow: make(chan struct{}, 1), watched: make(chan uint64, 16),
+	}
+	for i := range e.keys {
+		e.keys[i] = make(chan struct{}, 1)
 	}
 	e.index = newIndex(e.id)
 	e.settings.Store(&cfg.Settings)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"time"
 
@@ -52,6 +53,17 @@ func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, 
 	var digest string
 	if opts.Key != nil && opts.Key.Digest != nil {
 		digest = opts.Key.Digest()
+	}
+	if opts.Key != nil {
+		// One at a time here: the second looks the key up, which takes no batch.
+		turn := e.keys[crc32.ChecksumIEEE([]byte(opts.Key.Hash))%uint32(len(e.keys))]
+		select {
+		case turn <- struct{}{}:
+			defer func() { <-turn }()
+		case <-ctx.Done():
+			e.dropBody(m.meta.Body)
+			return "", false, e.unavailable(ctx.Err())
+		}
 	}
 	for range enqueueTries {
 		var known string

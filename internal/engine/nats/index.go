@@ -51,6 +51,7 @@ type entry struct {
 	holder    *holder
 	maxStarts int
 	trusted   bool
+	inFlight  bool   // it is counted as an attempt
 	taken     bool   // a delivery that is in flight here
 	taking    string // the token of the step that is about to take it
 	// in is the ranking of at in which the entry waits; nil if it does not.
@@ -66,7 +67,7 @@ type backlog struct {
 	waiting ranking[*entry] // ready later
 	pos     int             // in alarms
 	pending int64           // tasks that are queued or delivering
-	running int64           // of a queue: running; of a host: in flight here
+	running int64           // of a queue: running; of a host: in flight
 	trusted int64           // of the pending ones
 	paused  bool
 	// wake has a message if a queue may have a job that is ready.
@@ -245,7 +246,10 @@ func (x *index) count(e *entry, n int64) {
 		}
 	case task.Delivering:
 		e.host.pending += n
-		if e.taken {
+		if n > 0 {
+			e.inFlight = e.taken || e.holder != nil && !e.holder.dead
+		}
+		if e.inFlight {
 			e.host.running += n
 		}
 		if e.trusted {
@@ -269,8 +273,9 @@ func (x *index) compact() {
 	x.gone = 0
 }
 
-// where returns the backlog in which an entry waits to be taken by this gateway, nil
-// if it does not.
+// where returns the backlog in which an entry waits to be taken, nil if it does not. A
+// delivery of this gateway that it does not know to have taken was stored without
+// being acknowledged.
 func (x *index) where(e *entry) *backlog {
 	switch {
 	case e.state == task.Queued:

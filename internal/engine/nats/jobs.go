@@ -60,14 +60,19 @@ func (x *index) pickJobs(b *backlog, n int) (picked []*entry) {
 	if b.paused {
 		return nil
 	}
-	places := 1 + b.lost*x.gateways()
 	for b.due.len() > 0 && len(picked) < n {
-		e := b.due.items[rand.IntN(min(b.due.len(), places))] //nolint:gosec // not secret
+		e := b.due.items[x.choose(b)]
 		x.unplace(e)
 		picked = append(picked, e)
 	}
 	x.call(b) // another worker may want what is left
 	return picked
+}
+
+// choose returns which of the entries that are due to take: the first, or one of the
+// first few while other gateways win races for them.
+func (x *index) choose(b *backlog) int {
+	return rand.IntN(min(b.due.len(), 1+b.lost*x.gateways())) //nolint:gosec // not secret
 }
 
 // gateways counts those that are alive.
@@ -80,10 +85,10 @@ func (x *index) gateways() (n int) {
 	return n
 }
 
-// maxLost bounds how far a gateway goes from the first job to avoid the others.
+// maxLost bounds how far a gateway goes from the first entry to avoid the others.
 const maxLost = 8
 
-// claimed notes whether another gateway claimed a job before this one.
+// claimed notes whether another gateway took a job or a delivery before this one.
 func (x *index) claimed(b *backlog, lost bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

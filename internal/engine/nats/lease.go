@@ -209,24 +209,9 @@ func (e *Engine) settled(m *message, rec *task.Record) *message {
 	n.dropBody()
 	n.meta.Host, n.meta.Trusted = hostOf(rec), isTrusted(rec)
 	n.meta.Finished, n.meta.Ready, n.meta.Order = fromTime(rec.FinishedAt), now.UnixNano(), 0
-	n.meta.Holder, n.meta.MaxStarts = e.keeper(), 0
+	n.meta.Holder, n.meta.MaxStarts = "", 0
 	return n
 }
-
-// keeper returns the holder of a delivery that is not being attempted: this gateway,
-// which can take it without a step of its own, unless it has more than enough.
-func (e *Engine) keeper() string {
-	e.index.mu.Lock()
-	defer e.index.mu.Unlock()
-	if e.index.me.entries > maxKept {
-		return ""
-	}
-	return e.id
-}
-
-// maxKept is how many deliveries a gateway keeps for itself. The others share what is
-// more.
-const maxKept = 2000
 
 // Requeue implements engine.Lease.
 func (l *lease) Requeue(ctx context.Context, rec *task.Record, at time.Time) error {

@@ -49,8 +49,7 @@ type meta struct {
 	// Order is the place of a task among those that are ready at the same time: the
 	// sequence under which it was queued. Zero is the message's own.
 	Order uint64 `json:"o,omitempty"`
-	// Holder is the gateway that runs the task. Of a delivery: the one that takes
-	// it without asking the others, for as long as it lives.
+	// Holder is the gateway that runs the task or attempts the delivery.
 	Holder string `json:"g,omitempty"`
 	// MaxStarts is how often a running job may be started.
 	MaxStarts int `json:"m,omitempty"`
@@ -80,7 +79,11 @@ func (m *message) encode() (*nats.Msg, error) {
 		rec := *m.rec
 		rec.State = m.meta.State
 		var err error
-		if line, err = encodeRecord(&rec); err != nil {
+		line, err = task.Encode(&rec)
+		if errors.Is(err, task.ErrTooLarge) {
+			err = fmt.Errorf("%w: %w", engine.ErrTooLarge, err)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("encoding the task %s: %w", m.meta.ID, err)
 		}
 	}
@@ -114,7 +117,7 @@ func decode(msg *nats.Msg, seq uint64) (*message, error) {
 	}
 	line, body, _ := bytes.Cut(msg.Data, []byte{'\n'})
 	var err error
-	if m.rec, err = decodeRecord(line); err != nil {
+	if m.rec, err = task.Decode(line); err != nil {
 		return nil, fmt.Errorf("decoding the task %s: %w", m.meta.ID, err)
 	}
 	m.rec.State, m.rec.Version, m.body = m.meta.State, seq, body
@@ -154,16 +157,6 @@ func getMeta(header nats.Header, meta any) error {
 func expect(msg *nats.Msg, last uint64) {
 	msg.Header.Set(expectedHeader, strconv.FormatUint(last, 10))
 }
-
-func encodeRecord(rec *task.Record) ([]byte, error) {
-	line, err := task.Encode(rec)
-	if errors.Is(err, task.ErrTooLarge) {
-		err = fmt.Errorf("%w: %w", engine.ErrTooLarge, err)
-	}
-	return line, err
-}
-
-func decodeRecord(line []byte) (*task.Record, error) { return task.Decode(line) }
 
 // cloneRecord returns a copy whose attempts can be added to without changing rec.
 func cloneRecord(rec *task.Record) *task.Record {

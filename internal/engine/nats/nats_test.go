@@ -2,6 +2,7 @@ package nats
 
 import (
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -77,10 +78,17 @@ func TestConformance(t *testing.T) {
 		}
 	} else {
 		stores := &servers{by: make(map[*enginetest.Store]*server.Server)}
+		var wires sync.Map // by engine
 		o.Open = func(t testing.TB, s *enginetest.Store) engine.Engine {
-			return open(t, Config{URLs: stores.of(t, s), Settings: s.Settings})
+			w := newWire(t, stores.of(t, s).Addr().String())
+			e := open(t, Config{URLs: []string{w.addr}, Settings: s.Settings})
+			wires.Store(e, w)
+			return e
 		}
-		o.Unavailable = func(t testing.TB, s *enginetest.Store, _ engine.Engine) func() { return stores.stop(t, s) }
+		o.Unavailable = func(_ testing.TB, _ *enginetest.Store, e engine.Engine) func() {
+			w, _ := wires.Load(e.(*Engine))
+			return w.(*wire).cut()
+		}
 	}
 	enginetest.Run(t, o)
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // listen calls serve with each connection to an address.
-func listen(t *testing.T, serve func(net.Conn)) (addr string) {
+func listen(t testing.TB, serve func(net.Conn)) (addr string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

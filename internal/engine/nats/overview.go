@@ -47,7 +47,7 @@ func (x *index) pause(t engine.Target, paused bool) {
 	}
 }
 
-// Hosts implements engine.Tasks. InFlight counts the attempts of this gateway.
+// Hosts implements engine.Tasks.
 func (e *Engine) Hosts(_ context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error) {
 	if err := e.closed(); err != nil {
 		return nil, "", err

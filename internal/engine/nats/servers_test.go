@@ -1,6 +1,7 @@
 package nats
 
 import (
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -16,7 +17,7 @@ type servers struct {
 	by map[*enginetest.Store]*server.Server
 }
 
-func (s *servers) of(t testing.TB, store *enginetest.Store) []string {
+func (s *servers) of(t testing.TB, store *enginetest.Store) *server.Server {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	srv := s.by[store]
@@ -24,21 +25,56 @@ func (s *servers) of(t testing.TB, store *enginetest.Store) []string {
 		srv = startServer(t, store.Dir, nil)
 		s.by[store] = srv
 	}
-	return []string{srv.ClientURL()}
+	return srv
 }
 
-// stop stops a store's server, until it is started again on the same port.
-func (s *servers) stop(t testing.TB, store *enginetest.Store) (start func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	srv := s.by[store]
-	port := srv.Addr().(*net.TCPAddr).Port
-	srv.Shutdown()
-	srv.WaitForShutdown()
+// wire is an address behind which a server is reached, until it is cut.
+type wire struct {
+	addr  string
+	mu    sync.Mutex
+	isCut bool
+	conns []net.Conn
+}
+
+func newWire(t testing.TB, server string) *wire {
+	w := new(wire)
+	w.addr = listen(t, func(client net.Conn) {
+		conn, err := net.Dial("tcp", server)
+		if err != nil {
+			client.Close()
+			return
+		}
+		w.mu.Lock()
+		w.conns = append(w.conns, client, conn)
+		isCut := w.isCut
+		w.mu.Unlock()
+		if isCut {
+			w.cut()
+			return
+		}
+		go func() {
+			defer client.Close()
+			_, _ = io.Copy(client, conn)
+		}()
+		defer conn.Close()
+		_, _ = io.Copy(conn, client)
+	})
+	return w
+}
+
+// cut closes all connections, and those that are tried, until mend is called.
+func (w *wire) cut() (mend func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.isCut = true
+	for _, conn := range w.conns {
+		conn.Close()
+	}
+	w.conns = nil
 	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.by[store] = startServer(t, store.Dir, func(o *server.Options) { o.Port = port })
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.isCut = false
 	}
 }
 

@@ -110,7 +110,7 @@ func (e *Engine) actOnce(ctx context.Context, id string, a engine.Action) error 
 		rec.NextAttemptAt = time.Now().UTC()
 		n = m.next(rec, task.Delivering)
 		n.meta.Ready = rec.NextAttemptAt.UnixNano()
-		if e.index.isTaken(id) || m.meta.Ready <= n.meta.Ready {
+		if m.meta.Holder != "" || m.meta.Ready <= n.meta.Ready {
 			return nil // it is being attempted, or is due already
 		}
 	case engine.Stop:
@@ -144,13 +144,6 @@ func applies(kind engine.ActionKind, state task.State) bool {
 	}
 }
 
-func (x *index) isTaken(id string) bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	e := x.tasks[id]
-	return e != nil && e.taken
-}
-
 // redelivered returns the step that makes the callback of an ended task due again.
 func (e *Engine) redelivered(m *message, rec *task.Record, a engine.Action) (*message, error) {
 	switch {
@@ -167,7 +160,7 @@ func (e *Engine) redelivered(m *message, rec *task.Record, a engine.Action) (*me
 		rec.Callback, rec.CallbackHost = &callback, a.Host
 	}
 	n := m.next(rec, task.Delivering)
-	n.meta.Host, n.meta.Ready, n.meta.Order, n.meta.Holder = hostOf(rec), now.UnixNano(), 0, e.keeper()
+	n.meta.Host, n.meta.Ready, n.meta.Order, n.meta.Holder = hostOf(rec), now.UnixNano(), 0, ""
 	// The window in which it may be delivered starts anew.
 	n.meta.Finished = now.UnixNano()
 	return n, nil

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // holderMeta is a heartbeat.
@@ -177,7 +178,6 @@ func (e *Engine) apply(subject string, seq uint64, header nats.Header) error {
 func (e *Engine) beat(ctx context.Context) (uint64, error) {
 	seq, err := e.storeHolder(ctx, holderMeta{ID: e.id})
 	if err == nil {
-		e.beaten.Store(int64(time.Since(e.start)))
 		e.isDown.Store(false)
 	}
 	return seq, err
@@ -199,11 +199,6 @@ func (e *Engine) storeHolder(ctx context.Context, h holderMeta) (uint64, error) 
 		return 0, err
 	}
 	return e.store(ctx, msg)
-}
-
-// isAlive says that the others still take this gateway for alive.
-func (e *Engine) isAlive() bool {
-	return time.Since(e.start)-time.Duration(e.beaten.Load()) < e.cfg.LeaseTime*2/3
 }
 
 // keepAlive stores heartbeats, more often while the cluster does not store.
@@ -308,7 +303,9 @@ func (x *index) placeAll(h *holder) {
 		return
 	}
 	for _, e := range x.tasks {
-		if e.holder == h && !e.taken {
+		if e.holder == h && e.state == task.Delivering {
+			x.count(e, -1)
+			x.count(e, 1)
 			x.place(e)
 		}
 	}
