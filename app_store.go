@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/dispatch"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -216,6 +217,16 @@ func (s *sharedStore) logger() *zap.Logger {
 	s.logMu.Lock()
 	defer s.logMu.Unlock()
 	return s.log
+}
+
+// quotaDomain returns whose share of the store a callback counts against: the
+// registrable domain or the network of a URL that a request named, and nobody's for
+// the operator's own.
+func quotaDomain(callback *task.Callback, hostPort string) string {
+	if callback == nil || callback.Trusted {
+		return ""
+	}
+	return dispatch.Group(hostPort)
 }
 
 // queueGrace is how long a process that exits waits for the jobs of its queues if

@@ -15,7 +15,6 @@ import (
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
-	"github.com/caddy-callback/caddy-callback/internal/dispatch"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -73,16 +72,6 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 	x.lease.OnLost(x.supersede)
 	h.app.metrics.taskAccepted(1)
 	return x, nil
-}
-
-// quotaDomain returns whose share of the store a callback counts against: the
-// registrable domain or the network of a URL that a request named, and nobody's for
-// the operator's own.
-func quotaDomain(callback *task.Callback, hostPort string) string {
-	if callback == nil || callback.Trusted {
-		return ""
-	}
-	return dispatch.Group(hostPort)
 }
 
 // serve runs the handlers after this one, detached from the client, and sees

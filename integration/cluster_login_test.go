@@ -206,7 +206,7 @@ func TestAPasswordInAURLIsUsedAndNeverShown(t *testing.T) {
 		g := gatewaytest.Start(t, natsOptions("nats://"+user+":"+password+"@"+at), site)
 		delivers(g)
 		c.Kill(0)
-		says(g, "engine disconnected")
+		says(g, "disconnected from NATS")
 		c.Start(0)
 		says(g, "reconnected to NATS")
 		keepsSecret(g, user, password)

@@ -173,6 +173,9 @@ func (s *store) identify() error {
 		}
 		s.files[i] = info
 	}
+	if err := os.Chmod(s.file+"-shm", 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("protecting the database's files: %w", err)
+	}
 	return nil
 }
 
