@@ -1,14 +1,6 @@
 package webhook
 
-import (
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/hex"
-	"io"
-	"strconv"
-	"time"
-)
+import "time"
 
 // The headers of a callback that is signed as Beam signs its own.
 const (
@@ -25,20 +17,9 @@ const (
 // it stands for. Receivers that were written for Beam pass the text they were
 // given to the HMAC, and most bytes are no text.
 func SignBeam(keys []Key, at time.Time, body []byte) string {
-	for _, key := range keys {
-		m := key.material()
-		if m.secret == nil {
-			continue
-		}
-		mac := hmac.New(sha256.New, []byte(secretPrefix+base64.StdEncoding.EncodeToString(m.secret)))
-		// A hash takes all that is written to it.
-		encoder := base64.NewEncoder(base64.StdEncoding, mac)
-		_, _ = encoder.Write(body)
-		_ = encoder.Close()
-		_, _ = io.WriteString(mac, ":"+strconv.FormatInt(at.Unix(), 10))
-		return hex.EncodeToString(mac.Sum(nil))
-	}
-	return ""
+	s := NewBeamSigner(keys, at)
+	_, _ = s.Write(body) // returns no error
+	return s.Signature()
 }
 
 // CanSignBeam says whether SignBeam would sign with the keys.

@@ -118,19 +118,6 @@ func parsePublic(raw []byte) (Key, error) {
 	return newKey(material{prefix: publicPrefix, public: raw}), nil
 }
 
-// sign returns the identifier of the key's scheme and its signature, or two
-// empty values if the key cannot sign.
-func (k Key) sign(head string, body []byte) (scheme string, signature []byte) {
-	switch m := k.material(); {
-	case m.secret != nil:
-		return schemeHMAC, mac(m.secret, head, body)
-	case m.private != nil:
-		return schemeEd25519, ed25519.Sign(m.private, append([]byte(head), body...))
-	default:
-		return "", nil
-	}
-}
-
 // verifier returns the identifier of the key's scheme and a function that
 // judges signatures of one message, and does what they share only once.
 func (k Key) verifier(head string, body []byte) (scheme string, verify func(signature []byte) bool) {

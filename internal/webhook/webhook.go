@@ -65,14 +65,9 @@ var (
 // in their order. It is empty if there are no keys. The ID must hold no full
 // stop, and the headers must go out with this ID and at.Unix().
 func Sign(keys []Key, id string, at time.Time, body []byte) string {
-	head := signedHead(id, strconv.FormatInt(at.Unix(), 10))
-	var signatures []string
-	for _, key := range keys {
-		if scheme, signature := key.sign(head, body); scheme != "" {
-			signatures = append(signatures, scheme+","+base64.StdEncoding.EncodeToString(signature))
-		}
-	}
-	return strings.Join(signatures, " ")
+	s := NewSigner(keys, id, at)
+	_, _ = s.Write(body) // returns no error
+	return s.Signature()
 }
 
 // Verify returns nil if one of the keys made one of the signatures in the
