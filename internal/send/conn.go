@@ -1,0 +1,123 @@
+package send
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/http/httptrace"
+	"os"
+	"sync"
+	"sync/atomic"
+)
+
+// patientConn is a connection on which an answer counts though the receiver has
+// closed before it read the whole request. net/http gives an attempt up at the
+// first error of a write, even if the answer has arrived. So such an error is held
+// back until everything that arrived has been read.
+type patientConn struct {
+	net.Conn
+	read chan struct{} // closed when nothing more can be read
+	once sync.Once
+}
+
+func newPatientConn(conn net.Conn) *patientConn {
+	return &patientConn{Conn: conn, read: make(chan struct{})}
+}
+
+// Read implements [net.Conn].
+func (c *patientConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.end()
+	}
+	return n, err
+}
+
+// Write implements [net.Conn]. After an error it returns once Read has failed or
+// the connection is closed; net/http always reads, and closes when the attempt's
+// time is over.
+func (c *patientConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		<-c.read
+	}
+	return n, err
+}
+
+// Close implements [net.Conn].
+func (c *patientConn) Close() error {
+	c.end()
+	return c.Conn.Close()
+}
+
+func (c *patientConn) end() { c.once.Do(func() { close(c.read) }) }
+
+const (
+	// piece is how many bytes net/http gets at a time. It quotes in the process's
+	// log what it has read beyond an answer, and no option turns that off: a receiver
+	// that echoes would have the callback's body there. So that is not more than this.
+	piece = 16
+	// readAhead is the buffer that saves a system call for each piece.
+	readAhead = 2 << 10
+)
+
+// quietConn is a connection over HTTP/1 that ends when the receiver sends what
+// nobody has asked for: before the first request, or while the connection is kept
+// for the next one. Without it net/http closes the connection too, and quotes what
+// came in the process's log.
+type quietConn struct {
+	net.Conn
+	buffer  []byte
+	unread  []byte
+	written atomic.Bool
+	// requests counts those that have the connection. The hook that ends one can run
+	// after the one that begins the next.
+	requests atomic.Int64
+}
+
+func newQuietConn(conn net.Conn) *quietConn {
+	return &quietConn{Conn: conn, buffer: make([]byte, readAhead)}
+}
+
+// Read implements [net.Conn]. It is called by one goroutine.
+func (c *quietConn) Read(p []byte) (int, error) {
+	if len(c.unread) == 0 {
+		n, err := c.Conn.Read(c.buffer)
+		c.unread = c.buffer[:n]
+		if n == 0 {
+			return 0, err // an error with bytes comes again
+		}
+	}
+	if !c.written.Load() || c.requests.Load() < 1 {
+		return 0, io.EOF
+	}
+	n := copy(p[:min(len(p), piece)], c.unread)
+	c.unread = c.unread[n:]
+	return n, nil
+}
+
+// Write implements [net.Conn].
+func (c *quietConn) Write(p []byte) (int, error) {
+	c.written.Store(true)
+	return c.Conn.Write(p)
+}
+
+// watch returns hooks that tell a quietConn when it is in use, and note in
+// connected that there is a connection.
+func watch(connected *atomic.Bool) *httptrace.ClientTrace {
+	var used atomic.Pointer[quietConn]
+	return &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) {
+			connected.Store(true)
+			if conn, ok := info.Conn.(*quietConn); ok {
+				conn.requests.Add(1)
+				used.Store(conn)
+			}
+		},
+		PutIdleConn: func(error) {
+			if conn := used.Swap(nil); conn != nil {
+				conn.requests.Add(-1)
+			}
+		},
+	}
+}

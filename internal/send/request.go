@@ -1,0 +1,151 @@
+package send
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/caddy-callback/caddy-callback/internal/profile"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/webhook"
+)
+
+// request builds the request of an attempt.
+func (s *Sender) request(ctx context.Context, c Callback, at time.Time) (*http.Request, error) {
+	rec, head := c.Record, &c.Body.Head
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, rec.Callback.URL, http.NoBody)
+	if err != nil {
+		return nil, errUnusable // its text would have the URL's query
+	}
+	h := req.Header
+	set := func(name, value string) {
+		if value != "" {
+			h.Set(name, value)
+		}
+	}
+	for _, field := range rec.Callback.Header {
+		h.Add(field[0], field[1])
+	}
+	set("Content-Type", head.ContentType)
+	set("Content-Encoding", head.ContentEncoding)
+	set("Callback-Encoding", head.Encoding)
+	if head.Truncated > 0 {
+		h.Set("Callback-Truncated", strconv.FormatInt(head.Truncated, 10))
+	}
+	setDefault(h, "User-Agent", s.opts.UserAgent)
+	// The OWASP core rule set of web application firewalls refuses requests without.
+	setDefault(h, "Accept", "*/*")
+	h.Set("Idempotency-Key", deliveryKey(rec))
+	h.Set(rec.Callback.TaskHeader, rec.ID)
+	h.Set(rec.Callback.StatusHeader, string(rec.Status))
+	h.Set("Callback-Attempt", strconv.Itoa(rec.Tries+1))
+	if rec.UpstreamStatus != 0 {
+		h.Set("Callback-Upstream-Status", strconv.Itoa(rec.UpstreamStatus))
+	}
+	set("Traceparent", rec.Callback.Traceparent)
+	if c.Prepare != nil {
+		c.Prepare(req, at)
+	}
+	profile.SetHeader(h, rec)
+	if err := s.sign(ctx, h, c, at); err != nil {
+		return nil, err
+	}
+	s.dropUnsendable(h, rec.ID)
+	return req, setBody(req, c)
+}
+
+// setBody makes the body that of the request. net/http opens it again if a
+// connection that was kept turns out to be closed.
+func setBody(req *http.Request, c Callback) (err error) {
+	if c.Body.Size == 0 {
+		return nil
+	}
+	req.ContentLength, req.GetBody = c.Body.Size, c.Body.Open
+	req.Body, err = c.Body.Open()
+	return err
+}
+
+func setDefault(h http.Header, name, value string) {
+	if h.Get(name) == "" {
+		h.Set(name, value)
+	}
+}
+
+// sign adds the signatures of the body, which is read once.
+func (s *Sender) sign(ctx context.Context, h http.Header, c Callback, at time.Time) error {
+	keys, rec := s.opts.Keys, c.Record
+	beam := rec.Callback.Profile == profile.Beam2
+	if beam {
+		h.Set(webhook.HeaderBeamTimestamp, strconv.FormatInt(at.Unix(), 10))
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	if webhook.NeedBody(keys) {
+		free, err := c.Body.Reserve(ctx)
+		if err != nil {
+			return err
+		}
+		defer free()
+	}
+	signer, beamSigner := webhook.NewSigner(keys, rec.ID, at), webhook.NewBeamSigner(nil, at)
+	if beam {
+		beamSigner = webhook.NewBeamSigner(keys, at)
+	}
+	body, err := c.Body.Open()
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if _, err := io.Copy(io.MultiWriter(signer, beamSigner), body); err != nil {
+		return err
+	}
+	if signature := beamSigner.Signature(); signature != "" {
+		h.Set(webhook.HeaderBeamSignature, signature)
+	}
+	h.Set(webhook.HeaderID, rec.ID)
+	h.Set(webhook.HeaderTimestamp, strconv.FormatInt(at.Unix(), 10))
+	h.Set(webhook.HeaderSignature, signer.Signature())
+	return nil
+}
+
+// deliveryKey is the idempotency key of a callback: the task's ID, and after a
+// redelivery by hand the ID and the time of that redelivery. A receiver drops what
+// it has seen under a key, and an operator who sends a callback again wants it
+// handled. With the header, net/http repeats a request on a new connection if a
+// kept one turns out to be closed.
+func deliveryKey(rec *task.Record) string {
+	n := len(rec.Redelivered)
+	if n == 0 {
+		return rec.ID
+	}
+	return rec.ID + "-" + strconv.FormatInt(rec.Redelivered[n-1].UnixMilli(), 10)
+}
+
+// dropUnsendable removes what net/http refuses to send, or the callback would
+// never be delivered. Stored headers can have it: reverse_proxy keeps unannounced
+// trailers as "Trailer:Name", and handlers may set anything.
+func (s *Sender) dropUnsendable(h http.Header, id string) {
+	for name, values := range h {
+		if httpguts.ValidHeaderFieldName(name) && sendable(values) {
+			continue
+		}
+		delete(h, name)
+		if s.opts.Dropped != nil {
+			s.opts.Dropped(id, name)
+		}
+	}
+}
+
+func sendable(values []string) bool {
+	for _, value := range values {
+		if !httpguts.ValidHeaderFieldValue(value) {
+			return false
+		}
+	}
+	return true
+}
