@@ -121,7 +121,7 @@ func (a *App) openStore(ctx context.Context) (*sharedStore, error) {
 			return nil, err
 		}
 		a.log.Info("engine started", zap.String("store", a.engine.place()))
-		return newStore(e, key, a.engine.place(), a.log), nil
+		return newStore(e, a.engine, a.log), nil
 	}
 	for {
 		pooled, _, err := stores.LoadOrNew(key, construct)
@@ -134,11 +134,12 @@ func (a *App) openStore(ctx context.Context) (*sharedStore, error) {
 	}
 }
 
-func newStore(e engine.Engine, key, place string, log *zap.Logger) *sharedStore {
-	s := &sharedStore{Engine: e, key: key, place: place, log: log, closed: make(chan struct{})}
+func newStore(e engine.Engine, of engineModule, log *zap.Logger) *sharedStore {
+	key := of.storeKey()
+	s := &sharedStore{Engine: e, key: key, place: of.place(), log: log, closed: make(chan struct{})}
 	s.quit, s.quitNow = context.WithCancelCause(context.Background())
 	s.givingBack, s.giveBackNow = context.WithCancelCause(s.quit)
-	s.deliverer, s.schedules = newDeliverer(s), newScheduler(s)
+	s.deliverer, s.schedules = newDeliverer(s, of.bodyFolder()), newScheduler(s)
 	openStores.Store(key, s)
 	return s
 }
@@ -190,6 +191,7 @@ func (s *sharedStore) close() {
 		s.warnOfTasks(ctx)
 	}
 	s.quitNow(errStopped)
+	s.deliverer.close(ctx)
 	if err := s.Close(ctx); err != nil {
 		s.logger().Error("closing the store", zap.String("store", s.place), zap.Error(err))
 	}

@@ -172,6 +172,7 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 //	        ports       <port…>|any
 //	        trusted_ca  <file…>
 //	        concurrency <n>
+//	        slow        <n>
 //	        per_host    <n>
 //	    }
 //	}
@@ -254,6 +255,7 @@ func (a *App) parseDelivery(d *caddyfile.Dispenser) error {
 		"ports":       {parse: words(&o.Ports, func(v []string) error { return checkPolicy(safedial.Config{Ports: v}) })},
 		"trusted_ca":  {parse: words(&o.TrustedCA, func([]string) error { return nil })},
 		"concurrency": {parse: count(&o.Concurrency)},
+		"slow":        {parse: count(&o.Slow)},
 		"per_host":    {parse: count(&o.PerHost)},
 	})
 }

@@ -2,68 +2,82 @@ package callback
 
 import (
 	"context"
-	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/dispatch"
+	"github.com/caddy-callback/caddy-callback/internal/encode"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
-	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// deliverer attempts the deliveries of a store. It lives as long as the store: a
-// reload changes how attempts are made from then on, not those in flight, nor what
-// counts against the limits.
+// deliverer attempts the deliveries of a store: the engine says which hosts have
+// deliveries due, the dispatcher which of them may be attempted now. It lives as
+// long as the store: a reload changes how attempts are made from then on, not those
+// in flight, nor what counts against the limits.
 type deliverer struct {
-	store *sharedStore
+	store      *sharedStore
+	dispatcher *dispatch.Dispatcher
+	bodies     *encode.Encoder
+	hosts      hostStates
 
-	mu      sync.Mutex
-	sender  *sender // of the generation that delivers; nil if none does
-	due     []string
-	known   map[string]bool // the hosts in due
-	running map[string]int  // attempts in flight, by host
-	all     int             // attempts in flight
-	changed chan struct{}   // closed when one of these changes
+	mu     sync.Mutex
+	sender *sender // of the generation that delivers; nil if none does
+
+	// changed has a value when the dispatcher is to be asked again.
+	changed chan struct{}
+	// blocked is set while the store does not store. Then nothing is attempted:
+	// what follows from it would be lost, and the callback attempted again and again.
+	blocked atomic.Bool
+	// storing counts attempts that have ended and are not stored yet.
+	storing atomic.Int64
+	// awayLogged is when it was last logged that the store does not answer.
+	awayLogged atomic.Int64
 
 	stop  context.CancelFunc
 	loops sync.WaitGroup
 }
 
-func newDeliverer(s *sharedStore) *deliverer {
+func newDeliverer(s *sharedStore, folder string) *deliverer {
 	return &deliverer{
-		store: s, known: make(map[string]bool), running: make(map[string]int),
-		changed: make(chan struct{}), stop: func() {},
+		store: s, dispatcher: dispatch.New(dispatch.Limits{}), bodies: encode.New(encode.Options{Folder: folder}),
+		hosts: newHostStates(), changed: make(chan struct{}, 1), stop: func() {},
 	}
 }
 
 // owner returns the generation that delivers, nil if none does.
 func (d *deliverer) owner() *App {
+	if s := d.current(); s != nil {
+		return s.app
+	}
+	return nil
+}
+
+func (d *deliverer) current() *sender {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.sender == nil {
-		return nil
-	}
-	return d.sender.app
+	return d.sender
 }
 
 // follow makes attempts go by the options of a generation. With nil no more
 // deliveries are taken; attempts in flight go on.
 func (d *deliverer) follow(owner *App) {
-	d.mu.Lock()
-	before := d.sender
+	before := d.current()
 	if before != nil && before.app == owner || before == nil && owner == nil {
-		d.mu.Unlock()
 		return
 	}
-	d.sender = nil
+	var next *sender
 	if owner != nil {
-		d.sender = newSender(d, owner)
+		next = newSender(owner)
+		d.dispatcher.SetLimits(owner.Delivery.limits())
 	}
-	d.wake()
+	d.mu.Lock()
+	d.sender = next
 	d.mu.Unlock()
 	if before != nil {
-		before.close()
+		before.send.Close()
 	}
 	switch {
 	case owner == nil:
@@ -73,205 +87,161 @@ func (d *deliverer) follow(owner *App) {
 		var ctx context.Context
 		ctx, d.stop = context.WithCancel(context.Background())
 		d.loops.Go(func() { d.watch(ctx) })
-		d.loops.Go(func() { d.take(ctx) })
+		d.loops.Go(func() { d.start(ctx) })
+		d.loops.Go(func() { d.saveHosts(ctx) })
+	}
+	d.wake()
+}
+
+// close stores what is known of hosts and removes the bodies of callbacks that were
+// kept for their next attempts. No attempt is in flight any more.
+func (d *deliverer) close(ctx context.Context) {
+	if err := d.saveNow(ctx); err != nil {
+		d.store.logger().Warn("what is known of receivers is not saved", zap.Error(err))
+	}
+	if err := d.bodies.Close(); err != nil {
+		d.store.logger().Warn("encoded callbacks are not removed", zap.Error(err))
 	}
 }
 
-// wake tells that something has changed. Caller holds d.mu.
+// wake has the dispatcher asked again. It does not wait.
 func (d *deliverer) wake() {
-	close(d.changed)
-	d.changed = make(chan struct{})
+	select {
+	case d.changed <- struct{}{}:
+	default:
+	}
 }
 
 // dueBatch is how many hosts the engine is asked for at once.
-const dueBatch = 64
+const dueBatch = 256
 
 // watch learns which hosts have deliveries due.
 func (d *deliverer) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		hosts, err := d.store.DueHosts(ctx, dueBatch)
-		d.mu.Lock()
+		now := time.Now()
 		for _, host := range hosts {
-			d.add(host.Host)
+			d.due(host, now)
 		}
-		d.mu.Unlock()
-		d.failed(ctx, "asking for hosts with deliveries due", err)
+		d.wake()
+		d.failed(ctx, "store does not say which callbacks are due", err)
 	}
 }
 
-// add puts a host at the end of the line. Caller holds d.mu.
-func (d *deliverer) add(host string) {
-	if !d.known[host] {
-		d.known[host] = true
-		d.due = append(d.due, host)
-		d.wake()
-	}
+// due tells the dispatcher of a host with deliveries due.
+func (d *deliverer) due(host engine.HostDue, now time.Time) {
+	d.hosts.load(host.HostState)
+	d.dispatcher.Due(dispatch.Due{
+		Host: host.Host, N: host.Due, Trusted: host.Trusted,
+		Stats: dispatch.Stats{Window: host.Window, Average: host.Average, Answered: host.AnsweredAt},
+	}, now)
 }
 
 // failed logs an error of the engine and waits a moment, so that an engine that is
 // away is not asked in a tight loop.
-func (d *deliverer) failed(ctx context.Context, doing string, err error) {
+func (d *deliverer) failed(ctx context.Context, event string, err error) {
 	if err == nil || ctx.Err() != nil {
 		return
 	}
-	d.store.logger().Warn(doing, zap.Error(err))
+	now := time.Now()
+	if last := d.awayLogged.Load(); now.UnixNano()-last >= int64(awayInterval) && d.awayLogged.CompareAndSwap(last, now.UnixNano()) {
+		d.store.logger().Warn(event, zap.Error(err))
+	}
 	select {
 	case <-ctx.Done():
 	case <-time.After(fetchPause):
 	}
 }
 
-// take takes deliveries host by host, in turn.
-func (d *deliverer) take(ctx context.Context) {
-	for {
-		host, n, s := d.next(ctx)
-		if n == 0 {
-			return
-		}
-		deliveries, err := d.store.Take(ctx, host, n)
-		d.mu.Lock()
-		d.reserve(host, len(deliveries)-n)
-		if len(deliveries) == n || err != nil {
-			d.add(host) // there may be more
-		}
-		d.mu.Unlock()
-		for _, dl := range deliveries {
-			d.store.use()
-			go d.carryOut(s, dl, host)
-		}
-		d.failed(ctx, "taking deliveries", err)
-	}
-}
+// maxStoring bounds the attempts that wait for a slow store.
+const maxStoring = 2048
 
-// next waits for a host that may be called, and counts n attempts to it in. n is 0
-// if ctx ends first.
-func (d *deliverer) next(ctx context.Context) (host string, n int, s *sender) {
-	for {
-		d.mu.Lock()
-		for i := 0; d.sender != nil && i < len(d.due); i++ {
-			host := d.due[i]
-			n := min(d.sender.opts.Concurrency-d.all, d.sender.opts.PerHost-d.running[host])
-			if n <= 0 {
+// start starts the attempts that the dispatcher grants.
+func (d *deliverer) start(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		if d.dispatcher.Reread() {
+			d.loops.Go(func() { d.reread(ctx) })
+		}
+		if !d.blocked.Load() && d.storing.Load() < maxStoring {
+			if grant, ok := d.dispatcher.Next(time.Now()); ok {
+				d.store.use()
+				go d.carryOut(ctx, grant)
 				continue
 			}
-			d.due = append(d.due[:i], d.due[i+1:]...)
-			delete(d.known, host)
-			d.reserve(host, n)
-			s := d.sender
-			d.mu.Unlock()
-			return host, n, s
 		}
-		changed := d.changed
-		d.mu.Unlock()
+		now := time.Now()
+		timer.Stop()
+		if at := d.dispatcher.NextChange(now); !at.IsZero() {
+			timer.Reset(max(at.Sub(now), time.Millisecond))
+		}
 		select {
-		case <-changed:
+		case <-d.changed:
+		case <-timer.C:
 		case <-ctx.Done():
-			return "", 0, nil
 		}
 	}
 }
 
-// reserve counts n attempts in, or out if n is negative. Caller holds d.mu.
-func (d *deliverer) reserve(host string, n int) {
-	d.all += n
-	if d.running[host] += n; d.running[host] == 0 {
-		delete(d.running, host)
-	}
-	if n < 0 {
+// reread reports all hosts with deliveries due again: the dispatcher had no room
+// for some of them.
+func (d *deliverer) reread(ctx context.Context) {
+	const page = 1000
+	var cursor engine.Cursor
+	for {
+		hosts, next, err := d.store.Hosts(ctx, cursor, page)
+		now := time.Now()
+		for _, host := range hosts {
+			if !host.Paused && !host.Next.IsZero() && !host.Next.After(now) {
+				d.due(engine.HostDue{HostState: host.HostState, Due: 1}, now)
+			}
+		}
 		d.wake()
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return
+		case err != nil:
+			d.failed(ctx, "store does not say which callbacks are due", err)
+			cursor = ""
+		case next == "":
+			return
+		default:
+			cursor = next
+		}
 	}
 }
 
-// carryOut makes an attempt that is counted in.
-func (d *deliverer) carryOut(s *sender, dl engine.Delivery, host string) {
+// carryOut takes the deliveries of a grant and attempts them.
+func (d *deliverer) carryOut(ctx context.Context, grant dispatch.Grant) {
 	defer d.store.leave()
-	defer func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.reserve(host, -1)
-	}()
-	s.attempt(dl)
-}
-
-// storeTimeout bounds how long the outcome of an attempt is tried to be stored.
-const storeTimeout = 30 * time.Second
-
-// attempt makes one attempt and stores what follows from it.
-func (s *sender) attempt(dl engine.Delivery) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(s.opts.Timeout)+storeTimeout)
-	defer cancel()
-	rec := dl.Record()
-	if rec.Callback == nil { // a damaged record: nobody is called
-		s.stored(rec, dl.Done(ctx))
-		return
-	}
-	if rec.Error == task.ErrorHolderDied && rec.Tries == 0 && len(rec.Redelivered) == 0 {
-		s.app.metrics.taskEnded(rec) // the engine gave the verdict
-	}
-	ans := s.post(dl)
-	if ans.err != nil && s.d.store.quit.Err() != nil {
-		ans.endSpan("")
-		s.stored(rec, dl.Release(ctx)) // the process exits; the attempt does not count
-		return
-	}
-	rec.AddAttempt(task.Attempt{
-		At: ans.at, StatusCode: ans.status, DurationMS: ans.took.Milliseconds(),
-		Error: ans.message(), Response: ans.excerpt,
-	})
-	s.conclude(ctx, dl, ans)
-}
-
-// conclude stores what follows from an attempt's answer.
-func (s *sender) conclude(ctx context.Context, dl engine.Delivery, ans answer) {
-	rec := dl.Record()
-	rec.NextAttemptAt = time.Time{}
-	var outcome string
-	var wait time.Duration
-	var err error
-	switch {
-	case ans.accepted():
-		outcome, rec.DeliveredAt = outcomeDelivered, ans.at.Add(ans.took)
-		err = dl.Done(ctx)
-	case ans.final() || rec.Tries > len(s.opts.Retry):
-		outcome = outcomeDead
-		err = dl.Dead(ctx)
-	default:
-		outcome = outcomeRetry
-		wait = s.retryIn(rec.Tries, ans)
-		rec.NextAttemptAt = time.Now().UTC().Add(wait)
-		err = dl.Retry(ctx, rec.NextAttemptAt)
-	}
-	ans.endSpan(outcome)
-	s.app.metrics.attempted(rec, outcome, ans.at, ans.took)
-	if c := s.app.log.Check(zap.InfoLevel, "delivery attempted"); c != nil {
-		c.Write(zap.String("task_id", rec.ID), zap.Int("attempt", rec.Tries), zap.String("state", outcome),
-			zap.String("callback_host", rec.CallbackHost), zap.Int("status_code", ans.status),
-			zap.Duration("duration", ans.took), zap.Duration("retry_in", wait), zap.String("error", ans.message()))
-	}
-	s.stored(rec, err)
-	if err == nil && outcome != outcomeRetry {
-		events.announce(rec, outcome, s.app.log)
-	}
-}
-
-// stored logs a step that could not be stored. The delivery comes again.
-func (s *sender) stored(rec *task.Record, err error) {
+	taken, err := d.store.Take(ctx, grant.Host, len(grant.Attempts))
+	now := time.Now()
+	d.dispatcher.Short(grant, len(taken), now)
 	if err != nil {
-		s.app.log.Error("delivery not recorded", zap.String("task_id", rec.ID), zap.Error(err))
+		// The engine does not report the host again, for it thinks that it is served.
+		defer d.again(grant.Host, len(grant.Attempts))
+		defer d.failed(ctx, "store does not hand out callbacks that are due", err)
+	} else if len(taken) == len(grant.Attempts) {
+		d.again(grant.Host, len(taken)) // there may be more
 	}
+	d.wake()
+	if len(taken) == 0 {
+		return
+	}
+	for i, dl := range taken[1:] {
+		d.store.use()
+		go func() {
+			defer d.store.leave()
+			d.attempt(grant.Attempts[i+1], dl)
+		}()
+	}
+	d.attempt(grant.Attempts[0], taken[0])
 }
 
-const (
-	// maxJitter bounds what is added to a long wait.
-	maxJitter = 15 * time.Minute
-	// maxRetryAfter bounds what a receiver can ask for: a year would be for ever.
-	maxRetryAfter = 24 * time.Hour
-)
-
-// retryIn returns the wait after the given number of attempts. What the
-// receiver asks for counts if it is longer.
-func (s *sender) retryIn(tries int, ans answer) time.Duration {
-	wait := time.Duration(s.opts.Retry[tries-1])
-	wait += rand.N(min(wait/5, maxJitter) + 1)
-	return max(wait, min(ans.retryAfter, maxRetryAfter))
+// again has the engine asked once more for deliveries of a host. If there are none,
+// that costs one look.
+func (d *deliverer) again(host string, n int) {
+	d.dispatcher.Due(dispatch.Due{Host: host, N: n}, time.Now())
+	d.wake()
 }

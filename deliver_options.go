@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-callback/caddy-callback/internal/dispatch"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
@@ -47,10 +48,15 @@ type Delivery struct {
 	// none.
 	TrustedCA []string `json:"trusted_ca,omitempty"`
 
-	// How many attempts are made at once. Default: `256`.
+	// How many attempts are made at once to hosts that usually answer within 100 ms.
+	// Default: `256`.
 	Concurrency int `json:"concurrency,omitempty"`
 
-	// How many of them to one host and port. Default: `32`.
+	// How many attempts are made at once to all other hosts, beside those.
+	// Default: `768`.
+	Slow int `json:"slow,omitempty"`
+
+	// How many attempts are made at once to one host and port. Default: `32`.
 	PerHost int `json:"per_host,omitempty"`
 
 	policy  *safedial.Policy // for URLs from requests
@@ -62,8 +68,9 @@ type Delivery struct {
 // Defaults of the delivery.
 const (
 	defaultAttemptTimeout = 20 * time.Second
-	defaultConcurrency    = 256
-	defaultPerHost        = 32
+	defaultConcurrency    = dispatch.DefaultConcurrency
+	defaultSlow           = dispatch.DefaultSlow
+	defaultPerHost        = dispatch.DefaultPerHost
 )
 
 // minWindow leaves a short retry schedule the time for an outage of the gateway.
@@ -79,6 +86,7 @@ var defaultRetry = []caddy.Duration{
 func (o *Delivery) provision() (err error) {
 	setDefault(&o.Timeout, caddy.Duration(defaultAttemptTimeout))
 	setDefault(&o.Concurrency, defaultConcurrency)
+	setDefault(&o.Slow, defaultSlow)
 	setDefault(&o.PerHost, defaultPerHost)
 	if o.Retry == nil {
 		o.Retry = defaultRetry
@@ -101,6 +109,11 @@ func (o *Delivery) provision() (err error) {
 		return fmt.Errorf("delivery: trusted_ca: %w", err)
 	}
 	return nil
+}
+
+// limits are those of the dispatcher.
+func (o *Delivery) limits() dispatch.Limits {
+	return dispatch.Limits{Concurrency: o.Concurrency, Slow: o.Slow, PerHost: o.PerHost}
 }
 
 // window is how long after its verdict a callback may be delivered: one and a half
@@ -143,6 +156,8 @@ func (o *Delivery) validate() error {
 		return fmt.Errorf("delivery: timeout: %v is negative", time.Duration(o.Timeout))
 	case o.Concurrency < 1:
 		return fmt.Errorf("delivery: concurrency: %d is less than 1", o.Concurrency)
+	case o.Slow < 1:
+		return fmt.Errorf("delivery: slow: %d is less than 1", o.Slow)
 	case o.PerHost < 1:
 		return fmt.Errorf("delivery: per_host: %d is less than 1", o.PerHost)
 	}

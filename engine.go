@@ -28,6 +28,9 @@ type engineModule interface {
 	place() string
 	// spoolFolder is the folder for the bodies of requests that are being read.
 	spoolFolder() string
+	// bodyFolder is where large callbacks are kept between their attempts; empty for
+	// the system's folder for temporary files.
+	bodyFolder() string
 	// open opens the store. It returns when ctx ends at the latest.
 	open(ctx context.Context, settings engine.Settings, log *zap.Logger) (engine.Engine, error)
 }
@@ -89,6 +92,7 @@ func (e *SQLiteEngine) storeKey() string { return e.place() }
 func (e *SQLiteEngine) place() string    { return "sqlite:" + e.Folder }
 
 func (e *SQLiteEngine) spoolFolder() string { return filepath.Join(e.Folder, "spool") }
+func (e *SQLiteEngine) bodyFolder() string  { return filepath.Join(e.Folder, "encoded") }
 
 func (e *SQLiteEngine) open(ctx context.Context, settings engine.Settings, log *zap.Logger) (engine.Engine, error) {
 	return sqlite.Open(ctx, sqlite.Config{

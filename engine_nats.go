@@ -94,6 +94,8 @@ func (e *NATSEngine) place() string {
 	return strings.Join(places, ",")
 }
 
+func (e *NATSEngine) bodyFolder() string { return "" }
+
 func (e *NATSEngine) open(ctx context.Context, settings engine.Settings, log *zap.Logger) (engine.Engine, error) {
 	return nats.Open(ctx, nats.Config{
 		URLs: e.URLs, Credentials: e.Credentials, Replicas: e.Replicas, Settings: settings, Logger: log,

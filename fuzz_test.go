@@ -3,37 +3,13 @@ package callback
 import (
 	"net/http"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
-	"unicode"
-	"unicode/utf8"
 )
 
 // What receivers and clients write into headers, paths and answers. Bodies and
 // URLs have targets beside their tests.
-
-func FuzzRetryAfter(f *testing.F) {
-	for _, value := range []string{
-		"", "0", "120", " 5 ", "-1", "1e9", "99999999999999999999999", "Fri, 31 Dec 2100 23:59:59 GMT",
-		"Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994", "Fri, 31 Dec 9999 23:59:59 GMT",
-	} {
-		f.Add(value)
-	}
-	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-	f.Fuzz(func(t *testing.T, value string) {
-		wait := parseRetryAfter(value, now)
-		if wait < 0 {
-			t.Errorf("%q is a wait of %v", value, wait)
-		}
-		if seconds, err := strconv.ParseUint(strings.TrimSpace(value), 10, 16); err == nil {
-			if want := min(time.Duration(seconds)*time.Second, maxRetryAfter); wait != want {
-				t.Errorf("%q is a wait of %v, not %v", value, wait, want)
-			}
-		}
-	})
-}
 
 func FuzzPreferredWait(f *testing.F) {
 	for _, value := range []string{
@@ -74,19 +50,6 @@ func FuzzLookup(f *testing.F) {
 		}
 		if ok && !strings.Contains(strings.ToLower(path), l.id) {
 			t.Errorf("%s %q asks for another task, %s", method, path, l.id)
-		}
-	})
-}
-
-func FuzzExcerpt(f *testing.F) {
-	for _, body := range []string{"", "ok\r\n", "\x1b[2J\x00\x7f", "\xff\xfe", strings.Repeat("é", maxExcerpt), "a\u009bb"} {
-		f.Add([]byte(body))
-	}
-	f.Fuzz(func(t *testing.T, body []byte) {
-		text := excerpt(body)
-		control := func(c rune) bool { return c != '\n' && c != '\t' && unicode.IsControl(c) }
-		if !utf8.ValidString(text) || strings.ContainsFunc(text, control) || utf8.RuneCountInString(text) > maxExcerpt {
-			t.Errorf("of %q is kept %q", body, text)
 		}
 	})
 }

@@ -13,6 +13,8 @@ import (
 	"go.uber.org/zap"
 
 	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
+	"github.com/caddy-callback/caddy-callback/internal/encode"
+	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
@@ -109,10 +111,10 @@ const (
 
 // The formats of a callback.
 const (
-	formatForm = "form"
-	formatJSON = "json"
-	formatRaw  = "raw"
-	formatData = "data" // of the profile beam2 only
+	formatForm = encode.FormatForm
+	formatJSON = encode.FormatJSON
+	formatRaw  = encode.FormatRaw
+	formatData = encode.FormatData
 )
 
 // CaddyModule returns the Caddy module information.
@@ -176,7 +178,7 @@ func (h *Handler) Validate() error {
 		if !isToken(name) {
 			return fmt.Errorf("%q is not a header name", name)
 		}
-		if isReserved(name) {
+		if profile.Reserved(name) {
 			return fmt.Errorf("%s is set by the gateway; the task's ID and status need headers of their own", name)
 		}
 	}
@@ -187,23 +189,12 @@ func (h *Handler) Validate() error {
 		if !isToken(field.Name) {
 			return fmt.Errorf("header: %q is not a header name", field.Name)
 		}
-		if isReserved(field.Name) || h.profileSets(field.Name) ||
+		if profile.Reserved(field.Name) || profile.Sets(h.Profile, field.Name) ||
 			strings.EqualFold(field.Name, h.TaskHeader) || strings.EqualFold(field.Name, h.StatusHeader) {
 			return fmt.Errorf("header: %s is set by the gateway", field.Name)
 		}
 	}
 	return nil
-}
-
-// isReserved says whether a header of the callback is the gateway's to set.
-func isReserved(name string) bool {
-	name = strings.ToLower(name)
-	switch name {
-	case "content-type", "content-length", "content-encoding", "transfer-encoding", "host", "connection",
-		"trailer", "te", "upgrade", "idempotency-key", "keep-alive", "proxy-connection":
-		return true
-	}
-	return strings.HasPrefix(name, "webhook-") || strings.HasPrefix(name, "callback-")
 }
 
 // isToken says whether s can be a header's name (RFC 9110, section 5.1).

@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-callback/caddy-callback/internal/form"
+	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -291,7 +292,7 @@ func head(s string, n int) string { return s[:min(len(s), n)] }
 // retryAfter is what the endpoint asks for. It belongs to the handler's
 // goroutine.
 func (c *capture) retryAfter() time.Duration {
-	return parseRetryAfter(c.Header().Get("Retry-After"), time.Now())
+	return send.ParseRetryAfter(c.Header().Get("Retry-After"), time.Now())
 }
 
 // discard forgets the copy and returns the endpoint's status, 0 if it has given

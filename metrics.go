@@ -248,6 +248,9 @@ func (m *metrics) attempted(rec *task.Record, outcome string, at time.Time, took
 	}
 }
 
+// expired notes that a callback was given up without an attempt.
+func (m *metrics) expired() { m.deliveries.WithLabelValues(outcomeDead).Inc() }
+
 // taskStarted notes that a queue's task was begun.
 func (m *metrics) taskStarted(rec *task.Record) {
 	m.queueWait.WithLabelValues(rec.Queue).Observe(rec.StartedAt.Sub(rec.CreatedAt).Seconds())

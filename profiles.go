@@ -5,53 +5,34 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
-	"github.com/caddy-callback/caddy-callback/internal/form"
-	"github.com/caddy-callback/caddy-callback/internal/task"
-	"github.com/caddy-callback/caddy-callback/internal/webhook"
+	"github.com/caddy-callback/caddy-callback/internal/profile"
 )
 
 // The profiles: other services' ways to ask for a callback and to make it, for
 // clients and receivers that were written for those.
 const (
-	profileOpenFaaS = "openfaas"
-	profileBeam2    = "beam2"
+	profileOpenFaaS = profile.OpenFaaS
+	profileBeam2    = profile.Beam2
 )
 
 // profileNames are what a profile can be called.
 var profileNames = []string{profileBeam2, profileOpenFaaS}
 
-// profile is what a name stands for: the defaults of other options, and the
-// headers of the callback that it sets itself.
-type profile struct {
+// profileDefaults are what a profile has another default for.
+type profileDefaults struct {
 	fromHeader   string
 	format       string
 	taskHeader   string
 	statusHeader string
-	sets         []string
 }
 
-var profiles = map[string]profile{
-	profileOpenFaaS: {
-		fromHeader: "X-Callback-Url", format: formatRaw, taskHeader: "X-Call-Id",
-		sets: []string{functionStatus, functionName, functionDuration},
-	},
-	profileBeam2: {
-		format: formatData, taskHeader: "X-Task-ID", statusHeader: "X-Task-Status",
-		sets: []string{webhook.HeaderBeamTimestamp, webhook.HeaderBeamSignature},
-	},
+var profiles = map[string]profileDefaults{
+	profileOpenFaaS: {fromHeader: "X-Callback-Url", format: formatRaw, taskHeader: "X-Call-Id"},
+	profileBeam2:    {format: formatData, taskHeader: "X-Task-ID", statusHeader: "X-Task-Status"},
 }
-
-// The headers of OpenFaaS's callbacks.
-const (
-	functionStatus   = "X-Function-Status"
-	functionName     = "X-Function-Name"
-	functionDuration = "X-Duration-Seconds"
-)
 
 // The paths that OpenFaaS's clients know a function by.
 const (
@@ -105,20 +86,15 @@ func (h *Handler) validateProfile() error {
 	case h.FromHeader == "":
 	case !isToken(h.FromHeader):
 		return fmt.Errorf("from header: %q is not a header name", h.FromHeader)
-	case isReserved(h.FromHeader), strings.EqualFold(h.FromHeader, h.TaskHeader):
+	case profile.Reserved(h.FromHeader), strings.EqualFold(h.FromHeader, h.TaskHeader):
 		return fmt.Errorf("from header: %s is set by the gateway", h.FromHeader)
 	}
 	for _, name := range []string{h.TaskHeader, h.StatusHeader} {
-		if h.profileSets(name) {
+		if profile.Sets(h.Profile, name) {
 			return fmt.Errorf("%s is set by the profile %s; the task's ID and status need headers of their own", name, h.Profile)
 		}
 	}
 	return nil
-}
-
-// profileSets says whether a header of the callback is the profile's to set.
-func (h *Handler) profileSets(name string) bool {
-	return slices.ContainsFunc(profiles[h.Profile].sets, func(set string) bool { return strings.EqualFold(set, name) })
 }
 
 // urlOf returns the URL that the request names, "" if it names none, and why one
@@ -186,73 +162,4 @@ func syncURI(uri string) string {
 		return functionPath + rest
 	}
 	return uri
-}
-
-// encodeProfile makes the callback's body where a profile has one of its own.
-func encodeProfile(rec *task.Record, resp *form.Response) (form.Callback, bool) {
-	switch {
-	case rec.Callback.Format == formatData:
-		return form.EncodeData(rec.Error, resp, rec.Callback.MaxResult), true
-	case rec.Callback.Profile == profileOpenFaaS && rec.Callback.Format == formatRaw && resp == nil:
-		return form.Callback{}, true // the status says it: there was no function to answer
-	default:
-		return form.Callback{}, false
-	}
-}
-
-// setProfileHeader adds what the task's profile has in the callback's header,
-// when all else stands there.
-func setProfileHeader(h http.Header, rec *task.Record, keys []webhook.Key, at time.Time, body []byte) {
-	switch rec.Callback.Profile {
-	case profileOpenFaaS:
-		addFunctionHeader(h, rec)
-		h.Set(functionStatus, strconv.Itoa(statusOfFunction(rec)))
-		h.Set(functionDuration, strconv.FormatFloat(ranFor(rec).Seconds(), 'f', 6, 64))
-		if rec.Callback.Function != "" {
-			h.Set(functionName, rec.Callback.Function)
-		}
-	case profileBeam2:
-		h.Set(webhook.HeaderBeamTimestamp, strconv.FormatInt(at.Unix(), 10))
-		if signature := webhook.SignBeam(keys, at, body); signature != "" {
-			h.Set(webhook.HeaderBeamSignature, signature)
-		}
-	}
-}
-
-// addFunctionHeader adds the header of the function's response, as OpenFaaS does.
-// What the gateway says, and what its signatures are, is not the function's to
-// say.
-func addFunctionHeader(h http.Header, rec *task.Record) {
-	if rec.Result == nil {
-		return
-	}
-	for name, values := range rec.Result.Header {
-		key := http.CanonicalHeaderKey(name)
-		if len(h[key]) == 0 && !isReserved(key) && key != "Expect" && key != "User-Agent" {
-			h[name] = values
-		}
-	}
-}
-
-// statusOfFunction is the status that the function answered with, or what
-// stands for it: 503 as in OpenFaaS if it gave no whole answer, 504 if its time
-// was up.
-func statusOfFunction(rec *task.Record) int {
-	switch {
-	case rec.Status == task.TimedOut:
-		return http.StatusGatewayTimeout
-	case rec.Result == nil || rec.UpstreamStatus == 0:
-		return http.StatusServiceUnavailable
-	default:
-		return rec.UpstreamStatus
-	}
-}
-
-// ranFor is how long the task ran, 0 if it never did. Wall clocks may have been
-// set meanwhile, or be those of two nodes.
-func ranFor(rec *task.Record) time.Duration {
-	if rec.StartedAt.IsZero() || rec.FinishedAt.IsZero() {
-		return 0
-	}
-	return max(0, rec.FinishedAt.Sub(rec.StartedAt))
 }

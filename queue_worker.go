@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -197,7 +198,7 @@ func (q *TaskQueue) again(x *exchange) bool {
 	if !worth || x.rec.Starts >= q.opts.Attempts {
 		return false
 	}
-	wait := max(runWait(x.rec.Starts), min(x.capture.retryAfter(), maxRetryAfter))
+	wait := max(runWait(x.rec.Starts), min(x.capture.retryAfter(), send.MaxRetryAfter))
 	q.requeue(x, x.rec, time.Now().Add(wait).UTC())
 	return true
 }

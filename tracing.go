@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -188,11 +189,11 @@ func endRun(span trace.Span, rec *task.Record) {
 // startAttempt begins the span of one attempt and makes it the parent of what the
 // receiver does. There is no url.full, which the conventions for clients ask for:
 // a callback's URL may hold a secret.
-func (s *sender) startAttempt(rec *task.Record, req *http.Request, at time.Time) trace.Span {
+func (a *App) startAttempt(rec *task.Record, req *http.Request, at time.Time) trace.Span {
 	if rec.Span == "" {
 		return noSpan
 	}
-	span := s.app.span(rec, "deliver callback", trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(at))
+	span := a.span(rec, "deliver callback", trace.WithSpanKind(trace.SpanKindClient), trace.WithTimestamp(at))
 	if !span.SpanContext().IsValid() {
 		return span
 	}
@@ -209,25 +210,25 @@ func (s *sender) startAttempt(rec *task.Record, req *http.Request, at time.Time)
 	return span
 }
 
-// endSpan ends the span of an attempt, if it has one. outcome is empty if the
-// attempt does not count.
-func (a *answer) endSpan(outcome string) {
-	if a.span == nil || !a.span.IsRecording() {
+// endAttempt ends the span of an attempt; nil if it has none. outcome is empty if
+// the attempt does not count.
+func endAttempt(span trace.Span, ans *send.Answer, outcome string) {
+	if span == nil || !span.IsRecording() {
 		return
 	}
 	if outcome != "" {
-		a.span.SetAttributes(attribute.String("callback.outcome", outcome))
+		span.SetAttributes(attribute.String("callback.outcome", outcome))
 	}
-	if a.status != 0 {
-		a.span.SetAttributes(attribute.Int("http.response.status_code", a.status))
+	if ans.Status != 0 {
+		span.SetAttributes(attribute.Int("http.response.status_code", ans.Status))
 	}
-	if !a.accepted() {
+	if !ans.Accepted() {
 		kind := "_OTHER" // as the conventions have it
-		if a.status != 0 {
-			kind = strconv.Itoa(a.status)
+		if ans.Status != 0 {
+			kind = strconv.Itoa(ans.Status)
 		}
-		a.span.SetAttributes(attribute.String("error.type", kind))
-		a.span.SetStatus(codes.Error, a.message())
+		span.SetAttributes(attribute.String("error.type", kind))
+		span.SetStatus(codes.Error, ans.Message())
 	}
-	a.span.End(trace.WithTimestamp(a.at.Add(a.took)))
+	span.End(trace.WithTimestamp(ans.At.Add(ans.Took)))
 }

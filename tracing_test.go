@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -13,15 +14,14 @@ func TestWithoutTracingNothingIsAllocatedForIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, q, x, rec, at := &sender{app: new(App)}, &TaskQueue{app: new(App)}, new(exchange), new(task.Record), time.Now()
+	a, q, x, rec, at := new(App), &TaskQueue{app: new(App)}, new(exchange), new(task.Record), time.Now()
 	allocs := testing.AllocsPerRun(100, func() {
 		if spanOf(req.Context()) != "" {
 			t.Error("there is a span")
 		}
 		traceTask(req.Context(), rec)
 		endRun(q.startRun(x, req), rec)
-		ans := answer{at: at, span: s.startAttempt(rec, req, at)}
-		ans.endSpan(outcomeDelivered)
+		endAttempt(a.startAttempt(rec, req, at), &send.Answer{At: at}, outcomeDelivered)
 	})
 	if allocs != 0 || len(req.Header) != 0 {
 		t.Errorf("%v allocations, and the header %v", allocs, req.Header)

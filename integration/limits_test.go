@@ -44,7 +44,7 @@ func (c *crowd) answer(w http.ResponseWriter, r *http.Request) {
 
 func TestTheLimitsHoldAcrossReloads(t *testing.T) {
 	t.Parallel()
-	const each, perHost, concurrency = 300, 4, 10
+	const each, perHost, concurrency, slow = 300, 4, 6, 8
 	crowd, accepted := newCrowd(), make(chan struct{})
 	var receivers []*gatewaytest.Receiver
 	for range 5 {
@@ -53,7 +53,8 @@ func TestTheLimitsHoldAcrossReloads(t *testing.T) {
 			crowd.answer(w, r)
 		}))
 	}
-	options := gatewaytest.Delivering(fmt.Sprintf("per_host %d", perHost), fmt.Sprintf("concurrency %d", concurrency))
+	options := gatewaytest.Delivering(fmt.Sprintf("per_host %d", perHost), fmt.Sprintf("concurrency %d", concurrency),
+		fmt.Sprintf("slow %d", slow))
 	site := gatewaytest.ExampleSite(t)
 	g := gatewaytest.Start(t, options, site)
 	g.Tasks(each*len(receivers), func(i int) string { return receivers[i%len(receivers)].URL })
@@ -76,8 +77,9 @@ func TestTheLimitsHoldAcrossReloads(t *testing.T) {
 			t.Errorf("%d callbacks were with %s at once, with a limit of %d", most, name, perHost)
 		}
 	}
-	if most := crowd.most[""]; most > concurrency || most < concurrency/2 {
-		t.Errorf("%d attempts were made at once, with a concurrency of %d", most, concurrency)
+	// The receivers have one address, so half of the slots are for others.
+	if most := crowd.most[""]; most > concurrency+slow || most < slow/2 {
+		t.Errorf("%d attempts were made at once, with %d slots", most, concurrency+slow)
 	}
 }
 
