@@ -184,7 +184,7 @@ func (d *deliverer) conclude(rec *task.Record, step func(context.Context) error)
 	d.storing.Add(1)
 	defer d.storing.Add(-1)
 	for wait := firstStoreWait; ; wait = min(2*wait, maxStoreWait) {
-		last := d.store.quit.Err() != nil
+		last := d.store.givingBack.Err() != nil // or quit: the process exits
 		ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 		err := step(ctx)
 		cancel()
@@ -202,7 +202,7 @@ func (d *deliverer) conclude(rec *task.Record, step func(context.Context) error)
 		}
 		select {
 		case <-time.After(wait):
-		case <-d.store.quit.Done():
+		case <-d.store.givingBack.Done():
 		}
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/uuid"
-	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -84,7 +83,7 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 
 	limitConnection(r.Header)
 	if x.upgradable && isUpgrade(r) {
-		x.capture.switched = func() { x.dissolve(x.ctx) }
+		x.capture.switched = x.dissolve
 	} else {
 		passOver(r.Header)
 	}
@@ -261,16 +260,17 @@ func (x *exchange) enqueue(ctx context.Context, rec *task.Record, body io.Reader
 }
 
 // dissolve undoes the claim: the request turned out to be no task.
-func (x *exchange) dissolve(ctx context.Context) {
+func (x *exchange) dissolve() {
 	if x.capture.close(false) {
 		close(x.recorded)
 	}
-	switch err := x.lease.Release(ctx); {
-	case err == nil:
-		x.h.app.metrics.taskAccepted(-1)
-	case !errors.Is(err, engine.ErrLost):
-		x.h.log.Warn("claim not released", zap.String("task_id", x.rec.ID), zap.Error(err))
-	}
+	x.store.endLease(x.h.log, x.rec.ID, func(ctx context.Context) error {
+		err := x.lease.Release(ctx)
+		if err == nil {
+			x.h.app.metrics.taskAccepted(-1)
+		}
+		return err
+	})
 }
 
 // verdict is how a task ends without a whole response.
@@ -323,11 +323,6 @@ func (x *exchange) settleResponse() {
 	}
 }
 
-// recordTimeout bounds how long a client's response is held back by an engine
-// that does not answer. The verdict is tried again for as long as the lease
-// stands.
-const recordTimeout = 5 * time.Second
-
 // record puts the verdict into the engine. Only who closed the capture gets
 // here.
 func (x *exchange) record(status task.Verdict, message string, result *task.Result, body []byte) {
@@ -340,21 +335,7 @@ func (x *exchange) record(status task.Verdict, message string, result *task.Resu
 	x.rec.ForgetRequest()
 	traceTask(x.ctx, &x.rec)
 	x.h.app.metrics.taskEnded(&x.rec)
-	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
-	defer cancel()
-	err := x.settleOnce(ctx, body)
-	if err == nil || errors.Is(err, engine.ErrLost) {
-		return
-	}
-	x.h.log.Error("verdict not recorded; trying again", zap.String("task_id", x.rec.ID), zap.Error(err))
-	if errors.Is(err, engine.ErrTooLarge) {
-		return // it will not change; the lease expires, and the verdict is FAILED
-	}
-	x.store.use()
-	go func() {
-		defer x.store.leave()
-		x.recordLater(body)
-	}()
+	x.store.endLease(x.h.log, x.rec.ID, func(ctx context.Context) error { return x.settleOnce(ctx, body) })
 }
 
 // settleOnce makes one attempt to store the verdict.
@@ -366,27 +347,4 @@ func (x *exchange) settleOnce(ctx context.Context, body []byte) error {
 	result := *rec.Result
 	rec.Result = &result
 	return x.lease.Settle(ctx, &rec, bytes.NewReader(body))
-}
-
-// recordLater tries to record the verdict until it is recorded, another stands,
-// or the process exits: an engine that is away must not keep it.
-func (x *exchange) recordLater(body []byte) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		err := x.settleOnce(x.store.quit, body)
-		if err == nil || errors.Is(err, engine.ErrLost) {
-			return
-		}
-		select {
-		case <-x.store.quit.Done():
-			return
-		case <-tick.C:
-		}
-		if caddy.Exiting() && x.store.givingBack.Err() != nil {
-			// The lease expires when the engine is back.
-			x.h.log.Error("verdict not recorded", zap.String("task_id", x.rec.ID), zap.Error(err))
-			return
-		}
-	}
 }

@@ -110,7 +110,7 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 	s, leave, err := q.app.enter()
 	ticket, _ := r.Context().Value(ticketKey{}).(*ticket)
 	if err != nil {
-		ticket.refuse(r.Context())
+		ticket.refuse()
 		return unavailable(w, q.log, err)
 	}
 	defer leave()
@@ -118,13 +118,13 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 		ticket = q.newTicket()
 	}
 	if look, ok := lookupOf(r.Method, original.Path); ok {
-		ticket.refuse(r.Context()) // the request is about a task, not one
+		ticket.refuse() // the request is about a task, not one
 		ticket.rename(look.id)
 		return q.answer(w, r, s, look)
 	}
 	a, err := q.accept(s, ticket, w, r)
 	if err != nil {
-		ticket.refuse(r.Context())
+		ticket.refuse()
 		var p *problem
 		if !errors.As(err, &p) {
 			return unavailable(w, q.log, err)
@@ -193,9 +193,9 @@ func (q *TaskQueue) taskHeader() string {
 }
 
 // refuse gives up the task that was claimed for a request which is not accepted.
-func (t *ticket) refuse(ctx context.Context) {
+func (t *ticket) refuse() {
 	if t != nil && t.exchange != nil {
-		t.exchange.dissolve(ctx)
+		t.exchange.dissolve()
 	}
 }
 

@@ -37,7 +37,7 @@ func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
 		batch, err := jobs.Next(ctx, n, q.opts.Attempts)
 		for _, job := range batch {
 			if ctx.Err() != nil {
-				q.putBack(job)
+				q.putBack(s, job)
 				continue
 			}
 			n--
@@ -60,13 +60,8 @@ func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
 }
 
 // putBack releases a job that came too late to be begun.
-func (q *TaskQueue) putBack(job engine.Job) {
-	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
-	defer cancel()
-	if err := job.Lease.Release(ctx); err != nil && !errors.Is(err, engine.ErrLost) {
-		// The job runs again when its lease expires.
-		q.log.Warn("job not released", zap.String("task_id", job.Record.ID), zap.Error(err))
-	}
+func (q *TaskQueue) putBack(s *sharedStore, job engine.Job) {
+	s.endLease(q.log, job.Record.ID, job.Lease.Release)
 }
 
 // begin runs a job that has been claimed.
@@ -191,7 +186,7 @@ func (q *TaskQueue) request(x *exchange, body io.ReadCloser) (*http.Request, err
 // is worth another start, or because the gateway stops.
 func (q *TaskQueue) again(x *exchange) bool {
 	if errors.Is(context.Cause(x.ctx), errStopped) {
-		q.putBack(engine.Job{Record: &x.rec, Lease: x.lease}) // it costs no attempt
+		q.putBack(x.store, engine.Job{Record: &x.rec, Lease: x.lease}) // it costs no attempt
 		return true
 	}
 	worth := x.rec.Status == task.Failed && slices.Contains(q.opts.RetryStatus, x.failedWith)
@@ -207,12 +202,7 @@ func (q *TaskQueue) again(x *exchange) bool {
 func (q *TaskQueue) requeue(x *exchange, rec task.Record, at time.Time) {
 	rec.Status, rec.Error, rec.Result, rec.UpstreamStatus = "", "", nil, 0
 	rec.StartedAt, rec.FinishedAt, rec.NextAttemptAt = time.Time{}, time.Time{}, at
-	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
-	defer cancel()
-	if err := x.lease.Requeue(ctx, &rec, at); err != nil && !errors.Is(err, engine.ErrLost) {
-		// The job runs again when its lease expires.
-		q.log.Warn("job not put back", zap.String("task_id", rec.ID), zap.Error(err))
-	}
+	x.store.endLease(q.log, rec.ID, func(ctx context.Context) error { return x.lease.Requeue(ctx, &rec, at) })
 }
 
 // runWaits are the waits between the starts of a task.

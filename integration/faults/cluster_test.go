@@ -11,22 +11,22 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
+// accepts sends a request for a callback, and returns an error if it is refused.
+func accepts(g *gatewaytest.Gateway, l *gatewaytest.Ledger, callbackURL string) error {
+	g.T.Helper()
+	resp, text := g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, callbackURL))
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s %s", resp.Status, text)
+	}
+	l.Accept(resp.Header.Get("beam-task-id"))
+	return nil
+}
+
 // takes waits until a gateway takes a request for a callback.
 func takes(g *gatewaytest.Gateway, callbackURL string, l *gatewaytest.Ledger) {
 	g.T.Helper()
-	g.Eventually("callbacks are accepted", func() error {
-		resp, text := g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, callbackURL))
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("%s %s", resp.Status, text)
-		}
-		l.Accept(resp.Header.Get("beam-task-id"))
-		return nil
-	})
+	g.Eventually("callbacks are accepted", func() error { return accepts(g, l, callbackURL) })
 }
-
-// outTime is how long after a fault what was on its way to a gateway is handed out
-// again. Until then another fault can lose it, see docs/cluster.md.
-const outTime = 10 * time.Second
 
 // rig is a cluster with two gateways that clients send tasks to.
 type rig struct {
@@ -56,94 +56,87 @@ func startRig(t *testing.T, app http.HandlerFunc, rcv *gatewaytest.Receiver, l *
 	return r
 }
 
-// clusterFault makes a fault some times while eight writers send tasks through
-// two gateways, and writes the line of the table.
-func clusterFault(t *testing.T, name string, times int, fault func(r *rig, round int)) {
+// clusterFaults makes faults one after the other, some times, while eight writers send
+// tasks through two gateways, and writes a line of the table.
+func clusterFaults(t *testing.T, name string, times int, faults ...func(r *rig)) {
+	t.Helper()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	l := gatewaytest.NewLedger(rcv, t.Context().Done())
 	r := startRig(t, gatewaytest.AnswerSoon, rcv, l)
 	end := write(l, 8, r.gateways, rcv.URL, backOff)
-	for round := range times {
-		gatewaytest.Pause(500 * time.Millisecond)
-		if round > 0 {
-			gatewaytest.Pause(outTime) // one fault at a time
-		}
-		fault(r, round)
-		for _, g := range r.gateways {
-			takes(g, rcv.URL, l) // again, without a restart
+	for range times {
+		for _, fault := range faults {
+			gatewaytest.Pause(500 * time.Millisecond)
+			fault(r)
+			for _, g := range r.gateways {
+				takes(g, rcv.URL, l) // again, without a restart
+			}
 		}
 	}
 	end()
 	l.Drain(t)
-	report(t, name, times, l.Tally())
+	report(t, name, times*len(faults), l.Tally())
 }
 
-func TestServersOfAClusterThatAreKilledInTurnLoseNothing(t *testing.T) {
+// tasks is the stream that leaders are asked of.
+const tasks = "CALLBACK"
+
+func TestServersOfAClusterThatAreKilledLoseNothing(t *testing.T) {
 	t.Parallel()
-	clusterFault(t, "9. each of three NATS servers killed and restarted in turn", pick(3, 3, 30), func(r *rig, round int) {
-		i := round % len(r.Servers)
-		r.Kill(i)
+	server := 0
+	next := func(r *rig) {
+		r.Kill(server)
 		gatewaytest.Pause(time.Second)
-		r.Start(i)
+		r.Start(server)
 		r.Ready()
-	})
+		server = (server + 1) % len(r.Servers)
+	}
+	clusterFaults(t, "9. NATS servers killed: the leader, each of three in turn, all at once", pick(1, 1, 20),
+		func(r *rig) {
+			leader := r.Leader(tasks)
+			r.Kill(leader)
+			r.Leader(tasks) // another
+			r.Start(leader)
+			r.Ready()
+		},
+		next, next, next,
+		func(r *rig) {
+			for i := range r.Servers {
+				r.Kill(i)
+			}
+			for i := range r.Servers {
+				r.Start(i)
+			}
+			r.Ready()
+		})
 }
 
-func TestAClusterThatIsKilledAsAWholeLosesNothing(t *testing.T) {
-	t.Parallel()
-	clusterFault(t, "9. all three NATS servers killed at once and restarted", pick(1, 2, 20), func(r *rig, _ int) {
-		for i := range r.Servers {
-			r.Kill(i)
-		}
-		for i := range r.Servers {
-			r.Start(i)
-		}
-		r.Ready()
-	})
-}
-
-func TestALeaderThatIsKilledDuringPublishesLosesNothing(t *testing.T) {
-	t.Parallel()
-	clusterFault(t, "9. leader killed during publishes", pick(1, 2, 20), func(r *rig, _ int) {
-		i := r.Leader("CALLBACK")
-		r.Kill(i)
-		r.Leader("CALLBACK") // another
-		r.Start(i)
-		r.Ready()
-	})
-}
-
-// cutTime is how long something is cut off: so long that it is left for another.
+// cutTime is how long something is cut off: so long that others take its place.
 const cutTime = 12 * time.Second
 
-func TestALeaderThatIsCutOffLosesNothing(t *testing.T) {
+func TestPartsOfAClusterThatAreCutOffLoseNothing(t *testing.T) {
 	t.Parallel()
-	clusterFault(t, "9. leader cut off (SIGSTOP) for 12 s", pick(1, 2, 10), func(r *rig, _ int) {
-		leader := r.Leader("CALLBACK")
-		r.Suspend(leader)
-		gatewaytest.Pause(cutTime) // the others elect another meanwhile
-		r.Resume(leader)
-		r.Ready()
-	})
-}
-
-func TestAGatewayThatIsCutOffFromItsClusterLosesNothing(t *testing.T) {
-	t.Parallel()
-	clusterFault(t, "9. one of two gateways cut off from the servers for 12 s", pick(1, 2, 10), func(r *rig, _ int) {
-		r.network.Cut()
-		gatewaytest.Pause(cutTime)
-		r.network.Mend()
-	})
-}
-
-func TestGatewaysOfAClusterThatAreKilledLoseNothing(t *testing.T) {
-	t.Parallel()
-	clusterFault(t, "9. each of two gateways killed and restarted in turn", pick(1, 2, 20), func(r *rig, round int) {
-		g := r.gateways[round%2]
-		g.Kill()
-		gatewaytest.Pause(time.Second)
-		g.Start()
-	})
+	kill := func(n int) func(r *rig) {
+		return func(r *rig) {
+			r.gateways[n].Kill()
+			gatewaytest.Pause(time.Second)
+			r.gateways[n].Start()
+		}
+	}
+	clusterFaults(t, "9. leader cut off (SIGSTOP) for 12 s, a gateway cut off for 12 s, each of two gateways killed", pick(1, 1, 20),
+		func(r *rig) {
+			leader := r.Leader(tasks)
+			r.Suspend(leader)
+			gatewaytest.Pause(cutTime) // the others elect another meanwhile
+			r.Resume(leader)
+			r.Ready()
+		},
+		func(r *rig) {
+			r.network.Cut()
+			gatewaytest.Pause(cutTime)
+			r.network.Mend()
+		},
+		kill(0), kill(1))
 }
 
 // pastLease is how long a node is away: longer than its leases.
@@ -182,25 +175,6 @@ func TestANodeThatWasAwayPastItsLeaseSettlesNothingASecondTime(t *testing.T) {
 			report(t, "10. node of two "+name, rounds, l.Tally())
 		})
 	}
-}
-
-func TestAGatewayThatWasPausedPastItsLeaseSettlesNothingASecondTime(t *testing.T) {
-	t.Parallel()
-	rounds := pick(1, 1, 5)
-	rcv := gatewaytest.NewReceiver(t, nil)
-	l := gatewaytest.NewLedger(rcv, t.Context().Done())
-	p := &pausedApp{begun: make(chan string, 100)}
-	g := gatewaytest.Start(t, gatewaytest.Delivering(), mixed(t, p.serve))
-	for range rounds {
-		awayRound(t, l, p, g, nil, rcv.URL, func() func() {
-			g.Suspend()
-			return g.Resume
-		})
-		takes(g, rcv.URL, l)
-		l.Drain(t)
-	}
-	g.Stop()
-	report(t, "10. single gateway paused past its lease and resumed", rounds, l.Tally())
 }
 
 // pausedApp answers at once but for the tasks of a round, which it keeps until
@@ -271,8 +245,6 @@ func awayRound(t *testing.T, l *gatewaytest.Ledger, p *pausedApp, g, other *gate
 	gatewaytest.Pause(pastLease / 2)
 	close(p.round()) // the answers lie there when the gateway is back
 	gatewaytest.Pause(pastLease / 2)
-	if other != nil {
-		takes(other, callbackURL, l) // it lacks nothing
-	}
+	takes(other, callbackURL, l) // it lacks nothing
 	end()
 }

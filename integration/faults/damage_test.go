@@ -1,147 +1,221 @@
 package faults
 
 import (
-	"bytes"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"maps"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// damages are what happens to files, by what it is called.
-var damages = map[string]func(data []byte) []byte{
-	"truncated": func(data []byte) []byte { return data[:rand.N(len(data))] },
-	"torn":      func(data []byte) []byte { return data[:len(data)-1-rand.N(min(len(data), 64))] },
-	"with a page of zeros": func(data []byte) []byte {
-		page := data[rand.N(len(data)):]
-		clear(page[:min(len(page), 4096)])
-		return data
-	},
-	"bit-flipped": func(data []byte) []byte {
-		for range 1 + rand.N(8) {
-			data[rand.N(len(data))] ^= 1 << rand.N(8)
-		}
-		return data
-	},
-	"emptied": func([]byte) []byte { return nil },
-	"removed": nil,
-	"with junk at its end": func(data []byte) []byte {
-		return append(data, bytes.Repeat([]byte{byte(rand.N(256))}, 1+rand.N(4096))...)
-	},
+// damages are what happens to the files of a store, by what it is called. The
+// gateway was killed, so that the database has the first half of the tasks and the
+// log the second.
+var damages = map[string]struct {
+	file   string // in the folder, as [filepath.Glob] takes it
+	change func(data []byte) []byte
+	// loses is what may be lost: "the log", "a body" or "anything".
+	loses string
+	// silent is set if nothing can be said of it: a log that ends early looks as
+	// after any other crash.
+	silent bool
+}{
+	"database, flipped":       {"callback.db", flip(5), "anything", false},
+	"database, truncated":     {"callback.db", halve, "anything", false},
+	"database, a page zeroed": {"callback.db", zeroPage, "anything", false},
+	"database, header lost":   {"callback.db", func(data []byte) []byte { clear(data[:100]); return data }, "anything", false},
+	"log, flipped":            {"callback.db-wal", flip(5), "the log", true},
+	"log, truncated":          {"callback.db-wal", halve, "the log", true},
+	"body, flipped":           {"bodies/*", flip(1), "a body", false},
+	"body, truncated":         {"bodies/*", halve, "a body", false},
+	"body, removed":           {"bodies/*", func([]byte) []byte { return nil }, "a body", false},
 }
 
-// damage spoils a file of the store, more often than others one that holds tasks. Of a
-// gateway that was killed it removes none that has others after it: nobody knows then
-// that the gateway had not. Nor does it cut one that the inventory knows nothing of yet.
-func damage(t *testing.T, g *gatewaytest.Gateway, killed bool) (what string) {
+func halve(data []byte) []byte { return data[:len(data)/2] }
+
+// flip flips bits of a file, spread over it.
+func flip(n int) func([]byte) []byte {
+	return func(data []byte) []byte {
+		for i := range n {
+			part := len(data) / n
+			data[i*part+rand.N(part)] ^= 1 << rand.N(8)
+		}
+		return data
+	}
+}
+
+func zeroPage(data []byte) []byte {
+	const size = 4096
+	page := 1 + rand.N(len(data)/size-1) // that of the header is another case
+	clear(data[page*size : (page+1)*size])
+	return data
+}
+
+// spoil changes a file of a store; one that becomes nil is removed.
+func spoil(t *testing.T, folder, pattern string, change func([]byte) []byte) (file string) {
 	t.Helper()
-	var blocks, others []string
-	store := filepath.Join(g.Dir, "store")
-	err := filepath.WalkDir(filepath.Join(store, "jetstream"), func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		if info, err := d.Info(); err != nil || info.Size() == 0 {
-			return err
-		}
-		if strings.HasSuffix(path, ".blk") {
-			blocks = append(blocks, path)
-		} else {
-			others = append(others, path)
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
+	files, err := filepath.Glob(filepath.Join(folder, pattern))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no %s: %v", pattern, err)
 	}
-	files := others
-	if rand.N(3) > 0 {
-		files = blocks
-	}
-	file := files[rand.N(len(files))]
-	kinds := slices.Sorted(maps.Keys(damages))
-	kind := kinds[rand.N(len(kinds))]
-	if kind == "removed" && killed && slices.ContainsFunc(blocks, func(other string) bool { return isBehind(other, file) }) {
-		kind = "emptied"
-	}
+	file = files[rand.N(len(files))]
 	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cuts := kind == "removed" || kind == "emptied" || kind == "truncated"; cuts && killed && isNew(t, store, file, data) {
-		kind = "torn"
-	}
-	if change := damages[kind]; change != nil {
-		err = os.WriteFile(file, change(data), 0o600)
+	if data = change(data); data != nil {
+		err = os.WriteFile(file, data, 0o600)
 	} else {
 		err = os.Remove(file)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("%s of %d bytes %s", strings.TrimPrefix(file, store), len(data), kind)
+	return file
 }
 
-// isNew says whether a file has messages, and none that is in the inventory of the store,
-// which is up to a second behind.
-func isNew(t *testing.T, store, file string, data []byte) bool {
+func TestDamagedFilesAreReportedAndSalvaged(t *testing.T) {
+	t.Parallel()
+	for name, d := range damages {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rounds := pick(1, 1, 10)
+			var all gatewaytest.Tally
+			for range rounds {
+				tally := damageRound(t, d.file, d.change, d.loses, d.silent)
+				all.Accepted, all.Arrived = all.Accepted+tally.Accepted, all.Arrived+tally.Arrived
+				all.Lost, all.Second, all.Repeated = all.Lost+tally.Lost, all.Second+tally.Second, all.Repeated+tally.Repeated
+			}
+			what := "reported"
+			if d.silent {
+				what = "unnoticed, as after any crash"
+			}
+			reportLosses(t, fmt.Sprintf("5. %s (%s)", name, what), rounds, all)
+		})
+	}
+}
+
+// damageRound has a gateway accept tasks, kills it, changes a file of its store, and
+// delivers what is left, after a repair if the gateway asks for one.
+func damageRound(t *testing.T, pattern string, change func([]byte) []byte, loses string, silent bool) gatewaytest.Tally {
 	t.Helper()
-	if !strings.HasSuffix(file, ".blk") {
-		return false
-	}
-	var inventory struct{ Last map[string]uint64 }
-	text, err := os.ReadFile(filepath.Join(store, "inventory.json"))
-	if err == nil {
-		err = json.Unmarshal(text, &inventory)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	// A record begins with its length and its number, with flags in the highest bits. It
-	// may be a tombstone, with the number of an older one.
-	for len(data) >= 12 {
-		number := binary.LittleEndian.Uint64(data[4:])
-		if number&(1<<62) == 0 {
-			return number&^(1<<63) > inventory.Last[filepath.Base(filepath.Dir(filepath.Dir(file)))]
+	const half = 30
+	w := newWitness()
+	var accept atomic.Bool
+	receiver := receive(t, func(rw http.ResponseWriter, _ string, c gatewaytest.Callback) {
+		if !accept.Load() {
+			rw.WriteHeader(http.StatusInternalServerError)
+		} else if err := w.see(c); err != nil {
+			t.Errorf("made up: %v", err)
 		}
-		length := int(binary.LittleEndian.Uint32(data) &^ (1 << 31))
-		data = data[min(len(data), max(12, length)):] // none is shorter
+	})
+	site := mixed(t, func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Content-Type", "text/plain")
+		_, _ = io.WriteString(rw, w.result(r.Header.Get("beam-task-id")))
+	})
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry"+strings.Repeat(" 2s", 100)), site)
+	var ids [2][]string
+	for n := range ids {
+		for i := range half {
+			resp, text := g.Post([]string{"/", "/q"}[i%2], fmt.Sprintf(`{"callback_url":%q}`, receiver))
+			if resp.StatusCode >= 300 {
+				t.Fatalf("a request got %s %s", resp.Status, text)
+			}
+			ids[n] = append(ids[n], resp.Header.Get("beam-task-id"))
+		}
+		for _, id := range ids[n] {
+			g.Attempted(id, 1) // none is at work
+		}
+		if n == 0 {
+			g.Stop() // all is in the database then, and the log begins anew
+			g.Start()
+		}
 	}
-	return false
+	g.Kill()
+	file := spoil(t, g.Folder(), pattern, change)
+	g.Log = new(gatewaytest.LogBuffer)
+	accept.Store(true)
+	g.Start()
+	g.Eventually("all that can be read is delivered, or the damage reported", func() error {
+		if asksForRepair(g) {
+			return nil
+		}
+		return undelivered(g)
+	})
+	saidLost := 0
+	repaired := asksForRepair(g)
+	if repaired {
+		saidLost = repairStore(g, receiver)
+	}
+	tally, lost := w.tally(ids[0], ids[1])
+	t.Logf("%s: %d of %d lost, repaired: %v", filepath.Base(file), tally.Lost, tally.Accepted, repaired)
+	switch {
+	case loses == "the log" && lost[0] > 0:
+		t.Errorf("%d tasks are lost that were in the database", lost[0])
+	case loses == "a body" && tally.Lost > 1:
+		t.Errorf("%d tasks are lost with one body", tally.Lost)
+	case loses == "anything" && tally.Lost == tally.Accepted:
+		t.Error("nothing was saved")
+	}
+	if !silent && !reportsDamage(g) && tally.Lost > saidLost {
+		t.Errorf("%d tasks are lost without a word", tally.Lost)
+	}
+	return tally
 }
 
-// isBehind says whether a file of messages comes after another of the same stream.
-func isBehind(file, other string) bool {
-	if filepath.Dir(file) != filepath.Dir(other) {
-		return false
-	}
-	number := func(name string) int {
-		n, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(name), ".blk"))
-		if err != nil {
-			return -1
-		}
-		return n
-	}
-	return number(file) > number(other)
+// asksForRepair says whether the log names the command that salvages.
+func asksForRepair(g *gatewaytest.Gateway) bool {
+	return strings.Contains(g.Log.String(), "caddy callback repair")
 }
 
-// undelivered waits until nothing is left to deliver.
+var lostTasks = regexp.MustCompile(`(?m)^(\d+) tasks lost`)
+
+// repairStore looks what a gateway with a damaged store does, repairs the store and
+// delivers what is in it. It returns how many tasks are said to be lost.
+func repairStore(g *gatewaytest.Gateway, receiver string) (lost int) {
+	g.T.Helper()
+	resp, text := g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, receiver))
+	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+		g.T.Errorf("a request for a callback got %s %v %s", resp.Status, resp.Header, text)
+	}
+	if resp, text := g.Post("/", "{}"); resp.StatusCode != http.StatusOK {
+		g.T.Errorf("a plain request got %s %s", resp.Status, text)
+	}
+	g.Stop()
+	before := g.Log
+	g.Log = new(gatewaytest.LogBuffer)
+	g.Run("callback", "repair", g.Folder())
+	<-g.Done
+	said := g.Log.String()
+	if code := g.Cmd.ProcessState.ExitCode(); code != 0 {
+		g.T.Fatalf("the repair exited with %d: %s", code, said)
+	}
+	g.T.Logf("the repair says: %s", said)
+	if found := lostTasks.FindStringSubmatch(said); found != nil {
+		lost, _ = strconv.Atoi(found[1]) // it is a number
+	} else {
+		g.T.Errorf("the repair does not say how many tasks are lost")
+	}
+	g.Log = new(gatewaytest.LogBuffer)
+	g.Start()
+	g.Eventually("all that was salvaged is delivered", func() error { return undelivered(g) })
+	undamaged(g)
+	_, _ = g.Log.Write([]byte(before.String())) // what was reported
+	return lost
+}
+
+// undelivered returns an error while something is left to deliver.
 func undelivered(g *gatewaytest.Gateway) error {
 	metrics := g.Metrics()
 	if _, ok := metrics[`caddy_callback_tasks{state="delivering"}`]; !ok {
@@ -156,8 +230,8 @@ func undelivered(g *gatewaytest.Gateway) error {
 	return nil
 }
 
-// told says whether the log has a damage among its errors.
-func told(g *gatewaytest.Gateway) bool {
+// reportsDamage says whether an error of the log is about damage.
+func reportsDamage(g *gatewaytest.Gateway) bool {
 	for line := range strings.Lines(g.Log.String()) {
 		if isDamage(line) {
 			return true
@@ -167,15 +241,16 @@ func told(g *gatewaytest.Gateway) bool {
 }
 
 func isDamage(line string) bool {
-	return strings.Contains(line, `"level":"error"`) && strings.Contains(line, "damage")
+	return strings.Contains(line, `"level":"error"`) &&
+		(strings.Contains(line, "is damaged") || strings.Contains(line, "is missing"))
 }
 
-// undamaged fails a test whose gateway has told of a damage: nobody made any.
+// undamaged fails a test whose gateway reports damage that nobody made.
 func undamaged(g *gatewaytest.Gateway) {
 	g.T.Helper()
 	for line := range strings.Lines(g.Log.String()) {
 		if isDamage(line) {
-			g.T.Errorf("the log tells of a damage: %s", line)
+			g.T.Errorf("the log reports damage: %s", line)
 		}
 	}
 }
@@ -189,16 +264,26 @@ type witness struct {
 	second  int               // callbacks that said something else
 }
 
-// stopped is what comes of a task whose settlement stood in the damaged part, and
-// whose lease, before it, can be read: as far as the store knows, it was at work.
-const stopped = "error=the+gateway+that+held+the+task+stopped+before+the+endpoint+answered"
+func newWitness() *witness {
+	return &witness{sizes: make(map[string]int), arrived: make(map[string]int), status: make(map[string]string)}
+}
 
-// result is what the endpoint answers for a task.
+// diedWith are the beginnings of callbacks without a result: the gateway was killed
+// while the task was at work, or its body could not be salvaged.
+var diedWith = []string{
+	"error=the+gateway+that+held+the+task+stopped+before+the+endpoint+answered",
+	"error=the+body+of+the+request+was+lost",
+}
+
+// result is what the endpoint answers for a task: every sixth result is a file.
 func (w *witness) result(id string) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.sizes[id] == 0 {
-		w.sizes[id] = 1 + rand.N(2000)
+		w.sizes[id] = 1 + rand.N(100)
+		if len(w.sizes)%6 == 0 {
+			w.sizes[id] += 300<<10/len(id) + 1
+		}
 	}
 	return strings.Repeat(id+" ", w.sizes[id])
 }
@@ -216,8 +301,10 @@ func (w *witness) see(c gatewaytest.Callback) error {
 	} else if w.status[id] != c.Status() {
 		w.second++
 	}
-	if c.Status() == "FAILED" && c.Body == stopped {
-		return nil
+	for _, reason := range diedWith {
+		if c.Status() == "FAILED" && strings.HasPrefix(c.Body, reason) {
+			return nil
+		}
 	}
 	if want := "response=" + url.QueryEscape(strings.Repeat(id+" ", w.sizes[id])); c.Status() != "COMPLETE" || c.Body != want {
 		return fmt.Errorf("the callback of %s is %s with %d bytes, and not COMPLETE with %d: %.200q", id, c.Status(), len(c.Body), len(want), c.Body)
@@ -225,76 +312,24 @@ func (w *witness) see(c gatewaytest.Callback) error {
 	return nil
 }
 
-func TestDamagedStoresAreToldOfAndWhatCanBeReadIsDelivered(t *testing.T) {
-	t.Parallel()
-	const tasks = 60
-	rounds := pick(2, 10, 200)
-	w := &witness{sizes: make(map[string]int), arrived: make(map[string]int), status: make(map[string]string)}
-	var accept atomic.Bool
-	receiver := receive(t, func(rw http.ResponseWriter, _ string, c gatewaytest.Callback) {
-		if !accept.Load() {
-			rw.WriteHeader(http.StatusInternalServerError)
-		} else if err := w.see(c); err != nil {
-			t.Errorf("made up: %v", err)
-		}
-	})
-	site := mixed(t, func(rw http.ResponseWriter, r *http.Request) {
-		rw.Header().Set("Content-Type", "text/plain")
-		fmt.Fprint(rw, w.result(r.Header.Get("beam-task-id")))
-	})
-	all := gatewaytest.Tally{Accepted: rounds * tasks}
-	g := gatewaytest.Start(t, gatewaytest.Delivering(gatewaytest.ManyTimes), site)
-	body := fmt.Sprintf(`{"callback_url":%q}`, receiver)
-	for round := range rounds {
-		accept.Store(false)
-		var ids []string
-		for i := range tasks {
-			resp, text := g.Post([]string{"/", "/q"}[i%2], body)
-			if resp.StatusCode >= 300 {
-				t.Fatalf("a request got %s %s", resp.Status, text)
-			}
-			ids = append(ids, resp.Header.Get("beam-task-id"))
-		}
-		for _, id := range ids {
-			g.Attempted(id, 1) // none is at work
-		}
-		killed := round%2 == 0
-		if killed {
-			gatewaytest.Pause(time.Second) // the inventory is half a second behind
-			g.Kill()
-		} else {
-			g.Stop()
-		}
-		what := damage(t, g, killed)
-		g.Log = new(gatewaytest.LogBuffer)
-		accept.Store(true)
-		g.Start()
-		for range 3 { // what moves meanwhile may not be counted
-			g.Eventually("all that can be read is delivered", func() error { return undelivered(g) })
-			gatewaytest.Pause(time.Second)
-		}
-		lost := 0
-		w.mu.Lock()
-		for _, id := range ids {
-			if w.arrived[id] == 0 {
-				lost++
-			}
-		}
-		w.mu.Unlock()
-		said := told(g)
-		t.Logf("killed: %v, %s: %d of %d lost, said: %v", killed, what, lost, tasks, said)
-		if lost > 0 && !said {
-			t.Errorf("killed: %v, %s: %d of %d callbacks are lost without a word", killed, what, lost, tasks)
-		}
-	}
-	g.Stop()
+// tally counts what became of accepted tasks, and of each group how many are lost.
+func (w *witness) tally(groups ...[]string) (tally gatewaytest.Tally, lost []int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, n := range w.arrived {
-		all.Arrived += n
-		all.Repeated += n - 1
+	for _, ids := range groups {
+		n := 0
+		for _, id := range ids {
+			if w.arrived[id] == 0 {
+				n++
+			}
+		}
+		lost = append(lost, n)
+		tally.Accepted, tally.Lost = tally.Accepted+len(ids), tally.Lost+n
 	}
-	all.Lost, all.Second = all.Accepted-len(w.arrived), w.second
-	// What stood in the damaged part is lost, and is said to be.
-	reportLosses(t, "5. torn, truncated, bit-flipped, removed store files (each loss told at start)", rounds, all)
+	for _, n := range w.arrived {
+		tally.Arrived += n
+		tally.Repeated += n - 1
+	}
+	tally.Second = w.second
+	return tally, lost
 }

@@ -49,7 +49,7 @@ func crowd(n int, addr string) (end func()) {
 
 func TestDescriptorsThatRunOutLoseNothing(t *testing.T) {
 	t.Parallel()
-	rounds := pick(1, 3, 20)
+	rounds := pick(1, 2, 20)
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("retry"+strings.Repeat(" 1s", 100)), mixed(t, func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, r.Header.Get("beam-task-id"), strings.Repeat(" result", 20_000)) // the store's files are many
@@ -64,7 +64,7 @@ func TestDescriptorsThatRunOutLoseNothing(t *testing.T) {
 		}
 		before := limit(g, syscall.RLIMIT_NOFILE, uint64(len(open))+rand.N[uint64](100))
 		leave := crowd(200, g.Addr)
-		gatewaytest.Pause(10 * time.Second)
+		gatewaytest.Pause(3 * time.Second)
 		leave()
 		limit(g, syscall.RLIMIT_NOFILE, before)
 		o := outage{g: g, l: l, body: fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)}

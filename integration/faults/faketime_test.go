@@ -21,7 +21,6 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	_ "github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile" // the adapter
-	"github.com/nats-io/nats-server/v2/server/ats"
 
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
@@ -76,13 +75,6 @@ type pipeAddr struct{}
 
 func (pipeAddr) Network() string { return "pipe" }
 func (pipeAddr) String() string  { return "pipe:80" }
-
-// keepClock starts what the embedded server shares between all servers of a
-// process: it belongs to no bubble.
-func keepClock(t *testing.T) {
-	ats.Register()
-	t.Cleanup(ats.Unregister)
-}
 
 // startFake starts a gateway in the bubble that the caller is in. Options are
 // those of the callback app, site the block of its only site.

@@ -38,7 +38,6 @@ func written(waits []time.Duration) string {
 }
 
 func TestDaysOfRetriesGoByTheScheduleAndEndInADeadTaskThatCanBeRedelivered(t *testing.T) {
-	keepClock(t)
 	tasks := pick(10, 50, 500)
 	waited := schedule[:pick(8, 8, len(schedule))] // 18 hours of it, or all
 	long := time.Duration(pick(25, 25, 79)) * time.Hour

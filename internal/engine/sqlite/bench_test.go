@@ -1,3 +1,5 @@
+//go:build unix
+
 package sqlite
 
 import (
@@ -19,7 +21,9 @@ import (
 func BenchmarkTask(b *testing.B) {
 	for name, sync := range map[string]time.Duration{"sync always": 0, "sync 10ms": 10 * time.Millisecond} {
 		b.Run(name, func(b *testing.B) {
+			meter := newMeter(b)
 			e, err := Open(b.Context(), Config{
+				vfs:    meter,
 				Folder: b.TempDir(), Sync: sync, MaxSize: 10 << 30, Logger: zap.NewNop(),
 				Settings: engine.Settings{Retention: time.Hour, RetentionCount: 100_000, Dead: time.Hour, DeadCount: 10_000, KeepResults: true},
 			})
@@ -32,6 +36,7 @@ func BenchmarkTask(b *testing.B) {
 			b.SetParallelism(32)
 			b.ReportAllocs()
 			b.ResetTimer()
+			end := meter.report(b)
 			b.RunParallel(func(pb *testing.PB) {
 				host := fmt.Sprintf("127.0.0.%d:80", n.Add(1)%250)
 				for pb.Next() {
@@ -41,6 +46,7 @@ func BenchmarkTask(b *testing.B) {
 					}
 				}
 			})
+			end(3 * int64(b.N))
 		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
@@ -48,8 +49,13 @@ type refused struct {
 type body struct {
 	bytes []byte
 	file  string
+	sum   int64 // CRC-32C of a file's content
 	size  int64
 }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func sumOf(data []byte) int64 { return int64(crc32.Checksum(data, castagnoli)) }
 
 // open removes the files that no row names, and counts the others.
 func (b *bodies) open(s *store) error {
@@ -126,8 +132,8 @@ func (b *bodies) spool(head []byte, rest io.Reader) (*body, error) {
 	if err != nil {
 		return kept, fmt.Errorf("creating a body's file: %w", err)
 	}
-	source := &source{Reader: rest}
-	n, err := io.Copy(f, io.MultiReader(bytes.NewReader(head), source))
+	source, sum := &source{Reader: rest}, crc32.New(castagnoli)
+	n, err := io.Copy(io.MultiWriter(f, sum), io.MultiReader(bytes.NewReader(head), source))
 	if err == nil {
 		err = f.Sync()
 	}
@@ -151,7 +157,7 @@ func (b *bodies) spool(head []byte, rest io.Reader) (*body, error) {
 	b.sizes[name] = n
 	b.bytes += n
 	b.mu.Unlock()
-	return &body{file: name, size: n}, nil
+	return &body{file: name, sum: int64(sum.Sum32()), size: n}, nil
 }
 
 // source remembers the error of a reader.
@@ -219,42 +225,59 @@ func (b *bodies) used() int64 {
 	return b.bytes
 }
 
-// stream opens a file for reading.
-func (b *bodies) stream(name string) (io.ReadCloser, error) {
+// stream opens a body's file for reading.
+func (b *bodies) stream(want *body) (io.ReadCloser, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	name := want.file
 	if b.doomed[name] {
 		return nil, engine.ErrNotFound
 	}
 	f, err := os.Open(filepath.Join(b.folder, name))
 	if errors.Is(err, fs.ErrNotExist) {
+		b.log.Error("file of a body is missing", zap.String("file", filepath.Join(b.folder, name)))
 		return nil, fmt.Errorf("%w: its body's file %s is missing", engine.ErrNotFound, name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: opening a body: %w", engine.ErrUnavailable, err)
 	}
 	b.reading[name]++
-	return &streamed{File: f, bodies: b, name: name}, nil
+	return &streamed{file: f, bodies: b, want: want}, nil
 }
 
-// streamed is a file that is being read.
+// streamed is a body's file that is being read. If it is not what was stored, it
+// ends with an error that wraps ErrNotFound.
 type streamed struct {
-	*os.File
+	file   *os.File
 	bodies *bodies
-	name   string
+	want   *body
+	sum    uint32
+	size   int64
 	once   sync.Once
 }
 
+func (f *streamed) Read(p []byte) (int, error) {
+	n, err := f.file.Read(p)
+	f.sum = crc32.Update(f.sum, castagnoli, p[:n])
+	f.size += int64(n)
+	if err == io.EOF && (f.size != f.want.size || int64(f.sum) != f.want.sum) {
+		f.bodies.log.Error("file of a body is damaged", zap.String("file", f.file.Name()))
+		err = fmt.Errorf("%w: its body's file %s is damaged", engine.ErrNotFound, f.want.file)
+	}
+	return n, err
+}
+
 func (f *streamed) Close() error {
-	err := f.File.Close()
+	err := f.file.Close()
+	name := f.want.file
 	f.once.Do(func() {
 		f.bodies.mu.Lock()
 		defer f.bodies.mu.Unlock()
-		if f.bodies.reading[f.name]--; f.bodies.reading[f.name] == 0 {
-			delete(f.bodies.reading, f.name)
-			if f.bodies.doomed[f.name] {
-				delete(f.bodies.doomed, f.name)
-				f.bodies.unlink(f.name)
+		if f.bodies.reading[name]--; f.bodies.reading[name] == 0 {
+			delete(f.bodies.reading, name)
+			if f.bodies.doomed[name] {
+				delete(f.bodies.doomed, name)
+				f.bodies.unlink(name)
 			}
 		}
 	})
@@ -267,12 +290,12 @@ func bodyID(seq int64, part engine.Part) int64 { return seq<<1 | int64(part) }
 func (t *tx) putBody(seq int64, part engine.Part, b *body) error {
 	if b.file != "" {
 		t.stored = append(t.stored, b.file)
-		return t.exec("INSERT INTO body(id, file, bytes) VALUES (?, ?, NULL)", bodyID(seq, part), b.file)
+		return t.exec("INSERT INTO body(id, file, sum, bytes) VALUES (?, ?, ?, NULL)", bodyID(seq, part), b.file, b.sum)
 	}
 	if b.size == 0 {
 		return nil // the column of the task says it
 	}
-	return t.exec("INSERT INTO body(id, file, bytes) VALUES (?, NULL, ?)", bodyID(seq, part), b.bytes)
+	return t.exec("INSERT INTO body(id, file, sum, bytes) VALUES (?, NULL, ?, ?)", bodyID(seq, part), sumOf(b.bytes), b.bytes)
 }
 
 // dropBody removes a body, if there is one.
@@ -293,24 +316,20 @@ func (s *store) openBody(ctx context.Context, c *conn, seq int64, part engine.Pa
 	if size == 0 {
 		return io.NopCloser(bytes.NewReader(nil)), nil
 	}
-	var (
-		file  string
-		data  []byte
-		found bool
-	)
-	err := c.query("SELECT file, bytes FROM body WHERE id = ?", []any{bodyID(seq, part)}, func(stmt *sqlite3.Stmt) bool {
-		file, data, found = stmt.ColumnText(0), stmt.ColumnBlob(1, nil), true
+	var stored *body
+	err := c.query("SELECT file, sum, bytes FROM body WHERE id = ?", []any{bodyID(seq, part)}, func(stmt *sqlite3.Stmt) bool {
+		stored = &body{file: stmt.ColumnText(0), sum: stmt.ColumnInt64(1), bytes: stmt.ColumnBlob(2, nil), size: size}
 		return false
 	})
 	switch {
 	case err != nil:
 		return nil, err
-	case !found:
+	case stored == nil:
 		return nil, engine.ErrNotFound
-	case file != "":
-		return s.bodies.stream(file)
+	case stored.file != "":
+		return s.bodies.stream(stored)
 	}
-	return io.NopCloser(bytes.NewReader(data)), nil
+	return io.NopCloser(bytes.NewReader(stored.bytes)), nil
 }
 
 // Open implements [engine.Tasks].

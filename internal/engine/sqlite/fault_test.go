@@ -146,6 +146,33 @@ func TestLargeBodiesAreFiles(t *testing.T) {
 	}
 }
 
+func TestDamagedBodiesEndWithAnError(t *testing.T) {
+	t.Parallel()
+	large := strings.Repeat("x", maxInline+1)
+	for name, damage := range map[string]func(file string) error{
+		"flipped":   func(file string) error { return os.WriteFile(file, []byte(large[1:]+"y"), 0o600) },
+		"truncated": func(file string) error { return os.Truncate(file, maxInline/2) },
+		"missing":   os.Remove,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := openTest(t, Config{})
+			settled(t, s, newTask("a.test:443"), large)
+			files, err := filepath.Glob(filepath.Join(s.cfg.Folder, bodiesName, "*"))
+			must(t, err)
+			must(t, damage(files[0]))
+			r, err := takeOne(t, s, "a.test:443").Result(t.Context())
+			if err == nil {
+				_, err = io.ReadAll(r)
+				must(t, r.Close())
+			}
+			if !errors.Is(err, engine.ErrNotFound) {
+				t.Errorf("the error is %v", err)
+			}
+		})
+	}
+}
+
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	const most = 8 << 20

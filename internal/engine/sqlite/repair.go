@@ -330,17 +330,20 @@ func (r *repair) body(seq int64, part engine.Part, expected bool) (b *body, lost
 		}
 		return false
 	})
-	_, err := r.read("SELECT file, bytes FROM body WHERE id = ?", []any{bodyID(seq, part)}, func(s *sqlite3.Stmt) bool {
-		b = &body{file: s.ColumnText(0), bytes: bytes.Clone(s.ColumnRawBlob(1))}
+	_, err := r.read("SELECT file, sum, bytes FROM body WHERE id = ?", []any{bodyID(seq, part)}, func(s *sqlite3.Stmt) bool {
+		b = &body{file: s.ColumnText(0), sum: s.ColumnInt64(1), bytes: bytes.Clone(s.ColumnRawBlob(2))}
 		b.size = int64(len(b.bytes))
 		return false
 	})
 	if err != nil {
 		return nil, true
 	}
+	if b != nil && b.file == "" && sumOf(b.bytes) != b.sum {
+		return nil, true // its page is damaged
+	}
 	if b != nil && b.file != "" {
 		info, err := os.Stat(filepath.Join(r.bodies, filepath.Base(b.file)))
-		if err != nil {
+		if err != nil || sizeErr == nil && size >= 0 && info.Size() != size {
 			return nil, true
 		}
 		b.size = info.Size()

@@ -213,9 +213,8 @@ func (s *store) evict(ctx context.Context) error {
 	defer s.room.evicting.Unlock()
 	for _, state := range []int{done, dead} {
 		for s.room.crowded() {
-			// Of a disk that is filling, files alone are given back.
 			least := 0
-			if !s.room.overSize() {
+			if !s.room.pagesHelp() {
 				least = maxInline + 1
 			}
 			n := 0

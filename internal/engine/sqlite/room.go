@@ -28,7 +28,8 @@ type room struct {
 	database int64 // live pages
 	log      int64
 	bodies   int64
-	free     int64
+	free     int64 // of the disk
+	spare    int64 // pages of the database that are free; it does not shrink
 	max      int64
 	wake     chan struct{} // of maintenance
 	evicting sync.Mutex
@@ -43,10 +44,19 @@ func (r *room) check(n int64) error {
 	if used := r.used(); used+n > r.max {
 		return fmt.Errorf("%w: it uses %d of %d bytes", engine.ErrFull, used, r.max)
 	}
-	if reserve := max(minReserve, 2*r.log); r.free-n < reserve {
-		return fmt.Errorf("%w: its disk has %d bytes left, of which %d are kept in reserve", engine.ErrFull, r.free, reserve)
+	if left, reserve := r.left(); left-n < reserve {
+		return fmt.Errorf("%w: its disk has %d bytes left, of which %d are kept in reserve", engine.ErrFull, left, reserve)
 	}
 	return nil
+}
+
+// left returns how many bytes can still be written, and how many of them are kept in
+// reserve. Pages that are free within the database count, or a disk that tasks have
+// filled would be full for good; half of the reserve must be on the disk itself, for
+// the log. r.mu is held.
+func (r *room) left() (left, reserve int64) {
+	reserve = max(minReserve, 2*r.log)
+	return r.free + min(r.spare, reserve/2), reserve
 }
 
 // suspect notes that the disk is full before it is measured again.
@@ -79,7 +89,7 @@ func (s *store) measure() {
 		return
 	}
 	s.room.mu.Lock()
-	s.room.database = (pages - free) * pageSize
+	s.room.database, s.room.spare = (pages-free)*pageSize, free*pageSize
 	s.room.mu.Unlock()
 	s.measureDisk()
 	if !s.stale {
@@ -110,14 +120,17 @@ func (s *store) measureDisk() {
 func (r *room) crowded() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.used() > r.max/20*19 || r.free < max(minReserve, 2*r.log)*5/4
+	left, reserve := r.left()
+	return r.used() > r.max/20*19 || left < reserve*5/4
 }
 
-// overSize says whether the store, not its disk, is nearly full.
-func (r *room) overSize() bool {
+// pagesHelp says whether pages that become free make room. On a disk that others
+// fill, only files do.
+func (r *room) pagesHelp() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.used() > r.max/20*19
+	_, reserve := r.left()
+	return r.used() > r.max/20*19 || r.free >= reserve/2 && r.spare < reserve/2
 }
 
 // admit returns an error if a new task of n bytes is not accepted. It evicts first
@@ -206,6 +219,7 @@ func (s *store) present() error {
 func (s *store) watch() {
 	check := time.NewTicker(time.Second)
 	defer check.Stop()
+	var wall clock
 	var syncs <-chan time.Time
 	failing := false // what fails is logged once
 	if s.cfg.Sync > 0 {
@@ -219,6 +233,9 @@ func (s *store) watch() {
 			return
 		case <-check.C:
 			_ = s.present() // logs it
+			if step := wall.step(); step.Abs() >= minStep {
+				s.clockSet(step)
+			}
 			s.measureDisk()
 			if s.room.crowded() {
 				s.room.wakeMaintenance()

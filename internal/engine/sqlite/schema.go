@@ -64,6 +64,9 @@ func (s *store) openDatabase(ctx context.Context) (err error) {
 	if err := s.identify(); err != nil {
 		return err
 	}
+	if _, err := s.transact([]*op{{apply: (*tx).redate}}); err != nil {
+		return err
+	}
 	if err := s.load(ctx); err != nil {
 		return err
 	}

@@ -49,6 +49,7 @@ CREATE TABLE record(
 CREATE TABLE body(
   id    INTEGER PRIMARY KEY, -- twice task.seq, plus 0 for the request's body and 1 for the result
   file  TEXT,                -- its name in bodies/; NULL if it is in bytes
+  sum   INTEGER NOT NULL,    -- CRC-32C of the body: files, and what is salvaged, are checked
   bytes BLOB                 -- NULL if it is a file
 ) STRICT;
 CREATE INDEX body_file ON body(file) WHERE file IS NOT NULL;

@@ -1,0 +1,105 @@
+//go:build linux && amd64
+
+package faults
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A disk whose fsync fails: a gateway that is to have one asks a filter of its own
+// at every fsync, which the kernel calls before it does anything, and the test says
+// through a file whether it fails. It needs no privileges, and holds for all files.
+
+// syncFile names the file in the environment of a gateway. Its first byte is 1
+// while every fsync fails.
+const syncFile = "CALLBACK_TEST_SYNC"
+
+func init() {
+	if file := os.Getenv(syncFile); file != "" {
+		if err := filterSyncs(file); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+}
+
+// filterSyncs makes the fsyncs of this process fail as the file says.
+func filterSyncs(file string) error {
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	shared, err := syscall.Mmap(int(f.Fd()), 0, 4, syscall.PROT_READ, syscall.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("mapping %s: %w", file, err)
+	}
+	fails := (*uint32)(unsafe.Pointer(&shared[0]))
+	const (
+		load   = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS // at 0 is the number of the call
+		equals = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+		end    = unix.BPF_RET | unix.BPF_K
+	)
+	program := []unix.SockFilter{
+		{Code: load, K: 0},
+		{Code: equals, K: unix.SYS_FSYNC, Jt: 2},
+		{Code: equals, K: unix.SYS_FDATASYNC, Jt: 1},
+		{Code: end, K: unix.SECCOMP_RET_ALLOW},
+		{Code: end, K: unix.SECCOMP_RET_USER_NOTIF},
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("giving up new privileges: %w", err)
+	}
+	const allThreads = unix.SECCOMP_FILTER_FLAG_TSYNC | unix.SECCOMP_FILTER_FLAG_TSYNC_ESRCH
+	listener, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
+		allThreads|unix.SECCOMP_FILTER_FLAG_NEW_LISTENER,
+		uintptr(unsafe.Pointer(&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})))
+	if errno != 0 {
+		return fmt.Errorf("installing a filter: %w", errno)
+	}
+	go answerSyncs(listener, fails)
+	return nil
+}
+
+// syncCall and syncAnswer are the kernel's seccomp_notif and seccomp_notif_resp.
+type (
+	syncCall struct {
+		ID   uint64
+		PID  uint32
+		_    uint32
+		Data [8]uint64
+	}
+	syncAnswer struct {
+		ID    uint64
+		Value int64
+		Error int32
+		Flags uint32
+	}
+)
+
+// answerSyncs answers the calls that the filter has stopped.
+func answerSyncs(listener uintptr, fails *uint32) {
+	for {
+		var call syncCall
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, listener, unix.SECCOMP_IOCTL_NOTIF_RECV, uintptr(unsafe.Pointer(&call)))
+		if errors.Is(errno, unix.EINTR) || errors.Is(errno, unix.ENOENT) {
+			continue // the caller was interrupted, and asks again
+		}
+		if errno != 0 {
+			fmt.Fprintln(os.Stderr, "waiting for an fsync:", errno)
+			os.Exit(1)
+		}
+		answer := syncAnswer{ID: call.ID, Flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
+		if atomic.LoadUint32(fails) != 0 {
+			answer.Error, answer.Flags = -int32(unix.EIO), 0
+		}
+		_, _, _ = unix.Syscall(unix.SYS_IOCTL, listener, unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&answer)))
+	}
+}

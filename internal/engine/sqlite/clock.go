@@ -1,0 +1,59 @@
+package sqlite
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// clock notices that the system's clock was set, or that the machine slept.
+type clock struct{ seen time.Time }
+
+// step returns how far the clock was set since the last call.
+func (c *clock) step() time.Duration {
+	before := c.seen
+	c.seen = time.Now()
+	if before.IsZero() {
+		return 0
+	}
+	return c.seen.Round(0).Sub(before.Round(0)) - c.seen.Sub(before) // on the wall, less what passed
+}
+
+// minStep is the smallest step that counts. Less is waited for.
+const minStep = time.Second
+
+// clockSet looks again at what is due, by the clock that was set.
+func (s *store) clockSet(step time.Duration) {
+	s.log.Warn("clock was set", zap.Duration("by", step))
+	if step < 0 {
+		if err := s.update(context.Background(), (*tx).redate); err != nil && !s.isClosing() {
+			s.log.Warn("looking for what is due after the clock was set failed", zap.Error(err))
+		}
+	}
+	now := time.Now().UnixNano()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, q := range s.queues {
+		q.ready(len(q.waiters))
+	}
+	for _, h := range s.hosts {
+		if h.pending > h.inFlight {
+			s.dueBy(h.id, now) // or it has none due: taking tells when
+		}
+	}
+	select {
+	case s.dueWake <- struct{}{}:
+	default:
+	}
+}
+
+// redate makes due what was due at once by a clock that was set back since: jobs that
+// wait for no time of their own, and first deliveries.
+func (t *tx) redate() error {
+	err := t.exec("UPDATE task INDEXED BY task_state SET at = ?1 WHERE state = 0 AND created > ?1 AND at <= since", t.now)
+	if err != nil {
+		return err
+	}
+	return t.exec("UPDATE task INDEXED BY task_since SET at = ?1 WHERE state = 2 AND state >= 2 AND since > ?1 AND at <= since", t.now)
+}
