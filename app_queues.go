@@ -18,7 +18,7 @@ func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
 		// accept tasks, and the first runs them.
 		return first.opts, nil
 	} else if first != nil {
-		return nil, fmt.Errorf("the queue %s stands there twice; which block its tasks run would be anybody's guess", q.Name)
+		return nil, fmt.Errorf("the queue %s is defined twice, with different blocks; give one of them another name", q.Name)
 	}
 	a.queues[q.Name] = q
 	opts := a.Queues[q.Name]

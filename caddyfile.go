@@ -25,7 +25,7 @@ type option struct {
 }
 
 // parseBlock reads the block that the dispenser stands before. It refuses what
-// it does not know, and what stands there twice, by line and name.
+// it does not know, and duplicates, by line and name.
 func parseBlock(d *caddyfile.Dispenser, nesting int, directive string, opts options) error {
 	seen := make(map[string]bool)
 	for d.NextBlock(nesting) {

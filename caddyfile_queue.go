@@ -95,7 +95,7 @@ func (a *App) parseQueue(d *caddyfile.Dispenser) error {
 		return d.Errf("queue: %q is not made of letters, digits, - and _ (at most %d)", name, maxQueueName)
 	}
 	if a.Queues[name] != nil {
-		return d.Errf("queue %s stands there twice", name)
+		return d.Errf("queue %s is defined twice", name)
 	}
 	if a.Queues == nil {
 		a.Queues = make(map[string]*QueueOptions)

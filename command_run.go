@@ -318,8 +318,7 @@ func (r *run) codeOf(rec *task.Record) int {
 // can hold up.
 const closeTimeout = 5 * time.Second
 
-// close ends what is under way and closes the engine. Cleanup would leave that
-// to the background.
+// close ends the task and closes the engine. Cleanup would do that in the background.
 func (r *run) close() {
 	s := r.app.store.Load()
 	if s == nil {

@@ -14,7 +14,7 @@ import (
 
 // Dashboard is the operator's page and its JSON API: tasks by state, queue and
 // host, one task with every attempt, redelivery, cancellation, counts and rates.
-// Whoever reaches it may do all of that: put it behind authentication.
+// Every client that reaches it can do all of that: put it behind authentication.
 type Dashboard struct {
 	dashboard *web.Dashboard
 }

@@ -13,15 +13,14 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// The events that Caddy's events app is told of, by the outcome of the attempt
+// The events that are emitted to Caddy's events app, by the outcome of the attempt
 // that ended a delivery.
 var eventNames = map[string]string{
 	outcomeDelivered: "callback_delivered",
 	outcomeDead:      "callback_dead",
 }
 
-// event is what is told of a delivery that ended: never a URL, a secret or a
-// body.
+// event describes a delivery that ended: never a URL, a secret or a body.
 type event struct {
 	name string
 	data map[string]any

@@ -199,8 +199,8 @@ func (t *ticket) refuse() {
 	}
 }
 
-// rename makes the task that a client is told of another than the one that was
-// claimed for its request.
+// rename changes the task ID in the response from the one that was claimed for the
+// request.
 func (t *ticket) rename(id string) {
 	if t.exchange != nil {
 		t.exchange.capture.taskHeader[1] = id

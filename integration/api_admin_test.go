@@ -135,7 +135,7 @@ func TestAReloadEndsTheStreamsAndTheAPIIsOfTheNewConfiguration(t *testing.T) {
 	// One that does not start changes nothing.
 	g.Configure("queue q {\nworkers 7\n}", site+"\ntask_queue /p* q {\nrespond other\n}")
 	if err := g.Reload(); err == nil {
-		t.Fatal("a queue that stands there twice loads")
+		t.Fatal("a queue that is defined twice loads")
 	}
 	if got := workers(); got != 5 {
 		t.Errorf("after the failed reload there are %d workers", got)

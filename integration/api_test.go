@@ -138,7 +138,7 @@ func TestAnOperatorRedeliversWhatIsDead(t *testing.T) {
 	a.inState(id, task.Dead)
 	_, text, err := gatewaytest.Send(http.MethodGet, a.base+"tasks/"+id, nil)
 	if err != nil || strings.ContainsAny(text, "<\x1b") || !strings.Contains(text, `\u003cscript`) {
-		t.Errorf("the receiver's answer stands there as %s: %v", text, err)
+		t.Errorf("the receiver's answer is %s: %v", text, err)
 	}
 	if got := a.all("state=dead"); !slices.Equal(got, []string{id}) {
 		t.Errorf("dead are %v", got)

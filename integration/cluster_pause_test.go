@@ -33,9 +33,9 @@ func TestAPausedGatewayCannotSettleATaskASecondTime(t *testing.T) {
 	}()
 	<-working
 	a.Suspend()
-	lapsed := rcv.Next(t) // the other gateway delivers it
-	if lapsed.Status() != "FAILED" {
-		t.Errorf("the callback is %v %s", lapsed.Header, lapsed.Body)
+	expired := rcv.Next(t) // the other gateway delivers it
+	if expired.Status() != "FAILED" {
+		t.Errorf("the callback is %v %s", expired.Header, expired.Body)
 	}
 	close(release) // the app ends while the gateway is away
 	a.Resume()
@@ -76,7 +76,7 @@ func TestAPausedGatewayCannotSettleAQueuesTaskThatRanElsewhere(t *testing.T) {
 	first := <-runs
 	b := gatewaytest.Start(t, c.Options(), site)
 	a.Suspend()
-	second := <-runs // the lease has lapsed
+	second := <-runs // the lease has expired
 	if second.n != 2 {
 		t.Errorf("it is run %d", second.n)
 	}

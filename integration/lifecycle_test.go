@@ -130,7 +130,7 @@ func TestAClusterThatIsAwayDoesNotKeepAGatewayFromItsEnd(t *testing.T) {
 	if code := g.Stop(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	// The lease lapses, and says so, when both are back.
+	// The lease expires when both are back.
 	c.Start(0)
 	g.Start()
 	rcv.Next(t)

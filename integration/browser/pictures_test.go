@@ -136,7 +136,7 @@ func TestThePictureOfTheDashboardCanBeTaken(t *testing.T) {
 	p.is("the tasks are in the charts", `document.querySelector("#now .line").getAttribute("d").includes(" 4.0")`)
 	p.click("button", "Show what is new")
 	p.is("the list is read", `document.querySelectorAll("#list tbody tr").length >= 48 && document.getAnimations().length === 0`)
-	// Not the name of whoever's machine.
+	// Not the name of this machine.
 	eval[int](p, `(() => {
 		const node = document.getElementById("node");
 		node.textContent = "gateway-1";

@@ -104,7 +104,7 @@ func TestClocksThatStepTenMinutesEitherWayLoseNothing(t *testing.T) {
 }
 
 // A step while tasks are at work, and while callbacks wait for their next
-// attempt: forward, leases and waits lapse at once; back, what is on the clock
+// attempt: forward, leases and waits expire at once; back, what is on the clock
 // comes when the clock is there again, and an operator who sets it right has it
 // all.
 func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
@@ -145,7 +145,7 @@ func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
 				g.Attempted(id, 1) // it waits by the clock as it is now
 			}
 			c.step(d)
-			gatewaytest.Pause(2 * time.Second) // for what lapses to lapse
+			gatewaytest.Pause(2 * time.Second) // for leases to expire
 			close(p.round())
 			g.Eventually("every task that was at work has its callback", l.Settled)
 			if d < 0 {
@@ -173,7 +173,7 @@ func TestWhatWaitsComesSoonAfterItsTimeByAClockThatSteps(t *testing.T) {
 	for name, test := range map[string]struct {
 		wait  time.Duration // until the next attempt
 		steps []time.Duration
-		pause time.Duration // before the last: the lease of the task has lapsed, or its time has come
+		pause time.Duration // before the last: the lease of the task has expired, or its time has come
 	}{
 		"forward over it": {5 * time.Minute, []time.Duration{10 * time.Minute}, 35 * time.Second},
 		"back and right":  {20 * time.Second, []time.Duration{-10 * time.Minute, 10 * time.Minute}, 25 * time.Second},
@@ -208,7 +208,7 @@ func TestWhatWaitsComesSoonAfterItsTimeByAClockThatSteps(t *testing.T) {
 
 // The servers say when a schedule's time has come, by their clock. A gateway's own
 // may be wrong: what it runs runs on, what it is to try again it tries again in time,
-// and what it leaves is made good within the lease.
+// and its unfinished tasks go on within the lease.
 func TestAGatewayOfAClusterMayHaveAnyClock(t *testing.T) {
 	t.Parallel()
 	for name, d := range map[string]time.Duration{"fast": 10 * time.Minute, "slow": -10 * time.Minute} {
@@ -248,7 +248,7 @@ func TestAGatewayOfAClusterMayHaveAnyClock(t *testing.T) {
 					t.Errorf("attempt %s came, not %s", got, want)
 				}
 			}
-			gatewaytest.Pause(3 * time.Second) // for what lapses at once to lapse
+			gatewaytest.Pause(3 * time.Second) // for leases that expire at once
 			close(p.round())
 			g.Eventually("what ran has its callback", l.Settled)
 			for _, id := range ran {

@@ -58,7 +58,7 @@ func Main(m *testing.M, after ...func()) {
 }
 
 // RunAtOnce has n tests run at once, unless a flag says how many, or it was called
-// before: they wait most of the time, for leases to lapse and for servers to come back.
+// before: they wait most of the time, for leases to expire and for servers to come back.
 func RunAtOnce(n int) {
 	flag.Parse()
 	asked := false

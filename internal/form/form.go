@@ -49,7 +49,7 @@ type Callback struct {
 	// Body is the body to post.
 	Body []byte
 	// Encoding is the value of the header callback-encoding: "base64" if the
-	// result stands in the body in base64, "" if it stands there as it is.
+	// body has the result in base64, "" if it has it unchanged.
 	Encoding string
 	// Truncated is the value of the header callback-truncated: the full size of
 	// the result in bytes if only its beginning is posted, 0 if it is whole. It is

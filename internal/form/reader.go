@@ -21,7 +21,7 @@ const (
 	// maxIdle is how many bytes more a decoder may take than it returns. What is
 	// encoded is hardly ever larger than what it stands for. But there are blocks,
 	// members and frames that stand for nothing, and a body of them would keep a
-	// core busy unseen by whoever bounds what is read. A block of zstd is 128 KiB, and
+	// core busy while the limits of the reader see nothing. A block of zstd is 128 KiB, and
 	// is read whole before anything is returned.
 	maxIdle = 512 << 10
 

@@ -213,7 +213,7 @@ func FuzzCheckURL(f *testing.F) {
 		if strings.ContainsFunc(u.RequestURI(), func(c rune) bool { return c <= ' ' || c >= 0x7f }) {
 			t.Fatalf("%q has the request target %q", raw, u.RequestURI())
 		}
-		// What is checked must be what is called, whoever parses it again.
+		// Every parser must see the URL that was checked.
 		again, err := url.Parse(u.String())
 		if err != nil || again.Host != u.Host || safedial.HostPort(again) != safedial.HostPort(u) {
 			t.Fatalf("%q is %v, then %v (%v)", raw, u, again, err)

@@ -30,10 +30,10 @@ type State string
 const (
 	// Queued: accepted, waiting for a worker. A claim moves it to Running.
 	Queued State = "queued"
-	// Running: the endpoint is at work. Settling, or the lapse of the lease,
+	// Running: the endpoint is at work. Settling, or lease expiry,
 	// moves it to Delivering, Done, or back to Queued.
 	Running State = "running"
-	// Delivering: it has its verdict; the callback is under way, waiting for
+	// Delivering: it has its verdict; the callback is in flight, waiting for
 	// its host's turn or for its next attempt.
 	Delivering State = "delivering"
 	// Done: ended, and its callback (if it had one) was accepted.

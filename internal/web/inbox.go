@@ -87,7 +87,7 @@ type InboxConfig struct {
 // Every path is an inbox of its own, which holds what was sent to that path and
 // below it.
 //
-// Whoever reaches it may read all of it, and clear it: where that matters, put
+// Every client that reaches it can read and clear it: where that matters, put
 // authentication in front of GET and DELETE. It may be used from several
 // goroutines at once.
 type Inbox struct {

@@ -169,9 +169,9 @@ func (t *Terminal) colored(color int, s string) string {
 	return fmt.Sprintf("\x1b[%dm%s\x1b[0m", color, s)
 }
 
-// TerminalText returns s as it can be printed on a terminal: what would move the
-// cursor, change a color, or turn the direction of the text around stands there
-// escaped. Strangers wrote it.
+// TerminalText returns s as it can be printed on a terminal: characters that
+// move the cursor, change a color or reverse the direction of the text are escaped.
+// Strangers wrote it.
 func TerminalText(s string) string {
 	if isPlain(s) {
 		return s

@@ -78,8 +78,8 @@ func Verify(keys []Key, h http.Header, body []byte, now time.Time) error {
 	if id == "" || timestamp == "" || signatures == "" {
 		return ErrUnsigned
 	}
-	// "a" "1" "2.body" and "a.1" "2" "body" are signed alike. Whoever captured
-	// the first could replay it as the second, with a time of their choice.
+	// "a" "1" "2.body" and "a.1" "2" "body" are signed alike. An attacker who
+	// captured the first could replay it as the second, with a time of their choice.
 	if strings.Contains(id, ".") {
 		return ErrMalformed
 	}

@@ -15,7 +15,7 @@ import (
 
 var raceSuite = suite{"race", []testcase{
 	{"steps that race have outcomes that some order explains", interleavings},
-	{"each job has one verdict, whoever claims and cancels", oneVerdict},
+	{"each job has one verdict, however many claim and cancel", oneVerdict},
 }}
 
 // model is the state machine of one task, as package engine documents it. The

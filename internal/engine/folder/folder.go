@@ -1,5 +1,5 @@
-// Package folder checks the folder of a store. Whoever can write to it can have
-// anything called: a stored task says itself whether its URL is the operator's.
+// Package folder checks the folder of a store. A user who can write to it can make
+// the gateway call anything: a stored task says itself whether its URL is the operator's.
 package folder
 
 import (

@@ -95,7 +95,7 @@ func (s *store) write() {
 			continue
 		case <-s.stop:
 		}
-		// Whoever is about to append is let run first. Twice is all that it takes;
+		// Callers about to append run first. Twice is all that it takes;
 		// sleeping for more is slower.
 		runtime.Gosched()
 		runtime.Gosched()

@@ -40,7 +40,7 @@ type tx struct {
 
 	moves    []move
 	after_   []func()
-	changed  []string        // IDs of tasks that waiters are told of
+	changed  []string        // IDs of tasks whose waiters are notified
 	queued   map[int64]int64 // change of the number of queued tasks, by queue
 	domains  map[int64]int64 // change of the bytes, by domain
 	unneeded []string        // files of bodies whose last reference goes
