@@ -33,7 +33,7 @@ bench: ## measure everything, and write the tables of docs/performance.md; takes
 	cd bench && go run . -write
 
 benchtrial: ## the same in ten minutes: fewer and shorter rounds, half as many tasks, no curves
-	cd bench && go run . -write -rounds 3 -round 2s -scale 0.5 -rows proxy,task,deliver,latency,accept,start,cost
+	cd bench && go run . -write -rounds 3 -round 2s -scale 0.5 -rows proxy,task,queue,sync,deliver,latency,start,cost
 
 microbench: ## run the benchmarks that stand beside the code
 	go test -run "^$$" -bench . ./...

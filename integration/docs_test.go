@@ -33,7 +33,7 @@ func (b block) String() string { return fmt.Sprintf("%s:%d", b.page, b.line) }
 func pages(t *testing.T) []string {
 	t.Helper()
 	var found []string
-	for _, pattern := range []string{"../*.md", "../docs/*.md"} {
+	for _, pattern := range []string{"../*.md", "../docs/*.md", "../docs/internals/*.md"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil || len(files) == 0 {
 			t.Fatalf("%s: no pages: %v", pattern, err)
@@ -121,7 +121,7 @@ func TestEveryCaddyfileInTheDocsIsValid(t *testing.T) {
 		first := strings.Fields(text)[0]
 		switch {
 		case first == "{", strings.ContainsAny(first, ".:"): // options or a site
-		case slices.Contains([]string{"store", "sync", "nats", "retention", "queue", "delivery"}, first):
+		case slices.Contains([]string{"engine", "retention", "dead", "keep_results", "queue", "delivery"}, first):
 			text = "{\ncallback {\n" + text + "}\n}\n"
 		case first == "schedule":
 			text = "{\ncallback {\nqueue q {\n" + text + "}\n}\n}\n"
@@ -249,7 +249,7 @@ func TestEveryCommandInTheDocsIsRun(t *testing.T) {
 			}
 		case strings.HasPrefix(command, "caddy "):
 			checkFlags(t, b, command)
-		case b.page == "CONTRIBUTING.md", b.page == "docs/reliability.md", b.page == "docs/performance.md", b.page == "docs/scale.md":
+		case b.page == "CONTRIBUTING.md", b.page == "docs/performance.md", b.page == "docs/internals/faults.md":
 			for line := range strings.Lines(b.text) {
 				checkContributing(t, b, strings.TrimSpace(line))
 			}
