@@ -46,7 +46,8 @@
 //   - metrics.go, tracing.go, events.go: what others are told
 //
 // What is promised: a request that was accepted with a callback gets its
-// callback, at least once, with exactly one verdict, whatever crashes.
+// callback, at least once, with exactly one verdict, whatever crashes, a power
+// failure included.
 package callback
 
 import (
