@@ -24,10 +24,9 @@
 //     intercept_problem.go refuses it
 //   - intercept_exchange.go: the task runs and gets its verdict;
 //     intercept_capture.go copies its response
-//   - deliver.go: a result becomes a callback that arrives; deliver_post.go
-//     makes the attempts, deliver_header.go what goes with them, deliver_conn.go
-//     reads answers of receivers that hang up, deliver_stdlog.go keeps receivers out
-//     of the log, deliver_options.go has the options
+//   - deliver.go: a result becomes a callback that arrives; deliver_attempt.go
+//     makes an attempt and stores how it ended, deliver_hosts.go knows which hosts
+//     fail, deliver_options.go has the options
 //   - profiles.go: other services' ways to ask for a callback and to make it
 //   - queue.go: a request waits its turn; queue_request.go stores it,
 //     queue_idempotency.go stores it once, queue_worker.go runs it,
