@@ -17,7 +17,7 @@ import (
 const (
 	insertTask = `INSERT INTO task(seq, id, state, version, created, queue, host, trusted, domain, status, starts,
 		max_starts, holder, at, since, schedule, request, result, size)
-		VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, ?, ?, ?, ?)`
+		VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO NOTHING`
 	insertRecord = "INSERT INTO record(seq, doc) VALUES (?, ?)"
 )
 
@@ -29,13 +29,11 @@ func kept(b *body) any {
 	return b.size
 }
 
+// errIDInUse is returned for a new task whose ID another one has.
+var errIDInUse = errors.New("the task ID is in use")
+
 // insert stores a new task in a place, of which state and size are set.
 func (t *tx) insert(rec *task.Record, doc []byte, p *place, at, since int64, request, result *body) (seq int64, err error) {
-	if _, ok, err := t.number("SELECT seq FROM task WHERE id = ?", keyOf(rec.ID)); err != nil {
-		return 0, err
-	} else if ok {
-		return 0, fmt.Errorf("the task ID %s is in use", rec.ID)
-	}
 	if err := t.settlePlace(rec, p); err != nil {
 		return 0, err
 	}
@@ -65,11 +63,15 @@ func (t *tx) insert(rec *task.Record, doc []byte, p *place, at, since int64, req
 	}
 	t.s.lastSeq++
 	seq = t.s.lastSeq
-	created := listedAt(cmp.Or(nanos(rec.CreatedAt), t.now), keyOf(rec.ID))
-	err = t.exec(insertTask, seq, keyOf(rec.ID), p.state, created, null(p.queue), null(p.host), p.trusted, null(p.domain),
+	id := keyOf(rec.ID)
+	created := listedAt(cmp.Or(nanos(rec.CreatedAt), t.now), id)
+	err = t.exec(insertTask, seq, id, p.state, created, null(p.queue), null(p.host), p.trusted, null(p.domain),
 		null(statusOf(rec.Status)), rec.Starts, null(holder), null(at), since, schedule, kept(request), kept(result), p.size)
 	if err != nil {
 		return 0, err
+	}
+	if t.Changes() != 1 {
+		return 0, fmt.Errorf("%w: %s", errIDInUse, rec.ID)
 	}
 	if err := t.exec(insertRecord, seq, doc); err != nil {
 		return 0, err
@@ -110,7 +112,7 @@ func (s *store) Claim(ctx context.Context, rec *task.Record) (engine.Lease, erro
 	if err := s.admit(ctx, int64(len(doc))); err != nil {
 		return nil, err
 	}
-	l := &lease{s: s, id: rec.ID, waiting: true, version: 1}
+	l := &lease{s: s, id: rec.ID, waiting: true, version: 1, claimed: copyOf(rec), doc: doc}
 	err = s.updateOrUndo(ctx, func(t *tx) error {
 		if err := t.checkQuota(rec.CallbackDomain); err != nil {
 			return err

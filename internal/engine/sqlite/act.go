@@ -102,11 +102,12 @@ func (t *tx) redeliver(r *row, a engine.Action) error {
 		return err
 	}
 	to := r.place
-	to.state, to.size = delivering, r.place.size+int64(len(doc)-len(r.doc))
+	to.state, to.size = delivering, r.place.size+int64(len(doc)-len(r.doc)-len(r.progress))
 	if err := t.settlePlace(rec, &to); err != nil {
 		return err
 	}
-	err = t.exec(`UPDATE task SET state = 2, version = version + 1, host = ?, trusted = ?, at = ?, since = ?, size = ? WHERE seq = ?`,
+	err = t.exec(`UPDATE task SET state = 2, version = version + 1, host = ?, trusted = ?, at = ?, since = ?, size = ?,
+		progress = NULL WHERE seq = ?`,
 		null(to.host), to.trusted, t.now, t.now, to.size, r.seq)
 	if err == nil {
 		err = t.exec("UPDATE record SET doc = ? WHERE seq = ?", doc, r.seq)

@@ -54,7 +54,7 @@ func checkCounts(t *testing.T, s *store) {
 			same("bytes of domain", id, n, sizes[id])
 		}
 		wrong, _, err := c.number(`SELECT count(*) FROM task t JOIN record r ON r.seq = t.seq
-			WHERE t.size <> length(r.doc) + coalesce(t.request, 0) + coalesce(t.result, 0)`)
+			WHERE t.size <> length(r.doc) + coalesce(length(t.progress), 0) + coalesce(t.request, 0) + coalesce(t.result, 0)`)
 		same("sizes that are wrong", 0, wrong, 0)
 		return err
 	}))

@@ -18,10 +18,11 @@ import (
 type fresh struct {
 	seq, version int64
 	place        place
-	rec          task.Record
+	rec          *task.Record
+	doc          int64 // its document's size
 	at           int64
 	result       []byte // nil if it is to be read
-	hasResult    bool
+	kept         int64  // the result's size; -1 if it is not kept
 }
 
 const (
@@ -41,10 +42,13 @@ func (s *store) addFresh(v *verdict, p place, at int64) {
 		return
 	}
 	if len(s.fresh) < maxFresh {
-		f := &fresh{seq: v.seq, version: v.version + 1, place: p, rec: *copyOf(v.rec), at: at, hasResult: v.result != nil}
+		f := &fresh{seq: v.seq, version: v.version + 1, place: p, rec: v.rec, doc: int64(len(v.doc)), at: at, kept: -1}
 		f.rec.State, f.rec.Version = task.Delivering, uint64(f.version)
-		if v.result != nil && v.result.file == "" && v.result.size <= maxFreshResult {
-			f.result = v.result.bytes
+		if v.result != nil {
+			f.kept = v.result.size
+			if v.result.file == "" && v.result.size <= maxFreshResult {
+				f.result = v.result.bytes
+			}
 		}
 		s.fresh[v.seq] = f
 		h.fresh = append(h.fresh, v.seq)
@@ -74,8 +78,11 @@ type delivery struct {
 	place        place
 	at           int64
 	rec          *task.Record
+	stored       *task.Record // what its document says, without its progress
+	doc          int64        // the sizes of both
+	progress     int64
 	result       []byte // nil if it is to be read
-	hasResult    bool
+	kept         int64  // the result's size; -1 if it is not kept
 }
 
 // Take implements [engine.Deliveries].
@@ -145,7 +152,10 @@ func (s *store) takeFresh(h *host, n int) (taken []engine.Delivery) {
 }
 
 func (f *fresh) delivery(s *store) *delivery {
-	return &delivery{s: s, seq: f.seq, version: f.version, place: f.place, at: f.at, rec: &f.rec, result: f.result, hasResult: f.hasResult}
+	return &delivery{
+		s: s, seq: f.seq, version: f.version, place: f.place, at: f.at,
+		rec: copyOf(f.rec), stored: f.rec, doc: f.doc, result: f.result, kept: f.kept,
+	}
 }
 
 func (s *store) takeOne(h *host, d *delivery) *delivery {
@@ -216,7 +226,11 @@ func (s *store) load1(c *conn, seq int64) (*delivery, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &delivery{s: s, seq: seq, version: r.version, place: r.place, at: r.at, rec: rec, hasResult: r.result >= 0}, nil
+	stored, err := decode(r.doc)
+	return &delivery{
+		s: s, seq: seq, version: r.version, place: r.place, at: r.at,
+		rec: rec, stored: stored, doc: int64(len(r.doc)), progress: int64(len(r.progress)), kept: r.result,
+	}, err
 }
 
 // Record implements [engine.Delivery].
@@ -224,7 +238,7 @@ func (d *delivery) Record() *task.Record { return d.rec }
 
 // Result implements [engine.Delivery].
 func (d *delivery) Result(ctx context.Context) (io.ReadCloser, error) {
-	if !d.hasResult {
+	if d.kept < 0 {
 		return nil, engine.ErrNotFound
 	}
 	if d.result != nil {
@@ -254,48 +268,59 @@ func (d *delivery) Dead(ctx context.Context) error {
 func (d *delivery) end(ctx context.Context, kind string, state int, at time.Time, drop bool) error {
 	rec := *d.rec
 	rec.NextAttemptAt = at
-	doc, err := encode(&rec)
+	e := &ending{delivery: d, state: state, at: nanos(at), drop: drop && d.kept > 0, size: d.place.size - d.progress}
+	line, err := encodeChange(d.stored, &rec)
+	if err == nil && (line == nil || int(d.doc)+len(line) > task.MaxEncoded) {
+		line = nil
+		e.doc, err = encode(&rec)
+		e.size += int64(len(e.doc)) - d.doc
+	}
 	if err != nil {
 		return err
 	}
-	return d.step(ctx, d.s, kind, func(t *tx) error {
-		return t.endDelivery(d, doc, state, nanos(at), drop && d.hasResult)
-	})
+	e.progress, e.size = line, e.size+int64(len(line))
+	return d.step(ctx, d.s, kind, func(t *tx) error { return t.endDelivery(e) })
+}
+
+// ending is what becomes of a delivery.
+type ending struct {
+	*delivery
+	state    int
+	at       int64
+	doc      []byte // nil if only its progress changes
+	progress []byte
+	size     int64
+	drop     bool // its result goes
 }
 
 // endDelivery stores what became of an attempt.
-func (t *tx) endDelivery(d *delivery, doc []byte, state int, at int64, drop bool) error {
+func (t *tx) endDelivery(d *ending) error {
 	t.s.mu.Lock()
-	held := t.s.inFlight[d.seq] == d
+	held := t.s.inFlight[d.seq] == d.delivery
 	t.s.mu.Unlock()
 	if !held {
 		return engine.ErrLost
 	}
-	old, result, found := int64(0), int64(0), false
-	err := t.query(`SELECT length(r.doc), t.result FROM task t JOIN record r ON r.seq = t.seq
-		WHERE t.seq = ? AND t.version = ? AND t.state = 2`, []any{d.seq, d.version}, func(s *sqlite3.Stmt) bool {
-		old, result, found = s.ColumnInt64(0), s.ColumnInt64(1), true
-		return false
-	})
-	if err != nil {
-		return err
-	}
-	if !found {
-		return engine.ErrLost
-	}
 	to := d.place
-	to.state, to.size = state, d.place.size+int64(len(doc))-old
-	if state == delivering {
-		err = t.exec("UPDATE task SET version = version + 1, at = ?, size = ? WHERE seq = ?", at, to.size, d.seq)
-	} else {
-		err = t.exec("UPDATE task SET state = ?, version = version + 1, at = NULL, since = ?, size = ? WHERE seq = ?",
-			state, t.now, to.size, d.seq)
+	to.state, to.size = d.state, d.size
+	since := t.now
+	if d.state == delivering {
+		since = 0
 	}
+	var progress any
+	if d.progress != nil {
+		progress = d.progress
+	}
+	err := t.exec(`UPDATE task SET state = ?, version = version + 1, at = ?, since = coalesce(?, since), size = ?, progress = ?
+		WHERE seq = ? AND version = ? AND state = 2`, d.state, null(d.at), null(since), d.size, progress, d.seq, d.version)
 	if err == nil {
-		err = t.exec("UPDATE record SET doc = ? WHERE seq = ?", doc, d.seq)
+		err = t.fenced()
 	}
-	if err == nil && drop && result > 0 {
-		err = t.dropResult(d.seq, &to, result)
+	if err == nil && d.doc != nil {
+		err = t.exec("UPDATE record SET doc = ? WHERE seq = ?", d.doc, d.seq)
+	}
+	if err == nil && d.drop {
+		err = t.dropResult(d.seq, &to, d.kept)
 	}
 	if err != nil {
 		return err
@@ -303,8 +328,8 @@ func (t *tx) endDelivery(d *delivery, doc []byte, state int, at int64, drop bool
 	t.move(d.rec.ID, d.place, to)
 	t.after(func() {
 		t.s.land(d.seq)
-		if state == delivering {
-			t.s.dueBy(d.place.host, at)
+		if d.state == delivering {
+			t.s.dueBy(d.place.host, d.at)
 		}
 	})
 	return nil

@@ -21,7 +21,8 @@ type lease struct {
 	seq     int64
 	version int64
 	place   place
-	request bool // a body of the request is kept
+	claimed *task.Record // a waiting client's, and its document
+	doc     []byte
 
 	// Guarded by store.mu.
 	lost   bool
@@ -125,11 +126,11 @@ func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
 		rec.Result.Size = max(rec.Result.Size, b.size)
 	}
 	stored := copyOf(rec)
-	doc, err := encode(stored)
+	doc, err := l.document(stored)
 	if err != nil {
 		return err
 	}
-	v := &verdict{seq: l.seq, version: l.version, from: l.place, rec: stored, doc: doc, result: b, dropRequest: l.request || !l.waiting}
+	v := &verdict{seq: l.seq, version: l.version, from: l.place, rec: stored, doc: doc, result: b, dropRequest: !l.waiting}
 	return l.step(ctx, l.s, "settle", func(t *tx) error {
 		if err := t.settle(v); err != nil {
 			return err
@@ -137,6 +138,17 @@ func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
 		t.after(func() { l.s.endLease(l.seq) })
 		return nil
 	})
+}
+
+// document returns the document of a task with its verdict.
+func (l *lease) document(rec *task.Record) ([]byte, error) {
+	if l.waiting {
+		line, err := encodeChange(l.claimed, rec)
+		if err == nil && line != nil && len(l.doc)+len(line) <= task.MaxEncoded {
+			return append(l.doc[:len(l.doc):len(l.doc)], line...), nil
+		}
+	}
+	return encode(rec)
 }
 
 // verdict is what a task that was queued or running is settled with.

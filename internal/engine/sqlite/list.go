@@ -58,12 +58,12 @@ type stream struct {
 	number int // how many to read next
 }
 
-const streamQuery = `SELECT created, seq FROM task INDEXED BY task_%[1]s WHERE %[1]s = ? AND %[1]s IS NOT NULL
+const streamQuery = `SELECT created, seq FROM task INDEXED BY task_%[1]s WHERE %[1]s = ? %[2]s
 	AND created >= ? AND (created, seq) < (?, ?) ORDER BY created DESC, seq DESC LIMIT ?`
 
 var streamQueries = map[string]string{
-	"state": fmt.Sprintf(streamQuery, "state"), "queue": fmt.Sprintf(streamQuery, "queue"),
-	"host": fmt.Sprintf(streamQuery, "host"), "status": fmt.Sprintf(streamQuery, "status"),
+	"state": fmt.Sprintf(streamQuery, "state", ""), "queue": fmt.Sprintf(streamQuery, "queue", "AND queue IS NOT NULL"),
+	"host": fmt.Sprintf(streamQuery, "host", "AND host IS NOT NULL"), "status": fmt.Sprintf(streamQuery, "status", "AND status > 1"),
 }
 
 // peek returns the next position, if there is one.
@@ -217,7 +217,7 @@ func (l *lister) streams(from position) ([]*stream, error) {
 		column, values = "host", l.hosts
 	case l.queue != 0:
 		column, values = "queue", []int64{l.queue}
-	case len(l.f.Statuses) > 0 && !slices.Contains(l.f.Statuses, task.Complete) || len(l.f.States) == 0 && len(l.f.Statuses) > 0:
+	case len(l.f.Statuses) > 0 && !slices.Contains(l.f.Statuses, task.Complete):
 		column, values = "status", nil
 		for _, v := range l.f.Statuses {
 			values = append(values, statusOf(v))
@@ -288,7 +288,7 @@ func (l *lister) consider(seq int64) error {
 	status := int64(0)
 	err := l.c.query("SELECT "+taskColumns+", t.status FROM task t JOIN record r ON r.seq = t.seq WHERE t.seq = ?", []any{seq},
 		func(s *sqlite3.Stmt) bool {
-			r, status = scanRow(s), s.ColumnInt64(17)
+			r, status = scanRow(s), s.ColumnInt64(18)
 			return false
 		})
 	if err != nil || r == nil {

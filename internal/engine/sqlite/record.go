@@ -1,10 +1,12 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -29,12 +31,13 @@ type row struct {
 	request   int64 // -1 if it is not kept
 	result    int64 // -1 if it is not kept
 	doc       []byte
+	progress  []byte
 }
 
 // taskColumns are what scanRow reads, of task t and record r.
 const (
 	taskColumns = `t.seq, t.id, t.state, t.version, t.created, t.queue, t.host, t.trusted, t.domain,
-		t.starts, t.max_starts, t.at, t.since, t.request, t.result, t.size, r.doc`
+		t.starts, t.max_starts, t.at, t.since, t.request, t.result, t.size, r.doc, t.progress`
 	selectTask = "SELECT " + taskColumns + " FROM task t JOIN record r ON r.seq = t.seq"
 )
 
@@ -42,7 +45,7 @@ func scanRow(s *sqlite3.Stmt) *row {
 	r := &row{
 		seq: s.ColumnInt64(0), id: nameOf(s.ColumnRawBlob(1)), version: s.ColumnInt64(3), created: s.ColumnInt64(4),
 		starts: s.ColumnInt64(9), maxStarts: s.ColumnInt64(10), at: s.ColumnInt64(11), since: s.ColumnInt64(12),
-		request: -1, result: -1, doc: s.ColumnBlob(16, nil),
+		request: -1, result: -1, doc: s.ColumnBlob(16, nil), progress: s.ColumnBlob(17, nil),
 		place: place{
 			state: s.ColumnInt(2), queue: s.ColumnInt64(5), host: s.ColumnInt64(6), trusted: s.ColumnBool(7),
 			domain: s.ColumnInt64(8), size: s.ColumnInt64(15),
@@ -70,7 +73,7 @@ func stateOf(name task.State) (int, bool) {
 
 // record decodes the document of a row. Columns win over what it says.
 func (r *row) record() (*task.Record, error) {
-	rec, err := decode(r.doc)
+	rec, err := decode(append(r.doc[:len(r.doc):len(r.doc)], r.progress...))
 	if err != nil {
 		return nil, fmt.Errorf("reading task %s: %w", r.id, err)
 	}
@@ -87,7 +90,58 @@ func (r *row) record() (*task.Record, error) {
 	return rec, nil
 }
 
-func decode(doc []byte) (*task.Record, error) { return task.Decode(doc) }
+// decode reads the lines of a document.
+func decode(doc []byte) (*task.Record, error) {
+	first, rest, _ := bytes.Cut(doc, newline)
+	rec, err := task.Decode(first)
+	for err == nil && len(rest) > 0 {
+		var line []byte
+		var change *task.Record
+		line, rest, _ = bytes.Cut(rest, newline)
+		if change, err = task.Decode(line); err == nil {
+			to, from := reflect.ValueOf(rec).Elem(), reflect.ValueOf(change).Elem()
+			for _, i := range recordFields {
+				if f := from.FieldByIndex(i); !f.IsZero() {
+					to.FieldByIndex(i).Set(f)
+				}
+			}
+		}
+	}
+	return rec, err
+}
+
+var newline = []byte("\n")
+
+// recordFields are the fields of a record that its document has.
+var recordFields = func() (fields [][]int) {
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[task.Record]()) {
+		if !f.Anonymous && f.Name != "State" && f.Name != "Version" {
+			fields = append(fields, f.Index)
+		}
+	}
+	return fields
+}()
+
+// encodeChange returns a line with the fields of a record that have changed; nil if
+// a line cannot tell, and the document must be written anew.
+func encodeChange(from, to *task.Record) ([]byte, error) {
+	if from.Request != to.Request {
+		return nil, nil // what is forgotten of a request must go
+	}
+	change := new(task.Record)
+	c, a, b := reflect.ValueOf(change).Elem(), reflect.ValueOf(from).Elem(), reflect.ValueOf(to).Elem()
+	for _, i := range recordFields {
+		switch a, b := a.FieldByIndex(i), b.FieldByIndex(i); {
+		case a.Kind() == reflect.Slice && a.Len() == 0 && b.Len() == 0 || a.Kind() != reflect.Slice && a.Equal(b):
+		case b.IsZero():
+			return nil, nil // a line does not have empty fields
+		default:
+			c.FieldByIndex(i).Set(b)
+		}
+	}
+	line, err := encode(change)
+	return append(newline[:1:1], line...), err
+}
 
 // copyOf returns a record with lists of its own.
 func copyOf(rec *task.Record) *task.Record {

@@ -22,14 +22,15 @@ CREATE TABLE task(
   schedule   TEXT,                -- identity of the schedule that made it; NULL if none did
   request    INTEGER,             -- size of the request's body that is kept; NULL if none is
   result     INTEGER,             -- size of the result that is kept; NULL if none is
-  size       INTEGER NOT NULL     -- of its document and bodies, as counted in domain.bytes
+  size       INTEGER NOT NULL,    -- of its document and bodies, as counted in domain.bytes
+  progress   BLOB                 -- one more line of its document, that attempts change; NULL if there is none
 ) STRICT;
 CREATE UNIQUE INDEX task_id ON task(id);
 -- Lists, newest first, and counts at start.
 CREATE INDEX task_state  ON task(state, created);
 CREATE INDEX task_queue  ON task(queue, created) WHERE queue IS NOT NULL;
 CREATE INDEX task_host   ON task(host, created) WHERE host IS NOT NULL;
-CREATE INDEX task_status ON task(status, created) WHERE status IS NOT NULL;
+CREATE INDEX task_status ON task(status, created) WHERE status > 1; -- COMPLETE is nearly all
 -- The next jobs of a queue, the next deliveries of a host.
 CREATE INDEX task_ready ON task(queue, at) WHERE state = 0;
 CREATE INDEX task_due   ON task(host, at, trusted) WHERE state = 2;
@@ -39,10 +40,10 @@ CREATE INDEX task_evict ON task(since) WHERE state = 3 AND result IS NOT NULL;
 -- At most one run of a schedule waits.
 CREATE INDEX task_schedule ON task(schedule) WHERE schedule IS NOT NULL AND state = 0;
 
--- The document of a task.
+-- The document of a task, which is written at its start and with its verdict.
 CREATE TABLE record(
   seq INTEGER PRIMARY KEY, -- task.seq
-  doc BLOB NOT NULL        -- JSON of the record, less what has columns of its own
+  doc BLOB NOT NULL        -- lines of JSON: the record, and then what has changed, whole fields at a time
 ) STRICT;
 
 -- A body that is kept.

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -31,17 +32,10 @@ func (s *store) Import(ctx context.Context, rec *task.Record, request, result io
 	if err != nil {
 		return err
 	}
-	known := false
-	err = s.update(ctx, func(t *tx) error {
-		known = false
-		if _, ok, err := t.number("SELECT seq FROM task WHERE id = ?", keyOf(rec.ID)); err != nil || ok {
-			known = ok
-			return err
-		}
-		return t.insertImported(rec, doc, bodies[0], bodies[1])
-	})
-	if err == nil && known {
+	err = s.update(ctx, func(t *tx) error { return t.insertImported(rec, doc, bodies[0], bodies[1]) })
+	if errors.Is(err, errIDInUse) {
 		s.bodies.remove(append(files(bodies[0]), files(bodies[1])...))
+		return nil
 	}
 	return err
 }
