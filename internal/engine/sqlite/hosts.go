@@ -33,7 +33,11 @@ type host struct {
 
 const never = math.MaxInt64
 
-const selectHosts = `SELECT id, name, paused, window, average, answered, failures, failing_since, last_error, last_status FROM host`
+// What scanHost reads.
+const (
+	hostColumns = "id, name, paused, window, average, answered, failures, failing_since, last_error, last_status"
+	selectHosts = "SELECT " + hostColumns + " FROM host"
+)
 
 func newHost(id int64, state engine.HostState) *host {
 	return &host{id: id, state: state, next: never, index: -1}
@@ -241,17 +245,24 @@ func (s *store) Hosts(ctx context.Context, after engine.Cursor, limit int) ([]en
 	if err := s.usable(ctx); err != nil {
 		return nil, "", err
 	}
+	order := func(a, b *host) int {
+		return cmp.Or(cmp.Compare(b.pending, a.pending), cmp.Compare(a.state.Host, b.state.Host))
+	}
 	s.mu.Lock()
-	var all []*host
+	var all []*host // the first of the page and one more: commits wait for this
 	for _, h := range s.hosts {
-		if (h.pending > 0 || h.state.Failures > 0 || h.state.Paused) &&
-			(h.pending < pending || h.pending == pending && h.state.Host > name) {
-			all = append(all, h)
+		if h.pending > pending || h.pending == pending && h.state.Host <= name ||
+			h.pending == 0 && h.state.Failures == 0 && !h.state.Paused {
+			continue
+		}
+		if len(all) > limit && order(all[limit], h) < 0 {
+			continue
+		}
+		if i, _ := slices.BinarySearchFunc(all, h, order); i <= limit {
+			all = slices.Insert(all, i, h)
+			all = all[:min(limit+1, len(all))]
 		}
 	}
-	slices.SortFunc(all, func(a, b *host) int {
-		return cmp.Or(cmp.Compare(b.pending, a.pending), cmp.Compare(a.state.Host, b.state.Host))
-	})
 	more := len(all) > limit
 	all = all[:min(limit, len(all))]
 	stats := make([]engine.HostStats, 0, len(all))

@@ -96,6 +96,8 @@ type store struct {
 	logPages int
 	stale    bool // a commit failed and was not overwritten yet
 	measured time.Time
+	// trimmedHosts is the host.id up to which hosts have been looked at.
+	trimmedHosts int64
 
 	mu         sync.Mutex // guards what commits change
 	settings   engine.Settings

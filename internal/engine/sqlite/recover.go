@@ -46,33 +46,18 @@ func (s *store) load(ctx context.Context) error {
 		}
 	})
 	each(selectHosts+" WHERE paused = 1 OR failures > 0", func(r *sqlite3.Stmt) { s.remember(scanHost(r)) })
-	type due struct{ host, pending, next, trusted int64 }
-	var hosts []due
-	each("SELECT host, count(*), min(at), sum(trusted) FROM task INDEXED BY task_due WHERE state = 2 GROUP BY host", func(r *sqlite3.Stmt) {
-		hosts = append(hosts, due{r.ColumnInt64(0), r.ColumnInt64(1), r.ColumnInt64(2), r.ColumnInt64(3)})
-	})
-	if err != nil {
-		return err
-	}
-	for _, d := range hosts {
-		h := s.hosts[d.host]
+	// A query for each host would take ten times as long.
+	each("SELECT "+hostColumns+`, due.pending, due.next, due.trusted FROM (SELECT host, count(*) AS pending, min(at) AS next,
+		sum(trusted) AS trusted FROM task INDEXED BY task_due WHERE state = 2 GROUP BY host) AS due CROSS JOIN host ON id = due.host`, func(r *sqlite3.Stmt) {
+		h := s.hosts[r.ColumnInt64(0)]
 		if h == nil {
-			err = c.query(selectHosts+" WHERE id = ?", []any{d.host}, func(r *sqlite3.Stmt) bool {
-				h = scanHost(r)
-				return false
-			})
-			if err != nil {
-				return err
-			}
-			if h == nil {
-				continue
-			}
+			h = scanHost(r)
 			s.hosts[h.id], s.hostNames[h.state.Host] = h, h
 		}
-		h.pending, h.trusted = d.pending, d.trusted
-		s.reschedule(h, d.next)
-	}
-	return nil
+		h.pending, h.trusted = r.ColumnInt64(10), r.ColumnInt64(12)
+		s.reschedule(h, r.ColumnInt64(11))
+	})
+	return err
 }
 
 // recoverBatch is how many tasks are recovered in one transaction.

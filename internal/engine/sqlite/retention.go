@@ -187,12 +187,25 @@ func (t *tx) trimDomains() (int, error) {
 	return t.trimRows("DELETE FROM domain WHERE id IN (SELECT id FROM domain WHERE bytes <= ? LIMIT ?)", 0)
 }
 
-// trimHosts forgets hosts that have no tasks and did not answer since a time.
+// trimHostsBatch is how many hosts are looked at in one commit.
+const trimHostsBatch = 2000
+
+// trimHosts forgets hosts that have no tasks and did not answer since a time. It
+// goes on where it stopped before: there may be a million.
 func (t *tx) trimHosts(before time.Time) (int, error) {
+	from := t.s.trimmedHosts
+	last, more, err := t.number("SELECT max(id) FROM (SELECT id FROM host WHERE id > ? ORDER BY id LIMIT ?)", from, trimHostsBatch)
+	if err != nil {
+		return 0, err
+	}
+	t.s.trimmedHosts = last
+	if !more && from > 0 {
+		return t.trimHosts(before)
+	}
 	n := 0
-	err := t.query(`DELETE FROM host WHERE id IN (SELECT id FROM host WHERE paused = 0 AND failures = 0 AND answered < ?
-		AND NOT EXISTS (SELECT 1 FROM task WHERE task.host = host.id) LIMIT ?) RETURNING id`,
-		[]any{before.UnixNano(), trimBatch}, func(s *sqlite3.Stmt) bool {
+	err = t.query(`DELETE FROM host WHERE id > ? AND id <= ? AND paused = 0 AND failures = 0 AND answered < ?
+		AND NOT EXISTS (SELECT 1 FROM task WHERE task.host = host.id) RETURNING id`,
+		[]any{from, last, before.UnixNano()}, func(s *sqlite3.Stmt) bool {
 			t.s.mu.Lock()
 			if h := t.s.hosts[s.ColumnInt64(0)]; h != nil {
 				t.s.reschedule(h, never)

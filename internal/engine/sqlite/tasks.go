@@ -56,16 +56,22 @@ func (s *store) Stats(ctx context.Context) (engine.Stats, error) {
 		stats.Tasks[stateNames[state]] = n
 	}
 	var hosts []countable
+	uncounted := int64(0) // of more hosts than are looked at
 	for _, h := range s.hosts {
 		if n := h.pending - h.inFlight; n > 0 && !h.state.Paused && (h.next <= now || h.reported) {
-			hosts = append(hosts, countable{h.id, n, h.inFlight})
+			if len(hosts) < exactHosts {
+				hosts = append(hosts, countable{h.id, n, h.inFlight})
+			} else {
+				uncounted += n
+			}
 		}
 	}
 	s.mu.Unlock()
-	var err error
-	if stats.Due, err = s.countDue(ctx, hosts, now); err != nil {
+	due, err := s.countDue(ctx, hosts, now)
+	if err != nil {
 		return stats, err
 	}
+	stats.Due = due + uncounted
 	s.room.mu.Lock()
 	stats.Used, stats.Limit = s.room.used(), s.room.max
 	s.room.mu.Unlock()
@@ -81,7 +87,8 @@ const (
 	exactDue = 2000
 	// exactWork bounds what counting looks at, over all hosts, of which each costs
 	// as much as a hundred deliveries.
-	exactWork = 50_000
+	exactWork  = 50_000
+	exactHosts = exactWork / 100
 )
 
 // countDue counts deliveries that are due.
