@@ -34,6 +34,7 @@
 //     result, queue_options.go is what the operator says of it
 //   - schedule.go: the schedules of a queue; schedule_run.go makes tasks of their
 //     runs
+//   - store_lease.go: the end of a lease is repeated until it is stored
 //   - admin.go, dashboard.go: the API that tells of tasks and changes them;
 //     admin_overview.go is what it tells of this node
 //   - inbox.go: a receiver for trying things out

@@ -43,7 +43,7 @@ func TestAThousandBlackHolesLeaveRoomForAHostThatIsKnownToAnswer(t *testing.T) {
 	const holes, healthy = 1000, 100
 	port, called := newVoid(t)
 	good := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 10m", "concurrency 32", "per_host 4"), gatewaytest.ExampleSite(t))
+	g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 10m", "concurrency 32", "slow 64", "per_host 4"), gatewaytest.ExampleSite(t))
 	g.Task(good.URL)
 	good.Next(t)
 	g.Tasks(holes, func(i int) string { return fmt.Sprintf("http://127.1.%d.%d:%d/", i/250, 1+i%250, port) })
@@ -51,8 +51,8 @@ func TestAThousandBlackHolesLeaveRoomForAHostThatIsKnownToAnswer(t *testing.T) {
 	for range healthy {
 		good.Next(t)
 	}
-	if n := called.Load(); n != 24 {
-		t.Errorf("%d attempts to black holes are made at once, not 24 of 32", n)
+	if n := called.Load(); n == 0 || n > 32+64 {
+		t.Errorf("%d attempts to black holes are made at once, with concurrency 32 and slow 64", n)
 	}
 }
 
