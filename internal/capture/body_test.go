@@ -263,6 +263,14 @@ func incompressible(size int) (body, encoded []byte) {
 func TestBodiesAreTasksUpToTheLimit(t *testing.T) {
 	t.Parallel()
 	plain, encoded := incompressible(3 << 10)
+	// One that gzip makes larger: it is cut off where it was sent, not as it is decoded.
+	var stored bytes.Buffer
+	w, err := gzip.NewWriterLevel(&stored, gzip.NoCompression)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = w.Write(plain) // a buffer takes all there is
+	_ = w.Close()
 	last := append([]byte(`{"a":"`+strings.Repeat("x", 1000)), `","callback_url":"http://c.example/"}`...)
 	tooLarge := func(limit int) string {
 		return fmt.Sprintf("callback_url: a request with a callback can have %d bytes at most", limit)
@@ -283,6 +291,7 @@ func TestBodiesAreTasksUpToTheLimit(t *testing.T) {
 		"encoded, one byte over decoded":  {encoded, "gzip", len(plain) - 1, "", "", tooLarge(len(plain) - 1)},
 		"encoded, over as it was sent":    {encoded, "gzip", len(encoded) - 1, "", "", tooLarge(len(encoded) - 1)},
 		"encoded, far over as it is sent": {encoded, "gzip", 1 << 10, "", "", tooLarge(1 << 10)},
+		"encoded to more, over as sent":   {stored.Bytes(), "gzip", len(plain) + 5, "", "", tooLarge(len(plain) + 5)},
 		"encoded, the member over":        {gzipped(last), "gzip", 500, "", TooLarge, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
