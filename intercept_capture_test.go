@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -149,9 +150,20 @@ func TestAMutedCaptureSendsNothing(t *testing.T) {
 	if len(to.events) != 0 || c.hasWritten() {
 		t.Errorf("the client gets %q", to.events)
 	}
+}
+
+func TestAnErrorOfTheGatewayHasTheHeaderThatWasSetBefore(t *testing.T) {
+	t.Parallel()
+	to := &client{header: http.Header{"X-Before": {"1", "2"}, "X-Changed": {"before"}}}
+	c := newCapture(to, &Handler{MaxResult: 100, TaskHeader: defaultTaskHeader}, "the-task")
+	c.setTaskHeader()
+	c.Header().Set("X-Changed", "after")
+	c.Header().Set("Content-Length", "4")
+	c.Header().Del("X-Before")
 	c.discardHeader()
-	if len(to.header) != 1 || to.header.Get(defaultTaskHeader) != "the-task" {
-		t.Errorf("the client's header is %v", to.header)
+	want := http.Header{"X-Before": {"1", "2"}, "X-Changed": {"before"}, "Beam-Task-Id": {"the-task"}}
+	if !reflect.DeepEqual(to.header, want) {
+		t.Errorf("the client's header is %v, not %v", to.header, want)
 	}
 }
 

@@ -1,6 +1,8 @@
 package callback
 
 import (
+	"net/http"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +83,35 @@ func TestEqualSchedulesOfAQueueAreRefused(t *testing.T) {
 	o.Schedules[2].URI = "/other"
 	if err := o.validateSchedules(); err != nil {
 		t.Errorf("two schedules that differ in their request: %v", err)
+	}
+}
+
+func TestScheduleRequestsHaveTheirHostAndType(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		schedule Schedule
+		host     string
+		header   http.Header
+	}{
+		"bare":          {Schedule{}, "localhost", http.Header{}},
+		"Host":          {Schedule{Headers: []HeaderField{{"Host", "c.example"}}}, "c.example", http.Header{}},
+		"host":          {Schedule{Headers: []HeaderField{{"host", "c.example"}}}, "c.example", http.Header{}},
+		"HOST":          {Schedule{Headers: []HeaderField{{"HOST", "c.example"}, {"X-Host", "x"}}}, "c.example", http.Header{"X-Host": {"x"}}},
+		"a body":        {Schedule{Body: "{}"}, "localhost", http.Header{"Content-Type": {"application/json"}}},
+		"a body, typed": {Schedule{Body: "a", Headers: []HeaderField{{"content-type", "text/x"}}}, "localhost", http.Header{"Content-Type": {"text/x"}}},
+		"a name twice":  {Schedule{Headers: []HeaderField{{"X-A", "1"}, {"x-a", "2"}}}, "localhost", http.Header{"X-A": {"1", "2"}}},
+		"control bytes": {Schedule{Headers: []HeaderField{{"X-A", "1\r\nX-B: 2"}}}, "localhost", http.Header{"X-A": {"1X-B: 2"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := tt.schedule.request()
+			if got.Host != tt.host || !reflect.DeepEqual(got.Header, tt.header) {
+				t.Errorf("the host is %q, the header %v", got.Host, got.Header)
+			}
+			if got.Method != http.MethodPost || got.URI != "/" || got.Size != int64(len(tt.schedule.Body)) {
+				t.Errorf("the request is %+v", got)
+			}
+		})
 	}
 }
 

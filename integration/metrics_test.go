@@ -37,7 +37,7 @@ func TestMetricsSayWhatHappensAndSurviveAReload(t *testing.T) {
 		g.Post(path, fmt.Sprintf(`{"callback_url":%q}`, rcv.URL+hook))
 	}
 	g.Metered(map[string]float64{`tasks{state="running"}`: 0, `tasks{state="delivering"}`: 0, `tasks{state="done"}`: 0,
-		`tasks{state="dead"}`: 0, `tasks{state="queued"}`: 0})
+		`tasks{state="dead"}`: 0, `tasks{state="queued"}`: 0, `deliveries_total{outcome="dead"}`: 0})
 
 	post("/", "/a")
 	post("/fails", "/b")

@@ -22,7 +22,8 @@ func TestAQueueIsCounted(t *testing.T) {
 	close(finish)
 	reaches(t, g, "/q", last, task.Done)
 	scrape(t, g, `caddy_callback_tasks{state="done"} 2`, `caddy_callback_queued_tasks{queue="q"} 0`,
-		`caddy_callback_queue_wait_seconds_count{queue="q"} 2`, `caddy_callback_queue_run_seconds_count{queue="q"} 2`)
+		`caddy_callback_queue_wait_seconds_count{queue="q"} 2`, `caddy_callback_queue_run_seconds_count{queue="q"} 2`,
+		`caddy_callback_queue_starts_total{queue="q"} 2`, `caddy_callback_tasks_total{route="q",status="COMPLETE"} 2`)
 	gatewaytest.Eventually(t, "both runs are logged", func() error {
 		if strings.Count(g.Log.String(), `"msg":"task run"`) != 2 {
 			return errNotThere

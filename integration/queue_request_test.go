@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -210,7 +211,8 @@ func TestWhatIsRefusedIsNotStored(t *testing.T) {
 			}
 		}
 	}
-	if n := stored(t, g); n != 0 {
+	accepted(t, g, "/q", `{"a":"`+strings.Repeat("x", 1000-len(`{"a":""}`))+`"}`) // of exactly the limit
+	if n := stored(t, g); n != 1 {
 		t.Errorf("%d tasks are stored", n)
 	}
 }
@@ -344,7 +346,7 @@ func TestARequestWhoseHeaderCannotBeKeptIsRefused(t *testing.T) {
 			t.Parallel()
 			app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
 			g := gatewaytest.Start(t, gatewaytest.ToLocal+"\n}\nservers {\nmax_header_size 1MB", test.before+"task_queue /q* q {\nreverse_proxy "+app+"\n}")
-			resp, text := g.Do(http.MethodPost, "/q", test.body, "X-Large", strings.Repeat("x", 200<<10))
+			resp, text := g.Do(http.MethodPost, "/q", test.body, "Content-Type", "application/json", "X-Large", strings.Repeat("x", 200<<10))
 			if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 				t.Errorf("it got %s: %s", resp.Status, text)
 			}
@@ -352,6 +354,11 @@ func TestARequestWhoseHeaderCannotBeKeptIsRefused(t *testing.T) {
 				t.Errorf("there are %v", left)
 			}
 			reaches(t, g, "/q", accepted(t, g, "/q", "{}"), task.Done) // and the queue goes on
+			var overview struct{ Rates map[string]float64 }
+			adminAPI(t, g).ask(http.MethodGet, "overview", http.StatusOK, &overview)
+			if n := math.Round(overview.Rates["accepted"] * 60); n != 1 {
+				t.Errorf("%v tasks are counted as accepted, not 1", n)
+			}
 		})
 	}
 }

@@ -159,6 +159,9 @@ func TestATaskIsCanceledWhereverItStands(t *testing.T) {
 		if resp, _ := g.Do(http.MethodDelete, "/q/"+id, ""); resp.StatusCode != http.StatusConflict {
 			t.Errorf("canceling an ended task: %s", resp.Status)
 		}
+		if resp, text := g.Do(http.MethodGet, "/q/"+id+"/result", ""); resp.StatusCode != http.StatusGone || !strings.Contains(text, "canceled") {
+			t.Errorf("the result of a canceled task: %s %s", resp.Status, text)
+		}
 	}
 	<-stopped // the upstream request was canceled
 	if len(stopped) != 0 {
@@ -218,8 +221,12 @@ func TestPreferWaitAnswersInline(t *testing.T) {
 		t.Errorf("waiting gave %s %v %s", resp.Status, resp.Header, text)
 	}
 	resp, text = g.Do(http.MethodPost, "/q/slow", "", "Prefer", "respond-async, wait=1")
-	if resp.StatusCode != http.StatusAccepted {
-		t.Errorf("waiting too short gave %s %s", resp.Status, text)
+	if resp.StatusCode != http.StatusAccepted || resp.Header.Get("Preference-Applied") != "wait=1" {
+		t.Errorf("waiting too short gave %s %v %s", resp.Status, resp.Header, text)
+	}
+	resp, text = g.Do(http.MethodPost, "/q/slow", "", "Prefer", "respond-async")
+	if resp.StatusCode != http.StatusAccepted || resp.Header.Get("Preference-Applied") != "" {
+		t.Errorf("not waiting gave %s %v %s", resp.Status, resp.Header, text)
 	}
 	close(finish)
 }
@@ -248,7 +255,7 @@ func TestAFullQueueRefuses(t *testing.T) {
 	accepted(t, g, "/q", "{}")
 }
 
-func TestAKilledGatewayRunsItsQueueAgain(t *testing.T) {
+func TestAKilledGatewayRunsItsTasksAgainAsOftenAsTheyMayStart(t *testing.T) {
 	t.Parallel()
 	begun := make(chan string, 10)
 	block := make(chan struct{})
@@ -256,18 +263,37 @@ func TestAKilledGatewayRunsItsQueueAgain(t *testing.T) {
 		begun <- r.Header.Get("beam-task-id")
 		<-block
 	})
+	defer close(block)
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
-	id := accepted(t, g, "/q", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
-	<-begun
-	g.Kill()
-	g.Start()
-	if again := <-begun; again != id {
-		t.Errorf("task %s runs, not %s", again, id)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal+"\nqueue q {\nattempts 2\n}", "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	next := func() string {
+		t.Helper()
+		select {
+		case id := <-begun:
+			return id
+		case <-time.After(gatewaytest.Patience):
+			t.Fatal("no task runs")
+			panic("unreachable")
+		}
 	}
-	close(block)
-	if c := rcv.Next(t); c.Status() != "COMPLETE" {
+	id := accepted(t, g, "/q", "{}")
+	for range 2 {
+		if got := next(); got != id {
+			t.Errorf("task %s runs, not %s", got, id)
+		}
+		g.Kill()
+		g.Start()
+	}
+	c := rcv.Next(t)
+	if c.TaskID() != id || c.Status() != "FAILED" || errorOf(t, c) != task.ErrorHolderDied {
 		t.Errorf("the callback is %v %s", c.Header, c.Body)
+	}
+	if doc := reaches(t, g, "/q", id, task.Done); doc.Status != task.Failed {
+		t.Errorf("the task is %+v", doc)
+	}
+	// It would run before what is accepted now.
+	if got, other := accepted(t, g, "/q", "{}"), next(); got != other {
+		t.Errorf("task %s runs, not %s", other, got)
 	}
 }
 
@@ -349,19 +375,29 @@ func TestAScheduleMakesTasks(t *testing.T) {
 		fmt.Fprintf(w, "%s %s %s", r.Method, r.RequestURI, body)
 	})
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.ToLocal+`
+	options := gatewaytest.ToLocal + `
 	queue q {
 		schedule @every 1s {
 			uri /nightly?x=1
 			body "{\"report\":1}"
 		}
-	}`, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	}`
+	g := gatewaytest.Start(t, options, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
 	first, second := rcv.Next(t), rcv.Next(t)
 	if first.TaskID() == second.TaskID() || first.TaskID() == "" {
 		t.Errorf("two ticks made the tasks %q and %q", first.TaskID(), second.TaskID())
 	}
 	if want := "response=POST+%2Fnightly%3Fx%3D1+%7B%22report%22%3A1%7D"; first.Body != want {
 		t.Errorf("the callback is %s", first.Body)
+	}
+	// Another URL is that of the runs to come.
+	other := gatewaytest.NewReceiver(t, nil)
+	g.Configure(options, "callback "+other.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	if err := g.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if c := other.Next(t); c.Body != first.Body {
+		t.Errorf("the callback to the new URL is %s", c.Body)
 	}
 	g.Configure(gatewaytest.ToLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
 	if err := g.Reload(); err != nil {

@@ -151,7 +151,7 @@ func TestAGatewayThatIsStoppedFailsWhatItCannotWaitFor(t *testing.T) {
 	})
 	defer close(end)
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.New(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
+	g := gatewaytest.New(t, gatewaytest.ToLocal, "header X-Before yes\ncallback\nreverse_proxy "+app)
 	g.Edit("auto_https off", "auto_https off\ngrace_period 500ms")
 	g.Start()
 	answer := make(chan string, 1)
@@ -163,13 +163,13 @@ func TestAGatewayThatIsStoppedFailsWhatItCannotWaitFor(t *testing.T) {
 			return
 		}
 		resp.Body.Close()
-		answer <- resp.Status
+		answer <- resp.Status + ", X-Before: " + resp.Header.Get("X-Before")
 	}()
 	<-started
 	if code := g.Stop(); code != 0 {
 		t.Errorf("the gateway ended with %d", code)
 	}
-	if status := <-answer; status != "503 Service Unavailable" {
+	if status := <-answer; status != "503 Service Unavailable, X-Before: yes" {
 		t.Errorf("the client got %s", status)
 	}
 	g.Start()

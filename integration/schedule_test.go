@@ -193,7 +193,7 @@ func TestAScheduleMayNameItsCallback(t *testing.T) {
 			method PUT
 			uri /t
 			header X-Kind nightly
-			header Host reports.example
+			header host reports.example
 			body `+"`"+`{"callback_url":%q}`+"`"+`
 		}
 	}`, rcv.URL), "callback\ntask_queue /t* q {\nreverse_proxy "+app+"\n}")

@@ -33,6 +33,15 @@ func TestIdempotencyKeysAreScoped(t *testing.T) {
 	task_queue /tenants* tenants {
 		respond ok
 	}
+	route /two* {
+		@second header X-Queue second
+		task_queue @second second {
+			respond ok
+		}
+		task_queue first {
+			respond ok
+		}
+	}
 	task_queue /q* q {
 		respond ok
 	}`)
@@ -53,6 +62,7 @@ func TestIdempotencyKeysAreScoped(t *testing.T) {
 		"another query":        {[]string{"POST", "/q?a"}, []string{"POST", "/q?b"}, false},
 		"another method":       {[]string{"POST", "/q/m"}, []string{"PUT", "/q/m"}, false},
 		"another queue":        {[]string{"POST", "/q"}, []string{"POST", "/tenants"}, false},
+		"one path, two queues": {[]string{"POST", "/two"}, []string{"POST", "/two", "X-Queue", "second"}, false},
 		"the same user":        {[]string{"POST", "/private", "Authorization", basic("alice")}, []string{"POST", "/private", "Authorization", basic("alice")}, true},
 		"another user":         {[]string{"POST", "/private", "Authorization", basic("alice")}, []string{"POST", "/private", "Authorization", basic("bob")}, false},
 		"the same tenant":      {[]string{"POST", "/tenants", "X-Tenant", "a"}, []string{"POST", "/tenants", "X-Tenant", "a"}, true},
@@ -78,8 +88,10 @@ func TestIdempotencyKeysAreScoped(t *testing.T) {
 
 func TestAClientSeesNothingOfTheOperatorsURL(t *testing.T) {
 	t.Parallel()
-	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+"/secret\ntask_queue /q* q {\nrespond ok\n}")
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "secret answer") })
+	closed := gatewaytest.FreeAddr(t)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback /q* "+rcv.URL+"/secret\ntask_queue /q* q {\nrespond ok\n}\n"+
+		"callback /closed* http://"+closed+"\ntask_queue /closed* closed {\nrespond ok\n}")
 	host := strings.TrimPrefix(rcv.URL, "http://")
 	own := accepted(t, g, "/q", "{}")
 	named := accepted(t, g, "/q", fmt.Sprintf(`{"callback_url":"%s/named"}`, rcv.URL))
@@ -97,6 +109,17 @@ func TestAClientSeesNothingOfTheOperatorsURL(t *testing.T) {
 			t.Errorf("Cache-Control of the document is %q", got)
 		}
 	}
+	failing := accepted(t, g, "/closed", "{}")
+	gatewaytest.Eventually(t, "an attempt has failed", func() error {
+		doc, err := document(g, "/closed", failing)
+		if err == nil && len(doc.Attempts) == 0 {
+			err = errNotThere
+		}
+		if err == nil && (doc.Attempts[0].Error != "not delivered" || doc.CallbackHost != "") {
+			t.Errorf("the document is %+v", doc)
+		}
+		return err
+	})
 }
 
 func TestNothingOfATaskIsCached(t *testing.T) {

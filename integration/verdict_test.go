@@ -251,10 +251,10 @@ func TestATaskThatTakesTooLongTimesOut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			rcv := gatewaytest.NewReceiver(t, nil)
-			g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback {\ntimeout 300ms\n}\nhandle /fence {\nrespond ok\n}\n"+site)
+			g := gatewaytest.Start(t, gatewaytest.ToLocal, "header X-Before yes\ncallback {\ntimeout 300ms\n}\nhandle /fence {\nrespond ok\n}\n"+site)
 			resp, text := g.Post("/", `{"callback_url":"`+rcv.URL+`"}`)
 			id := resp.Header.Get("beam-task-id")
-			if resp.StatusCode != 504 || text != "" || id == "" || resp.Header.Get("X-Late") != "" {
+			if resp.StatusCode != 504 || text != "" || id == "" || resp.Header.Get("X-Late") != "" || resp.Header.Get("X-Before") != "yes" {
 				t.Errorf("the client got %s %q, task %q, with %v", resp.Status, text, id, resp.Header)
 			}
 			if !strings.Contains(site, "outlast") {

@@ -3,12 +3,15 @@ package capture
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -243,6 +246,93 @@ func TestCodingsOfRequests(t *testing.T) {
 			}
 			if got, err := io.ReadAll(r.Body); err != nil || !bytes.Equal(got, tt.body) {
 				t.Errorf("the handler reads %d bytes of %d, %v", len(got), len(tt.body), err)
+			}
+		})
+	}
+}
+
+// incompressible returns a JSON object whose member is the first, and that gzip makes
+// hardly smaller, and what gzip makes of it.
+func incompressible(size int) (body, encoded []byte) {
+	padding := make([]byte, size)
+	rand.NewChaCha8([32]byte{1}).Read(padding)
+	body = []byte(`{"callback_url":"http://c.example/","a":"` + base64.StdEncoding.EncodeToString(padding) + `"}`)
+	return body, gzipped(body)
+}
+
+func TestBodiesAreTasksUpToTheLimit(t *testing.T) {
+	t.Parallel()
+	plain, encoded := incompressible(3 << 10)
+	// One that gzip makes larger: it is cut off where it was sent, not as it is decoded.
+	var stored bytes.Buffer
+	w, err := gzip.NewWriterLevel(&stored, gzip.NoCompression)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = w.Write(plain) // a buffer takes all there is
+	_ = w.Close()
+	last := append([]byte(`{"a":"`+strings.Repeat("x", 1000)), `","callback_url":"http://c.example/"}`...)
+	tooLarge := func(limit int) string {
+		return fmt.Sprintf("callback_url: a request with a callback can have %d bytes at most", limit)
+	}
+	for name, tt := range map[string]struct {
+		body   []byte
+		coding string
+		limit  int
+		value  string
+		reason Reason
+		detail string // of the refusal
+	}{
+		"exactly":                         {plain, "", len(plain), "http://c.example/", "", ""},
+		"one byte over":                   {plain, "", len(plain) - 1, "", "", tooLarge(len(plain) - 1)},
+		"far over":                        {plain, "", 100, "", "", tooLarge(100)},
+		"the member over":                 {last, "", 500, "", TooLarge, ""},
+		"encoded, exactly decoded":        {encoded, "gzip", len(plain), "http://c.example/", "", ""},
+		"encoded, one byte over decoded":  {encoded, "gzip", len(plain) - 1, "", "", tooLarge(len(plain) - 1)},
+		"encoded, over as it was sent":    {encoded, "gzip", len(encoded) - 1, "", "", tooLarge(len(encoded) - 1)},
+		"encoded, far over as it is sent": {encoded, "gzip", 1 << 10, "", "", tooLarge(1 << 10)},
+		"encoded to more, over as sent":   {stored.Bytes(), "gzip", len(plain) + 5, "", "", tooLarge(len(plain) + 5)},
+		"encoded, the member over":        {gzipped(last), "gzip", 500, "", TooLarge, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRequest(bytes.NewReader(tt.body))
+			if tt.coding != "" {
+				r.Header.Set("Content-Encoding", tt.coding)
+			}
+			value, reason, err := Find(r, Options{Field: field, Limit: int64(tt.limit), Folder: t.TempDir()})
+			if value != tt.value || reason != tt.reason {
+				t.Errorf("%q, %q", value, reason)
+			}
+			var refusal *Refusal
+			if refused := errors.As(err, &refusal); refused != (tt.detail != "") ||
+				refused && (refusal.Status != http.StatusRequestEntityTooLarge || refusal.Detail != tt.detail) {
+				t.Errorf("the error is %v", err)
+			}
+			if got, err := io.ReadAll(r.Body); err != nil || !bytes.Equal(got, tt.body) {
+				t.Errorf("the handler reads %d bytes of %d, %v", len(got), len(tt.body), err)
+			}
+		})
+	}
+}
+
+func TestSpoolReadsOneByteMoreThanTheLimit(t *testing.T) {
+	t.Parallel()
+	const limit = 100
+	for _, size := range []int{0, 1, limit - 1, limit, limit + 1, limit + 2, 10 * limit} {
+		t.Run(strconv.Itoa(size), func(t *testing.T) {
+			t.Parallel()
+			want := bytes.Repeat([]byte("x"), size)
+			from := bytes.NewReader(want)
+			r := newRequest(io.NopCloser(from))
+			if err := Spool(r, Options{Limit: limit, Folder: t.TempDir()}); err != nil {
+				t.Fatal(err)
+			}
+			if read := size - from.Len(); read != min(size, limit+1) {
+				t.Errorf("%d bytes are read", read)
+			}
+			if got, err := io.ReadAll(r.Body); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%d bytes are read back, %v", len(got), err)
 			}
 		})
 	}

@@ -150,19 +150,20 @@ func (b *Body) findEncoded(ctx context.Context, coding string, o Options) (strin
 	if err != nil {
 		return "", Encoded, nil // not JSON to us; the endpoint's to judge
 	}
-	value, reason, err := o.valueIn(data, cut)
-	if value == "" && reason == "" && err == nil && cut && !mayName(data, o.Field) {
-		reason = TooLarge
-	}
-	return value, reason, err
+	return o.valueIn(data, cut)
 }
 
 // valueIn returns the value of the member in a body, decoded. cut says that data is
 // only its beginning.
 func (o Options) valueIn(data []byte, cut bool) (string, Reason, error) {
 	value, reason, err := member(bytes.TrimPrefix(data, utf8BOM), o.Field, cut)
-	if err != nil || value == "" || !cut {
+	switch {
+	case err != nil || !cut || reason != "":
 		return value, reason, err
+	case value == "" && mayName(data, o.Field):
+		return "", "", nil
+	case value == "":
+		return "", TooLarge, nil
 	}
 	return "", "", &Refusal{http.StatusRequestEntityTooLarge,
 		fmt.Sprintf("%s: a request with a callback can have %d bytes at most", o.Field, o.Limit)}

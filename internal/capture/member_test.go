@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"unicode/utf8"
 )
 
@@ -26,25 +27,46 @@ func find(r *http.Request, limit int64) (string, error) {
 
 func TestABodyCanBeClosedWhileItsReaderWaits(t *testing.T) {
 	t.Parallel()
-	rest, client := io.Pipe() // a client that sends no more
-	defer client.Close()
-	body := &Body{head: bytes.NewBufferString("head"), rest: Watch(nil, rest)}
-	if head, err := io.ReadAll(io.LimitReader(body, 4)); err != nil || string(head) != "head" {
-		t.Fatalf("%q %v", head, err)
-	}
-	done := make(chan error, 1)
-	go func() {
-		_, err := body.Read(make([]byte, 1))
-		done <- err
-	}()
-	if err := body.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-done; err == nil {
-		t.Error("the reader got something")
-	}
-	if _, err := body.Read(make([]byte, 1)); !errors.Is(err, http.ErrBodyReadAfterClose) {
-		t.Errorf("after that: %v", err)
+	for name, end := range map[string]func(*Body, *io.PipeWriter) error{
+		"closed":                  func(b *Body, _ *io.PipeWriter) error { return b.Close() },
+		"released, and then sent": func(b *Body, client *io.PipeWriter) error { b.Release(); return client.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				rest, client := io.Pipe() // a client that sends no more
+				r := newRequest(rest)
+				go func() { _, _ = io.WriteString(client, "[head") }()
+				if _, err := find(r, 8<<20); err != nil {
+					t.Fatal(err)
+				}
+				body := r.Body.(*Body)
+				if head, err := io.ReadAll(io.LimitReader(body, 5)); err != nil || string(head) != "[head" {
+					t.Fatalf("%q %v", head, err)
+				}
+				done := make(chan error, 1)
+				go func() {
+					_, err := body.Read(make([]byte, 1))
+					done <- err
+				}()
+				synctest.Wait() // the reader waits for the client
+				// With the lock held, Close would wait for ever, and the test with it.
+				if !body.mu.TryLock() {
+					client.Close()
+					t.Fatal("the reader holds the lock while it waits")
+				}
+				body.mu.Unlock()
+				if err := end(body, client); err != nil {
+					t.Fatal(err)
+				}
+				if err := <-done; err == nil {
+					t.Error("the reader got something")
+				}
+				if _, err := body.Read(make([]byte, 1)); !errors.Is(err, http.ErrBodyReadAfterClose) {
+					t.Errorf("after that: %v", err)
+				}
+			})
+		})
 	}
 }
 

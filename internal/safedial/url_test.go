@@ -1,6 +1,7 @@
 package safedial_test
 
 import (
+	"fmt"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -120,6 +121,37 @@ func TestCheckURLSaysWhatIsWrong(t *testing.T) {
 			}
 			if u != nil {
 				t.Errorf("a URL came with the error: %v", u)
+			}
+		})
+	}
+}
+
+func TestHostNamesAreTakenUpToTheLimitOfDNS(t *testing.T) {
+	t.Parallel()
+	label := strings.Repeat("a", 63) + "."
+	for _, tt := range []struct {
+		length int
+		dot    string // at the end of the name
+		taken  bool
+	}{
+		{252, "", true}, {253, "", true}, {253, ".", true},
+		{254, "", false}, {254, ".", false}, {255, "", false}, {256, "", false}, {257, "", false},
+	} {
+		t.Run(fmt.Sprint(tt.length, tt.dot), func(t *testing.T) {
+			t.Parallel()
+			name := (strings.Repeat(label, 4) + "aaaaaaaa")[:tt.length]
+			if name[tt.length-1] == '.' {
+				name = "a" + name[:tt.length-2] + "a"
+			}
+			var policy safedial.Policy
+			u, err := policy.CheckURL("http://" + name + tt.dot + "/")
+			switch {
+			case tt.taken && err != nil:
+				t.Errorf("it is refused: %v", err)
+			case tt.taken && safedial.HostPort(u) != name+":80":
+				t.Errorf("the host is %s", safedial.HostPort(u))
+			case !tt.taken && (err == nil || err.Error() != "has a host longer than 253 bytes"):
+				t.Errorf("the error is %v", err)
 			}
 		})
 	}

@@ -239,6 +239,41 @@ func TestWhatCannotBeChangedIsCountedWithAReason(t *testing.T) {
 	}
 }
 
+func TestRedeliveringAllRepeatsNoDeliveredCallback(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		query      string
+		dead, done int // how many are delivered again
+	}{
+		{"queue=q", 1, 0},
+		{"host=c.example", 1, 0},
+		{"status=COMPLETE", 1, 0},
+		{"newer_than=1h", 1, 0},
+		{"state=&queue=q", 1, 0},
+		{"state=dead", 1, 0},
+		{"state=done", 0, 1},
+		{"state=dead&state=done", 1, 1},
+	} {
+		t.Run(tt.query, func(t *testing.T) {
+			t.Parallel()
+			g := newGateway(t)
+			ofQueue := func(r *task.Record) { r.Queue = "q" }
+			dead, done := g.finish(task.Dead, ofQueue), g.finish(task.Done, ofQueue)
+			part := g.ask(http.MethodPost, "redeliver?"+tt.query, http.StatusOK)
+			if want := float64(tt.dead + tt.done); part["matched"] != want || part["changed"] != want {
+				t.Errorf("it says %v; expected %v", part, want)
+			}
+			again := g.ids("tasks?state=delivering")
+			if got := slices.Contains(again, dead); got != (tt.dead == 1) {
+				t.Errorf("the dead letter is delivered again: %v", got)
+			}
+			if got := slices.Contains(again, done); got != (tt.done == 1) {
+				t.Errorf("the delivered callback is delivered again: %v", got)
+			}
+		})
+	}
+}
+
 func TestNoOtherSiteChangesAnything(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)

@@ -1,0 +1,108 @@
+package callback
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// gather returns the counters and the counts of the histograms of a registry, by
+// their name and labels as a scrape has them.
+func gather(t *testing.T, registry *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := make(map[string]float64)
+	for _, family := range families {
+		name := strings.TrimPrefix(family.GetName(), metricsNamespace+"_"+metricsSubsystem+"_")
+		for _, metric := range family.GetMetric() {
+			var labels []string
+			for _, label := range metric.GetLabel() {
+				labels = append(labels, fmt.Sprintf("%s=%q", label.GetName(), label.GetValue()))
+			}
+			series := name
+			if len(labels) > 0 {
+				series += "{" + strings.Join(labels, ",") + "}"
+			}
+			switch {
+			case metric.Counter != nil:
+				values[series] = metric.GetCounter().GetValue()
+			case metric.Histogram != nil:
+				values[series] = float64(metric.GetHistogram().GetSampleCount())
+			}
+		}
+	}
+	return values
+}
+
+func newTestMetrics(t *testing.T) (*metrics, *prometheus.Registry) {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	m, err := newMetrics(registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, registry
+}
+
+// An alert on an increase does not see a series that begins at 1.
+func TestCountersBeginAtZero(t *testing.T) {
+	t.Parallel()
+	_, registry := newTestMetrics(t)
+	values := gather(t, registry)
+	for _, series := range []string{
+		`deliveries_total{outcome="delivered"}`, `deliveries_total{outcome="retry"}`, `deliveries_total{outcome="dead"}`,
+		`skipped_total{reason="content_type"}`, `skipped_total{reason="stream"}`, `skipped_total{reason="content_encoding"}`,
+		`skipped_total{reason="not_decodable"}`, `skipped_total{reason="not_json"}`, `skipped_total{reason="max_request"}`,
+		`skipped_total{reason="no_spool"}`, `skipped_total{reason="hops"}`,
+	} {
+		if value, ok := values[series]; !ok || value != 0 {
+			t.Errorf("%s is %v (%v)", series, value, ok)
+		}
+	}
+}
+
+func TestTasksAreCountedByRouteAndQueue(t *testing.T) {
+	t.Parallel()
+	m, registry := newTestMetrics(t)
+	before := gather(t, registry)
+	now := time.Now()
+	run := &task.Record{Route: "q", Task: task.Task{
+		Queue: "q", Status: task.Failed, CreatedAt: now.Add(-time.Minute), StartedAt: now.Add(-time.Second), FinishedAt: now,
+	}}
+	waiting := &task.Record{Route: "srv0", Task: task.Task{
+		Status: task.Complete, CreatedAt: now.Add(-time.Minute), StartedAt: now.Add(-time.Minute), FinishedAt: now,
+	}}
+	canceled := &task.Record{Route: "q", Task: task.Task{ // before it started
+		Queue: "q", Status: task.Failed, CreatedAt: now.Add(-time.Minute), FinishedAt: now,
+	}}
+	m.taskStarted(run)
+	for _, rec := range []*task.Record{run, waiting, canceled} {
+		m.taskEnded(rec)
+	}
+	want := map[string]float64{
+		`tasks_total{route="q",status="FAILED"}`:      2,
+		`tasks_total{route="srv0",status="COMPLETE"}`: 1,
+		`task_duration_seconds`:                       3,
+		`queue_starts_total{queue="q"}`:               1,
+		`queue_wait_seconds{queue="q"}`:               1,
+		`queue_run_seconds{queue="q"}`:                1,
+	}
+	got := gather(t, registry)
+	maps.DeleteFunc(got, func(series string, value float64) bool {
+		old, known := before[series]
+		return known && old == value
+	})
+	if !maps.Equal(got, want) {
+		t.Errorf("counted are %v at %v", slices.Sorted(maps.Keys(got)), got)
+	}
+}
