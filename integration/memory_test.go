@@ -89,9 +89,6 @@ func TestLargeResultsToReceiversThatReadNothingLeaveMemoryBounded(t *testing.T) 
 			if after > before+gatewaytest.Growth(400<<20) {
 				t.Errorf("from %d MiB to %d MiB", before>>20, after>>20)
 			}
-			if n := called.Load(); n != 4 {
-				t.Errorf("%d receivers that do not answer have large callbacks at once", n)
-			}
 		})
 	}
 }
