@@ -240,9 +240,10 @@ func (x *exchange) abandon() {
 	x.settle(verdict{status: task.Failed, message: "the gateway was stopped before the endpoint answered", cut: errStopped})
 }
 
-// supersede ends the work on a task that is no longer ours: another verdict
-// stands.
+// supersede ends the work on a task that is no longer ours: it was cancelled, or
+// another gateway has it.
 func (x *exchange) supersede() {
+	x.h.log.Info("lease lost", zap.String("task_id", x.rec.ID))
 	if x.capture.close(true) {
 		x.cancel(engine.ErrLost)
 		x.capture.discard()
