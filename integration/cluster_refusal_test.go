@@ -67,7 +67,7 @@ func TestAnAccountWithoutJetStreamIsSaidSo(t *testing.T) {
 		c := startGuarded(t, "", func(c *gatewaytest.Cluster) { c.Plain = true })
 		g := gatewaytest.New(t, natsOptions(c.URLs()), site)
 		g.Launch()
-		says(g, "JetStream is not enabled on the servers")
+		says(g, "JetStream is not enabled on the NATS servers")
 	})
 }
 
