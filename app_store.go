@@ -55,8 +55,10 @@ const (
 	openTimeout = 30 * time.Second
 	// reopenWait is the wait between two attempts.
 	reopenWait = time.Second
-	// awayInterval is how often it is logged that a store cannot be opened.
+	// awayInterval is how often it is logged that a store cannot be opened, and
+	// newsInterval how often if the reason changes.
 	awayInterval = time.Minute
+	newsInterval = 5 * time.Second
 	// closeWait bounds how long closing a store may take.
 	closeWait = 10 * time.Second
 )
@@ -65,6 +67,7 @@ const (
 // gets what the first attempt returned.
 func (a *App) keepOpening(ctx context.Context, first chan<- error) {
 	var logged time.Time
+	var reason string
 	for tries := 1; ; tries++ {
 		s, err := a.openStore(ctx)
 		if err == nil {
@@ -79,8 +82,12 @@ func (a *App) keepOpening(ctx context.Context, first chan<- error) {
 			return
 		}
 		a.away.Store(&err)
-		if !held && time.Since(logged) >= awayInterval {
-			logged = time.Now()
+		interval := awayInterval
+		if reason != err.Error() {
+			interval = newsInterval
+		}
+		if !held && time.Since(logged) >= interval {
+			logged, reason = time.Now(), err.Error()
 			a.log.Error("store not opened; callbacks are refused until it is",
 				zap.String("store", a.engine.place()), zap.Error(err))
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/uuid"
+	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -240,9 +241,10 @@ func (x *exchange) abandon() {
 	x.settle(verdict{status: task.Failed, message: "the gateway was stopped before the endpoint answered", cut: errStopped})
 }
 
-// supersede ends the work on a task that is no longer ours: another verdict
-// stands.
+// supersede ends the work on a task that is no longer ours: it was cancelled, or
+// another gateway has it.
 func (x *exchange) supersede() {
+	x.h.log.Info("lease lost", zap.String("task_id", x.rec.ID))
 	if x.capture.close(true) {
 		x.cancel(engine.ErrLost)
 		x.capture.discard()

@@ -31,10 +31,10 @@ func startOldServer(t *testing.T, version string) string {
 func TestAnOldServerIsRefusedByName(t *testing.T) {
 	t.Parallel()
 	for version, want := range map[string]string{
-		"2.13.7":        "the NATS server old-one is version 2.13.7; 2.14 or newer is needed",
-		"1.99.0":        "the NATS server old-one is version 1.99.0; 2.14 or newer is needed",
-		"2.12.0-beta.1": "the NATS server old-one is version 2.12.0-beta.1; 2.14 or newer is needed",
-		"":              "the NATS server names no version",
+		"2.11.7":        "the NATS server old-one is version 2.11.7; 2.12 or newer is needed",
+		"1.99.0":        "the NATS server old-one is version 1.99.0; 2.12 or newer is needed",
+		"2.11.0-beta.1": "the NATS server old-one is version 2.11.0-beta.1; 2.12 or newer is needed",
+		"":              `the NATS server has the version \"\"; 2.12 or newer is needed`,
 	} {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
@@ -67,7 +67,7 @@ func TestAnAccountWithoutJetStreamIsSaidSo(t *testing.T) {
 		c := startGuarded(t, "", func(c *gatewaytest.Cluster) { c.Plain = true })
 		g := gatewaytest.New(t, natsOptions(c.URLs()), site)
 		g.Launch()
-		says(g, "JetStream is not enabled on the servers")
+		says(g, "JetStream is not enabled on the NATS servers")
 	})
 }
 
@@ -76,7 +76,7 @@ func TestAServerWithoutRoomForARecordIsRefusedByName(t *testing.T) {
 	c := startGuarded(t, "max_payload: 65536", nil)
 	c.Ready()
 	g := gatewaytest.New(t, natsOptions(c.URLs()), gatewaytest.ExampleSite(t))
-	refuses(t, g, "the NATS server n0 has max_payload 65536; 270336 or more is needed")
+	refuses(t, g, "the NATS server n0 has max_payload 65536; 524288 or more is needed")
 }
 
 // limited are two users: one may do all, one may not create or change streams.

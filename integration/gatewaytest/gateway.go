@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -48,6 +49,11 @@ func Main(m *testing.M, after ...func()) {
 	case os.Getenv(AsNATS) != "":
 		runNATS()
 	default:
+		if signal.Ignored(os.Interrupt) {
+			// A shell starts programs in the background like that, and gateways
+			// would inherit it. What is caught here is not ignored there.
+			signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+		}
 		RunAtOnce(8)
 		code := m.Run()
 		for _, f := range after {

@@ -11,6 +11,7 @@ import (
 
 // Callback is what a receiver got.
 type Callback struct {
+	Path   string // of its request
 	Header http.Header
 	Body   string
 	At     time.Time
@@ -38,7 +39,7 @@ func NewReceiver(t testing.TB, answer http.HandlerFunc) *Receiver {
 		if err != nil {
 			return // the gateway was killed in the middle
 		}
-		r.Got <- Callback{req.Header.Clone(), string(body), time.Now()}
+		r.Got <- Callback{req.URL.Path, req.Header.Clone(), string(body), time.Now()}
 		if answer != nil {
 			answer(w, req)
 		}

@@ -9,6 +9,7 @@
 package send
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -96,7 +97,8 @@ func (s *Sender) Send(ctx context.Context, c Callback) Answer {
 	var connected atomic.Bool
 	req = req.WithContext(httptrace.WithClientTrace(ctx, watch(&connected)))
 	s.post(req, c.Record, &ans)
-	if ans.Status == 0 && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	// What limits connecting may end a moment before ctx does.
+	if timedOut := cmp.Or(ctx.Err(), ans.Err); ans.Status == 0 && errors.Is(timedOut, context.DeadlineExceeded) {
 		ans.Err = fmt.Errorf("no answer within %v", s.opts.Timeout)
 	}
 	ans.Took, ans.Connected = time.Since(ans.At), connected.Load()
