@@ -309,7 +309,7 @@ const maxWait = time.Hour
 // preferredWait reads "Prefer: wait=N" (RFC 7240, section 4.3), N in seconds.
 func preferredWait(h http.Header) (time.Duration, bool) {
 	for _, line := range h.Values("Prefer") {
-		for preference := range strings.SplitSeq(line, ",") {
+		for _, preference := range splitList(line) { // as takePreferences does
 			preference, _, _ = strings.Cut(preference, ";")
 			name, value, _ := strings.Cut(preference, "=")
 			if !strings.EqualFold(strings.TrimSpace(name), "wait") {

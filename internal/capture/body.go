@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 )
 
@@ -81,7 +82,8 @@ func (b *Body) Release() {
 
 // begin reads the first part of the body and reports whether it may be a JSON
 // object. An array, or a message with a binary header, need not be read any further.
-func (b *Body) begin() (object bool, _ error) {
+// The reason says whether it is no JSON at all.
+func (b *Body) begin() (object bool, _ Reason, _ error) {
 	for b.err == nil && b.size < searchEvery {
 		b.head.Grow(bytes.MinRead)
 		part := b.head.AvailableBuffer()
@@ -93,10 +95,22 @@ func (b *Body) begin() (object bool, _ error) {
 		}
 		start := bytes.TrimLeft(bytes.TrimPrefix(b.head.Bytes(), utf8BOM), " \t\r\n")
 		if len(start) > 0 && !bytes.HasPrefix(utf8BOM, b.head.Bytes()) {
-			return start[0] == '{', b.stall()
+			if start[0] == '{' {
+				return true, "", b.stall()
+			}
+			return false, beginning(start[0]), b.stall()
 		}
 	}
-	return true, b.stall()
+	return true, "", b.stall()
+}
+
+// beginning returns [NotJSON] if no JSON text begins with c: a second byte order
+// mark, UTF-16 with one, JSONP.
+func beginning(c byte) Reason {
+	if strings.IndexByte(`{["-0123456789tfn`, c) >= 0 {
+		return ""
+	}
+	return NotJSON
 }
 
 // readTo reads the body as far as limit bytes, and says whether what was read could

@@ -172,7 +172,13 @@ func TestWhatIsNotReadToItsEnd(t *testing.T) {
 		"connect":         {"application/connect+json", "\x00\x00\x00\x00\x02{}", Stream},
 		"spring":          {"application/stream+json", "{}\n", Stream},
 		"an array":        {"application/json", " \n[", ""},
-		"a binary header": {"application/vnd.x+json", "\x00{", ""},
+		"a binary header": {"application/vnd.x+json", "\x00{", NotJSON},
+		"JSONP":           {"application/json", "cb({", NotJSON},
+		"two order marks": {"application/json", "\xef\xbb\xbf\xef\xbb\xbf{", NotJSON},
+		"UTF-16":          {"application/json", "\xff\xfe{\x00", NotJSON},
+		"a type twice":    {"application/json, application/json", "{", ContentType},
+		"a quoted type":   {`"Application/JSON"`, "{", ContentType},
+		"no semicolon":    {"application/json charset=utf-8", "{", ContentType},
 		"a form":          {"application/x-www-form-urlencoded", "{", ContentType},
 		"text":            {"text/plain; charset=utf-8", "{", ContentType},
 		"no type":         {"", "{", ContentType},
@@ -195,6 +201,16 @@ func TestWhatIsNotReadToItsEnd(t *testing.T) {
 				t.Errorf("the handler reads %q, %v", got, err)
 			}
 		})
+	}
+}
+
+func TestARequestWithoutABodyIsNotCounted(t *testing.T) {
+	t.Parallel()
+	r := newRequest(io.NopCloser(strings.NewReader(""))) // as servers that count bytes wrap it
+	r.ContentLength = 0
+	r.Header.Del("Content-Type")
+	if value, reason, err := Find(r, Options{Field: field, Limit: 8 << 20}); value != "" || reason != "" || err != nil {
+		t.Errorf("%q, %q, %v", value, reason, err)
 	}
 }
 

@@ -36,7 +36,8 @@ const (
 	Coding Reason = "content_encoding"
 	// Encoded: the body cannot be decoded within the limits, or is corrupt.
 	Encoded Reason = "not_decodable"
-	// NotJSON: the body has the member's name, but is not valid JSON.
+	// NotJSON: the body has the member's name, but is not valid JSON, or it begins as
+	// no JSON does.
 	NotJSON Reason = "not_json"
 	// TooLarge: the member is not within the first bytes that are read.
 	TooLarge Reason = "max_request"
@@ -74,7 +75,8 @@ type Options struct {
 //
 // The body is put back as a [Body]. The error is a [*Refusal].
 func Find(r *http.Request, o Options) (value string, reason Reason, _ error) {
-	if r.Body == nil || r.Body == http.NoBody {
+	// Not only http.NoBody: servers wrap the body of every request, to count its bytes.
+	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
 		return "", "", nil
 	}
 	switch typ := typeOf(r.Header); {
@@ -100,8 +102,11 @@ func Find(r *http.Request, o Options) (value string, reason Reason, _ error) {
 // find is [Find] for a body that has no content coding.
 func (b *Body) find(ctx context.Context, o Options) (string, Reason, error) {
 	defer b.rest.Unbind()
-	if object, err := b.begin(); err != nil || !object {
+	switch object, reason, err := b.begin(); {
+	case err != nil:
 		return "", "", refusalOf(err)
+	case !object:
+		return "", reason, nil
 	}
 	named, err := b.readTo(o.Limit+1, o.Field)
 	switch {

@@ -12,8 +12,8 @@ const (
 	isOther bodyType = iota
 	isJSON
 	isStream
-	// isMistaken are types of text that clients send JSON with by mistake:
-	// curl -d, for one, says that all is a form.
+	// isMistaken are types that clients send JSON with by mistake: curl -d, for one,
+	// says that all is a form. Misspelled types of JSON are among them.
 	isMistaken
 )
 
@@ -42,7 +42,21 @@ func typeOf(header http.Header) bodyType {
 			return isMistaken
 		}
 	}
+	if containsFold(mediaType, "application/json") || strings.EqualFold(mediaType, "application/x-json") {
+		return isMistaken // written twice, quoted, without the semicolon
+	}
 	return isOther
+}
+
+// containsFold reports whether s contains part, whatever the case. It allocates
+// nothing.
+func containsFold(s, part string) bool {
+	for ; len(s) >= len(part); s = s[1:] {
+		if strings.EqualFold(s[:len(part)], part) {
+			return true
+		}
+	}
+	return false
 }
 
 // isStreamType reports whether a type of JSON is a sequence of messages, of which
