@@ -28,6 +28,7 @@ const maxInline = 256 << 10
 // that removes the row, once nothing streams it.
 type bodies struct {
 	folder string
+	disk   disk
 	log    *zap.Logger
 
 	mu      sync.Mutex
@@ -59,7 +60,7 @@ func sumOf(data []byte) int64 { return int64(crc32.Checksum(data, castagnoli)) }
 
 // open removes the files that no row names, and counts the others.
 func (b *bodies) open(s *store) error {
-	b.folder, b.log = filepath.Join(s.cfg.Folder, bodiesName), s.log
+	b.folder, b.disk, b.log = filepath.Join(s.cfg.Folder, bodiesName), s.cfg.disk, s.log
 	b.sizes, b.reading, b.doomed = map[string]int64{}, map[string]int{}, map[string]bool{}
 	known := map[string]bool{}
 	err := s.writer.query("SELECT file FROM body WHERE file IS NOT NULL", nil, func(stmt *sqlite3.Stmt) bool {
@@ -79,7 +80,7 @@ func (b *bodies) open(s *store) error {
 		for _, entry := range entries {
 			name := entry.Name()
 			if !known[name] {
-				if err := os.Remove(filepath.Join(b.folder, name)); err != nil {
+				if err := b.disk.remove(filepath.Join(b.folder, name)); err != nil {
 					s.log.Warn("removing an orphaned body failed", zap.Error(err))
 				}
 				continue
@@ -128,7 +129,7 @@ func (b *bodies) take(r io.Reader, limit int64) (*body, error) {
 // of the body it has in memory, too.
 func (b *bodies) spool(head []byte, rest io.Reader) (*body, error) {
 	kept := &body{bytes: head, size: int64(len(head))}
-	f, err := os.CreateTemp(b.folder, "new-*")
+	f, err := b.disk.create(b.folder, "new-*")
 	if err != nil {
 		return kept, fmt.Errorf("creating a body's file: %w", err)
 	}
@@ -140,14 +141,14 @@ func (b *bodies) spool(head []byte, rest io.Reader) (*body, error) {
 	err = errors.Join(err, f.Close())
 	name := rand.Text()
 	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(b.folder, name))
+		err = b.disk.rename(f.Name(), filepath.Join(b.folder, name))
 	}
 	if err == nil {
-		err = syncFolder(b.folder)
+		err = b.disk.syncFolder(b.folder)
 	}
 	if err != nil {
-		_ = os.Remove(f.Name()) // an orphan is removed at the next start
-		_ = os.Remove(filepath.Join(b.folder, name))
+		_ = b.disk.remove(f.Name()) // an orphan is removed at the next start
+		_ = b.disk.remove(filepath.Join(b.folder, name))
 		if source.err != nil {
 			return nil, readError{source.err}
 		}
@@ -212,7 +213,7 @@ func (b *bodies) remove(names []string) {
 }
 
 func (b *bodies) unlink(name string) {
-	if err := os.Remove(filepath.Join(b.folder, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := b.disk.remove(filepath.Join(b.folder, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		b.log.Warn("removing a body failed", zap.Error(err)) // an orphan is removed at the next start
 	}
 	b.bytes -= b.sizes[name]

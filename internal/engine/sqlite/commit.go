@@ -305,7 +305,7 @@ const (
 
 // checkpoint copies the log to the database if it has grown enough.
 func (s *store) checkpoint() {
-	if s.logPages < checkpointPages || s.stale {
+	if s.logPages < s.cfg.checkpointPages || s.stale {
 		return
 	}
 	mode := sqlite3.CHECKPOINT_PASSIVE

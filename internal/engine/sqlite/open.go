@@ -48,6 +48,10 @@ type Config struct {
 	vfs vfs.VFS
 	// holder replaces the random ID of the process that holds leases.
 	holder int64
+	// disk is what bodies are written through; nil for the system's.
+	disk disk
+	// checkpointPages replaces the constant of that name.
+	checkpointPages int
 	// free replaces the measurement of the disk's free space.
 	free func(folder string) (int64, error)
 }
@@ -146,6 +150,12 @@ func open(ctx context.Context, cfg Config) (_ *store, err error) {
 	if cfg.MaxSize <= 0 {
 		cfg.MaxSize = defaultMaxSize
 	}
+	if cfg.disk == nil {
+		cfg.disk = systemDisk{}
+	}
+	if cfg.checkpointPages == 0 {
+		cfg.checkpointPages = checkpointPages
+	}
 	if cfg.free == nil {
 		cfg.free = freeSpace
 	}
@@ -204,7 +214,7 @@ func sum(counts []int64) (n int64) {
 // openFolder takes the folder for this process.
 func (s *store) openFolder() error {
 	// Results and signing material of other people's requests lie here.
-	if err := os.MkdirAll(s.cfg.Folder, 0o700); err != nil {
+	if err := s.cfg.disk.makeFolder(s.cfg.Folder); err != nil {
 		return fmt.Errorf("%w: creating the store's folder: %w", engine.ErrUnavailable, err)
 	}
 	if err := folder.Check(s.cfg.Folder); err != nil {
@@ -232,7 +242,7 @@ func (s *store) openFolder() error {
 				"choose another folder for the engine", s.cfg.Folder, old)
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(s.cfg.Folder, bodiesName), 0o700); err != nil {
+	if err := s.cfg.disk.makeFolder(filepath.Join(s.cfg.Folder, bodiesName)); err != nil {
 		return fmt.Errorf("%w: creating the folder of bodies: %w", engine.ErrUnavailable, err)
 	}
 	return nil
