@@ -184,6 +184,10 @@ func (t *tx) bury(r *row) error {
 // trimDomains forgets domains without tasks.
 func (t *tx) trimDomains() (int, error) {
 	clear(t.s.domains)
+	// A domain that was added in this transaction has no bytes until then.
+	if err := t.flush(); err != nil {
+		return 0, err
+	}
 	return t.trimRows("DELETE FROM domain WHERE id IN (SELECT id FROM domain WHERE bytes <= ? LIMIT ?)", 0)
 }
 

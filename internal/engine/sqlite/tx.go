@@ -80,7 +80,7 @@ func (t *tx) count(p place, sign int64) {
 	}
 }
 
-// flush writes what was gathered for the end of the transaction.
+// flush writes what was gathered during the transaction.
 func (t *tx) flush() error {
 	for domain, bytes := range t.domains {
 		if bytes != 0 {
@@ -89,6 +89,7 @@ func (t *tx) flush() error {
 			}
 		}
 	}
+	clear(t.domains)
 	return nil
 }
 
