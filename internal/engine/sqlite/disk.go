@@ -1,14 +1,18 @@
 package sqlite
 
 import (
+	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // disk is what bodies are written through. A test replaces it to record what a
 // power failure could undo.
 type disk interface {
-	// makeFolder creates a folder, and those above it, for the owner alone.
+	// makeFolder creates a folder for the owner alone; see [os.Mkdir].
 	makeFolder(name string) error
 	// create creates a file in a folder under a new name; see [os.CreateTemp].
 	create(folder, pattern string) (bodyFile, error)
@@ -28,12 +32,43 @@ type bodyFile interface {
 // systemDisk is the system's disk.
 type systemDisk struct{}
 
-func (systemDisk) makeFolder(name string) error { return os.MkdirAll(name, 0o700) }
+func (systemDisk) makeFolder(name string) error { return os.Mkdir(name, 0o700) }
 
-func (systemDisk) create(folder, pattern string) (bodyFile, error) { return os.CreateTemp(folder, pattern) }
+func (systemDisk) create(folder, pattern string) (bodyFile, error) {
+	return os.CreateTemp(folder, pattern)
+}
 
 func (systemDisk) rename(from, to string) error { return os.Rename(from, to) }
 
 func (systemDisk) remove(name string) error { return os.Remove(name) }
 
 func (systemDisk) syncFolder(name string) error { return syncFolder(name) }
+
+// createFolder creates a folder, and those above it, if it is not there.
+func createFolder(d disk, name string) error {
+	if info, err := os.Stat(name); err == nil && info.IsDir() {
+		return nil
+	}
+	parent := filepath.Dir(name)
+	err := d.makeFolder(name)
+	if errors.Is(err, fs.ErrNotExist) && parent != name {
+		if err = createFolder(d, parent); err == nil {
+			err = d.makeFolder(name)
+		}
+	}
+	if err == nil {
+		err = syncNames(d, parent)
+	}
+	return err
+}
+
+// syncNames makes the names in folders durable. One that may not be read is left
+// out: it was not made by us.
+func syncNames(d disk, folders ...string) error {
+	for _, folder := range folders {
+		if err := d.syncFolder(folder); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return fmt.Errorf("syncing the folder %s: %w", folder, err)
+		}
+	}
+	return nil
+}

@@ -52,9 +52,20 @@ type Config struct {
 	disk disk
 	// checkpointPages replaces the constant of that name.
 	checkpointPages int
+	// skips is what a test leaves out, to see that it is missed.
+	skips precaution
 	// free replaces the measurement of the disk's free space.
 	free func(folder string) (int64, error)
 }
+
+// precaution is something done for the case of a power failure.
+type precaution int
+
+const (
+	skipAdopt precaution = iota + 1
+	skipOverwrite
+	skipRetire
+)
 
 const (
 	databaseName   = "callback.db"
@@ -214,7 +225,7 @@ func sum(counts []int64) (n int64) {
 // openFolder takes the folder for this process.
 func (s *store) openFolder() error {
 	// Results and signing material of other people's requests lie here.
-	if err := s.cfg.disk.makeFolder(s.cfg.Folder); err != nil {
+	if err := createFolder(s.cfg.disk, s.cfg.Folder); err != nil {
 		return fmt.Errorf("%w: creating the store's folder: %w", engine.ErrUnavailable, err)
 	}
 	if err := folder.Check(s.cfg.Folder); err != nil {
@@ -242,7 +253,7 @@ func (s *store) openFolder() error {
 				"choose another folder for the engine", s.cfg.Folder, old)
 		}
 	}
-	if err := s.cfg.disk.makeFolder(filepath.Join(s.cfg.Folder, bodiesName)); err != nil {
+	if err := createFolder(s.cfg.disk, filepath.Join(s.cfg.Folder, bodiesName)); err != nil {
 		return fmt.Errorf("%w: creating the folder of bodies: %w", engine.ErrUnavailable, err)
 	}
 	return nil

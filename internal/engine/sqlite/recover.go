@@ -96,7 +96,7 @@ func (s *store) recover(ctx context.Context) error {
 		s.mu.Lock()
 		t.publish()
 		s.mu.Unlock()
-		s.bodies.remove(t.unneeded)
+		s.retire(t.unneeded)
 		after, n = rows[len(rows)-1].seq, n+len(rows)
 	}
 	if n > 0 {

@@ -243,6 +243,11 @@ func (s *store) evict(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
+			if s.cfg.Sync > 0 {
+				if err := s.syncLog(); err != nil {
+					return err // the files of what was evicted are still there
+				}
+			}
 			s.measureDisk()
 			if n == 0 {
 				break

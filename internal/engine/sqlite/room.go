@@ -241,7 +241,7 @@ func (s *store) watch() {
 				s.room.wakeMaintenance()
 			}
 		case <-syncs:
-			err := s.fs.syncLog()
+			err := s.syncLog()
 			if err != nil && !failing {
 				s.log.Error("syncing the store failed; tasks that were accepted may be lost if the power fails", zap.Error(err))
 			}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -64,6 +65,9 @@ func (s *store) openDatabase(ctx context.Context) (err error) {
 	if err := s.identify(); err != nil {
 		return err
 	}
+	if err := s.adopt(); err != nil {
+		return err
+	}
 	if _, err := s.transact([]*op{{apply: (*tx).redate}}); err != nil {
 		return err
 	}
@@ -76,6 +80,19 @@ func (s *store) openDatabase(ctx context.Context) (err error) {
 	s.measured = time.Time{}
 	s.measure()
 	return s.recover(ctx)
+}
+
+// adopt makes durable what a process that was killed has left: it may have written
+// commits and created files without having synced them. What is seen of them from
+// here on is acted on.
+func (s *store) adopt() error {
+	if s.cfg.skips == skipAdopt {
+		return nil
+	}
+	if err := s.fs.rewriteLog(); err != nil {
+		return fmt.Errorf("syncing the log: %w", err)
+	}
+	return syncNames(s.cfg.disk, s.cfg.Folder, filepath.Dir(s.cfg.Folder))
 }
 
 // configure sets what holds for the writer's connection.
@@ -208,6 +225,9 @@ func (s *store) release() {
 	if s.writer != nil {
 		if s.stale {
 			_ = s.overwrite() // it is all that can be done
+		}
+		if s.cfg.Sync > 0 {
+			_ = s.syncLog() // orphans are removed at the next start
 		}
 		if err := s.writer.close(); err != nil {
 			s.log.Error("closing the store failed", zap.Error(err))

@@ -64,14 +64,30 @@ func (fs *fileSystem) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.
 	return f, flags, nil
 }
 
-// syncLog makes what is in the log durable.
+// syncLog makes what is in the log durable, while the writer may gather a commit.
 func (fs *fileSystem) syncLog() error {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if fs.log == nil {
 		return nil
 	}
-	return fs.log.File.Sync(vfs.SYNC_NORMAL)
+	return fs.log.rewrites.sync(fs.log.File, vfs.SYNC_NORMAL)
+}
+
+// rewriteLog makes the log durable even if another process's fsync of it failed.
+// Nothing may be written to it meanwhile.
+func (fs *fileSystem) rewriteLog() error {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if fs.log == nil {
+		return nil
+	}
+	size, err := fs.log.File.Size()
+	if err != nil {
+		return err
+	}
+	fs.log.rewrites.distrust(size)
+	return fs.log.rewrites.sync(fs.log.File, vfs.SYNC_NORMAL)
 }
 
 // file is a file of a store's database.
@@ -85,6 +101,8 @@ type file struct {
 	gathered []byte
 	at       int64 // where they are to be written
 	last     bool  // they end a commit
+
+	rewrites rewrites
 }
 
 const (
@@ -97,9 +115,17 @@ func (f *file) flush() error {
 	if len(f.gathered) == 0 {
 		return nil
 	}
-	_, err := f.File.WriteAt(f.gathered, f.at)
+	_, err := f.write(f.gathered, f.at)
 	f.gathered = f.gathered[:0]
-	return full(err)
+	return err
+}
+
+func (f *file) write(p []byte, off int64) (int, error) {
+	f.rewrites.mu.Lock()
+	defer f.rewrites.mu.Unlock()
+	f.rewrites.note(off, int64(len(p)))
+	n, err := f.File.WriteAt(p, off)
+	return n, full(err)
 }
 
 // full restores the code of an error that says that the disk or a quota is full.
@@ -121,8 +147,7 @@ func (f *file) Close() error {
 
 func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	if !f.gathers {
-		n, err := f.File.WriteAt(p, off)
-		return n, full(err)
+		return f.write(p, off)
 	}
 	if off != f.at+int64(len(f.gathered)) || len(f.gathered) > maxGathered {
 		if err := f.flush(); err != nil {
@@ -165,12 +190,13 @@ func (f *file) Truncate(size int64) error {
 	return full(f.File.Truncate(size))
 }
 
-// Sync reports a full disk as any other failed fsync: pages may be lost.
+// Sync reports a full disk as any other failed fsync: pages may be lost. After an
+// error it writes again what may be.
 func (f *file) Sync(flags vfs.SyncFlag) error {
 	if err := f.flush(); err != nil {
 		return err
 	}
-	return f.File.Sync(flags)
+	return f.rewrites.sync(f.File, flags)
 }
 
 // SharedMemory implements [vfs.FileSharedMemory].
