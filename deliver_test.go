@@ -1,13 +1,22 @@
 package callback
 
 import (
+	"context"
+	"net/http"
 	"slices"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/dispatch"
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/send"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 func TestJitterAddsUpToAFifthAndNeverMoreThanAQuarterOfAnHour(t *testing.T) {
@@ -71,4 +80,97 @@ func TestTheLongerOfScheduleAndRetryAfterCounts(t *testing.T) {
 			t.Errorf("attempt %d, Retry-After %v: %v, not %v to %v", test.tries, test.asked, got, test.least, test.most)
 		}
 	}
+}
+
+// ending is a delivery whose end is stored, or fails with err.
+type ending struct {
+	engine.Delivery
+	rec *task.Record
+	err error
+}
+
+func (e ending) Record() *task.Record       { return e.rec }
+func (e ending) Done(context.Context) error { return e.err }
+func (e ending) Dead(context.Context) error { return e.err }
+
+func TestOnlyWhatIsStoredIsAnnounced(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	metrics, err := newMetrics(registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := &sharedStore{log: zap.NewNop(), givingBack: t.Context()}
+	d := newDeliverer(store, t.TempDir())
+	s := &sender{app: &App{metrics: metrics, log: zap.NewNop()}, opts: &Delivery{}}
+	for name, test := range map[string]struct {
+		status    int
+		err       error
+		announced string // the name of the event
+	}{
+		"delivered":             {http.StatusOK, nil, "callback_delivered"},
+		"dead":                  {http.StatusGone, nil, "callback_dead"},
+		"delivered, not stored": {http.StatusOK, engine.ErrLost, ""},
+		"dead, not stored":      {http.StatusGone, engine.ErrLost, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rec := &task.Record{Task: task.Task{ID: name}, Tries: 1}
+			d.follows(s, ending{rec: rec, err: test.err}, &send.Answer{Status: test.status}, nil)
+			if got := announced(name); got != test.announced {
+				t.Errorf("the event is %q, not %q", got, test.announced)
+			}
+		})
+	}
+}
+
+// announced takes a task's event from those that wait for a generation, of which
+// there is none here, and returns its name.
+func announced(id string) (name string) {
+	events.mu.Lock()
+	defer events.mu.Unlock()
+	events.waiting = slices.DeleteFunc(events.waiting, func(e event) bool {
+		if e.data["task_id"] != id {
+			return false
+		}
+		name = e.name
+		return true
+	})
+	return name
+}
+
+func TestNothingIsAttemptedWhileTheStoreStoresNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := &takeCounter{}
+		store := &sharedStore{Engine: e, log: zap.NewNop(), givingBack: t.Context(), quit: t.Context()}
+		d := newDeliverer(store, t.TempDir())
+		d.dispatcher.SetLimits(dispatch.Limits{})
+		d.block(engine.ErrUnavailable)
+		ctx, cancel := context.WithCancel(t.Context())
+		d.loops.Go(func() { d.start(ctx) })
+		d.due(engine.HostDue{HostState: engine.HostState{Host: "c.example:443"}, Due: 1}, time.Now())
+		d.wake()
+		time.Sleep(time.Minute)
+		if n := e.taken.Load(); n != 0 {
+			t.Errorf("%d deliveries are taken", n)
+		}
+		d.unblock()
+		synctest.Wait()
+		if n := e.taken.Load(); n == 0 {
+			t.Error("none is taken once the store stores again")
+		}
+		cancel()
+		d.loops.Wait()
+	})
+}
+
+// takeCounter is an engine that has no deliveries.
+type takeCounter struct {
+	engine.Engine
+	taken atomic.Int64
+}
+
+func (e *takeCounter) Take(_ context.Context, _ string, n int) ([]engine.Delivery, error) {
+	e.taken.Add(int64(n))
+	return nil, nil
 }

@@ -106,3 +106,27 @@ func TestTasksAreCountedByRouteAndQueue(t *testing.T) {
 		t.Errorf("counted are %v at %v", slices.Sorted(maps.Keys(got)), got)
 	}
 }
+
+func TestTheLagIsThatOfFirstAttempts(t *testing.T) {
+	t.Parallel()
+	m, registry := newTestMetrics(t)
+	now := time.Now()
+	for _, test := range []struct {
+		name string
+		rec  *task.Record
+		lags float64
+	}{
+		{"a first attempt", &task.Record{Tries: 1}, 1},
+		{"a retry", &task.Record{Tries: 2}, 1},
+		{"the first after a redelivery", &task.Record{Tries: 1, Redelivered: []time.Time{now}}, 1},
+	} {
+		test.rec.FinishedAt = now
+		m.attempted(test.rec, outcomeRetry, now, time.Second)
+		if got := gather(t, registry)["delivery_lag_seconds"]; got != test.lags {
+			t.Errorf("after %s there are %v lags, not %v", test.name, got, test.lags)
+		}
+	}
+	if got := gather(t, registry)["delivery_duration_seconds"]; got != 3 {
+		t.Errorf("%v durations of 3 attempts", got)
+	}
+}
