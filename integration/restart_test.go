@@ -131,6 +131,33 @@ func TestAScheduledRetrySurvivesAKillAndGoesOnCounting(t *testing.T) {
 	}
 }
 
+func TestAnAttemptThatAStopCutsOffIsNotCounted(t *testing.T) {
+	t.Parallel()
+	var stopped atomic.Bool
+	rcv := gatewaytest.NewReceiver(t, func(_ http.ResponseWriter, r *http.Request) {
+		if !stopped.Load() {
+			<-r.Context().Done() // it answers nothing until the gateway hangs up
+		}
+	})
+	g := gatewaytest.New(t, gatewaytest.Delivering("retry 1h"), gatewaytest.ExampleSite(t))
+	g.Edit("auto_https off", "auto_https off\ngrace_period 300ms")
+	g.Start()
+	id := g.Task(rcv.URL)
+	rcv.Next(t)
+	if code := g.Stop(); code != 0 {
+		t.Errorf("the gateway ended with %d", code)
+	}
+	stopped.Store(true)
+	g.Start()
+	// At once, not in an hour, and as the first.
+	if c := rcv.Next(t); c.TaskID() != id || c.Header.Get("callback-attempt") != "1" {
+		t.Errorf("the callback is %v", c.Header)
+	}
+	if got := g.Attempted(id, 1); len(got) != 1 || got[0].State != "delivered" {
+		t.Errorf("the attempts are %+v", got)
+	}
+}
+
 func TestAnAttemptLongerThanTheAckWaitIsMadeOnce(t *testing.T) {
 	t.Parallel()
 	// The engine would hand a delivery to somebody else after 30 s in which it
