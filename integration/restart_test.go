@@ -175,7 +175,7 @@ func TestAnAttemptLongerThanTheAckWaitIsMadeOnce(t *testing.T) {
 	})
 	g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 50s", "per_host 8"), gatewaytest.ExampleSite(t))
 	ids := map[string]bool{}
-	for range 3 { // one begins, the others wait in its lane
+	for range 3 { // one begins, the others wait in the store
 		ids[g.Task(rcv.URL)] = true
 	}
 	first := rcv.Next(t)

@@ -17,7 +17,7 @@
 //
 // A transport keeps connections and hands them out by host and port, unseen by
 // its dialer: give each Policy a transport of its own, with neither a Proxy
-// nor a DialTLSContext.
+// nor a DialTLSContext of its own dialer: internal/send wraps DialContext in one.
 package safedial
 
 import (

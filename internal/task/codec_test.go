@@ -43,6 +43,8 @@ func fill(v reflect.Value, text string) {
 		v.SetString(text)
 	case reflect.Bool:
 		v.SetBool(true)
+	case reflect.Uint64:
+		v.SetUint(1_234_567)
 	default:
 		v.SetInt(1_234_567)
 	}
@@ -82,6 +84,7 @@ func TestEveryStringOfARecordSurvivesTheCodec(t *testing.T) {
 				t.Errorf("the record takes more than one line: %s", line)
 			}
 			got, err := Decode(line)
+			want.Version = 0 // the engine sets it
 			if err != nil || !reflect.DeepEqual(got, want) {
 				t.Errorf("the record is read as\n%+v, not\n%+v: %v", got, want, err)
 			}

@@ -142,8 +142,16 @@ func (x *index) askAgain(b *backlog) {
 	x.call(b)
 }
 
+// pick is a delivery that is about to be taken, as it was when it was picked: by the
+// time of the step, the entry may tell that another gateway has taken it.
+type pick struct {
+	entry  *entry
+	seq    uint64
+	taking string
+}
+
 // pickDeliveries takes up to n deliveries that are due out of a host's backlog.
-func (x *index) pickDeliveries(b *backlog, n int) (picked []*entry) {
+func (x *index) pickDeliveries(b *backlog, n int) (picked []pick) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for !b.paused && b.due.len() > 0 && len(picked) < n {
@@ -151,7 +159,7 @@ func (x *index) pickDeliveries(b *backlog, n int) (picked []*entry) {
 		x.unplace(e)
 		x.setTaken(e, true)
 		e.taking = newID()
-		picked = append(picked, e)
+		picked = append(picked, pick{e, e.seq, e.taking})
 	}
 	return picked
 }
@@ -182,7 +190,7 @@ func (x *index) giveBack(e *entry, taking string) {
 }
 
 // take takes deliveries that were picked. It leaves out those that are lost.
-func (e *Engine) take(ctx context.Context, b *backlog, picked []*entry) (taken []engine.Delivery, err error) {
+func (e *Engine) take(ctx context.Context, b *backlog, picked []pick) (taken []engine.Delivery, err error) {
 	all := make([]*delivery, len(picked))
 	errs := make([]error, len(picked))
 	var wait sync.WaitGroup
@@ -203,32 +211,28 @@ func (e *Engine) take(ctx context.Context, b *backlog, picked []*entry) (taken [
 }
 
 // takeOne returns nil if the delivery has become dead instead.
-func (e *Engine) takeOne(ctx context.Context, p *entry) (*delivery, error) {
-	x := e.index
-	x.mu.Lock()
-	seq, step := p.seq, p.taking
-	x.mu.Unlock()
-	m, err := e.loadTask(ctx, p.id, seq)
-	if err == nil && (m.seq != seq || m.meta.State != task.Delivering) {
+func (e *Engine) takeOne(ctx context.Context, p pick) (*delivery, error) {
+	m, err := e.loadTask(ctx, p.entry.id, p.seq)
+	if err == nil && (m.seq != p.seq || m.meta.State != task.Delivering) {
 		err = errWrongSequence
 	}
 	if err != nil {
-		x.giveBack(p, step)
+		e.index.giveBack(p.entry, p.taking)
 		return nil, err
 	}
 	if e.isLate(m) {
 		return nil, e.bury(ctx, m)
 	}
 	n := m.next(m.rec, task.Delivering)
-	n.meta.Holder, n.meta.Token = e.id, step
+	n.meta.Holder, n.meta.Token = e.id, p.taking
 	if n.meta.Order == 0 {
-		n.meta.Order = seq
+		n.meta.Order = p.seq
 	}
-	if err := e.put(ctx, n, seq); err != nil {
-		x.giveBack(p, step)
+	if err := e.put(ctx, n, p.seq); err != nil {
+		e.index.giveBack(p.entry, p.taking)
 		return nil, err
 	}
-	return &delivery{engine: e, entry: p, m: n, rec: cloneRecord(n.rec), taking: step}, nil
+	return &delivery{engine: e, entry: p.entry, m: n, rec: cloneRecord(n.rec), taking: p.taking}, nil
 }
 
 // Record implements engine.Delivery.
