@@ -3,4 +3,4 @@
 package capture
 
 // slowness is how many times as long everything takes with the race detector.
-const slowness = 20
+const slowness = 100
