@@ -209,16 +209,13 @@ func TestARedeliverySurvivesAKill(t *testing.T) {
 	})
 }
 
-func TestTenThousandTasksArePagedWhileOthersArrive(t *testing.T) {
+func TestPagesHaveEveryTaskOnceWhileOthersArrive(t *testing.T) {
 	t.Parallel()
-	hold, begun := make(chan struct{}), make(chan string, 1)
-	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
-		begun <- r.Header.Get("beam-task-id")
-		<-hold
-	})
+	hold := make(chan struct{})
+	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-hold })
 	t.Cleanup(func() { close(hold) })
 	g := gatewaytest.Start(t, "queue q {\nworkers 1\n}", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
-	n := gatewaytest.Fewer(10_000)
+	n := gatewaytest.Fewer(3_200)
 	ids := make(chan string, 20_000)
 	put := func(count int) {
 		for range count {
@@ -247,7 +244,6 @@ func TestTenThousandTasksArePagedWhileOthersArrive(t *testing.T) {
 	for range len(ids) {
 		want[<-ids] = true
 	}
-	delete(want, <-begun) // its lease is renewed every 10 s, perhaps past the page that is read
 	stop := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -277,7 +273,7 @@ func TestTenThousandTasksArePagedWhileOthersArrive(t *testing.T) {
 			missing++
 		}
 	}
-	if missing > 0 || len(want) != n-1 {
+	if missing > 0 || len(want) != n {
 		t.Errorf("%d of %d are missing", missing, len(want))
 	}
 

@@ -6,4 +6,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-func TestMain(m *testing.M) { gatewaytest.Main(m) }
+func TestMain(m *testing.M) {
+	gatewaytest.ShortLeases()
+	gatewaytest.Main(m)
+}

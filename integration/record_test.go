@@ -128,7 +128,7 @@ func TestATaskWhoseGatewayDiesFailsWithinTheLease(t *testing.T) {
 	g.Start()
 	seen := make(map[string]bool)
 	for range 2 {
-		c := rcv.Next(t) // the lease, 30 s, and no more
+		c := rcv.Next(t)
 		if message := errorOf(t, c); c.Status() != "FAILED" || message != "the gateway that held the task stopped before the endpoint answered" {
 			t.Errorf("the callback is %s, error=%s", c.Status(), message)
 		}

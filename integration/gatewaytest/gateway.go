@@ -32,6 +32,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard" // what the gateways are made of
 
 	_ "github.com/caddy-callback/caddy-callback" // the module that is tested
+	"github.com/caddy-callback/caddy-callback/internal/engine/nats"
 )
 
 // AsCaddy makes the test binary run Caddy's command line instead of tests: so
@@ -45,6 +46,9 @@ const AsCaddy = "CALLBACK_TEST_AS_CADDY"
 func Main(m *testing.M, after ...func()) {
 	switch {
 	case os.Getenv(AsCaddy) != "":
+		if lease, err := time.ParseDuration(os.Getenv(leaseTime)); err == nil {
+			nats.DefaultLeaseTime = lease
+		}
 		caddycmd.Main()
 	case os.Getenv(AsNATS) != "":
 		runNATS()
@@ -62,6 +66,18 @@ func Main(m *testing.M, after ...func()) {
 		os.Exit(code)
 	}
 }
+
+// leaseTime is the environment variable with the lease time of the gateways that
+// share a cluster, if it is not the default.
+const leaseTime = "CALLBACK_TEST_LEASE"
+
+// ShortLease is a lease time that lasts over an election of a leader on a machine
+// that is shared.
+const ShortLease = slowness * 10 * time.Second
+
+// ShortLeases gives the gateways that share a cluster a [ShortLease]: tests wait for
+// leases to expire. It is called before [Main].
+func ShortLeases() { _ = os.Setenv(leaseTime, ShortLease.String()) }
 
 // RunAtOnce has n tests run at once, unless a flag says how many, or it was called
 // before: they wait most of the time, for leases to expire and for servers to come back.

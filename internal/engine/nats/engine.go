@@ -56,12 +56,13 @@ type Config struct {
 	LeaseTime time.Duration
 }
 
+// DefaultLeaseTime is long enough for the election of a leader, and a restart of a
+// server. Tests make it shorter, before they open an engine.
+var DefaultLeaseTime = 30 * time.Second
+
 const (
-	// DefaultLeaseTime is long enough for the election of a leader, and a restart of
-	// a server.
-	DefaultLeaseTime = 30 * time.Second
-	defaultReplicas  = 3
-	maxReplicas      = 5
+	defaultReplicas = 3
+	maxReplicas     = 5
 )
 
 // Engine is an open engine. Close it when done.
