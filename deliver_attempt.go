@@ -54,7 +54,7 @@ func (d *deliverer) attempt(granted *dispatch.Attempt, dl engine.Delivery) {
 	case s.expired(rec, time.Now()):
 		release()
 		s.app.metrics.expired()
-		if d.conclude(rec, dl.Dead) == nil {
+		if d.conclude(rec, dl.Dead) {
 			events.announce(rec, outcomeDead, s.app.log)
 		}
 		return
@@ -162,10 +162,10 @@ func (d *deliverer) follows(s *sender, dl engine.Delivery, ans *send.Answer, spa
 			zap.String("callback_host", rec.CallbackHost), zap.Int("status_code", ans.Status),
 			zap.Duration("duration", ans.Took), zap.Duration("retry_in", wait), zap.String("error", ans.Message()))
 	}
-	err := d.conclude(rec, step)
+	stored := d.conclude(rec, step)
 	if outcome != outcomeRetry {
 		d.bodies.Drop(rec.ID)
-		if err == nil {
+		if stored {
 			events.announce(rec, outcome, s.app.log)
 		}
 	}
@@ -179,8 +179,9 @@ const (
 )
 
 // conclude ends a delivery. If the store does not store it, it is tried until it
-// does, or somebody else has decided. When the process exits it is tried once more.
-func (d *deliverer) conclude(rec *task.Record, step func(context.Context) error) error {
+// does, or somebody else has decided. When the process exits it is tried once more. What is not stored is
+// logged.
+func (d *deliverer) conclude(rec *task.Record, step func(context.Context) error) (stored bool) {
 	d.storing.Add(1)
 	defer d.storing.Add(-1)
 	for wait := firstStoreWait; ; wait = min(2*wait, maxStoreWait) {
@@ -190,12 +191,12 @@ func (d *deliverer) conclude(rec *task.Record, step func(context.Context) error)
 		cancel()
 		if err == nil {
 			d.unblock()
-			return nil
+			return true
 		}
 		passes := errors.Is(err, engine.ErrUnavailable) || errors.Is(err, engine.ErrFull)
 		if !passes || last {
 			d.store.logger().Error("delivery not recorded", zap.String("task_id", rec.ID), zap.Error(err))
-			return err
+			return false
 		}
 		if wait == firstStoreWait {
 			d.block(err)

@@ -107,11 +107,11 @@ func (o *QueueOptions) validateSchedules() error {
 		if err := s.validate(); err != nil {
 			return fmt.Errorf("schedule: %w", err)
 		}
-		if id := s.id(""); known[id] {
+		id := s.id("")
+		if known[id] {
 			return fmt.Errorf("schedule: %q is given twice with the same request", s.Cron)
-		} else {
-			known[id] = true
 		}
+		known[id] = true
 	}
 	return nil
 }

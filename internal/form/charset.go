@@ -87,7 +87,7 @@ func formToUTF8(body []byte, charset string) ([]byte, bool) {
 
 // unescaped undoes the escapes of a form in b. What is no escape stays as it is.
 func unescaped(b []byte) []byte {
-	if bytes.IndexAny(b, "%+") < 0 {
+	if !bytes.ContainsAny(b, "%+") {
 		return b
 	}
 	out := make([]byte, 0, len(b))

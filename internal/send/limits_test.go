@@ -82,7 +82,8 @@ func TestConnectionsAreUsedAgainAfterAnswersUpToTheLimit(t *testing.T) {
 			s.Send(t.Context(), newCallback(t, srv.URL, "x"))
 		}
 		srv.Close()
-		if again := <-from == <-from; again != test.again {
+		first, second := <-from, <-from
+		if again := first == second; again != test.again {
 			t.Errorf("after an answer of %d bytes the connection is used again: %v", test.size, again)
 		}
 	}

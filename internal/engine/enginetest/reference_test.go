@@ -50,10 +50,10 @@ func reference(fault string, cluster bool) Opener {
 		},
 		Kill: func(_ testing.TB, e engine.Engine) { e.(*memEngine).end() },
 		Full: func(_ testing.TB, _ *Store, e engine.Engine) func() {
-			return e.(*memEngine).break_(engine.ErrFull)
+			return e.(*memEngine).damage(engine.ErrFull)
 		},
 		Unavailable: func(_ testing.TB, _ *Store, e engine.Engine) func() {
-			return e.(*memEngine).break_(engine.ErrUnavailable)
+			return e.(*memEngine).damage(engine.ErrUnavailable)
 		},
 	}
 }
@@ -226,7 +226,7 @@ func (e *memEngine) end() {
 	e.change()
 }
 
-func (e *memEngine) break_(err error) func() {
+func (e *memEngine) damage(err error) func() {
 	set := func(err error) {
 		e.mu.Lock()
 		defer e.mu.Unlock()

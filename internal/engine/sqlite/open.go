@@ -11,7 +11,7 @@ package sqlite
 import (
 	"context"
 	"crypto/rand"
-	_ "embed"
+	_ "embed" // schema.sql
 	"encoding/binary"
 	"errors"
 	"fmt"

@@ -38,21 +38,21 @@ type tx struct {
 	// committed is set once it is stored, whatever is found out afterwards.
 	committed bool
 
-	moves    []move
-	after_   []func()
-	changed  []string        // IDs of tasks whose waiters are notified
-	queued   map[int64]int64 // change of the number of queued tasks, by queue
-	domains  map[int64]int64 // change of the bytes, by domain
-	unneeded []string        // files of bodies whose last reference goes
-	stored   []string        // files of bodies that are referred to if it commits
-	hosts    []*host         // loaded or created in it
-	newQueue []string        // created in it
+	moves      []move
+	afterwards []func()
+	changed    []string        // IDs of tasks whose waiters are notified
+	queued     map[int64]int64 // change of the number of queued tasks, by queue
+	domains    map[int64]int64 // change of the bytes, by domain
+	unneeded   []string        // files of bodies whose last reference goes
+	stored     []string        // files of bodies that are referred to if it commits
+	hosts      []*host         // loaded or created in it
+	newQueue   []string        // created in it
 }
 
 type move struct{ from, to place }
 
 // after has f called once the transaction has been committed, with store.mu held.
-func (t *tx) after(f func()) { t.after_ = append(t.after_, f) }
+func (t *tx) after(f func()) { t.afterwards = append(t.afterwards, f) }
 
 // move counts a task in another place.
 func (t *tx) move(id string, from, to place) {
@@ -99,7 +99,7 @@ func (t *tx) publish() {
 		t.s.tally(m.from, -1)
 		t.s.tally(m.to, 1)
 	}
-	for _, f := range t.after_ {
+	for _, f := range t.afterwards {
 		f()
 	}
 	for _, id := range t.changed {
