@@ -137,13 +137,8 @@ func TestDashboardHoldsWith200000Tasks(t *testing.T) {
 	// What is rare is looked for, and what is rarer still only when that is asked.
 	p.open(g.URL("/ops") + "#/tasks?state=queued&host=rare.example")
 	p.rows(3)
-	p.shows("3 tasks among ") // and what lies deeper was not looked at
 	p.open(g.URL("/ops") + "#/tasks?state=queued&host=deep.example")
-	p.shows("No match so far")
-	p.shows("tasks looked at. The next page looks further.")
-	p.click("#pages a", "Next page")
-	p.is("it looks further", `location.hash.includes("cursor=")`)
-	p.shows("No match so far")
+	p.rows(1) // by an index, however deep it lies
 
 	p.fill("#id", fmt.Sprintf("00000000-0000-4000-8000-%012x\r", manyDead+2)) // the deep one
 	p.shows("deep.example")
