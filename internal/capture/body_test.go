@@ -354,49 +354,84 @@ func TestSpoolReadsOneByteMoreThanTheLimit(t *testing.T) {
 	}
 }
 
-// TestSearchingIsCheap does not run beside others: it measures processor time.
-func TestSearchingIsCheap(t *testing.T) {
-	dynamic := dynamicBlocks(8 << 20)
+// TestDecodingStopsEarly looks at decode itself: from outside, only time tells how
+// much of a body was decoded.
+func TestDecodingStopsEarly(t *testing.T) {
+	t.Parallel()
+	const limit = 8 << 20
+	for name, tt := range map[string]struct {
+		coding string
+		body   []byte
+		most   int // bytes of the body that are read
+	}{
+		"a bomb":                  {"gzip", gzipped(make([]byte, 64<<20)), 64 << 10},
+		"empty metadata blocks":   {"br", append([]byte("\x0c"), bytes.Repeat([]byte("\x06"), limit)...), 1 << 20},
+		"empty members":           {"gzip", bytes.Repeat(gzipped(nil), 300_000), 1 << 20},
+		"empty frames":            {"zstd", bytes.Repeat([]byte("\x50\x2a\x4d\x18\x00\x00\x00\x00"), 1<<20), 1 << 20},
+		"a table every few bytes": {"deflate", dynamicBlocks(limit, 20), 2 << 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			body := bytes.NewReader(tt.body)
+			if data, _, err := decode(tt.coding, body, limit, false); err == nil {
+				t.Fatalf("decoded to %d bytes", len(data))
+			}
+			if read := len(tt.body) - body.Len(); read > tt.most {
+				t.Errorf("%d of %d bytes are read", read, len(tt.body))
+			}
+		})
+	}
+}
+
+// TestHonestBodiesAreDecoded has what compresses least and takes longest, base64.
+func TestHonestBodiesAreDecoded(t *testing.T) {
+	t.Parallel()
+	random := make([]byte, 5<<20)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(random) // never fails
+	body := []byte(`{"image":"` + base64.StdEncoding.EncodeToString(random) + `","callback_url":"http://c.example/"}`)
+	r := newRequest(bytes.NewReader(gzipped(body)))
+	r.Header.Set("Content-Encoding", "gzip")
+	value, reason, err := Find(r, Options{Field: field, Limit: 8 << 20, Folder: t.TempDir()})
+	if value != "http://c.example/" || err != nil {
+		t.Errorf("%q, %q, %v", value, reason, err)
+	}
+}
+
+// BenchmarkFindHostile has bodies that are made to cost much.
+func BenchmarkFindHostile(b *testing.B) {
 	for name, tt := range map[string]struct {
 		coding string
 		body   []byte
 	}{
-		"gzip three times":        {"gzip, gzip, gzip", gzipped(gzipped(gzipped(make([]byte, 64<<20))))},
-		"a bomb":                  {"gzip", gzipped(make([]byte, 64<<20))},
-		"empty metadata blocks":   {"br", append([]byte("\x0c"), bytes.Repeat([]byte("\x06"), 8<<20)...)},
-		"empty members":           {"gzip", bytes.Repeat(gzipped(nil), 300_000)},
-		"empty frames":            {"zstd", bytes.Repeat([]byte("\x50\x2a\x4d\x18\x00\x00\x00\x00"), 1<<20)},
-		"a table every few bytes": {"deflate", dynamic},
 		"brackets":                {"", []byte(`{"callback_url":` + strings.Repeat("[", 8<<20-20))},
+		"a bomb":                  {"gzip", gzipped(make([]byte, 64<<20))},
+		"a table every few bytes": {"deflate", dynamicBlocks(8<<20, 144)},
 	} {
-		t.Run(name, func(t *testing.T) {
-			defer lockThread()()
-			r := newRequest(bytes.NewReader(tt.body))
-			if tt.coding != "" {
-				r.Header.Set("Content-Encoding", tt.coding)
-			}
-			begin := threadTime()
-			value, _, err := Find(r, Options{Field: field, Limit: 8 << 20})
-			took := threadTime() - begin
-			if value != "" || err != nil {
-				t.Fatalf("%q, %v", value, err)
-			}
-			t.Logf("%d bytes took %v", len(tt.body), took)
-			if took > 150*time.Millisecond*slowness {
-				t.Errorf("%d bytes took %v", len(tt.body), took)
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(tt.body)))
+			folder := b.TempDir()
+			for b.Loop() {
+				r := newRequest(bytes.NewReader(tt.body))
+				if tt.coding != "" {
+					r.Header.Set("Content-Encoding", tt.coding)
+				}
+				if value, _, err := Find(r, Options{Field: field, Limit: 8 << 20, Folder: folder}); value != "" || err != nil {
+					b.Fatalf("%q, %v", value, err)
+				}
+				_ = r.Body.Close() // of a body that was read whole
 			}
 		})
 	}
 }
 
 // dynamicBlocks returns deflate blocks of which each has tables of its own and
-// stands for a few bytes.
-func dynamicBlocks(size int) []byte {
+// stands for text bytes, 144 at most.
+func dynamicBlocks(size, text int) []byte {
 	var out bytes.Buffer
 	w, _ := gzip.NewWriterLevel(&out, gzip.HuffmanOnly)
-	text := []byte(strings.Repeat("abcdefghijklmnopqrstuvwxyz0123456789", 4))
+	few := []byte(strings.Repeat("abcdefghijklmnopqrstuvwxyz0123456789", 4)[:text])
 	for out.Len() < size {
-		_, _ = w.Write(text) // a buffer takes all there is
+		_, _ = w.Write(few) // a buffer takes all there is
 		_ = w.Flush()
 	}
 	const header = 10

@@ -3,7 +3,7 @@
 //
 // What strangers send is bounded in every way. A body has 256 KiB of memory, and
 // beyond that a file; one that stalls is given up after 30 seconds; one that is
-// compressed is decoded within limits of size, ratio, time and concurrency.
+// compressed is decoded within limits of size, ratio and concurrency.
 //
 // [Find] searches, [Spool] only reads, [Watch] only waits, and [Body] is what the
 // handlers after them read.
