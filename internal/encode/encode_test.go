@@ -316,3 +316,17 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 		}
 	})
 }
+
+func TestCloudEventsNameTheTask(t *testing.T) {
+	t.Parallel()
+	rec, result := record("0193b1de-7a4c-7cc3-98c4-dc0c0c07398f", "c.example:443", "done")
+	rec.Callback.Format, rec.Route, rec.Status = FormatCloudEvents, "train queue", task.Failed
+	body := mustEncode(t, New(Options{Folder: t.TempDir()}), rec, result)
+	defer body.Release()
+	const want = `{"specversion":"1.0","id":"0193b1de-7a4c-7cc3-98c4-dc0c0c07398f","source":"/train%20queue",` +
+		`"type":"io.github.caddy-callback.task.failed","subject":"0193b1de-7a4c-7cc3-98c4-dc0c0c07398f",` +
+		`"upstreamstatus":200,"datacontenttype":"text/plain; charset=utf-8","data":"done"}`
+	if got := content(t, body); got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+}
