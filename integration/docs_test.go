@@ -1,8 +1,12 @@
 package integration
 
 import (
+	"bufio"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -14,6 +18,7 @@ import (
 	"unicode"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
 	"github.com/caddy-callback/caddy-callback/internal/form"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
@@ -111,6 +116,22 @@ func validate(t *testing.T, b block, adapter, text string) {
 // The key of the specification's example, for the placeholder in the docs.
 const exampleKey = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
+// The file of a private CA in the docs.
+const exampleCA = "/etc/caddy/internal-ca.pem"
+
+// writeCA writes a certificate to a file and returns its name.
+func writeCA(t *testing.T) string {
+	t.Helper()
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(file, ca, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
 func TestEveryCaddyfileInTheDocsIsValid(t *testing.T) {
 	t.Parallel()
 	each(t, "caddyfile", func(t *testing.T, b block) {
@@ -127,6 +148,9 @@ func TestEveryCaddyfileInTheDocsIsValid(t *testing.T) {
 			text = "{\ncallback {\nqueue q {\n" + text + "}\n}\n}\n"
 		default:
 			text = "example.com {\n" + text + "}\n"
+		}
+		if strings.Contains(text, exampleCA) {
+			text = strings.ReplaceAll(text, exampleCA, writeCA(t))
 		}
 		validate(t, b, "caddyfile", text)
 	})
@@ -172,6 +196,29 @@ func TestTheEncodingsInTheDocsAreWhatIsPosted(t *testing.T) {
 			t.Errorf("of %s is posted %s, not %s", row[1], posted.Body, row[2])
 		}
 	}
+}
+
+func TestReceivingShowsAValidSignature(t *testing.T) {
+	t.Parallel()
+	hook, err := standardwebhooks.NewWebhook(exampleKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range blocks(t, "docs/receiving.md") {
+		if b.lang != "http" {
+			continue
+		}
+		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(b.text)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, body, _ := strings.Cut(strings.TrimSuffix(b.text, "\n"), "\n\n")
+		if err := hook.VerifyIgnoringTimestamp([]byte(body), r.Header); err != nil {
+			t.Errorf("%v: %v", b, err)
+		}
+		return
+	}
+	t.Error("the page shows no callback")
 }
 
 // link is a link in a page.
@@ -228,12 +275,15 @@ func TestEveryCommandInTheDocsIsRun(t *testing.T) {
 		command := strings.TrimSpace(b.text)
 		switch {
 		case b.page == "README.md": // see walkthrough_test.go
-			if command != "go test ./..." && !strings.HasPrefix(command, "curl ") && command != startExample &&
+			if strings.HasPrefix(command, "caddy ") {
+				checkFlags(t, b, command)
+			} else if command != cloneCommand && !strings.HasPrefix(command, "curl ") && command != startExample &&
 				!strings.HasPrefix(command, startRun) {
 				t.Errorf("%v: nothing runs it", b)
 			}
 		case b.page == "xcaddy.md": // see xcaddy_test.go
 		case b.page == "docs/run.md": // see run_test.go
+		case b.page == "docs/troubleshooting.md" && strings.HasPrefix(command, "curl "): // see troubleshooting_test.go
 		case b.page == "docs/api.md": // see api_docs_test.go
 		case b.page == "docs/installing.md":
 			for line := range strings.Lines(b.text) {

@@ -98,15 +98,23 @@ func TestTheUnitOfSystemdRunsCaddyAsItSays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The Caddyfile of the page that goes with it.
+	// The Caddyfile that the page installs, and those that it shows.
+	const installed = "examples/systemd/gateway/Caddyfile"
+	if !strings.Contains(read(t, "docs/installing.md"), installed+" /etc/caddy/Caddyfile\n") {
+		t.Errorf("the page does not install %s", installed)
+	}
+	caddyfiles := []string{read(t, installed)}
 	for _, b := range blocks(t, "docs/installing.md") {
 		if b.lang == "caddyfile" && strings.Contains(b.text, "grace_period") {
-			store := regexp.MustCompile(`engine sqlite /var/lib/(\S+)`).FindStringSubmatch(b.text)
-			if store == nil || !slices.Contains(strings.Fields(more["Service"]["StateDirectory"][0]), store[1]) {
-				t.Errorf("the store %v is none of %v", store, more["Service"]["StateDirectory"])
-			}
-			validCaddyfile(t, b.text, stop)
+			caddyfiles = append(caddyfiles, b.text)
 		}
+	}
+	for _, text := range caddyfiles {
+		store := regexp.MustCompile(`engine sqlite /var/lib/(\S+)`).FindStringSubmatch(text)
+		if store == nil || !slices.Contains(strings.Fields(more["Service"]["StateDirectory"][0]), store[1]) {
+			t.Errorf("the folder %v is none of %v", store, more["Service"]["StateDirectory"])
+		}
+		validCaddyfile(t, text, stop)
 	}
 	verifyUnit(t)
 }
@@ -135,8 +143,8 @@ func verifyUnit(t *testing.T) {
 	}
 }
 
-// ofTheMachine are commands that belong to the machine they are typed on.
-var ofTheMachine = []string{"sudo useradd ", "sudo systemctl ", "kubectl create secret "}
+// ofTheMachine are commands that change the machine on which they are typed.
+var ofTheMachine = []string{"sudo useradd ", "sudo systemctl ", "sudo dpkg-divert ", "kubectl create secret "}
 
 // checkInstalling checks a command that installs: that the files it names are in
 // the checkout. What they do is for the tests above.

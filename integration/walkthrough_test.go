@@ -20,8 +20,9 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// How the README starts the example, and a run.
+// How the README gets the code, and starts the example and a run.
 const (
+	cloneCommand = "git clone https://github.com/caddy-callback/caddy-callback && cd caddy-callback"
 	startExample = "go run ./cmd/caddy run --config Caddyfile.example"
 	startRun     = "go run ./cmd/caddy callback run "
 )
@@ -93,7 +94,8 @@ func (w *walkthrough) run(b block) {
 		out := runTask(w.t, shellWords(w.t, w.ports.Replace(strings.TrimPrefix(command, startRun)))...)
 		out.wantCode(w.t, 0)
 		w.last = func() string { return out.stdout }
-	case command == "go test ./...": // this is it
+	case command == cloneCommand: // the tests run in a checkout
+	case strings.HasPrefix(command, "caddy "): // see TestEveryCommandInTheDocsIsRun
 	default:
 		w.t.Fatalf("%v: nothing runs it", b)
 	}
@@ -348,6 +350,11 @@ func curlByHand(t *testing.T, args []string) string {
 		case "-H":
 			name, v, _ := strings.Cut(value(), ": ")
 			header.Add(name, v)
+		case "-d":
+			method, body = http.MethodPost, value()
+			if header.Get("Content-Type") == "" {
+				header.Set("Content-Type", "application/x-www-form-urlencoded")
+			}
 		case "--json":
 			method, body = http.MethodPost, value()
 			header.Set("Content-Type", "application/json")
