@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
@@ -72,8 +73,8 @@ type App struct {
 
 	spool string // the folder for the bodies of requests that are being read
 
-	draining atomic.Bool
-	workers  workers
+	workers    workers
+	deliveries *deliver.Options
 }
 
 // Defaults of the app.
@@ -118,13 +119,17 @@ func (a *App) Provision(ctx caddy.Context) (err error) {
 	if a.Delivery == nil {
 		a.Delivery = new(Delivery)
 	}
-	if a.metrics, err = newMetrics(ctx.GetMetricsRegistry()); err != nil {
+	if err := a.provisionMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
 	if err := a.provisionEvents(ctx); err != nil {
 		return err
 	}
-	return a.Delivery.provision()
+	if err := a.Delivery.provision(); err != nil {
+		return err
+	}
+	a.deliveries = a.newDeliveryOptions()
+	return nil
 }
 
 // loadEngine sets up the options of the engine.
@@ -179,7 +184,7 @@ func (a *App) settings() engine.Settings {
 	return engine.Settings{
 		Retention: time.Duration(a.Retention), RetentionCount: a.RetentionCount,
 		Dead: time.Duration(a.Dead), DeadCount: a.DeadCount,
-		KeepResults: *a.KeepResults, DeliveryWindow: a.Delivery.window(),
+		KeepResults: *a.KeepResults, DeliveryWindow: a.Delivery.window(), GaveUp: attemptObserver{a}.Expired,
 	}
 }
 
@@ -191,7 +196,6 @@ func (a *App) Start() error {
 	if err := a.linkQueues(); err != nil {
 		return err
 	}
-	a.metrics.counts.app.Store(a)
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
 	first := make(chan error, 1)
@@ -232,12 +236,10 @@ func (a *App) Stop() error {
 // endClaims ends what takes tasks. It may be called twice, and after a Start that
 // failed.
 func (a *App) endClaims() {
-	a.draining.Store(true)
+	generations.drain(a)
 	a.stop()
 	a.opening.Wait()
 	a.api.Close()
-	generations.drain(a)
-	a.metrics.counts.app.CompareAndSwap(a, nil)
 }
 
 // gracePeriod is how long Caddy lets requests finish; zero is without end.
@@ -285,7 +287,7 @@ func (a *App) enter() (s *sharedStore, leave func(), err error) {
 // look is enter for look-ups: a full store must not keep an operator from seeing
 // its tasks.
 func (a *App) look() (s *sharedStore, leave func(), err error) {
-	if caddy.Exiting() && a.draining.Load() {
+	if caddy.Exiting() && !generations.claims(a) {
 		return nil, nil, errStopped
 	}
 	// During a reload the new servers may take a request before this app starts.
@@ -305,6 +307,30 @@ func (a *App) look() (s *sharedStore, leave func(), err error) {
 		return nil, nil, err
 	}
 	return s, s.leave, nil
+}
+
+// storeSecret remembers the secret of a store.
+type storeSecret struct {
+	mu    sync.Mutex
+	value []byte // nil until it is asked for
+}
+
+// secret returns random bytes that the gateways of a store share and nobody else
+// knows.
+func (a *App) secret(ctx context.Context) ([]byte, error) {
+	s, leave, err := a.look()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	s.secret.mu.Lock()
+	defer s.secret.mu.Unlock()
+	if s.secret.value == nil {
+		if s.secret.value, err = s.Secret(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return s.secret.value, nil
 }
 
 // Interface guards

@@ -63,6 +63,13 @@ func (l *generationList) remove(a *App) {
 	l.apps = slices.DeleteFunc(l.apps, func(other *App) bool { return other == a })
 }
 
+// claims reports whether a generation is alive.
+func (l *generationList) claims(a *App) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.alive[a]
+}
+
 // newest returns the newest generation that is alive, nil if there is none.
 func (l *generationList) newest() *App {
 	l.mu.Lock()
@@ -119,22 +126,30 @@ func (l *generationList) settleLocked(s *sharedStore) {
 	for _, newest = range l.usersOf(s) {
 		newest.workers.start(newest)
 	}
-	s.settle(newest)
+	if newest != s.owner {
+		s.change(newest)
+	}
 }
 
 // settleTimeout keeps a store that does not answer from holding up a reload.
 const settleTimeout = 10 * time.Second
 
-// settle applies the settings of a generation; nil if none that is alive uses the
-// store: then nothing is taken from it.
-func (s *sharedStore) settle(owner *App) {
-	if owner != nil && s.deliverer.owner() != owner {
-		ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
-		defer cancel()
-		if err := s.Reconfigure(ctx, owner.settings()); err != nil {
-			owner.log.Error("the store's limits are still those of the configuration before", zap.Error(err))
-		}
+// change makes a generation the one whose settings, schedules and delivery options
+// hold in the store. With nil nothing is taken from the store. Caller holds
+// generations.change.
+func (s *sharedStore) change(owner *App) {
+	s.owner = owner
+	s.schedules.stop()
+	if owner == nil {
+		s.deliverer.Follow(nil)
+		return
 	}
-	s.schedules.follow(owner)
-	s.deliverer.follow(owner)
+	s.log.Store(owner.log)
+	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
+	defer cancel()
+	if err := s.Reconfigure(ctx, owner.settings()); err != nil {
+		owner.log.Error("applying the limits of the configuration failed; the earlier ones hold", zap.Error(err))
+	}
+	s.schedules.start(owner)
+	s.deliverer.Follow(owner.deliveries)
 }

@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/dispatch"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -20,13 +22,15 @@ import (
 // that a reload neither opens a store twice nor closes it under a task.
 var stores = caddy.NewUsagePool()
 
-// sharedStore is an engine that is open, with what works on its tasks. What works is
-// that of the newest generation that is alive; see [generationList].
+// sharedStore is an engine that is open, with what works on its tasks.
 type sharedStore struct {
 	engine.Engine
 	key, place string
 
-	deliverer *deliverer
+	// owner is the newest generation that is alive and uses the store, nil if there
+	// is none: the store works as it says. Only [generationList] reads and changes it.
+	owner     *App
+	deliverer *deliver.Deliverer
 	schedules *scheduler
 	slots     sync.Map // *slots, by queue
 	secret    storeSecret
@@ -39,8 +43,9 @@ type sharedStore struct {
 	givingBack  context.Context
 	giveBackNow context.CancelCauseFunc
 
-	logMu  sync.Mutex
-	log    *zap.Logger   // of the newest generation that has used the store
+	// log is that of the newest generation that has used the store: that of an older
+	// one may be closed.
+	log    atomic.Pointer[zap.Logger]
 	closed chan struct{} // closed when the engine is
 }
 
@@ -101,7 +106,7 @@ func (a *App) keepOpening(ctx context.Context, first chan<- error) {
 
 // joinStore makes this generation use a store. later says that it was waited for.
 func (a *App) joinStore(s *sharedStore, later bool) {
-	s.setLog(a.log)
+	s.log.Store(a.log)
 	a.store.Store(s)
 	a.away.Store(nil)
 	if later {
@@ -143,10 +148,14 @@ func (a *App) openStore(ctx context.Context) (*sharedStore, error) {
 
 func newStore(e engine.Engine, of engineModule, log *zap.Logger) *sharedStore {
 	key := of.storeKey()
-	s := &sharedStore{Engine: e, key: key, place: of.place(), log: log, closed: make(chan struct{})}
+	s := &sharedStore{Engine: e, key: key, place: of.place(), closed: make(chan struct{})}
+	s.log.Store(log)
 	s.quit, s.quitNow = context.WithCancelCause(context.Background())
 	s.givingBack, s.giveBackNow = context.WithCancelCause(s.quit)
-	s.deliverer, s.schedules = newDeliverer(s, of.bodyFolder()), newScheduler(s)
+	s.deliverer = deliver.New(deliver.Config{
+		Engine: e, Folder: of.bodyFolder(), Quit: s.quit, Stopping: s.givingBack, Hold: s.use, Unhold: s.leave, Log: s.logger,
+	})
+	s.schedules = newScheduler(s)
 	openStores.Store(key, s)
 	return s
 }
@@ -198,9 +207,9 @@ func (s *sharedStore) close() {
 		s.warnOfTasks(ctx)
 	}
 	s.quitNow(errStopped)
-	s.deliverer.close(ctx)
+	s.deliverer.Close(ctx)
 	if err := s.Close(ctx); err != nil {
-		s.logger().Error("closing the store", zap.String("store", s.place), zap.Error(err))
+		s.logger().Error("closing the store failed", zap.Error(err))
 	}
 }
 
@@ -210,23 +219,12 @@ func (s *sharedStore) warnOfTasks(ctx context.Context) {
 	left := stats.Tasks[task.Queued] + stats.Tasks[task.Running] + stats.Tasks[task.Delivering]
 	if err == nil && left > 0 {
 		s.logger().Warn("tasks are left in a store that is no longer used; `caddy callback migrate` moves them",
-			zap.String("store", s.place), zap.Int64("tasks", left))
+			zap.Int64("tasks", left))
 	}
 }
 
-func (s *sharedStore) setLog(log *zap.Logger) {
-	s.logMu.Lock()
-	defer s.logMu.Unlock()
-	s.log = log
-}
-
-// logger returns the log of the newest generation that has used the store: that of
-// an older one may be closed.
-func (s *sharedStore) logger() *zap.Logger {
-	s.logMu.Lock()
-	defer s.logMu.Unlock()
-	return s.log
-}
+// logger returns the log for what concerns the store.
+func (s *sharedStore) logger() *zap.Logger { return s.log.Load().With(zap.String("store", s.place)) }
 
 // quotaDomain returns whose share of the store a callback counts against: the
 // registrable domain or the network of a URL that a request named, and nobody's for
@@ -297,4 +295,56 @@ func (g *gate) wait() {
 	empty := g.empty
 	g.mu.Unlock()
 	<-empty
+}
+
+// recordTimeout bounds how long a client's response is held back by an engine
+// that does not answer. The step is repeated as long as the lease lasts.
+const recordTimeout = 5 * time.Second
+
+// endLease makes the step that ends a lease. If the engine is away it returns, and
+// the step is repeated until it is stored, somebody else has decided, or the process
+// exits: a lease that nobody ends lasts as long as the process.
+func (s *sharedStore) endLease(log *zap.Logger, id string, step func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+	defer cancel()
+	err := step(ctx)
+	if err == nil || errors.Is(err, engine.ErrLost) {
+		return
+	}
+	log = log.With(zap.String("task_id", id))
+	if !passes(err) {
+		log.Error("lease not ended", zap.Error(err))
+		return
+	}
+	log.Error("lease not ended; trying again", zap.Error(err))
+	s.use()
+	go func() {
+		defer s.leave()
+		s.endLeaseLater(log, step)
+	}()
+}
+
+// passes says whether an error of the engine may be gone the next time.
+func passes(err error) bool {
+	return errors.Is(err, engine.ErrUnavailable) || errors.Is(err, engine.ErrFull)
+}
+
+func (s *sharedStore) endLeaseLater(log *zap.Logger, step func(context.Context) error) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.givingBack.Done():
+		case <-tick.C:
+		}
+		err := step(s.quit)
+		if err == nil || errors.Is(err, engine.ErrLost) {
+			return
+		}
+		if !passes(err) || s.givingBack.Err() != nil { // or quit: the process exits
+			// The next process that opens the store ends the lease.
+			log.Error("lease not ended", zap.Error(err))
+			return
+		}
+	}
 }

@@ -324,7 +324,7 @@ func (r *run) close() {
 	if s == nil {
 		return
 	}
-	s.setLog(zap.NewNop()) // what is left in it has been reported
+	s.log.Store(zap.NewNop()) // what is left in it has been reported
 	s.quitNow(errStopped)
 	_ = r.app.Stop()    // it returns no error
 	_ = r.app.Cleanup() // nor does it

@@ -2,246 +2,228 @@ package callback
 
 import (
 	"context"
-	"sync"
-	"sync/atomic"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net/http"
+	"os"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/dispatch"
-	"github.com/caddy-callback/caddy-callback/internal/encode"
-	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/safedial"
+	"github.com/caddy-callback/caddy-callback/internal/send"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// deliverer attempts the deliveries of a store: the engine says which hosts have
-// deliveries due, the dispatcher which of them may be attempted now. It lives as
-// long as the store: a reload changes how attempts are made from then on, not those
-// in flight, nor what counts against the limits.
-type deliverer struct {
-	store      *sharedStore
-	dispatcher *dispatch.Dispatcher
-	bodies     *encode.Encoder
-	hosts      hostStates
+// Delivery says how callbacks are delivered, and where to.
+type Delivery struct {
+	// How long one attempt may take, from connecting to the last byte of the
+	// answer. Default: `20s`.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
 
-	mu     sync.Mutex
-	sender *sender // of the generation that delivers; nil if none does
+	// The waits between attempts: one more attempt than there are waits. Each is
+	// lengthened by up to a fifth, at most 15 minutes, so that callbacks which
+	// failed together are not repeated together.
+	// Default: `5s 30s 2m 10m 30m 2h 5h 10h 14h 20h 24h`.
+	Retry []caddy.Duration `json:"retry,omitempty"`
 
-	// changed has a value when the dispatcher is to be asked again.
-	changed chan struct{}
-	// blocked is set while the store does not store. Then nothing is attempted:
-	// what follows from it would be lost, and the callback attempted again and again.
-	blocked atomic.Bool
-	// storing counts attempts that have ended and are not stored yet.
-	storing atomic.Int64
-	// awayLogged is when it was last logged that the store does not answer.
-	awayLogged atomic.Int64
+	// The keys that sign callbacks as Standard Webhooks has it: `whsec_…`
+	// (HMAC-SHA256) or `whsk_…` (ed25519). Every key signs, so that keys can be
+	// rotated. Placeholders such as `{env.KEY}` expand. Default: none; callbacks
+	// are not signed.
+	Secret []string `json:"secret,omitempty"`
 
-	stop  context.CancelFunc
-	loops sync.WaitGroup
+	// Destinations a request may name though they are not public: CIDRs,
+	// addresses or host names. Default: none.
+	Allow []string `json:"allow,omitempty"`
+
+	// Destinations that are refused, even if allowed or the operator's own.
+	// Default: none.
+	Deny []string `json:"deny,omitempty"`
+
+	// The ports a request may name; `any` lifts the limit. Default: `80 443`.
+	Ports []string `json:"ports,omitempty"`
+
+	// Files with certificates (PEM) of authorities that receivers may have beside
+	// the system's: a private CA. Read when the configuration is loaded. Default:
+	// none.
+	TrustedCA []string `json:"trusted_ca,omitempty"`
+
+	// How many attempts are made at once to hosts that usually answer within 100 ms.
+	// Default: `256`.
+	Concurrency int `json:"concurrency,omitempty"`
+
+	// How many attempts are made at once to all other hosts, beside those.
+	// Default: `768`.
+	Slow int `json:"slow,omitempty"`
+
+	// How many attempts are made at once to one host and port. Default: `32`.
+	PerHost int `json:"per_host,omitempty"`
+
+	policy  *safedial.Policy // for URLs from requests
+	trusted *safedial.Policy // for the operator's own
+	keys    []webhook.Key
+	tls     *tls.Config
 }
 
-func newDeliverer(s *sharedStore, folder string) *deliverer {
-	return &deliverer{
-		store: s, dispatcher: dispatch.New(dispatch.Limits{}), bodies: encode.New(encode.Options{Folder: folder}),
-		hosts: newHostStates(), changed: make(chan struct{}, 1), stop: func() {},
+// Defaults of the delivery.
+const (
+	defaultAttemptTimeout = 20 * time.Second
+	defaultConcurrency    = dispatch.DefaultConcurrency
+	defaultSlow           = dispatch.DefaultSlow
+	defaultPerHost        = dispatch.DefaultPerHost
+)
+
+// minWindow leaves a short retry schedule the time for an outage of the gateway.
+const minWindow = time.Hour
+
+var defaultRetry = []caddy.Duration{
+	caddy.Duration(5 * time.Second), caddy.Duration(30 * time.Second), caddy.Duration(2 * time.Minute),
+	caddy.Duration(10 * time.Minute), caddy.Duration(30 * time.Minute), caddy.Duration(2 * time.Hour),
+	caddy.Duration(5 * time.Hour), caddy.Duration(10 * time.Hour), caddy.Duration(14 * time.Hour),
+	caddy.Duration(20 * time.Hour), caddy.Duration(24 * time.Hour),
+}
+
+func (o *Delivery) provision() (err error) {
+	setDefault(&o.Timeout, caddy.Duration(defaultAttemptTimeout))
+	setDefault(&o.Concurrency, defaultConcurrency)
+	setDefault(&o.Slow, defaultSlow)
+	setDefault(&o.PerHost, defaultPerHost)
+	if o.Retry == nil {
+		o.Retry = defaultRetry
 	}
-}
-
-// owner returns the generation that delivers, nil if none does.
-func (d *deliverer) owner() *App {
-	if s := d.current(); s != nil {
-		return s.app
+	repl := caddy.NewReplacer()
+	for _, secret := range o.Secret {
+		key, err := webhook.ParseKey(repl.ReplaceKnown(secret, ""))
+		if err != nil {
+			return fmt.Errorf("delivery: secret: %w", err)
+		}
+		o.keys = append(o.keys, key)
+	}
+	o.policy, err = safedial.NewPolicy(safedial.Config{Allow: o.Allow, Deny: o.Deny, Ports: o.Ports})
+	if err != nil {
+		return fmt.Errorf("delivery: %w", err)
+	}
+	o.trusted = o.policy.Trusted()
+	o.tls = new(tls.Config)
+	if o.tls.RootCAs, err = certPool(o.TrustedCA); err != nil {
+		return fmt.Errorf("delivery: trusted_ca: %w", err)
 	}
 	return nil
 }
 
-func (d *deliverer) current() *sender {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.sender
+// window is how long after its verdict a callback may be delivered: one and a half
+// times the retry schedule.
+func (o *Delivery) window() time.Duration {
+	var total time.Duration
+	for _, wait := range o.Retry {
+		total += time.Duration(wait)
+	}
+	return max(total+total/2, minWindow)
 }
 
-// follow makes attempts go by the options of a generation. With nil no more
-// deliveries are taken; attempts in flight go on.
-func (d *deliverer) follow(owner *App) {
-	before := d.current()
-	if before != nil && before.app == owner || before == nil && owner == nil {
-		return
+// certPool returns the system's authorities and those in the files, nil if there
+// are no files. Placeholders in the files' names expand.
+func certPool(files []string) (*x509.CertPool, error) {
+	if len(files) == 0 {
+		return nil, nil
 	}
-	var next *sender
-	if owner != nil {
-		next = newSender(owner)
-		d.dispatcher.SetLimits(owner.Delivery.limits())
-	}
-	d.mu.Lock()
-	d.sender = next
-	d.mu.Unlock()
-	if before != nil {
-		before.send.Close()
-	}
-	switch {
-	case owner == nil:
-		d.stop()
-		d.loops.Wait()
-	case before == nil:
-		var ctx context.Context
-		ctx, d.stop = context.WithCancel(context.Background())
-		d.loops.Go(func() { d.watch(ctx) })
-		d.loops.Go(func() { d.start(ctx) })
-		d.loops.Go(func() { d.saveHosts(ctx) })
-	}
-	d.wake()
-}
-
-// close stores what is known of hosts and removes the bodies of callbacks that were
-// kept for their next attempts. No attempt is in flight any more.
-func (d *deliverer) close(ctx context.Context) {
-	if err := d.saveNow(ctx); err != nil {
-		d.store.logger().Warn("what is known of receivers is not saved", zap.Error(err))
-	}
-	if err := d.bodies.Close(); err != nil {
-		d.store.logger().Warn("encoded callbacks are not removed", zap.Error(err))
-	}
-}
-
-// wake has the dispatcher asked again. It does not wait.
-func (d *deliverer) wake() {
-	select {
-	case d.changed <- struct{}{}:
-	default:
-	}
-}
-
-// dueBatch is how many hosts the engine is asked for at once.
-const dueBatch = 256
-
-// watch learns which hosts have deliveries due.
-func (d *deliverer) watch(ctx context.Context) {
-	for ctx.Err() == nil {
-		hosts, err := d.store.DueHosts(ctx, dueBatch)
-		now := time.Now()
-		for _, host := range hosts {
-			d.due(host, now)
-		}
-		d.wake()
-		d.failed(ctx, "store does not say which callbacks are due", err)
-	}
-}
-
-// due tells the dispatcher of a host with deliveries due.
-func (d *deliverer) due(host engine.HostDue, now time.Time) {
-	d.hosts.load(host.HostState)
-	d.dispatcher.Due(dispatch.Due{
-		Host: host.Host, N: host.Due, Trusted: host.Trusted,
-		Stats: dispatch.Stats{Window: host.Window, Average: host.Average, Answered: host.AnsweredAt},
-	}, now)
-}
-
-// failed logs an error of the engine and waits a moment, so that an engine that is
-// away is not asked in a tight loop.
-func (d *deliverer) failed(ctx context.Context, event string, err error) {
-	if err == nil || ctx.Err() != nil {
-		return
-	}
-	now := time.Now()
-	if last := d.awayLogged.Load(); now.UnixNano()-last >= int64(awayInterval) && d.awayLogged.CompareAndSwap(last, now.UnixNano()) {
-		d.store.logger().Warn(event, zap.Error(err))
-	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(fetchPause):
-	}
-}
-
-// maxStoring bounds the attempts that wait for a slow store.
-const maxStoring = 2048
-
-// start starts the attempts that the dispatcher grants.
-func (d *deliverer) start(ctx context.Context) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for ctx.Err() == nil {
-		if d.dispatcher.Reread() {
-			d.loops.Go(func() { d.reread(ctx) })
-		}
-		if !d.blocked.Load() && d.storing.Load() < maxStoring {
-			if grant, ok := d.dispatcher.Next(time.Now()); ok {
-				d.store.use()
-				go d.carryOut(ctx, grant)
-				continue
-			}
-		}
-		now := time.Now()
-		timer.Stop()
-		if at := d.dispatcher.NextChange(now); !at.IsZero() {
-			timer.Reset(max(at.Sub(now), time.Millisecond))
-		}
-		select {
-		case <-d.changed:
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-	}
-}
-
-// reread reports all hosts with deliveries due again: the dispatcher had no room
-// for some of them.
-func (d *deliverer) reread(ctx context.Context) {
-	const page = 1000
-	var cursor engine.Cursor
-	for {
-		hosts, next, err := d.store.Hosts(ctx, cursor, page)
-		now := time.Now()
-		for _, host := range hosts {
-			if !host.Paused && !host.Next.IsZero() && !host.Next.After(now) {
-				d.due(engine.HostDue{HostState: host.HostState, Due: 1}, now)
-			}
-		}
-		d.wake()
-		switch {
-		case err != nil && ctx.Err() != nil:
-			return
-		case err != nil:
-			d.failed(ctx, "store does not say which callbacks are due", err)
-			cursor = ""
-		case next == "":
-			return
-		default:
-			cursor = next
-		}
-	}
-}
-
-// carryOut takes the deliveries of a grant and attempts them.
-func (d *deliverer) carryOut(ctx context.Context, grant dispatch.Grant) {
-	defer d.store.leave()
-	taken, err := d.store.Take(ctx, grant.Host, len(grant.Attempts))
-	now := time.Now()
-	d.dispatcher.Short(grant, len(taken), now)
+	pool, err := x509.SystemCertPool()
 	if err != nil {
-		// The engine does not report the host again, for it thinks that it is served.
-		defer d.again(grant.Host, len(grant.Attempts))
-		defer d.failed(ctx, "store does not hand out callbacks that are due", err)
-	} else if len(taken) == len(grant.Attempts) {
-		d.again(grant.Host, len(taken)) // there may be more
+		pool = x509.NewCertPool() // a container without certificates
 	}
-	d.wake()
-	if len(taken) == 0 {
-		return
+	repl := caddy.NewReplacer()
+	for _, file := range files {
+		file = repl.ReplaceKnown(file, "")
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		if !pool.AppendCertsFromPEM(data) {
+			return nil, fmt.Errorf("%s has no certificate in PEM form", file)
+		}
 	}
-	for i, dl := range taken[1:] {
-		d.store.use()
-		go func() {
-			defer d.store.leave()
-			d.attempt(grant.Attempts[i+1], dl)
-		}()
-	}
-	d.attempt(grant.Attempts[0], taken[0])
+	return pool, nil
 }
 
-// again has the engine asked once more for deliveries of a host. If there are none,
-// that costs one look.
-func (d *deliverer) again(host string, n int) {
-	d.dispatcher.Due(dispatch.Due{Host: host, N: n}, time.Now())
-	d.wake()
+func (o *Delivery) validate() error {
+	switch {
+	case o.Timeout < 0:
+		return fmt.Errorf("delivery: timeout: %v is negative", time.Duration(o.Timeout))
+	case o.Concurrency < 1:
+		return fmt.Errorf("delivery: concurrency: %d is less than 1", o.Concurrency)
+	case o.Slow < 1:
+		return fmt.Errorf("delivery: slow: %d is less than 1", o.Slow)
+	case o.PerHost < 1:
+		return fmt.Errorf("delivery: per_host: %d is less than 1", o.PerHost)
+	}
+	for _, wait := range o.Retry {
+		if wait <= 0 {
+			return fmt.Errorf("delivery: retry: a wait of %v is not positive", time.Duration(wait))
+		}
+	}
+	return nil
 }
+
+// newDeliveryOptions returns how this generation has callbacks delivered.
+func (a *App) newDeliveryOptions() *deliver.Options {
+	o := a.Delivery
+	waits := make([]time.Duration, len(o.Retry))
+	for i, wait := range o.Retry {
+		waits[i] = time.Duration(wait)
+	}
+	sender := send.New(send.Options{
+		Timeout: time.Duration(o.Timeout), Policy: o.policy, Trusted: o.trusted, TLS: o.tls, Keys: o.keys,
+		UserAgent: "caddy-callback/" + Version, PerHost: o.PerHost,
+		Dropped: func(id, name string) {
+			if c := a.log.Check(zap.DebugLevel, "callback header dropped"); c != nil {
+				c.Write(zap.String("task_id", id), zap.String("header", name))
+			}
+		},
+	})
+	return &deliver.Options{
+		Sender: sender, Limits: dispatch.Limits{Concurrency: o.Concurrency, Slow: o.Slow, PerHost: o.PerHost},
+		Retry: waits, Window: o.window(), Log: a.log, Observer: attemptObserver{a},
+	}
+}
+
+// attemptObserver has the attempts of a generation in its metrics, traces and
+// events.
+type attemptObserver struct{ app *App }
+
+// Begin implements [deliver.Observer].
+func (o attemptObserver) Begin(ctx context.Context, rec *task.Record, req *http.Request, at time.Time) trace.Span {
+	o.app.setHop(ctx, req.Header, req.URL)
+	return o.app.startAttempt(rec, req, at)
+}
+
+// End implements [deliver.Observer].
+func (o attemptObserver) End(rec *task.Record, outcome deliver.Outcome, ans *send.Answer, span trace.Span) {
+	endAttempt(span, ans, outcome)
+	if outcome != "" {
+		o.app.metrics.attempted(rec, outcome, ans.At, ans.Took)
+	}
+}
+
+// Expired implements [deliver.Observer]. The engine calls it too, for callbacks that
+// it gives up itself.
+func (o attemptObserver) Expired(rec *task.Record) {
+	o.app.metrics.expired()
+	o.app.log.Warn("callback given up: its delivery window has ended", zap.String("task_id", rec.ID),
+		zap.String("callback_host", rec.CallbackHost), zap.Int("attempts", rec.Tries))
+	o.Ended(rec, deliver.Dead)
+}
+
+// Ended implements [deliver.Observer].
+func (o attemptObserver) Ended(rec *task.Record, outcome deliver.Outcome) {
+	events.announce(rec, outcome, o.app.log)
+}
+
+// Failed implements [deliver.Observer].
+func (o attemptObserver) Failed(rec *task.Record) { o.app.metrics.taskEnded(rec) }

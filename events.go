@@ -10,14 +10,15 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // The events that are emitted to Caddy's events app, by the outcome of the attempt
 // that ended a delivery.
-var eventNames = map[string]string{
-	outcomeDelivered: "callback_delivered",
-	outcomeDead:      "callback_dead",
+var eventNames = map[deliver.Outcome]string{
+	deliver.Delivered: "callback_delivered",
+	deliver.Dead:      "callback_dead",
 }
 
 // event describes a delivery that ended: never a URL, a secret or a body.
@@ -26,7 +27,7 @@ type event struct {
 	data map[string]any
 }
 
-func newEvent(rec *task.Record, outcome string) event {
+func newEvent(rec *task.Record, outcome deliver.Outcome) event {
 	return event{eventNames[outcome], map[string]any{
 		"task_id": rec.ID, "status": string(rec.Status), "queue": rec.Queue, "callback_host": rec.CallbackHost,
 		"attempts": rec.Tries, "upstream_status": rec.UpstreamStatus,
@@ -141,7 +142,7 @@ func (a *App) endEvents() {
 
 // announce tells that a delivery has ended, as soon as the event's turn comes; it
 // does not wait.
-func (n *announcer) announce(rec *task.Record, outcome string, log *zap.Logger) {
+func (n *announcer) announce(rec *task.Record, outcome deliver.Outcome, log *zap.Logger) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if a := generations.newestRunning(); a != nil && !a.events.ShouldEmit(eventNames[outcome]) {

@@ -2,143 +2,148 @@ package callback
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
+	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// Outcomes of an attempt, as metrics and the log name them.
-const (
-	outcomeDelivered = "delivered"
-	outcomeRetry     = "retry"
-	outcomeDead      = "dead"
-)
-
-// metrics of one generation of the configuration. Labels are bounded: never a
-// URL, a host or an ID.
+// metrics of one generation of the configuration; Caddy gives each a registry of
+// its own. Labels are bounded: never a URL, a host or an ID. What is counted for
+// each task is looked up by its labels once.
 type metrics struct {
 	tasks            *prometheus.CounterVec
-	skipped          *prometheus.CounterVec
-	skips            map[bodies.Reason]prometheus.Counter // those of skipped
-	taskDuration     prometheus.Histogram
-	deliveries       *prometheus.CounterVec
-	deliveryDuration prometheus.Histogram
-	deliveryLag      prometheus.Histogram
+	skips            map[bodies.Reason]prometheus.Counter
+	taskDuration     prometheus.Observer
+	outcomes         map[deliver.Outcome]prometheus.Counter
+	deliveryDuration prometheus.Observer
+	deliveryLag      prometheus.Observer
 	queueWait        *prometheus.HistogramVec
 	queueRun         *prometheus.HistogramVec
 	queueStarts      *prometheus.CounterVec
 	queueWorkers     *prometheus.GaugeVec
 	queueMax         *prometheus.GaugeVec
-	counts           *taskCounts
+	queues           map[string]queueMetrics // those of the configuration
+}
+
+// queueMetrics are those of one queue.
+type queueMetrics struct {
+	wait, run prometheus.Observer
+	starts    prometheus.Counter
 }
 
 const metricsNamespace, metricsSubsystem = "caddy", "callback"
 
+// registrar makes metrics and registers them; err is the first error.
+type registrar struct {
+	registry *prometheus.Registry
+	err      error
+}
+
+func (r *registrar) register(c prometheus.Collector) {
+	if err := r.registry.Register(c); err != nil && r.err == nil {
+		r.err = fmt.Errorf("registering metrics: %w", err)
+	}
+}
+
+func (r *registrar) counter(name, help string, labels ...string) *prometheus.CounterVec {
+	c := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: name, Help: help,
+	}, labels)
+	r.register(c)
+	return c
+}
+
+func (r *registrar) gauge(name, help string, labels ...string) *prometheus.GaugeVec {
+	g := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: name, Help: help,
+	}, labels)
+	r.register(g)
+	return g
+}
+
+func (r *registrar) histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: name, Help: help, Buckets: buckets,
+	}, labels)
+	r.register(h)
+	return h
+}
+
+// Buckets, in seconds: tasks take from milliseconds to hours, waits less.
+var (
+	taskBuckets     = prometheus.ExponentialBuckets(0.005, 4, 11)
+	lagBuckets      = prometheus.ExponentialBuckets(0.0005, 4, 11)
+	waitBuckets     = prometheus.ExponentialBuckets(0.0005, 4, 13)
+	deliveryBuckets = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 60}
+)
+
 func newMetrics(registry *prometheus.Registry) (*metrics, error) {
-	opts := func(name, help string) prometheus.Opts {
-		return prometheus.Opts{Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: name, Help: help}
-	}
-	histogram := func(name, help string, buckets []float64) prometheus.HistogramOpts {
-		return prometheus.HistogramOpts{Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: name, Help: help, Buckets: buckets}
-	}
+	r := &registrar{registry: registry}
+	skipped := r.counter("skipped_total", "Requests that could have been tasks and were not, by reason.", "reason")
+	deliveries := r.counter("deliveries_total", "Delivery attempts by outcome: delivered, retry or dead.", "outcome")
 	m := &metrics{
-		tasks: prometheus.NewCounterVec(prometheus.CounterOpts(opts("tasks_total",
-			"Tasks that have their verdict, by it.")), []string{"route", "status"}),
-		skipped: prometheus.NewCounterVec(prometheus.CounterOpts(opts("skipped_total",
-			"Requests that could have been tasks and were not, by the reason.")), []string{"reason"}),
-		taskDuration: prometheus.NewHistogram(histogram("task_duration_seconds",
-			"From accepting a task to its verdict.", prometheus.ExponentialBuckets(0.005, 4, 11))),
-		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts(opts("deliveries_total",
-			"Attempts to deliver a callback, by what came of them: delivered, retry or dead.")), []string{"outcome"}),
-		deliveryDuration: prometheus.NewHistogram(histogram("delivery_duration_seconds",
-			"One attempt, from connecting to the end of the answer.",
-			[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 60})),
-		deliveryLag: prometheus.NewHistogram(histogram("delivery_lag_seconds",
-			"From a task's verdict to the start of its first attempt.", prometheus.ExponentialBuckets(0.0005, 4, 11))),
-		queueWait: prometheus.NewHistogramVec(histogram("queue_wait_seconds",
-			"From accepting a queue's task to each time it is begun.",
-			prometheus.ExponentialBuckets(0.0005, 4, 13)), []string{"queue"}),
-		queueRun: prometheus.NewHistogramVec(histogram("queue_run_seconds",
-			"From beginning a queue's task to the verdict of that run.",
-			prometheus.ExponentialBuckets(0.005, 4, 11)), []string{"queue"}),
-		queueStarts: prometheus.NewCounterVec(prometheus.CounterOpts(opts("queue_starts_total",
-			"How often tasks of a queue were begun.")), []string{"queue"}),
-		queueWorkers: prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("queue_workers",
-			"How many tasks of a queue can run at once on this node.")), []string{"queue"}),
-		queueMax: prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("queue_max_tasks",
-			"How many tasks can wait in a queue before more are refused.")), []string{"queue"}),
-		counts: &taskCounts{desc: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "tasks"),
-			"Tasks that stand in a state: queued, running, delivering, done or dead.", []string{"state"}, nil),
-			queued: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "queued_tasks"),
-				"Tasks that wait in a queue.", []string{"queue"}, nil),
-			due: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "due_deliveries"),
-				"Deliveries that are due: being attempted, or waiting for their turn.", nil, nil),
-			ready: prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, "engine_ready"),
-				"Whether the engine can take tasks: 1, or 0 while requests for callbacks are refused.", nil, nil)},
+		tasks:            r.counter("tasks_total", "Finished tasks by status.", "route", "status"),
+		skips:            make(map[bodies.Reason]prometheus.Counter),
+		taskDuration:     r.histogram("task_duration_seconds", "Time from accepting a task to its verdict.", taskBuckets).WithLabelValues(),
+		outcomes:         make(map[deliver.Outcome]prometheus.Counter),
+		deliveryDuration: r.histogram("delivery_duration_seconds", "Duration of a delivery attempt.", deliveryBuckets).WithLabelValues(),
+		deliveryLag:      r.histogram("delivery_lag_seconds", "Time from a task's verdict to its first delivery attempt.", lagBuckets).WithLabelValues(),
+		queueWait:        r.histogram("queue_wait_seconds", "Time from accepting a queued task to each of its starts.", waitBuckets, "queue"),
+		queueRun:         r.histogram("queue_run_seconds", "Time from starting a queued task to its verdict.", taskBuckets, "queue"),
+		queueStarts:      r.counter("queue_starts_total", "Starts of queued tasks.", "queue"),
+		queueWorkers:     r.gauge("queue_workers", "Tasks of a queue that can run at once on this node.", "queue"),
+		queueMax:         r.gauge("queue_max_tasks", "Tasks that can wait in a queue before more are refused.", "queue"),
+		queues:           make(map[string]queueMetrics),
 	}
-	var err error
-	m.tasks, err = registered(registry, m.tasks, err)
-	m.skipped, err = registered(registry, m.skipped, err)
-	m.taskDuration, err = registered(registry, m.taskDuration, err)
-	m.deliveries, err = registered(registry, m.deliveries, err)
-	m.deliveryDuration, err = registered(registry, m.deliveryDuration, err)
-	m.deliveryLag, err = registered(registry, m.deliveryLag, err)
-	m.queueWait, err = registered(registry, m.queueWait, err)
-	m.queueRun, err = registered(registry, m.queueRun, err)
-	m.queueStarts, err = registered(registry, m.queueStarts, err)
-	m.queueWorkers, err = registered(registry, m.queueWorkers, err)
-	m.queueMax, err = registered(registry, m.queueMax, err)
-	m.counts, err = registered(registry, m.counts, err)
-	// What has not happened yet is 0, not missing: the first callback that is given
-	// up must show as an increase.
-	for _, outcome := range []string{outcomeDelivered, outcomeRetry, outcomeDead} {
-		m.deliveries.WithLabelValues(outcome)
+	// What has not happened yet is 0, not missing: the first dead callback must show
+	// as an increase.
+	for _, outcome := range []deliver.Outcome{deliver.Delivered, deliver.Retry, deliver.Dead} {
+		m.outcomes[outcome] = deliveries.WithLabelValues(string(outcome))
 	}
-	m.skips = make(map[bodies.Reason]prometheus.Counter)
 	for _, reason := range []bodies.Reason{
 		bodies.ContentType, bodies.Stream, bodies.Coding, bodies.Encoded, bodies.NotJSON, bodies.TooLarge, bodies.NoSpool, hopsReached,
 	} {
-		m.skips[reason] = m.skipped.WithLabelValues(string(reason))
+		m.skips[reason] = skipped.WithLabelValues(string(reason))
 	}
-	return m, err
+	return m, r.err
 }
 
-// registered registers a collector, or returns the one that the registry has
-// under its name already.
-func registered[C prometheus.Collector](registry *prometheus.Registry, c C, before error) (C, error) {
-	if before != nil {
-		return c, before
+// provisionMetrics registers the metrics of this generation.
+func (a *App) provisionMetrics(registry *prometheus.Registry) (err error) {
+	if a.metrics, err = newMetrics(registry); err != nil {
+		return err
 	}
-	err := registry.Register(c)
-	var already prometheus.AlreadyRegisteredError
-	if errors.As(err, &already) {
-		if existing, ok := already.ExistingCollector.(C); ok {
-			return existing, nil
-		}
-	}
-	if err != nil {
-		return c, fmt.Errorf("registering metrics: %w", err)
-	}
-	return c, nil
+	r := &registrar{registry: registry}
+	r.register(newTaskCounts(a))
+	return r.err
 }
 
-// taskCounts asks the engine how many tasks stand in each state, whenever it is
-// scraped. While the engine does not answer it says no more than that.
+// taskCounts asks the engine for the number of tasks in each state whenever it is
+// scraped. While the engine is away, only that is reported.
 type taskCounts struct {
-	desc   *prometheus.Desc
-	queued *prometheus.Desc
-	due    *prometheus.Desc
-	ready  *prometheus.Desc
-	app    atomic.Pointer[App] // nil while no generation of this registry runs
+	app                       *App
+	tasks, queued, due, ready *prometheus.Desc
+}
+
+func newTaskCounts(a *App) *taskCounts {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, name), help, labels, nil)
+	}
+	return &taskCounts{
+		app:    a,
+		tasks:  desc("tasks", "Tasks by state: queued, running, delivering, done or dead.", "state"),
+		queued: desc("queued_tasks", "Tasks that wait in a queue.", "queue"),
+		due:    desc("due_deliveries", "Deliveries that are due: in flight, or waiting for the dispatcher."),
+		ready:  desc("engine_ready", "Whether the engine accepts tasks: 1, or 0 while requests for callbacks are refused."),
+	}
 }
 
 // countsTimeout keeps an engine that is away from holding up a scrape.
@@ -146,7 +151,7 @@ const countsTimeout = 2 * time.Second
 
 // Describe implements [prometheus.Collector].
 func (c *taskCounts) Describe(descs chan<- *prometheus.Desc) {
-	descs <- c.desc
+	descs <- c.tasks
 	descs <- c.queued
 	descs <- c.due
 	descs <- c.ready
@@ -171,7 +176,7 @@ func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
 		return
 	}
 	for _, state := range []task.State{task.Queued, task.Running, task.Delivering, task.Done, task.Dead} {
-		found <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(stats.Tasks[state]), string(state))
+		found <- prometheus.MustNewConstMetric(c.tasks, prometheus.GaugeValue, float64(stats.Tasks[state]), string(state))
 	}
 	found <- prometheus.MustNewConstMetric(c.due, prometheus.GaugeValue, float64(stats.Due))
 	queues, err := s.Queues(ctx)
@@ -189,11 +194,10 @@ func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
 
 // use keeps the store open until leave is called; it is nil if it is not open.
 func (c *taskCounts) use() (s *sharedStore, leave func()) {
-	a := c.app.Load()
-	if a == nil || a.store.Load() == nil {
+	if c.app.store.Load() == nil {
 		return nil, nil
 	}
-	s, err := useStore(a.engine.storeKey())
+	s, err := useStore(c.app.engine.storeKey())
 	if err != nil {
 		return nil, nil
 	}
@@ -203,10 +207,8 @@ func (c *taskCounts) use() (s *sharedStore, leave func()) {
 // configured returns the queues of the configuration, each with 0.
 func (c *taskCounts) configured() map[string]int64 {
 	queues := make(map[string]int64)
-	if a := c.app.Load(); a != nil {
-		for name := range a.queues {
-			queues[name] = 0
-		}
+	for name := range c.app.queues {
+		queues[name] = 0
 	}
 	return queues
 }
@@ -224,7 +226,7 @@ func (m *metrics) taskEnded(rec *task.Record) {
 	m.tasks.WithLabelValues(rec.Route, string(rec.Status)).Inc()
 	m.taskDuration.Observe(rec.FinishedAt.Sub(rec.CreatedAt).Seconds())
 	if rec.Queue != "" && !rec.StartedAt.IsZero() {
-		m.queueRun.WithLabelValues(rec.Queue).Observe(rec.FinishedAt.Sub(rec.StartedAt).Seconds())
+		m.queue(rec.Queue).run.Observe(rec.FinishedAt.Sub(rec.StartedAt).Seconds())
 	}
 }
 
@@ -239,9 +241,9 @@ func (a *App) countCanceled(ctx context.Context, e engine.Engine, id string) {
 	a.metrics.taskEnded(rec)
 }
 
-func (m *metrics) attempted(rec *task.Record, outcome string, at time.Time, took time.Duration) {
+func (m *metrics) attempted(rec *task.Record, outcome deliver.Outcome, at time.Time, took time.Duration) {
 	countAttempt(rec, outcome)
-	m.deliveries.WithLabelValues(outcome).Inc()
+	m.outcomes[outcome].Inc()
 	m.deliveryDuration.Observe(took.Seconds())
 	if rec.Tries == 1 && len(rec.Redelivered) == 0 {
 		m.deliveryLag.Observe(at.Sub(rec.FinishedAt).Seconds())
@@ -249,16 +251,30 @@ func (m *metrics) attempted(rec *task.Record, outcome string, at time.Time, took
 }
 
 // expired notes that a callback was given up without an attempt.
-func (m *metrics) expired() { m.deliveries.WithLabelValues(outcomeDead).Inc() }
+func (m *metrics) expired() { m.outcomes[deliver.Dead].Inc() }
 
 // taskStarted notes that a queue's task was begun.
 func (m *metrics) taskStarted(rec *task.Record) {
-	m.queueWait.WithLabelValues(rec.Queue).Observe(rec.StartedAt.Sub(rec.CreatedAt).Seconds())
-	m.queueStarts.WithLabelValues(rec.Queue).Inc()
+	q := m.queue(rec.Queue)
+	q.wait.Observe(rec.StartedAt.Sub(rec.CreatedAt).Seconds())
+	q.starts.Inc()
 }
 
-// queueOpened notes what a queue's options are.
+// queue returns the metrics of a queue, which need not be in this configuration: a
+// task of another gateway's can be canceled here.
+func (m *metrics) queue(name string) queueMetrics {
+	if q, ok := m.queues[name]; ok {
+		return q
+	}
+	return queueMetrics{
+		wait: m.queueWait.WithLabelValues(name), run: m.queueRun.WithLabelValues(name), starts: m.queueStarts.WithLabelValues(name),
+	}
+}
+
+// queueOpened sets the gauges of a queue's options. It is called before the queue
+// has tasks.
 func (m *metrics) queueOpened(name string, opts *QueueOptions) {
+	m.queues[name] = m.queue(name)
 	m.queueWorkers.WithLabelValues(name).Set(float64(opts.Workers))
 	m.queueMax.WithLabelValues(name).Set(float64(opts.MaxQueued))
 }

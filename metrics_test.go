@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -121,7 +122,7 @@ func TestTheLagIsThatOfFirstAttempts(t *testing.T) {
 		{"the first after a redelivery", &task.Record{Tries: 1, Redelivered: []time.Time{now}}, 1},
 	} {
 		test.rec.FinishedAt = now
-		m.attempted(test.rec, outcomeRetry, now, time.Second)
+		m.attempted(test.rec, deliver.Retry, now, time.Second)
 		if got := gather(t, registry)["delivery_lag_seconds"]; got != test.lags {
 			t.Errorf("after %s there are %v lags, not %v", test.name, got, test.lags)
 		}

@@ -13,37 +13,32 @@
 // The package reads in the order in which the data flows:
 //
 //   - module.go: what is registered with Caddy
-//   - app.go: the app's options and lifecycle; engine.go, engine_nats.go: the
-//     engines as modules; app_store.go: the store that is open, across reloads;
-//     app_generations.go: which configuration is alive; app_queues.go: what a
-//     configuration's queues have in common; app_secret.go: the store's secret;
-//     app_order.go: a warning about callbacks in front of authentication
+//   - app.go: the app's options and lifecycle; app_store.go: the store that is
+//     open, across reloads; app_generations.go: which configuration is alive;
+//     app_queues.go: what a configuration's queues have in common; app_order.go: a
+//     warning about callbacks in front of authentication
+//   - engine.go: the engines as modules
 //   - caddyfile.go, caddyfile_queue.go, caddyfile_values.go: the grammars
 //   - intercept.go: a request becomes a task; intercept_request.go reads it,
 //     intercept_header.go guards its headers, intercept_hop.go ends loops,
 //     intercept_problem.go refuses it
 //   - intercept_exchange.go: the task runs and gets its verdict;
 //     intercept_capture.go copies its response
-//   - deliver.go: a result becomes a callback that arrives; deliver_attempt.go
-//     makes an attempt and stores how it ended, deliver_hosts.go knows which hosts
-//     fail, deliver_options.go has the options
+//   - deliver.go: the delivery options; internal/deliver makes the attempts
 //   - profiles.go: other services' ways to ask for a callback and to make it
 //   - queue.go: a request waits its turn; queue_request.go stores it,
 //     queue_idempotency.go stores it once, queue_worker.go runs it,
 //     queue_collection.go answers what is asked about it, queue_result.go sends its
 //     result, queue_options.go is what the operator says of it
-//   - schedule.go: the schedules of a queue; schedule_run.go makes tasks of their
-//     runs
-//   - store_lease.go: the end of a lease is repeated until it is stored
-//   - admin.go, dashboard.go: the API that tells of tasks and changes them;
-//     admin_overview.go is what it tells of this node
+//   - schedule.go: the schedules of a queue, and their runs
+//   - admin.go, dashboard.go: the operators' API and page
 //   - inbox.go: a receiver for trying things out
 //   - command.go: the command line; command_run.go: one task without a server,
 //     with command_progress.go on a terminal; command_tasks.go: the tasks of
 //     one, with command_table.go, command_admin.go, command_show.go and
 //     command_actions.go; command_listen.go, command_migrate.go and
 //     command_repair.go
-//   - metrics.go, tracing.go, events.go: what others are told
+//   - metrics.go, tracing.go, events.go: what monitoring sees
 //
 // What is promised: a request that was accepted with a callback gets its
 // callback, at least once, with exactly one verdict, whatever crashes, a power

@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -212,12 +213,12 @@ func (a *App) startAttempt(rec *task.Record, req *http.Request, at time.Time) tr
 
 // endAttempt ends the span of an attempt; nil if it has none. outcome is empty if
 // the attempt does not count.
-func endAttempt(span trace.Span, ans *send.Answer, outcome string) {
+func endAttempt(span trace.Span, ans *send.Answer, outcome deliver.Outcome) {
 	if span == nil || !span.IsRecording() {
 		return
 	}
 	if outcome != "" {
-		span.SetAttributes(attribute.String("callback.outcome", outcome))
+		span.SetAttributes(attribute.String("callback.outcome", string(outcome)))
 	}
 	if ans.Status != 0 {
 		span.SetAttributes(attribute.Int("http.response.status_code", ans.Status))

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -21,7 +22,7 @@ func TestWithoutTracingNothingIsAllocatedForIt(t *testing.T) {
 		}
 		traceTask(req.Context(), rec)
 		endRun(q.startRun(x, req), rec)
-		endAttempt(a.startAttempt(rec, req, at), &send.Answer{At: at}, outcomeDelivered)
+		endAttempt(a.startAttempt(rec, req, at), &send.Answer{At: at}, deliver.Delivered)
 	})
 	if allocs != 0 || len(req.Header) != 0 {
 		t.Errorf("%v allocations, and the header %v", allocs, req.Header)

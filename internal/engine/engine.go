@@ -78,6 +78,9 @@ type Settings struct {
 	// hand, a callback may still be delivered; then it is dead, attempted or not. An
 	// attempt in flight ends first. Zero: 30 days.
 	DeliveryWindow time.Duration
+	// GaveUp is called after the engine has stored that a callback is dead because
+	// its window has ended. It must not wait, nor call the engine. Optional.
+	GaveUp func(*task.Record)
 }
 
 // Acceptor takes new tasks.

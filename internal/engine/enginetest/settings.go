@@ -136,12 +136,26 @@ func windowPasses(f *fixture) {
 	clock.NextAttemptAt = in(50 * time.Millisecond)
 	f.enqueue(clock)
 	f.next("clock", 3)
-	f.reconfigure(func(s *engine.Settings) { s.DeliveryWindow = 20 * time.Millisecond })
+	gaveUp := make(chan *task.Record, 9)
+	f.reconfigure(func(s *engine.Settings) {
+		s.DeliveryWindow, s.GaveUp = 20*time.Millisecond, func(rec *task.Record) { gaveUp <- rec }
+	})
 	f.becomes(due.ID, task.Dead)
 	if got := f.becomes(retried.ID, task.Dead); len(got.Attempts) != 1 || got.Status != task.Complete {
 		f.Errorf("the task is %s", encode(got))
 	}
 	f.noneToTake("due:443")
+	for missing := map[string]bool{due.ID: true, retried.ID: true}; len(missing) > 0; {
+		select {
+		case rec := <-gaveUp:
+			if !missing[rec.ID] || rec.State != task.Dead || rec.CallbackHost == "" {
+				f.Fatalf("given up: %s", encode(rec))
+			}
+			delete(missing, rec.ID)
+		case <-f.ctx.Done():
+			f.Fatalf("nobody learns of %v", missing)
+		}
+	}
 }
 
 func windowAnew(f *fixture) {

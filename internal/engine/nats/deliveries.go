@@ -340,5 +340,12 @@ const defaultDeliveryWindow = 30 * 24 * time.Hour
 
 // bury stores that a callback was not delivered in time.
 func (e *Engine) bury(ctx context.Context, m *message) error {
-	return e.put(ctx, dead(m, cloneRecord(m.rec)), m.seq)
+	n := dead(m, cloneRecord(m.rec))
+	if err := e.put(ctx, n, m.seq); err != nil {
+		return err
+	}
+	if gaveUp := e.settings.Load().GaveUp; gaveUp != nil {
+		gaveUp(cloneRecord(n.rec))
+	}
+	return nil
 }

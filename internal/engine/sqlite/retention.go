@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 const (
@@ -77,10 +78,15 @@ func (s *store) stopped() context.Context {
 // trim removes what has expired.
 func (s *store) trim(ctx context.Context, l engine.Settings) error {
 	now := time.Now()
+	var buried []*row
 	for _, batch := range []func(*tx) (int, error){
 		func(t *tx) (int, error) { return t.trimEnded(done, now.Add(-l.Retention), l.RetentionCount) },
 		func(t *tx) (int, error) { return t.trimEnded(dead, now.Add(-l.Dead), l.DeadCount) },
-		func(t *tx) (int, error) { return t.giveUp(now.Add(-l.DeliveryWindow)) },
+		func(t *tx) (int, error) {
+			rows, err := t.giveUp(now.Add(-l.DeliveryWindow))
+			t.after(func() { buried = append(buried, rows...) })
+			return len(rows), err
+		},
 		func(t *tx) (int, error) {
 			return t.trimRows("DELETE FROM key WHERE hash IN (SELECT hash FROM key WHERE expires <= ? LIMIT ?)", now.UnixNano())
 		},
@@ -90,6 +96,9 @@ func (s *store) trim(ctx context.Context, l engine.Settings) error {
 		if err := s.inBatches(ctx, batch); err != nil {
 			return err
 		}
+	}
+	if l.GaveUp != nil {
+		s.tellGaveUp(l.GaveUp, buried)
 	}
 	return nil
 }
@@ -142,7 +151,7 @@ func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
 }
 
 // giveUp makes dead letters of callbacks that have been due for too long.
-func (t *tx) giveUp(before time.Time) (int, error) {
+func (t *tx) giveUp(before time.Time) (buried []*row, _ error) {
 	var rows []*row
 	err := t.query(`SELECT `+taskColumns+` FROM task t INDEXED BY task_since JOIN record r ON r.seq = t.seq
 		WHERE t.state = 2 AND t.state >= 2 AND t.since < ? ORDER BY t.since LIMIT ?`, []any{before.UnixNano(), trimBatch}, func(s *sqlite3.Stmt) bool {
@@ -150,9 +159,8 @@ func (t *tx) giveUp(before time.Time) (int, error) {
 		return true
 	})
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	n := 0
 	for _, r := range rows {
 		t.s.mu.Lock()
 		busy := t.s.inFlight[r.seq] != nil
@@ -161,11 +169,21 @@ func (t *tx) giveUp(before time.Time) (int, error) {
 			continue // its attempt ends by itself
 		}
 		if err := t.bury(r); err != nil {
-			return 0, err
+			return nil, err
 		}
-		n++
+		buried = append(buried, r)
 	}
-	return n, nil
+	return buried, nil
+}
+
+// tellGaveUp tells the gateway of callbacks that were given up.
+func (s *store) tellGaveUp(gaveUp func(*task.Record), buried []*row) {
+	for _, r := range buried {
+		r.place.state, r.version = dead, r.version+1
+		if rec, err := r.record(); err == nil { // nothing is known of a damaged one
+			gaveUp(rec)
+		}
+	}
 }
 
 // bury makes a dead letter of a callback.

@@ -1,4 +1,4 @@
-package callback
+package deliver
 
 import (
 	"cmp"
@@ -106,7 +106,7 @@ func (hs *hostStates) putBack(states []engine.HostState) {
 
 // saveHosts saves what was learned of hosts from time to time. While the store does
 // not store, it finds out when it does again.
-func (d *deliverer) saveHosts(ctx context.Context) {
+func (d *Deliverer) saveHosts(ctx context.Context) {
 	ticker := time.NewTicker(saveInterval)
 	defer ticker.Stop()
 	for {
@@ -121,14 +121,14 @@ func (d *deliverer) saveHosts(ctx context.Context) {
 	}
 }
 
-func (d *deliverer) saveNow(ctx context.Context) error {
+func (d *Deliverer) saveNow(ctx context.Context) error {
 	states := d.hosts.take(d.blocked.Load())
 	if len(states) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, saveTimeout)
 	defer cancel()
-	err := d.store.SaveHosts(ctx, states)
+	err := d.Engine.SaveHosts(ctx, states)
 	if err != nil {
 		d.hosts.putBack(states)
 	}

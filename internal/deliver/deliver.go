@@ -1,0 +1,305 @@
+// Package deliver attempts the callbacks that a store owes.
+//
+//	d := deliver.New(deliver.Config{Engine: engine, …})
+//	d.Follow(&deliver.Options{Sender: sender, Retry: waits, …}) // at start, and after each reload
+//	d.Follow(nil)                                               // take no more
+//	d.Close(ctx)
+//
+// The engine says which hosts have deliveries due, package dispatch which of them
+// may be attempted now, package encode makes the body and package send the attempt.
+// What follows from it is stored before the next one is due.
+//
+// A Deliverer lives as long as its store. New options change how attempts are made
+// from then on, not those in flight, nor what counts against the limits.
+package deliver
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/dispatch"
+	"github.com/caddy-callback/caddy-callback/internal/encode"
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/send"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// Config is what a Deliverer works with as long as it lives.
+type Config struct {
+	Engine Engine
+	// Folder is where large bodies wait for their next attempt; see [encode.Options].
+	Folder string
+	// Quit ends when attempts in flight are to be cut off: they do not count.
+	// Stopping ends before it, when nothing that fails is tried again.
+	Quit, Stopping context.Context
+	// Hold keeps the engine open until Unhold is called.
+	Hold, Unhold func()
+	// Log returns the log for what concerns the store.
+	Log func() *zap.Logger
+}
+
+// Engine is the part of an engine that deliveries need.
+type Engine interface {
+	engine.Deliveries
+	Hosts(ctx context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error)
+}
+
+// Options say how attempts are made. They do not change while they are followed.
+type Options struct {
+	Sender *send.Sender
+	Limits dispatch.Limits
+	// Retry are the waits between attempts: one more attempt than there are waits.
+	Retry []time.Duration
+	// Window is how long after its verdict a callback may be delivered.
+	Window   time.Duration
+	Log      *zap.Logger
+	Observer Observer
+}
+
+// Observer learns what becomes of attempts. Its methods are called from several
+// goroutines at once.
+type Observer interface {
+	// Begin is called with an attempt's request before it is signed. It may add
+	// headers. The span that it returns, which may be nil, goes to End.
+	Begin(ctx context.Context, rec *task.Record, req *http.Request, at time.Time) trace.Span
+	// End is called after each attempt. outcome is empty if it does not count.
+	End(rec *task.Record, outcome Outcome, ans *send.Answer, span trace.Span)
+	// Expired is called when the window of a callback ended before it was delivered,
+	// and that is stored.
+	Expired(rec *task.Record)
+	// Ended is called when an attempt was the last one, and that is stored.
+	Ended(rec *task.Record, outcome Outcome)
+	// Failed is called for a task whose holder died: the engine gave its verdict.
+	Failed(rec *task.Record)
+}
+
+// Outcome is what became of an attempt, as metrics and the log name it.
+type Outcome string
+
+// The outcomes of attempts.
+const (
+	Delivered Outcome = "delivered"
+	Retry     Outcome = "retry"
+	Dead      Outcome = "dead"
+)
+
+// Deliverer attempts deliveries. Follow and Close are not called at once; nothing
+// else is exported.
+type Deliverer struct {
+	Config
+	dispatcher *dispatch.Dispatcher
+	bodies     *encode.Encoder
+	hosts      hostStates
+	opts       atomic.Pointer[Options] // nil while nothing is taken
+
+	// changed has a value when the dispatcher is to be asked again.
+	changed chan struct{}
+	// blocked is set while the store does not store. Then nothing is attempted:
+	// what follows from it would be lost, and the callback attempted again and again.
+	blocked atomic.Bool
+	// storing counts attempts that have ended and are not stored yet.
+	storing atomic.Int64
+	// awayLogged is when it was last logged that the store does not answer.
+	awayLogged atomic.Int64
+
+	stop  context.CancelFunc
+	loops sync.WaitGroup
+}
+
+// New returns a Deliverer that takes nothing before Follow.
+func New(c Config) *Deliverer {
+	return &Deliverer{
+		Config: c, dispatcher: dispatch.New(dispatch.Limits{}), bodies: encode.New(encode.Options{Folder: c.Folder}),
+		hosts: newHostStates(), changed: make(chan struct{}, 1), stop: func() {},
+	}
+}
+
+// Follow makes attempts go by other options. With nil no more deliveries are taken;
+// attempts in flight go on.
+func (d *Deliverer) Follow(opts *Options) {
+	if opts != nil {
+		d.dispatcher.SetLimits(opts.Limits)
+	}
+	before := d.opts.Swap(opts)
+	if before != nil {
+		before.Sender.Close() // its idle connections; it may be followed again
+	}
+	switch {
+	case opts == nil:
+		d.stop()
+		d.loops.Wait()
+	case before == nil:
+		var ctx context.Context
+		ctx, d.stop = context.WithCancel(context.Background())
+		d.loops.Go(func() { d.watch(ctx) })
+		d.loops.Go(func() { d.start(ctx) })
+		d.loops.Go(func() { d.saveHosts(ctx) })
+	}
+	d.wake()
+}
+
+// Close stores what is known of hosts and removes the bodies of callbacks that were
+// kept for their next attempts. No attempt is in flight any more.
+func (d *Deliverer) Close(ctx context.Context) {
+	if err := d.saveNow(ctx); err != nil {
+		d.Log().Warn("saving the state of hosts failed", zap.Error(err))
+	}
+	if err := d.bodies.Close(); err != nil {
+		d.Log().Warn("removing encoded callbacks failed", zap.Error(err))
+	}
+}
+
+// wake has the dispatcher asked again. It does not wait.
+func (d *Deliverer) wake() {
+	select {
+	case d.changed <- struct{}{}:
+	default:
+	}
+}
+
+// dueBatch is how many hosts the engine is asked for at once.
+const dueBatch = 256
+
+// watch learns which hosts have deliveries due.
+func (d *Deliverer) watch(ctx context.Context) {
+	for ctx.Err() == nil {
+		hosts, err := d.Engine.DueHosts(ctx, dueBatch)
+		now := time.Now()
+		for _, host := range hosts {
+			d.due(host, now)
+		}
+		d.wake()
+		d.failed(ctx, "store does not say which callbacks are due", err)
+	}
+}
+
+// due tells the dispatcher of a host with deliveries due.
+func (d *Deliverer) due(host engine.HostDue, now time.Time) {
+	d.hosts.load(host.HostState)
+	d.dispatcher.Due(dispatch.Due{
+		Host: host.Host, N: host.Due, Trusted: host.Trusted,
+		Stats: dispatch.Stats{Window: host.Window, Average: host.Average, Answered: host.AnsweredAt},
+	}, now)
+}
+
+const (
+	// awayInterval is how often it is logged that the store does not answer.
+	awayInterval = time.Minute
+	// awayPause is the wait before it is asked again.
+	awayPause = time.Second
+)
+
+// failed logs an error of the engine and waits a moment, so that an engine that is
+// away is not asked in a tight loop.
+func (d *Deliverer) failed(ctx context.Context, event string, err error) {
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	now := time.Now()
+	if last := d.awayLogged.Load(); now.UnixNano()-last >= int64(awayInterval) && d.awayLogged.CompareAndSwap(last, now.UnixNano()) {
+		d.Log().Warn(event, zap.Error(err))
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(awayPause):
+	}
+}
+
+// maxStoring bounds the attempts that wait for a slow store.
+const maxStoring = 2048
+
+// start starts the attempts that the dispatcher grants.
+func (d *Deliverer) start(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		if d.dispatcher.Reread() {
+			d.loops.Go(func() { d.reread(ctx) })
+		}
+		if !d.blocked.Load() && d.storing.Load() < maxStoring {
+			if grant, ok := d.dispatcher.Next(time.Now()); ok {
+				d.Hold()
+				go d.carryOut(ctx, grant)
+				continue
+			}
+		}
+		now := time.Now()
+		timer.Stop()
+		if at := d.dispatcher.NextChange(now); !at.IsZero() {
+			timer.Reset(max(at.Sub(now), time.Millisecond))
+		}
+		select {
+		case <-d.changed:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// reread reports all hosts with deliveries due again: the dispatcher had no room
+// for some of them.
+func (d *Deliverer) reread(ctx context.Context) {
+	const page = 1000
+	var cursor engine.Cursor
+	for {
+		hosts, next, err := d.Engine.Hosts(ctx, cursor, page)
+		now := time.Now()
+		for _, host := range hosts {
+			if !host.Paused && !host.Next.IsZero() && !host.Next.After(now) {
+				d.due(engine.HostDue{HostState: host.HostState, Due: 1}, now)
+			}
+		}
+		d.wake()
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return
+		case err != nil:
+			d.failed(ctx, "store does not say which callbacks are due", err)
+			cursor = ""
+		case next == "":
+			return
+		default:
+			cursor = next
+		}
+	}
+}
+
+// carryOut takes the deliveries of a grant and attempts them.
+func (d *Deliverer) carryOut(ctx context.Context, grant dispatch.Grant) {
+	defer d.Unhold()
+	taken, err := d.Engine.Take(ctx, grant.Host, len(grant.Attempts))
+	now := time.Now()
+	d.dispatcher.Short(grant, len(taken), now)
+	if err != nil {
+		// The engine does not report the host again, for it thinks that it is served.
+		defer d.again(grant.Host, len(grant.Attempts))
+		defer d.failed(ctx, "store does not hand out callbacks that are due", err)
+	} else if len(taken) == len(grant.Attempts) {
+		d.again(grant.Host, len(taken)) // there may be more
+	}
+	d.wake()
+	if len(taken) == 0 {
+		return
+	}
+	for i, dl := range taken[1:] {
+		d.Hold()
+		go func() {
+			defer d.Unhold()
+			d.attempt(grant.Attempts[i+1], dl)
+		}()
+	}
+	d.attempt(grant.Attempts[0], taken[0])
+}
+
+// again has the engine asked once more for deliveries of a host. If there are none,
+// that costs one look.
+func (d *Deliverer) again(host string, n int) {
+	d.dispatcher.Due(dispatch.Due{Host: host, N: n}, time.Now())
+	d.wake()
+}
