@@ -11,68 +11,39 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/profile"
 )
 
-// The profiles: other services' ways to ask for a callback and to make it, for
-// clients and receivers that were written for those.
-const (
-	profileOpenFaaS = profile.OpenFaaS
-	profileBeam2    = profile.Beam2
-)
-
-// profileNames are what a profile can be called.
-var profileNames = []string{profileBeam2, profileOpenFaaS}
-
-// profileDefaults are what a profile has another default for.
-type profileDefaults struct {
-	fromHeader   string
-	format       string
-	taskHeader   string
-	statusHeader string
-}
-
-var profiles = map[string]profileDefaults{
-	profileOpenFaaS: {fromHeader: "X-Callback-Url", format: formatRaw, taskHeader: "X-Call-Id"},
-	profileBeam2:    {format: formatData, taskHeader: "X-Task-ID", statusHeader: "X-Task-Status"},
-}
-
-// The paths that OpenFaaS's clients know a function by.
-const (
-	functionPath      = "/function/"
-	asyncFunctionPath = "/async-function/"
-)
-
 // conflict says which two of the options cannot stand together. It looks at
 // them as they were written, before the defaults: in a Caddyfile after each
 // one, so that the error has the line of the second.
 func (h *Handler) conflict() error {
-	p := profiles[h.Profile]
+	p := profile.Of(h.Profile).Traits()
 	switch {
 	case h.FromNone && (h.Field != "" || h.FromHeader != ""):
 		return errors.New("from none lets no request name a URL; leave out field and from header")
 	case h.Field != "" && h.FromHeader != "":
 		return fmt.Errorf("field %s and from header %s are two places for one URL; give one of them", h.Field, h.FromHeader)
-	case h.Field != "" && p.fromHeader != "":
-		return fmt.Errorf("field %s: the profile %s has the URL in the header %s; only from header can change that", h.Field, h.Profile, p.fromHeader)
-	case h.Format != "" && h.Profile == profileBeam2:
-		return fmt.Errorf(`format %s: the profile %s has a form of its own, {"data": …}`, h.Format, h.Profile)
+	case h.Field != "" && p.FromHeader != "":
+		return fmt.Errorf("field %s: the profile %s has the URL in the header %s; only from header can change that", h.Field, h.Profile, p.FromHeader)
+	case h.Format != "" && p.OwnFormat:
+		return fmt.Errorf("format %s: the profile %s has a format of its own", h.Format, h.Profile)
 	}
 	return nil
 }
 
 // applyProfile sets what the profile has another default for.
 func (h *Handler) applyProfile() error {
-	if h.Profile != "" && !slices.Contains(profileNames, h.Profile) {
-		return fmt.Errorf("profile: %q is none of %s", h.Profile, strings.Join(profileNames, ", "))
+	if h.Profile != "" && !slices.Contains(profile.Names(), h.Profile) {
+		return fmt.Errorf("profile: %q is none of %s", h.Profile, strings.Join(profile.Names(), ", "))
 	}
 	if err := h.conflict(); err != nil {
 		return err
 	}
-	p := profiles[h.Profile]
+	p := profile.Of(h.Profile).Traits()
 	if !h.FromNone {
-		setDefault(&h.FromHeader, p.fromHeader)
+		setDefault(&h.FromHeader, p.FromHeader)
 	}
-	setDefault(&h.Format, p.format)
-	setDefault(&h.TaskHeader, p.taskHeader)
-	setDefault(&h.StatusHeader, p.statusHeader)
+	setDefault(&h.Format, p.Format)
+	setDefault(&h.TaskHeader, p.TaskHeader)
+	setDefault(&h.StatusHeader, p.StatusHeader)
 	h.fromKey = http.CanonicalHeaderKey(h.FromHeader)
 	return nil
 }
@@ -132,34 +103,13 @@ func headerURL(values []string, name string) (string, error) {
 	}
 }
 
-// functionOf returns the name of the function that a path calls, as OpenFaaS has
-// it; "" if it is no such path.
-func functionOf(path string) string {
-	rest, ok := strings.CutPrefix(path, asyncFunctionPath)
-	if !ok {
-		rest, ok = strings.CutPrefix(path, functionPath)
-	}
-	name, _, _ := strings.Cut(rest, "/")
-	// What OpenFaaS lets a function be called. It goes into a header.
-	strange := strings.ContainsFunc(name, func(c rune) bool {
-		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && c != '-' && c != '_' && c != '.'
-	})
-	dots := strings.Trim(name, ".") == "" // receivers may make a path of it
-	if !ok || strange || dots || len(name) > maxFunctionName {
-		return ""
-	}
-	return name
-}
+// Short names.
+const (
+	profileOpenFaaS = profile.OpenFaaS
+	profileBeam2    = profile.Beam2
+)
 
-// maxFunctionName is more than Kubernetes lets a service and its namespace have
-// together, in bytes. The name is kept in the task's record.
-const maxFunctionName = 128
+var profileNames = profile.Names()
 
-// syncURI returns the path and query under which OpenFaaS's queue worker calls
-// what was called under the given one.
-func syncURI(uri string) string {
-	if rest, ok := strings.CutPrefix(uri, asyncFunctionPath); ok {
-		return functionPath + rest
-	}
-	return uri
-}
+func functionOf(path string) string { return profile.Of(profile.OpenFaaS).Function(path) }
+func syncURI(uri string) string     { return profile.Of(profile.OpenFaaS).BlockURI(uri) }

@@ -19,6 +19,7 @@ import (
 
 	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -186,7 +187,7 @@ func (q *TaskQueue) taskHeader() string {
 	if q.front != nil {
 		return q.front.TaskHeader
 	}
-	if header := profiles[q.Profile].taskHeader; header != "" {
+	if header := profile.Of(q.Profile).Traits().TaskHeader; header != "" {
 		return header
 	}
 	return defaultTaskHeader

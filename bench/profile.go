@@ -30,7 +30,7 @@ var parts = []struct {
 	{"capture: keeping the response", []string{inModule + ".(*capture).", inModule + ".(*exchange).serve"}},
 	{"encode: the result as a form", []string{inModule + "/internal/encode.", inModule + "/internal/form."}},
 	{"settle, on our side", []string{inModule + ".(*exchange).record"}},
-	{"dispatch: whose turn it is", []string{inModule + "/internal/dispatch.", inModule + ".(*deliverer)."}},
+	{"dispatch: whose turn it is", []string{inModule + "/internal/dispatch.", inModule + "/internal/deliver."}},
 	{"send: request, headers, answer", []string{inModule + "/internal/send."}},
 	{"the rest of the handler", []string{inModule + ".(*Handler).ServeHTTP"}},
 	{"HTTP server, and Caddy's routes", []string{"net/http.(*conn).", "net/http.(*response).", "net/http.(*connReader).", "net/http.serverHandler", "github.com/caddyserver/"}},

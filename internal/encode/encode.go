@@ -19,22 +19,9 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net/url"
-	"strings"
 
 	"github.com/caddy-callback/caddy-callback/internal/form"
-	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/task"
-)
-
-// The formats of a callback, as task.Callback.Format names them.
-const (
-	FormatForm = "form"
-	FormatJSON = "json"
-	FormatRaw  = "raw"
-	FormatData = "data" // of the profile beam2 only
-	// FormatCloudEvents is a CloudEvent 1.0 in structured JSON.
-	FormatCloudEvents = "cloudevents"
 )
 
 // Options are the limits of an Encoder. A zero field has its default.
@@ -181,37 +168,9 @@ func encode(rec *task.Record, content []byte) form.Callback {
 			Body: content, Size: rec.Result.Size,
 		}
 	}
-	cb := rec.Callback
-	switch {
-	case cb.Format == FormatData:
-		return form.EncodeData(rec.Error, resp, cb.MaxResult)
-	case cb.Format == FormatJSON:
-		return form.EncodeJSON(form.Head{
-			TaskID: rec.ID, Status: string(rec.Status), UpstreamStatus: rec.UpstreamStatus, Error: rec.Error,
-		}, resp, cb.MaxResult)
-	case cb.Format == FormatCloudEvents:
-		return form.EncodeCloudEvent(eventOf(rec), resp, cb.MaxResult)
-	case resp == nil && cb.Format == FormatRaw && cb.Profile == profile.OpenFaaS:
-		return form.Callback{} // its status header says that there was no function to answer
-	case resp == nil:
-		return form.EncodeError(rec.Error)
-	case cb.Format == FormatRaw:
-		return form.EncodeRaw(*resp, cb.MaxResult)
-	default:
-		return form.Encode(*resp, cb.MaxResult)
+	write, ok := formats[rec.Callback.Format]
+	if !ok { // a record of a later version
+		write = writeForm
 	}
-}
-
-// eventTypes are the types of the events that tell of verdicts.
-const eventTypes = "io.github.caddy-callback.task."
-
-// eventOf returns the attributes of the event that tells of a task's verdict. Every
-// attempt has the same: receivers know an event by its source and ID.
-func eventOf(rec *task.Record) form.Event {
-	return form.Event{
-		ID: rec.ID, Subject: rec.ID, Time: rec.FinishedAt,
-		Source:         "/" + url.PathEscape(rec.Route),
-		Type:           eventTypes + strings.ToLower(string(rec.Status)),
-		UpstreamStatus: rec.UpstreamStatus, Error: rec.Error,
-	}
+	return write(rec, resp)
 }

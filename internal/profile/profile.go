@@ -1,10 +1,14 @@
-// Package profile knows the contracts of other services whose callbacks the
-// gateway can make: which headers they carry, and what is in them.
+// Package profile has the contracts of other services whose clients and receivers
+// the gateway serves as they are: how a request asks for a callback, and what the
+// callback carries.
+//
+// A profile is one file of this package and a line in all.
 package profile
 
 import (
+	"io"
 	"net/http"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,33 +16,78 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// The profiles, as task.Callback.Profile names them.
-const (
-	OpenFaaS = "openfaas"
-	Beam2    = "beam2"
-)
+// all are the profiles that there are.
+var all = []Profile{beam2{}, openFaaS{}}
 
-// The headers of OpenFaaS's callbacks.
-const (
-	FunctionStatus   = "X-Function-Status"
-	FunctionName     = "X-Function-Name"
-	FunctionDuration = "X-Duration-Seconds"
-)
+// Profile is the contract of one service. Its methods can be called from several
+// goroutines at once.
+type Profile interface {
+	// Traits returns what does not depend on a task.
+	Traits() Traits
+	// Function returns the name of the function that a request for a path calls. It
+	// is kept with the task; empty if the service knows no functions.
+	Function(path string) string
+	// BlockURI returns the path and query that a queue's block sees for a URI.
+	BlockURI(uri string) string
+	// SetHeader adds headers to those of a callback that is sent at a time. Headers
+	// that are there already stay.
+	SetHeader(h http.Header, rec *task.Record, at time.Time)
+	// Signer returns what signs a body that is sent at a time, nil if nothing does.
+	Signer(keys []webhook.Key, at time.Time) Signer
+	// CanSign reports whether the callbacks are signed with these keys as receivers
+	// expect it; true if they expect nothing.
+	CanSign(keys []webhook.Key) bool
+}
 
-// headers are what each profile sets in a callback.
-var headers = map[string][]string{
-	OpenFaaS: {FunctionStatus, FunctionName, FunctionDuration},
-	Beam2:    {webhook.HeaderBeamTimestamp, webhook.HeaderBeamSignature},
+// Traits are what a profile has another default for, and what it decides. The zero
+// value is that of no profile.
+type Traits struct {
+	Name string
+	// FromHeader, Format, TaskHeader and StatusHeader are the defaults of these
+	// options; empty: the option's own.
+	FromHeader, Format, TaskHeader, StatusHeader string
+	// OwnFormat: the format cannot be changed.
+	OwnFormat bool
+	// KeepHeader: the callback has headers of the endpoint's response.
+	KeepHeader bool
+	// EmptyResult: a callback in format raw has no body if there was no response.
+	EmptyResult bool
+	// EmptyAccepted: the 202 of a queue has no body.
+	EmptyAccepted bool
+	// Headers are those that SetHeader and Signer set.
+	Headers []string
+}
+
+// Signer signs a body that is written to it piece by piece.
+type Signer interface {
+	io.Writer
+	// SetHeader sets the headers of the signature. Nothing may be written after it.
+	SetHeader(h http.Header)
+}
+
+// Of returns the profile with a name; an empty or unknown name is no profile, which
+// changes nothing.
+func Of(name string) Profile {
+	for _, p := range all {
+		if p.Traits().Name == name {
+			return p
+		}
+	}
+	return none{}
+}
+
+// Names returns the names of all profiles, sorted.
+func Names() (names []string) {
+	for _, p := range all {
+		names = append(names, p.Traits().Name)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Sets reports whether a profile sets the header.
-func Sets(profile, header string) bool {
-	for _, set := range headers[profile] {
-		if strings.EqualFold(set, header) {
-			return true
-		}
-	}
-	return false
+func Sets(name, header string) bool {
+	return slices.ContainsFunc(Of(name).Traits().Headers, func(set string) bool { return strings.EqualFold(set, header) })
 }
 
 // Reserved reports whether a header of a callback is the gateway's to set,
@@ -53,52 +102,12 @@ func Reserved(header string) bool {
 	return strings.HasPrefix(header, "webhook-") || strings.HasPrefix(header, "callback-")
 }
 
-// SetHeader adds the headers of the task's profile to those of a callback. Call it
-// last: headers that are there already are not replaced by the function's.
-func SetHeader(h http.Header, rec *task.Record) {
-	if rec.Callback.Profile != OpenFaaS {
-		return // Beam2 has signatures only
-	}
-	addFunctionHeader(h, rec)
-	h.Set(FunctionStatus, strconv.Itoa(functionStatus(rec)))
-	h.Set(FunctionDuration, strconv.FormatFloat(duration(rec).Seconds(), 'f', 6, 64))
-	if rec.Callback.Function != "" {
-		h.Set(FunctionName, rec.Callback.Function)
-	}
-}
+// none is no profile. The others embed it for what they leave as it is.
+type none struct{}
 
-// addFunctionHeader adds the header of the function's response, as OpenFaaS does.
-// A function cannot set what the gateway says, nor a signature.
-func addFunctionHeader(h http.Header, rec *task.Record) {
-	if rec.Result == nil {
-		return
-	}
-	for name, values := range rec.Result.Header {
-		key := http.CanonicalHeaderKey(name)
-		if len(h[key]) == 0 && !Reserved(key) && key != "Expect" && key != "User-Agent" {
-			h[name] = values
-		}
-	}
-}
-
-// functionStatus returns the status code of the function's response. As in
-// OpenFaaS it is 503 if there was no complete response, and 504 after a timeout.
-func functionStatus(rec *task.Record) int {
-	switch {
-	case rec.Status == task.TimedOut:
-		return http.StatusGatewayTimeout
-	case rec.Result == nil || rec.UpstreamStatus == 0:
-		return http.StatusServiceUnavailable
-	default:
-		return rec.UpstreamStatus
-	}
-}
-
-// duration returns how long the task ran, 0 if it never did. It is never negative:
-// wall clocks may have been set meanwhile, or be those of two nodes.
-func duration(rec *task.Record) time.Duration {
-	if rec.StartedAt.IsZero() || rec.FinishedAt.IsZero() {
-		return 0
-	}
-	return max(0, rec.FinishedAt.Sub(rec.StartedAt))
-}
+func (none) Traits() Traits                                 { return Traits{} }
+func (none) Function(string) string                         { return "" }
+func (none) BlockURI(uri string) string                     { return uri }
+func (none) SetHeader(http.Header, *task.Record, time.Time) {}
+func (none) Signer([]webhook.Key, time.Time) Signer         { return nil }
+func (none) CanSign([]webhook.Key) bool                     { return true }

@@ -50,8 +50,9 @@ func (s *Sender) request(ctx context.Context, c Callback, at time.Time) (*http.R
 	if c.Prepare != nil {
 		c.Prepare(req, at)
 	}
-	profile.SetHeader(h, rec)
-	if err := s.sign(ctx, h, c, at); err != nil {
+	service := profile.Of(rec.Callback.Profile)
+	service.SetHeader(h, rec, at)
+	if err := s.sign(ctx, h, c, service, at); err != nil {
 		return nil, err
 	}
 	s.dropUnsendable(h, rec.ID)
@@ -76,12 +77,8 @@ func setDefault(h http.Header, name, value string) {
 }
 
 // sign adds the signatures of the body, which is read once.
-func (s *Sender) sign(ctx context.Context, h http.Header, c Callback, at time.Time) error {
-	keys, rec := s.opts.Keys, c.Record
-	beam := rec.Callback.Profile == profile.Beam2
-	if beam {
-		h.Set(webhook.HeaderBeamTimestamp, strconv.FormatInt(at.Unix(), 10))
-	}
+func (s *Sender) sign(ctx context.Context, h http.Header, c Callback, service profile.Profile, at time.Time) error {
+	keys := s.opts.Keys
 	if len(keys) == 0 {
 		return nil
 	}
@@ -92,22 +89,24 @@ func (s *Sender) sign(ctx context.Context, h http.Header, c Callback, at time.Ti
 		}
 		defer free()
 	}
-	signer, beamSigner := webhook.NewSigner(keys, rec.ID, at), webhook.NewBeamSigner(nil, at)
-	if beam {
-		beamSigner = webhook.NewBeamSigner(keys, at)
+	signer := webhook.NewSigner(keys, c.Record.ID, at)
+	both := io.Writer(signer)
+	own := service.Signer(keys, at)
+	if own != nil {
+		both = io.MultiWriter(signer, own)
 	}
 	body, err := c.Body.Open()
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	if _, err := io.Copy(io.MultiWriter(signer, beamSigner), body); err != nil {
+	if _, err := io.Copy(both, body); err != nil {
 		return err
 	}
-	if signature := beamSigner.Signature(); signature != "" {
-		h.Set(webhook.HeaderBeamSignature, signature)
+	if own != nil {
+		own.SetHeader(h)
 	}
-	h.Set(webhook.HeaderID, rec.ID)
+	h.Set(webhook.HeaderID, c.Record.ID)
 	h.Set(webhook.HeaderTimestamp, strconv.FormatInt(at.Unix(), 10))
 	h.Set(webhook.HeaderSignature, signer.Signature())
 	return nil

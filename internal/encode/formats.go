@@ -1,0 +1,75 @@
+package encode
+
+import (
+	"net/url"
+	"strings"
+
+	"github.com/caddy-callback/caddy-callback/internal/form"
+	"github.com/caddy-callback/caddy-callback/internal/profile"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// The formats of a callback, as task.Callback.Format names them.
+const (
+	FormatForm = "form"
+	FormatJSON = "json"
+	FormatRaw  = "raw"
+	FormatData = "data" // of the profile beam2 only
+	// FormatCloudEvents is a CloudEvent 1.0 in structured JSON.
+	FormatCloudEvents = "cloudevents"
+)
+
+// formats write the body of a callback. A format is one function and a line here.
+// resp is nil if the task has no result.
+var formats = map[string]func(rec *task.Record, resp *form.Response) form.Callback{
+	FormatForm:        writeForm,
+	FormatJSON:        writeJSON,
+	FormatRaw:         writeRaw,
+	FormatData:        writeData,
+	FormatCloudEvents: writeCloudEvent,
+}
+
+func writeForm(rec *task.Record, resp *form.Response) form.Callback {
+	if resp == nil {
+		return form.EncodeError(rec.Error)
+	}
+	return form.Encode(*resp, rec.Callback.MaxResult)
+}
+
+func writeJSON(rec *task.Record, resp *form.Response) form.Callback {
+	return form.EncodeJSON(form.Head{
+		TaskID: rec.ID, Status: string(rec.Status), UpstreamStatus: rec.UpstreamStatus, Error: rec.Error,
+	}, resp, rec.Callback.MaxResult)
+}
+
+func writeRaw(rec *task.Record, resp *form.Response) form.Callback {
+	switch {
+	case resp != nil:
+		return form.EncodeRaw(*resp, rec.Callback.MaxResult)
+	case profile.Of(rec.Callback.Profile).Traits().EmptyResult:
+		return form.Callback{}
+	}
+	return form.EncodeError(rec.Error)
+}
+
+func writeData(rec *task.Record, resp *form.Response) form.Callback {
+	return form.EncodeData(rec.Error, resp, rec.Callback.MaxResult)
+}
+
+func writeCloudEvent(rec *task.Record, resp *form.Response) form.Callback {
+	return form.EncodeCloudEvent(eventOf(rec), resp, rec.Callback.MaxResult)
+}
+
+// eventTypes are the types of the events that tell of verdicts.
+const eventTypes = "io.github.caddy-callback.task."
+
+// eventOf returns the attributes of the event that tells of a task's verdict. Every
+// attempt has the same: receivers know an event by its source and ID.
+func eventOf(rec *task.Record) form.Event {
+	return form.Event{
+		ID: rec.ID, Subject: rec.ID, Time: rec.FinishedAt,
+		Source:         "/" + url.PathEscape(rec.Route),
+		Type:           eventTypes + strings.ToLower(string(rec.Status)),
+		UpstreamStatus: rec.UpstreamStatus, Error: rec.Error,
+	}
+}
