@@ -35,7 +35,7 @@ func checkProblem(t *testing.T, resp *http.Response, body string, status int) st
 	return p.Detail
 }
 
-func TestABadCallbackIsRefusedAndNothingIsForwardedOrStored(t *testing.T) {
+func TestBadCallbackIsNeitherForwardedNorStored(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	g := gatewaytest.Start(t, "delivery {\ndeny denied.example 8.8.8.0/24\n}", "callback\nreverse_proxy "+app)
@@ -129,7 +129,7 @@ func TestABadCallbackIsRefusedAndNothingIsForwardedOrStored(t *testing.T) {
 	}
 }
 
-func TestALongURLIsTakenUpToItsLimit(t *testing.T) {
+func TestURLLengthLimit(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, nil)
 	paths := make(chan string, 1)
@@ -144,9 +144,9 @@ func TestALongURLIsTakenUpToItsLimit(t *testing.T) {
 	}
 }
 
-// A record that does not fit in a message would look like an engine that
-// cannot store, and turn other clients away.
-func TestLongHeadersOfOneClientTakeNothingFromOthers(t *testing.T) {
+// A record that is too large must not look like an engine that cannot store:
+// other clients would get 503.
+func TestLongHeadersDoNotAffectOtherClients(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, nil)
 	rcv := gatewaytest.NewReceiver(t, nil)

@@ -31,7 +31,7 @@ func startH2C(t *testing.T, options, site string) (*gatewaytest.Gateway, *http.C
 	return g, &http.Client{Transport: transport}
 }
 
-func TestAChunkedUploadIsATaskAndStaysChunked(t *testing.T) {
+func TestChunkedUploadStaysChunked(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -52,7 +52,7 @@ func TestAChunkedUploadIsATaskAndStaysChunked(t *testing.T) {
 	}
 }
 
-func TestATaskMayComeByHTTP2(t *testing.T) {
+func TestHTTP2RequestBecomesTask(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, `{"response":"example response"}`)
@@ -113,7 +113,7 @@ func TestATaskMayComeByHTTP2(t *testing.T) {
 	})
 }
 
-func TestAnEncodedBodyIsLookedIntoAndForwardedAsItIs(t *testing.T) {
+func TestCompressedBodyIsForwardedUnchanged(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -169,7 +169,7 @@ func gzipped(t *testing.T, s string) string {
 	return b.String()
 }
 
-func TestABodyOverTheLimitIsATaskNever(t *testing.T) {
+func TestBodyOverMaxRequestIsNoTask(t *testing.T) {
 	t.Parallel()
 	const limit = 64 << 10
 	type sum struct {
@@ -243,7 +243,7 @@ func TestABodyOverTheLimitIsATaskNever(t *testing.T) {
 	}
 }
 
-func TestALargeUploadIsForwardedAsItComes(t *testing.T) {
+func TestLargeUploadStreams(t *testing.T) {
 	t.Parallel()
 	started := make(chan struct{})
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -273,7 +273,7 @@ func TestALargeUploadIsForwardedAsItComes(t *testing.T) {
 	}
 }
 
-func TestAStreamThatIsNoTaskPassesBothWaysAtOnce(t *testing.T) {
+func TestStreamPassesBothWaysAtOnce(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		rc := http.NewResponseController(w)
@@ -331,7 +331,7 @@ func TestAStreamThatIsNoTaskPassesBothWaysAtOnce(t *testing.T) {
 	}
 }
 
-func TestAClientThatExpectsContinueIsToldTo(t *testing.T) {
+func TestExpectContinueIsAnswered(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	rcv := gatewaytest.NewReceiver(t, nil)

@@ -45,7 +45,7 @@ func turnsAway(g *gatewaytest.Gateway, callbackURL string, l *gatewaytest.Ledger
 	}
 }
 
-func TestWhileTheClusterIsAwayCallbacksAreRefusedAndNoneIsLost(t *testing.T) {
+func TestUnreachableClusterRefusesCallbacksAndLosesNone(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	working, release := make(chan struct{}), make(chan struct{})
@@ -96,7 +96,7 @@ func TestWhileTheClusterIsAwayCallbacksAreRefusedAndNoneIsLost(t *testing.T) {
 	g.Eventually("every accepted task has its callback", l.Settled)
 }
 
-func TestStreamsThatAreGoneAreMadeAnew(t *testing.T) {
+func TestDeletedStreamsAreRecreated(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -124,7 +124,7 @@ func TestStreamsThatAreGoneAreMadeAnew(t *testing.T) {
 	}
 }
 
-func TestAServerThatVanishesWithoutAWordIsLeftForAnother(t *testing.T) {
+func TestSilentServerIsReplacedByAnother(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 3)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -138,7 +138,7 @@ func TestAServerThatVanishesWithoutAWordIsLeftForAnother(t *testing.T) {
 	}
 }
 
-func TestACredentialThatIsRefusedForAWhileIsTriedAgain(t *testing.T) {
+func TestRefusedCredentialIsRetried(t *testing.T) {
 	t.Parallel()
 	c := startGuarded(t, "authorization { user: u, password: right }", nil)
 	at := strings.TrimPrefix(c.URLs(), "nats://")
@@ -148,7 +148,7 @@ func TestACredentialThatIsRefusedForAWhileIsTriedAgain(t *testing.T) {
 	c.Kill(0)
 	c.Config = "authorization { user: u, password: other }"
 	c.Start(0)
-	// It is refused again and again, where the client library would give up.
+	// The client library would stop after a few refusals; the gateway must not.
 	g.Eventually("the gateway is refused", func() error {
 		if n := strings.Count(strings.ToLower(g.Log.String()), "authorization violation"); n < 5 {
 			return fmt.Errorf("%d times", n)

@@ -161,7 +161,7 @@ func natsOptions(urls string, lines ...string) string {
 	return fmt.Sprintf("engine nats %s {\nreplicas 1\n%s\n}\n%s", urls, strings.Join(lines, "\n"), gatewaytest.ToLocal)
 }
 
-func TestAGatewayEntersAClusterWithACredentialsFile(t *testing.T) {
+func TestCredentialsFileOpensCluster(t *testing.T) {
 	t.Parallel()
 	site := gatewaytest.ExampleSite(t)
 	o := newTenancy(t, true)
@@ -194,7 +194,7 @@ func TestAGatewayEntersAClusterWithACredentialsFile(t *testing.T) {
 	})
 }
 
-func TestAPasswordInAURLIsUsedAndNeverShown(t *testing.T) {
+func TestURLPasswordIsNeverShown(t *testing.T) {
 	t.Parallel()
 	const user, password = "planteduser", "plantedsecret"
 	site := gatewaytest.ExampleSite(t)
@@ -275,7 +275,7 @@ func newAuthority(t *testing.T) authority {
 	return a
 }
 
-func TestAClusterOfAPrivateCAIsTrustedIfTheSystemTrustsIt(t *testing.T) {
+func TestClusterWithSystemCAIsTrusted(t *testing.T) {
 	t.Parallel()
 	site := gatewaytest.ExampleSite(t)
 	a := newAuthority(t)

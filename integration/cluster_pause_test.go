@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestAPausedGatewayCannotSettleATaskASecondTime(t *testing.T) {
+func TestPausedGatewayCannotSettleTaskTwice(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	working, release := make(chan struct{}, 10), make(chan struct{})
@@ -54,7 +54,7 @@ func TestAPausedGatewayCannotSettleATaskASecondTime(t *testing.T) {
 	}
 }
 
-func TestAPausedGatewayCannotSettleAQueuesTaskThatRanElsewhere(t *testing.T) {
+func TestPausedGatewayCannotSettleRequeuedTask(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	type run struct {
@@ -96,7 +96,7 @@ func TestAPausedGatewayCannotSettleAQueuesTaskThatRanElsewhere(t *testing.T) {
 	}
 }
 
-func TestAPartitionOfTheClusterLosesNothing(t *testing.T) {
+func TestPartitionLosesNothing(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 3)
 	rcv := gatewaytest.NewReceiver(t, nil)

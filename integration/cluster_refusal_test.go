@@ -28,7 +28,7 @@ func startOldServer(t *testing.T, version string) string {
 	})
 }
 
-func TestAnOldServerIsRefusedByName(t *testing.T) {
+func TestOldServerIsRefused(t *testing.T) {
 	t.Parallel()
 	for version, want := range map[string]string{
 		"2.11.7":        "the NATS server old-one is version 2.11.7; 2.12 or newer is needed",
@@ -44,14 +44,14 @@ func TestAnOldServerIsRefusedByName(t *testing.T) {
 	}
 }
 
-func TestMoreReplicasThanServersAreRefused(t *testing.T) {
+func TestMoreReplicasThanServersIsRefused(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	g := gatewaytest.New(t, "engine nats "+c.URLs(), gatewaytest.ExampleSite(t)) // 3 replicas
 	refuses(t, g, "opening the stream CALLBACK: nats: API error: code=500 err_code=10074 description=replicas > 1 not supported in non-clustered mode")
 }
 
-func TestAnAccountWithoutJetStreamIsSaidSo(t *testing.T) {
+func TestAccountWithoutJetStreamIsReported(t *testing.T) {
 	t.Parallel()
 	site := gatewaytest.ExampleSite(t)
 	t.Run("an account", func(t *testing.T) {
@@ -71,7 +71,7 @@ func TestAnAccountWithoutJetStreamIsSaidSo(t *testing.T) {
 	})
 }
 
-func TestAServerWithoutRoomForARecordIsRefusedByName(t *testing.T) {
+func TestSmallMaxPayloadIsRefused(t *testing.T) {
 	t.Parallel()
 	c := startGuarded(t, "max_payload: 65536", nil)
 	c.Ready()
@@ -96,7 +96,7 @@ const limited = `accounts {
 	}
 }`
 
-func TestAGatewayThatMayNotCreateStreamsUsesThoseThereAre(t *testing.T) {
+func TestGatewayWithoutCreatePermissionUsesExistingStreams(t *testing.T) {
 	t.Parallel()
 	large := strings.Repeat("large ", 1<<18) // it stands apart from its task
 	site := "callback\nreverse_proxy " + gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -129,7 +129,7 @@ func TestAGatewayThatMayNotCreateStreamsUsesThoseThereAre(t *testing.T) {
 	}
 }
 
-func TestAStreamOfOthersThatTakesOurSubjectsIsSaidSo(t *testing.T) {
+func TestForeignStreamWithOurSubjectsIsReported(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	nc := must[*nats.Conn](t)(nats.Connect(c.URLs()))

@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestRollingRestartsWithAnotherConfigurationLoseNothing(t *testing.T) {
+func TestRollingRestartsLoseNothing(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -60,7 +60,7 @@ func TestRollingRestartsWithAnotherConfigurationLoseNothing(t *testing.T) {
 	}
 }
 
-func TestAnyGatewayRunsAnyQueuesTaskAndDeliversAnyCallback(t *testing.T) {
+func TestEveryGatewayRunsTasksAndDelivers(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	rcv := gatewaytest.NewReceiver(t, nil)

@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-func TestAnotherGatewayDeliversForOneThatWasKilled(t *testing.T) {
+func TestGatewayDeliversForKilledOne(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	working, release := make(chan struct{}), make(chan struct{})
@@ -34,7 +34,7 @@ func TestAnotherGatewayDeliversForOneThatWasKilled(t *testing.T) {
 	}
 }
 
-func TestAClusterThatComesLateIsWaitedFor(t *testing.T) {
+func TestGatewayWaitsForCluster(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.NewCluster(t, 1)
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
@@ -57,7 +57,7 @@ func TestAClusterThatComesLateIsWaitedFor(t *testing.T) {
 	rcv.Next(t)
 }
 
-func TestAClusterLosesNothingWhenItsServersAreKilledInTurn(t *testing.T) {
+func TestKillingServersInTurnLosesNothing(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 3)
 	rcv := gatewaytest.NewReceiver(t, nil)

@@ -18,7 +18,7 @@ import (
 // goVersion is the version of Go in go.mod.
 var goVersion = regexp.MustCompile(`(?m)^go (\S+)$`)
 
-func TestTheDockerfileBuildsFromACheckout(t *testing.T) {
+func TestDockerfileBuildsFromCheckout(t *testing.T) {
 	t.Parallel()
 	// What a line ends with a backslash goes on in the next.
 	text := strings.ReplaceAll(read(t, "examples/docker/Dockerfile"), "\\\n", "")
@@ -242,7 +242,7 @@ func manifests(t *testing.T, file string) map[string]manifest {
 	}
 }
 
-func TestTheManifestsOfKubernetesFitTogether(t *testing.T) {
+func TestKubernetesManifestsFitTogether(t *testing.T) {
 	for file, test := range map[string]struct {
 		kind, config string
 		replicas     int

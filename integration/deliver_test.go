@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestACallbackHasTheseHeadersAndNoOthers(t *testing.T) {
+func TestCallbackHeaders(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.Delivering(), gatewaytest.ExampleSite(t))
@@ -56,7 +56,7 @@ func TestACallbackHasTheseHeadersAndNoOthers(t *testing.T) {
 	check(rcv.Next(t))
 }
 
-func TestATaskWithoutAnAnswerHasNoUpstreamStatus(t *testing.T) {
+func TestUnansweredTaskHasNoUpstreamStatus(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.Delivering(), "callback\nreverse_proxy "+gatewaytest.FreeAddr(t))
@@ -70,7 +70,7 @@ func TestATaskWithoutAnAnswerHasNoUpstreamStatus(t *testing.T) {
 	}
 }
 
-func TestAttemptsFollowTheScheduleAndCountUp(t *testing.T) {
+func TestAttemptsFollowRetrySchedule(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("callback-attempt") != "3" {
@@ -111,7 +111,7 @@ func TestAttemptsFollowTheScheduleAndCountUp(t *testing.T) {
 	}
 }
 
-func TestEveryAnswerBut2xxIsAFailure(t *testing.T) {
+func TestOnly2xxIsSuccess(t *testing.T) {
 	t.Parallel()
 	var status atomic.Int32
 	var target string
@@ -144,7 +144,7 @@ func TestEveryAnswerBut2xxIsAFailure(t *testing.T) {
 	}
 }
 
-func TestARedirectIsNotFollowed(t *testing.T) {
+func TestRedirectIsNotFollowed(t *testing.T) {
 	t.Parallel()
 	elsewhere := gatewaytest.NewReceiver(t, nil)
 	var to atomic.Value
@@ -166,7 +166,7 @@ func TestARedirectIsNotFollowed(t *testing.T) {
 	}
 }
 
-func TestRetryAfterIsWaitedForUpToADay(t *testing.T) {
+func TestRetryAfterIsCapped(t *testing.T) {
 	t.Parallel()
 	const day = 24 * 60 * 60
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
@@ -207,7 +207,7 @@ func TestRetryAfterIsWaitedForUpToADay(t *testing.T) {
 	}
 }
 
-func TestAReceiverThatAsksForAWaitGetsIt(t *testing.T) {
+func TestRetryAfterIsRespected(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("callback-attempt") == "1" {
@@ -223,7 +223,7 @@ func TestAReceiverThatAsksForAWaitGetsIt(t *testing.T) {
 	}
 }
 
-func TestDeadCallbacksAreKeptWithAllThatARedeliveryNeeds(t *testing.T) {
+func TestDeadLettersCanBeRedelivered(t *testing.T) {
 	t.Parallel()
 	answer := strings.Repeat("no\x00<é>\xff\x1b[2J", 1000)
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
@@ -268,7 +268,7 @@ func TestDeadCallbacksAreKeptWithAllThatARedeliveryNeeds(t *testing.T) {
 	}
 }
 
-func TestTheOtherFormatsAreDelivered(t *testing.T) {
+func TestFormatsAreDelivered(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {

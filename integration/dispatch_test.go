@@ -59,7 +59,7 @@ func sizedSite(t *testing.T) string {
 	})
 }
 
-func TestSlowReceiversDoNotDelayAHealthyOne(t *testing.T) {
+func TestSlowReceiversDoNotDelayHealthyOne(t *testing.T) {
 	t.Parallel()
 	port := newNetworks(t, func(w http.ResponseWriter, r *http.Request) {
 		select {
@@ -77,7 +77,7 @@ func TestSlowReceiversDoNotDelayAHealthyOne(t *testing.T) {
 	}
 }
 
-func TestLargeCallbacksToASlowReceiverDoNotDelayOthers(t *testing.T) {
+func TestLargeCallbacksDoNotDelayOthers(t *testing.T) {
 	t.Parallel()
 	port := newNetworks(t, func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -92,10 +92,10 @@ func TestLargeCallbacksToASlowReceiverDoNotDelayOthers(t *testing.T) {
 	arrivesSoon(t, g, good)
 }
 
-// TestReceiversThatHoldTheirConnectionsDoNotDelayOthers is about hosts that answer
+// TestHangingReceiversDoNotDelayOthers is about hosts that answer
 // once and then no more, before and after a restart that knows them, for one that is
 // known and one that is not.
-func TestReceiversThatHoldTheirConnectionsDoNotDelayOthers(t *testing.T) {
+func TestHangingReceiversDoNotDelayOthers(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	answered := make(map[string]bool)

@@ -34,7 +34,7 @@ type block struct {
 
 func (b block) String() string { return fmt.Sprintf("%s:%d", b.page, b.line) }
 
-// pages are all that is written for users and contributors.
+// pages returns the pages for users and contributors.
 func pages(t *testing.T) []string {
 	t.Helper()
 	var found []string
@@ -132,11 +132,11 @@ func writeCA(t *testing.T) string {
 	return file
 }
 
-func TestEveryCaddyfileInTheDocsIsValid(t *testing.T) {
+func TestDocsCaddyfilesAreValid(t *testing.T) {
 	t.Parallel()
 	each(t, "caddyfile", func(t *testing.T, b block) {
 		if formatted := string(caddyfile.Format([]byte(b.text))); formatted != b.text {
-			t.Errorf("%v: caddy fmt makes of it\n%s", b, formatted)
+			t.Errorf("%v: caddy fmt writes\n%s", b, formatted)
 		}
 		text := b.text
 		first := strings.Fields(text)[0]
@@ -156,7 +156,7 @@ func TestEveryCaddyfileInTheDocsIsValid(t *testing.T) {
 	})
 }
 
-func TestEveryJSONInTheDocsIsValid(t *testing.T) {
+func TestDocsJSONIsValid(t *testing.T) {
 	t.Parallel()
 	each(t, "json", func(t *testing.T, b block) {
 		var shape map[string]any
@@ -172,10 +172,10 @@ func TestEveryJSONInTheDocsIsValid(t *testing.T) {
 	})
 }
 
-// rowOfWire is a row of the table with a result and what is posted of it.
+// rowOfWire is a row of the table with a result and the body of its callback.
 var rowOfWire = regexp.MustCompile("(?m)^\\| `([^`]+)` \\| `([^`]+)` \\|$")
 
-func TestTheEncodingsInTheDocsAreWhatIsPosted(t *testing.T) {
+func TestDocsEncodings(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../docs/wire.md")
 	if err != nil {
@@ -193,12 +193,12 @@ func TestTheEncodingsInTheDocsAreWhatIsPosted(t *testing.T) {
 		}
 		posted := form.Encode(form.Response{ContentType: contentType, Body: []byte(row[1])}, 1<<20)
 		if string(posted.Body) != row[2] {
-			t.Errorf("of %s is posted %s, not %s", row[1], posted.Body, row[2])
+			t.Errorf("%s becomes %s, want %s", row[1], posted.Body, row[2])
 		}
 	}
 }
 
-func TestReceivingShowsAValidSignature(t *testing.T) {
+func TestDocsSignatureVerifies(t *testing.T) {
 	t.Parallel()
 	hook, err := standardwebhooks.NewWebhook(exampleKey)
 	if err != nil {
@@ -227,7 +227,7 @@ var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 // heading is a heading in a page.
 var heading = regexp.MustCompile("(?m)^#+ (.+)$")
 
-func TestLinksInTheDocsLeadSomewhere(t *testing.T) {
+func TestDocsLinksResolve(t *testing.T) {
 	t.Parallel()
 	for _, page := range pages(t) {
 		text, err := os.ReadFile(filepath.Join("..", page))
@@ -269,7 +269,7 @@ func anchors(page string) (names []string) {
 	return names
 }
 
-func TestEveryCommandInTheDocsIsRun(t *testing.T) {
+func TestDocsCommandsAreTested(t *testing.T) {
 	t.Parallel()
 	each(t, "sh", func(t *testing.T, b block) {
 		command := strings.TrimSpace(b.text)
@@ -295,7 +295,7 @@ func TestEveryCommandInTheDocsIsRun(t *testing.T) {
 				t.Fatal(err)
 			}
 			if _, err := webhook.ParseKey(strings.TrimSpace(string(out))); err != nil {
-				t.Errorf("%v: what it makes is no key: %v", b, err)
+				t.Errorf("%v: it does not make a key: %v", b, err)
 			}
 		case strings.HasPrefix(command, "caddy "):
 			checkFlags(t, b, command)
@@ -310,7 +310,7 @@ func TestEveryCommandInTheDocsIsRun(t *testing.T) {
 }
 
 // checkFlags checks that a command of Caddy's has the flags it is shown with.
-// What it does is for the tests of the command.
+// The tests of the command check what it does.
 func checkFlags(t *testing.T, b block, command string) {
 	t.Helper()
 	words := strings.Fields(command)[1:]
@@ -327,8 +327,8 @@ func checkFlags(t *testing.T, b block, command string) {
 	}
 }
 
-// checkContributing checks a command that would run the tests, which is what
-// runs it: that what it names is there.
+// checkContributing checks that the targets and files of a command exist. It
+// cannot run the command, which would run the tests.
 func checkContributing(t *testing.T, b block, command string) {
 	t.Helper()
 	words := strings.Fields(command)
@@ -352,8 +352,8 @@ func checkContributing(t *testing.T, b block, command string) {
 	}
 }
 
-// requirement is a direct requirement of a go.mod: what it is called, without
-// its host and version.
+// requirement is a direct requirement in a go.mod. The group is its name without
+// host and version.
 var requirement = regexp.MustCompile(`(?m)^\t(?:[^/\s]+/)+?([^/\s]+)(?:/v[0-9]+|/libraries)? v\S+$`)
 
 func TestEveryRequirementHasAReason(t *testing.T) {
@@ -373,12 +373,12 @@ func TestEveryRequirementHasAReason(t *testing.T) {
 	}
 	for _, m := range direct {
 		if !strings.Contains(strings.ToLower(reasons), m[1]) {
-			t.Errorf("CONTRIBUTING.md does not say what %s is for", m[1])
+			t.Errorf("CONTRIBUTING.md does not explain %s", m[1])
 		}
 	}
 }
 
-func TestTheReadingOrderNamesEveryFile(t *testing.T) {
+func TestReadingOrderNamesEveryFile(t *testing.T) {
 	t.Parallel()
 	order, err := os.ReadFile("../module.go")
 	if err != nil {
@@ -392,12 +392,12 @@ func TestTheReadingOrderNamesEveryFile(t *testing.T) {
 	for _, file := range files {
 		name := filepath.Base(file)
 		if !strings.HasSuffix(name, "_test.go") && !slices.Contains(named, name) {
-			t.Errorf("module.go does not say what %s is", name)
+			t.Errorf("module.go does not list %s", name)
 		}
 	}
 	for _, name := range named {
 		if !slices.Contains(files, "../"+name) {
-			t.Errorf("module.go names %s, which is not there", name)
+			t.Errorf("module.go lists %s, which does not exist", name)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestChangeOfTheEngineDrainsTheOldStore(t *testing.T) {
+func TestEngineChangeDrainsOldStore(t *testing.T) {
 	t.Parallel()
 	working, release := make(chan struct{}), make(chan struct{})
 	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
@@ -66,7 +66,7 @@ func TestChangeOfTheEngineDrainsTheOldStore(t *testing.T) {
 	adminAPI(t, g).inState(left, task.Delivering)
 }
 
-func TestReloadWhileTheStoreClosesOpensItAgain(t *testing.T) {
+func TestReloadReopensClosingStore(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	site := gatewaytest.ExampleSite(t)

@@ -92,7 +92,7 @@ func note(file string) string {
 	return "exec sh -c `echo \"$1\" >>" + file + "` sh \"{event.name} {event.module} {event.data}\""
 }
 
-func TestEventsTellOfEachDeliveryThatEnded(t *testing.T) {
+func TestEventForEachEndedDelivery(t *testing.T) {
 	t.Parallel()
 	rcv := failsFirst(t)
 	gone := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusGone) })
@@ -128,7 +128,7 @@ func TestEventsTellOfEachDeliveryThatEnded(t *testing.T) {
 	}
 }
 
-func TestASlowEventHandlerDelaysNoCallback(t *testing.T) {
+func TestSlowEventHandlerDelaysNoCallback(t *testing.T) {
 	t.Parallel()
 	const tasks = 20
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -151,7 +151,7 @@ func TestASlowEventHandlerDelaysNoCallback(t *testing.T) {
 	events(g, "delivered", tasks)
 }
 
-func TestEventsSurviveAReloadAndAnExit(t *testing.T) {
+func TestEventsSurviveReloadAndExit(t *testing.T) {
 	t.Parallel()
 	answer := make(chan struct{})
 	rcv := gatewaytest.NewReceiver(t, func(http.ResponseWriter, *http.Request) { <-answer })
@@ -181,7 +181,7 @@ func TestEventsSurviveAReloadAndAnExit(t *testing.T) {
 		t.Errorf("the event is %s", got)
 	}
 
-	// A process that exits tells of what it still delivers.
+	// A process that exits raises events for what it still delivers.
 	third := g.Task(rcv.URL)
 	rcv.Next(t)
 	exited := make(chan int)
@@ -201,7 +201,7 @@ func TestEventsSurviveAReloadAndAnExit(t *testing.T) {
 	}
 	for _, line := range []string{inFlight, second, third} {
 		if _, err := os.Stat(filepath.Join(g.Dir, "before")); err == nil {
-			t.Fatalf("a generation that was stopped has been told of %s", line)
+			t.Fatalf("a stopped generation got the event %s", line)
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/google/uuid"
 )
 
-func TestTheDocumentedExampleComesOutLetterForLetter(t *testing.T) {
+func TestBeamExampleIsExact(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

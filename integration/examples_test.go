@@ -20,8 +20,8 @@ type example struct {
 	text  string
 }
 
-// examples are what a test knows about each folder of examples/: what its
-// commands answer, and what is in its inbox afterwards.
+// examples are the checks of each folder of examples/: the answers of its commands,
+// and the callbacks in its inbox afterwards.
 var examples = map[string]func(e *example){
 	"inference-queue": func(e *example) {
 		answers := e.commands()
@@ -53,9 +53,9 @@ var examples = map[string]func(e *example){
 	},
 }
 
-// TestExamplesDoWhatTheySay starts each example as it is, but for its ports,
-// runs the commands that its comment has, and looks into its inbox.
-func TestExamplesDoWhatTheySay(t *testing.T) {
+// TestExamplesWork starts each example on free ports, runs the commands in its
+// comment, and reads its inbox.
+func TestExamplesWork(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("../examples/*/Caddyfile")
 	if err != nil || len(files) != len(examples) {
@@ -126,7 +126,7 @@ func (e *example) want(answer string, parts ...string) {
 	}
 }
 
-// wantInbox waits for a callback that is as it should be.
+// wantInbox waits for a callback for which good returns true.
 func (e *example) wantInbox(path string, good func(recorded) bool) {
 	e.t.Helper()
 	gatewaytest.Eventually(e.t, path, func() error {
@@ -156,7 +156,7 @@ func inboxOf(t *testing.T, g *gatewaytest.Gateway, path string) ([]recorded, err
 	return w.inbox(path)
 }
 
-func TestExamplesAreFound(t *testing.T) {
+func TestREADMEListsExamples(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile("../README.md")
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 
 const timeoutError = "no answer within 1s"
 
-func TestHostileReceiversCostAnAttemptItsTimeoutAndNoMore(t *testing.T) {
+func TestHostileReceiversCostOneTimeout(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		state string
@@ -56,7 +56,7 @@ func TestHostileReceiversCostAnAttemptItsTimeoutAndNoMore(t *testing.T) {
 	}
 }
 
-func TestAnAnswerIsReadTo16KiBAndNoFurther(t *testing.T) {
+func TestAnswerLimit(t *testing.T) {
 	t.Parallel()
 	// What is sent beyond 16 KiB stays in the buffers of the two sockets.
 	const buffers = 16 << 20
@@ -92,7 +92,7 @@ func TestAnAnswerIsReadTo16KiBAndNoFurther(t *testing.T) {
 	}
 }
 
-func TestAGzipBombIsNotExpanded(t *testing.T) {
+func TestGzipBombIsNotExpanded(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Encoding", "gzip")
@@ -115,7 +115,7 @@ func TestAGzipBombIsNotExpanded(t *testing.T) {
 	}
 }
 
-func TestHostileReceiversLeaveMemoryBounded(t *testing.T) {
+func TestHostileReceiversDoNotFillMemory(t *testing.T) {
 	t.Parallel()
 	chunk := strings.Repeat("x", 64<<10)
 	peer := gatewaytest.NewPeer(t, func(conn net.Conn) {
@@ -140,7 +140,7 @@ func TestHostileReceiversLeaveMemoryBounded(t *testing.T) {
 	}
 }
 
-func TestConnectionsToAReceiverThatNeverShakesHandsDoNotPileUp(t *testing.T) {
+func TestUnfinishedTLSHandshakesAreClosed(t *testing.T) {
 	t.Parallel()
 	var open atomic.Int64
 	peer := gatewaytest.NewPeer(t, func(conn net.Conn) {

@@ -66,7 +66,7 @@ func readUnit(t *testing.T, file string) unit {
 	return u
 }
 
-func TestTheUnitOfSystemdRunsCaddyAsItSays(t *testing.T) {
+func TestSystemdUnit(t *testing.T) {
 	t.Parallel()
 	const file, dropIn = "examples/systemd/caddy.service", "examples/systemd/caddy.service.d/callback.conf"
 	u, more := readUnit(t, file), readUnit(t, dropIn)

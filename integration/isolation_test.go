@@ -10,7 +10,7 @@ import (
 
 func to(url string) func(int) string { return func(int) string { return url } }
 
-func TestTenBlackHolesLeaveRoomForAHealthyHost(t *testing.T) {
+func TestTenHangingHostsDoNotDelayHealthyHost(t *testing.T) {
 	t.Parallel()
 	const each, healthy = 100, 200
 	holes := make([]*gatewaytest.BlackHole, 10)
@@ -38,7 +38,7 @@ func TestTenBlackHolesLeaveRoomForAHealthyHost(t *testing.T) {
 	}
 }
 
-func TestAThousandBlackHolesLeaveRoomForAHostThatIsKnownToAnswer(t *testing.T) {
+func TestThousandHangingHostsDoNotDelayKnownHost(t *testing.T) {
 	t.Parallel()
 	const holes, healthy = 1000, 100
 	port, called := newVoid(t)
@@ -56,7 +56,7 @@ func TestAThousandBlackHolesLeaveRoomForAHostThatIsKnownToAnswer(t *testing.T) {
 	}
 }
 
-func TestAFloodToOneHostAdvancesNoFasterThanTheOthersAreServed(t *testing.T) {
+func TestFloodToOneHostIsFair(t *testing.T) {
 	t.Parallel()
 	const flood, others = 3000, 300
 	// The flooded host answers ten callbacks for each that another host got: if

@@ -47,7 +47,7 @@ func TestReloadsUnderLoadLoseNothing(t *testing.T) {
 	t.Logf("over 15 reloads: %+v", l.Tally())
 }
 
-func TestAKilledGatewayLosesNothing(t *testing.T) {
+func TestKilledGatewayLosesNothing(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+gatewaytest.NewApp(t, gatewaytest.AnswerSoon))
@@ -71,7 +71,7 @@ func TestAKilledGatewayLosesNothing(t *testing.T) {
 	t.Logf("over 5 kills: %+v", l.Tally())
 }
 
-func TestAStoppedGatewayFinishesWhatItHas(t *testing.T) {
+func TestStoppedGatewayFinishesTasks(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	working, finish := make(chan struct{}), make(chan struct{})
@@ -109,7 +109,7 @@ func TestAStoppedGatewayFinishesWhatItHas(t *testing.T) {
 	}
 }
 
-func TestAClusterThatIsAwayDoesNotKeepAGatewayFromItsEnd(t *testing.T) {
+func TestUnreachableClusterDoesNotBlockShutdown(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	rcv := gatewaytest.NewReceiver(t, nil)

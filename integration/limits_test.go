@@ -42,7 +42,7 @@ func (c *crowd) answer(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-func TestTheLimitsHoldAcrossReloads(t *testing.T) {
+func TestLimitsHoldAcrossReloads(t *testing.T) {
 	t.Parallel()
 	const each, perHost, concurrency, slow = 300, 4, 6, 8
 	crowd, accepted := newCrowd(), make(chan struct{})
@@ -83,7 +83,7 @@ func TestTheLimitsHoldAcrossReloads(t *testing.T) {
 	}
 }
 
-func TestAReloadChangesTheLimits(t *testing.T) {
+func TestReloadChangesLimits(t *testing.T) {
 	t.Parallel()
 	crowd := newCrowd()
 	rcv := gatewaytest.NewReceiver(t, crowd.answer)
@@ -109,7 +109,7 @@ func TestAReloadChangesTheLimits(t *testing.T) {
 	}
 }
 
-func TestABacklogIsDeliveredOnce(t *testing.T) {
+func TestBacklogIsDeliveredOnce(t *testing.T) {
 	t.Parallel()
 	const each = 50
 	rcv := gatewaytest.NewReceiver(t, newCrowd().answer)
@@ -142,7 +142,7 @@ func (c *connections) answer(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(make([]byte, 10<<10)) // an answer that must be read for its connection to be used again
 }
 
-func TestConnectionsAreUsedAgain(t *testing.T) {
+func TestConnectionsAreReused(t *testing.T) {
 	t.Parallel()
 	conns := new(connections)
 	rcv := gatewaytest.NewReceiver(t, conns.answer)
@@ -183,7 +183,7 @@ func newTLSReceiver(t *testing.T, answer http.HandlerFunc) (url, env string) {
 	return srv.URL, "SSL_CERT_FILE=" + file
 }
 
-func TestHTTP2IsSpokenOverOneConnection(t *testing.T) {
+func TestHTTP2UsesOneConnection(t *testing.T) {
 	t.Parallel()
 	conns := new(connections)
 	got := make(chan int, 1000)
@@ -214,7 +214,7 @@ func TestHTTP2IsSpokenOverOneConnection(t *testing.T) {
 	conns.mu.Unlock()
 }
 
-func TestAReceiverWithACertificateOfNobodyIsNotCalled(t *testing.T) {
+func TestUntrustedCertificateIsRefused(t *testing.T) {
 	t.Parallel()
 	called := make(chan struct{}, 10)
 	url, _ := newTLSReceiver(t, func(http.ResponseWriter, *http.Request) { called <- struct{}{} })
@@ -228,7 +228,7 @@ func TestAReceiverWithACertificateOfNobodyIsNotCalled(t *testing.T) {
 	}
 }
 
-func TestAnAnswerByHTTP2IsReadTo16KiBAndNoFurther(t *testing.T) {
+func TestAnswerLimitOverHTTP2(t *testing.T) {
 	t.Parallel()
 	sent := make(chan int, 1)
 	url, env := newTLSReceiver(t, func(w http.ResponseWriter, _ *http.Request) {

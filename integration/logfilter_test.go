@@ -50,9 +50,9 @@ func logged(t *testing.T, log, message string) (found []string) {
 	return found
 }
 
-// TestTheDocumentedLogFilterHidesCallbackURLs runs the configuration of
+// TestDocsLogFilterHidesCallbackURLs runs the configuration of
 // docs/security.md. Without its filters both lines have the secrets.
-func TestTheDocumentedLogFilterHidesCallbackURLs(t *testing.T) {
+func TestDocsLogFilterHidesCallbackURLs(t *testing.T) {
 	t.Parallel()
 	const access, aborted = "handled request", "aborting with incomplete response"
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {

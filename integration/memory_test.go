@@ -38,7 +38,7 @@ func newVoid(t *testing.T) (port int, called *atomic.Int64) {
 	return ln.Addr().(*net.TCPAddr).Port, called
 }
 
-func TestLargeResultsToReceiversThatReadNothingLeaveMemoryBounded(t *testing.T) {
+func TestUnreadLargeResultsDoNotFillMemory(t *testing.T) {
 	t.Parallel()
 	const size = 4 << 20
 	holes := gatewaytest.Fewer(60)

@@ -14,7 +14,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-func TestMetricsSayWhatHappensAndSurviveAReload(t *testing.T) {
+func TestMetricsSurviveReload(t *testing.T) {
 	t.Parallel()
 	working, finish := make(chan struct{}), make(chan struct{})
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -70,7 +70,7 @@ func TestMetricsSayWhatHappensAndSurviveAReload(t *testing.T) {
 		}
 	}
 
-	// A reload gives a new registry, whose counters start anew; the slow task
+	// A reload makes a new registry, whose counters start at zero. The slow task
 	// belongs to the generation before.
 	g.Configure(gatewaytest.Delivering("retry 1h"), site)
 	if err := g.Reload(); err != nil {
@@ -124,7 +124,7 @@ func TestMetricsDoNotGrowWithTasksAndHosts(t *testing.T) {
 	}
 }
 
-func TestTheLogHoldsNoSecretQueryOrBody(t *testing.T) {
+func TestLogHasNoSecretQueryOrBody(t *testing.T) {
 	t.Parallel()
 	const (
 		inQuery   = "hunter2-query"
@@ -202,7 +202,7 @@ func TestTheLogHoldsNoSecretQueryOrBody(t *testing.T) {
 	}
 }
 
-func TestAnAttemptIsOneLineWithAllItsFields(t *testing.T) {
+func TestAttemptIsOneLogLine(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.Delivering(), gatewaytest.ExampleSite(t))

@@ -109,7 +109,7 @@ func migrated(t *testing.T, g *gatewaytest.Gateway, from string) command {
 	return runCaddy(t, t.TempDir(), "callback", "migrate", "--from", from, "--config", g.File, "--adapter", "caddyfile")
 }
 
-func TestMigrateCopiesAFolderToAClusterAndBack(t *testing.T) {
+func TestMigrateToClusterAndBack(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	m := newMoving(t)
@@ -137,7 +137,7 @@ func TestMigrateCopiesAFolderToAClusterAndBack(t *testing.T) {
 		t.Errorf("the task that had ended is %+v", doc)
 	}
 	if id := accepted(t, b, "/q", m.body(m.rcv.URL), "Idempotency-Key", "known"); id != done {
-		t.Errorf("the key stands for %s, not %s", id, done)
+		t.Errorf("the key returns %s, want %s", id, done)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -153,7 +153,7 @@ func migratedBetween(t *testing.T, from, to string) command {
 	return runCaddy(t, t.TempDir(), "callback", "migrate", "--from", from, "--to", to, "--to-replicas", "1")
 }
 
-func TestMigrateThatIsKilledIsFinishedByRepeatingIt(t *testing.T) {
+func TestRepeatedMigrateFinishesKilledOne(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	m := newMoving(t)
@@ -176,7 +176,7 @@ func TestMigrateThatIsKilledIsFinishedByRepeatingIt(t *testing.T) {
 	t.Logf("%+v", m.l.Tally())
 }
 
-func TestMigrateAfterAReloadThatChangedTheEngine(t *testing.T) {
+func TestMigrateAfterEngineChange(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	m := newMoving(t)
@@ -257,7 +257,7 @@ func TestRepairChecksItsCommandLine(t *testing.T) {
 	}
 }
 
-func TestRepairLeavesASoundStoreAsItIs(t *testing.T) {
+func TestRepairKeepsSoundStore(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.Start(t, "queue q {\nworkers 1\n}\n"+gatewaytest.ToLocal, "task_queue /q* q {\nrespond done\n}")
 	id := accepted(t, g, "/q", "{}")

@@ -9,7 +9,7 @@ import (
 )
 
 // The pictures are made by the browser tests, see integration/browser.
-func TestTheReadmeShowsThePagesInPicturesThatLoadFast(t *testing.T) {
+func TestREADMEImagesAreSmall(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile("../README.md")
 	if err != nil {

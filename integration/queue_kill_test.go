@@ -17,8 +17,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// killTasks is how many tasks go through a queue whose gateway is killed. More
-// than CI has time for are asked for in the environment.
+// killTasks returns how many tasks go through a queue whose gateway is killed.
+// CALLBACK_KILL_TASKS asks for more than CI has time for.
 func killTasks(t *testing.T) int {
 	if s := os.Getenv("CALLBACK_KILL_TASKS"); s != "" {
 		n, err := strconv.Atoi(s)
@@ -30,7 +30,7 @@ func killTasks(t *testing.T) int {
 	return gatewaytest.Fewer(2000)
 }
 
-// starts counts at the app how often each task was begun, and which tasks each
+// starts counts at the app how often each task was started, and which tasks each
 // idempotency key has made.
 type starts struct {
 	mu    sync.Mutex
@@ -131,7 +131,7 @@ func TestAKilledGatewayLosesNothingOfItsQueue(t *testing.T) {
 	defer begun.mu.Unlock()
 	for id, n := range begun.tasks {
 		if n > attempts {
-			t.Errorf("task %s was begun %d times", id, n)
+			t.Errorf("task %s was started %d times", id, n)
 		}
 	}
 	for key, ids := range begun.keys {
@@ -140,7 +140,7 @@ func TestAKilledGatewayLosesNothingOfItsQueue(t *testing.T) {
 		}
 	}
 	if len(begun.keys) != total/2 {
-		t.Errorf("%d keys of %d have begun a task", len(begun.keys), total/2)
+		t.Errorf("%d keys of %d have started a task", len(begun.keys), total/2)
 	}
 	for _, id := range l.Accepted() {
 		if doc, err := document(g, "/q", id); err != nil || doc.State != task.Done && doc.State != task.Delivering {

@@ -24,9 +24,9 @@ func refuseWhile(refuse *atomic.Bool) http.HandlerFunc {
 // retrySoon has a refused callback come again while a test waits.
 var retrySoon = strings.Replace(gatewaytest.ToLocal, "delivery {", "delivery {\nretry"+strings.Repeat(" 300ms", 100), 1)
 
-// When the client has its response, the result is in the store: whatever
-// happens to the gateway at that moment takes nothing of it.
-func TestTheResultIsRecordedBeforeTheResponseEnds(t *testing.T) {
+// When the client has its response, the result is in the store, so that a crash
+// at that moment does not lose it.
+func TestResultIsStoredBeforeResponseEnds(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -91,7 +91,7 @@ func TestTheResultIsRecordedBeforeTheResponseEnds(t *testing.T) {
 	}
 }
 
-func TestATaskWhoseGatewayDiesFailsWithinTheLease(t *testing.T) {
+func TestTaskOfKilledGatewayFails(t *testing.T) {
 	t.Parallel()
 	started, end := make(chan struct{}, 10), make(chan struct{})
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -139,7 +139,7 @@ func TestATaskWhoseGatewayDiesFailsWithinTheLease(t *testing.T) {
 	}
 }
 
-func TestAGatewayThatIsStoppedFailsWhatItCannotWaitFor(t *testing.T) {
+func TestStopFailsTasksAfterGracePeriod(t *testing.T) {
 	t.Parallel()
 	started, end := make(chan struct{}), make(chan struct{})
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {

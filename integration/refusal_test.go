@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-func TestARequestCannotNameWhatIsNotPublic(t *testing.T) {
+func TestPrivateAddressesAreRefused(t *testing.T) {
 	t.Parallel()
 	var forwarded atomic.Int64
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { forwarded.Add(1) })
@@ -66,7 +66,7 @@ func refusedAtTheDial(t *testing.T, before, after, site string, send func(g *gat
 	return all[len(all)-1]
 }
 
-func TestAnAddressThatIsRefusedAtTheDialIsFinal(t *testing.T) {
+func TestAddressRefusedAtDialIsFinal(t *testing.T) {
 	t.Parallel()
 	got := refusedAtTheDial(t, gatewaytest.Delivering(gatewaytest.ManyTimes), "delivery {\nports any\n"+gatewaytest.ManyTimes+"\n}", gatewaytest.ExampleSite(t),
 		func(g *gatewaytest.Gateway, url string) string { return g.Task(url) })
@@ -75,7 +75,7 @@ func TestAnAddressThatIsRefusedAtTheDialIsFinal(t *testing.T) {
 	}
 }
 
-func TestDenyWinsOverTheOperatorsOwnURLAtTheDialToo(t *testing.T) {
+func TestDenyWinsOverOperatorURLAtDial(t *testing.T) {
 	t.Parallel()
 	got := refusedAtTheDial(t, "delivery {\n"+gatewaytest.ManyTimes+"\n}", "delivery {\ndeny 127.0.0.0/8\n"+gatewaytest.ManyTimes+"\n}",
 		strings.Replace(gatewaytest.ExampleSite(t), "callback", "callback %RECEIVER%", 1),
@@ -88,7 +88,7 @@ func TestDenyWinsOverTheOperatorsOwnURLAtTheDialToo(t *testing.T) {
 	}
 }
 
-func TestTheOperatorsOwnURLMayBePrivateButARequestMayNotNameIt(t *testing.T) {
+func TestOnlyOperatorURLMayBePrivate(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, "", strings.Replace(gatewaytest.ExampleSite(t), "callback", "callback "+rcv.URL+"/own", 1))
@@ -104,7 +104,7 @@ func TestTheOperatorsOwnURLMayBePrivateButARequestMayNotNameIt(t *testing.T) {
 	}
 }
 
-func TestAnOwnURLThatIsDeniedIsAnErrorOfTheConfiguration(t *testing.T) {
+func TestDeniedOperatorURLIsConfigurationError(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.New(t, "delivery {\ndeny 127.0.0.0/8\n}", "callback http://127.0.0.1:9/hook\nrespond ok")
 	g.Launch()

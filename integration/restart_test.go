@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-func TestAGatewayKilledInTheMiddleOfDeliveriesRepeatsOnlyWhatWasInFlight(t *testing.T) {
+func TestKillRepeatsOnlyInFlightDeliveries(t *testing.T) {
 	t.Parallel()
 	const tasks, perHost, kills = 600, 8, 3
 	began := make(chan struct{})
@@ -48,7 +48,7 @@ func TestAGatewayKilledInTheMiddleOfDeliveriesRepeatsOnlyWhatWasInFlight(t *test
 	}
 }
 
-func TestAReloadInTheMiddleOfDeliveriesRepeatsNothing(t *testing.T) {
+func TestReloadRepeatsNoDelivery(t *testing.T) {
 	t.Parallel()
 	const tasks = 600
 	began := make(chan struct{})
@@ -82,7 +82,7 @@ func TestAReloadInTheMiddleOfDeliveriesRepeatsNothing(t *testing.T) {
 	}
 }
 
-func TestAReloadThatFailsLeavesDeliveriesAsTheyWere(t *testing.T) {
+func TestFailedReloadKeepsDeliveries(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	site := gatewaytest.ExampleSite(t)
@@ -108,7 +108,7 @@ func TestAReloadThatFailsLeavesDeliveriesAsTheyWere(t *testing.T) {
 	}
 }
 
-func TestAScheduledRetrySurvivesAKillAndGoesOnCounting(t *testing.T) {
+func TestRetrySurvivesKill(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("callback-attempt") != "3" {
@@ -131,7 +131,7 @@ func TestAScheduledRetrySurvivesAKillAndGoesOnCounting(t *testing.T) {
 	}
 }
 
-func TestAnAttemptThatAStopCutsOffIsNotCounted(t *testing.T) {
+func TestInterruptedAttemptIsNotCounted(t *testing.T) {
 	t.Parallel()
 	var stopped atomic.Bool
 	rcv := gatewaytest.NewReceiver(t, func(_ http.ResponseWriter, r *http.Request) {
@@ -158,7 +158,7 @@ func TestAnAttemptThatAStopCutsOffIsNotCounted(t *testing.T) {
 	}
 }
 
-func TestAnAttemptLongerThanALeaseIsMadeOnce(t *testing.T) {
+func TestAttemptLongerThanLeaseIsMadeOnce(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	var slow atomic.Bool
@@ -191,7 +191,7 @@ func TestAnAttemptLongerThanALeaseIsMadeOnce(t *testing.T) {
 	}
 }
 
-func TestDeliveriesStopWithTheAppAndGoOnWhenItIsBack(t *testing.T) {
+func TestDeliveriesStopAndContinueWithApp(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("callback-attempt") == "1" {

@@ -24,7 +24,7 @@ func numbers(n int) string {
 	return b.String()[:n]
 }
 
-func TestAResultOverTheLimitIsPostedInPart(t *testing.T) {
+func TestLargeResultIsTruncated(t *testing.T) {
 	t.Parallel()
 	const limit = 64 << 10
 	text := numbers(3 << 20)
@@ -113,7 +113,7 @@ func TestAResultOverTheLimitIsPostedInPart(t *testing.T) {
 	}
 }
 
-func TestARawResultOverTheLimitStaysInItsCoding(t *testing.T) {
+func TestTruncatedRawResultStaysEncoded(t *testing.T) {
 	t.Parallel()
 	body := gzipped(t, numbers(3<<20))
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -134,7 +134,7 @@ func TestARawResultOverTheLimitStaysInItsCoding(t *testing.T) {
 }
 
 // The store keeps what does not fit in a message elsewhere.
-func TestALargeResultArrivesWhole(t *testing.T) {
+func TestLargeResultArrivesWhole(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		size, err := strconv.Atoi(r.URL.Path[1:])
@@ -162,7 +162,7 @@ func TestALargeResultArrivesWhole(t *testing.T) {
 	}
 }
 
-func TestARangeIsAResultLikeAnyOther(t *testing.T) {
+func TestRangeResponseIsResult(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "numbers.txt", time.Time{}, bytes.NewReader([]byte(numbers(1000))))

@@ -18,7 +18,7 @@ type run struct {
 	at      time.Time
 }
 
-// newScheduledApp starts an app that tells of each task it gets.
+// newScheduledApp starts an app that reports each task it gets.
 func newScheduledApp(t *testing.T) (addr string, runs chan run) {
 	runs = make(chan run, 1000)
 	addr = gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
@@ -107,7 +107,7 @@ func TestRunsAreSkippedWhileOneWaits(t *testing.T) {
 	}
 }
 
-func TestAReloadThatFailsKeepsTheSchedules(t *testing.T) {
+func TestFailedReloadKeepsSchedules(t *testing.T) {
 	t.Parallel()
 	app, runs := newScheduledApp(t)
 	site := "task_queue /t* q {\nreverse_proxy " + app + "\n}"
@@ -177,7 +177,7 @@ func TestReloadKeepsRunTimes(t *testing.T) {
 	}
 }
 
-func TestAScheduleMayNameItsCallback(t *testing.T) {
+func TestScheduleBodyNamesCallback(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
@@ -207,7 +207,7 @@ func TestAScheduleMayNameItsCallback(t *testing.T) {
 	}
 }
 
-func TestSchedulesInZonesAreAccepted(t *testing.T) {
+func TestScheduleTimeZones(t *testing.T) {
 	t.Parallel()
 	now := time.Now().In(zone(t, "Asia/Tokyo")).Add(90 * time.Second)
 	g := gatewaytest.New(t, fmt.Sprintf("queue q {\nschedule \"%d %d * * *\" Asia/Tokyo\nschedule \"30 2 * * MON-FRI\" Europe/Paris\nschedule @daily\n}",

@@ -32,7 +32,7 @@ func verified(secret string, got gatewaytest.Callback) error {
 	return hook.Verify([]byte(got.Body), got.Header)
 }
 
-func TestEveryKeySignsAndOtherPeoplesLibraryVerifies(t *testing.T) {
+func TestEveryKeySigns(t *testing.T) {
 	t.Parallel()
 	seed := bytes.Repeat([]byte{7}, ed25519.SeedSize)
 	private := ed25519.NewKeyFromSeed(seed)
@@ -77,7 +77,7 @@ func TestEveryKeySignsAndOtherPeoplesLibraryVerifies(t *testing.T) {
 	}
 }
 
-func TestEachAttemptIsSignedAnewForTheSameID(t *testing.T) {
+func TestEachAttemptIsSignedAnew(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("callback-attempt") == "1" {
@@ -102,7 +102,7 @@ func TestEachAttemptIsSignedAnewForTheSameID(t *testing.T) {
 	}
 }
 
-func TestWhatIsSignedIsTheBodyAsItIsSent(t *testing.T) {
+func TestSentBodyIsSigned(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -119,7 +119,7 @@ func TestWhatIsSignedIsTheBodyAsItIsSent(t *testing.T) {
 	}
 }
 
-func TestAKeyIsRotatedByReload(t *testing.T) {
+func TestReloadRotatesKey(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	site := gatewaytest.ExampleSite(t)

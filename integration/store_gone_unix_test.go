@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-func TestNothingIsAcceptedIntoAStoreThatWasRemoved(t *testing.T) {
+func TestRemovedStoreRefusesTasks(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, gatewaytest.ExampleSite(t))

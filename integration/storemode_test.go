@@ -23,9 +23,9 @@ func init() {
 	}
 }
 
-// TestOnlyTheGatewaysUserCanReadTheStore looks at the store after a start,
+// TestStorePermissions looks at the store after a start,
 // a reload and a crash: it has other people's requests and results in it.
-func TestOnlyTheGatewaysUserCanReadTheStore(t *testing.T) {
+func TestStorePermissions(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	site := gatewaytest.ExampleSite(t)

@@ -28,7 +28,7 @@ func jsonRequest(t *testing.T, g *gatewaytest.Gateway, rcv *gatewaytest.Receiver
 	return req
 }
 
-func TestEventsReachTheClientOneByOneWhileTheyAreCaptured(t *testing.T) {
+func TestCapturedEventsReachClientOneByOne(t *testing.T) {
 	t.Parallel()
 	seen := make(chan int) // what the client has seen, before the app sends more
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -123,7 +123,7 @@ func TestTrailersAndEarlyHintsPass(t *testing.T) {
 // Java's own client and curl --http2 offer h2c with a request like any other. It is
 // a task, and the app does not see the offer: a connection that it took up would
 // have no response.
-func TestAnOfferOfHTTP2TakesNoCallback(t *testing.T) {
+func TestOfferOfHTTP2KeepsCallback(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%q", []string{r.Header.Get("Connection"), r.Header.Get("Upgrade"), r.Header.Get("HTTP2-Settings")})
@@ -142,7 +142,7 @@ func TestAnOfferOfHTTP2TakesNoCallback(t *testing.T) {
 	}
 }
 
-func TestAnUpgradedConnectionPassesAsIfWeWereNotThere(t *testing.T) {
+func TestUpgradedConnectionPasses(t *testing.T) {
 	t.Parallel()
 	requests := make(chan http.Header, 1)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -187,7 +187,7 @@ func TestAnUpgradedConnectionPassesAsIfWeWereNotThere(t *testing.T) {
 // part is what an app sends at once; more than a socket's buffers hold in sum.
 var part = strings.Repeat("0123456789abcdef", 4<<10)
 
-func TestAClientThatLeavesEndsNothing(t *testing.T) {
+func TestTaskContinuesWhenClientDisconnects(t *testing.T) {
 	t.Parallel()
 	const parts = 64
 	for _, proto := range []string{"HTTP/1.1", "HTTP/2"} {
@@ -263,7 +263,7 @@ func TestAClientThatLeavesEndsNothing(t *testing.T) {
 	}
 }
 
-func TestAClientThatSendsAndLeavesHasItsTask(t *testing.T) {
+func TestClientDisconnectsAfterRequest(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -286,7 +286,7 @@ func TestAClientThatSendsAndLeavesHasItsTask(t *testing.T) {
 	}
 }
 
-func TestAClientThatLeavesInItsRequestHasNoTask(t *testing.T) {
+func TestClientDisconnectsDuringRequest(t *testing.T) {
 	t.Parallel()
 	ended := make(chan error, 1)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -304,7 +304,7 @@ func TestAClientThatLeavesInItsRequestHasNoTask(t *testing.T) {
 	if err := errors.Join(err, conn.Close()); err != nil {
 		t.Fatal(err)
 	}
-	// The app may see nothing of it at all, or a request that breaks off.
+	// The app may see no request, or one that breaks off.
 	resp, _ := g.Do("POST", "/", `{"callback_url":"`+rcv.URL+`"}`, "Content-Type", "application/json")
 	if c := rcv.Next(t); c.TaskID() != resp.Header.Get("beam-task-id") {
 		t.Errorf("a request that was not whole had callback %s %q", c.Status(), c.Body)

@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-func TestWhatThePlaceholdersSayIsWhatTheyWouldSayWithoutUs(t *testing.T) {
+func TestPlaceholdersAreUnchanged(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -42,7 +42,7 @@ func TestWhatThePlaceholdersSayIsWhatTheyWouldSayWithoutUs(t *testing.T) {
 	}
 }
 
-func TestARequestIsTriedAgainWithItsWholeBody(t *testing.T) {
+func TestUpstreamRetrySendsWholeBody(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	hangsUp := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
@@ -83,9 +83,9 @@ func newH2App(t *testing.T, handler http.HandlerFunc) string {
 	return strings.TrimPrefix(app.URL, "http://")
 }
 
-// A request whose end does not come has its verdict at the deadline all the
-// same. What is sent after that is read by nobody.
-func TestAnUploadThatStallsTimesOut(t *testing.T) {
+// A request that never ends gets its verdict at the deadline. What the client
+// sends after that is not read.
+func TestStalledUploadTimesOut(t *testing.T) {
 	t.Parallel()
 	stalled := func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }
 	for name, upstream := range map[string]string{
@@ -123,7 +123,7 @@ func TestAnUploadThatStallsTimesOut(t *testing.T) {
 	}
 }
 
-func TestAClientThatStopsReadingDoesNotStopItsTask(t *testing.T) {
+func TestTaskContinuesWhenClientStopsReading(t *testing.T) {
 	t.Parallel()
 	const size = 8 << 20 // more than the sockets between take
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -147,7 +147,7 @@ func TestAClientThatStopsReadingDoesNotStopItsTask(t *testing.T) {
 	}
 }
 
-func TestAnUpstreamsOwnTimeoutIsAFailure(t *testing.T) {
+func TestUpstreamTimeoutIsFailure(t *testing.T) {
 	t.Parallel()
 	end := make(chan struct{})
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-end })
@@ -165,7 +165,7 @@ func TestAnUpstreamsOwnTimeoutIsAFailure(t *testing.T) {
 	}
 }
 
-func TestALimitOfCaddysOwnHoldsAsItWould(t *testing.T) {
+func TestCaddyRequestBodyLimit(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, nil)
 	rcv := gatewaytest.NewReceiver(t, nil)

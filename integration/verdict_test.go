@@ -78,7 +78,7 @@ func errorOf(t *testing.T, c gatewaytest.Callback) string {
 	return form.Get("error")
 }
 
-func TestTheEndpointsStatusIsTheVerdict(t *testing.T) {
+func TestEndpointStatusDecidesVerdict(t *testing.T) {
 	t.Parallel()
 	const body = `{"detail":"as the app said","n":1.0}`
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -125,7 +125,7 @@ func TestTheEndpointsStatusIsTheVerdict(t *testing.T) {
 	}
 }
 
-func TestAnEndpointThatGivesNoAnswerFails(t *testing.T) {
+func TestUnansweredRequestFails(t *testing.T) {
 	t.Parallel()
 	nobody := gatewaytest.FreeAddr(t)
 	resets := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
@@ -163,7 +163,7 @@ func TestAnEndpointThatGivesNoAnswerFails(t *testing.T) {
 	}
 }
 
-func TestAResponseThatBreaksOffFails(t *testing.T) {
+func TestBrokenResponseFails(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/announced" {
@@ -203,7 +203,7 @@ func TestAResponseThatBreaksOffFails(t *testing.T) {
 	}
 }
 
-func TestAPanicFailsTheTaskAndGoesOnToCaddy(t *testing.T) {
+func TestPanicFailsTask(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nmisbehave panic")
@@ -222,7 +222,7 @@ func TestAPanicFailsTheTaskAndGoesOnToCaddy(t *testing.T) {
 	})
 }
 
-func TestAHandlerThatWritesNothingIsComplete(t *testing.T) {
+func TestEmptyResponseIsComplete(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nmisbehave")
@@ -235,7 +235,7 @@ func TestAHandlerThatWritesNothingIsComplete(t *testing.T) {
 	}
 }
 
-func TestATaskThatTakesTooLongTimesOut(t *testing.T) {
+func TestTaskTimeout(t *testing.T) {
 	t.Parallel()
 	canceled := make(chan struct{}, 2)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -276,7 +276,7 @@ func TestATaskThatTakesTooLongTimesOut(t *testing.T) {
 	}
 }
 
-func TestAStreamThatTakesTooLongIsCutOff(t *testing.T) {
+func TestStreamTimeout(t *testing.T) {
 	t.Parallel()
 	for _, proto := range []string{"HTTP/1.1", "HTTP/2"} {
 		t.Run(proto, func(t *testing.T) {

@@ -34,13 +34,13 @@ type walkthrough struct {
 	curl func(t *testing.T, args []string) string
 
 	ports *strings.Replacer // the example's ports for free ones
-	last  func() string     // the last command, to be run again if its answer is too early
+	last  func() string     // runs the last command again, because its answer can be too early
 }
 
-// TestTheREADMEDoesWhatItSays runs the README's commands in their order, on
-// free ports, and compares what it shows of their output: with curl where there
-// is one, and with net/http, which is everywhere.
-func TestTheREADMEDoesWhatItSays(t *testing.T) {
+// TestREADMEWalkthrough runs the README's commands in their order on free ports,
+// and compares the output that it shows. It uses curl where there is one, and
+// net/http everywhere.
+func TestREADMEWalkthrough(t *testing.T) {
 	t.Parallel()
 	clients := map[string]func(*testing.T, []string) string{"net/http": curlByHand}
 	if path, err := exec.LookPath("curl"); err == nil {
@@ -95,13 +95,13 @@ func (w *walkthrough) run(b block) {
 		out.wantCode(w.t, 0)
 		w.last = func() string { return out.stdout }
 	case command == cloneCommand: // the tests run in a checkout
-	case strings.HasPrefix(command, "caddy "): // see TestEveryCommandInTheDocsIsRun
+	case strings.HasPrefix(command, "caddy "): // see TestDocsCommandsAreTested
 	default:
 		w.t.Fatalf("%v: nothing runs it", b)
 	}
 }
 
-// start starts the example as it is, but for its ports.
+// start starts the example on free ports.
 func (w *walkthrough) start(args []string) {
 	w.t.Helper()
 	w.g = gatewaytest.New(w.t, "", "")
@@ -251,7 +251,7 @@ func (w *walkthrough) inbox(path string) ([]recorded, error) {
 	return list.Callbacks, json.Unmarshal([]byte(text), &list)
 }
 
-// uuid is what is different each time.
+// uuidPattern matches task IDs, which differ in each run.
 var uuidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // same says whether two values are the same, or both are IDs.

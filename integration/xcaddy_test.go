@@ -1,6 +1,6 @@
 //go:build !race
 
-// What is built here is not built with the race detector.
+// A build with the race detector would take minutes.
 
 package integration
 
@@ -19,9 +19,9 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// TestTheModuleBuildsIntoAnotherCaddy runs xcaddy.md's commands in a fresh
+// TestModuleBuildsIntoCaddy runs xcaddy.md's commands in a fresh
 // folder beside the checkout: they are what xcaddy does.
-func TestTheModuleBuildsIntoAnotherCaddy(t *testing.T) {
+func TestModuleBuildsIntoCaddy(t *testing.T) {
 	t.Parallel()
 	root, err := filepath.Abs("..")
 	if err != nil {

@@ -134,7 +134,7 @@ func TestPartsOfAClusterThatAreCutOffLoseNothing(t *testing.T) {
 		func(r *rig) {
 			r.network.Cut()
 			gatewaytest.Pause(cutTime)
-			r.network.Mend()
+			r.network.Restore()
 		},
 		kill(0), kill(1))
 }
@@ -151,7 +151,7 @@ func TestANodeThatWasAwayPastItsLeaseSettlesNothingASecondTime(t *testing.T) {
 		},
 		"cut off past its lease": func(r *rig) func() {
 			r.network.Cut()
-			return r.network.Mend
+			return r.network.Restore
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

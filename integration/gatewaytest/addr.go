@@ -8,10 +8,10 @@ import (
 	"testing"
 )
 
-// FreeAddr returns a local address that nobody listens on, and that no other test
-// is given, of this process or another. The system's own choice would not do: until
-// it is used, some connection may be given it. And two gateways that are given the
-// same one would both listen on it, and share what comes.
+// FreeAddr returns a local address on which nothing listens, and which no other
+// test gets, in this process or another. A port that the system chooses is not
+// safe: a connection can take it before it is used, and two gateways with the same
+// port would both listen on it and share the requests.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
 	const first, last = 10_000, 32_000 // below the ports that systems give out
@@ -30,8 +30,8 @@ func FreeAddr(t testing.TB) string {
 	panic("unreachable")
 }
 
-// claim takes a port for this process until it ends, and says whether it did: a
-// port of another kind stands for it, on which nobody listens.
+// claim reserves a port for this process until it ends, and reports whether it
+// could. It binds a UDP port as the mark, so that the TCP port stays free.
 func claim(port int) bool {
 	const beyond = 33_000
 	conn, err := net.ListenPacket("udp4", fmt.Sprintf("127.0.0.1:%d", port+beyond))

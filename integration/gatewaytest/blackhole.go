@@ -9,11 +9,10 @@ import (
 	"testing"
 )
 
-// ManyTimes are waits for callbacks that are tried again until the test has
-// seen enough.
+// ManyTimes is a retry schedule that outlasts every test.
 var ManyTimes = "retry" + strings.Repeat(" 2s", 200)
 
-// BlackHole is a receiver that answers nothing until it is opened.
+// BlackHole is a receiver that does not answer until it is opened.
 type BlackHole struct {
 	*Receiver
 	opened   chan struct{}
@@ -38,7 +37,7 @@ func NewBlackHole(t testing.TB) *BlackHole {
 	return b
 }
 
-// Open makes it answer from now on.
+// Open lets the receiver answer from now on.
 func (b *BlackHole) Open() { close(b.opened) }
 
 // Delivered returns nil once n callbacks were answered.
@@ -58,8 +57,8 @@ func (b *BlackHole) Answered() map[string]int {
 	return maps.Clone(b.answered)
 }
 
-// Growth is how much more memory a process may take, given what one without the
-// race detector may.
+// Growth converts a limit of memory growth, in bytes, to one that holds with the
+// race detector too.
 func Growth(bytes int64) int64 {
 	if raceDetector {
 		return 5 * bytes // what the detector itself takes, by its documentation

@@ -66,7 +66,7 @@ type NATSServer struct {
 // log is the server's log file.
 func (s *NATSServer) log() string { return filepath.Join(s.Dir, "log") }
 
-// NewCluster names n servers that are not started yet.
+// NewCluster returns n servers that are not started yet.
 func NewCluster(t testing.TB, n int) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t}
@@ -95,7 +95,7 @@ func StartCluster(t testing.TB, n int) *Cluster {
 	return c
 }
 
-// Start starts a server, anew with its data if it was killed.
+// Start starts a server, with its data if it ran before.
 func (c *Cluster) Start(i int) {
 	c.t.Helper()
 	s := c.Servers[i]
@@ -130,7 +130,7 @@ func (c *Cluster) Start(i int) {
 	}
 }
 
-// Kill ends a server as a power cut would end it.
+// Kill kills a server (SIGKILL).
 func (c *Cluster) Kill(i int) {
 	s := c.Servers[i]
 	if s.Cmd != nil {
@@ -140,9 +140,8 @@ func (c *Cluster) Kill(i int) {
 	}
 }
 
-// Ready waits until the cluster takes streams, and every server that runs says that
-// it is well: that it has what the others have. Until then the cluster may not
-// survive that another is killed.
+// Ready waits until the cluster can create streams, and every running server is
+// healthy and up to date. Before that, the cluster may not survive another kill.
 func (c *Cluster) Ready() {
 	c.t.Helper()
 	Eventually(c.t, "the cluster is ready", func() error {
@@ -199,7 +198,7 @@ func (c *Cluster) Leader(stream string) int {
 	return leader
 }
 
-// URLs are those of all servers, with commas.
+// URLs returns the URLs of all servers, separated by commas.
 func (c *Cluster) URLs() string {
 	var urls []string
 	scheme := c.Scheme
@@ -212,7 +211,7 @@ func (c *Cluster) URLs() string {
 	return strings.Join(urls, ",")
 }
 
-// Options are the gateway's.
+// Options returns the options of a gateway that uses the cluster.
 func (c *Cluster) Options() string {
 	return fmt.Sprintf("engine nats %s {\nreplicas %d\n}\n%s", strings.ReplaceAll(c.URLs(), ",", " "), len(c.Servers), ToLocal)
 }

@@ -2,8 +2,8 @@
 // real NATS servers in processes of their own, that can be killed, and
 // receivers of callbacks.
 //
-// The processes are the test binary itself: a package that uses it hands its
-// TestMain to [Main].
+// The processes are the test binary itself: a package that uses gatewaytest
+// calls [Main] in its TestMain.
 package gatewaytest
 
 import (
@@ -40,9 +40,9 @@ import (
 // with the race detector when the tests are.
 const AsCaddy = "CALLBACK_TEST_AS_CADDY"
 
-// Main runs the tests, or what a test has started this binary as. A package that
-// starts gateways calls it in its TestMain. What is to be done after the tests
-// can be handed to it: the process then ends.
+// Main runs the tests, or the gateway or server that a test has started this
+// binary as. It runs the functions in after when the tests have finished, and
+// then ends the process.
 func Main(m *testing.M, after ...func()) {
 	switch {
 	case os.Getenv(AsCaddy) != "":
@@ -54,8 +54,8 @@ func Main(m *testing.M, after ...func()) {
 		runNATS()
 	default:
 		if signal.Ignored(os.Interrupt) {
-			// A shell starts programs in the background like that, and gateways
-			// would inherit it. What is caught here is not ignored there.
+			// A shell starts background programs with the signal ignored, and
+			// gateways would inherit that. They do not if it is caught here.
 			signal.Notify(make(chan os.Signal, 1), os.Interrupt)
 		}
 		RunAtOnce(8)
@@ -71,16 +71,16 @@ func Main(m *testing.M, after ...func()) {
 // share a cluster, if it is not the default.
 const leaseTime = "CALLBACK_TEST_LEASE"
 
-// ShortLease is a lease time that lasts over an election of a leader on a machine
-// that is shared.
+// ShortLease is a lease time that outlasts the election of a leader on a shared
+// machine.
 const ShortLease = slowness * 10 * time.Second
 
 // ShortLeases gives the gateways that share a cluster a [ShortLease]: tests wait for
 // leases to expire. It is called before [Main].
 func ShortLeases() { _ = os.Setenv(leaseTime, ShortLease.String()) }
 
-// RunAtOnce has n tests run at once, unless a flag says how many, or it was called
-// before: they wait most of the time, for leases to expire and for servers to come back.
+// RunAtOnce sets how many tests run at once, unless a flag or an earlier call did.
+// Tests mostly wait: for leases to expire, and for servers to come back.
 func RunAtOnce(n int) {
 	flag.Parse()
 	asked := false
@@ -90,8 +90,8 @@ func RunAtOnce(n int) {
 	}
 }
 
-// Patience is how long a test waits for what should come soon. It is generous
-// because machines are shared; nothing is concluded from how long it took.
+// Patience is how long a test waits for something that should happen soon. It is
+// generous because machines are shared. Tests conclude nothing from the duration.
 const Patience = slowness * 60 * time.Second
 
 // Gateway is a Caddy process with the callback module.
@@ -136,7 +136,7 @@ func Start(t testing.TB, options, site string) *Gateway {
 	return g
 }
 
-// ToLocal are options that let callbacks go to the test's own receivers.
+// ToLocal are options that allow callbacks to the test's own receivers.
 const ToLocal = `
 	delivery {
 		allow 127.0.0.1
@@ -145,10 +145,10 @@ const ToLocal = `
 
 var namesEngine = regexp.MustCompile(`(?m)^\s*engine\s`)
 
-// Folder is where the gateway's store is if its options name no engine.
+// Folder returns the gateway's store if its options name no engine.
 func (g *Gateway) Folder() string { return filepath.Join(g.Dir, "store") }
 
-// Configure writes the Caddyfile anew; see [New].
+// Configure replaces the Caddyfile; see [New].
 func (g *Gateway) Configure(options, site string) {
 	g.T.Helper()
 	if !namesEngine.MatchString(options) {
@@ -232,7 +232,7 @@ func (g *Gateway) Run(args ...string) {
 	}(g.Cmd, g.Done)
 }
 
-// Kill ends the process as a power cut would end it.
+// Kill kills the process (SIGKILL).
 func (g *Gateway) Kill() {
 	if g.Cmd != nil && g.Cmd.Process != nil {
 		_ = g.Cmd.Process.Kill() // it may have ended already
@@ -240,7 +240,7 @@ func (g *Gateway) Kill() {
 	}
 }
 
-// Stop ends the process as an operator does, and returns its exit code.
+// Stop stops the process (SIGTERM) and returns its exit code.
 func (g *Gateway) Stop() int {
 	g.T.Helper()
 	if err := g.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -323,7 +323,7 @@ func (g *Gateway) listensOnce() error {
 	}
 }
 
-// URL is that of a path on the site.
+// URL returns the URL of a path on the site.
 func (g *Gateway) URL(path string) string { return "http://" + g.Addr + path }
 
 // Post sends a JSON body and returns the response with its body read.
@@ -360,7 +360,7 @@ func Send(method, url string, body io.Reader, header ...string) (*http.Response,
 	return resp, string(text), err
 }
 
-// Fatal makes err end a wait: it cannot succeed any more.
+// Fatal makes [Eventually] fail at once with err, because waiting cannot help.
 func Fatal(err error) error { return fatalError{err} }
 
 type fatalError struct{ error }
@@ -413,7 +413,7 @@ func (b *LogBuffer) String() string {
 	return b.buf.String()
 }
 
-// HasRace says whether the race detector has found something. nats-server
+// HasRace reports whether the race detector has found something. nats-server
 // sets the timer of its syncs while that may fire already; it is harmless and
 // not ours.
 func (b *LogBuffer) HasRace() bool {

@@ -15,15 +15,15 @@ import (
 	"time"
 )
 
-// NewPeer starts a receiver below HTTP: each connection is handed to serve and
-// closed when it returns. It returns the receiver's URL.
+// NewPeer starts a receiver below HTTP, which calls serve for each connection and
+// closes the connection when serve returns. It returns the receiver's URL.
 func NewPeer(t testing.TB, serve func(net.Conn)) string {
 	t.Helper()
 	return "http://" + ServeConns(t, serve) + "/hook"
 }
 
-// ServeConns hands each connection to serve and closes it when that returns. It
-// returns the address it listens on.
+// ServeConns calls serve for each connection, closes the connection when serve
+// returns, and returns the address that it listens on.
 func ServeConns(t testing.TB, serve func(net.Conn)) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -57,13 +57,13 @@ func ReadCallback(conn net.Conn) (id string, err error) {
 	return req.Header.Get("beam-task-id"), err
 }
 
-// Write writes to a peer that may have gone, which ends the test's own loops.
+// Write writes to a peer and reports whether it is still there.
 func Write(conn net.Conn, s string) bool {
 	_, err := io.WriteString(conn, s)
 	return err == nil
 }
 
-// Drip writes s again and again, slowly, until the other side has enough.
+// Drip writes s again and again, slowly, until the other side closes.
 func Drip(conn net.Conn, s string) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -81,7 +81,7 @@ func Flood(conn net.Conn, s string, sent *atomic.Int64) {
 
 const okLine = "HTTP/1.1 200 OK\r\n"
 
-// Hostile are receivers that do their worst on a connection.
+// Hostile are receivers that hang, drip, flood or send nonsense, by name.
 var Hostile = map[string]func(net.Conn){
 	"closes at once":                func(net.Conn) {},
 	"closes after the request":      afterCallback(func(net.Conn) {}),
@@ -144,7 +144,7 @@ func afterCallback(answer func(net.Conn)) func(net.Conn) {
 	}
 }
 
-// awaitHangUp waits until the gateway has had enough.
+// awaitHangUp waits until the gateway closes the connection.
 func awaitHangUp(conn net.Conn) { _, _ = conn.Read(make([]byte, 1)) }
 
 // Bomb is 80 MiB, compressed to a thousandth: a gzip member of one, and that again

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// Ledger holds what clients were told and what receivers got. A receiver whose
-// callbacks it writes down accepts all of them.
+// Ledger records the task IDs that clients got and the callbacks that receivers
+// got. A receiver with a ledger accepts every callback.
 type Ledger struct {
 	mu       sync.Mutex
 	accepted map[string]bool            // task IDs that a client has seen
@@ -24,7 +24,7 @@ type Ledger struct {
 	arrived  int
 }
 
-// NewLedger writes down what rcv gets until done is closed.
+// NewLedger records what rcv gets until done is closed.
 func NewLedger(rcv *Receiver, done <-chan struct{}) *Ledger {
 	l := &Ledger{accepted: make(map[string]bool), verdicts: make(map[string]map[string]bool)}
 	go func() {
@@ -40,14 +40,14 @@ func NewLedger(rcv *Receiver, done <-chan struct{}) *Ledger {
 	return l
 }
 
-// Accept notes that a client was told of a task.
+// Accept records the ID of an accepted task.
 func (l *Ledger) Accept(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.accepted[id] = true
 }
 
-// Arrive notes that a receiver got, and accepted, a callback.
+// Arrive records a callback that a receiver accepted.
 func (l *Ledger) Arrive(c Callback) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -87,8 +87,8 @@ func (l *Ledger) missing() (n int, _ error) {
 	return 0, nil
 }
 
-// Drain waits until every accepted task has its callback. That may be long if many
-// wait, or the machine is busy: patience is lost when none comes any more.
+// Drain waits until every accepted task has its callback. It fails when none has
+// arrived for the duration of [Patience], not when all of them take long.
 func (l *Ledger) Drain(t testing.TB) {
 	t.Helper()
 	for most := math.MaxInt; most > 0; {
@@ -103,14 +103,14 @@ func (l *Ledger) Drain(t testing.TB) {
 	}
 }
 
-// Accepted returns the tasks that a client was told of.
+// Accepted returns the IDs of accepted tasks.
 func (l *Ledger) Accepted() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Collect(maps.Keys(l.accepted))
 }
 
-// Statuses returns the verdicts that came of a task.
+// Statuses returns the verdicts in the callbacks of a task.
 func (l *Ledger) Statuses(id string) (all []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -121,7 +121,7 @@ func (l *Ledger) Statuses(id string) (all []string) {
 	return all
 }
 
-// Tally is a ledger in numbers.
+// A Tally has the numbers of a ledger.
 type Tally struct {
 	Accepted int // tasks that a client was told of
 	Arrived  int // callbacks, of other tasks too: a client may be cut off before it hears
@@ -130,7 +130,7 @@ type Tally struct {
 	Second   int // verdicts, or results, beyond the first of their task
 }
 
-// Tally counts.
+// Tally counts what the ledger has recorded.
 func (l *Ledger) Tally() Tally {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -146,8 +146,8 @@ func (l *Ledger) Tally() Tally {
 	return tally
 }
 
-// ErrBroken is a request whose connection was closed under it: Caddy closes idle
-// connections when it reloads, also one that a request is on its way on.
+// ErrBroken is a request whose connection was closed. Caddy closes idle
+// connections on a reload, even if a request is arriving on one.
 var ErrBroken = errors.New("connection broken")
 
 // Write sends tasks to the root of the site, see [Ledger.WriteTo].
@@ -184,7 +184,7 @@ func (l *Ledger) WriteTo(g *Gateway, path, callbackURL string, stop <-chan struc
 	}
 }
 
-// Pause lets a moment of load pass.
+// Pause waits for d while other goroutines make load.
 func Pause(d time.Duration) { <-time.After(d) }
 
 // AnswerSoon answers the documented example within 3 ms.

@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// Delivering are options that let callbacks go to the test's own receivers,
-// with lines of the delivery block.
+// Delivering returns options that allow callbacks to the test's own receivers, with
+// more lines of the delivery block.
 func Delivering(lines ...string) string {
 	return "delivery {\nallow 127.0.0.0/8\nports any\n" + strings.Join(lines, "\n") + "\n}"
 }
@@ -63,8 +63,7 @@ func (g *Gateway) Tasks(n int, callbackURL func(i int) string) {
 	clients.Wait()
 }
 
-// Refused sends a request whose callback must be refused when it comes, and
-// returns why.
+// Refused sends a request that must be refused, and returns the reason.
 func (g *Gateway) Refused(callbackURL string) string {
 	g.T.Helper()
 	resp, text := g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, callbackURL))

@@ -6,36 +6,36 @@ import (
 	"testing"
 )
 
-// Network carries connections until it is cut. Then nothing comes through, nobody is
-// told, and what was on its way arrives when the network is whole again.
+// Network carries connections until it is cut. Then it passes nothing, without
+// closing a connection, and delivers what was in transit once it is restored.
 type Network struct {
 	t     testing.TB
 	mu    sync.Mutex
-	whole chan struct{} // closed while it is
+	whole chan struct{} // closed while the network is not cut
 }
 
-// NewNetwork makes a network that is whole.
+// NewNetwork returns a network that is not cut.
 func NewNetwork(t testing.TB) *Network {
 	n := &Network{t: t, whole: make(chan struct{})}
 	close(n.whole)
 	return n
 }
 
-// Cut keeps everything from coming through.
+// Cut stops everything that passes through the network.
 func (n *Network) Cut() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.whole = make(chan struct{})
 }
 
-// Mend makes a network whole that was cut.
-func (n *Network) Mend() {
+// Restore ends a cut.
+func (n *Network) Restore() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	close(n.whole)
 }
 
-// wait waits until the network is whole, and says whether the test goes on.
+// wait waits until the network is not cut, and reports whether the test still runs.
 func (n *Network) wait() bool {
 	n.mu.Lock()
 	whole := n.whole
@@ -91,7 +91,7 @@ func (n *Network) connect(near net.Conn, addr string) {
 	}
 }
 
-// carry carries what comes from one end to the other, until one of them ends.
+// carry copies from one end to the other until one of them closes.
 func (n *Network) carry(to, from net.Conn) {
 	piece := make([]byte, 64<<10)
 	for {

@@ -2,11 +2,11 @@
 
 package gatewaytest
 
-// raceDetector says whether the tests run with it.
+// raceDetector reports whether the tests run with it.
 const raceDetector = false
 
 // slowness is how much longer everything takes than without the race detector.
 const slowness = 1
 
-// Fewer is n without the race detector.
+// Fewer returns n without the race detector.
 func Fewer(n int) int { return n }

@@ -78,7 +78,7 @@ func (g *Gateway) Memory() int64 {
 	return 0
 }
 
-// Stored says whether the gateway's store has the text anywhere on disk.
+// Stored reports whether the text is anywhere in the gateway's store on disk.
 func (g *Gateway) Stored(text string) bool {
 	g.T.Helper()
 	found := false
@@ -145,7 +145,7 @@ func (g *Gateway) OpenStore() engine.Engine {
 	return e
 }
 
-// CloseStore closes what OpenStore has opened. It may be called twice.
+// CloseStore closes a store that OpenStore has opened. It may be called twice.
 func (g *Gateway) CloseStore(e engine.Engine) {
 	g.T.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
@@ -155,7 +155,7 @@ func (g *Gateway) CloseStore(e engine.Engine) {
 	}
 }
 
-// DeadLetter is a task whose callback was given up, and its result.
+// DeadLetter is a dead task and its result.
 type DeadLetter struct {
 	Record *task.Record
 	Result string

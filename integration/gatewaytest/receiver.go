@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Callback is what a receiver got.
+// Callback is a request that a receiver got.
 type Callback struct {
 	Path   string // of its request
 	Header http.Header
@@ -23,7 +23,7 @@ func (c Callback) TaskID() string { return c.Header.Get("beam-task-id") }
 // Status is the value of x-beam-task-status.
 func (c Callback) Status() string { return c.Header.Get("x-beam-task-status") }
 
-// Receiver takes callbacks.
+// Receiver is a server that receives callbacks.
 type Receiver struct {
 	*httptest.Server
 	Got chan Callback
@@ -60,7 +60,7 @@ func (r *Receiver) Next(t testing.TB) Callback {
 	}
 }
 
-// NewApp starts a stand-in for the service behind the gateway.
+// NewApp starts an endpoint behind the gateway and returns its address.
 func NewApp(t testing.TB, handler http.HandlerFunc) string {
 	t.Helper()
 	app := httptest.NewServer(handler)
@@ -68,8 +68,8 @@ func NewApp(t testing.TB, handler http.HandlerFunc) string {
 	return strings.TrimPrefix(app.URL, "http://")
 }
 
-// closeAfter closes a server after the test. If the test has failed, a handler may
-// wait for what does not come any more: that must not keep all the others.
+// closeAfter closes a server after the test. After a failure a handler can wait
+// forever, which must not block the other tests.
 func closeAfter(t testing.TB, srv *httptest.Server) {
 	t.Cleanup(func() {
 		closed := make(chan struct{})
@@ -85,7 +85,7 @@ func closeAfter(t testing.TB, srv *httptest.Server) {
 	})
 }
 
-// Arrivals counts callbacks by task until all tasks have one, or waits in vain.
+// Arrivals counts callbacks by task until all tasks have one, or fails.
 func (r *Receiver) Arrivals(t testing.TB, seen map[string]int, tasks int) {
 	t.Helper()
 	for len(seen) < tasks {

@@ -4,8 +4,8 @@ package gatewaytest
 
 import "syscall"
 
-// Suspend stops the process in its tracks, as a virtual machine is paused, until
-// Resume: its sockets stay open and nobody answers on them.
+// Suspend stops the process (SIGSTOP), as if its virtual machine was paused, until
+// Resume. Its sockets stay open, and nothing answers on them.
 func (g *Gateway) Suspend() {
 	g.T.Helper()
 	if err := g.Cmd.Process.Signal(syscall.SIGSTOP); err != nil {
@@ -13,7 +13,7 @@ func (g *Gateway) Suspend() {
 	}
 }
 
-// Resume lets the process go on.
+// Resume continues the process.
 func (g *Gateway) Resume() {
 	g.T.Helper()
 	if err := g.Cmd.Process.Signal(syscall.SIGCONT); err != nil {
@@ -21,8 +21,7 @@ func (g *Gateway) Resume() {
 	}
 }
 
-// Suspend stops a server in its tracks: the others see it as behind a network that
-// has parted.
+// Suspend stops a server (SIGSTOP). To the others it looks like a network partition.
 func (c *Cluster) Suspend(i int) {
 	c.t.Helper()
 	if err := c.Servers[i].Cmd.Process.Signal(syscall.SIGSTOP); err != nil {
@@ -30,7 +29,7 @@ func (c *Cluster) Suspend(i int) {
 	}
 }
 
-// Resume lets a server go on.
+// Resume continues a server.
 func (c *Cluster) Resume(i int) {
 	c.t.Helper()
 	if err := c.Servers[i].Cmd.Process.Signal(syscall.SIGCONT); err != nil {
