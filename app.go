@@ -193,7 +193,7 @@ func (a *App) settings() engine.Settings {
 // served meanwhile. Only a store that another process has open is an error.
 func (a *App) Start() error {
 	a.warnOfLateAuthentication()
-	if err := a.linkQueues(); err != nil {
+	if err := a.startQueues(); err != nil {
 		return err
 	}
 	ctx, stop := context.WithCancel(context.Background())

@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
@@ -78,7 +79,10 @@ func (opts options) names() (names []string) {
 // are left out have the defaults of [Handler].
 func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	handler := new(Handler)
-	return handler, handler.UnmarshalCaddyfile(h.Dispenser)
+	if err := handler.UnmarshalCaddyfile(h.Dispenser); err != nil {
+		return nil, err
+	}
+	return handler, blockOf(h).addCallback(h, handler)
 }
 
 // UnmarshalCaddyfile reads the directive; its grammar stands above
@@ -96,7 +100,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.Errf("callback takes one URL at most, and %q is one more", d.Val())
 	}
 	return parseBlock(d, 0, "callback", options{
-		"profile":       {parse: h.alone(oneOf(&h.Profile, profileNames...))},
+		"profile":       {parse: h.alone(oneOf(&h.Profile, profile.Names()...))},
 		"timeout":       {parse: duration(&h.Timeout)},
 		"field":         {parse: h.alone(text(&h.Field))},
 		"from":          {parse: h.alone(h.parseFrom)},
@@ -143,6 +147,9 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 	}
 	if !isToken(field.Name) {
 		return d.Errf("header: %q is not a header name", field.Name)
+	}
+	if profile.Reserved(field.Name) {
+		return d.Errf("header: %s is set by the gateway", field.Name)
 	}
 	h.Headers = append(h.Headers, field)
 	return nil

@@ -1,26 +1,44 @@
 package callback
 
 import (
+	"fmt"
+	"reflect"
 	"strconv"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-callback/caddy-callback/internal/profile"
 )
 
 // parseTaskQueue reads
 //
 //	task_queue [<matcher>] <name> {
-//	    profile openfaas|beam2
+//	    callback [<url>] { … } | off
+//	    profile  openfaas|beam2
 //	    <directives…>
 //	}
 //
-// The directives are the task; they run later, as `handle` would run them.
+// The options of callback are those of the directive; without it they have their
+// defaults. The other directives are the task; they run later, as `handle` would run
+// them. A matcher that is a path without `*` matches what is under the path, too:
+// tasks are looked up there.
 func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	h.Next() // the directive's name
+	path := ""
+	if h.NextArg() && strings.HasPrefix(h.Val(), "/") && !strings.Contains(h.Val(), "*") {
+		path = h.Val()
+	}
+	h.Reset()
+	h.Next()
 	matchers, err := h.ExtractMatcherSet()
 	if err != nil {
 		return nil, err
+	}
+	if path != "" {
+		matchers["path"] = h.JSON(caddyhttp.MatchPath{path, strings.TrimSuffix(path, "/") + "/*"})
 	}
 	h.Next()
 	if !h.NextArg() {
@@ -31,11 +49,12 @@ func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 		return nil, h.Errf("task_queue: %q is not made of letters, digits, - and _ (at most %d)", q.Name, maxQueueName)
 	}
 	h.Delete()
-	if err := q.takeProfile(h.Dispenser); err != nil {
+	if err := q.takeOptions(h.Dispenser); err != nil {
 		return nil, err
 	}
 	// What is left is a block like that of handle.
 	h.Reset()
+	defer inBlockOf(h, q.Name)()
 	block, err := httpcaddyfile.ParseSegmentAsSubroute(h)
 	if err != nil {
 		return nil, err
@@ -45,27 +64,170 @@ func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 		return nil, h.Errf("task_queue %s: the block is empty; it is what the tasks run", q.Name)
 	}
 	q.Routes = routes.Routes
-	return h.NewRoute(matchers, q), nil
+	h.Reset()
+	h.Next() // errors name the line of the directive
+	if err := blockOf(h).addQueue(h, q, path); err != nil {
+		return nil, err
+	}
+	return h.NewRoute(matchers, q), addQueueName(h, q)
 }
 
-// takeProfile reads the profile in the block that the dispenser stands before,
-// and takes it out of the directives.
-func (q *TaskQueue) takeProfile(d *caddyfile.Dispenser) error {
+// takeOptions reads the options in the block that the dispenser stands before,
+// and takes them out of the directives.
+func (q *TaskQueue) takeOptions(d *caddyfile.Dispenser) error {
+	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if d.Val() != "profile" {
+		option := d.Val()
+		if option != "callback" && option != "profile" {
 			d.NextSegment()
 			continue
 		}
-		if q.Profile != "" {
-			return d.Err("task_queue: profile is given twice")
+		if seen[option] {
+			return d.Errf("task_queue: %s is given twice", option)
 		}
-		if err := oneOf(&q.Profile, profileNames...)(d); err != nil {
+		seen[option] = true
+		segment := d.NextSegment()
+		var err error
+		if option == "profile" {
+			err = parseProfile(&q.Profile, caddyfile.NewDispenser(segment))
+		} else {
+			err = q.parseCallback(caddyfile.NewDispenser(segment))
+		}
+		if err != nil {
 			return err
 		}
-		if d.NextBlock(d.Nesting()) {
-			return d.Err("task_queue: profile takes no block")
+		d.DeleteN(len(segment))
+	}
+	return nil
+}
+
+func parseProfile(to *string, d *caddyfile.Dispenser) error {
+	d.Next() // the option's name
+	if err := oneOf(to, profile.Names()...)(d); err != nil {
+		return err
+	}
+	if d.NextBlock(d.Nesting()) {
+		return d.Err("task_queue: profile takes no block")
+	}
+	return nil
+}
+
+// parseCallback reads the callback options of a queue.
+func (q *TaskQueue) parseCallback(d *caddyfile.Dispenser) error {
+	d.Next() // the option's name
+	if d.NextArg() && d.Val() == "off" {
+		if d.NextArg() || d.NextBlock(d.Nesting()) {
+			return d.Errf("callback off takes no value and no block, and here is %q", d.Val())
 		}
-		d.DeleteN(2) // the word and its value
+		q.NoCallback = true
+		return nil
+	}
+	d.Reset()
+	q.Callback = new(Handler)
+	return q.Callback.UnmarshalCaddyfile(d)
+}
+
+// block is what the directives of one block of a Caddyfile know of each other.
+type block struct {
+	id       blockID
+	callback string // where a callback with a URL or options is
+	queues   []blockQueue
+}
+
+// blockQueue is a task_queue of a block.
+type blockQueue struct {
+	name, place string
+	path        string // its matcher, if that is a path without *
+	plain       bool   // it has no callback options
+}
+
+// blockID tells blocks apart. Blocks within a block have its state, or a copy of it,
+// and all sites have the same.
+type blockID struct{ state, site uintptr }
+
+const blockKey, queueKey, namesKey = "callback.block", "callback.queue", "callback.names"
+
+// blockOf returns what is known of the block that a directive is in.
+func blockOf(h httpcaddyfile.Helper) *block {
+	id := blockID{state: reflect.ValueOf(h.BlockState).Pointer()}
+	// The helper does not say which site it is of. Of one in which the field is
+	// missing, a callback of another site would be taken for one of this.
+	if site := reflect.ValueOf(h).FieldByName("parentBlock"); site.IsValid() {
+		id.site = site.FieldByName("Segments").Pointer()
+	}
+	if known, ok := h.BlockState[blockKey].(*block); ok && known.id == id {
+		return known
+	}
+	b := &block{id: id}
+	h.BlockState[blockKey] = b
+	return b
+}
+
+// placeOf returns the file and line of the directive.
+func placeOf(h httpcaddyfile.Helper) string {
+	h.Reset()
+	h.Next()
+	return fmt.Sprintf("%s:%d", h.File(), h.Line())
+}
+
+// addCallback notes a callback directive, and refuses one that looks as if it were
+// for a queue beside it.
+func (b *block) addCallback(h httpcaddyfile.Helper, handler *Handler) error {
+	place := placeOf(h)
+	if queue, ok := h.BlockState[queueKey].(string); ok {
+		return h.Errf("callback is within the block of task_queue %s; a queue has one callback, in its own block and without a matcher", queue)
+	}
+	if string(h.JSON(handler)) == "{}" {
+		return nil
+	}
+	b.callback = place
+	for _, q := range b.queues {
+		if q.plain {
+			return h.Errf("callback: its URL and options are not those of task_queue %s at %s; write them, or callback alone, into its block", q.name, q.place)
+		}
+	}
+	return nil
+}
+
+// addQueue notes a task_queue directive. It refuses one that a callback beside it
+// seems to be for, and one whose requests go to another that is before it.
+func (b *block) addQueue(h httpcaddyfile.Helper, q *TaskQueue, path string) error {
+	plain := q.Callback == nil && !q.NoCallback && q.Profile == ""
+	if plain && b.callback != "" {
+		return h.Errf("task_queue %s: the URL and options of the callback at %s are not those of the queue; write them, or callback alone, into its block", q.Name, b.callback)
+	}
+	for _, other := range b.queues {
+		if path != "" && other.path != "" && strings.HasPrefix(path, strings.TrimSuffix(other.path, "/")+"/") {
+			return h.Errf("task_queue %s: its requests go to task_queue %s at %s; put that after this one", q.Name, other.name, other.place)
+		}
+	}
+	b.queues = append(b.queues, blockQueue{q.Name, placeOf(h), path, plain})
+	return nil
+}
+
+// inBlockOf notes that what is parsed until end is called is in the block of a queue.
+func inBlockOf(h httpcaddyfile.Helper, queue string) (end func()) {
+	before := h.BlockState[queueKey]
+	h.BlockState[queueKey] = queue
+	return func() { h.BlockState[queueKey] = before }
+}
+
+// namedQueue is where a queue's name was used first, and for what.
+type namedQueue struct{ json, place string }
+
+// addQueueName refuses a name that is in use for another block.
+func addQueueName(h httpcaddyfile.Helper, q *TaskQueue) error {
+	names, ok := h.State[namesKey].(map[string]namedQueue)
+	if !ok {
+		names = make(map[string]namedQueue)
+		h.State[namesKey] = names
+	}
+	first, json := names[q.Name], string(h.JSON(q))
+	if first.json != "" && first.json != json {
+		return h.Errf("task_queue: the queue %s is defined at %s with another block; give one of them another name", q.Name, first.place)
+	}
+	if first.json == "" {
+		names[q.Name] = namedQueue{json, placeOf(h)}
 	}
 	return nil
 }

@@ -184,7 +184,7 @@ func (r *run) watch(ctx context.Context, e engine.Engine, id string) (changes <-
 }
 
 // serve runs the task to its verdict.
-func (r *run) serve(x *exchange) {
+func (r *run) serve(x *execution) {
 	defer func() {
 		// A response that broke off panics so that a server cuts its client off.
 		if cause := recover(); cause != nil && cause != http.ErrAbortHandler {
@@ -233,7 +233,7 @@ func withoutURL(err error) error {
 }
 
 // cancel gives the task the verdict FAILED, unless it has one.
-func (r *run) cancel(x *exchange) {
+func (r *run) cancel(x *execution) {
 	x.settle(verdict{status: task.Failed, message: errCanceled, cut: context.Canceled})
 	if r.callback != nil {
 		r.log.line("interrupted; the callback is still to come. Interrupt again to give it up")

@@ -1,19 +1,19 @@
 package callback
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 
-	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
+	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/encode"
+	"github.com/caddy-callback/caddy-callback/internal/header"
 	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -84,11 +84,9 @@ type Handler struct {
 	app     *App
 	log     *zap.Logger
 	route   string
-	fromKey string // FromHeader in canonical form
-	own     string // host and port of URL
-	// Known once the app starts: whether a task queue is among the handlers after
-	// this one, and whether it is the very next, so that every request gets there.
-	leads, hands atomic.Bool
+	fromKey string   // FromHeader in canonical form
+	own     string   // host and port of URL
+	written *Handler // the options without their defaults
 }
 
 // HeaderField is one header of a callback.
@@ -124,7 +122,21 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision applies the defaults and finds the app.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	h.log = ctx.Logger()
+	app, err := ctx.App("callback")
+	if err != nil {
+		return fmt.Errorf("loading the callback app: %w", err)
+	}
+	h.app, h.log = app.(*App), ctx.Logger()
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		h.route = server.Name()
+	}
+	return h.applyDefaults()
+}
+
+// applyDefaults sets the options that were left out.
+func (h *Handler) applyDefaults() error {
+	written := *h
+	h.written = &written
 	if err := h.applyProfile(); err != nil {
 		return err
 	}
@@ -136,14 +148,6 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	setDefault(&h.MaxRequest, defaultMaxBody)
 	setDefault(&h.MaxResult, defaultMaxBody)
 	h.URL = caddy.NewReplacer().ReplaceKnown(h.URL, "")
-	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
-		h.route = server.Name()
-	}
-	app, err := ctx.App("callback")
-	if err != nil {
-		return fmt.Errorf("loading the callback app: %w", err)
-	}
-	h.app = app.(*App)
 	return nil
 }
 
@@ -158,14 +162,14 @@ func (h *Handler) Validate() error {
 	}
 	switch {
 	case h.Format == formatForm, h.Format == formatJSON, h.Format == formatRaw:
-	case h.Format == formatData && h.Profile == profileBeam2:
+	case h.Format == formatData && profile.Of(h.Profile).Traits().OwnFormat:
 	default:
 		return fmt.Errorf("format: %q is none of form, json, raw", h.Format)
 	}
 	if err := h.validateProfile(); err != nil {
 		return err
 	}
-	if h.Profile == profileBeam2 && !webhook.CanSignBeam(h.app.Delivery.keys) {
+	if h.Profile == profile.Beam2 && !webhook.CanSignBeam(h.app.Delivery.keys) {
 		h.log.Warn("the profile signs its callbacks, but there is no whsec_ key in delivery", zap.String("profile", h.Profile))
 	}
 	if h.Timeout < 0 {
@@ -207,52 +211,39 @@ func isToken(s string) bool {
 	return s != ""
 }
 
-// ServeHTTP passes the request on, as a task if it owes a callback. Of several
-// handlers on the request's way the first makes it one.
+// ServeHTTP passes the request on, as a task if it is owed a callback. If a request
+// passes several handlers, the first one makes it a task.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if header, isTask := taskHeaderOf(r); isTask {
-		if !strings.EqualFold(header, h.TaskHeader) {
-			dropHeader(r.Header, h.TaskHeader)
+	if name, isTask := taskHeaderOf(r); isTask {
+		if !strings.EqualFold(name, h.TaskHeader) {
+			header.Drop(r.Header, h.TaskHeader)
 		}
 		return next.ServeHTTP(w, r)
 	}
 	// Only the gateway names tasks to the endpoint.
-	dropHeader(r.Header, h.TaskHeader)
+	header.Drop(r.Header, h.TaskHeader)
 	if !mayBeTask(r) {
 		return next.ServeHTTP(w, r)
 	}
-	callback, host, reason, err := h.callbackOf(w, r)
-	body, _ := r.Body.(*bodies.Body)
-	switch client := r.Context(); {
+	callback, host, err := h.callbackOf(w, r)
+	body, _ := r.Body.(*capture.Body)
+	client := r.Context()
+	switch {
 	case err != nil:
 		err = writeProblem(w, err)
 		release(client, body, nil)
 		return err
-	case callback == nil && reason != "":
-		h.skipped(r, reason)
-		fallthrough
+	case callback == nil:
+		err = next.ServeHTTP(w, r)
 	default:
-		err = h.pass(w, r, next, callback, host)
-		release(client, body, err)
-		return err
+		err = h.serve(w, r, next, callback, host)
 	}
+	release(client, body, err)
+	return err
 }
 
-// pass passes on a request that is owed a callback, or none.
-func (h *Handler) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, callback *task.Callback, host string) error {
-	if hands := h.hands.Load(); hands || callback == nil {
-		if hands || h.leads.Load() {
-			// The queue stores the task, callback and all. To claim it first would
-			// cost a message, and hold what nobody was promised yet.
-			t := newTicket(h)
-			t.callback, t.host = callback, host
-			ctx := &requestContext{client: r.Context(), task: context.WithValue(r.Context(), ticketKey{}, t)}
-			defer ctx.over.Store(true)
-			// In place, as exchange.serve does it.
-			*r = *r.WithContext(ctx)
-		}
-		return next.ServeHTTP(w, r)
-	}
+// serve makes the request a task, and passes it on.
+func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, callback *task.Callback, host string) error {
 	s, leave, err := h.app.enter()
 	if err != nil {
 		return unavailable(w, h.log, err)
@@ -262,117 +253,43 @@ func (h *Handler) pass(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 	if err != nil {
 		return unavailable(w, h.log, err)
 	}
-	x.upgradable = true
 	return x.serve(r, next)
 }
 
-// taskHeaderOf returns the header of the ID of the task that the request belongs
-// to already: a handler before this one has made it a task or has its callback for
-// a queue, or the templates of a task's page have made the request.
-func taskHeaderOf(r *http.Request) (header string, isTask bool) {
-	ctx := r.Context()
-	if x, ok := ctx.Value(claimedKey{}).(*exchange); ok {
-		return x.h.TaskHeader, true
+// claim makes a task of the request: from here on it gets its callback.
+func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w http.ResponseWriter, r *http.Request) (*execution, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("making a task ID: %w", err)
 	}
-	if t, ok := ctx.Value(ticketKey{}).(*ticket); ok && t.callback != nil {
-		return t.header, true
+	now := time.Now().UTC()
+	rec := &task.Record{
+		Task:  task.Task{ID: id.String(), CreatedAt: now, StartedAt: now, CallbackHost: host},
+		Route: h.route, Callback: callback, CallbackDomain: quotaDomain(callback, host), Span: spanOf(r.Context()),
+	}
+	set := settings{timeout: time.Duration(h.Timeout), taskHeader: h.TaskHeader, kept: capture.ResponseOptions{
+		Limit: h.MaxResult, AsSent: h.Format == formatRaw, KeepHeader: profile.Of(h.Profile).Traits().KeepHeader,
+		ToHEAD: r.Method == http.MethodHead, // of the command line only
+	}}
+	x := h.app.newExecution(r.Context(), s, set, rec, w)
+	x.claimedBy = h
+	if x.lease, err = s.Claim(x.ctx, rec); err != nil {
+		x.cancel(err)
+		return nil, err
+	}
+	x.lease.OnLost(x.supersede)
+	h.app.metrics.taskAccepted(1)
+	return x, nil
+}
+
+// taskHeaderOf returns the header of the ID of the task that the request belongs
+// to already: a handler before this one has made it a task, or the templates of a
+// task's page have made the request.
+func taskHeaderOf(r *http.Request) (name string, isTask bool) {
+	if x := executionOf(r); x != nil {
+		return x.taskHeader, true
 	}
 	return inFlight.headerOf(r)
-}
-
-// callbackOf returns what the request is owed, and the host and port that it
-// goes to, or nil if the request is no task. reason says why one that may have
-// wanted a callback is none. The error is a *problem.
-func (h *Handler) callbackOf(w http.ResponseWriter, r *http.Request) (_ *task.Callback, host string, reason bodies.Reason, _ error) {
-	target, host, trusted := h.URL, h.own, true
-	hops, named, err := claimedHops(r), "", error(nil)
-	if hops > maxHops {
-		reason = hopsReached
-	} else if named, reason, err = h.urlOf(w, r); err != nil {
-		return nil, "", "", err
-	}
-	if named != "" {
-		u, err := h.app.Delivery.policy.CheckURL(named)
-		if err != nil {
-			return nil, "", "", &problem{http.StatusBadRequest, fmt.Sprintf("%s: %v", h.source(), err)}
-		}
-		target, host, trusted = u.String(), safedial.HostPort(u), false
-	}
-	if target == "" {
-		return nil, "", reason, nil
-	}
-	if trusted {
-		if hops = h.app.provenHops(r); hops > maxHops {
-			return nil, "", hopsReached, nil
-		}
-	}
-	callback := h.newCallback(target, trusted, originalPath(r))
-	if parent := r.Header.Get("Traceparent"); len(parent) <= maxTraceparent {
-		callback.Traceparent = parent
-	}
-	if h.sendsHeaders(trusted) {
-		callback.Header, err = h.callbackHeader(r)
-	}
-	addHops(callback, hops)
-	return callback, host, "", err
-}
-
-// maxTraceparent is more than any version of Trace Context has had, in bytes.
-const maxTraceparent = 128
-
-// maxFields is how large the values may be, in bytes, that placeholders put into
-// the header of a callback. The engine keeps them in the task's record, which
-// must fit in a message; most receivers refuse more.
-const maxFields = 16 << 10
-
-// sendsHeaders says whether what the operator adds goes to a URL: to the operator's
-// own, or where there is none, to the one that the request names. A client that
-// names a URL of its own must not get a secret that is meant for the operator's.
-func (h *Handler) sendsHeaders(own bool) bool { return own || h.URL == "" }
-
-// callbackHeader returns what the operator adds to a callback, with what the
-// request puts in the place of placeholders. The error is a *problem.
-func (h *Handler) callbackHeader(r *http.Request) (header [][2]string, _ error) {
-	if len(h.Headers) == 0 {
-		return nil, nil
-	}
-	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	size := 0
-	for _, field := range h.Headers {
-		value := fieldValue(repl.ReplaceAll(field.Value, ""))
-		if size += len(value); size > maxFields {
-			return nil, &problem{http.StatusBadRequest,
-				fmt.Sprintf("what the request gives the callback's header %s is too long: %d bytes at most", field.Name, maxFields)}
-		}
-		header = append(header, [2]string{field.Name, value})
-	}
-	return header, nil
-}
-
-// newCallback returns what is owed to a request for a path. All that the profile
-// decides is in it: an accepted task keeps it, whatever the configuration says
-// later.
-func (h *Handler) newCallback(target string, trusted bool, path string) *task.Callback {
-	callback := &task.Callback{
-		URL: target, Trusted: trusted, Format: h.Format, Profile: h.Profile,
-		TaskHeader: h.TaskHeader, StatusHeader: h.StatusHeader, MaxResult: h.MaxResult,
-	}
-	if h.Profile == profileOpenFaaS {
-		callback.Function = functionOf(path)
-	}
-	return callback
-}
-
-// fieldValue removes the control characters from s: a placeholder may expand to
-// what a client sent. Other bytes stay as they are, UTF-8 or not.
-func fieldValue(s string) string {
-	value := make([]byte, 0, len(s))
-	for _, c := range []byte(s) {
-		if c >= ' ' && c != 0x7f || c == '\t' {
-			value = append(value, c)
-		}
-	}
-	return string(value)
 }
 
 // Interface guards

@@ -15,21 +15,17 @@
 //   - module.go: what is registered with Caddy
 //   - app.go: the app's options and lifecycle; app_store.go: the store that is
 //     open, across reloads; app_generations.go: which configuration is alive;
-//     app_queues.go: what a configuration's queues have in common; app_order.go: a
-//     warning about callbacks in front of authentication
+//     app_order.go: a warning about callbacks in front of authentication
 //   - engine.go: the engines as modules
 //   - caddyfile.go, caddyfile_queue.go, caddyfile_values.go: the grammars
-//   - intercept.go: a request becomes a task; intercept_request.go reads it,
-//     intercept_header.go guards its headers, intercept_hop.go ends loops,
-//     intercept_problem.go refuses it
-//   - intercept_exchange.go: the task runs and gets its verdict;
-//     intercept_capture.go copies its response
+//   - intercept.go: the `callback` handler makes a task of a request; callback.go
+//     finds out what the request is owed, request.go keeps or refuses it
+//   - execute.go: a task's handlers run, and the task gets its verdict
 //   - deliver.go: the delivery options; internal/deliver makes the attempts
 //   - profiles.go: other services' ways to ask for a callback and to make it
-//   - queue.go: a request waits its turn; queue_request.go stores it,
-//     queue_idempotency.go stores it once, queue_worker.go runs it,
-//     queue_collection.go answers what is asked about it, queue_result.go sends its
-//     result, queue_options.go is what the operator says of it
+//   - queue.go: the `task_queue` handler accepts a request, or takes it over from
+//     `callback`; queue_worker.go runs it; queue_collection.go answers what is asked
+//     about it; queue_options.go has the options
 //   - schedule.go: the schedules of a queue, and their runs
 //   - admin.go, dashboard.go: the operators' API and page
 //   - inbox.go: a receiver for trying things out
@@ -66,9 +62,11 @@ func init() {
 	httpcaddyfile.RegisterGlobalOption("callback", parseApp)
 
 	httpcaddyfile.RegisterHandlerDirective("callback", parseHandler)
-	httpcaddyfile.RegisterDirectiveOrder("callback", httpcaddyfile.Before, "invoke")
 	httpcaddyfile.RegisterDirective("task_queue", parseTaskQueue)
-	httpcaddyfile.RegisterDirectiveOrder("task_queue", httpcaddyfile.Before, "handle")
+	// Outside of what changes a response, so that a callback has what the client gets,
+	// and inside of what compresses it.
+	httpcaddyfile.RegisterDirectiveOrder("task_queue", httpcaddyfile.Before, "intercept")
+	httpcaddyfile.RegisterDirectiveOrder("callback", httpcaddyfile.Before, "intercept")
 	httpcaddyfile.RegisterHandlerDirective("callback_inbox", parseInbox)
 	httpcaddyfile.RegisterDirectiveOrder("callback_inbox", httpcaddyfile.Before, "respond")
 	httpcaddyfile.RegisterHandlerDirective("task_dashboard", parseDashboard)

@@ -102,14 +102,3 @@ func headerURL(values []string, name string) (string, error) {
 		return "", &problem{http.StatusBadRequest, name + ": the header is there twice, and servers disagree on which one counts"}
 	}
 }
-
-// Short names.
-const (
-	profileOpenFaaS = profile.OpenFaaS
-	profileBeam2    = profile.Beam2
-)
-
-var profileNames = profile.Names()
-
-func functionOf(path string) string { return profile.Of(profile.OpenFaaS).Function(path) }
-func syncURI(uri string) string     { return profile.Of(profile.OpenFaaS).BlockURI(uri) }

@@ -2,53 +2,65 @@ package callback
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
-	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 
-	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
+	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/header"
 	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // TaskQueue accepts requests at once, with 202 and a task ID, and runs its
-// handlers on them later: durably, by any node that has the queue. A `callback`
-// before it in the route gives its tasks their callback; without one they are
-// polled under the queue's path.
+// handlers on them later: durably, by any node that has the queue. Its tasks get
+// callbacks as those of the `callback` handler do, and can be polled under the
+// queue's path.
 type TaskQueue struct {
 	// The queue's name: letters, digits, `-` and `_`. Required.
 	Name string `json:"name"`
 
-	// The service whose clients are served as they are: `openfaas` or `beam2`.
-	// With `openfaas` the 202 has no body, and the block sees `/function/…` in the
-	// place of `/async-function/…`. Default: that of the `callback` before the
-	// queue, or none.
+	// The callbacks of the queue's tasks, with the options of the `callback` handler.
+	// If a `callback` handler further out has claimed the request, the options of
+	// that handler hold where these leave one out. Default: the defaults of the
+	// options.
+	Callback *Handler `json:"callback,omitempty"`
+
+	// Whether no task of the queue gets a callback. Not together with `callback`.
+	// Default: `false`.
+	NoCallback bool `json:"no_callback,omitempty"`
+
+	// The service whose clients are served as they are: `openfaas` or `beam2`. It is
+	// the `profile` of the callback options. With `openfaas` the 202 has no body, and
+	// the block sees `/function/…` in the place of `/async-function/…`. Default: that
+	// of `callback`.
 	Profile string `json:"profile,omitempty"`
 
 	// The routes that are the task. Required.
 	Routes caddyhttp.RouteList `json:"routes"`
 
-	app    *App
-	opts   *QueueOptions
-	log    *zap.Logger
-	server *caddyhttp.Server
-	block  caddyhttp.Handler
-	// front is the callback handler that stands before the queue, if one does. It
-	// is known once the app starts.
-	front *Handler
-	told  string // what the configuration says of the queue
+	app      *App
+	opts     *QueueOptions
+	log      *zap.Logger
+	server   *caddyhttp.Server
+	block    caddyhttp.Handler
+	callback *Handler // the options that hold
+	within   sync.Map // *Handler, by the *Handler further out: callback within it
+	written  string   // what the configuration says of the queue
 }
 
 // CaddyModule returns the Caddy module information.
@@ -66,29 +78,47 @@ func (q *TaskQueue) Provision(ctx caddy.Context) error {
 	if !isQueueName(q.Name) {
 		return fmt.Errorf("name: %q is not made of letters, digits, - and _ (at most %d)", q.Name, maxQueueName)
 	}
-	if q.Profile != "" && !slices.Contains(profileNames, q.Profile) {
-		return fmt.Errorf("profile: %q is none of %s", q.Profile, strings.Join(profileNames, ", "))
-	}
-	told, err := json.Marshal([]any{q.Profile, q.Routes})
+	written, err := json.Marshal([]any{q.Callback, q.NoCallback, q.Profile, q.Routes})
 	if err != nil {
 		return fmt.Errorf("reading the block of the queue %s: %w", q.Name, err)
 	}
-	q.told = string(told)
+	q.written = string(written)
+	if err := q.provisionCallback(ctx); err != nil {
+		return err
+	}
 	if err := q.Routes.Provision(ctx); err != nil {
 		return fmt.Errorf("setting up the block of the queue %s: %w", q.Name, err)
 	}
-	if holdsCallback(q.Routes) {
-		return fmt.Errorf("the queue %s has a callback in its block: its requests are tasks already, and get theirs from a callback in front of task_queue", q.Name)
-	}
 	end := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 	q.block = q.Routes.Compile(end)
-	app, err := ctx.App("callback")
-	if err != nil {
-		return fmt.Errorf("loading the callback app: %w", err)
-	}
-	q.app = app.(*App)
+	q.app = q.callback.app
 	q.opts, err = q.app.addQueue(q)
 	return err
+}
+
+// provisionCallback applies the defaults of the callback options.
+func (q *TaskQueue) provisionCallback(ctx caddy.Context) error {
+	q.callback = new(Handler)
+	if q.Callback != nil {
+		*q.callback = *q.Callback
+	}
+	switch own := q.callback.Profile; {
+	case q.NoCallback && q.Callback != nil:
+		return errors.New("callback and no_callback exclude each other")
+	case q.Profile != "" && own != "" && own != q.Profile:
+		return fmt.Errorf("profile: %s is not that of the callback, %s; one of them is enough", q.Profile, own)
+	case q.Profile != "":
+		q.callback.Profile = q.Profile
+	}
+	return q.callback.Provision(ctx)
+}
+
+// Validate checks the callback options.
+func (q *TaskQueue) Validate() error {
+	if err := q.callback.Validate(); err != nil {
+		return fmt.Errorf("callback: %w", err)
+	}
+	return nil
 }
 
 // maxQueueName keeps what an engine names after a queue below the 255 characters
@@ -105,27 +135,26 @@ func isQueueName(s string) bool {
 }
 
 // ServeHTTP accepts a request into the queue, or answers one about a task in
-// it.
+// it. If a callback handler further out has claimed the request, the claim is taken
+// over with the task, or released before the client gets its answer.
 func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	original := originalURL(r)
+	claim := executionOf(r)
+	if claim != nil && claim.claimedBy == nil {
+		claim = nil // it is a queue's task that runs
+	}
 	s, leave, err := q.app.enter()
-	ticket, _ := r.Context().Value(ticketKey{}).(*ticket)
 	if err != nil {
-		ticket.refuse()
+		claim.release()
 		return unavailable(w, q.log, err)
 	}
 	defer leave()
-	if ticket == nil {
-		ticket = q.newTicket()
-	}
-	if look, ok := lookupOf(r.Method, original.Path); ok {
-		ticket.refuse() // the request is about a task, not one
-		ticket.rename(look.id)
+	if look, ok := lookupOf(r.Method, originalPath(r)); ok {
+		claim.release() // the request is about a task, not one
 		return q.answer(w, r, s, look)
 	}
-	a, err := q.accept(s, ticket, w, r)
+	id, h, err := q.accept(s, claim, w, r)
 	if err != nil {
-		ticket.refuse()
+		claim.release()
 		var p *problem
 		if !errors.As(err, &p) {
 			return unavailable(w, q.log, err)
@@ -135,13 +164,7 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 		}
 		return writeProblem(w, p)
 	}
-	ticket.rename(a.id) // a key may stand for another task
-	if ticket.client != nil {
-		// Nobody waits for a client that has left. The copy is for us only: no handler
-		// follows whose placeholders would read another request.
-		r = r.WithContext(ticket.client)
-	}
-	return q.acknowledge(w, r, s, original, a)
+	return q.acknowledge(w, r, s, h, id)
 }
 
 // originalURL is the request's URL as the client wrote it, before rewrites.
@@ -154,101 +177,121 @@ func originalURL(r *http.Request) *url.URL {
 
 func originalPath(r *http.Request) string { return originalURL(r).Path }
 
-// ticket is what a callback handler hands to a queue after it.
-type ticket struct {
-	exchange *exchange       // claimed for the request; nil if it was not
-	callback *task.Callback  // owed to a request that was not claimed, or nil
-	host     string          // of callback, with its port
-	client   context.Context // ends when the client leaves; nil without an exchange
-	limit    int64           // largest body
-	timeout  time.Duration
-	header   string // of the task's ID
-	profile  string
-}
-
-type ticketKey struct{}
-
-// newTicket makes the ticket of a callback handler.
-func newTicket(h *Handler) *ticket {
-	return &ticket{limit: h.MaxRequest, timeout: time.Duration(h.Timeout), header: h.TaskHeader, profile: h.Profile}
-}
-
-// newTicket makes the ticket of a request that has none: there is no callback
-// handler before the queue, or it did not know yet that it leads here.
-func (q *TaskQueue) newTicket() *ticket {
-	if q.front != nil {
-		return newTicket(q.front)
+// callbackOf returns what the task of a request is owed, nil if nothing, the host
+// and port that it goes to, and the options that hold for the task. claim is nil if
+// nobody has claimed the request. The error is a *problem.
+func (q *TaskQueue) callbackOf(claim *execution, w http.ResponseWriter, r *http.Request) (*task.Callback, string, *Handler, error) {
+	h := q.callback
+	switch _, isTask := taskHeaderOf(r); {
+	case q.NoCallback:
+		return nil, "", h, nil
+	case claim == nil && (isTask || !mayBeTask(r)):
+		return nil, "", h, nil
+	case claim != nil && q.Callback == nil && q.Profile == "":
+		return claim.rec.Callback, claim.rec.CallbackHost, claim.claimedBy, nil
+	case claim != nil:
+		h = q.callbackWithin(claim.claimedBy)
 	}
-	return &ticket{limit: defaultMaxBody, timeout: defaultTimeout, header: q.taskHeader(), profile: q.Profile}
+	callback, host, err := h.callbackOf(w, r)
+	return callback, host, h, err
 }
 
-// taskHeader is the header of the IDs of tasks that are owed no callback.
-func (q *TaskQueue) taskHeader() string {
-	if q.front != nil {
-		return q.front.TaskHeader
+// callbackWithin returns the queue's options with those of a handler further out in
+// the place of what the queue leaves out.
+func (q *TaskQueue) callbackWithin(outer *Handler) *Handler {
+	if merged, ok := q.within.Load(outer); ok {
+		return merged.(*Handler)
 	}
-	if header := profile.Of(q.Profile).Traits().TaskHeader; header != "" {
-		return header
+	merged, err := q.callback.within(outer)
+	if err != nil {
+		q.log.Warn("the options of the callback further out do not fit those of the queue, and are not used",
+			zap.String("queue", q.Name), zap.Error(err))
+		merged = q.callback
 	}
-	return defaultTaskHeader
+	q.within.Store(outer, merged)
+	return merged
 }
 
-// refuse gives up the task that was claimed for a request which is not accepted.
-func (t *ticket) refuse() {
-	if t != nil && t.exchange != nil {
-		t.exchange.dissolve()
-	}
-}
-
-// rename changes the task ID in the response from the one that was claimed for the
-// request.
-func (t *ticket) rename(id string) {
-	if t.exchange != nil {
-		t.exchange.capture.taskHeader[1] = id
-	}
-}
-
-// acceptance is what became of a request that was accepted.
-type acceptance struct {
-	id      string
-	header  string
-	profile string
-}
-
-// accept stores the request as a task. The error is a *problem if the request
-// must be refused for what it is.
-func (q *TaskQueue) accept(s *sharedStore, t *ticket, w http.ResponseWriter, r *http.Request) (*acceptance, error) {
+// accept stores the request as a task and returns its ID, and the options that hold
+// for it. The error is a *problem if the request must be refused for what it is.
+func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWriter, r *http.Request) (string, *Handler, error) {
 	ctx := context.WithoutCancel(r.Context()) // a client that leaves now is accepted all the same
 	if len(r.Header["Idempotency-Key"]) > 1 {
-		return nil, &problem{http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts"}
+		return "", nil, &problem{http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts"}
 	}
-	rec, err := q.newRecord(t, r)
+	callback, host, h, err := q.callbackOf(claim, w, r)
+	defer releaseBody(r.Body)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	if err := q.spool(t, w, r); err != nil {
-		return nil, err
+	if callback == nil {
+		claim.release()
+		claim = nil
 	}
-	if spooled, ok := r.Body.(*bodies.Body); ok {
-		defer spooled.Release()
+	rec, err := q.newRecord(claim, h, r)
+	if err != nil {
+		return "", nil, err
 	}
-	body := newBoundedBody(r.Body, t.limit)
+	rec.Callback, rec.CallbackHost, rec.CallbackDomain = callback, host, quotaDomain(callback, host)
+	err = problemOf(capture.Spool(r, capture.Options{Limit: h.MaxRequest, Folder: q.app.spool, Response: w}))
+	defer releaseBody(r.Body)
+	if err != nil {
+		return "", nil, err
+	}
+	body := newBoundedBody(r.Body, h.MaxRequest)
 	opts := engine.EnqueueOptions{Key: q.keyOf(r, body), MaxQueued: q.opts.MaxQueued}
 	enqueue := s.Enqueue
-	if t.exchange != nil {
-		enqueue = t.exchange.enqueue
+	if claim != nil {
+		enqueue = claim.enqueue
 	}
 	id, created, err := enqueue(ctx, rec, body, opts)
 	if err != nil {
-		return nil, refusalOf(err, body)
+		return "", nil, refusalOf(err, body)
 	}
-	switch claimed := t.exchange != nil; {
-	case created && !claimed:
+	switch {
+	case created && claim == nil:
 		q.app.metrics.taskAccepted(1)
-	case !created && claimed:
+	case !created && claim != nil:
 		q.app.metrics.taskAccepted(-1) // it was counted when it was claimed
 	}
-	return &acceptance{id, t.header, t.profile}, nil
+	return id, h, nil
+}
+
+// releaseBody frees what is kept of a body that was read ahead.
+func releaseBody(body io.ReadCloser) {
+	if read, ok := body.(*capture.Body); ok {
+		read.Release()
+	}
+}
+
+// newRecord makes the record of a request as it stands now, after what comes
+// before the queue in the route. Its callback is not set. claim is nil if nobody has
+// claimed the request.
+func (q *TaskQueue) newRecord(claim *execution, h *Handler, r *http.Request) (*task.Record, error) {
+	rec := new(task.Record)
+	if claim != nil {
+		*rec = claim.rec
+		rec.StartedAt = time.Time{}
+	} else {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return nil, fmt.Errorf("making a task ID: %w", err)
+		}
+		rec.ID, rec.CreatedAt = id.String(), time.Now().UTC()
+	}
+	rec.Queue, rec.Route, rec.Timeout, rec.Span = q.Name, q.Name, time.Duration(h.Timeout), spanOf(r.Context())
+	rec.Request = storedRequest(r)
+	if uri := profile.Of(h.Profile).BlockURI(r.URL.RequestURI()); uri != rec.Request.URI {
+		rec.Request.Path = uri
+	}
+	if claim != nil {
+		header.Drop(rec.Request.Header, claim.taskHeader)
+	}
+	header.Drop(rec.Request.Header, h.TaskHeader)
+	rec.Request.Header.Set(h.TaskHeader, rec.ID)
+	header.TakePreferences(rec.Request.Header)
+	rec.Request.Header.Del("Expect")
+	return rec, nil
 }
 
 // refusalOf returns the *problem of a request that could not be stored for what it
@@ -267,63 +310,33 @@ func refusalOf(err error, body *boundedBody) error {
 	return err
 }
 
-// acknowledge answers a request that was accepted: with the task's own response
-// if the client waits for it and it comes in time, else with 202.
-func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, s *sharedStore, original *url.URL, a *acceptance) error {
-	w.Header().Set(a.header, a.id)
-	if wait, ok := preferredWait(r.Header); ok {
-		w.Header().Set("Preference-Applied", "wait="+strconv.Itoa(int(wait/time.Second)))
-		ctx, cancel := context.WithTimeout(r.Context(), wait)
-		defer cancel()
-		if rec, err := awaitVerdict(ctx, s, a.id); err == nil {
-			return q.writeResult(w, r, s, rec)
-		}
-	}
-	// Two slashes in front would name another host.
-	path := strings.Trim(original.EscapedPath(), "/")
-	w.Header().Set("Location", strings.TrimSuffix("/"+path, "/")+"/"+a.id)
-	if a.profile == profileOpenFaaS {
-		w.WriteHeader(http.StatusAccepted)
+// keyOf returns the request's idempotency key, hashed with what it is scoped to, or
+// nil if there is none. Its digest is that of the body. Clients choose keys, "1" for
+// example: without a scope one would get another's task ID, and with it the result.
+func (q *TaskQueue) keyOf(r *http.Request, body *boundedBody) *engine.Key {
+	key := r.Header.Get("Idempotency-Key")
+	if key == "" {
 		return nil
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusAccepted)
-	_, err := io.WriteString(w, `{"task_id":"`+a.id+"\"}\n")
-	return err
+	scope := q.opts.IdempotencyScope
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		scope = repl.ReplaceAll(scope, "")
+	}
+	body.hash = sha256.New()
+	return &engine.Key{
+		Hash:   hashOf(q.Name, key, r.Method, r.RequestURI, scope),
+		Digest: func() string { return hex.EncodeToString(body.hash.Sum(nil)) },
+	}
 }
 
-// awaitVerdict waits until a task has its verdict.
-func awaitVerdict(ctx context.Context, e engine.Tasks, id string) (rec *task.Record, err error) {
-	var version uint64
-	for rec == nil || !rec.Ended() {
-		if rec, err = e.Wait(ctx, id, version); err != nil {
-			return nil, err
-		}
-		version = rec.Version
+// hashOf returns a digest of some words, and of where one ends and the next begins.
+func hashOf(words ...string) string {
+	sum := sha256.New()
+	for _, word := range words {
+		part := sha256.Sum256([]byte(word))
+		sum.Write(part[:])
 	}
-	return rec, nil
-}
-
-// maxWait bounds how long a client can keep a connection open with Prefer.
-const maxWait = time.Hour
-
-// preferredWait reads "Prefer: wait=N" (RFC 7240, section 4.3), N in seconds.
-func preferredWait(h http.Header) (time.Duration, bool) {
-	for _, line := range h.Values("Prefer") {
-		for _, preference := range splitList(line) { // as takePreferences does
-			preference, _, _ = strings.Cut(preference, ";")
-			name, value, _ := strings.Cut(preference, "=")
-			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
-				continue
-			}
-			n, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 32)
-			if err != nil {
-				return 0, false
-			}
-			return min(time.Duration(n)*time.Second, maxWait), true
-		}
-	}
-	return 0, false
+	return hex.EncodeToString(sum.Sum(nil))
 }
 
 // Interface guards

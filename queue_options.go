@@ -1,6 +1,10 @@
 package callback
 
-import "fmt"
+import (
+	"fmt"
+
+	"go.uber.org/zap"
+)
 
 // QueueOptions say how the tasks of one queue are run.
 type QueueOptions struct {
@@ -63,4 +67,43 @@ func (o *QueueOptions) validate() error {
 		}
 	}
 	return o.validateSchedules()
+}
+
+// addQueue makes a queue known to the app, while the configuration is
+// provisioned, and returns its options.
+func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
+	if first := a.queues[q.Name]; first != nil && first.written == q.written {
+		// One site block that two servers serve, with and without encryption: both
+		// accept tasks, and the first runs them.
+		return first.opts, nil
+	} else if first != nil {
+		return nil, fmt.Errorf("the queue %s is defined twice, with different blocks; give one of them another name", q.Name)
+	}
+	a.queues[q.Name] = q
+	opts := a.Queues[q.Name]
+	if opts == nil {
+		opts = new(QueueOptions)
+		opts.provision()
+	}
+	return opts, nil
+}
+
+// startQueues makes plans of the schedules of all queues, and says which queues
+// there are.
+func (a *App) startQueues() error {
+	for _, q := range a.queues {
+		a.metrics.queueOpened(q.Name, q.opts)
+	}
+	a.warnOfIdleQueues()
+	return a.setSchedules()
+}
+
+// warnOfIdleQueues tells the operator of queues whose tasks nobody runs.
+func (a *App) warnOfIdleQueues() {
+	for name, opts := range a.Queues {
+		if a.queues[name] == nil {
+			a.log.Warn("queue has no task_queue; none of its tasks or schedules run",
+				zap.String("queue", name), zap.Int("schedules", len(opts.Schedules)))
+		}
+	}
 }

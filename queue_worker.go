@@ -10,12 +10,14 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -68,7 +70,7 @@ func (q *TaskQueue) putBack(s *sharedStore, job engine.Job) {
 func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 	rec := job.Record
 	log := q.log.With(zap.String("task_id", rec.ID), zap.String("queue", q.Name))
-	x := q.newExchange(s, job)
+	x := q.newExecution(s, job)
 	job.Lease.OnLost(x.supersede)
 	q.app.metrics.taskStarted(rec)
 	body, err := openRequest(x.ctx, s, rec)
@@ -76,7 +78,7 @@ func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 		log.Error("opening the request of a job", zap.Error(err))
 		if errors.Is(err, engine.ErrNotFound) {
 			x.settle(verdict{status: task.Failed, message: "the task's request was lost"})
-		} else if x.capture.close(false) { // the engine is unwell, the job was not begun
+		} else if x.response.Close(false) { // the engine is unwell, the job was not begun
 			rec := *rec
 			rec.Starts--
 			q.requeue(x, rec, time.Now().Add(fetchPause))
@@ -98,31 +100,29 @@ func openRequest(ctx context.Context, s *sharedStore, rec *task.Record) (io.Read
 	return s.Open(ctx, rec.ID, engine.RequestBody)
 }
 
-// newExchange makes the exchange of one run. Its client is nobody.
-func (q *TaskQueue) newExchange(s *sharedStore, job engine.Job) *exchange {
-	rec := job.Record
-	h := &Handler{
-		Timeout: caddy.Duration(rec.Timeout), TaskHeader: q.headerOf(rec), MaxResult: defaultMaxBody,
-		Format: formatRaw, app: q.app, log: q.log, route: q.Name,
-	}
+// newExecution makes the execution of one run, for which no client waits.
+func (q *TaskQueue) newExecution(s *sharedStore, job engine.Job) *execution {
+	rec := *job.Record
+	kept := capture.ResponseOptions{Limit: q.callback.MaxResult, AsSent: true, KeepHeader: true}
 	if rec.Callback != nil {
-		h.MaxResult = rec.Callback.MaxResult
+		kept.Limit = rec.Callback.MaxResult
 	}
-	x := &exchange{h: h, store: s, lease: job.Lease, rec: *rec, recorded: make(chan struct{})}
-	if x.rec.StartedAt.IsZero() {
-		x.rec.StartedAt = time.Now().UTC()
+	if rec.Request != nil {
+		kept.ToHEAD = rec.Request.Method == http.MethodHead
 	}
-	x.rec.NextAttemptAt = time.Time{}
-	x.capture = newCapture(nobody{make(http.Header)}, h, rec.ID)
-	x.capture.keepHeader, x.capture.complete = true, x.settleResponse
-	x.ctx, x.cancel = context.WithCancelCause(context.Background())
-	x.stopping = s.givingBack
+	if rec.StartedAt.IsZero() {
+		rec.StartedAt = time.Now().UTC()
+	}
+	rec.NextAttemptAt = time.Time{}
+	set := settings{timeout: rec.Timeout, taskHeader: q.headerOf(&rec), kept: kept}
+	x := q.app.newExecution(context.Background(), s, set, &rec, nil)
+	x.log, x.lease, x.stopping = q.log, job.Lease, s.givingBack
 	x.again = func() bool { return q.again(x) }
 	return x
 }
 
 // run runs the block on the task's request.
-func (q *TaskQueue) run(x *exchange, body io.ReadCloser, log *zap.Logger) {
+func (q *TaskQueue) run(x *execution, body io.ReadCloser, log *zap.Logger) {
 	r, err := q.request(x, body)
 	if err != nil {
 		log.Error("task's request not rebuilt", zap.Error(err))
@@ -146,7 +146,7 @@ func (q *TaskQueue) run(x *exchange, body io.ReadCloser, log *zap.Logger) {
 }
 
 // request makes the stored request fit for the block's handlers.
-func (q *TaskQueue) request(x *exchange, body io.ReadCloser) (*http.Request, error) {
+func (q *TaskQueue) request(x *execution, body io.ReadCloser) (*http.Request, error) {
 	stored := x.rec.Request
 	u, err := url.ParseRequestURI(stored.URI)
 	if err != nil {
@@ -163,12 +163,11 @@ func (q *TaskQueue) request(x *exchange, body io.ReadCloser) (*http.Request, err
 	if stored.Size == 0 {
 		r.Body = http.NoBody
 	}
-	x.capture.ofHEAD = stored.Method == http.MethodHead
 	if stored.TLS {
 		r.TLS = &tls.ConnectionState{HandshakeComplete: true, ServerName: stored.Host}
 	}
 	r = r.WithContext(x.ctx)
-	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), x.capture, q.server)
+	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), x.response, q.server)
 	x.ctx = r.Context()
 	if stored.Path != "" {
 		if r.URL, err = url.ParseRequestURI(stored.Path); err != nil {
@@ -184,7 +183,7 @@ func (q *TaskQueue) request(x *exchange, body io.ReadCloser) (*http.Request, err
 
 // again puts a job back into its queue if it should run again: after a status that
 // is worth another start, or because the gateway stops.
-func (q *TaskQueue) again(x *exchange) bool {
+func (q *TaskQueue) again(x *execution) bool {
 	if errors.Is(context.Cause(x.ctx), errStopped) {
 		q.putBack(x.store, engine.Job{Record: &x.rec, Lease: x.lease}) // it costs no attempt
 		return true
@@ -193,13 +192,13 @@ func (q *TaskQueue) again(x *exchange) bool {
 	if !worth || x.rec.Starts >= q.opts.Attempts {
 		return false
 	}
-	wait := max(runWait(x.rec.Starts), min(x.capture.retryAfter(), send.MaxRetryAfter))
+	wait := max(runWait(x.rec.Starts), min(send.ParseRetryAfter(x.response.Header().Get("Retry-After"), time.Now()), send.MaxRetryAfter))
 	q.requeue(x, x.rec, time.Now().Add(wait).UTC())
 	return true
 }
 
 // requeue puts a job back into its queue, to wait until the given time.
-func (q *TaskQueue) requeue(x *exchange, rec task.Record, at time.Time) {
+func (q *TaskQueue) requeue(x *execution, rec task.Record, at time.Time) {
 	rec.Status, rec.Error, rec.Result, rec.UpstreamStatus = "", "", nil, 0
 	rec.StartedAt, rec.FinishedAt, rec.NextAttemptAt = time.Time{}, time.Time{}, at
 	x.store.endLease(q.log, rec.ID, func(ctx context.Context) error { return x.lease.Requeue(ctx, &rec, at) })
@@ -220,7 +219,7 @@ func (q *TaskQueue) headerOf(rec *task.Record) string {
 	if rec.Callback != nil {
 		return rec.Callback.TaskHeader
 	}
-	return q.taskHeader()
+	return q.callback.TaskHeader
 }
 
 // headerOfRequest returns the header of a stored request; one that is empty is not
@@ -232,10 +231,80 @@ func headerOfRequest(stored *task.Request) http.Header {
 	return stored.Header.Clone()
 }
 
-// nobody is the client of a task that runs from a queue.
-type nobody struct{ header http.Header }
+// workers run the jobs of a generation's queues.
+type workers struct {
+	mu     sync.Mutex
+	loops  sync.WaitGroup
+	cancel context.CancelFunc // nil while they do not run
+}
 
-func (n nobody) Header() http.Header         { return n.header }
-func (n nobody) Write(p []byte) (int, error) { return len(p), nil }
-func (n nobody) WriteHeader(int)             {}
-func (n nobody) Flush()                      {}
+// start begins to take jobs, if the app's store is open. It may be called again.
+func (w *workers) start(a *App) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := a.store.Load()
+	if s == nil || w.cancel != nil {
+		return
+	}
+	var ctx context.Context
+	ctx, w.cancel = context.WithCancel(context.Background())
+	for _, q := range a.queues {
+		w.loops.Go(func() { q.work(ctx, s) })
+	}
+}
+
+// stop stops taking jobs; those that run go on. It may be called again.
+func (w *workers) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.cancel == nil {
+		return
+	}
+	w.cancel()
+	w.loops.Wait()
+	w.cancel = nil
+}
+
+// slots bound how many tasks of a queue run at once on this node. The generations
+// of a configuration that overlap share them: a reload must not put a second
+// task beside the one that fills the machine.
+type slots struct {
+	mu    sync.Mutex
+	taken int
+	given chan struct{} // closed when some are given back
+}
+
+// slotsOf returns the slots of a queue on this node.
+func (s *sharedStore) slotsOf(queue string) *slots {
+	all, _ := s.slots.LoadOrStore(queue, &slots{given: make(chan struct{})})
+	return all.(*slots)
+}
+
+// take waits until fewer than limit are taken, takes those that are left, and
+// returns how many; 0 if ctx ends first.
+func (s *slots) take(ctx context.Context, limit int) int {
+	for ctx.Err() == nil {
+		s.mu.Lock()
+		n, given := limit-s.taken, s.given
+		if n > 0 {
+			s.taken = limit
+			s.mu.Unlock()
+			return n
+		}
+		s.mu.Unlock()
+		select {
+		case <-given:
+		case <-ctx.Done():
+		}
+	}
+	return 0
+}
+
+// give gives n slots back.
+func (s *slots) give(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken -= n
+	close(s.given)
+	s.given = make(chan struct{})
+}

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/schedule"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -189,14 +190,13 @@ func (q *TaskQueue) newPlan(s *Schedule) (*plan, error) {
 	}
 	p := &plan{id: s.id(q.Name), queue: q, schedule: s, times: times}
 	p.record = task.Record{
-		Task: task.Task{Queue: q.Name}, Route: q.Name, Request: s.request(), Timeout: defaultTimeout, Schedule: p.id,
+		Task: task.Task{Queue: q.Name}, Route: q.Name, Request: s.request(), Timeout: time.Duration(q.callback.Timeout), Schedule: p.id,
 	}
-	if q.newTicket().profile == profileOpenFaaS {
-		p.record.Request.Path = syncURI(p.record.Request.URI)
+	if uri := profile.Of(q.callback.Profile).BlockURI(p.record.Request.URI); uri != p.record.Request.URI {
+		p.record.Request.Path = uri
 	}
-	if q.front != nil {
-		p.record.Timeout = time.Duration(q.front.Timeout)
-		p.record.Callback, p.record.CallbackHost, err = q.front.callbackOfSchedule(s, p.record.Request)
+	if !q.NoCallback {
+		p.record.Callback, p.record.CallbackHost, err = q.callback.callbackOfSchedule(s, p.record.Request)
 	}
 	return p, err
 }
@@ -249,15 +249,6 @@ func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.C
 		callback.Header = append(callback.Header, [2]string{field.Name, fieldValue(repl.ReplaceAll(field.Value, ""))})
 	}
 	return callback, host, nil
-}
-
-// warnOfIdleSchedules tells the operator of schedules whose queue nobody runs.
-func (a *App) warnOfIdleSchedules() {
-	for name, opts := range a.Queues {
-		if len(opts.Schedules) > 0 && a.queues[name] == nil {
-			a.log.Warn("the queue has schedules but no task_queue; they do not run", zap.String("queue", name))
-		}
-	}
 }
 
 // scheduler puts the runs of schedules into the queues of a store. The store has

@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -123,7 +124,7 @@ func tracerOf(handler caddyhttp.MiddlewareHandler) (tracer trace.Tracer) {
 			"github.com/caddy-callback/caddy-callback", trace.WithInstrumentationVersion(Version))
 		return nil
 	})
-	if err := handler.ServeHTTP(nobody{make(http.Header)}, r, seen); err != nil {
+	if err := handler.ServeHTTP(capture.NewResponse(nil, capture.ResponseOptions{}), r, seen); err != nil {
 		return nil
 	}
 	return tracer
@@ -154,7 +155,7 @@ func traceTask(ctx context.Context, rec *task.Record) {
 // startRun begins the span of one run of a queue's task: below the request that
 // was accepted, or, for a run of a schedule, at the root of a trace if `tracing`
 // stands before the queue. What the block sends upstream is part of it.
-func (q *TaskQueue) startRun(x *exchange, r *http.Request) trace.Span {
+func (q *TaskQueue) startRun(x *execution, r *http.Request) trace.Span {
 	rec := &x.rec
 	if rec.Span == "" && (rec.Schedule == "" || !q.app.traced().queues[q.Name]) {
 		return noSpan

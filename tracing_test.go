@@ -15,7 +15,7 @@ func TestWithoutTracingNothingIsAllocatedForIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, q, x, rec, at := new(App), &TaskQueue{app: new(App)}, new(exchange), new(task.Record), time.Now()
+	a, q, x, rec, at := new(App), &TaskQueue{app: new(App)}, new(execution), new(task.Record), time.Now()
 	allocs := testing.AllocsPerRun(100, func() {
 		if spanOf(req.Context()) != "" {
 			t.Error("there is a span")

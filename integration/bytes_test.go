@@ -48,11 +48,11 @@ func TestBytesThatAreNotUTF8SurviveTheStore(t *testing.T) {
 		reverse_proxy `+app+`
 	}
 	route /q* {
-		callback {
-			profile openfaas
-			header X-Cookie {http.request.header.Cookie}
-		}
 		task_queue q {
+			callback {
+				profile openfaas
+				header X-Cookie {http.request.header.Cookie}
+			}
 			reverse_proxy `+app+`
 		}
 	}`)

@@ -125,10 +125,10 @@ func TestHeadersThatCannotBeSentAreDropped(t *testing.T) {
 		reverse_proxy `+app+`
 	}
 	route /q* {
-		callback {
-			profile openfaas
-		}
 		task_queue q {
+			callback {
+				profile openfaas
+			}
 			reverse_proxy `+app+`
 		}
 	}

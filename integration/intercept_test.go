@@ -213,15 +213,15 @@ func TestATaskOfAQueueIsOneHoweverManyCallbacksAreBeforeIt(t *testing.T) {
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, `callback
 handle {
-	callback `+rcv.URL+` {
-		format json
-	}
 	task_queue q {
+		callback `+rcv.URL+` {
+			format json
+		}
 		respond ran
 	}
 }`)
 	for _, c := range []struct{ body, contentType string }{
-		{`{"callback_url":"` + rcv.URL + `"}`, "application/x-www-form-urlencoded"},
+		{`{"callback_url":"` + rcv.URL + `"}`, "application/json"},
 		{"{}", "application/json"},
 	} {
 		accepted, _ := g.Post("/", c.body)
@@ -236,7 +236,7 @@ func TestACallbackInAQueuesBlockIsRefused(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.Start(t, "", "respond before")
 	g.Configure("", "task_queue q {\nhandle /x* {\ncallback\n}\n}")
-	if err := g.Reload(); err == nil || !strings.Contains(err.Error(), "callback in its block") {
+	if err := g.Reload(); err == nil || !strings.Contains(err.Error(), "within the block of task_queue q") {
 		t.Errorf("the reload says %v", err)
 	}
 	if _, body := g.Post("/", "{}"); body != "before" {

@@ -146,7 +146,7 @@ func TestAScheduleCallsAFunctionAsItsClientsDo(t *testing.T) {
 	})
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, "queue functions {\nschedule @every 1s {\nuri /async-function/report?all\nheader X-Callback-Url "+rcv.URL+"\n}\n}",
-		"callback {\nprofile openfaas\n}\ntask_queue /async-function/* functions {\nreverse_proxy "+app+"\n}")
+		"task_queue /async-function/* functions {\ncallback {\nprofile openfaas\n}\nreverse_proxy "+app+"\n}")
 	got, r := rcv.Next(t), <-calls
 	id := r.Header.Get("X-Call-Id")
 	if r.URL.RequestURI() != "/function/report?all" || id == "" {
@@ -243,6 +243,10 @@ func TestABodyOfAnyLengthCanBeATaskOfAHeader(t *testing.T) {
 		max_request 1KiB
 	}
 	task_queue /async-function/* functions {
+		callback {
+			profile openfaas
+			max_request 1KiB
+		}
 		reverse_proxy `+app+`
 	}
 	reverse_proxy `+app)
@@ -367,19 +371,6 @@ func TestAnAcceptedTaskKeepsItsProfile(t *testing.T) {
 		wantFunction(t, got, id, map[string]string{"X-Function-Name": "figlet", "X-Function-Status": "200", "X-Task-Id": ""}, banner)
 		if got.Header.Get("Callback-Attempt") != "1" {
 			return
-		}
-	}
-}
-
-func TestAQueueAndTheCallbackBeforeItHaveOneProfile(t *testing.T) {
-	t.Parallel()
-	const site = "callback {\n%s\n}\ntask_queue q {\nprofile openfaas\nrespond ok\n}"
-	g := gatewaytest.Start(t, "", fmt.Sprintf(site, "profile openfaas"))
-	for option, name := range map[string]string{"profile beam2": "beam2", "timeout 1m": "none"} {
-		g.Configure("", fmt.Sprintf(site, option))
-		err := g.Reload()
-		if err == nil || !strings.Contains(err.Error(), "the queue q has the profile openfaas, and the callback before it "+name) {
-			t.Errorf("%s: %v", option, err)
 		}
 	}
 }

@@ -29,7 +29,7 @@ func TestATaskIsCanceledBetweenItsAttempts(t *testing.T) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	})
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "task_queue /q* q {\ncallback "+rcv.URL+"\nreverse_proxy "+app+"\n}")
 	id := accepted(t, g, "/q", "{}")
 	<-runs
 	if doc := reaches(t, g, "/q", id, task.Queued); doc.NextAttemptAt.Sub(doc.CreatedAt).Seconds() < 2 {
@@ -117,7 +117,7 @@ func TestARequestThatLooksLikeOneAboutATaskIsATaskElsewhere(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Method) })
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nrespond yes\n}\nreverse_proxy "+app)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+"\ntask_queue /q q {\ncallback "+rcv.URL+"\nrespond yes\n}\nreverse_proxy "+app)
 	id := accepted(t, g, "/q", "{}")
 	if c := rcv.Next(t); c.TaskID() != id {
 		t.Errorf("the callback is %v %s", c.Header, c.Body)
@@ -212,7 +212,7 @@ func TestAResultIsTheResponseAsTheAppGaveIt(t *testing.T) {
 			<-r.Context().Done()
 		}
 	})
-	g := gatewaytest.Start(t, "", "callback {\ntimeout 2s\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, "", "task_queue /q* q {\ncallback {\ntimeout 2s\n}\nreverse_proxy "+app+"\n}")
 	for path, want := range map[string]struct {
 		status int
 		body   string

@@ -32,7 +32,7 @@ func TestConcurrentRequestsWithOneKeyMakeOneTask(t *testing.T) {
 				got <- r.Header.Get("beam-task-id") + " " + hashOf(body)
 			})
 			rcv := gatewaytest.NewReceiver(t, nil)
-			g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+" {\nmax_request 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+			g := gatewaytest.Start(t, gatewaytest.ToLocal, "task_queue /q* q {\ncallback "+rcv.URL+" {\nmax_request 64MiB\n}\nreverse_proxy "+app+"\n}")
 			body := bytes.Repeat([]byte("x"), size)
 			ids := make(chan string, 8)
 			for range 8 {
@@ -96,7 +96,7 @@ func TestACallbackAndAKeyMakeOneTask(t *testing.T) {
 	runs := make(chan string, 100)
 	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) { runs <- r.Header.Get("beam-task-id") })
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "task_queue /q* q {\ncallback "+rcv.URL+"\nreverse_proxy "+app+"\n}")
 	id := accepted(t, g, "/q", "{}", "Idempotency-Key", "k")
 	if again := accepted(t, g, "/q", "{}", "Idempotency-Key", "k"); again != id {
 		t.Errorf("the key has the tasks %s and %s", id, again)

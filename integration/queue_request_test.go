@@ -114,8 +114,9 @@ func TestTheBlockOfAQueueIsLikeThatOfHandle(t *testing.T) {
 		_, _ = io.WriteString(w, "part of it") // and breaks off
 	})
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+`
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, `
 	task_queue /q* q {
+		callback `+rcv.URL+`
 		@named header X-Kind named
 		handle @named {
 			header X-Block yes
@@ -165,7 +166,7 @@ func TestTheLastAttemptsAnswerIsDelivered(t *testing.T) {
 		fmt.Fprintf(w, "try %d", len(runs))
 	})
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.ToLocal+"\nqueue q {\nattempts 2\n}", "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, gatewaytest.ToLocal+"\nqueue q {\nattempts 2\n}", "task_queue /q* q {\ncallback "+rcv.URL+"\nreverse_proxy "+app+"\n}")
 	id := accepted(t, g, "/q", "{}")
 	c := rcv.Next(t)
 	if c.Status() != "FAILED" || c.Body != "response=try+2" || c.Header.Get("callback-upstream-status") != "503" {
@@ -196,7 +197,7 @@ func TestABodyOverTheSitesOwnLimitIsRefusedAsTooLarge(t *testing.T) {
 func TestWhatIsRefusedIsNotStored(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, "", "callback {\nmax_request 1000\n}\ntask_queue /q* q {\nrespond yes\n}")
+	g := gatewaytest.Start(t, "", "task_queue /q* q {\ncallback {\nmax_request 1000\n}\nrespond yes\n}")
 	for body, want := range map[string]int{
 		`{"callback_url":"ftp://c.example"}`:                                   http.StatusBadRequest,
 		fmt.Sprintf(`{"callback_url":%q}`, rcv.URL):                            http.StatusBadRequest, // a private address
@@ -267,7 +268,7 @@ func TestALargeTaskGoesWithItsResult(t *testing.T) {
 		_, _ = io.WriteString(w, "small")
 	})
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+" {\nmax_request 64MiB\nmax_result 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "task_queue /q* q {\ncallback "+rcv.URL+" {\nmax_request 64MiB\nmax_result 64MiB\n}\nreverse_proxy "+app+"\n}")
 	for path, want := range map[string]string{"/q/small": "small", "/q/large": string(large)} {
 		resp, text, err := gatewaytest.Send(http.MethodPost, g.URL(path), bytes.NewReader(large))
 		if err != nil || resp.StatusCode != http.StatusAccepted {
@@ -316,7 +317,7 @@ func TestALargeBodyMayComeAndGoSlowly(t *testing.T) {
 		}
 		_, _ = w.Write(body)
 	})
-	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+gatewaytest.NewReceiver(t, nil).URL+" {\nmax_request 64MiB\nmax_result 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "task_queue /q* q {\ncallback "+gatewaytest.NewReceiver(t, nil).URL+" {\nmax_request 64MiB\nmax_result 64MiB\n}\nreverse_proxy "+app+"\n}")
 	resp, text, err := gatewaytest.Send(http.MethodPost, g.URL("/q"), &pausing{bytes.NewReader(large), pause})
 	if err != nil || resp.StatusCode != http.StatusAccepted {
 		t.Fatalf("%v %s", err, text)
@@ -338,14 +339,14 @@ func TestALargeBodyMayComeAndGoSlowly(t *testing.T) {
 
 func TestARequestWhoseHeaderCannotBeKeptIsRefused(t *testing.T) {
 	t.Parallel()
-	for name, test := range map[string]struct{ before, body string }{
-		"by the queue":                         {"", "{}"},
-		"after it was claimed as one to await": {"callback\n", `{"callback_url":"http://127.0.0.1:1/"}`},
+	for name, test := range map[string]struct{ before, after, body string }{
+		"by the queue":         {"", "", "{}"},
+		"after it was claimed": {"route {\ncallback\n", "\n}", `{"callback_url":"http://127.0.0.1:1/"}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
-			g := gatewaytest.Start(t, gatewaytest.ToLocal+"\n}\nservers {\nmax_header_size 1MB", test.before+"task_queue /q* q {\nreverse_proxy "+app+"\n}")
+			g := gatewaytest.Start(t, gatewaytest.ToLocal+"\n}\nservers {\nmax_header_size 1MB", test.before+"task_queue /q* q {\nreverse_proxy "+app+"\n}"+test.after)
 			resp, text := g.Do(http.MethodPost, "/q", test.body, "Content-Type", "application/json", "X-Large", strings.Repeat("x", 200<<10))
 			if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 				t.Errorf("it got %s: %s", resp.Status, text)

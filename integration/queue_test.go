@@ -265,7 +265,7 @@ func TestAKilledGatewayRunsItsTasksAgainAsOftenAsTheyMayStart(t *testing.T) {
 	})
 	defer close(block)
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.ToLocal+"\nqueue q {\nattempts 2\n}", "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, gatewaytest.ToLocal+"\nqueue q {\nattempts 2\n}", "task_queue /q* q {\ncallback "+rcv.URL+"\nreverse_proxy "+app+"\n}")
 	next := func() string {
 		t.Helper()
 		select {
@@ -347,7 +347,7 @@ func TestALargeBodyGoesThroughAQueue(t *testing.T) {
 		}
 		got <- n
 	})
-	g := gatewaytest.Start(t, "", "callback {\nmax_request 64MiB\n}\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, "", "task_queue /q* q {\ncallback {\nmax_request 64MiB\n}\nreverse_proxy "+app+"\n}")
 	resp, text, err := gatewaytest.Send(http.MethodPost, g.URL("/q"), io.LimitReader(zeros{}, size), "Content-Type", "application/octet-stream")
 	if err != nil || resp.StatusCode != http.StatusAccepted {
 		t.Fatalf("%v %v %s", err, resp, text)
@@ -382,7 +382,7 @@ func TestAScheduleMakesTasks(t *testing.T) {
 			body "{\"report\":1}"
 		}
 	}`
-	g := gatewaytest.Start(t, options, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, options, "task_queue /q* q {\ncallback "+rcv.URL+"\nreverse_proxy "+app+"\n}")
 	first, second := rcv.Next(t), rcv.Next(t)
 	if first.TaskID() == second.TaskID() || first.TaskID() == "" {
 		t.Errorf("two ticks made the tasks %q and %q", first.TaskID(), second.TaskID())
@@ -392,14 +392,14 @@ func TestAScheduleMakesTasks(t *testing.T) {
 	}
 	// Another URL is that of the runs to come.
 	other := gatewaytest.NewReceiver(t, nil)
-	g.Configure(options, "callback "+other.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g.Configure(options, "task_queue /q* q {\ncallback "+other.URL+"\nreverse_proxy "+app+"\n}")
 	if err := g.Reload(); err != nil {
 		t.Fatal(err)
 	}
 	if c := other.Next(t); c.Body != first.Body {
 		t.Errorf("the callback to the new URL is %s", c.Body)
 	}
-	g.Configure(gatewaytest.ToLocal, "callback "+rcv.URL+"\ntask_queue /q* q {\nreverse_proxy "+app+"\n}")
+	g.Configure(gatewaytest.ToLocal, "task_queue /q* q {\ncallback "+rcv.URL+"\nreverse_proxy "+app+"\n}")
 	if err := g.Reload(); err != nil {
 		t.Fatal(err)
 	}

@@ -109,10 +109,10 @@ func TestNoSecretIsInLogsErrorsAndWhatOperatorsSee(t *testing.T) {
 		reverse_proxy %[1]s
 	}
 	handle /q* {
-		callback {
-			timeout 2s
-		}
 		task_queue q {
+			callback {
+				timeout 2s
+			}
 			reverse_proxy %[1]s
 		}
 	}

@@ -216,7 +216,7 @@ func TestATickOfAScheduleIsATraceOfItsOwn(t *testing.T) {
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.New(t, "queue q {\nschedule \"@every 1s\"\n}",
-		"tracing\ncallback "+rcv.URL+"\ntask_queue q {\nreverse_proxy "+app+"\n}")
+		"tracing\ntask_queue q {\ncallback "+rcv.URL+"\nreverse_proxy "+app+"\n}")
 	g.Env = traced.env()
 	g.Start()
 	attempt := traced.find(t, rcv.Next(t).Header.Get("Traceparent"))

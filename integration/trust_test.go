@@ -90,8 +90,8 @@ func TestAClientSeesNothingOfTheOperatorsURL(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "secret answer") })
 	closed := gatewaytest.FreeAddr(t)
-	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback /q* "+rcv.URL+"/secret\ntask_queue /q* q {\nrespond ok\n}\n"+
-		"callback /closed* http://"+closed+"\ntask_queue /closed* closed {\nrespond ok\n}")
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "task_queue /q q {\ncallback "+rcv.URL+"/secret\nrespond ok\n}\n"+
+		"task_queue /closed closed {\ncallback http://"+closed+"\nrespond ok\n}")
 	host := strings.TrimPrefix(rcv.URL, "http://")
 	own := accepted(t, g, "/q", "{}")
 	named := accepted(t, g, "/q", fmt.Sprintf(`{"callback_url":"%s/named"}`, rcv.URL))

@@ -12,23 +12,28 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/header"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// exchange is one task whose client waits for its response.
-type exchange struct {
-	h       *Handler
-	store   *sharedStore
-	lease   engine.Lease
-	rec     task.Record
-	capture *capture
-	ctx     context.Context // the handler's: ends with the task, not with the client
-	cancel  context.CancelCauseFunc
-	// recorded is closed when the verdict is in the engine, or another stands.
+// execution runs the handlers of one task, and sees to it that the task gets its
+// verdict. There may be a client that waits for the response; a queue's task has
+// none.
+type execution struct {
+	settings
+	app      *App
+	log      *zap.Logger
+	store    *sharedStore
+	lease    engine.Lease
+	rec      task.Record
+	response *capture.Response
+	ctx      context.Context // the handlers': ends with the task, not with the client
+	cancel   context.CancelCauseFunc
+	// recorded is closed when the verdict is in the engine, or another decides.
 	recorded chan struct{}
 	// again, if set, may give the task back to its queue instead of recording a
 	// verdict on it, and says whether it did.
@@ -36,61 +41,55 @@ type exchange struct {
 	// failedWith is the status that the task failed with, the endpoint's or the
 	// one of the gateway's own error; 0 if there is none.
 	failedWith int
-	// upgradable says that the client can go on in another protocol if the endpoint
-	// agrees. Then the request turns out to be no task.
-	upgradable bool
+	// claimedBy is the handler that made the request a task; nil if the task runs
+	// from a queue. Only a task that was claimed can be released, or taken over.
+	claimedBy *Handler
+	handed    bool // to a queue; perhaps in vain
+	left      bool
 	// stopping ends when a task that still runs must be given up.
 	stopping context.Context
+	request  *requestContext
+	deadline *time.Timer
 }
 
-// claim makes a task of the request: from here on it gets its callback.
-func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w http.ResponseWriter, r *http.Request) (*exchange, error) {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return nil, fmt.Errorf("making a task ID: %w", err)
-	}
-	now := time.Now().UTC()
-	x := &exchange{
-		h:        h,
-		store:    s,
-		capture:  newCapture(w, h, id.String()),
-		recorded: make(chan struct{}),
-		stopping: s.quit,
-		rec: task.Record{
-			Task:  task.Task{ID: id.String(), CreatedAt: now, StartedAt: now, CallbackHost: host},
-			Route: h.route, Callback: callback, CallbackDomain: quotaDomain(callback, host), Span: spanOf(r.Context()),
-		},
-	}
-	x.capture.complete = x.settleResponse
-	x.capture.ofHEAD = r.Method == http.MethodHead // of the command line only
-	x.ctx, x.cancel = context.WithCancelCause(context.WithoutCancel(r.Context()))
-	claimed := x.rec
-	if x.lease, err = s.Claim(x.ctx, &claimed); err != nil {
-		x.cancel(err)
-		return nil, err
-	}
-	x.lease.OnLost(x.supersede)
-	h.app.metrics.taskAccepted(1)
-	return x, nil
+// settings are what an execution needs to know of a configuration.
+type settings struct {
+	timeout    time.Duration
+	taskHeader string // the header of the task's ID
+	kept       capture.ResponseOptions
 }
 
-// serve runs the handlers after this one, detached from the client, and sees
-// to it that the verdict is recorded before the response ends.
-func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
+// newExecution returns the execution of a task. ctx has what the handlers need; its
+// end is not that of the execution. client is nil if nobody waits.
+func (a *App) newExecution(ctx context.Context, s *sharedStore, set settings, rec *task.Record, client http.ResponseWriter) *execution {
+	x := &execution{
+		settings: set, app: a, log: a.log, store: s, rec: *rec,
+		response: capture.NewResponse(client, set.kept), recorded: make(chan struct{}), stopping: s.quit,
+	}
+	x.response.OnWhole = x.settleResponse
+	x.ctx, x.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	return x
+}
+
+// serve runs the handlers on the request, detached from the client, and sees to it
+// that the verdict is recorded before the response ends.
+func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	defer x.cancel(nil)
-	deadline := time.AfterFunc(time.Duration(x.h.Timeout), x.reachDeadline)
-	defer deadline.Stop()
+	x.deadline = time.AfterFunc(x.timeout, x.reachDeadline)
+	defer x.deadline.Stop()
 	defer context.AfterFunc(x.stopping, x.abandon)()
 
-	limitConnection(r.Header)
-	if x.upgradable && isUpgrade(r) {
-		x.capture.switched = x.dissolve
+	header.LimitConnection(r.Header)
+	if x.claimedBy != nil && header.IsUpgrade(r) {
+		// The client can go on in another protocol if the endpoint agrees. Then the
+		// request turns out to be no task.
+		x.response.OnSwitch = x.release
 	} else {
-		passOver(r.Header)
+		header.DropUpgrade(r.Header)
 	}
-	dropHeader(r.Header, x.h.TaskHeader)
-	r.Header.Set(x.h.TaskHeader, x.rec.ID)
-	x.capture.setTaskHeader()
+	header.Drop(r.Header, x.taskHeader)
+	r.Header.Set(x.taskHeader, x.rec.ID)
+	x.response.NameTask(x.taskHeader, x.rec.ID)
 	defer func() {
 		cause := recover()
 		if cause != nil {
@@ -98,27 +97,27 @@ func (x *exchange) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 		}
 		<-x.recorded
 		switch {
-		case x.capture.isMuted() && (cause == nil || cause == http.ErrAbortHandler):
+		case x.response.Muted() && (cause == nil || cause == http.ErrAbortHandler):
 			err = x.cutOff()
 		case cause != nil:
 			panic(cause) // Caddy's to handle
 		}
 	}()
 	defer inFlight.add(x)()
-	ctx := &requestContext{client: r.Context(), task: x.handlerContext(r.Context()), exchange: x}
-	defer ctx.over.Store(true)
+	x.request = &requestContext{client: r.Context(), execution: x}
+	defer x.request.over.Store(true)
 	// In place: Caddy's placeholders, {http.request.body} for one, read the request
 	// that it has prepared, not a copy of it.
-	*r = *r.WithContext(ctx)
-	err = next.ServeHTTP(x.capture, r)
-	if err == nil && !x.capture.begun && hasSwitched(r) {
+	*r = *r.WithContext(x.request)
+	err = next.ServeHTTP(x.response, r)
+	if err == nil && !x.response.Begun() && hasSwitched(r) {
 		err = errSwitched
 	}
 	switch {
 	case err != nil:
 		message, code := endpointError(err)
 		x.settle(verdict{status: task.Failed, message: message, code: code})
-	case x.capture.short():
+	case x.response.Short():
 		x.settleBroken()
 	default:
 		x.settleResponse()
@@ -141,20 +140,19 @@ func hasSwitched(r *http.Request) bool {
 }
 
 // requestContext is the context of a request that is a task: the task's while
-// the handlers after this one have it, then the client's again. The request
-// itself is not written to a second time: who still sends its body upstream
-// reads it.
+// the handlers have it, then the client's again. The request itself is not written
+// to a second time: who still sends its body upstream reads it.
 type requestContext struct {
-	client, task context.Context
-	exchange     *exchange // nil if the request was not claimed
-	over         atomic.Bool
+	client    context.Context
+	execution *execution
+	over      atomic.Bool
 }
 
 func (c *requestContext) current() context.Context {
 	if c.over.Load() {
 		return c.client
 	}
-	return c.task
+	return c.execution.ctx
 }
 
 func (c *requestContext) Deadline() (time.Time, bool) { return c.current().Deadline() }
@@ -162,33 +160,28 @@ func (c *requestContext) Done() <-chan struct{}       { return c.current().Done(
 func (c *requestContext) Err() error                  { return c.current().Err() }
 
 func (c *requestContext) Value(key any) any {
-	if key == (claimedKey{}) && c.exchange != nil {
-		return c.exchange
+	if key == (executionKey{}) {
+		return c.execution
 	}
 	return c.current().Value(key)
 }
 
-// claimedKey finds the exchange of a request that is a task.
-type claimedKey struct{}
+// executionKey finds the execution of a request that is a task.
+type executionKey struct{}
 
-// handlerContext is the context of the handlers after this one. If a queue is
-// among them it finds the task there, and the client's own context.
-func (x *exchange) handlerContext(client context.Context) context.Context {
-	if !x.h.leads.Load() {
-		return x.ctx
-	}
-	t := newTicket(x.h)
-	t.exchange, t.client = x, client
-	return context.WithValue(x.ctx, ticketKey{}, t)
+// executionOf returns the execution of a request that is a task, else nil.
+func executionOf(r *http.Request) *execution {
+	x, _ := r.Context().Value(executionKey{}).(*execution)
+	return x
 }
 
-// cutOff tells the client of a task that was ended before its endpoint was.
-func (x *exchange) cutOff() error {
-	if x.capture.hasWritten() {
+// cutOff answers the client of a task that was ended before its endpoint was.
+func (x *execution) cutOff() error {
+	if x.response.HasWritten() {
 		// The client must not take the part it has for the whole.
 		panic(http.ErrAbortHandler)
 	}
-	x.capture.discardHeader()
+	x.response.DiscardHeader()
 	cause := context.Cause(x.ctx)
 	if errors.Is(cause, context.DeadlineExceeded) {
 		return caddyhttp.Error(http.StatusGatewayTimeout, cause)
@@ -219,57 +212,79 @@ const drainTime = 10 * time.Second
 
 // reachDeadline ends a task whose deadline has passed. If its client has held up the
 // response, the client is cut off first: the endpoint may have finished long ago.
-func (x *exchange) reachDeadline() {
-	if x.capture.dropStalled() {
+func (x *execution) reachDeadline() {
+	if x.response.DropStalled() {
 		time.AfterFunc(drainTime, x.timeOut) // nothing happens if there is a verdict
 		return
 	}
 	x.timeOut()
 }
 
-// timeOut ends a task, whatever its handler does.
-func (x *exchange) timeOut() {
+// timeOut ends a task, whatever its handlers do.
+func (x *execution) timeOut() {
 	x.settle(verdict{
 		status:  task.TimedOut,
-		message: fmt.Sprintf("the endpoint did not finish within %v", time.Duration(x.h.Timeout)),
+		message: fmt.Sprintf("the endpoint did not finish within %v", x.timeout),
 		cut:     context.DeadlineExceeded,
 	})
 }
 
 // abandon ends a task because the process exits.
-func (x *exchange) abandon() {
+func (x *execution) abandon() {
 	x.settle(verdict{status: task.Failed, message: "the gateway was stopped before the endpoint answered", cut: errStopped})
 }
 
-// supersede ends the work on a task that is no longer ours: it was cancelled, or
-// another gateway has it.
-func (x *exchange) supersede() {
-	x.h.log.Info("lease lost", zap.String("task_id", x.rec.ID))
-	if x.capture.close(true) {
+// supersede ends the execution of a task whose verdict somebody else decides: it was
+// canceled, or another gateway has it.
+func (x *execution) supersede() {
+	x.log.Info("lease lost", zap.String("task_id", x.rec.ID))
+	if x.response.Close(true) {
 		x.cancel(engine.ErrLost)
-		x.capture.discard()
+		x.response.Discard()
 		close(x.recorded)
 	}
 }
 
-// enqueue hands the task to a queue: its verdict is no longer given here.
-func (x *exchange) enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
-	if !x.capture.close(false) {
+// enqueue hands the task to a queue: its verdict is no longer decided here.
+func (x *execution) enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
+	if !x.response.Close(false) {
 		return "", false, engine.ErrLost
 	}
+	x.handed = true
 	close(x.recorded)
-	return x.lease.Enqueue(ctx, rec, body, opts)
+	id, created, err := x.lease.Enqueue(ctx, rec, body, opts)
+	if err == nil {
+		x.leave()
+	}
+	return id, created, err
 }
 
-// dissolve undoes the claim: the request turned out to be no task.
-func (x *exchange) dissolve() {
-	if x.capture.close(false) {
+// leave makes the request a plain one again: its context is the client's, its
+// response names no task, and it has no deadline.
+func (x *execution) leave() {
+	x.left = true
+	x.deadline.Stop()
+	x.request.over.Store(true)
+	x.response.NameTask("", "")
+}
+
+// release undoes the claim: the request turned out to be no task. x may be nil, and
+// release may be called again.
+func (x *execution) release() {
+	if x == nil || x.left {
+		return
+	}
+	if !x.handed {
+		if !x.response.Close(false) {
+			return // it has its verdict, and gets its callback
+		}
 		close(x.recorded)
 	}
-	x.store.endLease(x.h.log, x.rec.ID, func(ctx context.Context) error {
+	x.leave()
+	x.store.endLease(x.log, x.rec.ID, func(ctx context.Context) error {
 		err := x.lease.Release(ctx)
 		if err == nil {
-			x.h.app.metrics.taskAccepted(-1)
+			x.app.metrics.taskAccepted(-1)
 		}
 		return err
 	})
@@ -285,22 +300,22 @@ type verdict struct {
 }
 
 // settle gives the verdict, unless there is one.
-func (x *exchange) settle(v verdict) {
-	if !x.capture.close(v.cut != nil) {
+func (x *execution) settle(v verdict) {
+	if !x.response.Close(v.cut != nil) {
 		return
 	}
 	if v.cut != nil {
 		x.cancel(v.cut)
 	}
-	x.rec.UpstreamStatus, x.failedWith = x.capture.discard(), v.code
+	x.rec.UpstreamStatus, x.failedWith = x.response.Discard(), v.code
 	x.record(v.status, v.message, nil, nil)
 }
 
 // settleBroken gives the verdict on a response that ended before it was whole,
 // unless there is one.
-func (x *exchange) settleBroken() {
+func (x *execution) settleBroken() {
 	message := noAnswer
-	if x.capture.begun {
+	if x.response.Begun() {
 		message = "the endpoint's response broke off"
 	}
 	x.settle(verdict{status: task.Failed, message: message})
@@ -308,15 +323,15 @@ func (x *exchange) settleBroken() {
 
 // settleResponse gives the verdict on a response that is whole, unless there is
 // one.
-func (x *exchange) settleResponse() {
-	if x.capture.status == http.StatusSwitchingProtocols {
+func (x *execution) settleResponse() {
+	if x.response.Status() == http.StatusSwitchingProtocols {
 		x.settle(verdict{status: task.Failed, message: noAnswer})
 		return
 	}
-	if !x.capture.close(false) {
+	if !x.response.Close(false) {
 		return
 	}
-	status, result, body := x.capture.result()
+	status, result, body := x.response.Result()
 	x.rec.UpstreamStatus, x.failedWith = status, status
 	if status >= 400 {
 		x.record(task.Failed, "", result, body)
@@ -325,9 +340,9 @@ func (x *exchange) settleResponse() {
 	}
 }
 
-// record puts the verdict into the engine. Only who closed the capture gets
+// record puts the verdict into the engine. Only who closed the response's copy gets
 // here.
-func (x *exchange) record(status task.Verdict, message string, result *task.Result, body []byte) {
+func (x *execution) record(status task.Verdict, message string, result *task.Result, body []byte) {
 	defer close(x.recorded)
 	x.rec.Status, x.rec.Error, x.rec.Result = status, message, result
 	x.rec.FinishedAt = time.Now().UTC()
@@ -336,12 +351,12 @@ func (x *exchange) record(status task.Verdict, message string, result *task.Resu
 	}
 	x.rec.ForgetRequest()
 	traceTask(x.ctx, &x.rec)
-	x.h.app.metrics.taskEnded(&x.rec)
-	x.store.endLease(x.h.log, x.rec.ID, func(ctx context.Context) error { return x.settleOnce(ctx, body) })
+	x.app.metrics.taskEnded(&x.rec)
+	x.store.endLease(x.log, x.rec.ID, func(ctx context.Context) error { return x.settleOnce(ctx, body) })
 }
 
 // settleOnce makes one attempt to store the verdict.
-func (x *exchange) settleOnce(ctx context.Context, body []byte) error {
+func (x *execution) settleOnce(ctx context.Context, body []byte) error {
 	rec := x.rec // an attempt that failed may have changed it
 	if rec.Result == nil {
 		return x.lease.Settle(ctx, &rec, nil)

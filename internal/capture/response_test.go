@@ -1,4 +1,4 @@
-package callback
+package capture
 
 import (
 	"bytes"
@@ -31,14 +31,14 @@ func (c *client) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// capturing returns a capture that notes among the client's events when the
+// capturing returns a response that notes among the client's events when the
 // response is whole.
-func capturing(h *Handler) (*capture, *client) {
+func capturing(o ResponseOptions) (*Response, *client) {
 	to := &client{header: make(http.Header)}
-	h.TaskHeader = defaultTaskHeader
-	c := newCapture(to, h, "the-task")
-	c.complete = func() {
-		c.close(false)
+	c := NewResponse(to, o)
+	c.NameTask("beam-task-id", "the-task")
+	c.OnWhole = func() {
+		c.Close(false)
 		to.events = append(to.events, "recorded")
 	}
 	return c, to
@@ -54,9 +54,9 @@ func TestAResponseIsRecordedBeforeItsLastByteGoesOut(t *testing.T) {
 	}{
 		"of a known length":      {200, "6", []string{"abc", "def"}, "OK abc recorded def"},
 		"at once":                {404, "3", []string{"abc"}, "Not Found recorded abc"},
-		"an empty body":          {200, "0", nil, "recorded OK"},
-		"no content":             {204, "", nil, "recorded No Content"},
-		"not modified":           {304, "1234", nil, "recorded Not Modified"},
+		"an empty body":          {200, "0", nil, "OK recorded"},
+		"no content":             {204, "", nil, "No Content recorded"},
+		"not modified":           {304, "1234", nil, "Not Modified recorded"},
 		"early hints before it":  {103, "3", []string{"abc"}, "Early Hints OK recorded abc"},
 		"a length that is none":  {200, "-3", []string{"abc"}, "OK abc"},
 		"a length that is words": {200, "three", []string{"abc"}, "OK abc"},
@@ -66,7 +66,7 @@ func TestAResponseIsRecordedBeforeItsLastByteGoesOut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cap, to := capturing(&Handler{MaxResult: 100})
+			cap, to := capturing(ResponseOptions{Limit: 100})
 			if c.length != "" {
 				cap.Header().Set("Content-Length", c.length)
 			}
@@ -79,7 +79,7 @@ func TestAResponseIsRecordedBeforeItsLastByteGoesOut(t *testing.T) {
 			if got := strings.Join(to.events, " "); got != c.want {
 				t.Errorf("the client gets %q, not %q", got, c.want)
 			}
-			if name == "less than the length" && !cap.short() {
+			if name == "less than the length" && !cap.Short() {
 				t.Error("it does not know that it is short")
 			}
 		})
@@ -88,12 +88,11 @@ func TestAResponseIsRecordedBeforeItsLastByteGoesOut(t *testing.T) {
 
 func TestAResponseToHEADIsWholeWithoutTheBodyItTellsOf(t *testing.T) {
 	t.Parallel()
-	c, to := capturing(new(Handler))
-	c.ofHEAD = true
+	c, to := capturing(ResponseOptions{ToHEAD: true})
 	c.Header().Set("Content-Length", "1234")
 	c.WriteHeader(http.StatusOK)
-	if got := strings.Join(to.events, " "); got != "recorded OK" || c.short() {
-		t.Errorf("the client saw %q; short: %v", got, c.short())
+	if got := strings.Join(to.events, " "); got != "OK recorded" || c.Short() {
+		t.Errorf("the client saw %q; short: %v", got, c.Short())
 	}
 }
 
@@ -112,13 +111,12 @@ func TestWhatIsKeptOfAHeaderIsBounded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			capture, to := capturing(&Handler{MaxResult: 10, Profile: profileOpenFaaS})
-			to.header = c.header
-			capture.before = nil
+			capture, to := capturing(ResponseOptions{Limit: 10, KeepHeader: true})
+			maps.Copy(to.header, c.header)
 			capture.WriteHeader(http.StatusOK)
-			capture.close(false)
-			delete(c.header, "Beam-Task-Id")
-			_, result, _ := capture.result()
+			capture.Close(false)
+			capture.NameTask("", "")
+			_, result, _ := capture.Result()
 			if got := strings.Join(slices.Sorted(maps.Keys(result.Header)), " "); got != c.kept {
 				t.Errorf("%q is kept, not %q", got, c.kept)
 			}
@@ -131,13 +129,13 @@ func TestWhatIsKeptOfAHeaderIsBounded(t *testing.T) {
 
 func TestAMutedCaptureSendsNothing(t *testing.T) {
 	t.Parallel()
-	c, to := capturing(&Handler{MaxResult: 100})
-	c.complete = func() {
-		if c.close(false) {
+	c, to := capturing(ResponseOptions{Limit: 100})
+	c.OnWhole = func() {
+		if c.Close(false) {
 			t.Error("there is a second verdict")
 		}
 	}
-	if !c.close(true) {
+	if !c.Close(true) {
 		t.Fatal("there was a verdict")
 	}
 	c.Header().Set("Content-Length", "4")
@@ -147,7 +145,7 @@ func TestAMutedCaptureSendsNothing(t *testing.T) {
 	if err := errors.Join(err, c.FlushError()); err != nil {
 		t.Errorf("the handler learns of it: %v", err)
 	}
-	if len(to.events) != 0 || c.hasWritten() {
+	if len(to.events) != 0 || c.HasWritten() {
 		t.Errorf("the client gets %q", to.events)
 	}
 }
@@ -155,12 +153,12 @@ func TestAMutedCaptureSendsNothing(t *testing.T) {
 func TestAnErrorOfTheGatewayHasTheHeaderThatWasSetBefore(t *testing.T) {
 	t.Parallel()
 	to := &client{header: http.Header{"X-Before": {"1", "2"}, "X-Changed": {"before"}}}
-	c := newCapture(to, &Handler{MaxResult: 100, TaskHeader: defaultTaskHeader}, "the-task")
-	c.setTaskHeader()
+	c := NewResponse(to, ResponseOptions{Limit: 100})
+	c.NameTask("beam-task-id", "the-task")
 	c.Header().Set("X-Changed", "after")
 	c.Header().Set("Content-Length", "4")
 	c.Header().Del("X-Before")
-	c.discardHeader()
+	c.DiscardHeader()
 	want := http.Header{"X-Before": {"1", "2"}, "X-Changed": {"before"}, "Beam-Task-Id": {"the-task"}}
 	if !reflect.DeepEqual(to.header, want) {
 		t.Errorf("the client's header is %v, not %v", to.header, want)
@@ -169,8 +167,8 @@ func TestAnErrorOfTheGatewayHasTheHeaderThatWasSetBefore(t *testing.T) {
 
 func TestTheVerdictOfTheDeadlineStopsTheLastByte(t *testing.T) {
 	t.Parallel()
-	c, to := capturing(&Handler{MaxResult: 100})
-	c.complete = func() { c.close(true) } // the deadline is a moment faster
+	c, to := capturing(ResponseOptions{Limit: 100})
+	c.OnWhole = func() { c.Close(true) } // the deadline is a moment faster
 	c.Header().Set("Content-Length", "6")
 	_, err := io.WriteString(c, "abc")
 	_, err2 := io.WriteString(c, "def")
@@ -184,7 +182,7 @@ func TestTheVerdictOfTheDeadlineStopsTheLastByte(t *testing.T) {
 
 func TestAClientThatIsGoneIsNotNoticed(t *testing.T) {
 	t.Parallel()
-	c, to := capturing(&Handler{MaxResult: 100})
+	c, to := capturing(ResponseOptions{Limit: 100})
 	to.fails = true
 	for range 3 {
 		if n, err := io.WriteString(c, "abc"); n != 3 || err != nil {
@@ -194,15 +192,15 @@ func TestAClientThatIsGoneIsNotNoticed(t *testing.T) {
 	if n, err := io.Copy(c, strings.NewReader("def")); n != 3 || err != nil {
 		t.Errorf("%d %v", n, err)
 	}
-	c.close(false)
-	if status, result, body := c.result(); status != 200 || string(body) != "abcabcabcdef" || result.Size != 12 {
+	c.Close(false)
+	if status, result, body := c.Result(); status != 200 || string(body) != "abcabcabcdef" || result.Size != 12 {
 		t.Errorf("the result is %d, %d bytes, %q", status, result.Size, body)
 	}
 }
 
 func TestAWriterThatCannotFlushGetsTheWholeResponse(t *testing.T) {
 	t.Parallel()
-	c, to := capturing(&Handler{MaxResult: 100})
+	c, to := capturing(ResponseOptions{Limit: 100})
 	if err := c.FlushError(); !errors.Is(err, http.ErrNotSupported) {
 		t.Errorf("flushing: %v", err)
 	}
@@ -224,13 +222,13 @@ func TestACaptureThatIsGivenUpLeavesNothingRunning(t *testing.T) {
 	encoded := b.Bytes()
 	// A goroutine that is left waiting makes synctest.Test panic.
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := capturing(&Handler{MaxResult: 1000})
+		c, _ := capturing(ResponseOptions{Limit: 1000})
 		c.Header().Set("Content-Encoding", "gzip")
 		if _, err := c.Write(encoded[:len(encoded)/2]); err != nil {
 			t.Fatal(err)
 		}
-		c.close(true)
-		if status := c.discard(); status != 200 {
+		c.Close(true)
+		if status := c.Discard(); status != 200 {
 			t.Errorf("the endpoint's status was %d", status)
 		}
 		_, _ = c.Write(encoded[len(encoded)/2:]) // the handler has not noticed yet

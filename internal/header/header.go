@@ -1,18 +1,19 @@
-package callback
+// Package header edits the header of a request that becomes a task: what the client
+// must not say to the endpoint, and what the gateway has answered for it.
+package header
 
 import (
 	"net/http"
 	"strings"
-	"sync"
 )
 
-// dropHeader removes a header from a request, and every other header that the
+// Drop removes a header from a request, and every other header that the
 // endpoint cannot tell from it: CGI, FastCGI, WSGI and Rack call both Beam-Task-Id
 // and Beam_Task_Id HTTP_BEAM_TASK_ID.
-func dropHeader(header http.Header, name string) {
-	for key := range header {
+func Drop(h http.Header, name string) {
+	for key := range h {
 		if sameVariable(key, name) {
-			delete(header, key)
+			delete(h, key)
 		}
 	}
 }
@@ -47,37 +48,37 @@ func variableByte(c byte) byte {
 // the task's ID or what the operator has set.
 var connectionOptions = []string{"close", "keep-alive", "te", "upgrade", "http2-settings", "proxy-connection"}
 
-// limitConnection removes from a task's Connection header every option that names
+// LimitConnection removes from a task's Connection header every option that names
 // a header of the request itself.
-func limitConnection(header http.Header) {
-	lines := header["Connection"]
+func LimitConnection(h http.Header) {
+	lines := h["Connection"]
 	if len(lines) == 0 {
 		return
 	}
-	header["Connection"] = filterList(lines, func(option string) bool {
+	h["Connection"] = filterList(lines, func(option string) bool {
 		return containsFold(connectionOptions, option)
 	})
-	if len(header["Connection"]) == 0 {
-		header.Del("Connection")
+	if len(h["Connection"]) == 0 {
+		h.Del("Connection")
 	}
 }
 
-// takePreferences removes from a request what a queue has answered for it: the
+// TakePreferences removes from a request what a queue has answered for it: the
 // preferences wait and respond-async (RFC 7240, sections 4.1 and 4.3). The others
 // are the endpoint's.
-func takePreferences(header http.Header) {
-	lines := header["Prefer"]
+func TakePreferences(h http.Header) {
+	lines := h["Prefer"]
 	if len(lines) == 0 {
 		return
 	}
-	header["Prefer"] = filterList(lines, func(preference string) bool {
+	h["Prefer"] = filterList(lines, func(preference string) bool {
 		name, _, _ := strings.Cut(preference, ";")
 		name, _, _ = strings.Cut(name, "=")
 		name = strings.TrimSpace(name)
 		return !strings.EqualFold(name, "wait") && !strings.EqualFold(name, "respond-async")
 	})
-	if len(header["Prefer"]) == 0 {
-		header.Del("Prefer")
+	if len(h["Prefer"]) == 0 {
+		h.Del("Prefer")
 	}
 }
 
@@ -89,7 +90,7 @@ func filterList(lines []string, keep func(element string) bool) []string {
 	for _, line := range lines {
 		var elements []string
 		dropped := false
-		for _, element := range splitList(line) {
+		for _, element := range SplitList(line) {
 			if keep(strings.TrimSpace(element)) {
 				elements = append(elements, element)
 			} else {
@@ -106,9 +107,9 @@ func filterList(lines []string, keep func(element string) bool) []string {
 	return kept
 }
 
-// splitList splits a list at its commas, but not at those within a quoted string
+// SplitList splits a list at its commas, but not at those within a quoted string
 // (RFC 9110, section 5.6.4).
-func splitList(line string) []string {
+func SplitList(line string) []string {
 	var elements []string
 	start, quoted := 0, false
 	for i := 0; i < len(line); i++ {
@@ -135,8 +136,8 @@ func containsFold(list []string, s string) bool {
 }
 
 // hasOption reports whether a Connection header has an option.
-func hasOption(header http.Header, option string) bool {
-	for _, line := range header["Connection"] {
+func hasOption(h http.Header, option string) bool {
+	for _, line := range h["Connection"] {
 		for element := range strings.SplitSeq(line, ",") {
 			if strings.EqualFold(strings.TrimSpace(element), option) {
 				return true
@@ -146,36 +147,36 @@ func hasOption(header http.Header, option string) bool {
 	return false
 }
 
-// inFlight are the tasks that endpoints are at work on in this process.
-var inFlight flights
-
-type flights struct{ tasks sync.Map } // the exchanges, by task ID
-
-// add notes a task until the function that it returns is called.
-func (f *flights) add(x *exchange) (remove func()) {
-	f.tasks.Store(x.rec.ID, x)
-	return func() { f.tasks.Delete(x.rec.ID) }
-}
-
-// headerOf returns the header of the ID of the task that a request belongs to
-// because an endpoint within this process made it: httpInclude of Caddy's templates
-// copies the header of the request that it answers. Clients cannot claim that.
-// Their requests came over a connection, and the server has noted its address.
-func (f *flights) headerOf(r *http.Request) (header string, ok bool) {
-	if r.Context().Value(http.LocalAddrContextKey) != nil {
-		return "", false
+// IsUpgrade says whether a server may answer a request by going on in another
+// protocol (RFC 9110, section 7.8). A client that only names one, without the
+// option of Connection, or with a body to be answered, gets a response.
+//
+// An offer of HTTP/2 or TLS is not meant so: clients make it with requests like any
+// other, Java's own and curl's --http2 with each, and a server that ignores it
+// answers as always (RFC 9113, section 3.1; RFC 2817, section 3.1).
+func IsUpgrade(r *http.Request) bool {
+	offers := r.Header["Upgrade"]
+	if len(offers) == 0 || r.Method != http.MethodGet || !r.ProtoAtLeast(1, 1) || !hasOption(r.Header, "upgrade") {
+		return false
 	}
-	for name, values := range r.Header {
-		if len(values) != 1 || len(values[0]) != taskIDLength {
-			continue
-		}
-		x, _ := f.tasks.Load(values[0])
-		if x, ok := x.(*exchange); ok && strings.EqualFold(name, x.h.TaskHeader) {
-			return x.h.TaskHeader, true
+	for _, line := range offers {
+		for offer := range strings.SplitSeq(line, ",") {
+			protocol, _, _ := strings.Cut(strings.TrimSpace(offer), "/")
+			if protocol != "" && !strings.EqualFold(protocol, "h2c") && !strings.EqualFold(protocol, "TLS") {
+				return true
+			}
 		}
 	}
-	return "", false
+	return false
 }
 
-// taskIDLength is the length of a task's ID in bytes.
-const taskIDLength = 36
+// DropUpgrade takes out of a task's request what its client offered to do with the
+// connection: if the endpoint took it up, there would be no response.
+func DropUpgrade(h http.Header) {
+	if len(h["Upgrade"]) == 0 {
+		return
+	}
+	h.Del("Upgrade")
+	h.Del("Http2-Settings")
+	h.Del("Connection")
+}

@@ -9,6 +9,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/profile"
 )
 
 func TestWhatIsNoTaskCostsNoAllocation(t *testing.T) {
@@ -18,7 +20,7 @@ func TestWhatIsNoTaskCostsNoAllocation(t *testing.T) {
 	}
 	app := &App{metrics: metrics}
 	fromBody := &Handler{Field: defaultField, MaxRequest: defaultMaxBody, app: app, log: zap.NewNop()}
-	fromHeader := &Handler{Profile: profileOpenFaaS, MaxRequest: defaultMaxBody, app: app, log: zap.NewNop()}
+	fromHeader := &Handler{Profile: profile.OpenFaaS, MaxRequest: defaultMaxBody, app: app, log: zap.NewNop()}
 	if err := fromHeader.applyProfile(); err != nil {
 		t.Fatal(err)
 	}
