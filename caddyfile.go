@@ -287,6 +287,7 @@ func (o *Delivery) parseRetry(d *caddyfile.Dispenser) error {
 //	    keep    <n>
 //	    secret  <key…>
 //	    respond <status>
+//	    forward_to <origin…>
 //	}
 //
 // Options that are left out have the defaults of [Inbox].
@@ -302,9 +303,10 @@ func (i *Inbox) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.Errf("callback_inbox takes a block and no value, and here is %q", d.Val())
 	}
 	return parseBlock(d, 0, "callback_inbox", options{
-		"keep":    {parse: count(&i.Keep)},
-		"secret":  {parse: secrets(&i.Secret, webhook.ParseVerifyKey)},
-		"respond": {parse: status(&i.Respond)},
+		"keep":       {parse: count(&i.Keep)},
+		"secret":     {parse: secrets(&i.Secret, webhook.ParseVerifyKey)},
+		"respond":    {parse: status(&i.Respond)},
+		"forward_to": {parse: words(&i.ForwardTo, checkOrigins)},
 	})
 }
 

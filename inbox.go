@@ -27,6 +27,10 @@ type Inbox struct {
 	// The status that senders get, to try out failures. Default: `200`.
 	Respond int `json:"respond,omitempty"`
 
+	// The origins, such as `http://localhost:3000`, that a callback can be forwarded
+	// to from the page. Any path below them is allowed. Default: none.
+	ForwardTo []string `json:"forward_to,omitempty"`
+
 	inbox *web.Inbox
 }
 
@@ -45,13 +49,34 @@ func (i *Inbox) Provision(ctx caddy.Context) error {
 		}
 		keys = append(keys, key)
 	}
-	i.inbox = web.NewInbox(web.InboxConfig{Keep: i.Keep, Keys: keys, Respond: i.Respond})
+	origins, err := parseOrigins(i.ForwardTo)
+	if err != nil {
+		return err
+	}
+	i.inbox = web.NewInbox(web.InboxConfig{Keep: i.Keep, Keys: keys, Respond: i.Respond, ForwardTo: origins})
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		// The server waits for the streams that browsers have open before it lets
 		// go of its modules: they must end first.
 		server.RegisterOnShutdown(i.inbox.Close)
 	}
 	return nil
+}
+
+func parseOrigins(list []string) (origins []string, err error) {
+	for _, s := range list {
+		origin, err := web.ParseForwardOrigin(s)
+		if err != nil {
+			return nil, fmt.Errorf("forward_to: %w", err)
+		}
+		origins = append(origins, origin)
+	}
+	return origins, nil
+}
+
+// checkOrigins returns what is wrong with the values of forward_to.
+func checkOrigins(list []string) error {
+	_, err := parseOrigins(list)
+	return err
 }
 
 // Validate checks what needs no I/O.

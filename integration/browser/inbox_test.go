@@ -1,7 +1,9 @@
 package browser
 
 import (
+	"encoding/base64"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -153,17 +155,23 @@ func TestEveryPathBelowAnInboxIsOneOfItsOwn(t *testing.T) {
 	p.shows("elsewhere")
 }
 
+// readClipboard returns what a button has copied.
+func (p *tab) readClipboard() string {
+	p.t.Helper()
+	call(p, browser.SetPermission, browser.SetPermissionParams{
+		Permission: &browser.PermissionDescriptor{Name: "clipboard-read"}, Setting: browser.PermissionSettingGranted,
+	})
+	return eval[string](p, "navigator.clipboard.readText()")
+}
+
 func TestTheCommandOfTheInboxIsCopiedAndWorks(t *testing.T) {
 	t.Parallel()
 	g := startInbox(t)
 	p := newPage(t, desktop)
 	p.open(g.URL("/inbox/o'clock"))
-	call(p, browser.SetPermission, browser.SetPermissionParams{
-		Permission: &browser.PermissionDescriptor{Name: "clipboard-read"}, Setting: browser.PermissionSettingGranted,
-	})
 	p.click("button", "Copy")
 	p.shows("Copied")
-	copied := eval[string](p, "navigator.clipboard.readText()")
+	copied := p.readClipboard()
 	if shown := eval[string](p, `document.getElementById("command").textContent`); copied != shown {
 		t.Errorf("copied is %q, shown %q", copied, shown)
 	}
@@ -260,4 +268,89 @@ func TestInboxIsUsedByKeyboardAlone(t *testing.T) {
 	p.tabTo("button", "Clear")
 	p.press(kb.Enter)
 	p.shows("Waiting for the first callback")
+}
+
+func TestInboxCopiesACallbackAsACommandThatSendsItAgain(t *testing.T) {
+	t.Parallel()
+	g := startInbox(t)
+	p := newPage(t, desktop)
+	for name, body := range map[string]string{
+		"text": "a=o'clock&b=%0A", "bytes": "\xff\x00\xfe", "long": strings.Repeat("0123456789", 10_000), // the page has 64 KiB of it
+	} {
+		g.Do(http.MethodPost, "/inbox/"+name+"?x='y'", body, "Content-Type", "application/octet-stream", "beam-task-id", name, "x-beam-task-status", "COMPLETE")
+		p.open(g.URL("/inbox/" + name))
+		p.shows("1 callback")
+		p.click("button", "Copy as curl")
+		p.shows("Copied")
+		if name == "long" { // no shell takes an argument that long
+			if !strings.Contains(p.readClipboard(), base64.StdEncoding.EncodeToString([]byte(body))) {
+				t.Error("a long body is not copied whole")
+			}
+			continue
+		}
+		runShell(t, p.readClipboard())
+		p.shows("2 callbacks")
+		for _, number := range eval[[]int](p, `fetch(location.href, { headers: { Accept: "application/json" } }).then((r) => r.json()).then((all) => all.callbacks.map((c) => c.number))`) {
+			if _, got := g.Do(http.MethodGet, fmt.Sprintf("/inbox/%s?body=%d", name, number), ""); got != body {
+				t.Errorf("%s: callback %d has the body %q, want %q", name, number, got, body)
+			}
+		}
+	}
+}
+
+func TestInboxLaysOutNestedJSON(t *testing.T) {
+	t.Parallel()
+	g := startInbox(t)
+	p := newPage(t, desktop)
+	p.open(g.URL("/inbox"))
+	g.Do(http.MethodPost, "/inbox", `{"user":{"name":"`+`\u003cb\u003e","id":`+bigNumber+`},"list":[]}`, "Content-Type", "application/json", "beam-task-id", "json")
+	p.shows("1 callback")
+	p.is("a nested value is indented", `[...document.querySelectorAll("td")].some((e) => e.textContent === %s)`,
+		"{\n  \"name\": \"\\u003cb\\u003e\",\n  \"id\": "+bigNumber+"\n}")
+	p.click("summary", "Body")
+	p.is("the body is indented", `document.querySelector(".raw pre").textContent.includes(%s)`, "\n  \"list\": []\n}")
+	p.click("button", "Show as it was sent")
+	p.is("the body is as it was sent", `document.querySelector(".raw pre").textContent.endsWith(%s)`, `,"list":[]}`)
+}
+
+func TestInboxForwardsCallbacks(t *testing.T) {
+	t.Parallel()
+	receiver := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, markup) })
+	g := gatewaytest.Start(t, "", `
+	handle /inbox* {
+		callback_inbox {
+			forward_to `+receiver.URL+`
+		}
+	}
+	handle /closed* {
+		callback_inbox
+	}`)
+	p := newPage(t, desktop)
+	p.open(g.URL("/inbox"))
+	g.Do(http.MethodPost, "/inbox", "a=1", "Content-Type", "application/x-www-form-urlencoded", "beam-task-id", "first")
+	p.click("button", "Forward…")
+	p.fill("#forward-url", receiver.URL+"/hook\r")
+	p.shows("200 in")
+	if c := receiver.Next(t); c.Path != "/hook" || c.TaskID() != "first" || c.Body != "a=1" {
+		t.Errorf("the receiver got %+v", c)
+	}
+	p.shows(markup)
+	p.unharmed()
+	p.fits("what became of it")
+	p.permit("status of 403")
+	p.fill("#forward-url", "http://169.254.169.254/latest\r")
+	p.shows("the URL is not below one that forward_to allows")
+
+	p.open(g.URL("/closed"))
+	g.Do(http.MethodPost, "/closed", "a=1", "beam-task-id", "second")
+	p.click("button", "Forward…")
+	p.is("nothing can be forwarded", `document.getElementById("forward-send").disabled`)
+	p.shows("This inbox forwards nothing")
+	p.fill("#forward-url", receiver.URL+"/by-hand")
+	p.click("#forward-copy", "")
+	p.shows("Copied")
+	runShell(t, p.readClipboard())
+	if c := receiver.Next(t); c.Path != "/by-hand" || c.TaskID() != "second" || c.Body != "a=1" {
+		t.Errorf("the receiver got %+v", c)
+	}
 }

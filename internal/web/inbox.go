@@ -69,6 +69,10 @@ type InboxConfig struct {
 	// TaskHeader and StatusHeader name the headers with the task's ID and
 	// status. Empty means beam-task-id and x-beam-task-status.
 	TaskHeader, StatusHeader string
+
+	// ForwardTo are the origins that callbacks may be forwarded to, as
+	// [ParseForwardOrigin] returns them. Without one, none is forwarded.
+	ForwardTo []string
 }
 
 // An Inbox records whatever is sent to it, in memory, and shows it. A request is
@@ -79,6 +83,7 @@ type InboxConfig struct {
 //	GET, Accept: application/json     {"callbacks":[…]}, newest first; ?limit=n
 //	GET, Accept: text/event-stream    the stream that the page reads (stream.go)
 //	GET ?body=n                       the body of callback n, as it was sent
+//	POST ?forward=n                   sends callback n on, see InboxConfig.ForwardTo
 //	DELETE                            forgets the callbacks; not for other sites
 //
 // So a plain `curl <URL>` is recorded, as webhook.site has it: some senders
@@ -115,6 +120,7 @@ func NewInbox(config InboxConfig) *Inbox {
 			"keep":          strconv.Itoa(config.Keep),
 			"task_header":   config.TaskHeader,
 			"status_header": config.StatusHeader,
+			"forward_to":    strings.Join(config.ForwardTo, " "),
 		}),
 		foreign: http.NewCrossOriginProtection(),
 		memory:  newMemory(config.Keep),
@@ -141,9 +147,12 @@ func (in *Inbox) Close() { in.close.Do(func() { close(in.closed) }) }
 func (in *Inbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setSafeHeaders(w.Header())
 	number, wantsBody := bodyWanted(r)
+	forwarded, wantsForward := in.forwardWanted(r)
 	switch {
 	case r.Method == http.MethodDelete:
 		in.clear(w, r)
+	case wantsForward:
+		in.view(w, func(w http.ResponseWriter) { in.forward(w, r, forwarded) })
 	case r.Method != http.MethodGet:
 		in.record(w, r)
 	case wantsBody:

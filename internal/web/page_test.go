@@ -59,8 +59,8 @@ func TestThePageHasNothingThatThePolicyBlocks(t *testing.T) {
 
 func TestConfiguredNamesAreEscapedInThePage(t *testing.T) {
 	t.Parallel()
-	page := pageOf(web.InboxConfig{Keep: 7, TaskHeader: `"><script>alert(1)</script>`, StatusHeader: "x&y"}).Body.String()
-	want := `<body data-keep="7" data-task-header="&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;" data-status-header="x&amp;y">`
+	page := pageOf(web.InboxConfig{Keep: 7, TaskHeader: `"><script>alert(1)</script>`, StatusHeader: "x&y", ForwardTo: []string{"http://localhost:3000"}}).Body.String()
+	want := `<body data-keep="7" data-task-header="&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;" data-status-header="x&amp;y" data-forward-to="http://localhost:3000">`
 	if !strings.Contains(page, want) {
 		t.Errorf("the page lacks %s", want)
 	}

@@ -111,5 +111,114 @@ const shared = (() => {
 		};
 	};
 
-	return { byID, marked, element, duration, plural, statuses, sign, scrolling, raw, follow };
+	// What a reader chose for this browser; nothing is remembered where that is
+	// forbidden.
+	const remembered = (name) => {
+		try {
+			return localStorage.getItem(name);
+		} catch {
+			return null;
+		}
+	};
+	const remember = (name, value) => {
+		try {
+			localStorage.setItem(name, value);
+		} catch {
+			// It holds until the page is closed.
+		}
+	};
+
+	// Times have one format, with milliseconds: local, or UTC with a Z.
+	let utc = remembered("callback-zone") === "utc";
+	const stampText = (at, inUTC = utc) => {
+		const time = new Date(at);
+		if (Number.isNaN(time.getTime())) return "–";
+		const shown = inUTC ? time : new Date(time.getTime() - time.getTimezoneOffset() * 60e3);
+		return shown.toISOString().replace("T", " ").replace("Z", inUTC ? "Z" : "");
+	};
+	const stamp = (at) => {
+		const made = element("time", "stamp", stampText(at));
+		made.dateTime = at;
+		made.title = stampText(at, !utc) + (utc ? " local time" : "");
+		return made;
+	};
+	const zone = () => (utc ? "UTC" : "Local");
+	const showTimes = (inUTC) => {
+		utc = inUTC;
+		remember("callback-zone", utc ? "utc" : "local");
+		for (const shown of document.querySelectorAll("time.stamp")) {
+			shown.textContent = stampText(shown.dateTime);
+			shown.title = stampText(shown.dateTime, !utc) + (utc ? " local time" : "");
+		}
+	};
+
+	// copy puts text on the clipboard and says so on the button.
+	const copy = async (text, button) => {
+		const before = button.textContent;
+		let copied = true;
+		try {
+			await navigator.clipboard.writeText(text);
+		} catch { // not there without HTTPS, or not permitted
+			const field = element("textarea", "unseen");
+			field.value = text;
+			button.after(field); // in the dialog that is open, if there is one
+			field.select();
+			copied = document.execCommand("copy");
+			field.remove();
+			button.focus();
+		}
+		button.textContent = copied ? "Copied" : "Not copied";
+		setTimeout(() => { button.textContent = before; }, 2000);
+	};
+
+	const quoted = (text) => "'" + text.replaceAll("'", "'\\''") + "'";
+
+	// What curl sets by itself, or what concerns the connection alone.
+	const ownHeaders = ["accept-encoding", "connection", "content-length", "host", "transfer-encoding"];
+
+	// curl is a command for a shell that sends the request. A body that is no text
+	// comes in base64.
+	const curlCommand = ({ method, url, headers, body = "", base64 = "" }) => {
+		const coded = base64 || (body.includes("\0") ? btoa(String.fromCharCode(...new TextEncoder().encode(body))) : "");
+		const parts = ["curl", "-X " + quoted(method)];
+		for (const { name, value } of headers) {
+			if (!ownHeaders.includes(name.toLowerCase())) parts.push("-H " + quoted(`${name}: ${value}`));
+		}
+		if (coded) parts.push("--data-binary @-");
+		else if (body) parts.push("--data-raw " + quoted(body));
+		parts.push(quoted(url));
+		return (coded ? `printf %s ${quoted(coded)} | base64 -d | ` : "") + parts.join(" \\\n  ");
+	};
+
+	// indented lays JSON out, a value a line, and leaves every number and string as
+	// it is written; undefined if the text is no JSON.
+	const deepest = 40; // levels that are indented: of very deep ones the text would grow with the square
+	const indented = (text) => {
+		try {
+			JSON.parse(text);
+		} catch {
+			return undefined;
+		}
+		const tokens = text.match(/"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s"{}[\],:]+/g) ?? [];
+		const parts = [];
+		let depth = 0;
+		const line = () => "\n" + "  ".repeat(Math.min(depth, deepest));
+		tokens.forEach((token, i) => {
+			if (token === "{" || token === "[") {
+				depth++;
+				parts.push(token, "}]".includes(tokens[i + 1]) ? "" : line());
+			} else if (token === "}" || token === "]") {
+				depth--;
+				parts.push("{[".includes(tokens[i - 1]) ? "" : line(), token);
+			} else {
+				parts.push(token, token === "," ? line() : token === ":" ? " " : "");
+			}
+		});
+		return parts.join("");
+	};
+
+	return {
+		byID, marked, element, duration, plural, statuses, sign, scrolling, raw, follow, stamp, showTimes, zone, remembered, remember,
+		copy, curlCommand, indented, quoted,
+	};
 })();

@@ -1,6 +1,6 @@
 // The live inbox.
 (() => {
-	const { byID, marked, element, duration, plural, statuses, sign, scrolling, raw, follow } = shared;
+	const { byID, marked, element, duration, plural, statuses, sign, scrolling, raw, follow, stamp, copy, curlCommand, indented, quoted } = shared;
 	const list = byID("callbacks");
 	const settings = document.body.dataset;
 	// With the origin: a path of "//evil.example/" alone would name another host.
@@ -15,8 +15,6 @@
 		unchecked: ["late", "?", "Unchecked"],
 		unsigned: ["", "", "Unsigned"],
 	};
-
-	const timeOf = (callback) => new Date(callback.received_at);
 
 	const show = (callback) => {
 		const item = byID("callback").content.firstElementChild.cloneNode(true);
@@ -33,9 +31,7 @@
 		}
 		if (verdictTone) part("signature").classList.add(verdictTone);
 		part("signature").append(...(verdictSymbol ? [sign(verdictSymbol)] : []), verdict);
-		const time = item.querySelector("time");
-		time.dateTime = callback.received_at;
-		time.append(timeOf(callback).toLocaleTimeString());
+		part("time").append(stamp(callback.received_at));
 		part("request").append(marked(`${callback.method} ${callback.path}${callback.query ? "?" + callback.query : ""}`));
 		const glance = callback.pairs.map(({ name, value }) => `${name}=${value}`).join("  ") || callback.body || plural(callback.body_size, "byte");
 		part("preview").append(marked(glance.slice(0, 200)));
@@ -54,10 +50,38 @@
 			inside.append(decoded);
 		}
 		inside.append(
+			actions(callback),
 			facts(callback),
 			raw("Headers", plural(callback.headers.length, "header"), table(callback.headers)),
 			raw("Body", plural(callback.body_size, "byte"), bodyOf(callback), !callback.pairs.length && callback.body_size > 0),
 		);
+	};
+
+	const button = (text, press) => {
+		const made = element("button", "quiet", text);
+		made.type = "button";
+		made.addEventListener("click", () => press(made));
+		return made;
+	};
+
+	const actions = (callback) => element("p", "actions",
+		button("Copy as curl", async (made) => copy(await commandOf(callback, here(callback)), made)),
+		button("Forward…", () => forward(callback)),
+	);
+
+	// here is the URL that the callback was sent to, as this page knows it.
+	const here = (callback) => location.origin + callback.path + (callback.query ? "?" + callback.query : "");
+
+	// commandOf is the command that sends the callback again. The list has only the
+	// beginning of a long body: the rest is fetched.
+	const commandOf = async (callback, url) => {
+		let { body, body_base64: base64 } = callback;
+		if (callback.body_truncated) {
+			const bytes = new Uint8Array(await (await fetch(`${address}?body=${callback.number}`)).arrayBuffer());
+			body = "";
+			base64 = bytes.toBase64?.() ?? btoa(Array.from(bytes, (b) => String.fromCharCode(b)).join(""));
+		}
+		return curlCommand({ method: callback.method, url, headers: callback.headers, body, base64 });
 	};
 
 	const facts = (callback) => {
@@ -73,7 +97,7 @@
 		fact("Upstream status", callback.upstream_status);
 		fact("Attempt", callback.attempt);
 		fact("Since the previous attempt", since !== undefined && duration(since));
-		fact("Received", timeOf(callback).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" }));
+		fact("Received", stamp(callback.received_at).textContent);
 		fact("From", callback.remote_addr);
 		fact("Request", `${callback.method} ${callback.path}${callback.query ? "?" + callback.query : ""} ${callback.proto}`, { wide: true });
 		fact("Number", callback.number);
@@ -96,8 +120,9 @@
 		for (const { name, value } of pairs) {
 			const heading = element("th", "", marked(name));
 			heading.scope = "row";
-			const long = value.length > 2000 || value.split("\n").length > 20;
-			const cell = element("td", "", long ? scrolling(element("div", "long", marked(value)), `Value of ${name}`) : marked(value));
+			const text = /^\s*[{[]/.test(value) ? indented(value) ?? value : value; // JSON in a field
+			const long = text.length > 2000 || text.split("\n").length > 20;
+			const cell = element("td", "", long ? scrolling(element("div", "long", marked(text)), `Value of ${name}`) : marked(text));
 			rows.append(element("tr", "", heading, cell));
 		}
 		return made;
@@ -109,7 +134,19 @@
 			made.append(scrolling(element("pre", "long", callback.body_base64), "Body in base64"),
 				element("p", "note", "Not UTF-8: shown in base64."));
 		} else if (callback.body) {
-			made.append(scrolling(element("pre", "long", marked(callback.body)), "Body"));
+			const pretty = indented(callback.body);
+			if (pretty !== undefined && pretty !== callback.body) {
+				const shown = element("pre", "long", marked(pretty));
+				made.append(scrolling(shown, "Body"));
+				const toggle = button("Show as it was sent", () => {
+					const asSent = toggle.textContent === "Show as it was sent";
+					shown.replaceChildren(marked(asSent ? callback.body : pretty));
+					toggle.textContent = asSent ? "Show indented" : "Show as it was sent";
+				});
+				made.append(element("p", "note", toggle));
+			} else {
+				made.append(scrolling(element("pre", "long", marked(callback.body)), "Body"));
+			}
 		}
 		if (callback.body_truncated) made.append(element("p", "note", `Only the beginning is shown; ${plural(callback.body_kept, "byte")} of it are kept.`));
 		if (callback.body_error) made.append(element("p", "note", "Not all of it came: ", marked(callback.body_error)));
@@ -215,7 +252,6 @@
 	byID("where").textContent = location.pathname;
 	document.title = "Callback inbox " + location.pathname;
 
-	const quoted = (text) => "'" + text.replaceAll("'", "'\\''") + "'";
 	byID("command").textContent = [
 		"curl",
 		"-H " + quoted(settings.taskHeader + ": example-1"),
@@ -225,17 +261,52 @@
 	].join(" ");
 	byID("own").href = inbox + "/" + Array.from(crypto.getRandomValues(new Uint8Array(5)), (b) => b.toString(36).padStart(2, "0")).join("");
 
-	byID("copy").addEventListener("click", async () => {
-		const text = byID("command").textContent;
-		let copied = true;
+	byID("copy").addEventListener("click", () => copy(byID("command").textContent, byID("copy")));
+
+	// --- Forwarding: the server sends the callback on, where its configuration says so ---
+
+	const origins = settings.forwardTo.split(" ").filter(Boolean);
+	let forwarding; // the callback that the dialog is about
+
+	const forward = (callback) => {
+		forwarding = callback;
+		byID("forward-url").value ||= origins[0] ? origins[0] + "/" : "";
+		byID("forward-outcome").replaceChildren();
+		byID("forward").showModal();
+	};
+
+	const outcome = (tone, ...said) => byID("forward-outcome").replaceChildren(element("p", `outcome ${tone}`, ...said));
+
+	byID("forward-send").disabled = !origins.length;
+	byID("forward-hint").replaceChildren(...(origins.length
+		? ["Any path below ", element("b", "", origins.join(", ")), ". It is sent as it came, signature included."]
+		: ["This inbox forwards nothing: its option ", element("code", "", "forward_to"), " names no origin. The command does the same from your machine."]));
+	byID("forward-origins").append(...origins.map((origin) => {
+		const option = element("option", "");
+		option.value = origin + "/";
+		return option;
+	}));
+	byID("forward-close").addEventListener("click", () => byID("forward").close());
+	byID("forward-copy").addEventListener("click", async () => {
+		copy(await commandOf(forwarding, byID("forward-url").value || "http://localhost:3000/"), byID("forward-copy"));
+	});
+	byID("forward-form").addEventListener("submit", async (event) => {
+		event.preventDefault();
+		if (byID("forward-send").disabled) return;
+		outcome("", "Sending…");
 		try {
-			await navigator.clipboard.writeText(text);
-		} catch { // not there without HTTPS, or not permitted
-			getSelection().selectAllChildren(byID("command"));
-			copied = document.execCommand("copy");
+			const answer = await fetch(`${address}?forward=${forwarding.number}`, { method: "POST", body: JSON.stringify({ url: byID("forward-url").value }) });
+			if (!answer.ok) {
+				outcome("bad", marked(await answer.text()));
+				return;
+			}
+			const { status_code: code, duration_ms: ms, response, error } = await answer.json();
+			const good = code >= 200 && code < 300;
+			outcome(good ? "good" : "bad", sign(good ? "✓" : "✕"), code ? ` ${code} in ${duration(ms)} ` : " ", marked(error ?? ""));
+			if (response) byID("forward-outcome").append(scrolling(element("pre", "long", marked(indented(response) ?? response)), "Answer"));
+		} catch {
+			outcome("bad", "Not sent: the server cannot be reached.");
 		}
-		byID("copy").textContent = copied ? "Copied" : "Press Ctrl+C";
-		setTimeout(() => { byID("copy").textContent = "Copy"; }, 2000);
 	});
 
 	listen();
