@@ -22,6 +22,7 @@ type options map[string]option
 type option struct {
 	parse      func(d *caddyfile.Dispenser) error
 	repeatable bool
+	expands    bool // placeholders in its values expand when the configuration is loaded, or later
 	gone       bool // it is not named as one of the options
 }
 
@@ -39,11 +40,29 @@ func parseBlock(d *caddyfile.Dispenser, nesting int, directive string, opts opti
 			return d.Errf("%s: %s is given twice", directive, name)
 		}
 		seen[name] = true
+		if !opt.expands {
+			if err := refusePlaceholder(d, directive); err != nil {
+				return err
+			}
+		}
 		if err := opt.parse(d); err != nil {
 			return err
 		}
 		if d.NextBlock(d.Nesting()) { // one that the option has not read
 			return d.Errf("%s: %s takes no block", directive, name)
+		}
+	}
+	return nil
+}
+
+// refusePlaceholder returns an error if there is a placeholder in the values of the
+// option that the dispenser is at. Numbers, durations and words that decide what
+// is configured must be known when the Caddyfile is read.
+func refusePlaceholder(d *caddyfile.Dispenser, directive string) error {
+	ahead := *d
+	for ahead.NextArg() {
+		if found := placeholder.FindString(ahead.Val()); found != "" {
+			return d.Errf("%s: %s: the placeholder %s does not expand here; {$NAME} does, for an environment variable", directive, d.Val(), found)
 		}
 	}
 	return nil
@@ -107,7 +126,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"format":        {parse: h.alone(oneOf(&h.Format, formatForm, formatJSON, formatRaw))},
 		"task_header":   {parse: headerName(&h.TaskHeader)},
 		"status_header": {parse: headerName(&h.StatusHeader)},
-		"header":        {parse: h.parseHeader, repeatable: true},
+		"header":        {parse: h.parseHeader, repeatable: true, expands: true},
 		"max_request":   {parse: size(&h.MaxRequest)},
 		"max_result":    {parse: size(&h.MaxResult)},
 	})
@@ -206,7 +225,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.Errf("the global option callback takes a block and no value, and here is %q", d.Val())
 	}
 	return parseBlock(d, 0, "callback", options{
-		"engine":       {parse: a.parseEngine},
+		"engine":       {parse: a.parseEngine, expands: true},
 		"retention":    {parse: durationAndCount(&a.Retention, &a.RetentionCount)},
 		"dead":         {parse: durationAndCount(&a.Dead, &a.DeadCount)},
 		"keep_results": {parse: onOff(&a.KeepResults)},
@@ -256,11 +275,11 @@ func (a *App) parseDelivery(d *caddyfile.Dispenser) error {
 	return parseBlock(d, d.Nesting(), "delivery", options{
 		"timeout":     {parse: duration(&o.Timeout)},
 		"retry":       {parse: o.parseRetry},
-		"secret":      {parse: secrets(&o.Secret, webhook.ParseKey)},
-		"allow":       {parse: words(&o.Allow, func(v []string) error { return checkPolicy(safedial.Config{Allow: v}) })},
-		"deny":        {parse: words(&o.Deny, func(v []string) error { return checkPolicy(safedial.Config{Deny: v}) })},
-		"ports":       {parse: words(&o.Ports, func(v []string) error { return checkPolicy(safedial.Config{Ports: v}) })},
-		"trusted_ca":  {parse: words(&o.TrustedCA, func([]string) error { return nil })},
+		"secret":      {parse: secrets(&o.Secret, webhook.ParseKey), expands: true},
+		"allow":       {parse: words(&o.Allow, func(v []string) error { return checkPolicy(safedial.Config{Allow: known(v)}) }), expands: true},
+		"deny":        {parse: words(&o.Deny, func(v []string) error { return checkPolicy(safedial.Config{Deny: known(v)}) }), expands: true},
+		"ports":       {parse: words(&o.Ports, func(v []string) error { return checkPolicy(safedial.Config{Ports: known(v)}) }), expands: true},
+		"trusted_ca":  {parse: words(&o.TrustedCA, func([]string) error { return nil }), expands: true},
 		"concurrency": {parse: count(&o.Concurrency)},
 		"slow":        {parse: count(&o.Slow)},
 		"per_host":    {parse: count(&o.PerHost)},
@@ -304,9 +323,9 @@ func (i *Inbox) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	return parseBlock(d, 0, "callback_inbox", options{
 		"keep":       {parse: count(&i.Keep)},
-		"secret":     {parse: secrets(&i.Secret, webhook.ParseVerifyKey)},
+		"secret":     {parse: secrets(&i.Secret, webhook.ParseVerifyKey), expands: true},
 		"respond":    {parse: status(&i.Respond)},
-		"forward_to": {parse: words(&i.ForwardTo, checkOrigins)},
+		"forward_to": {parse: words(&i.ForwardTo, func(v []string) error { return checkOrigins(known(v)) }), expands: true},
 	})
 }
 

@@ -268,8 +268,8 @@ func (a *App) parseQueue(d *caddyfile.Dispenser) error {
 		"workers":           {parse: count(&o.Workers)},
 		"attempts":          {parse: o.parseAttempts},
 		"max_queued":        {parse: count(&o.MaxQueued)},
-		"idempotency_scope": {parse: text(&o.IdempotencyScope)},
-		"schedule":          {parse: o.parseSchedule, repeatable: true},
+		"idempotency_scope": {parse: text(&o.IdempotencyScope), expands: true},
+		"schedule":          {parse: o.parseSchedule, repeatable: true, expands: true},
 	})
 }
 
@@ -313,16 +313,16 @@ func (o *QueueOptions) parseSchedule(d *caddyfile.Dispenser) error {
 		return d.Errf("schedule: %q is one too many; cron fields go in quotes", rest[1])
 	}
 	err := parseBlock(d, d.Nesting(), "schedule", options{
-		"method": {parse: text(&s.Method)},
-		"uri":    {parse: text(&s.URI)},
-		"header": {parse: s.parseHeader, repeatable: true},
-		"body":   {parse: text(&s.Body)},
+		"method": {parse: text(&s.Method), expands: true},
+		"uri":    {parse: text(&s.URI), expands: true},
+		"header": {parse: s.parseHeader, repeatable: true, expands: true},
+		"body":   {parse: text(&s.Body), expands: true},
 	})
 	if err != nil {
 		return err
 	}
 	o.Schedules = append(o.Schedules, s)
-	if err := o.validateSchedules(); err != nil {
+	if err := o.checkSchedules(); err != nil {
 		return d.Errf("%v", err)
 	}
 	return nil

@@ -3,6 +3,7 @@ package callback
 import (
 	"fmt"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -193,6 +194,31 @@ func words(field *[]string, check func([]string) error) func(*caddyfile.Dispense
 	}
 }
 
+// placeholder matches what Caddy's replacer may expand: not the braces of JSON.
+var placeholder = regexp.MustCompile(`\{[A-Za-z_$][A-Za-z0-9_$.:/*<>=-]*\}`)
+
 // hasPlaceholder says whether a value is known only when the configuration is
 // loaded.
-func hasPlaceholder(value string) bool { return strings.Contains(value, "{") }
+func hasPlaceholder(value string) bool { return placeholder.MatchString(value) }
+
+// known returns the values without placeholders.
+func known(values []string) []string {
+	return slices.DeleteFunc(slices.Clone(values), hasPlaceholder)
+}
+
+// expand expands the placeholders that need no request, such as {env.NAME}, in each
+// of the fields.
+func expand(fields ...*string) {
+	repl := caddy.NewReplacer()
+	for _, field := range fields {
+		*field = repl.ReplaceKnown(*field, "")
+	}
+}
+
+// expandAll is expand for a list. The list is replaced, not changed.
+func expandAll(values *[]string) {
+	*values = slices.Clone(*values)
+	for i := range *values {
+		expand(&(*values)[i])
+	}
+}

@@ -40,14 +40,15 @@ type Delivery struct {
 	Secret []string `json:"secret,omitempty"`
 
 	// Destinations a request may name though they are not public: CIDRs,
-	// addresses or host names. Default: none.
+	// addresses or host names. Placeholders such as `{env.HOSTS}` expand. Default: none.
 	Allow []string `json:"allow,omitempty"`
 
 	// Destinations that are refused, even if allowed or the operator's own.
-	// Default: none.
+	// Placeholders expand. Default: none.
 	Deny []string `json:"deny,omitempty"`
 
-	// The ports a request may name; `any` lifts the limit. Default: `80 443`.
+	// The ports a request may name; `any` lifts the limit. Placeholders expand.
+	// Default: `80 443`.
 	Ports []string `json:"ports,omitempty"`
 
 	// Files with certificates (PEM) of authorities that receivers may have beside
@@ -98,9 +99,11 @@ func (o *Delivery) provision() (err error) {
 	if o.Retry == nil {
 		o.Retry = defaultRetry
 	}
-	repl := caddy.NewReplacer()
+	for _, words := range []*[]string{&o.Secret, &o.Allow, &o.Deny, &o.Ports, &o.TrustedCA} {
+		expandAll(words)
+	}
 	for _, secret := range o.Secret {
-		key, err := webhook.ParseKey(repl.ReplaceKnown(secret, ""))
+		key, err := webhook.ParseKey(secret)
 		if err != nil {
 			return fmt.Errorf("delivery: secret: %w", err)
 		}
@@ -129,7 +132,7 @@ func (o *Delivery) window() time.Duration {
 }
 
 // certPool returns the system's authorities and those in the files, nil if there
-// are no files. Placeholders in the files' names expand.
+// are no files.
 func certPool(files []string) (*x509.CertPool, error) {
 	if len(files) == 0 {
 		return nil, nil
@@ -138,9 +141,7 @@ func certPool(files []string) (*x509.CertPool, error) {
 	if err != nil {
 		pool = x509.NewCertPool() // a container without certificates
 	}
-	repl := caddy.NewReplacer()
 	for _, file := range files {
-		file = repl.ReplaceKnown(file, "")
 		data, err := os.ReadFile(file)
 		if err != nil {
 			return nil, err

@@ -68,16 +68,14 @@ func (*SQLiteEngine) CaddyModule() caddy.ModuleInfo {
 }
 
 // Provision applies the defaults. It opens nothing.
-func (e *SQLiteEngine) Provision(caddy.Context) error {
-	folder := caddy.NewReplacer().ReplaceKnown(e.Folder, "")
-	if folder == "" {
-		folder = filepath.Join(caddy.AppDataDir(), "callback")
+func (e *SQLiteEngine) Provision(caddy.Context) (err error) {
+	expand(&e.Folder)
+	if e.Folder == "" {
+		e.Folder = filepath.Join(caddy.AppDataDir(), "callback")
 	}
-	folder, err := filepath.Abs(folder)
-	if err != nil {
+	if e.Folder, err = filepath.Abs(e.Folder); err != nil {
 		return fmt.Errorf("engine sqlite: folder: %w", err)
 	}
-	e.Folder = folder
 	setDefault(&e.MaxSize, defaultStoreSize)
 	return nil
 }
@@ -163,13 +161,8 @@ func (*NATSEngine) CaddyModule() caddy.ModuleInfo {
 // Provision expands placeholders and applies the defaults: a password need not be
 // in the configuration. It connects to nothing.
 func (e *NATSEngine) Provision(caddy.Context) error {
-	repl := caddy.NewReplacer()
-	e.Credentials = repl.ReplaceKnown(e.Credentials, "")
-	urls := make([]string, 0, len(e.URLs))
-	for _, raw := range e.URLs {
-		urls = append(urls, repl.ReplaceKnown(raw, ""))
-	}
-	e.URLs = urls
+	expand(&e.Credentials)
+	expandAll(&e.URLs)
 	setDefault(&e.Replicas, defaultReplicas)
 	return nil
 }
@@ -240,7 +233,7 @@ func (e *NATSEngine) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.WrapErr(err)
 	}
 	return parseBlock(d, d.Nesting(), "engine nats", options{
-		"credentials": {parse: text(&e.Credentials)},
+		"credentials": {parse: text(&e.Credentials), expands: true},
 		"replicas":    {parse: count(&e.Replicas)},
 	})
 }

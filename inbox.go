@@ -42,8 +42,10 @@ func (*Inbox) CaddyModule() caddy.ModuleInfo {
 // Provision sets the inbox up, empty.
 func (i *Inbox) Provision(ctx caddy.Context) error {
 	var keys []webhook.Key
+	expandAll(&i.Secret)
+	expandAll(&i.ForwardTo)
 	for _, secret := range i.Secret {
-		key, err := webhook.ParseVerifyKey(caddy.NewReplacer().ReplaceKnown(secret, ""))
+		key, err := webhook.ParseVerifyKey(secret)
 		if err != nil {
 			return fmt.Errorf("secret: %w", err)
 		}

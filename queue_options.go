@@ -50,6 +50,9 @@ func (o *QueueOptions) provision() {
 	if o.RetryStatus == nil {
 		o.RetryStatus = defaultRetryStatus
 	}
+	for _, s := range o.Schedules {
+		s.expand()
+	}
 }
 
 func (o *QueueOptions) validate() error {

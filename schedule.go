@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -85,6 +86,23 @@ func (s *Schedule) location() (*time.Location, error) {
 	return zone, nil
 }
 
+// expand expands placeholders such as {env.NAME}: there is no request whose
+// placeholders could expand later.
+func (s *Schedule) expand() {
+	expand(&s.Cron, &s.Zone, &s.Method, &s.URI, &s.Body)
+	s.Headers = slices.Clone(s.Headers)
+	for i := range s.Headers {
+		expand(&s.Headers[i].Name, &s.Headers[i].Value)
+	}
+}
+
+// hasPlaceholders says whether the schedule can be checked only when they are
+// expanded.
+func (s *Schedule) hasPlaceholders() bool {
+	return slices.ContainsFunc([]string{s.Cron, s.Zone, s.Method, s.URI}, hasPlaceholder) ||
+		slices.ContainsFunc(s.Headers, func(f HeaderField) bool { return hasPlaceholder(f.Name) })
+}
+
 func (s *Schedule) validate() error {
 	if _, err := s.times(); err != nil {
 		return err
@@ -105,9 +123,17 @@ func (s *Schedule) validate() error {
 
 // validateSchedules checks the schedules of a queue. Two equal ones would share
 // their runs.
-func (o *QueueOptions) validateSchedules() error {
+func (o *QueueOptions) validateSchedules() error { return validateSchedules(o.Schedules) }
+
+// checkSchedules is validateSchedules in the Caddyfile: those with placeholders are
+// not known yet.
+func (o *QueueOptions) checkSchedules() error {
+	return validateSchedules(slices.DeleteFunc(slices.Clone(o.Schedules), (*Schedule).hasPlaceholders))
+}
+
+func validateSchedules(schedules []*Schedule) error {
 	known := make(map[string]bool)
-	for _, s := range o.Schedules {
+	for _, s := range schedules {
 		if err := s.validate(); err != nil {
 			return fmt.Errorf("schedule: %w", err)
 		}
