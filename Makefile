@@ -29,7 +29,7 @@ vuln: ## look for known vulnerabilities
 fuzz: ## fuzz every parser of foreign bytes, a minute each: make fuzz FUZZTIME=10m
 	FUZZTIME=$(or $(FUZZTIME),1m) bash .ci/fuzz
 
-bench: ## measure everything, and write the tables of docs/performance.md; takes half an hour
+bench: ## measure everything, and write the tables of docs/internals/performance.md; takes half an hour
 	cd bench && go run . -write
 
 benchtrial: ## the same in ten minutes: fewer and shorter rounds, half as many tasks, no curves

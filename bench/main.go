@@ -2,9 +2,9 @@
 // compared with, in one run: rounds of the two take turns, and what is printed
 // are medians and the ratio of the two in each round.
 //
-//	go run .                    # every row, as docs/performance.md has them
+//	go run .                    # every row, as docs/internals/performance.md has them
 //	go run . -rows proxy,task   # some
-//	go run . -write             # and write them into docs/performance.md
+//	go run . -write             # and write them into docs/internals/performance.md
 package main
 
 import (
@@ -61,7 +61,7 @@ func main() {
 	}
 	b := &bench{}
 	rows := flag.String("rows", "", "what to measure, with commas; everything if empty")
-	write := flag.Bool("write", false, "write the tables into docs/performance.md")
+	write := flag.Bool("write", false, "write the tables into docs/internals/performance.md")
 	flag.IntVar(&b.rounds, "rounds", 5, "rounds of each side")
 	flag.DurationVar(&b.round, "round", 2*time.Second, "length of a round")
 	flag.Float64Var(&b.scale, "scale", 1, "of the numbers of tasks; less than 1 for a trial")

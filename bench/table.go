@@ -54,9 +54,9 @@ func (t table) markdown() string {
 	return b.String()
 }
 
-// writeTable puts a table between its marks in docs/performance.md.
+// writeTable puts a table between its marks in docs/internals/performance.md.
 func writeTable(name, table string) error {
-	const page = "../docs/performance.md"
+	const page = "../docs/internals/performance.md"
 	text, err := os.ReadFile(page)
 	if err != nil {
 		return err
