@@ -7,10 +7,10 @@ import (
 	"unicode/utf8"
 )
 
-// charsets has, by its label in lower case, what the bytes from 0x80 to 0x9F are
-// in a charset whose other bytes are Latin-1. Labels are those of the WHATWG
-// Encoding standard, which reads ISO-8859-1 as windows-1252 because that is what
-// servers send under the name.
+// charsets maps the label of a charset, in lower case, to the characters of its
+// bytes 0x80 to 0x9F. The other bytes are those of Latin-1. The labels are those of
+// the WHATWG Encoding standard, which reads ISO-8859-1 as windows-1252: that is what
+// servers send under this name.
 var charsets = map[string]*[32]rune{
 	"iso-8859-1": &windows1252, "iso8859-1": &windows1252, "iso88591": &windows1252, "iso_8859-1": &windows1252,
 	"latin1": &windows1252, "l1": &windows1252, "windows-1252": &windows1252, "cp1252": &windows1252, "x-cp1252": &windows1252,
@@ -33,9 +33,9 @@ func charset(contentType string) string {
 	return ""
 }
 
-// toUTF8 returns body in UTF-8. Valid UTF-8 is taken for what it is, whatever its
-// charset: many servers name another and send UTF-8. It reports false if the
-// charset is not known.
+// toUTF8 converts body to UTF-8. Valid UTF-8 is returned unchanged, whatever the
+// charset: many servers send UTF-8 and name another one. It reports false if the
+// charset is unknown.
 func toUTF8(body []byte, charset string) ([]byte, bool) {
 	if utf8.Valid(body) {
 		return body, true
@@ -62,9 +62,9 @@ func transcode(body []byte, upper *[32]rune) []byte {
 	return text
 }
 
-// formToUTF8 returns a form in UTF-8, for the callback's Content-Type names no
-// charset and receivers read a form without one as UTF-8. It reports false if the
-// charset is not known. A form that names none stays as it is.
+// formToUTF8 converts a form to UTF-8. The callback's Content-Type names no charset,
+// and receivers read such a form as UTF-8. A form without a charset is returned
+// unchanged. formToUTF8 reports false if the charset is unknown.
 func formToUTF8(body []byte, charset string) ([]byte, bool) {
 	if charset == "" || utf8.Valid(unescaped(body)) {
 		return body, true
@@ -73,7 +73,7 @@ func formToUTF8(body []byte, charset string) ([]byte, bool) {
 	if upper == nil {
 		return nil, false
 	}
-	// Names and values one by one: an escaped & ends no pair.
+	// Each name and value is converted alone: an escaped & does not end a pair.
 	pairs := make([]byte, 0, len(body)+len(body)/4)
 	for {
 		end := bytes.IndexAny(body, "&=")
@@ -85,7 +85,8 @@ func formToUTF8(body []byte, charset string) ([]byte, bool) {
 	}
 }
 
-// unescaped undoes the escapes of a form in b. What is no escape stays as it is.
+// unescaped decodes the percent escapes and plus signs of a form. Invalid escapes are
+// kept.
 func unescaped(b []byte) []byte {
 	if !bytes.ContainsAny(b, "%+") {
 		return b

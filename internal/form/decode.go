@@ -9,14 +9,14 @@ import (
 	"unicode/utf8"
 )
 
-// maxDecoded is where decoding stops, in bytes of output. What lies beyond the
-// limit of a result is decoded only to be counted, and 1 MB of gzip can hold
-// 1 GB of zeros: without an end, one response would keep a core busy for as long
-// as its author likes, at every attempt.
+// maxDecoded is where decoding stops, in bytes of output. Bytes beyond the limit of
+// a result are decoded only to count them. 1 MB of gzip can hold 1 GB of zeros:
+// without a bound, each attempt would keep a core busy for as long as the author of
+// the response likes.
 const maxDecoded = 64 << 20
 
-// utf8BOM is no part of JSON (RFC 8259, section 8.1), but parsers may ignore it,
-// and servers on Windows send it.
+// utf8BOM is the byte order mark. JSON does not have one, but parsers may ignore it
+// (RFC 8259, section 8.1), and servers on Windows send it.
 const utf8BOM = "\uFEFF"
 
 // kind is what a result is.
@@ -29,25 +29,25 @@ const (
 	jsonValue             // valid JSON in valid UTF-8, nested no deeper than 10,000
 )
 
-// result is a response, decoded and understood.
+// result is a response after decoding, with its kind.
 type result struct {
 	kind      kind
 	body      []byte // at most limit bytes; of jsonValue the value alone
 	truncated int64  // the full size in bytes if body is only its beginning
 }
 
-// read undoes the content codings of a response, up to limit bytes, and finds
-// out what it is.
+// read decodes the content codings of a response, up to limit bytes, and determines
+// its kind.
 //
-// JSON is what its content type calls JSON (application/json, *+json) and what
-// is JSON. If there is no content type, or text/plain, an object or an array is
-// JSON too: many a small server does not bother to name it, and net/http names
-// what it is not told text/plain.
+// A response is JSON if its content type says so (application/json, *+json) and its
+// body is valid JSON. Without a content type, or with text/plain, an object or an
+// array is JSON too: many small servers set no type, and net/http then sends
+// text/plain.
 func read(r Response, limit int64) result {
 	body, truncated, err := decode(r, limit)
 	if err != nil {
-		// An unknown coding or corrupt data, which the receiver may know better
-		// how to read: it gets what the endpoint sent.
+		// The coding is unknown or the data is corrupt. The receiver gets the bytes
+		// that the endpoint sent, and may be able to read them.
 		body = head(r.Body, limit)
 		return result{kind: binary, body: body, truncated: missing(r, body)}
 	}
@@ -70,8 +70,8 @@ func read(r Response, limit int64) result {
 		}
 		return result{kind: binary, body: body}
 	}
-	// encoding/json accepts strings that are not UTF-8. Not so here: it replaces
-	// the bad bytes, and base64 keeps them.
+	// encoding/json accepts strings that are not UTF-8, and replaces the invalid
+	// bytes. Base64 keeps them.
 	utf, ok := toUTF8(body, charset)
 	if !ok {
 		return result{kind: binary, body: body}
@@ -81,8 +81,8 @@ func read(r Response, limit int64) result {
 	if named || typ == "" || strings.EqualFold(typ, "text/plain") {
 		value := bytes.Trim(bytes.TrimPrefix(body, []byte(utf8BOM)), jsonSpace)
 		nested := len(value) > 0 && (value[0] == '{' || value[0] == '[')
-		// Not gjson.Valid: it recurses, and 8 MB of "[" overflow its stack, which
-		// ends the process. json.Valid does not, and stops at 10,000 levels.
+		// gjson.Valid recurses: 8 MB of "[" overflow the stack and end the process.
+		// json.Valid stops at 10,000 levels.
 		if (nested || named) && json.Valid(value) {
 			return result{kind: jsonValue, body: value}
 		}
@@ -90,10 +90,9 @@ func read(r Response, limit int64) result {
 	return result{kind: text, body: body}
 }
 
-// decode undoes the content codings of a response. It returns the first bytes of
-// the body, at most limit of them, and if these are not all, its full size. If
-// the response was captured only in part or is larger than maxDecoded, the full
-// size is what is known of it.
+// decode decodes the content codings of a response. It returns the first limit bytes
+// of the body and, if there are more, the full size. If only a part of the response
+// was captured, or it is larger than maxDecoded, the full size is a lower bound.
 func decode(r Response, limit int64) (body []byte, truncated int64, err error) {
 	if len(r.Body) == 0 || len(Codings(r.ContentEncoding)) == 0 {
 		body = head(r.Body, limit)
@@ -114,7 +113,7 @@ func decode(r Response, limit int64) (body []byte, truncated int64, err error) {
 		size += rest
 	}
 	if r.Size > int64(len(r.Body)) {
-		// The capture ends too early, so its decoding does.
+		// Only a part was captured, so decoding ends early.
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			err = nil
 		}
@@ -134,8 +133,8 @@ func head(body []byte, limit int64) []byte {
 	return body[:max(limit, 0)]
 }
 
-// missing returns the size of a response as it was sent if body, its beginning,
-// is not all of it, else 0.
+// missing returns the size of a response as it was sent if body is only its
+// beginning, and 0 if body is all of it.
 func missing(r Response, body []byte) int64 {
 	if size := max(r.Size, int64(len(r.Body))); size > int64(len(body)) {
 		return size
@@ -143,8 +142,7 @@ func missing(r Response, body []byte) int64 {
 	return 0
 }
 
-// wholeRunes returns body without the character at its end that was cut in two,
-// if there is one.
+// wholeRunes returns body without an incomplete character at its end.
 func wholeRunes(body []byte) []byte {
 	for i := len(body) - 1; i >= 0 && i > len(body)-utf8.UTFMax; i-- {
 		if utf8.RuneStart(body[i]) {
@@ -157,8 +155,8 @@ func wholeRunes(body []byte) []byte {
 	return body
 }
 
-// mediaType returns the type and subtype of a Content-Type. The parser of
-// package mime would allocate a map, and refuse a type for its parameters.
+// mediaType returns the type and subtype of a Content-Type. mime.ParseMediaType
+// allocates a map, and refuses a type because of invalid parameters.
 func mediaType(contentType string) string {
 	typ, _, _ := strings.Cut(contentType, ";")
 	return strings.Trim(typ, httpSpace)

@@ -6,13 +6,14 @@
 //	{"response":"example response"}   becomes   response=example+response
 //
 // [Encode] writes that, [EncodeError] its counterpart for a task that has no
-// response, [EncodeJSON], [EncodeData] and [EncodeRaw] the other formats. The way through
-// the package is the way of a response: [NewReader] undoes its content codings
-// (reader.go), decode.go finds out what it is, and one of the above writes it.
+// response. [EncodeJSON], [EncodeData], [EncodeCloudEvent] and [EncodeRaw] write the
+// other formats. A response passes through the package in this order: [NewReader]
+// decodes its content codings (reader.go), decode.go determines its kind, and one of
+// the functions above writes it.
 //
-// Nothing here fails: what cannot be decoded or understood is posted as bytes,
-// in base64. The memory used is in proportion to the response as it was
-// captured and to limit, never to what it would expand to.
+// Encoding never fails: a body that cannot be decoded or understood is posted as
+// bytes, in base64. Memory use is proportional to the captured response and to the
+// limit, not to the size that the response would expand to.
 //
 // All functions may be called from several goroutines at once.
 package form

@@ -8,9 +8,9 @@ import (
 	"github.com/klauspost/compress/zlib"
 )
 
-// inflater undoes the coding deflate: zlib data (RFC 1950), as RFC 9110 asks
-// for, or bare DEFLATE data (RFC 1951), as servers send that took the name at
-// its word. Browsers read both, and so it tells them apart by the first bytes.
+// inflater decodes the coding deflate. RFC 9110 defines it as zlib data (RFC 1950);
+// some servers send bare DEFLATE data (RFC 1951). As browsers do, inflater reads both
+// and tells them apart by the first two bytes.
 type inflater struct {
 	src  *bufio.Reader
 	zlib io.ReadCloser // nil until there was zlib data; also a zlib.Resetter
@@ -26,7 +26,7 @@ func (i *inflater) Reset(r io.Reader) (err error) {
 	}
 	header, err := i.src.Peek(2)
 	if err == io.EOF {
-		return io.ErrUnexpectedEOF // neither is ever shorter
+		return io.ErrUnexpectedEOF // both have at least two bytes
 	}
 	if err != nil {
 		return err
@@ -51,9 +51,8 @@ func (i *inflater) Reset(r io.Reader) (err error) {
 func (i *inflater) Read(p []byte) (int, error) { return i.cur.Read(p) }
 
 // isZlibHeader reports whether two bytes begin zlib data: the method is 8, the
-// window at most 32 KiB, and the check is right (RFC 1950, section 2.2). Bare
-// data that begins so would have to be a stored block with rubbish in its
-// padding.
+// window at most 32 KiB, and the check is right (RFC 1950, section 2.2). Bare data
+// begins with these bytes only if it is a stored block with invalid padding.
 func isZlibHeader(cmf, flg byte) bool {
 	return cmf&0x0f == 8 && cmf>>4 <= 7 && (uint(cmf)<<8|uint(flg))%31 == 0
 }

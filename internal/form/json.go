@@ -91,7 +91,7 @@ func encodeDocument(doc any) []byte {
 	var body bytes.Buffer
 	enc := json.NewEncoder(&body)
 	enc.SetEscapeHTML(false) // it would rewrite the strings of the app's own JSON
-	// There is nothing to go wrong: the only raw JSON was found valid by read.
+	// Encoding cannot fail: read has validated the only raw JSON.
 	_ = enc.Encode(doc)
 	return bytes.TrimSuffix(body.Bytes(), []byte("\n"))
 }
@@ -100,8 +100,8 @@ func encodeDocument(doc any) []byte {
 // object, else one named response.
 func jsonPairs(value []byte) []byte {
 	pairs := make([]byte, 0, len(responsePair)+len(value))
-	// gjson takes strings and returns parts of them, and a copy would double the
-	// memory of a result. Nobody writes to the value, and no part outlives it.
+	// gjson takes strings. A copy would double the memory of a result, so the string
+	// shares the bytes: nothing writes to them, and no substring is kept.
 	v := gjson.Parse(unsafe.String(unsafe.SliceData(value), len(value)))
 	if !v.IsObject() {
 		return appendValue(append(pairs, responsePair...), v, "null")
@@ -134,9 +134,8 @@ func appendValue(dst []byte, v gjson.Result, null string) []byte {
 	}
 }
 
-// appendCompact appends valid JSON without the whitespace between its tokens,
-// escaped as a form's value. All else stays as it was written: json.Compact does
-// that too, but into memory of its own.
+// appendCompact appends valid JSON without whitespace between tokens, escaped as a
+// form's value. json.Compact would need a buffer of its own.
 func appendCompact(dst []byte, value string) []byte {
 	start, quoted := 0, false
 	for i := 0; i < len(value); i++ {

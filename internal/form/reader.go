@@ -14,27 +14,26 @@ import (
 )
 
 const (
-	// maxCodings is how many content codings may lie over each other. One is
-	// usual, and each takes a decoder with its memory and its time.
+	// maxCodings is how many content codings a body may have. One is usual, and each
+	// needs a decoder, with its memory and processor time.
 	maxCodings = 2
 
-	// maxIdle is how many bytes more a decoder may take than it returns. What is
-	// encoded is hardly ever larger than what it stands for. But there are blocks,
-	// members and frames that stand for nothing, and a body of them would keep a
-	// core busy while the limits of the reader see nothing. A block of zstd is 128 KiB, and
-	// is read whole before anything is returned.
+	// maxIdle is how many bytes more a decoder may read than it returns. Encoded data
+	// is hardly ever larger than decoded data. But there are empty blocks, members and
+	// frames, and a body of them would keep a core busy without reaching a limit on
+	// the output. A zstd block of up to 128 KiB is read whole before anything is
+	// returned.
 	maxIdle = 512 << 10
 
-	// maxWindow is how far back a zstd stream may refer, in bytes, which is
-	// memory that its decoder must have. RFC 9659 sets it for content codings; a
-	// stream of a few bytes can ask for terabytes. Brotli's is 16 MiB by its
-	// format, gzip's and deflate's 32 KiB.
+	// maxWindow is how far back a zstd stream may refer, in bytes. Its decoder needs
+	// as much memory, and a stream of a few bytes can ask for terabytes. RFC 9659 sets
+	// this limit for content codings. Brotli's window is at most 16 MiB by its format,
+	// that of gzip and deflate 32 KiB.
 	maxWindow = 8 << 20
 
-	// maxBetween is how many bytes one coding may hand to the next. What stands
-	// between them is encoded data, about as large as what came over the wire.
-	// Without an end, one coding could expand to terabytes that the next decodes to
-	// nothing.
+	// maxBetween is how many bytes one coding may pass to the next. Honest data between
+	// two codings is about as large as what was sent. Without a bound, one coding could
+	// expand to terabytes that the next decodes to nothing.
 	maxBetween = 16 << 20
 
 	// httpSpace is the optional whitespace of RFC 9110, section 5.6.3.
@@ -42,24 +41,24 @@ const (
 )
 
 // ErrUnknownCoding is returned, wrapped, by [NewReader] for a content coding
-// that it cannot undo.
+// that it cannot decode.
 var ErrUnknownCoding = errors.New("unknown content coding")
 
-// ErrIdle is returned by Read if far more is read than is decoded.
-var ErrIdle = errors.New("the content coding has too much that stands for nothing")
+// ErrIdle is returned by Read if a body has far more encoded bytes than decoded
+// ones.
+var ErrIdle = errors.New("the encoded body has too many empty blocks")
 
 var errTooLargeBetween = fmt.Errorf("more than %d bytes between two content codings", maxBetween)
 
-// NewReader returns a reader of r without its content codings. They are given as
-// the Content-Encoding header lists them, in the order in which they were
-// applied: gzip, x-gzip, deflate (with and without the zlib header that RFC 9110
-// asks for: servers send both), zstd and br. An empty list is none, and so are the
-// words that [Codings] leaves out.
+// NewReader returns a reader that decodes the content codings of r. encodings is the
+// value of Content-Encoding: gzip, x-gzip, deflate (with and without the zlib header
+// that RFC 9110 demands: servers send both), zstd and br, in the order in which they
+// were applied. Codings that [Codings] leaves out are ignored.
 //
-// It decodes as it is read, and reads r first when it is first read. Data that
-// is corrupt or that ends too early ([io.ErrUnexpectedEOF]) is an error of Read.
-// Its memory is bounded, its output is not: the caller bounds what is read. The
-// caller must call Close, which gives the decoders back and does not close r.
+// Decoding is lazy: r is read only when the returned reader is. Read returns an error
+// for corrupt data, and [io.ErrUnexpectedEOF] for data that ends early. Memory is
+// bounded, output is not: the caller bounds how much it reads. The caller must call
+// Close, which returns the decoders to a pool and does not close r.
 func NewReader(encodings string, r io.Reader) (io.ReadCloser, error) {
 	var layers layers
 	for _, encoding := range Codings(encodings) {
@@ -72,7 +71,7 @@ func NewReader(encodings string, r io.Reader) (io.ReadCloser, error) {
 		}
 		layers = append(layers, &layer{decoders: decoders})
 	}
-	// What was applied last is undone first.
+	// The coding that was applied last is decoded first.
 	for i, l := range slices.Backward(layers) {
 		l.src, l.between, r = r, i > 0, l
 	}
@@ -82,13 +81,12 @@ func NewReader(encodings string, r io.Reader) (io.ReadCloser, error) {
 	return layers, nil
 }
 
-// noCodings are what clients and servers write into Content-Encoding if there is
-// none: identity, as RFC 9110 has it, and what they take for one.
+// noCodings are values of Content-Encoding that leave a body unchanged: identity
+// (RFC 9110), and mistakes that are seen in the wild, such as charsets.
 var noCodings = []string{"", "identity", "none", "null", "utf-8", "utf8", "us-ascii", "ascii", "binary", "8bit", "7bit"}
 
-// Codings returns the content codings that a Content-Encoding header lists, in
-// lower case. It leaves out those that leave a body as it is, such as identity, and
-// charsets, which are none.
+// Codings returns the content codings in a Content-Encoding header, in lower case. It
+// leaves out identity and values that are no codings, such as charsets.
 func Codings(encodings string) []string {
 	var list []string
 	for encoding := range strings.SplitSeq(encodings, ",") {
@@ -100,17 +98,17 @@ func Codings(encodings string) []string {
 	return list
 }
 
-// Known reports whether [NewReader] can undo a content coding.
+// Known reports whether [NewReader] can decode a content coding.
 func Known(coding string) bool { return codings[coding] != nil }
 
-// decoder undoes one coding. Reset makes it as good as new, whatever it has met.
+// decoder decodes one coding. Reset works after errors too.
 type decoder interface {
 	io.Reader
 	Reset(io.Reader) error
 }
 
-// codings has the decoders of each coding. They are kept, for one is 40 KB and
-// more, which is most of the work of decoding a small body.
+// codings has a pool of decoders for each coding. A new decoder allocates 40 KB or
+// more, which would be most of the work of decoding a small body.
 var codings = func() map[string]*sync.Pool {
 	gzips := &sync.Pool{New: func() any { return new(gzip.Reader) }}
 	return map[string]*sync.Pool{
@@ -127,20 +125,20 @@ func newZstd() *zstd.Decoder {
 		zstd.WithDecoderConcurrency(1), // decodes in Read, without goroutines
 		zstd.WithDecoderLowmem(true),
 		zstd.WithDecoderMaxWindow(maxWindow),
-		// Decode a bytes.Buffer, too, as it is read, not all at once.
+		// Without this, a bytes.Buffer is decoded all at once.
 		zstd.WithDecodeBuffersBelow(0),
 	)
 	return d
 }
 
-// layer undoes one of several codings.
+// layer decodes one of several codings.
 type layer struct {
 	decoders *sync.Pool
 	src      io.Reader
 	between  bool    // another layer reads this one
-	taken    int64   // what was read of src, in bytes
+	taken    int64   // bytes read from src
 	dec      decoder // nil before the first Read and after close
-	size     int64   // what it has returned, in bytes
+	size     int64   // bytes returned
 	err      error   // that of the last Read, to be returned again
 }
 
@@ -162,8 +160,8 @@ func (l *layer) Read(p []byte) (n int, err error) {
 	return n, l.err
 }
 
-// source is what a layer's decoder reads. It ends the decoding of what stands for
-// nothing.
+// source is what a layer's decoder reads. It returns [ErrIdle] for a body of empty
+// blocks.
 type source struct{ *layer }
 
 func (s source) Read(p []byte) (int, error) {
@@ -180,8 +178,8 @@ func (l *layer) close() {
 	if l.dec == nil {
 		return
 	}
-	// The error is that there is nothing to decode. What counts is that the pool
-	// does not keep the source.
+	// Reset drops the reference to the source, which the pool must not keep. It
+	// returns an error because nothing is empty.
 	_ = l.dec.Reset(nothing{})
 	l.decoders.Put(l.dec)
 	l.dec = nil
@@ -189,20 +187,20 @@ func (l *layer) close() {
 
 var errClosed = errors.New("read after close")
 
-// nothing is an empty source. It is an io.ByteReader, too, for which the decoders
-// need no buffer.
+// nothing is an empty source. It implements io.ByteReader too: the decoders then need
+// no buffer.
 type nothing struct{}
 
 func (nothing) Read([]byte) (int, error) { return 0, io.EOF }
 func (nothing) ReadByte() (byte, error)  { return 0, io.EOF }
 
-// layers are the codings of a body in the order in which they were applied. The
-// first one undone is the last, and what it reads is the body.
+// layers are the codings of a body in the order in which they were applied. The last
+// one reads the body and is decoded first.
 type layers []*layer
 
 func (ls layers) Read(p []byte) (int, error) { return ls[0].Read(p) }
 
-// Close gives the decoders back. It may be called more than once.
+// Close returns the decoders to their pools. It may be called more than once.
 func (ls layers) Close() error {
 	for _, l := range ls {
 		l.close()

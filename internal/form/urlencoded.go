@@ -6,7 +6,7 @@ import (
 )
 
 const (
-	// responsePair begins the pair of a result that is no JSON object.
+	// responsePair begins the pair of a result that is not a JSON object.
 	responsePair = "response="
 	// errorPair begins the pair of a task without a result.
 	errorPair = "error="
@@ -14,9 +14,9 @@ const (
 	encodingBase64 = "base64"
 )
 
-// bare are the bytes that application/x-www-form-urlencoded writes as they are:
-// the WHATWG URL standard's application/x-www-form-urlencoded percent-encode set
-// has all others. It differs from url.QueryEscape in "*" and "~".
+// bare are the bytes that application/x-www-form-urlencoded does not escape: those
+// outside of the percent-encode set of this name in the WHATWG URL standard.
+// url.QueryEscape differs in "*" and "~".
 var bare = func() (set [256]bool) {
 	for _, c := range []byte("*-._0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz") {
 		set[c] = true
@@ -57,8 +57,8 @@ func appendEscaped[T string | []byte](dst []byte, s T) []byte {
 	return dst
 }
 
-// appendEscapedBase64 appends b in base64, whose "+", "/" and "=" are escaped in
-// their turn. It goes by pieces, so that b never stands in memory twice over.
+// appendEscapedBase64 appends b in base64, with "+", "/" and "=" escaped. It encodes
+// in pieces, so that the base64 text is not in memory a second time.
 func appendEscapedBase64(dst, b []byte) []byte {
 	var piece [4096]byte // a multiple of 4: no padding but at the end
 	size := base64.StdEncoding.EncodedLen(len(b))

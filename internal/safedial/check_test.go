@@ -11,11 +11,11 @@ import (
 func TestConnectionsThatAreNotUnderstoodAreRefused(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ name, network, address, want string }{
-		{"no port", "tcp4", "8.8.8.8", "host h has an address that is none"},
-		{"an empty address", "tcp4", "", "host h has an address that is none"},
-		{"an empty host", "tcp4", ":80", "host h has an address that is none"},
-		{"a name", "tcp4", "c.example:80", "host h has an address that is none"},
-		{"a port beyond the last", "tcp4", "8.8.8.8:65616", "host h has an address that is none"},
+		{"no port", "tcp4", "8.8.8.8", "host h has an invalid address"},
+		{"an empty address", "tcp4", "", "host h has an invalid address"},
+		{"an empty host", "tcp4", ":80", "host h has an invalid address"},
+		{"a name", "tcp4", "c.example:80", "host h has an invalid address"},
+		{"a port beyond the last", "tcp4", "8.8.8.8:65616", "host h has an invalid address"},
 		{"a zone", "tcp6", "[fe80::1%eth0]:80", "host h resolves to an address with a zone"},
 		{"a zone on a public address", "tcp6", "[2606:4700::1%1]:80", "host h resolves to an address with a zone"},
 		{"UDP", "udp4", "8.8.8.8:80", "network udp4 is not allowed"},

@@ -23,8 +23,8 @@ func (p *Policy) DialContext(ctx context.Context, network, hostPort string) (net
 		return nil, &RefusedError{Reason: fmt.Sprintf("host %s is denied", name)}
 	}
 
-	// A name may have several addresses, raced against each other (RFC 8305).
-	// Every one of them comes by here, on its socket's way to connect.
+	// A name may have several addresses, which are dialed in parallel (RFC 8305).
+	// ControlContext is called for each of them before the socket connects.
 	var permitted atomic.Bool
 	dialer := net.Dialer{
 		Resolver: p.resolver,
@@ -44,23 +44,23 @@ func (p *Policy) DialContext(ctx context.Context, network, hostPort string) (net
 	case !errors.As(err, &refused):
 		return nil, err
 	case permitted.Load():
-		// The dialer reports the first address's error. A host that is down at
-		// its public address is no refusal, whatever its other addresses are.
+		// The dialer returns the error of the first address. If another address was
+		// permitted and did not answer, the host is down rather than refused.
 		return nil, fmt.Errorf("dialing %s: none of its permitted addresses answers", host)
 	default:
 		return nil, refused
 	}
 }
 
-// checkConnection judges a connection that is about to be made to one address
-// of host. What it does not understand it refuses.
+// checkConnection returns an error unless the policy permits a connection to one
+// address of host. An address that cannot be parsed is refused.
 func (p *Policy) checkConnection(host, network, address string) error {
 	if network != "tcp4" && network != "tcp6" {
 		return &RefusedError{Reason: fmt.Sprintf("network %s is not allowed", network)}
 	}
 	addrPort, err := netip.ParseAddrPort(address)
 	if err != nil {
-		return &RefusedError{Reason: fmt.Sprintf("host %s has an address that is none", host)}
+		return &RefusedError{Reason: fmt.Sprintf("host %s has an invalid address", host)}
 	}
 	addr := addrPort.Addr()
 	if verdict := p.verdictOn(addr, p.allow.opens(host)); verdict != "" {

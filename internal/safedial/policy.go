@@ -9,15 +9,15 @@
 //	url, err := policy.CheckURL(raw)                                // at admission
 //	transport := &http.Transport{DialContext: policy.DialContext}   // at delivery
 //
-// CheckURL looks nothing up and is there to answer early. What protects is
-// DialContext: it judges the address that the socket is about to connect to,
-// after the name is resolved, so that a name which resolves differently the
-// second time (DNS rebinding), a redirect, or a spelling that one parser reads
-// as a name and another as an address all end at the same table.
+// CheckURL resolves no names; it exists to answer the client early. DialContext is
+// the protection: it checks the address that the socket is about to connect to, after
+// the name is resolved. A name that resolves differently the second time (DNS
+// rebinding), a redirect, and a spelling that parsers read differently all meet the
+// same check.
 //
-// A transport keeps connections and hands them out by host and port, unseen by
-// its dialer: give each Policy a transport of its own, with neither a Proxy
-// nor a DialTLSContext of its own dialer: internal/send wraps DialContext in one.
+// A transport reuses connections without asking its dialer. Give each Policy a
+// transport of its own, without a Proxy, and with a DialTLSContext only if that calls
+// DialContext, as that of internal/send does.
 package safedial
 
 import (
@@ -29,16 +29,15 @@ import (
 	"strings"
 )
 
-// Config is the operator's part of a Policy, in the words of the Caddyfile.
+// Config is what an operator can configure of a Policy, as written in the Caddyfile.
 type Config struct {
-	// Allow are destinations that are permitted though they are not public:
-	// a CIDR, an address, or a host name, whatever that name resolves to. It
-	// does not open ports.
+	// Allow are destinations that are permitted although they are not public: a CIDR,
+	// an address, or a host name, whatever it resolves to. Ports are not affected.
 	Allow []string
 
-	// Deny are destinations that are refused, even if they are public, allowed
-	// or the operator's own. A name stops that name only: another one may lead
-	// to the same machine, which only a CIDR or an address stops.
+	// Deny are destinations that are refused, even if they are public, allowed or the
+	// operator's own. A name denies only that name: another name may lead to the same
+	// machine. A CIDR or an address denies the machine.
 	Deny []string
 
 	// Ports are the permitted ports, or "any" alone. Default: 80 443.
@@ -59,11 +58,12 @@ type Policy struct {
 	resolver    *net.Resolver
 }
 
-// defaultPorts keep a client from talking to what listens elsewhere on public
-// hosts, such as mail servers (cross-protocol attacks).
+// defaultPorts keep clients from sending requests to other services of public hosts,
+// such as mail servers (cross-protocol attacks).
 var defaultPorts = []uint16{80, 443}
 
-// NewPolicy reads the operator's words. Its errors name the bad one.
+// NewPolicy returns the policy of a configuration. Its errors quote the invalid
+// value.
 func NewPolicy(c Config) (*Policy, error) {
 	p := &Policy{resolver: c.Resolver}
 	var err error
@@ -87,39 +87,37 @@ func NewPolicy(c Config) (*Policy, error) {
 	return p, nil
 }
 
-// Trusted returns the policy for URLs that the operator wrote: any address and
-// any port, save what Deny names.
+// Trusted returns the policy for URLs of the operator: all addresses and ports are
+// permitted except those in Deny.
 func (p *Policy) Trusted() *Policy {
 	trusted := *p
 	trusted.trusted = true
 	return &trusted
 }
 
-// A RefusedError is a destination that the policy does not permit. Trying
-// again does not help: only a change of the configuration, or of the name's
-// addresses, would.
+// A RefusedError says that the policy does not permit a destination. A retry does not
+// help, unless the configuration or the addresses of the name change.
 type RefusedError struct {
-	// Reason is one short phrase, fit to be shown to the client. If the client
-	// gave a name it does not tell the address behind it: that would make the
-	// gateway an oracle for the names of the network it stands in.
+	// Reason is one short phrase that may be shown to the client. If the client gave a
+	// name, it does not contain the address: otherwise clients could resolve names of
+	// the gateway's private network.
 	Reason string
 
-	// Addr is the refused address, for the operator's eyes. It is invalid if a
-	// name or port was refused.
+	// Addr is the refused address, for operators only. It is invalid if a name or a
+	// port was refused.
 	Addr netip.Addr
 }
 
 func (e *RefusedError) Error() string { return e.Reason }
 
-// verdictOn returns what addr is that keeps a callback from it, as in "a
-// private address", or nothing if it is permitted. An address is exempt from
-// the table if the name that led to it is allowed.
+// verdictOn says why addr is refused, such as "a private address", and returns "" if
+// it is permitted. exempt says that the name of the host is allowed.
 func (p *Policy) verdictOn(addr netip.Addr, exempt bool) string {
 	if !addr.IsValid() {
 		return "not an address"
 	}
 	if addr.Zone() != "" {
-		return "an address with a zone" // means something on this host only
+		return "an address with a zone" // it has a meaning on this host only
 	}
 	addr = addr.Unmap() // ::ffff:10.0.0.1 connects to 10.0.0.1
 	switch {
@@ -145,8 +143,7 @@ func (p *Policy) permitsPort(port uint16) bool {
 	}
 }
 
-// parsePort refuses everything but the shortest decimal form, so that one port
-// has one spelling.
+// parsePort accepts only the shortest decimal form: each port has one spelling.
 func parsePort(s string) (uint16, bool) {
 	port, err := strconv.ParseUint(s, 10, 16)
 	return uint16(port), err == nil && port > 0 && s == strconv.FormatUint(port, 10)
@@ -165,8 +162,8 @@ func (d destinations) hasAddr(addr netip.Addr) bool {
 // closes reports whether a canonical name is on the list.
 func (d destinations) closes(name string) bool { return d.names[name] }
 
-// opens reports whether a host is on the list as it is written. It must not be
-// there by folding: what is looked up is the host, not what it resembles.
+// opens reports whether a host is on the list. A host with characters outside ASCII
+// is not, even if it folds to a name that is: the resolver gets the host as written.
 func (d destinations) opens(host string) bool {
 	return isASCII(host) && d.names[canonicalName(host)]
 }
@@ -187,8 +184,8 @@ func parseDestinations(words []string) (destinations, error) {
 	return d, nil
 }
 
-// parsePrefix is strict, for a prefix that is not what its writer meant opens
-// too much or closes nothing.
+// parsePrefix is strict: a prefix with a mistake in it would permit too much, or deny
+// nothing.
 func parsePrefix(word string) (netip.Prefix, error) {
 	prefix, err := netip.ParsePrefix(word) // refuses zones
 	if addr, addrErr := netip.ParseAddr(word); addrErr == nil && addr.Zone() == "" {

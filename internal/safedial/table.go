@@ -2,16 +2,16 @@ package safedial
 
 import "net/netip"
 
-// A block is a range of addresses that no callback goes to, and what its
-// addresses are, in the words that end up in a refusal.
+// A block is a range of refused addresses. is describes one of them in error
+// messages.
 type block struct {
 	prefix netip.Prefix
 	is     string
 }
 
-// refusedIPv4 is what IANA's registries (RFC 6890, RFC 5771) have as anything
-// but global unicast, and what a cloud put at a public address. The predicates
-// of netip are not enough: they let pass 100.64/10, 198.18/15 and 240/4.
+// refusedIPv4 are the blocks that are not global unicast according to IANA's
+// registries (RFC 6890, RFC 5771), and one that a cloud uses for its own services. The
+// predicates of netip are not enough: they accept 100.64/10, 198.18/15 and 240/4.
 var refusedIPv4 = []block{
 	{netip.MustParsePrefix("0.0.0.0/8"), "an unspecified address"},         // RFC 791; 0.0.0.0 reaches the host itself
 	{netip.MustParsePrefix("10.0.0.0/8"), "a private address"},             // RFC 1918
@@ -31,9 +31,9 @@ var refusedIPv4 = []block{
 	{netip.MustParsePrefix("240.0.0.0/4"), "a reserved address"},           // RFC 1112; 255.255.255.255 is the broadcast
 }
 
-// globalIPv6 is all that IANA has given out for global unicast. Whatever else
-// there is, or will be, is refused: loopback, fc00::/7, fe80::/10, NAT64's
-// 64:ff9b::/96 and the IPv4-compatible ::/96, which hold IPv4 addresses.
+// globalIPv6 is the block that IANA has allocated for global unicast. All other
+// addresses are refused: loopback, fc00::/7, fe80::/10, and NAT64's 64:ff9b::/96 and
+// the IPv4-compatible ::/96, which contain IPv4 addresses.
 var globalIPv6 = netip.MustParsePrefix("2000::/3")
 
 // refusedIPv6 are the blocks within globalIPv6 that are not public.
@@ -44,8 +44,7 @@ var refusedIPv6 = []block{
 	{netip.MustParsePrefix("3fff::/20"), "a documentation address"},     // RFC 9637
 }
 
-// notPublic says what keeps an unmapped address from being public, or nothing
-// if it is.
+// notPublic says why an unmapped address is not public, and returns "" if it is.
 func notPublic(addr netip.Addr) string {
 	refused := refusedIPv4
 	if addr.Is6() {

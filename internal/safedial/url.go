@@ -11,25 +11,23 @@ import (
 	"unicode/utf8"
 )
 
-// maxURL bounds what a client makes us keep, log and send to receivers for
-// each task, in bytes.
+// maxURL is the longest URL of a callback, in bytes. It bounds what a client makes the
+// gateway store for each task.
 const maxURL = 2048
 
-// maxHost is the longest host name there is, in bytes (RFC 1035, section
-// 2.3.4). A longer one would take a place among the hosts we keep count of.
+// maxHost is the longest host name, in bytes (RFC 1035, section 2.3.4). A longer one
+// can never be resolved, and would be stored as a host.
 const maxHost = 253
 
-// CheckURL parses a URL that a client, or the operator, wrote and says whether
-// the policy permits it as far as can be told without looking anything up. Its
-// errors are one short phrase each, fit to be shown to the client: they never
-// hold a userinfo or a query. A refused destination is a *RefusedError.
+// CheckURL parses the URL of a callback and checks all of the policy that can be
+// checked without resolving a name. Its errors are short phrases that may be shown to
+// the client: they contain neither userinfo nor query. For a refused destination the
+// error is a [*RefusedError].
 //
-// The URL is normalised, so that its String is what goes onto a request line: what
-// cannot stand in a path or a query is encoded, and there is no fragment. Space
-// around it is an error: it would become part of the path.
-//
-// An empty port ("http://h:/") is the scheme's default, as RFC 3986, section
-// 6.2.3, has it.
+// The returned URL is normalised: characters that a path or a query cannot contain are
+// encoded, and the fragment is removed. Surrounding space is an error, because it
+// would become part of the path. An empty port ("http://h:/") means the default port
+// of the scheme (RFC 3986, section 6.2.3).
 func (p *Policy) CheckURL(raw string) (*url.URL, error) {
 	if len(raw) > maxURL {
 		return nil, fmt.Errorf("longer than %d bytes", maxURL)
@@ -42,7 +40,7 @@ func (p *Policy) CheckURL(raw string) (*url.URL, error) {
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
-		// The parser's own errors quote the URL, passwords and all.
+		// The parser's error quotes the URL, with passwords in it.
 		return nil, errors.New("not a valid URL")
 	}
 	switch {
@@ -53,7 +51,7 @@ func (p *Policy) CheckURL(raw string) (*url.URL, error) {
 	case u.Hostname() == "":
 		return nil, errors.New("has no host")
 	case !utf8.ValidString(u.Host), strings.ContainsFunc(u.Host, unicode.IsControl):
-		// Written with percent signs, which the parser has undone.
+		// The parser has decoded percent escapes in the host.
 		return nil, errors.New("has a control or invalid character")
 	}
 	if err := p.checkHost(u); err != nil {
@@ -77,9 +75,9 @@ func (p *Policy) CheckURL(raw string) (*url.URL, error) {
 	return u, nil
 }
 
-// escapeQuery encodes what a query cannot have (RFC 3986, section 3.4): people
-// write "name=John Smith" and "name=Jürgen", and servers answer 400 to both. What
-// is encoded already stays so.
+// escapeQuery encodes the bytes that a query cannot contain (RFC 3986, section 3.4),
+// and keeps escapes. People write "name=John Smith" and "name=Jürgen", and servers
+// answer 400 to both.
 func escapeQuery(query string) string {
 	var b strings.Builder
 	for i, c := range []byte(query) {
@@ -106,7 +104,7 @@ func isEscape(s string) bool {
 	return strings.IndexByte(digits, s[1]) >= 0 && strings.IndexByte(digits, s[2]) >= 0
 }
 
-// checkHost refuses what can be told from the host's spelling alone.
+// checkHost returns an error if the spelling of the host is enough to refuse it.
 func (p *Policy) checkHost(u *url.URL) error {
 	addr, name := splitHost(u)
 	if addr.IsValid() {
@@ -123,7 +121,7 @@ func (p *Policy) checkHost(u *url.URL) error {
 	case !isLocalhost(name), p.allow.opens(u.Hostname()):
 		return nil
 	}
-	// RFC 6761, section 6.3: these names are the loopback and nothing else.
+	// RFC 6761, section 6.3: these names always resolve to the loopback.
 	for _, loopback := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 		if p.verdictOn(loopback, false) == "" {
 			return nil
@@ -139,9 +137,8 @@ func (p *Policy) checkPort(port uint16) error {
 	return nil
 }
 
-// HostPort names the endpoint that a checked URL leads to. Limits per host
-// count by it, or "C.example", "c.example." and "c.example:80" would have one
-// each.
+// HostPort returns the canonical host and port of a checked URL. Limits per host use
+// it, so that "C.example", "c.example." and "c.example:80" are one host.
 func HostPort(u *url.URL) string {
 	addr, host := splitHost(u)
 	if addr.IsValid() {
@@ -154,8 +151,8 @@ func HostPort(u *url.URL) string {
 	return net.JoinHostPort(host, port)
 }
 
-// splitHost returns the host of a URL as an address if that is what it is, and
-// as a canonical name if not.
+// splitHost returns the host of a URL as an address or, if it is none, as a canonical
+// name.
 func splitHost(u *url.URL) (netip.Addr, string) {
 	if strings.HasPrefix(u.Host, "[") {
 		addr, err := netip.ParseAddr(u.Hostname())
@@ -163,7 +160,7 @@ func splitHost(u *url.URL) (netip.Addr, string) {
 			return addr, ""
 		}
 	}
-	// Only IPv4: outside of brackets a colon, full-width or not, is no address.
+	// Only IPv4: an IPv6 address needs brackets.
 	if addr, err := netip.ParseAddr(fold(u.Hostname())); err == nil && addr.Is4() {
 		return addr, ""
 	}
@@ -177,13 +174,13 @@ func schemePort(scheme string) uint16 {
 	return 80
 }
 
-// canonicalName is a folded host name without the dot at its end.
+// canonicalName returns a folded host name without a dot at its end.
 func canonicalName(host string) string { return strings.TrimSuffix(fold(host), ".") }
 
-// fold puts a host into lower case, and does to it the most misleading of what
-// net/http does by IDNA (UTS 46) before it dials: "１２７。０.０.１" becomes
-// 127.0.0.1. It makes an early answer of what the dialer would refuse; it is
-// not meant to find everything.
+// fold converts a host to lower case and applies the most misleading mappings that
+// net/http applies by IDNA (UTS 46) before it dials: "１２７。０.０.１" becomes
+// 127.0.0.1. It lets CheckURL refuse early what the dialer would refuse later, and
+// need not be complete.
 func fold(host string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -198,9 +195,9 @@ func fold(host string) string {
 	}, host)
 }
 
-// nameProblem says why a canonical name cannot be a host name, or nothing if
-// it can. It names no characters outside ASCII: which of them make a name is
-// for IDNA to say, when net/http dials.
+// nameProblem says why a canonical name is not a valid host name, and returns "" if it
+// is. It accepts all characters outside ASCII: net/http checks them by IDNA when it
+// dials.
 func nameProblem(name string) string {
 	// Docker and DNS-SD have underscores in names.
 	const characters = "abcdefghijklmnopqrstuvwxyz0123456789-_."
@@ -212,7 +209,7 @@ func nameProblem(name string) string {
 	case strings.HasPrefix(name, "."), strings.HasSuffix(name, "."), strings.Contains(name, ".."):
 		return "has a host with an empty part"
 	case strings.ContainsFunc(name, func(r rune) bool { return r <= 127 && !strings.ContainsRune(characters, r) }):
-		return "has a character in its host that no host name has"
+		return "has an invalid character in its host"
 	case endsInNumber(name):
 		// 2130706433, 0177.0.0.1, 0x7f.1 and 127.1 are all 127.0.0.1 to
 		// inet_aton(3), which the system's resolver uses.
@@ -221,10 +218,9 @@ func nameProblem(name string) string {
 	return ""
 }
 
-// endsInNumber reports whether the last part of a name is a number, in any
-// script. No top-level domain is one (RFC 3696, section 2), so the name is a
-// spelling of an address; browsers decide by the same rule (WHATWG URL, "ends
-// in a number").
+// endsInNumber reports whether the last label of a name is a number, in any script. No
+// top-level domain is a number (RFC 3696, section 2), so the name is a spelling of an
+// address. Browsers use the same rule (WHATWG URL, "ends in a number").
 func endsInNumber(name string) bool {
 	last := name[strings.LastIndex(name, ".")+1:]
 	if digits, isHex := strings.CutPrefix(last, "0x"); isHex {
