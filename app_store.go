@@ -155,7 +155,7 @@ func newStore(e engine.Engine, of engineModule, log *zap.Logger) *sharedStore {
 	s.deliverer = deliver.New(deliver.Config{
 		Engine: e, Folder: of.bodyFolder(), Quit: s.quit, Stopping: s.givingBack, Hold: s.use, Unhold: s.leave, Log: s.logger,
 	})
-	s.schedules = newScheduler(s)
+	s.schedules = newScheduler(e)
 	openStores.Store(key, s)
 	return s
 }

@@ -228,13 +228,13 @@ func (q *TaskQueue) newPlan(s *Schedule) (*plan, error) {
 }
 
 // newRecord makes the task of a run.
-func (p *plan) newRecord() (*task.Record, error) {
+func (p *plan) newRecord(now time.Time) (*task.Record, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return nil, fmt.Errorf("making a task ID: %w", err)
 	}
 	rec := p.record
-	rec.ID, rec.CreatedAt = id.String(), time.Now().UTC()
+	rec.ID, rec.CreatedAt = id.String(), now.UTC()
 	request := *rec.Request
 	request.Header = request.Header.Clone()
 	request.Header.Set(p.queue.headerOf(&rec), rec.ID)
@@ -281,12 +281,13 @@ func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.C
 // each schedule's next run time; a run is an enqueue whose key is the schedule and
 // the run time, so that gateways that share the store make one task of it.
 type scheduler struct {
-	store  *sharedStore
+	store  engine.Engine
+	now    func() time.Time   // the system's clock, which may be set
 	cancel context.CancelFunc // nil while no schedules run
 	loop   sync.WaitGroup
 }
 
-func newScheduler(s *sharedStore) *scheduler { return &scheduler{store: s} }
+func newScheduler(e engine.Engine) *scheduler { return &scheduler{store: e, now: time.Now} }
 
 // start runs the schedules of a generation. It is called after stop.
 func (s *scheduler) start(owner *App) {
@@ -329,7 +330,7 @@ func (s *scheduler) run(ctx context.Context, owner *App) {
 				}
 				continue
 			}
-			sleep = min(sleep, max(time.Until(p.next), 0))
+			sleep = min(sleep, max(p.next.Sub(s.now()), 0))
 		}
 		timer.Reset(sleep)
 		select {
@@ -342,13 +343,13 @@ func (s *scheduler) run(ctx context.Context, owner *App) {
 // advance makes a task of the run that is due, if one is, and sets p.next.
 func (s *scheduler) advance(ctx context.Context, owner *App, p *plan) error {
 	if p.next.IsZero() {
-		known, err := s.store.NextRun(ctx, p.id, p.times.Next(time.Now()))
+		known, err := s.store.NextRun(ctx, p.id, p.times.Next(s.now()))
 		if err != nil {
 			return err
 		}
 		p.next = known.Next
 	}
-	now := time.Now()
+	now := s.now()
 	if p.next.After(now) {
 		return nil
 	}
@@ -368,7 +369,7 @@ func (s *scheduler) advance(ctx context.Context, owner *App, p *plan) error {
 
 // enqueue stores the run that is due, once.
 func (s *scheduler) enqueue(ctx context.Context, owner *App, p *plan) error {
-	rec, err := p.newRecord()
+	rec, err := p.newRecord(s.now())
 	if err != nil {
 		return err
 	}
