@@ -1,10 +1,12 @@
 package callback
 
 import (
+	"net/http"
 	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 )
 
@@ -75,8 +77,14 @@ func (o *orderCheck) handler(handler caddyhttp.MiddlewareHandler, before []*Hand
 		o.invoked = append(o.invoked, handler.Name)
 		defer func() { o.invoked = o.invoked[:len(o.invoked)-1] }()
 		return o.walk(caddyhttp.RouteList{*route}, before)
-	case caddy.Module:
-		if handler.CaddyModule().ID != "http.handlers.authentication" {
+	case *TaskQueue:
+		fronts := before
+		if !handler.NoCallback && !handler.callback.FromNone {
+			fronts = append(slices.Clip(before), handler.callback)
+		}
+		o.walk(handler.Routes, fronts)
+	default:
+		if !authenticates(handler) {
 			break
 		}
 		for _, front := range before {
@@ -86,4 +94,16 @@ func (o *orderCheck) handler(handler caddyhttp.MiddlewareHandler, before []*Hand
 		}
 	}
 	return before
+}
+
+// authenticates says whether a handler turns away requests of strangers. forward_auth
+// is a reverse_proxy that asks with GET and looks at the answer.
+func authenticates(handler caddyhttp.MiddlewareHandler) bool {
+	switch handler := handler.(type) {
+	case *reverseproxy.Handler:
+		return handler.Rewrite != nil && handler.Rewrite.Method == http.MethodGet && len(handler.HandleResponse) > 0
+	case caddy.Module:
+		return handler.CaddyModule().ID == "http.handlers.authentication"
+	}
+	return false
 }

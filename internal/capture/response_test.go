@@ -7,11 +7,13 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // client is a response writer that notes what it gets, in order.
@@ -233,4 +235,111 @@ func TestACaptureThatIsGivenUpLeavesNothingRunning(t *testing.T) {
 		}
 		_, _ = c.Write(encoded[len(encoded)/2:]) // the handler has not noticed yet
 	})
+}
+
+// idle is a client that takes nothing until its connection is cut off.
+type idle struct {
+	client
+	cut chan struct{}
+}
+
+func (c *idle) Write([]byte) (int, error) {
+	<-c.cut
+	return 0, os.ErrDeadlineExceeded
+}
+
+func (c *idle) SetWriteDeadline(time.Time) error {
+	close(c.cut)
+	return nil
+}
+
+func TestStalledClientHoldsUpNothing(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		// drop is called after a second.
+		drop  func(t *testing.T, c *Response)
+		after time.Duration
+	}{
+		{"that nobody cuts off", func(*testing.T, *Response) {}, ClientStallTimeout},
+		{"that is cut off at the deadline", func(t *testing.T, c *Response) {
+			if !c.DropStalled() {
+				t.Error("it does not count as stalled")
+			}
+		}, time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				to := &idle{client{header: make(http.Header)}, make(chan struct{})}
+				c := NewResponse(to, ResponseOptions{Limit: 100})
+				if c.DropStalled() {
+					t.Error("it counts as stalled before anything was sent")
+				}
+				time.AfterFunc(time.Second, func() { tt.drop(t, c) })
+				begin := time.Now()
+				for _, text := range []string{"abc", "def"} {
+					if n, err := io.WriteString(c, text); n != 3 || err != nil {
+						t.Errorf("%d %v", n, err)
+					}
+				}
+				if err := c.FlushError(); err != nil {
+					t.Errorf("flushing: %v", err)
+				}
+				if took := time.Since(begin); took != tt.after {
+					t.Errorf("the handler waited for %v, not %v", took, tt.after)
+				}
+				c.Close(false)
+				if _, result, body := c.Result(); string(body) != "abcdef" || result.Size != 6 {
+					t.Errorf("%d bytes are kept: %q", result.Size, body)
+				}
+			})
+		})
+	}
+}
+
+func TestResponseWithoutAClientIsKept(t *testing.T) {
+	t.Parallel()
+	c := NewResponse(nil, ResponseOptions{Limit: 100, KeepHeader: true})
+	c.NameTask("beam-task-id", "the-task")
+	c.WriteHeader(http.StatusEarlyHints)
+	c.Header().Set("X-Own", "1")
+	c.WriteHeader(http.StatusTeapot)
+	_, _ = io.WriteString(c, "abc")
+	if err := errors.Join(c.FlushError(), http.NewResponseController(c).Flush()); err != nil {
+		t.Errorf("flushing: %v", err)
+	}
+	if err := http.NewResponseController(c).SetWriteDeadline(time.Now()); !errors.Is(err, http.ErrNotSupported) {
+		t.Errorf("setting a deadline: %v", err)
+	}
+	c.Close(false)
+	status, result, body := c.Result()
+	if status != http.StatusTeapot || string(body) != "abc" || result.Header.Get("X-Own") != "1" || c.HasWritten() {
+		t.Errorf("the result is %d %v %q", status, result, body)
+	}
+}
+
+// A handler further out encodes the body, and changes the header for that.
+func TestHeaderOfTheBodyIsTheHandlers(t *testing.T) {
+	t.Parallel()
+	to := &encoding{client{header: make(http.Header)}}
+	c := NewResponse(to, ResponseOptions{Limit: 100, KeepHeader: true})
+	c.Header().Set("Etag", `"1"`)
+	c.Header().Set("Vary", "Origin")
+	_, _ = io.WriteString(c, "abc")
+	c.Close(false)
+	_, result, _ := c.Result()
+	want := http.Header{"Etag": {`"1"`}, "Vary": {"Origin"}, "X-Added": {"yes"}}
+	if !reflect.DeepEqual(result.Header, want) || result.ContentEncoding != "" {
+		t.Errorf("the header is %v, the coding %q", result.Header, result.ContentEncoding)
+	}
+}
+
+type encoding struct{ client }
+
+func (e *encoding) WriteHeader(status int) {
+	e.header["Etag"], e.header["Vary"] = []string{`"1-gzip"`}, []string{"Origin", "Accept-Encoding"}
+	e.header.Set("Content-Encoding", "gzip")
+	e.header.Set("X-Added", "yes")
+	e.client.WriteHeader(status)
 }
