@@ -33,7 +33,7 @@ func sendRaw(t *testing.T, g *gatewaytest.Gateway, request string) *http.Respons
 // foreign has bytes of Latin-1, of UTF-8, and some that are neither.
 const foreign = "r\xe9sum\xe9 \u00e9 \xff\xc3z"
 
-func TestBytesThatAreNotUTF8SurviveTheStore(t *testing.T) {
+func TestBytesOutsideUTF8SurviveStore(t *testing.T) {
 	t.Parallel()
 	seen := make(chan *http.Request, 2)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {

@@ -51,7 +51,7 @@ func (c command) wantCode(t *testing.T, code int) {
 	}
 }
 
-func TestListModulesNamesOurs(t *testing.T) {
+func TestListModules(t *testing.T) {
 	t.Parallel()
 	c := runCaddy(t, t.TempDir(), "list-modules")
 	c.wantCode(t, 0)
@@ -66,7 +66,7 @@ func TestListModulesNamesOurs(t *testing.T) {
 	}
 }
 
-func TestValidateTouchesNothingOfARunningGateway(t *testing.T) {
+func TestValidateDoesNotAffectRunningGateway(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
@@ -98,7 +98,7 @@ func TestValidateCreatesNoStore(t *testing.T) {
 	}
 }
 
-func TestValidateFindsWhatOnlyLoadingFinds(t *testing.T) {
+func TestValidateFindsProvisioningErrors(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.New(t, "delivery {\nsecret {env.CALLBACK_TEST_UNSET}\n}", "callback\nrespond ok")
 	c := runCaddy(t, g.Dir, "validate", "--config", g.File, "--adapter", "caddyfile")
@@ -128,7 +128,7 @@ func TestAdaptPrintsTheJSON(t *testing.T) {
 	}
 }
 
-func TestAdaptNamesTheLineOfAMistake(t *testing.T) {
+func TestAdaptNamesLine(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.New(t, "retain 1h", "callback\nrespond ok")
 	c := runCaddy(t, g.Dir, "adapt", "--config", g.File, "--adapter", "caddyfile")
@@ -147,7 +147,7 @@ func TestAdaptNamesTheLineOfAMistake(t *testing.T) {
 	}
 }
 
-func TestFmtLeavesTheExampleAsItIs(t *testing.T) {
+func TestExampleIsFormatted(t *testing.T) {
 	t.Parallel()
 	runCaddy(t, t.TempDir(), "fmt", "--diff", filepath.Join("..", "Caddyfile.example")).wantCode(t, 0)
 }
@@ -170,7 +170,7 @@ func TestFmtFormatsOurDirectives(t *testing.T) {
 	}
 }
 
-func TestReloadTakesTheNewCaddyfile(t *testing.T) {
+func TestReloadAppliesCaddyfile(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
@@ -195,7 +195,7 @@ func TestReloadTakesTheNewCaddyfile(t *testing.T) {
 	}
 }
 
-func TestASecondGatewayOnTheSameStoreSaysSo(t *testing.T) {
+func TestSecondGatewayOnSameStoreFails(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.Start(t, "", "callback\nrespond ok")
 	text, err := os.ReadFile(g.File)

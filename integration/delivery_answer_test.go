@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// largeSite is a site whose app answers with 4 MiB, which is posted as it is.
+// largeSite is a site whose app answers with 4 MiB, which is posted unchanged.
 func largeSite(t *testing.T) string {
 	return "callback {\nformat raw\n}\nreverse_proxy " + gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.CopyN(w, zeros{}, 4<<20) // the gateway's to notice
@@ -30,7 +30,7 @@ func answerEarly(conn net.Conn) {
 	}
 }
 
-func TestAnAnswerCountsThoughTheReceiverClosedEarly(t *testing.T) {
+func TestEarlyAnswerCounts(t *testing.T) {
 	t.Parallel()
 	cert, key := certificate(t)
 	pair, err := tls.LoadX509KeyPair(cert, key)
@@ -53,7 +53,7 @@ func TestAnAnswerCountsThoughTheReceiverClosedEarly(t *testing.T) {
 	}
 }
 
-func TestAKeptConnectionThatClosesCostsNoAttempt(t *testing.T) {
+func TestClosedIdleConnectionCostsNoAttempt(t *testing.T) {
 	t.Parallel()
 	var dropped atomic.Int64
 	url := gatewaytest.NewPeer(t, func(conn net.Conn) {
@@ -84,7 +84,7 @@ func TestAKeptConnectionThatClosesCostsNoAttempt(t *testing.T) {
 	}
 }
 
-func TestReceiversOverHTTP2AnswerEarlyToo(t *testing.T) {
+func TestEarlyAnswerCountsOverHTTP2(t *testing.T) {
 	t.Parallel()
 	cert, key := certificate(t)
 	pair, err := tls.LoadX509KeyPair(cert, key)
@@ -107,7 +107,7 @@ func TestReceiversOverHTTP2AnswerEarlyToo(t *testing.T) {
 	}
 }
 
-func TestHeadersThatCannotBeSentAreDropped(t *testing.T) {
+func TestInvalidHeadersAreDropped(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.ServeConns(t, func(conn net.Conn) {
 		if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
@@ -160,7 +160,7 @@ func TestHeadersThatCannotBeSentAreDropped(t *testing.T) {
 	}
 }
 
-func TestAPrivateCAIsTrustedIfNamed(t *testing.T) {
+func TestTrustedCA(t *testing.T) {
 	t.Parallel()
 	cert, key := certificate(t)
 	pair, err := tls.LoadX509KeyPair(cert, key)

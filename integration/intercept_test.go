@@ -34,7 +34,7 @@ func newRecorder(t *testing.T, answer http.HandlerFunc) (addr string, got chan a
 	}), got
 }
 
-func TestOnlyJSONBodiesAreLookedAt(t *testing.T) {
+func TestOnlyJSONBodiesBecomeTasks(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -62,7 +62,7 @@ func TestOnlyJSONBodiesAreLookedAt(t *testing.T) {
 				t.Fatalf("the client got task %q", id)
 			}
 			if seen := (<-got).task(); seen != id {
-				t.Errorf("the app was told of task %q, the client of %q", seen, id)
+				t.Errorf("the app got task %q, the client %q", seen, id)
 			}
 			if isTask {
 				if c := rcv.Next(t); c.TaskID() != id || c.Status() != "COMPLETE" {
@@ -73,7 +73,7 @@ func TestOnlyJSONBodiesAreLookedAt(t *testing.T) {
 	}
 }
 
-func TestTheMemberNamesTheCallback(t *testing.T) {
+func TestMemberNamesCallback(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -133,7 +133,7 @@ func TestTheMemberNamesTheCallback(t *testing.T) {
 	}
 }
 
-func TestTheRoutesOwnURLMakesEveryRequestATask(t *testing.T) {
+func TestOperatorURLMakesEveryRequestTask(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	own, named := gatewaytest.NewReceiver(t, nil), gatewaytest.NewReceiver(t, nil)
@@ -168,14 +168,14 @@ func TestTheRoutesOwnURLMakesEveryRequestATask(t *testing.T) {
 		}
 	}
 
-	// The URL of the request is held to the rules for clients.
+	// The URL in the request must obey the rules for clients.
 	resp, body := g.Post("/", `{"callback_url":"`+named.URL+`"}`)
 	if resp.StatusCode != 400 {
 		t.Errorf("a private URL in the request: %d %s", resp.StatusCode, body)
 	}
 }
 
-func TestAURLInTheRequestWinsOverTheRoutes(t *testing.T) {
+func TestRequestURLWinsOverOperatorURL(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, nil)
 	own, named := gatewaytest.NewReceiver(t, nil), gatewaytest.NewReceiver(t, nil)
@@ -184,14 +184,14 @@ func TestAURLInTheRequestWinsOverTheRoutes(t *testing.T) {
 	if id := resp.Header.Get("beam-task-id"); named.Next(t).TaskID() != id {
 		t.Error("the callback is of another task")
 	}
-	// The route's own would have had it before this one.
+	// The operator's URL would have got its callback before this one.
 	resp, _ = g.Post("/", `{}`)
 	if id := resp.Header.Get("beam-task-id"); own.Next(t).TaskID() != id {
 		t.Error("the route's own URL got a callback that was not its own")
 	}
 }
 
-func TestARequestIsOneTaskHoweverManyCallbacksAreOnItsWay(t *testing.T) {
+func TestNestedCallbacksMakeOneTask(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, nil)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -200,15 +200,15 @@ func TestARequestIsOneTaskHoweverManyCallbacksAreOnItsWay(t *testing.T) {
 	if c := rcv.Next(t); c.TaskID() != named.Header.Get("beam-task-id") || c.Header.Get("Content-Type") != "application/x-www-form-urlencoded" {
 		t.Errorf("the callback of the first directive is %v", c.Header)
 	}
-	// What the first leaves is the next one's: were the task above two, its second
-	// callback would be here before this one.
+	// If the request had become two tasks, the second callback would arrive before
+	// this one.
 	own, _ := g.Post("/", "{}")
 	if c := rcv.Next(t); c.TaskID() != own.Header.Get("beam-task-id") || c.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("the callback of the second directive is %v", c.Header)
 	}
 }
 
-func TestATaskOfAQueueIsOneHoweverManyCallbacksAreBeforeIt(t *testing.T) {
+func TestNestedCallbacksBeforeQueueMakeOneTask(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, `callback
@@ -232,7 +232,7 @@ handle {
 	}
 }
 
-func TestACallbackInAQueuesBlockIsRefused(t *testing.T) {
+func TestCallbackInQueueBlockIsRefused(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.Start(t, "", "respond before")
 	g.Configure("", "task_queue q {\nhandle /x* {\ncallback\n}\n}")
@@ -244,7 +244,7 @@ func TestACallbackInAQueuesBlockIsRefused(t *testing.T) {
 	}
 }
 
-func TestTheNamesAreTheOperatorsToChoose(t *testing.T) {
+func TestHeaderNamesAreConfigurable(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
 		// An app that knows its task echoes it.
@@ -269,7 +269,7 @@ func TestTheNamesAreTheOperatorsToChoose(t *testing.T) {
 		t.Fatalf("the client got the task IDs %q", ids)
 	}
 	if seen := (<-got).Header["X-Job"]; fmt.Sprint(seen) != fmt.Sprint(ids) {
-		t.Errorf("the app was told of task %q, the client of %q", seen, ids)
+		t.Errorf("the app got task %q, the client %q", seen, ids)
 	}
 	h := rcv.Next(t).Header
 	for name, want := range map[string]string{
@@ -287,7 +287,7 @@ func TestTheNamesAreTheOperatorsToChoose(t *testing.T) {
 	}
 }
 
-func TestATaskIDIsTheGatewaysOnly(t *testing.T) {
+func TestClientCannotChooseTaskID(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Add("Beam-Task-Id", "the app's own")
@@ -302,9 +302,9 @@ func TestATaskIDIsTheGatewaysOnly(t *testing.T) {
 		t.Fatalf("the client got the task IDs %q", ids)
 	}
 	if seen := (<-got).Header["Beam-Task-Id"]; fmt.Sprint(seen) != fmt.Sprint(ids) {
-		t.Errorf("the app was told of task %q, the client of %q", seen, ids)
+		t.Errorf("the app got task %q, the client %q", seen, ids)
 	}
 	if id := rcv.Next(t).TaskID(); id != ids[0] {
-		t.Errorf("the receiver was told of task %q, the client of %q", id, ids)
+		t.Errorf("the receiver got task %q, the client %q", id, ids)
 	}
 }

@@ -64,8 +64,8 @@ func scrapeAll(t *testing.T, g *gatewaytest.Gateway) map[string]*scraped {
 	return found
 }
 
-// busyGateway has done what can be measured: tasks with each verdict, attempts with
-// each outcome, and a queue.
+// busyGateway returns a gateway with a value for every metric: tasks with each
+// verdict, attempts with each outcome, and a queue.
 func busyGateway(t *testing.T) *gatewaytest.Gateway {
 	t.Helper()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -91,7 +91,7 @@ func busyGateway(t *testing.T) *gatewaytest.Gateway {
 	return g
 }
 
-func TestMetricsSayThatTheEngineIsAway(t *testing.T) {
+func TestMetricsShowUnreachableEngine(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.Start(t, "engine nats nats://"+gatewaytest.FreeAddr(t), "callback\nrespond ok")
 	g.Metered(map[string]float64{"engine_ready": 0})
@@ -103,7 +103,7 @@ func TestMetricsSayThatTheEngineIsAway(t *testing.T) {
 // rowOfMetrics is a row of the table of metrics.
 var rowOfMetrics = regexp.MustCompile("(?m)^\\| `(caddy_callback_[a-z_]+)` \\| (\\w+)(?:, by ([^|]+))? \\| ")
 
-func TestMetricsAreThoseInTheDocsAndInTheDashboard(t *testing.T) {
+func TestMetricsMatchDocsAndGrafana(t *testing.T) {
 	t.Parallel()
 	g := busyGateway(t)
 	found := scrapeAll(t, g)
@@ -123,12 +123,12 @@ func TestMetricsAreThoseInTheDocsAndInTheDashboard(t *testing.T) {
 			labels = append(labels, word[1])
 		}
 		if m := found[row[1]]; m == nil || m.kind != row[2] || !slices.Equal(slices.Sorted(maps.Keys(m.labels)), labels) {
-			t.Errorf("the docs tell of a %s %s by %q, and it is %+v", row[2], row[1], labels, m)
+			t.Errorf("the docs list a %s %s by %q, and it is %+v", row[2], row[1], labels, m)
 		}
 	}
 	for name, m := range found {
 		if m.kind != "" && !told[name] {
-			t.Errorf("the docs do not tell of %s", name)
+			t.Errorf("the docs do not list %s", name)
 		}
 	}
 
@@ -146,7 +146,7 @@ func TestMetricsAreThoseInTheDocsAndInTheDashboard(t *testing.T) {
 	checkSelectors(t, string(alerts), found)
 }
 
-// expressions returns all that a dashboard asks Prometheus, a line each.
+// expressions returns the PromQL expressions of a dashboard, one a line.
 func expressions(t *testing.T, file string) string {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -184,8 +184,8 @@ var (
 	grouping = regexp.MustCompile(`\b(?:by|on) \(([^)]*)\)`)
 )
 
-// checkSelectors checks that what PromQL expressions select was scraped: names,
-// labels, and the values that stand there literally.
+// checkSelectors checks that the metrics, labels and literal values in PromQL
+// expressions were scraped.
 func checkSelectors(t *testing.T, text string, found map[string]*scraped) {
 	t.Helper()
 	selectors := selector.FindAllStringSubmatch(text, -1)
@@ -221,7 +221,7 @@ func checkSelectors(t *testing.T, text string, found map[string]*scraped) {
 	}
 }
 
-func TestTheDocsTellOfEveryFieldOfTheLogLines(t *testing.T) {
+func TestDocsNameLogFields(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {
@@ -244,7 +244,7 @@ func TestTheDocsTellOfEveryFieldOfTheLogLines(t *testing.T) {
 		told, _, _ = strings.Cut(told, ". ")
 		for name := range fields {
 			if name != "msg" && name != "level" && name != "logger" && name != "ts" && !strings.Contains(told, "`"+name+"`") {
-				t.Errorf("the docs do not tell of %s in %s", name, message)
+				t.Errorf("the docs do not list %s in %s", name, message)
 			}
 		}
 	}

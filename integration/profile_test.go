@@ -26,7 +26,7 @@ const banner = " _   _ _ \n| | | (_)\n| |_| | |\n|  _  | |\n|_| |_|_|\n"
 // curlData are the headers of `curl --data`.
 var curlData = []string{"User-Agent", "curl/8.14.1", "Accept", "*/*", "Content-Type", "application/x-www-form-urlencoded"}
 
-// figlet is a function. What it gets it tells the test of.
+// figlet is a function that reports what it gets.
 func figlet(t *testing.T, got chan<- *http.Request) string {
 	return gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
@@ -58,7 +58,7 @@ func wantFunction(t *testing.T, got gatewaytest.Callback, id string, header map[
 	}
 }
 
-func TestAnOpenFaaSClientThatWaitsIsServedAsItIs(t *testing.T) {
+func TestOpenFaaSWaitingClient(t *testing.T) {
 	t.Parallel()
 	calls := make(chan *http.Request, 1)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -83,7 +83,7 @@ func TestAnOpenFaaSClientThatWaitsIsServedAsItIs(t *testing.T) {
 	<-calls
 }
 
-func TestAnOpenFaaSClientOfAnAsynchronousFunctionIsServedAsItIs(t *testing.T) {
+func TestOpenFaaSAsyncClient(t *testing.T) {
 	t.Parallel()
 	calls := make(chan *http.Request, 1)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -120,7 +120,7 @@ func TestAnOpenFaaSClientOfAnAsynchronousFunctionIsServedAsItIs(t *testing.T) {
 	}
 }
 
-func TestAQueueServesOpenFaaSClientsWithoutCallbacks(t *testing.T) {
+func TestOpenFaaSQueueWithoutCallback(t *testing.T) {
 	t.Parallel()
 	calls := make(chan *http.Request, 1)
 	g := gatewaytest.Start(t, "", "task_queue /async-function/* functions {\nprofile openfaas\nreverse_proxy "+figlet(t, calls)+"\n}")
@@ -134,7 +134,7 @@ func TestAQueueServesOpenFaaSClientsWithoutCallbacks(t *testing.T) {
 	}
 }
 
-func TestAScheduleCallsAFunctionAsItsClientsDo(t *testing.T) {
+func TestOpenFaaSSchedule(t *testing.T) {
 	t.Parallel()
 	calls := make(chan *http.Request, 1)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -156,7 +156,7 @@ func TestAScheduleCallsAFunctionAsItsClientsDo(t *testing.T) {
 	g.Stop()
 }
 
-func TestFunctionsThatFailAreReportedAsOpenFaaSDoes(t *testing.T) {
+func TestOpenFaaSFailures(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -194,7 +194,7 @@ func TestFunctionsThatFailAreReportedAsOpenFaaSDoes(t *testing.T) {
 	}
 }
 
-func TestAURLInAHeaderIsCheckedAsOneInTheBodyIs(t *testing.T) {
+func TestURLInHeaderIsChecked(t *testing.T) {
 	t.Parallel()
 	var calls atomic.Int32
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { calls.Add(1) })
@@ -229,7 +229,7 @@ func TestAURLInAHeaderIsCheckedAsOneInTheBodyIs(t *testing.T) {
 	}
 }
 
-func TestABodyOfAnyLengthCanBeATaskOfAHeader(t *testing.T) {
+func TestURLInHeaderAllowsAnyBody(t *testing.T) {
 	t.Parallel()
 	const length = 1 << 20
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -270,7 +270,7 @@ func beamSigned(secret string, got gatewaytest.Callback) bool {
 	return hex.EncodeToString(h.Sum(nil)) == got.Header.Get("X-Task-Signature")
 }
 
-func TestAReceiverOfBeamsSecondFormIsServedAsItIs(t *testing.T) {
+func TestBeam2Receiver(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -328,7 +328,7 @@ func TestAReceiverOfBeamsSecondFormIsServedAsItIs(t *testing.T) {
 // beamExample is the callback in docs/callback.md.
 var beamExample = regexp.MustCompile(`(?s)X-Task-Timestamp: (\S+)\nX-Task-Signature: (\S+)\n\n(.+)\n$`)
 
-func TestTheSignatureInTheDocsIsThatOfItsBody(t *testing.T) {
+func TestDocsBeamSignatureVerifies(t *testing.T) {
 	t.Parallel()
 	checked := 0
 	for _, b := range blocks(t, "docs/callback.md") {
@@ -345,7 +345,7 @@ func TestTheSignatureInTheDocsIsThatOfItsBody(t *testing.T) {
 	}
 }
 
-func TestAnAcceptedTaskKeepsItsProfile(t *testing.T) {
+func TestAcceptedTaskKeepsProfile(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -375,7 +375,7 @@ func TestAnAcceptedTaskKeepsItsProfile(t *testing.T) {
 	}
 }
 
-func TestAnInboxKnowsTheTasksOfEveryProfile(t *testing.T) {
+func TestInboxReadsEveryProfile(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, `handle /inbox* {
 	callback_inbox

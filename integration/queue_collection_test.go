@@ -20,7 +20,7 @@ func cancel(g *gatewaytest.Gateway, path, id string) int {
 	return resp.StatusCode
 }
 
-func TestATaskIsCanceledBetweenItsAttempts(t *testing.T) {
+func TestCancelBetweenAttempts(t *testing.T) {
 	t.Parallel()
 	runs := make(chan struct{}, 10)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -42,8 +42,8 @@ func TestATaskIsCanceledBetweenItsAttempts(t *testing.T) {
 		t.Errorf("the callback is %v %s", c.Header, c.Body)
 	}
 	reaches(t, g, "/q", id, task.Done)
-	// A task of the same queue that waits as long is through: the canceled one
-	// would have been before it.
+	// A later task of the same queue has finished: the canceled one would have run
+	// before it.
 	other := accepted(t, g, "/q", "{}")
 	<-runs
 	<-runs
@@ -52,7 +52,7 @@ func TestATaskIsCanceledBetweenItsAttempts(t *testing.T) {
 	}
 }
 
-func TestATaskThatHasEndedIsNotCanceled(t *testing.T) {
+func TestFinishedTaskCannotBeCanceled(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
@@ -83,7 +83,7 @@ func TestATaskThatHasEndedIsNotCanceled(t *testing.T) {
 	}
 }
 
-func TestAWaitingClientsTaskIsNoneOfAQueues(t *testing.T) {
+func TestQueueHidesWaitingClientsTasks(t *testing.T) {
 	t.Parallel()
 	begun, finish := make(chan string), make(chan struct{})
 	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
@@ -112,8 +112,8 @@ func TestAWaitingClientsTaskIsNoneOfAQueues(t *testing.T) {
 	}
 }
 
-// A path with a UUID at its end is about a task only where the queue takes it.
-func TestARequestThatLooksLikeOneAboutATaskIsATaskElsewhere(t *testing.T) {
+// A path that ends with a UUID is a look-up only on a route of the queue.
+func TestLookUpPathOutsideQueueIsTask(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Method) })
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -127,14 +127,14 @@ func TestARequestThatLooksLikeOneAboutATaskIsATaskElsewhere(t *testing.T) {
 	}
 	for _, method := range []string{http.MethodGet, http.MethodDelete} {
 		resp, _ := g.Do(method, "/users/"+id, "")
-		// The next callback is this one's: those about the task have none.
+		// The next callback is that of this request: look-ups have none.
 		if c := rcv.Next(t); c.Body != "response="+method || c.TaskID() != resp.Header.Get("beam-task-id") || c.TaskID() == id {
 			t.Errorf("%s got %v; the callback is %v %s", method, resp.Header, c.Header, c.Body)
 		}
 	}
 }
 
-func TestAQueueInANamedRouteHasItsCallbackFromBefore(t *testing.T) {
+func TestQueueInNamedRoute(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal+`
@@ -150,9 +150,9 @@ func TestAQueueInANamedRouteHasItsCallbackFromBefore(t *testing.T) {
 	}
 }
 
-// What a queue accepts can be any request. A response to HEAD tells of a body that
-// it does not have, and nobody is there to switch protocols with.
-func TestATaskOfAQueueCanBeHEADOrAnUpgrade(t *testing.T) {
+// A queue accepts any request. A response to HEAD announces a body that it does not
+// have, and no client is there to switch protocols with.
+func TestQueueAcceptsHEADAndUpgrade(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") != "" {
@@ -183,7 +183,7 @@ func TestATaskOfAQueueCanBeHEADOrAnUpgrade(t *testing.T) {
 	}
 }
 
-func TestAResultIsTheResponseAsTheAppGaveIt(t *testing.T) {
+func TestResultIsAppResponse(t *testing.T) {
 	t.Parallel()
 	var zipped bytes.Buffer
 	zip := gzip.NewWriter(&zipped)
@@ -257,7 +257,7 @@ func TestAResultIsTheResponseAsTheAppGaveIt(t *testing.T) {
 	}
 }
 
-func TestAQueueIsACollectionUnderThePathThatTheClientWrote(t *testing.T) {
+func TestQueueUsesOriginalPath(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.RequestURI) })
 	g := gatewaytest.Start(t, "", `

@@ -18,7 +18,7 @@ func hashOf(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func TestConcurrentRequestsWithOneKeyMakeOneTask(t *testing.T) {
+func TestConcurrentRequestsWithOneIdempotencyKey(t *testing.T) {
 	t.Parallel()
 	for name, size := range map[string]int{"small body": 100, "large body": 4 << 20} {
 		t.Run(name, func(t *testing.T) {
@@ -66,7 +66,7 @@ func TestConcurrentRequestsWithOneKeyMakeOneTask(t *testing.T) {
 	}
 }
 
-func TestAKeyOutlivesItsTask(t *testing.T) {
+func TestIdempotencyKeyOutlivesTask(t *testing.T) {
 	t.Parallel()
 	runs := make(chan string, 100)
 	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) { runs <- r.Header.Get("beam-task-id") })
@@ -91,7 +91,7 @@ func TestAKeyOutlivesItsTask(t *testing.T) {
 	}
 }
 
-func TestACallbackAndAKeyMakeOneTask(t *testing.T) {
+func TestIdempotencyKeyWithCallback(t *testing.T) {
 	t.Parallel()
 	runs := make(chan string, 100)
 	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) { runs <- r.Header.Get("beam-task-id") })

@@ -85,7 +85,7 @@ func sendUntilAccepted(t *testing.T, client *http.Client, url, body string, head
 	return ""
 }
 
-func TestAKilledGatewayLosesNothingOfItsQueue(t *testing.T) {
+func TestKilledGatewayKeepsQueue(t *testing.T) {
 	t.Parallel()
 	const attempts, writers = 3, 16
 	begun := newStarts()
@@ -150,9 +150,9 @@ func TestAKilledGatewayLosesNothingOfItsQueue(t *testing.T) {
 	t.Logf("over 5 kills: %+v", l.Tally())
 }
 
-// A gateway that is killed between the key and the task it is for leaves a key
-// alone. Many clients that are cut off and try again are likely to meet one.
-func TestAKeyWhoseGatewayWasKilledStartsItsTaskOnce(t *testing.T) {
+// A gateway that is killed between storing a key and its task would leave the key
+// alone. With many clients that are cut off and retry, one of them would find it.
+func TestIdempotencyKeySurvivesKill(t *testing.T) {
 	t.Parallel()
 	begun := newStarts()
 	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) { begun.count(r) })
@@ -182,7 +182,7 @@ func TestAKeyWhoseGatewayWasKilledStartsItsTaskOnce(t *testing.T) {
 		}
 		l.Accept(first)
 	}
-	// Requests that were cut off have FAILED callbacks that nobody waits for.
+	// Requests that were cut off have FAILED callbacks, which the test ignores.
 	g.Eventually("every key's task has its callback", l.Settled)
 	begun.mu.Lock()
 	defer begun.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestAQueueIsCounted(t *testing.T) {
+func TestQueueMetrics(t *testing.T) {
 	t.Parallel()
 	finish := make(chan struct{})
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-finish })

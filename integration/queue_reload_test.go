@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestAQueueThatIsTakenOutKeepsItsTasks(t *testing.T) {
+func TestRemovedQueueKeepsTasks(t *testing.T) {
 	t.Parallel()
 	finish := make(chan struct{})
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-finish })
@@ -51,7 +51,7 @@ func TestAQueueThatIsTakenOutKeepsItsTasks(t *testing.T) {
 	}
 }
 
-func TestAReloadLeavesTasksToTheirEndWhateverTheGracePeriod(t *testing.T) {
+func TestReloadKeepsInFlightTasks(t *testing.T) {
 	t.Parallel()
 	begun, finish := make(chan struct{}, 10), make(chan struct{})
 	broken := make(chan struct{}, 10)
@@ -85,7 +85,7 @@ func TestAReloadLeavesTasksToTheirEndWhateverTheGracePeriod(t *testing.T) {
 	}
 }
 
-func TestAStoppedGatewayGivesBackWhatRanThroughAReload(t *testing.T) {
+func TestStopReleasesTasksThatSurvivedReload(t *testing.T) {
 	t.Parallel()
 	begun := make(chan struct{}, 10)
 	block := make(chan struct{})
@@ -112,7 +112,7 @@ func TestAStoppedGatewayGivesBackWhatRanThroughAReload(t *testing.T) {
 	}
 }
 
-func TestAReloadPutsNoTaskBesideTheWorkersThatThereAre(t *testing.T) {
+func TestReloadKeepsWorkerLimit(t *testing.T) {
 	t.Parallel()
 	var running, most atomic.Int32
 	next := make(chan string, 100)
@@ -150,7 +150,7 @@ func TestAReloadPutsNoTaskBesideTheWorkersThatThereAre(t *testing.T) {
 	reaches(t, g, "/q", ids[len(ids)-1], task.Done)
 }
 
-func TestAQueueRunsAsManyTasksAsItHasWorkers(t *testing.T) {
+func TestQueueRunsAsManyTasksAsWorkers(t *testing.T) {
 	t.Parallel()
 	var running, most atomic.Int32
 	full, finish := make(chan struct{}), make(chan struct{})
@@ -180,7 +180,7 @@ func TestAQueueRunsAsManyTasksAsItHasWorkers(t *testing.T) {
 	}
 }
 
-func TestASiteOfTwoServersHasOneQueue(t *testing.T) {
+func TestSiteOfTwoServersHasOneQueue(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
 	second := gatewaytest.FreeAddr(t)

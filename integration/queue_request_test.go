@@ -29,7 +29,7 @@ func result(t *testing.T, g *gatewaytest.Gateway, path, id string) (*http.Respon
 	return g.Do(http.MethodGet, path+"/"+id+"/result", "")
 }
 
-func TestATaskSeesTheRequestAsItWasAccepted(t *testing.T) {
+func TestTaskGetsAcceptedRequest(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		for _, name := range []string{"X-Seen", "X-Count", "X-Forwarded-Proto", "X-Forwarded-For"} {
@@ -77,7 +77,7 @@ func certificate(t *testing.T) (cert, key string) {
 	return cert, key
 }
 
-func TestATaskOfAnEncryptedRequestIsOne(t *testing.T) {
+func TestTaskKeepsTLS(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, r.Header.Get("X-Forwarded-Proto")+" "+r.Header.Get("X-Scheme"))
@@ -107,7 +107,7 @@ func TestATaskOfAnEncryptedRequestIsOne(t *testing.T) {
 	}
 }
 
-func TestTheBlockOfAQueueIsLikeThatOfHandle(t *testing.T) {
+func TestQueueBlockIsLikeHandle(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", "100")
@@ -157,7 +157,7 @@ func TestTheBlockOfAQueueIsLikeThatOfHandle(t *testing.T) {
 	}
 }
 
-func TestTheLastAttemptsAnswerIsDelivered(t *testing.T) {
+func TestLastAttemptIsDelivered(t *testing.T) {
 	t.Parallel()
 	runs := make(chan time.Time, 10)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -180,7 +180,7 @@ func TestTheLastAttemptsAnswerIsDelivered(t *testing.T) {
 	}
 }
 
-func TestABodyOverTheSitesOwnLimitIsRefusedAsTooLarge(t *testing.T) {
+func TestRequestBodyLimitOfSite(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.Start(t, "", "request_body {\nmax_size 1000\n}\ntask_queue /q* q {\nrespond yes\n}")
 	for name, body := range map[string]io.Reader{
@@ -194,7 +194,7 @@ func TestABodyOverTheSitesOwnLimitIsRefusedAsTooLarge(t *testing.T) {
 	}
 }
 
-func TestWhatIsRefusedIsNotStored(t *testing.T) {
+func TestRefusedRequestIsNotStored(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, "", "task_queue /q* q {\ncallback {\nmax_request 1000\n}\nrespond yes\n}")
@@ -218,7 +218,7 @@ func TestWhatIsRefusedIsNotStored(t *testing.T) {
 	}
 }
 
-// folderSize is how much the files in a folder take.
+// folderSize returns the size of the files in a folder.
 func folderSize(t *testing.T, folder string) (size int64) {
 	t.Helper()
 	err := filepath.WalkDir(folder, func(_ string, d fs.DirEntry, err error) error {
@@ -251,7 +251,7 @@ func stored(t *testing.T, g *gatewaytest.Gateway) (n int64) {
 	return n
 }
 
-func TestALargeTaskGoesWithItsResult(t *testing.T) {
+func TestLargeTaskIsRemovedWithResult(t *testing.T) {
 	t.Parallel()
 	mib := gatewaytest.Fewer(20)
 	large := bytes.Repeat([]byte("0123456789abcdef"), mib<<16)
@@ -282,14 +282,14 @@ func TestALargeTaskGoesWithItsResult(t *testing.T) {
 			t.Errorf("the result of %s is %s, %d bytes", path, resp.Status, len(text))
 		}
 	}
-	// Of the requests nothing is left.
+	// Nothing of the requests remains.
 	g.Stop()
 	if used := folderSize(t, g.Folder()); used > int64(len(large))*3/2 {
 		t.Errorf("%d bytes are stored; the only body is of %d", used, len(large))
 	}
 }
 
-// pausing reads a body of which the second half is long in coming.
+// pausing reads a body whose second half arrives late.
 type pausing struct {
 	*bytes.Reader
 	pause time.Duration
@@ -303,7 +303,7 @@ func (p *pausing) Read(b []byte) (int, error) {
 	return p.Reader.Read(b)
 }
 
-func TestALargeBodyMayComeAndGoSlowly(t *testing.T) {
+func TestSlowLargeBody(t *testing.T) {
 	t.Parallel()
 	const pause = 6 * time.Second                                                // longer than a step of the engine may take
 	large := bytes.Repeat([]byte("0123456789abcdef"), gatewaytest.Fewer(32)<<16) // more than sockets hold
@@ -337,7 +337,7 @@ func TestALargeBodyMayComeAndGoSlowly(t *testing.T) {
 	}
 }
 
-func TestARequestWhoseHeaderCannotBeKeptIsRefused(t *testing.T) {
+func TestTooLargeHeaderIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ before, after, body string }{
 		"by the queue":         {"", "", "{}"},
@@ -364,7 +364,7 @@ func TestARequestWhoseHeaderCannotBeKeptIsRefused(t *testing.T) {
 	}
 }
 
-func TestAResultWithALargeHeaderIsKept(t *testing.T) {
+func TestResultWithLargeHeader(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("X-Large", strings.Repeat("x", 100<<10))

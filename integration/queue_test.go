@@ -65,7 +65,7 @@ func reaches(t *testing.T, g *gatewaytest.Gateway, path, id string, state task.S
 	return doc
 }
 
-func TestAQueueAnswersAtOnceAndRunsLater(t *testing.T) {
+func TestQueueAnswersAtOnce(t *testing.T) {
 	t.Parallel()
 	finish := make(chan struct{})
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -112,7 +112,7 @@ func TestAQueueAnswersAtOnceAndRunsLater(t *testing.T) {
 	}
 }
 
-func TestAQueueWithoutACallbackIsPolled(t *testing.T) {
+func TestPollQueueWithoutCallback(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
 	g := gatewaytest.Start(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
@@ -129,7 +129,7 @@ func TestAQueueWithoutACallbackIsPolled(t *testing.T) {
 	}
 }
 
-func TestATaskIsCanceledWhereverItStands(t *testing.T) {
+func TestCancelInEveryState(t *testing.T) {
 	t.Parallel()
 	stopped := make(chan struct{}, 10)
 	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
@@ -169,7 +169,7 @@ func TestATaskIsCanceledWhereverItStands(t *testing.T) {
 	}
 }
 
-func TestAKeyStartsOneTask(t *testing.T) {
+func TestIdempotencyKeyStartsOneTask(t *testing.T) {
 	t.Parallel()
 	runs := make(chan struct{}, 100)
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { runs <- struct{}{} })
@@ -231,7 +231,7 @@ func TestPreferWaitAnswersInline(t *testing.T) {
 	close(finish)
 }
 
-func TestAFullQueueRefuses(t *testing.T) {
+func TestFullQueueRefuses(t *testing.T) {
 	t.Parallel()
 	finish := make(chan struct{})
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-finish })
@@ -255,7 +255,7 @@ func TestAFullQueueRefuses(t *testing.T) {
 	accepted(t, g, "/q", "{}")
 }
 
-func TestAKilledGatewayRunsItsTasksAgainAsOftenAsTheyMayStart(t *testing.T) {
+func TestKilledGatewayRetriesUpToAttempts(t *testing.T) {
 	t.Parallel()
 	begun := make(chan string, 10)
 	block := make(chan struct{})
@@ -291,13 +291,13 @@ func TestAKilledGatewayRunsItsTasksAgainAsOftenAsTheyMayStart(t *testing.T) {
 	if doc := reaches(t, g, "/q", id, task.Done); doc.Status != task.Failed {
 		t.Errorf("the task is %+v", doc)
 	}
-	// It would run before what is accepted now.
+	// The canceled task would run before the one that is accepted now.
 	if got, other := accepted(t, g, "/q", "{}"), next(); got != other {
 		t.Errorf("task %s runs, not %s", other, got)
 	}
 }
 
-func TestAStoppedGatewayGivesItsQueueBackUncounted(t *testing.T) {
+func TestStopUsesNoAttempt(t *testing.T) {
 	t.Parallel()
 	begun := make(chan struct{}, 10)
 	block := make(chan struct{})
@@ -321,7 +321,7 @@ func TestAStoppedGatewayGivesItsQueueBackUncounted(t *testing.T) {
 	}
 }
 
-func TestAQueueBeginsAgainAfterAStatusThatIsWorthIt(t *testing.T) {
+func TestQueueRetriesStatuses(t *testing.T) {
 	t.Parallel()
 	statuses := []int{503, 200}
 	begun := make(chan struct{}, 10)
@@ -336,7 +336,7 @@ func TestAQueueBeginsAgainAfterAStatusThatIsWorthIt(t *testing.T) {
 	}
 }
 
-func TestALargeBodyGoesThroughAQueue(t *testing.T) {
+func TestQueueWithLargeBody(t *testing.T) {
 	t.Parallel()
 	const size = 50 << 20
 	got := make(chan int64, 1)
@@ -365,7 +365,7 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-func TestAScheduleMakesTasks(t *testing.T) {
+func TestScheduleMakesTasks(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
@@ -390,7 +390,7 @@ func TestAScheduleMakesTasks(t *testing.T) {
 	if want := "response=POST+%2Fnightly%3Fx%3D1+%7B%22report%22%3A1%7D"; first.Body != want {
 		t.Errorf("the callback is %s", first.Body)
 	}
-	// Another URL is that of the runs to come.
+	// Later runs call the new URL.
 	other := gatewaytest.NewReceiver(t, nil)
 	g.Configure(options, "task_queue /q* q {\ncallback "+other.URL+"\nreverse_proxy "+app+"\n}")
 	if err := g.Reload(); err != nil {

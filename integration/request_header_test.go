@@ -32,7 +32,7 @@ func rawSend(t *testing.T, g *gatewaytest.Gateway, request string) *http.Respons
 	return resp
 }
 
-func TestWhatIsNoTaskPassesAQueueWithItsBody(t *testing.T) {
+func TestPlainRequestKeepsBodyBeforeQueue(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, `callback
@@ -58,7 +58,7 @@ func TestWhatIsNoTaskPassesAQueueWithItsBody(t *testing.T) {
 	}
 }
 
-func TestAClientsTaskHeaderNeverReachesTheApp(t *testing.T) {
+func TestClientTaskHeaderNeverReachesApp(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -92,7 +92,7 @@ func TestAClientsTaskHeaderNeverReachesTheApp(t *testing.T) {
 				}
 				id := resp.Header.Get("beam-task-id")
 				if a.task() != id {
-					t.Errorf("%s %s %s: the app was told of task %q, the client of %q", method, path, body, a.task(), id)
+					t.Errorf("%s %s %s: the app got task %q, the client %q", method, path, body, a.task(), id)
 				}
 				if id != "" && a.Header.Get("X-User") != "alice" {
 					t.Errorf("%s %s %s: the operator's header is %q", method, path, body, a.Header.Get("X-User"))
@@ -102,7 +102,7 @@ func TestAClientsTaskHeaderNeverReachesTheApp(t *testing.T) {
 	}
 }
 
-func TestAClientCannotSuppressTheOperatorsCallback(t *testing.T) {
+func TestClientCannotSuppressOperatorCallback(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, nil)
 	own := gatewaytest.NewReceiver(t, nil)
@@ -129,7 +129,7 @@ func TestAClientCannotSuppressTheOperatorsCallback(t *testing.T) {
 	}
 }
 
-func TestCallbacksToTheGatewayItselfEnd(t *testing.T) {
+func TestCallbackLoopEnds(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback http://%ADDR%/loop?a=%20b\nreverse_proxy "+app)
@@ -155,7 +155,7 @@ func TestCallbacksToTheGatewayItselfEnd(t *testing.T) {
 	}
 }
 
-func TestHeadersOfTheOperatorGoToTheOperatorsURLOnly(t *testing.T) {
+func TestOperatorHeadersGoToOperatorURLOnly(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, nil)
 	own, named := gatewaytest.NewReceiver(t, nil), gatewaytest.NewReceiver(t, nil)
@@ -196,7 +196,7 @@ func TestHeadersOfTheOperatorGoToTheOperatorsURLOnly(t *testing.T) {
 	}
 }
 
-func TestAQueueTakesOnlyItsOwnPreferences(t *testing.T) {
+func TestQueueTakesOnlyItsPreferences(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	g := gatewaytest.Start(t, "", "task_queue q {\nreverse_proxy "+app+"\n}")
@@ -210,7 +210,7 @@ func TestAQueueTakesOnlyItsOwnPreferences(t *testing.T) {
 	}
 }
 
-func TestURLsAreNormalisedWhenTheyAreAccepted(t *testing.T) {
+func TestURLsAreNormalized(t *testing.T) {
 	t.Parallel()
 	targets := make(chan string, 100)
 	rcv := gatewaytest.NewReceiver(t, func(_ http.ResponseWriter, r *http.Request) { targets <- r.RequestURI })

@@ -51,7 +51,7 @@ func newSpans(t *testing.T) *spans {
 	return s
 }
 
-// env tells Caddy's tracing where spans go.
+// env returns the environment that sends Caddy's spans to s.
 func (s *spans) env() []string {
 	return []string{"OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "OTEL_EXPORTER_OTLP_ENDPOINT=" + s.url,
 		"OTEL_SERVICE_NAME=gateway", "OTEL_BSP_SCHEDULE_DELAY=20"}
@@ -74,7 +74,7 @@ func (s *spans) find(t *testing.T, what string) (found *otlp.Span) {
 	return found
 }
 
-// all returns what has come so far, as text.
+// all returns the spans that have arrived, as text.
 func (s *spans) all() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -131,7 +131,7 @@ func failsFirst(t *testing.T) *gatewaytest.Receiver {
 
 const tracingSite = "tracing {\nspan accepted\n}\ncallback\n"
 
-func TestATaskAndItsAttemptsAreOneTrace(t *testing.T) {
+func TestTaskAndAttemptsShareTrace(t *testing.T) {
 	t.Parallel()
 	const client = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	traced := newSpans(t)
@@ -168,7 +168,7 @@ func TestATaskAndItsAttemptsAreOneTrace(t *testing.T) {
 	}
 }
 
-func TestAQueuesTaskStaysInItsTraceWhenTheGatewayIsKilled(t *testing.T) {
+func TestTraceSurvivesKill(t *testing.T) {
 	t.Parallel()
 	for name, another := range map[string]bool{"and starts again": false, "and another node goes on": true} {
 		t.Run(name, func(t *testing.T) {
@@ -196,7 +196,7 @@ func TestAQueuesTaskStaysInItsTraceWhenTheGatewayIsKilled(t *testing.T) {
 			has(t, traced.find(t, first.Header.Get("Traceparent")),
 				map[string]string{"callback.task_id": first.TaskID(), "callback.attempt": "1"})
 
-			// The process that goes on has seen no request.
+			// The process that continues has seen no request.
 			g.Kill()
 			if another {
 				g = gatewaytest.New(t, options, site)
@@ -210,7 +210,7 @@ func TestAQueuesTaskStaysInItsTraceWhenTheGatewayIsKilled(t *testing.T) {
 	}
 }
 
-func TestATickOfAScheduleIsATraceOfItsOwn(t *testing.T) {
+func TestScheduledRunStartsTrace(t *testing.T) {
 	t.Parallel()
 	traced := newSpans(t)
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
@@ -227,7 +227,7 @@ func TestATickOfAScheduleIsATraceOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestOnlyTheRoutesWithTracingAreTraced(t *testing.T) {
+func TestOnlyTracedRoutesHaveTraces(t *testing.T) {
 	t.Parallel()
 	const client = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	traced := newSpans(t)
