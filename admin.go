@@ -2,6 +2,7 @@ package callback
 
 import (
 	"cmp"
+	"context"
 	"net/http"
 	"os"
 	"slices"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
@@ -89,9 +91,41 @@ func (a *App) newAPI() *web.API {
 	}
 	return web.NewAPI(web.APIConfig{
 		Open: a.openAPI, Queues: a.queueInfos, Schedules: a.scheduleInfos,
-		Node: node, Counts: &nodeCounts, Canceled: a.countCanceled,
+		Node: node, Counts: &nodeCounts, Canceled: a.countCanceled, CheckURL: a.checkURL, Run: a.runNow,
 		Failed: func(err error) { a.log.Warn("request to the API refused", zap.Error(err)) },
 	})
+}
+
+// checkURL returns the URL that a callback may be redelivered to, and its host and
+// port.
+func (a *App) checkURL(raw string, trusted bool) (string, string, error) {
+	policy := a.Delivery.policy
+	if trusted {
+		policy = a.Delivery.trusted
+	}
+	u, err := policy.CheckURL(raw)
+	if err != nil {
+		return "", "", err
+	}
+	return u.String(), safedial.HostPort(u), nil
+}
+
+// runNow puts a task of a schedule into its queue. The next run time stays.
+func (a *App) runNow(ctx context.Context, e engine.Engine, id string) (string, bool, error) {
+	i := slices.IndexFunc(a.plans, func(p *plan) bool { return p.id == id })
+	if i < 0 {
+		return "", false, engine.ErrNotFound
+	}
+	p := a.plans[i]
+	rec, err := p.newRecord()
+	if err != nil {
+		return "", false, err
+	}
+	id, created, err := e.Enqueue(ctx, rec, strings.NewReader(p.schedule.Body), engine.EnqueueOptions{})
+	if created {
+		a.metrics.taskAccepted(1)
+	}
+	return id, created, err
 }
 
 // openAPI gives the API the engine of the store.

@@ -60,6 +60,7 @@ func (d *Deliverer) attempt(granted *dispatch.Attempt, dl engine.Delivery) {
 		At: ans.At, StatusCode: ans.Status, DurationMS: ans.Took.Milliseconds(),
 		Error: ans.Message(), Response: ans.Excerpt,
 	})
+	rec.AddTrace(ans.Trace)
 	d.follows(o, dl, &ans, span)
 }
 

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -78,9 +79,31 @@ type Filter struct {
 	Before, After time.Time
 	// IDPrefix is the beginning of a task's ID.
 	IDPrefix string
-	// Path and Error are substrings of the request's path, without the query, and
-	// of the task's or its last attempt's error.
-	Path, Error string
+	// Method and Route are those of the request.
+	Method, Route string
+	// Path and LastError are substrings of the request's path, without the query,
+	// and of the task's or its last attempt's error.
+	Path, LastError string
+	// LastStatusCode is the receiver's answer to the last attempt.
+	LastStatusCode int
+}
+
+// NeedsRecord reports whether only a task's record tells if it matches.
+func (f *Filter) NeedsRecord() bool {
+	return f.Method != "" || f.Route != "" || f.Path != "" || f.LastError != "" || f.LastStatusCode != 0
+}
+
+// Match reports whether a task matches in what no index has: method, route, path,
+// last error and last status code.
+func (f *Filter) Match(rec *task.Record) bool {
+	if !f.NeedsRecord() {
+		return true
+	}
+	method, path, _ := rec.Line()
+	last := rec.LastAttempt()
+	return (f.Method == "" || f.Method == method) && (f.Route == "" || f.Route == rec.Route) &&
+		(f.LastStatusCode == 0 || f.LastStatusCode == last.StatusCode) && strings.Contains(path, f.Path) &&
+		(strings.Contains(rec.Error, f.LastError) || strings.Contains(last.Error, f.LastError))
 }
 
 // Cursor is where a list goes on; opaque, printable, empty at the start and

@@ -10,6 +10,7 @@ import (
 	"unicode"
 
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // Answer is what came of an attempt.
@@ -21,6 +22,7 @@ type Answer struct {
 	RetryAfter time.Duration // what the receiver asks for; may exceed any schedule
 	Err        error         // why there was no answer
 	Connected  bool          // to the receiver
+	Trace      task.Trace    // what operators see of the attempt
 }
 
 // Accepted reports whether the receiver has the callback.

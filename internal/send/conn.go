@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/http/httptrace"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -100,24 +99,4 @@ func (c *quietConn) Read(p []byte) (int, error) {
 func (c *quietConn) Write(p []byte) (int, error) {
 	c.written.Store(true)
 	return c.Conn.Write(p)
-}
-
-// watch returns hooks that tell a quietConn when it is in use, and note in
-// connected that there is a connection.
-func watch(connected *atomic.Bool) *httptrace.ClientTrace {
-	var used atomic.Pointer[quietConn]
-	return &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) {
-			connected.Store(true)
-			if conn, ok := info.Conn.(*quietConn); ok {
-				conn.requests.Add(1)
-				used.Store(conn)
-			}
-		},
-		PutIdleConn: func(error) {
-			if conn := used.Swap(nil); conn != nil {
-				conn.requests.Add(-1)
-			}
-		},
-	}
 }

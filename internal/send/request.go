@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/caddy-callback/caddy-callback/internal/form"
 	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
@@ -22,6 +23,22 @@ func (s *Sender) request(ctx context.Context, c Callback, at time.Time) (*http.R
 		return nil, errUnusable // its text would have the URL's query
 	}
 	h := req.Header
+	setHeader(h, rec, head, s.opts.UserAgent)
+	if c.Prepare != nil {
+		c.Prepare(req, at)
+	}
+	service := profile.Of(rec.Callback.Profile)
+	service.SetHeader(h, rec, at)
+	if err := s.sign(ctx, h, c, service, at); err != nil {
+		return nil, err
+	}
+	s.dropUnsendable(h, rec.ID)
+	return req, setBody(req, c)
+}
+
+// setHeader sets the headers of a callback but for what a profile and the signatures
+// add.
+func setHeader(h http.Header, rec *task.Record, head *form.Callback, userAgent string) {
 	set := func(name, value string) {
 		if value != "" {
 			h.Set(name, value)
@@ -36,7 +53,7 @@ func (s *Sender) request(ctx context.Context, c Callback, at time.Time) (*http.R
 	if head.Truncated > 0 {
 		h.Set("Callback-Truncated", strconv.FormatInt(head.Truncated, 10))
 	}
-	setDefault(h, "User-Agent", s.opts.UserAgent)
+	setDefault(h, "User-Agent", userAgent)
 	// The OWASP core rule set of web application firewalls refuses requests without.
 	setDefault(h, "Accept", "*/*")
 	h.Set("Idempotency-Key", deliveryKey(rec))
@@ -47,16 +64,6 @@ func (s *Sender) request(ctx context.Context, c Callback, at time.Time) (*http.R
 		h.Set("Callback-Upstream-Status", strconv.Itoa(rec.UpstreamStatus))
 	}
 	set("Traceparent", rec.Callback.Traceparent)
-	if c.Prepare != nil {
-		c.Prepare(req, at)
-	}
-	service := profile.Of(rec.Callback.Profile)
-	service.SetHeader(h, rec, at)
-	if err := s.sign(ctx, h, c, service, at); err != nil {
-		return nil, err
-	}
-	s.dropUnsendable(h, rec.ID)
-	return req, setBody(req, c)
 }
 
 // setBody makes the body that of the request. net/http opens it again if a
@@ -71,7 +78,7 @@ func setBody(req *http.Request, c Callback) (err error) {
 }
 
 func setDefault(h http.Header, name, value string) {
-	if h.Get(name) == "" {
+	if h.Get(name) == "" && value != "" {
 		h.Set(name, value)
 	}
 }

@@ -17,7 +17,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddy-callback/caddy-callback/internal/encode"
@@ -94,19 +93,23 @@ func (s *Sender) Send(ctx context.Context, c Callback) Answer {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeout)
 	defer cancel()
 	ans := Answer{At: time.Now().UTC()} // signing a large body is not the receiver's time
-	var connected atomic.Bool
-	req = req.WithContext(httptrace.WithClientTrace(ctx, watch(&connected)))
-	s.post(req, c.Record, &ans)
+	t, hidden := new(trace), newMask(c.Record, req.Header)
+	req = req.WithContext(httptrace.WithClientTrace(ctx, t.hooks()))
+	header := s.post(req, c.Record, &ans)
+	ans.Excerpt = hidden.text(ans.Excerpt)
+	ans.Trace = t.record(ans.At)
+	ans.Trace.Sent, ans.Trace.Received = hidden.headers(req.Header), hidden.headers(header)
 	// What limits connecting may end a moment before ctx does.
 	if timedOut := cmp.Or(ctx.Err(), ans.Err); ans.Status == 0 && errors.Is(timedOut, context.DeadlineExceeded) {
 		ans.Err = fmt.Errorf("no answer within %v", s.opts.Timeout)
 	}
-	ans.Took, ans.Connected = time.Since(ans.At), connected.Load()
+	ans.Took, ans.Connected = time.Since(ans.At), ans.Trace.RemoteAddr != ""
 	return ans
 }
 
-// post makes the request and reads the answer.
-func (s *Sender) post(req *http.Request, rec *task.Record, ans *Answer) {
+// post makes the request and reads the answer. It returns the answer's header, nil if
+// there was none.
+func (s *Sender) post(req *http.Request, rec *task.Record, ans *Answer) http.Header {
 	conns := s.guarded
 	if rec.Callback.Trusted {
 		conns = s.owners
@@ -122,12 +125,12 @@ func (s *Sender) post(req *http.Request, rec *task.Record, ans *Answer) {
 	resp, err := conns.current().RoundTrip(req)
 	if err != nil {
 		ans.Err = err
-		return
+		return nil
 	}
 	defer resp.Body.Close()
 	ans.Status = resp.StatusCode
 	if ans.Status == http.StatusSwitchingProtocols {
-		return // what follows is no body, and would be waited for without end
+		return resp.Header // what follows is no body, and would be waited for without end
 	}
 	// The status has been given; a body that drips or breaks off takes nothing
 	// from it.
@@ -141,4 +144,5 @@ func (s *Sender) post(req *http.Request, rec *task.Record, ans *Answer) {
 	if ans.Status == http.StatusTooManyRequests || ans.Status == http.StatusServiceUnavailable {
 		ans.RetryAfter = ParseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
 	}
+	return resp.Header
 }

@@ -138,7 +138,10 @@ func handshake(ctx context.Context, conn net.Conn, hostPort string, config *tls.
 		config = config.Clone()
 		config.ServerName = host
 		secure := tls.Client(conn, config)
-		if err = secure.HandshakeContext(ctx); err == nil {
+		done := shaking(ctx)
+		err = secure.HandshakeContext(ctx)
+		done()
+		if err == nil {
 			if secure.ConnectionState().NegotiatedProtocol == "h2" {
 				return secure, nil
 			}

@@ -32,8 +32,8 @@ var ErrTooLarge = errors.New("the task's record is too large")
 // with a NUL is stored that way too.
 //
 // If the record exceeds [MaxEncoded], parts that nothing depends on are left out
-// until it fits: excerpts of receivers' responses, then the error texts of
-// attempts, then the result's header. If it still does not fit, the error is
+// until it fits: traces of attempts, excerpts of receivers' responses, then the error
+// texts of attempts, then the result's header. If it still does not fit, the error is
 // [ErrTooLarge]. A time that JSON cannot express is an error too.
 func Encode(rec *Record) ([]byte, error) {
 	line, err := encode(rec)
@@ -60,6 +60,7 @@ func Encode(rec *Record) ([]byte, error) {
 // reductions make a record smaller, the least missed part first. They replace
 // what they change: the rest is shared with the caller's record.
 var reductions = []func(*Record){
+	func(r *Record) { r.Traces = nil },
 	func(r *Record) {
 		r.Attempts = slices.Clone(r.Attempts)
 		for i := range r.Attempts {

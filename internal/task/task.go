@@ -7,6 +7,8 @@ package task
 
 import (
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -138,6 +140,31 @@ type Record struct {
 	Timeout time.Duration `json:"timeout,omitempty"`
 	// Schedule identifies the schedule that made the task; empty if none did.
 	Schedule string `json:"schedule,omitempty"`
+	// RequestMethod, RequestPath (without the query) and RequestSize (of the body,
+	// in bytes) are of a waiting client's request; a queue's has them in Request.
+	RequestMethod string `json:"request_method,omitempty"`
+	RequestPath   string `json:"request_path,omitempty"`
+	RequestSize   int64  `json:"request_size,omitempty"`
+	// Traces are of the last attempts. Clients do not see them. The list is replaced
+	// as a whole, so copies of a record may share it.
+	Traces []Trace `json:"traces,omitempty"`
+}
+
+// Trace is what operators see of an attempt beside [Attempt].
+type Trace struct {
+	At time.Time `json:"at"` // of the attempt
+	// RemoteAddr is the address and port that it connected to.
+	RemoteAddr string `json:"remote_addr,omitempty"`
+	// The parts of its duration, in milliseconds. Those of connecting are missing if
+	// a connection was used again. FirstByte is from the connection to the first
+	// byte of the answer.
+	DNS       float64 `json:"dns_ms,omitempty"`
+	Connect   float64 `json:"connect_ms,omitempty"`
+	TLS       float64 `json:"tls_ms,omitempty"`
+	FirstByte float64 `json:"first_byte_ms,omitempty"`
+	// Sent and Received are headers, sorted by name. Secrets are masked.
+	Sent     [][2]string `json:"request_headers,omitempty"`
+	Received [][2]string `json:"response_headers,omitempty"`
 }
 
 // Request is a request that was accepted into a queue, as it stood before the
@@ -173,6 +200,40 @@ func (r *Record) AddAttempt(a Attempt) {
 	if n := len(r.Attempts) - maxResponsesKept; n > 0 {
 		r.Attempts[n-1].Response = ""
 	}
+}
+
+// AddTrace adds the trace of the attempt that was added last, and drops the oldest
+// if there are too many to keep.
+func (r *Record) AddTrace(t Trace) {
+	kept := r.Traces[max(0, len(r.Traces)-maxResponsesKept+1):]
+	r.Traces = append(slices.Clone(kept), t)
+}
+
+// TraceOf returns the trace of an attempt; ok is false if it is not kept.
+func (r *Record) TraceOf(a Attempt) (t Trace, ok bool) {
+	i := slices.IndexFunc(r.Traces, func(t Trace) bool { return t.At.Equal(a.At) })
+	if i < 0 {
+		return Trace{}, false
+	}
+	return r.Traces[i], true
+}
+
+// Line returns the method and the path, without its query, of the request that made
+// the task, and the size of its body in bytes.
+func (r *Record) Line() (method, path string, size int64) {
+	if r.Request == nil {
+		return r.RequestMethod, r.RequestPath, r.RequestSize
+	}
+	path, _, _ = strings.Cut(r.Request.URI, "?")
+	return r.Request.Method, path, r.Request.Size
+}
+
+// LastAttempt returns the latest attempt, the zero value if there was none.
+func (r *Record) LastAttempt() Attempt {
+	if len(r.Attempts) == 0 {
+		return Attempt{}
+	}
+	return r.Attempts[len(r.Attempts)-1]
 }
 
 // ErrorHolderDied is the error of a task whose holder died before its verdict.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/internal/encode"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
@@ -30,6 +31,14 @@ type APIConfig struct {
 	// Node is this node's name, and Counts what it has counted.
 	Node   string
 	Counts *NodeCounts
+	// CheckURL returns a URL to which a callback may be redelivered, normalised, with
+	// its host and port. trusted is set if the URL before was the operator's own. Its
+	// errors are fit to be shown. Nil refuses all.
+	CheckURL func(raw string, trusted bool) (url, hostPort string, err error)
+	// Run puts a task of the schedule with an ID into its queue, with created false
+	// not: the task with that ID waits. It is called while e is kept open. Nil if there
+	// are no schedules.
+	Run func(ctx context.Context, e engine.Engine, schedule string) (id string, created bool, err error)
 	// Canceled is called after a task was canceled; nil calls nothing.
 	Canceled func(ctx context.Context, e engine.Engine, id string)
 	// Failed is called with each error that was answered with 503.
@@ -45,11 +54,12 @@ type API struct {
 	closed  chan struct{}
 	close   sync.Once
 	summary summary
+	encoder *encode.Encoder // of callbacks that are shown
 }
 
 // NewAPI returns an API. It starts no goroutine.
 func NewAPI(config APIConfig) *API {
-	return &API{config: config, viewers: make(chan struct{}, maxViewers), closed: make(chan struct{})}
+	return &API{config: config, viewers: make(chan struct{}, maxViewers), closed: make(chan struct{}), encoder: newEncoder()}
 }
 
 // Close ends the streams and lets no new ones begin; see [Inbox.Close]. It may
@@ -59,27 +69,39 @@ func (a *API) Close() { a.close.Do(func() { close(a.closed) }) }
 // route is something that can be asked of the API.
 type route struct {
 	method  string
-	pattern string // relative to the API's base; {id} stands for a task's ID
-	// params are the query's parameters. Others are refused: one that is misspelt
-	// would make a purge of all tasks out of one of a few.
+	pattern string // relative to the API's base; {id} stands for an ID or a name
+	// params are the query's parameters. Others are refused: with a misspelt filter,
+	// deleting a few tasks would delete all of them.
 	params []string
 	serve  func(*API, *call) (status int, answer any, err error)
 }
 
 // routes are in the order of openapi.json.
 var routes = []route{
-	{http.MethodGet, "tasks", append([]string{"cursor", "limit"}, filterParams...), (*API).list},
+	{http.MethodGet, "tasks", append([]string{"after", "limit"}, filterParams...), (*API).list},
+	{http.MethodPost, "tasks/retry", bulkParams, onMany(doRetry)},
+	{http.MethodPost, "tasks/stop", bulkParams, onMany(doStop)},
+	{http.MethodPost, "tasks/redeliver", bulkParams, onMany(doRedeliver)},
+	{http.MethodPost, "tasks/cancel", bulkParams, onMany(doCancel)},
+	{http.MethodPost, "tasks/delete", bulkParams, onMany(doDelete)},
 	{http.MethodGet, "tasks/{id}", nil, (*API).show},
+	{http.MethodDelete, "tasks/{id}", nil, (*API).delete},
+	{http.MethodGet, "tasks/{id}/result", nil, (*API).result},
+	{http.MethodGet, "tasks/{id}/callback", []string{"raw"}, (*API).callback},
+	{http.MethodGet, "tasks/{id}/attempts", nil, (*API).attempts},
+	{http.MethodPost, "tasks/{id}/retry", nil, (*API).retry},
+	{http.MethodPost, "tasks/{id}/stop", nil, (*API).stop},
 	{http.MethodPost, "tasks/{id}/redeliver", nil, (*API).redeliver},
 	{http.MethodPost, "tasks/{id}/cancel", nil, (*API).cancel},
-	{http.MethodPost, "tasks/{id}/purge", nil, (*API).purge},
-	{http.MethodPost, "redeliver", append([]string{"cursor"}, filterParams...), (*API).redeliverAll},
-	{http.MethodPost, "cancel", append([]string{"cursor"}, filterParams...), (*API).cancelAll},
-	{http.MethodPost, "purge", append([]string{"cursor"}, filterParams...), (*API).purgeAll},
 	{http.MethodGet, "overview", nil, (*API).overview},
 	{http.MethodGet, "queues", nil, (*API).queues},
+	{http.MethodPost, "queues/{id}/pause", nil, (*API).pauseQueue},
+	{http.MethodPost, "queues/{id}/resume", nil, (*API).resumeQueue},
 	{http.MethodGet, "hosts", []string{"limit"}, (*API).hosts},
+	{http.MethodPost, "hosts/{id}/pause", nil, (*API).pauseHost},
+	{http.MethodPost, "hosts/{id}/resume", nil, (*API).resumeHost},
 	{http.MethodGet, "schedules", nil, (*API).schedules},
+	{http.MethodPost, "schedules/{id}/run", nil, (*API).runSchedule},
 	{http.MethodGet, "events", nil, (*API).events},
 	{http.MethodGet, "openapi.json", nil, (*API).openAPI},
 }
@@ -88,14 +110,14 @@ var routes = []route{
 type call struct {
 	w     http.ResponseWriter
 	r     *http.Request
-	id    string // of the task
+	id    string // of the task or schedule, or the name of the queue or host
 	query url.Values
 }
 
 // maxID is longer than any ID of a task.
 const maxID = 100
 
-// match says whether path is that of the route, and of which task.
+// match says whether path is that of the route, and what {id} stands for.
 func (rt *route) match(path string) (id string, ok bool) {
 	before, after, hasID := strings.Cut(rt.pattern, "{id}")
 	if !hasID {
@@ -105,7 +127,7 @@ func (rt *route) match(path string) (id string, ok bool) {
 	if ok {
 		id, ok = strings.CutSuffix(id, after)
 	}
-	return id, ok && !strings.Contains(id, "/")
+	return id, ok && id != "" && !strings.Contains(id, "/")
 }
 
 // isID says whether s can be a task's ID. An engine may use IDs in names where
@@ -191,7 +213,7 @@ func (c *call) parse(rt *route) (err error) {
 			return badRequest("%s is given twice", name)
 		}
 	}
-	if strings.Contains(rt.pattern, "{id}") && !isID(c.id) {
+	if strings.HasPrefix(rt.pattern, "tasks/{id}") && !isID(c.id) {
 		return engine.ErrNotFound
 	}
 	return nil
@@ -228,7 +250,7 @@ func (a *API) fail(c *call, err error) {
 	case errors.As(err, &own):
 		writeProblem(c.w, own.status, own.detail)
 	case errors.Is(err, engine.ErrCursor):
-		writeProblem(c.w, http.StatusBadRequest, "cursor: it is not one that this API returned")
+		writeProblem(c.w, http.StatusBadRequest, "after: it is not one that this API returned")
 	case errors.Is(err, engine.ErrNotFound):
 		writeProblem(c.w, http.StatusNotFound, "there is no such task, or no longer")
 	default:

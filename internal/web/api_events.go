@@ -35,12 +35,12 @@ func (a *API) events(c *call) (int, any, error) {
 	}
 	tick := time.NewTicker(eventInterval)
 	defer tick.Stop()
-	for err := send(w, "retry: 3000\n\n"); err == nil; {
+	for err := writeStream(w, "retry: 3000\n\n"); err == nil; {
 		state, failed := a.summarize()
 		if failed != nil {
-			err = send(w, ": the engine does not answer\n\n")
+			err = writeStream(w, ": the engine does not answer\n\n")
 		} else {
-			err = send(w, fmt.Sprintf("event: overview\ndata: %s\n\n", state))
+			err = writeStream(w, fmt.Sprintf("event: overview\ndata: %s\n\n", state))
 		}
 		select {
 		case <-tick.C:

@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -62,6 +63,13 @@ func newGateway(t *testing.T) *gateway {
 			}, nil
 		},
 		Node: "here", Counts: new(NodeCounts),
+		CheckURL: func(raw string, trusted bool) (string, string, error) {
+			if trusted || !strings.HasPrefix(raw, "https://other.example/") {
+				return "", "", errors.New("is refused")
+			}
+			return raw, "other.example:443", nil
+		},
+		Run: func(_ context.Context, _ engine.Engine, id string) (string, bool, error) { return "run-of-" + id, true, nil },
 	})
 	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "the page") })
 	server := httptest.NewServer(NewDashboard(g.api, page))
@@ -89,7 +97,14 @@ func (g *gateway) ask(method, path string, want int, header ...string) map[strin
 
 func (g *gateway) askRaw(method, path string, want int, header ...string) []byte {
 	g.t.Helper()
-	req, err := http.NewRequestWithContext(g.t.Context(), method, g.url+path, http.NoBody)
+	return g.send(method, path, "", want, header...)
+}
+
+// send sends a request with a body, holds the answer against the document, and
+// returns it.
+func (g *gateway) send(method, path, content string, want int, header ...string) []byte {
+	g.t.Helper()
+	req, err := http.NewRequestWithContext(g.t.Context(), method, g.url+path, strings.NewReader(content))
 	if err != nil {
 		g.t.Fatal(err)
 	}

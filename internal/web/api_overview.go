@@ -48,7 +48,7 @@ type Schedule struct {
 	LastRun  time.Time `json:"last_run,omitzero"`
 	NextRun  time.Time `json:"next_run,omitzero"`
 	// ID is the engine's name of the schedule.
-	ID string `json:"-"`
+	ID string `json:"id"`
 }
 
 // host is a host that has callbacks pending, is failing or is paused.
@@ -142,9 +142,17 @@ func (a *API) queues(c *call) (int, any, error) {
 		return 0, nil, err
 	}
 	defer leave()
-	found, err := e.Queues(c.r.Context())
+	list, err := a.allQueues(c.r.Context(), e)
 	if err != nil {
 		return 0, nil, err
+	}
+	return http.StatusOK, orEmpty(list), nil
+}
+
+func (a *API) allQueues(ctx context.Context, e engine.Engine) ([]Queue, error) {
+	found, err := e.Queues(ctx)
+	if err != nil {
+		return nil, err
 	}
 	list := a.config.Queues()
 	for _, stats := range found {
@@ -155,7 +163,7 @@ func (a *API) queues(c *call) (int, any, error) {
 		list[i].set(stats)
 	}
 	slices.SortFunc(list, func(a, b Queue) int { return cmp.Compare(a.Name, b.Name) })
-	return http.StatusOK, orEmpty(list), nil
+	return list, nil
 }
 
 // hosts lists the hosts that have callbacks pending, are failing or are paused,

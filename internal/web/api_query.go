@@ -11,7 +11,13 @@ import (
 )
 
 // filterParams are the parameters that say which tasks are meant.
-var filterParams = []string{"state", "queue", "host", "status", "older_than", "newer_than"}
+var filterParams = []string{
+	"state", "status", "queue", "host", "method", "path", "route", "last_status_code", "last_error", "id",
+	"older_than", "newer_than", "before", "after_time",
+}
+
+// bulkParams are those of an action on many tasks.
+var bulkParams = append([]string{"after", "dry_run"}, filterParams...)
 
 var (
 	states   = []task.State{task.Queued, task.Running, task.Delivering, task.Done, task.Dead}
@@ -20,22 +26,24 @@ var (
 
 // filter reads which tasks are meant, and says whether anything was said.
 func (c *call) filter() (f engine.Filter, said bool, err error) {
-	now := time.Now()
-	f.Queue, f.Host = c.query.Get("queue"), strings.ToLower(c.query.Get("host"))
+	f.Queue, f.Host, f.Route = c.query.Get("queue"), strings.ToLower(c.query.Get("host")), c.query.Get("route")
+	f.Method, f.Path, f.LastError = c.query.Get("method"), c.query.Get("path"), c.query.Get("last_error")
+	if f.IDPrefix = c.query.Get("id"); f.IDPrefix != "" && !isID(f.IDPrefix) {
+		return f, false, badRequest("id: %.40q is not the beginning of a task's ID", f.IDPrefix)
+	}
+	if code := c.query.Get("last_status_code"); code != "" {
+		if f.LastStatusCode, err = strconv.Atoi(code); err != nil || f.LastStatusCode < 100 || f.LastStatusCode > 999 {
+			return f, false, badRequest("last_status_code: %.40q is not a status code", code)
+		}
+	}
 	if f.States, err = oneOf("state", c.query["state"], states); err != nil {
 		return f, false, err
 	}
 	if f.Statuses, err = oneOf("status", c.query["status"], verdicts); err != nil {
 		return f, false, err
 	}
-	for name, at := range map[string]*time.Time{"older_than": &f.Before, "newer_than": &f.After} {
-		if value := c.query.Get(name); value != "" {
-			d, ok := parseAge(value)
-			if !ok {
-				return f, false, badRequest("%s: %.40q is not a duration such as 90s, 10m, 2h or 7d", name, value)
-			}
-			*at = now.Add(-d)
-		}
+	if err := c.timeRange(&f); err != nil {
+		return f, false, err
 	}
 	for _, name := range filterParams {
 		for _, value := range c.query[name] {
@@ -43,6 +51,37 @@ func (c *call) filter() (f engine.Filter, said bool, err error) {
 		}
 	}
 	return f, said, nil
+}
+
+// timeRange reads when the tasks were accepted. Of two bounds the narrower counts.
+func (c *call) timeRange(f *engine.Filter) error {
+	now := time.Now()
+	for _, bound := range []struct {
+		age, time string
+		at        *time.Time
+		narrower  func(t, u time.Time) bool
+	}{
+		{"older_than", "before", &f.Before, time.Time.Before},
+		{"newer_than", "after_time", &f.After, time.Time.After},
+	} {
+		if value := c.query.Get(bound.age); value != "" {
+			d, ok := parseAge(value)
+			if !ok {
+				return badRequest("%s: %.40q is not a duration such as 90s, 10m, 2h or 7d", bound.age, value)
+			}
+			*bound.at = now.Add(-d)
+		}
+		if value := c.query.Get(bound.time); value != "" {
+			t, err := time.Parse(time.RFC3339, value)
+			if err != nil || t.Year() < 1970 || t.Year() > 2200 {
+				return badRequest("%s: %.40q is not a time such as 2026-11-30T08:00:00Z", bound.time, value)
+			}
+			if bound.at.IsZero() || bound.narrower(t, *bound.at) {
+				*bound.at = t
+			}
+		}
+	}
+	return nil
 }
 
 // oneOf reads a parameter that may be given more than once. An empty one asks
@@ -104,7 +143,7 @@ const maxCursor = 4096
 // cursor reads where a list goes on; empty is the beginning. Whether it is one of
 // the engine's, the engine says.
 func (c *call) cursor() (engine.Cursor, error) {
-	value := c.query.Get("cursor")
+	value := c.query.Get("after")
 	if len(value) > maxCursor {
 		return "", engine.ErrCursor
 	}

@@ -2,22 +2,21 @@ package web
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
-	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // taskPage is a page of a list.
 type taskPage struct {
-	Tasks   []task.Task `json:"tasks"`
-	Next    string      `json:"next,omitempty"`
-	Scanned int         `json:"scanned"`
+	Tasks   []listedTask `json:"tasks"`
+	Next    string       `json:"next,omitempty"`
+	Scanned int          `json:"scanned"`
 }
 
 func (a *API) list(c *call) (int, any, error) {
@@ -42,27 +41,81 @@ func (a *API) list(c *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	page := taskPage{Tasks: make([]task.Task, 0, len(found.Tasks)), Next: string(found.Next), Scanned: found.Scanned}
+	page := taskPage{Tasks: make([]listedTask, 0, len(found.Tasks)), Next: string(found.Next), Scanned: found.Scanned}
 	for _, rec := range found.Tasks {
 		page.Tasks = append(page.Tasks, brief(rec))
 	}
 	return http.StatusOK, page, nil
 }
 
-// brief is a task in a list: without what receivers answered.
-func brief(rec *task.Record) task.Task {
-	doc := rec.Task
-	doc.Attempts = slices.Clone(doc.Attempts)
-	for i := range doc.Attempts {
-		doc.Attempts[i].Response = ""
+// listedTask is a task with what made it and why it is as it is.
+type listedTask struct {
+	task.Task
+	Method      string `json:"method,omitempty"`
+	Path        string `json:"path,omitempty"`
+	Route       string `json:"route,omitempty"`
+	RequestSize int64  `json:"request_size,omitempty"`
+	// Reason says why the task failed, or why its callback is not delivered.
+	Reason         string `json:"reason,omitempty"`
+	LastStatusCode int    `json:"last_status_code,omitempty"`
+	LastError      string `json:"last_error,omitempty"`
+}
+
+func newListedTask(rec *task.Record) listedTask {
+	last := rec.LastAttempt()
+	t := listedTask{
+		Task: rec.Task, Route: rec.Route, Reason: reason(rec),
+		LastStatusCode: last.StatusCode, LastError: cmp.Or(last.Error, rec.Error),
 	}
-	return doc
+	t.Method, t.Path, t.RequestSize = rec.Line()
+	return t
+}
+
+// brief is a task in a list: without what receivers answered.
+func brief(rec *task.Record) listedTask {
+	t := newListedTask(rec)
+	t.Attempts = slices.Clone(t.Attempts)
+	for i := range t.Attempts {
+		t.Attempts[i].Response = ""
+	}
+	return t
+}
+
+// reason says why a callback is not delivered, else why the task failed.
+func reason(rec *task.Record) string {
+	last := rec.LastAttempt()
+	undelivered := rec.State == task.Delivering || rec.State == task.Dead
+	switch {
+	case undelivered && last.Error != "":
+		return last.Error
+	case undelivered && last.StatusCode != 0 && last.StatusCode/100 != 2:
+		return strings.TrimSpace(fmt.Sprint("the receiver answered ", last.StatusCode, " ", http.StatusText(last.StatusCode)))
+	case rec.Error != "":
+		return rec.Error
+	case rec.Status == task.Failed && rec.UpstreamStatus != 0:
+		return strings.TrimSpace(fmt.Sprint("the endpoint answered ", rec.UpstreamStatus, " ", http.StatusText(rec.UpstreamStatus)))
+	case rec.State == task.Dead && len(rec.Attempts) == 0:
+		return "no attempt was made"
+	}
+	return ""
 }
 
 // wholeTask is a task with all that happened to it.
 type wholeTask struct {
-	task.Task
-	Timeline []happening `json:"timeline"`
+	listedTask
+	Attempts []shownAttempt `json:"attempts,omitempty"` // in place of those of a list
+	// CallbackURL is without its userinfo and query.
+	CallbackURL string       `json:"callback_url,omitempty"`
+	Result      *shownResult `json:"result,omitempty"`
+	Timeline    []happening  `json:"timeline"`
+}
+
+// shownResult describes a result. ContentEncoding is that of the bytes that are kept.
+type shownResult struct {
+	ContentType     string `json:"content_type,omitempty"`
+	ContentEncoding string `json:"content_encoding,omitempty"`
+	Size            int64  `json:"size"`
+	Kept            int64  `json:"kept"`
 }
 
 // happening is something that happened to a task, or is to happen.
@@ -105,7 +158,14 @@ func (a *API) show(c *call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	return http.StatusOK, wholeTask{rec.Task, timeline(rec)}, nil
+	whole := wholeTask{listedTask: newListedTask(rec), Attempts: shownAttempts(rec), Timeline: timeline(rec)}
+	if rec.Callback != nil {
+		whole.CallbackURL = send.PublicURL(rec.Callback.URL)
+	}
+	if r := rec.Result; r != nil {
+		whole.Result = &shownResult{r.ContentType, r.ContentEncoding, r.Size, r.Kept}
+	}
+	return http.StatusOK, whole, nil
 }
 
 // timeline is what happened to a task, in its order.
@@ -173,172 +233,4 @@ func attemptNumbers(rec *task.Record) []int {
 		}
 	}
 	return numbers
-}
-
-// errCanceled is what the callback of a canceled task says, as on its queue's
-// path.
-const errCanceled = "canceled"
-
-// action is something that is done to tasks by hand.
-type action struct {
-	engine.Action
-	possible []task.State // in which it applies
-	status   int          // of the answer
-}
-
-var (
-	doRedeliver = action{engine.Action{Kind: engine.Redeliver}, []task.State{task.Dead, task.Done}, http.StatusAccepted}
-	doCancel    = action{
-		engine.Action{Kind: engine.Cancel, Reason: errCanceled}, []task.State{task.Queued, task.Running}, http.StatusAccepted,
-	}
-	doDelete = action{engine.Action{Kind: engine.Delete}, []task.State{task.Dead, task.Done}, http.StatusNoContent}
-)
-
-// refusal says why a task is not changed: err is an ErrEnded.
-func (do *action) refusal(err error) string {
-	switch {
-	case errors.Is(err, engine.ErrNotKept):
-		return "the task's result is not kept, so that its callback cannot be delivered again"
-	case do.Kind == engine.Cancel:
-		return "the task has ended"
-	default:
-		return fmt.Sprintf("the task is neither %s nor %s", do.possible[0], do.possible[1])
-	}
-}
-
-func (a *API) redeliver(c *call) (int, any, error) { return a.act(c, doRedeliver) }
-func (a *API) cancel(c *call) (int, any, error)    { return a.act(c, doCancel) }
-func (a *API) purge(c *call) (int, any, error)     { return a.act(c, doDelete) }
-
-// act does something to one task.
-func (a *API) act(c *call, do action) (int, any, error) {
-	e, leave, err := a.config.Open()
-	if err != nil {
-		return 0, nil, err
-	}
-	defer leave()
-	// A client that disconnects now has asked for it all the same.
-	err = a.apply(context.WithoutCancel(c.r.Context()), e, c.id, do)
-	switch {
-	case errors.Is(err, engine.ErrEnded):
-		return 0, nil, &apiError{http.StatusConflict, do.refusal(err)}
-	case err != nil:
-		return 0, nil, err
-	case do.status == http.StatusNoContent:
-		return do.status, nil, nil
-	}
-	return do.status, map[string]string{"task_id": c.id}, nil
-}
-
-// apply does something to one task.
-func (a *API) apply(ctx context.Context, e engine.Engine, id string, do action) error {
-	err := e.Act(ctx, id, do.Action)
-	if err == nil && do.Kind == engine.Cancel && a.config.Canceled != nil {
-		a.config.Canceled(ctx, e, id)
-	}
-	return err
-}
-
-// bulk counts what became of the tasks that match.
-type bulk struct {
-	Matched int `json:"matched"`
-	Changed int `json:"changed"`
-	Failed  int `json:"failed"`
-	// Reason is that of the first that failed.
-	Reason string `json:"reason,omitempty"`
-	Next   string `json:"next,omitempty"`
-}
-
-const (
-	// bulkPage is how many tasks are changed before the bounds below are checked.
-	bulkPage = 100
-	// bulkScanned, bulkMatched and bulkTime bound one request, so that it is
-	// answered before a proxy gives it up.
-	bulkScanned = 2000
-	bulkMatched = 1000
-	bulkTime    = 3 * time.Second
-)
-
-// redeliverAll redelivers done tasks only if they are asked for by their state:
-// their callbacks have been delivered.
-func (a *API) redeliverAll(c *call) (int, any, error) {
-	if c.query.Get("state") == "" {
-		return a.actOnAll(c, doRedeliver, task.Dead)
-	}
-	return a.actOnAll(c, doRedeliver, doRedeliver.possible...)
-}
-
-func (a *API) cancelAll(c *call) (int, any, error) {
-	return a.actOnAll(c, doCancel, doCancel.possible...)
-}
-
-func (a *API) purgeAll(c *call) (int, any, error) {
-	return a.actOnAll(c, doDelete, doDelete.possible...)
-}
-
-// actOnAll does something to all tasks that match, by default to those in the
-// given states.
-func (a *API) actOnAll(c *call, do action, standard ...task.State) (int, any, error) {
-	filter, said, err := c.filter()
-	switch {
-	case err != nil:
-		return 0, nil, err
-	case !said:
-		return 0, nil, badRequest("no filter is given; for all tasks of a state, name the state")
-	}
-	for _, state := range filter.States {
-		if !slices.Contains(do.possible, state) {
-			return 0, nil, badRequest("state: of tasks that are %s it cannot be done, only of %s and %s",
-				state, do.possible[0], do.possible[1])
-		}
-	}
-	if len(filter.States) == 0 {
-		filter.States = standard
-	}
-	cursor, err := c.cursor()
-	if err != nil {
-		return 0, nil, err
-	}
-	e, leave, err := a.config.Open()
-	if err != nil {
-		return 0, nil, err
-	}
-	defer leave()
-	b, scanned, begun := new(bulk), 0, time.Now()
-	for b.Matched < bulkMatched && scanned < bulkScanned && time.Since(begun) < bulkTime {
-		page, err := e.List(c.r.Context(), filter, cursor, bulkPage)
-		if err != nil {
-			return 0, nil, err
-		}
-		scanned += page.Scanned
-		for _, rec := range page.Tasks {
-			b.count(&do, a.apply(context.WithoutCancel(c.r.Context()), e, rec.ID, do))
-		}
-		if cursor = page.Next; cursor == "" {
-			break
-		}
-	}
-	b.Next = string(cursor)
-	return http.StatusOK, b, nil
-}
-
-// count counts what became of one task.
-func (b *bulk) count(do *action, err error) {
-	b.Matched++
-	if err == nil {
-		b.Changed++
-		return
-	}
-	b.Failed++
-	switch {
-	case b.Reason != "":
-	case errors.Is(err, engine.ErrEnded):
-		b.Reason = do.refusal(err)
-	case errors.Is(err, engine.ErrNotFound):
-		b.Reason = "the task was removed meanwhile"
-	case errors.Is(err, engine.ErrFull):
-		b.Reason = "the store is full"
-	default:
-		b.Reason = "the store does not answer at the moment"
-	}
 }

@@ -50,7 +50,7 @@ func TestEveryRouteAnswersAsTheDocumentHasIt(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	queued, dead, done := g.enqueue(nil), g.finish(task.Dead, nil), g.finish(task.Done, nil)
-	g.finish(task.Delivering, nil)
+	delivering := g.finish(task.Delivering, nil)
 	for _, path := range []string{
 		"tasks", "tasks?limit=1", "tasks?state=dead&state=done&status=COMPLETE", "tasks/" + queued, "tasks/" + dead, "tasks/" + done,
 		"overview", "queues", "hosts", "hosts?limit=1", "schedules", "openapi.json",
@@ -59,12 +59,29 @@ func TestEveryRouteAnswersAsTheDocumentHasIt(t *testing.T) {
 	}
 	g.ask(http.MethodPost, "tasks/"+done+"/redeliver", http.StatusConflict) // its result is not kept
 	g.ask(http.MethodPost, "tasks/"+done+"/cancel", http.StatusConflict)
-	g.ask(http.MethodPost, "tasks/"+queued+"/purge", http.StatusConflict)
-	g.ask(http.MethodPost, "tasks/"+done+"/purge", http.StatusNoContent)
+	g.askRaw(http.MethodGet, "tasks/"+dead+"/result", http.StatusOK)
+	g.askRaw(http.MethodGet, "tasks/"+done+"/result", http.StatusNotFound)
+	g.askRaw(http.MethodGet, "tasks/"+dead+"/callback", http.StatusOK)
+	g.askRaw(http.MethodGet, "tasks/"+dead+"/callback?raw=true", http.StatusOK)
+	g.askRaw(http.MethodGet, "tasks/"+queued+"/callback", http.StatusNotFound)
+	g.askRaw(http.MethodGet, "tasks/"+dead+"/attempts", http.StatusOK)
+	g.ask(http.MethodPost, "queues/q/pause", http.StatusOK)
+	g.ask(http.MethodPost, "queues/q/resume", http.StatusOK)
+	g.ask(http.MethodPost, "queues/none/pause", http.StatusNotFound)
+	g.ask(http.MethodPost, "hosts/c.example:443/pause", http.StatusOK)
+	g.ask(http.MethodPost, "hosts/c.example:443/resume", http.StatusOK)
+	g.ask(http.MethodPost, "hosts/c.example/pause", http.StatusBadRequest)
+	g.ask(http.MethodPost, "schedules/new/run", http.StatusAccepted)
+	g.ask(http.MethodPost, "schedules/none/run", http.StatusNotFound)
+	g.ask(http.MethodPost, "tasks/"+delivering+"/retry", http.StatusAccepted)
+	g.ask(http.MethodPost, "tasks/"+delivering+"/stop", http.StatusAccepted)
+	g.ask(http.MethodPost, "tasks/"+delivering+"/stop", http.StatusConflict)
+	g.ask(http.MethodDelete, "tasks/"+queued, http.StatusConflict)
+	g.ask(http.MethodDelete, "tasks/"+done, http.StatusNoContent)
 	g.ask(http.MethodGet, "tasks/"+done, http.StatusNotFound)
 	g.ask(http.MethodPost, "tasks/"+dead+"/redeliver", http.StatusAccepted)
 	g.ask(http.MethodPost, "tasks/"+queued+"/cancel", http.StatusAccepted)
-	for _, path := range []string{"redeliver", "cancel", "purge"} {
+	for _, path := range []string{"tasks/retry", "tasks/stop", "tasks/redeliver", "tasks/cancel", "tasks/delete"} {
 		g.ask(http.MethodPost, path+"?queue=other", http.StatusOK)
 		g.ask(http.MethodPost, path, http.StatusBadRequest)
 	}
@@ -74,6 +91,9 @@ func TestEveryRouteAnswersAsTheDocumentHasIt(t *testing.T) {
 	for _, rt := range routes {
 		if rt.pattern != "openapi.json" && rt.pattern != "events" && rt.pattern != "overview" {
 			path := strings.ReplaceAll(rt.pattern, "{id}", queued)
+			if strings.HasPrefix(path, "hosts/") {
+				path = strings.ReplaceAll(rt.pattern, "{id}", "c.example:443")
+			}
 			if slices.Contains(rt.params, "state") && rt.method == http.MethodPost {
 				path += "?queue=q"
 			}
@@ -96,9 +116,12 @@ func TestWhatIsAskedWrongIsRefusedByName(t *testing.T) {
 		"tasks?newer_than=-1h":       "-1h",
 		"tasks?newer_than=NaNd":      "NaNd",
 		"tasks?older_than=1e9d":      "1e9d",
-		"tasks?cursor=%00%27":        "cursor",
+		"tasks?before=yesterday":     "yesterday",
+		"tasks?last_status_code=ok":  "last_status_code",
+		"tasks?id=a*":                "id",
+		"tasks?after=%00%27":        "after",
 
-		"tasks?cursor=" + strings.Repeat("a", 10_000): "cursor",
+		"tasks?after=" + strings.Repeat("a", 10_000): "after",
 		"tasks?queue=a&queue=b":                       "twice",
 		"tasks?%zz":                                   "query",
 		"overview?x=1":                                "none",
@@ -110,12 +133,13 @@ func TestWhatIsAskedWrongIsRefusedByName(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]string{
-		"redeliver":              "no filter",
-		"redeliver?queue=":       "no filter",
-		"redeliver?state=queued": "queued",
-		"cancel?state=dead":      "dead",
-		"purge?state=running":    "running",
-		"purge?limit=5":          "limit",
+		"tasks/redeliver":              "no filter",
+		"tasks/redeliver?queue=":       "no filter",
+		"tasks/redeliver?state=queued": "queued",
+		"tasks/cancel?state=dead":      "dead",
+		"tasks/delete?state=running":   "running",
+		"tasks/delete?limit=5":         "limit",
+		"tasks/delete?dry_run=1":       "dry_run",
 	} {
 		detail := g.ask(http.MethodPost, path, http.StatusBadRequest)["detail"].(string)
 		if !strings.Contains(detail, want) {
@@ -141,7 +165,7 @@ func TestListsTellNothingOfRequestsResultsOrAnswers(t *testing.T) {
 	}
 	for _, path := range []string{"tasks", "overview", "queues", "hosts", "schedules"} {
 		body := g.askRaw(http.MethodGet, path, http.StatusOK)
-		for _, secret := range []string{"geheim", "hook", "token", "/run", "answer"} {
+		for _, secret := range []string{"geheim", "hook", "token", "key", "<b>"} {
 			if bytes.Contains(body, []byte(secret)) {
 				t.Errorf("%s tells %s: %s", path, secret, body)
 			}
@@ -206,7 +230,7 @@ func TestAllThatMatchAreChangedInBoundedSteps(t *testing.T) {
 	}
 	matched, changed, calls := 0, 0, 0
 	for next := ""; ; calls++ {
-		part := g.ask(http.MethodPost, "cancel?queue=q&cursor="+next, http.StatusOK)
+		part := g.ask(http.MethodPost, "tasks/cancel?queue=q&after="+next, http.StatusOK)
 		matched += int(part["matched"].(float64))
 		changed += int(part["changed"].(float64))
 		if part["matched"].(float64) > bulkMatched+bulkPage {
@@ -230,7 +254,7 @@ func TestWhatCannotBeChangedIsCountedWithAReason(t *testing.T) {
 	g := newGateway(t)
 	kept := g.finish(task.Done, func(r *task.Record) { r.Queue = "q" })
 	g.finish(task.Done, nil)
-	part := g.ask(http.MethodPost, "redeliver?state=done", http.StatusOK)
+	part := g.ask(http.MethodPost, "tasks/redeliver?state=done", http.StatusOK)
 	if part["matched"] != 2.0 || part["changed"] != 1.0 || part["failed"] != 1.0 || !strings.Contains(fmt.Sprint(part["reason"]), "not kept") {
 		t.Errorf("it says %v", part)
 	}
@@ -259,7 +283,7 @@ func TestRedeliveringAllRepeatsNoDeliveredCallback(t *testing.T) {
 			g := newGateway(t)
 			ofQueue := func(r *task.Record) { r.Queue = "q" }
 			dead, done := g.finish(task.Dead, ofQueue), g.finish(task.Done, ofQueue)
-			part := g.ask(http.MethodPost, "redeliver?"+tt.query, http.StatusOK)
+			part := g.ask(http.MethodPost, "tasks/redeliver?"+tt.query, http.StatusOK)
 			if want := float64(tt.dead + tt.done); part["matched"] != want || part["changed"] != want {
 				t.Errorf("it says %v; expected %v", part, want)
 			}
@@ -282,7 +306,7 @@ func TestNoOtherSiteChangesAnything(t *testing.T) {
 		{"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"}, {"Origin", "https://evil.example"}, {"Origin", "null"},
 	} {
 		g.ask(http.MethodPost, "tasks/"+id+"/cancel", http.StatusForbidden, header...)
-		g.ask(http.MethodPost, "cancel?queue=q", http.StatusForbidden, header...)
+		g.ask(http.MethodPost, "tasks/cancel?queue=q", http.StatusForbidden, header...)
 	}
 	g.ask(http.MethodPost, "tasks/"+id+"/cancel", http.StatusAccepted, "Sec-Fetch-Site", "same-origin")
 }

@@ -33,7 +33,7 @@ func (in *Inbox) stream(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Accel-Buffering", "no") // nginx would collect events before it passes them on
 	quiet := time.NewTicker(keepAlive)
 	defer quiet.Stop()
-	err := send(w, "retry: 3000\n\n")
+	err := writeStream(w, "retry: 3000\n\n")
 	here, at := scopeOf(r), positionOf(r)
 	for err == nil && !in.isClosed() {
 		c, next, changed := in.memory.next(here, at)
@@ -46,7 +46,7 @@ func (in *Inbox) stream(w http.ResponseWriter, r *http.Request) {
 			select {
 			case <-changed:
 			case <-quiet.C:
-				err = send(w, ": still here\n\n")
+				err = writeStream(w, ": still here\n\n")
 			case <-r.Context().Done():
 				return
 			case <-in.closed:
@@ -71,10 +71,10 @@ func sendEvent(w http.ResponseWriter, event string, id position, data any) error
 	if err != nil {
 		return fmt.Errorf("encoding an event: %w", err)
 	}
-	return send(w, fmt.Sprintf("event: %s\nid: %s\ndata: %s\n\n", event, id, encoded))
+	return writeStream(w, fmt.Sprintf("event: %s\nid: %s\ndata: %s\n\n", event, id, encoded))
 }
 
-func send(w http.ResponseWriter, event string) error {
+func writeStream(w http.ResponseWriter, event string) error {
 	if _, err := w.Write([]byte(event)); err != nil {
 		return err
 	}

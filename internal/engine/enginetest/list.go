@@ -52,7 +52,11 @@ func arbitrary(r *rand.Rand, at time.Time) *task.Record {
 		rec.Queue = "a"
 	}
 	if rec.Queue != "" {
-		rec.Request = &task.Request{Method: "POST", URI: pick(r, "/jobs/1?x=y", "/jobs/2", "/uploads/x")}
+		rec.Request = &task.Request{Method: pick(r, "POST", "PUT"), URI: pick(r, "/jobs/1?x=y", "/jobs/2", "/uploads/x")}
+		rec.Route = rec.Queue
+	} else {
+		rec.RequestMethod, rec.RequestPath, rec.Route = pick(r, "POST", "GET"), pick(r, "/jobs/1", "/site"), "site"
+		rec.RequestSize = 3
 	}
 	if rec.State != task.Done || r.IntN(4) > 0 {
 		rec.CallbackHost = pick(r, "a.example:443", "a.example:8443", "b.example:443", "[2001:db8::1]:443")
@@ -73,7 +77,8 @@ func arbitrary(r *rand.Rand, at time.Time) *task.Record {
 		rec.Result = &task.Result{ContentType: "text/plain", Size: n, Kept: n}
 	}
 	for range r.IntN(3) {
-		rec.AddAttempt(task.Attempt{At: at, StatusCode: 500, Error: pick(r, "", "no such host", "connection reset")})
+		rec.AddAttempt(task.Attempt{At: at, StatusCode: pick(r, 500, 503), Error: pick(r, "", "no such host", "connection reset")})
+		rec.AddTrace(task.Trace{At: at, RemoteAddr: "192.0.2.1:443", Sent: [][2]string{{"Accept", "*/*"}}})
 	}
 	switch {
 	case rec.State == task.Delivering && rec.Tries > 0:
@@ -128,7 +133,9 @@ func matches(f engine.Filter, rec *task.Record) bool {
 		(f.Host == "" || f.Host == rec.CallbackHost || f.Host == hostOf(rec.CallbackHost)) &&
 		(f.Before.IsZero() || rec.CreatedAt.Before(f.Before)) && (f.After.IsZero() || !rec.CreatedAt.Before(f.After)) &&
 		strings.HasPrefix(rec.ID, f.IDPrefix) && pathHas(rec, f.Path) &&
-		(f.Error == "" || strings.Contains(errorsOf(rec), f.Error))
+		(f.LastError == "" || strings.Contains(errorsOf(rec), f.LastError)) &&
+		(f.LastStatusCode == 0 || len(rec.Attempts) > 0 && rec.Attempts[len(rec.Attempts)-1].StatusCode == f.LastStatusCode) &&
+		(f.Route == "" || f.Route == rec.Route) && (f.Method == "" || f.Method == methodOf(rec))
 }
 
 func hostOf(hostport string) string {
@@ -147,11 +154,18 @@ func errorsOf(rec *task.Record) string {
 	return rec.Error
 }
 
-func pathHas(rec *task.Record, part string) bool {
-	if rec.Request == nil {
-		return part == ""
+func methodOf(rec *task.Record) string {
+	if rec.Request != nil {
+		return rec.Request.Method
 	}
-	path, _, _ := strings.Cut(rec.Request.URI, "?")
+	return rec.RequestMethod
+}
+
+func pathHas(rec *task.Record, part string) bool {
+	path := rec.RequestPath
+	if rec.Request != nil {
+		path, _, _ = strings.Cut(rec.Request.URI, "?")
+	}
 	return strings.Contains(path, part)
 }
 
@@ -184,7 +198,16 @@ func arbitraryFilter(r *rand.Rand, recs []*task.Record) (f engine.Filter) {
 		f.Path = pick(r, "jobs", "/jobs/1", "uploads/", "nothing")
 	}
 	if some() {
-		f.Error = pick(r, "refused", "connection", "no such host", "nothing")
+		f.LastError = pick(r, "refused", "connection", "no such host", "nothing")
+	}
+	if some() {
+		f.LastStatusCode = pick(r, 500, 503, 404)
+	}
+	if some() {
+		f.Route = pick(r, "a", "site", "nothing")
+	}
+	if some() {
+		f.Method = pick(r, "POST", "PUT", "get")
 	}
 	return f
 }

@@ -64,7 +64,7 @@ func (e *Engine) List(ctx context.Context, f engine.Filter, after engine.Cursor,
 		at = &parsed
 	}
 	page := new(engine.Page)
-	needsRecord := f.Path != "" || f.Error != ""
+	needsRecord := f.NeedsRecord()
 	deadline := time.Now().Add(listTime)
 	for at != nil && len(page.Tasks) < limit {
 		want := limit - len(page.Tasks)
@@ -78,7 +78,7 @@ func (e *Engine) List(ctx context.Context, f engine.Filter, after engine.Cursor,
 			return nil, fmt.Errorf("listing tasks: %w", err)
 		}
 		for i, rec := range recs {
-			if rec == nil || !matchesText(&f, rec) {
+			if rec == nil || !f.Match(rec) {
 				continue
 			}
 			if page.Tasks = append(page.Tasks, rec); len(page.Tasks) == limit && i < len(recs)-1 {
@@ -146,25 +146,6 @@ func isHost(hostPort, host string) bool {
 	}
 	i := strings.LastIndexByte(hostPort, ':')
 	return i >= 0 && (hostPort[:i] == host || strings.Trim(hostPort[:i], "[]") == host)
-}
-
-// matchesText says whether a task is meant, by the parts of a filter that need its
-// record.
-func matchesText(f *engine.Filter, rec *task.Record) bool {
-	if f.Path != "" {
-		if rec.Request == nil {
-			return false
-		}
-		path, _, _ := strings.Cut(rec.Request.URI, "?")
-		if !strings.Contains(path, f.Path) {
-			return false
-		}
-	}
-	if f.Error == "" || strings.Contains(rec.Error, f.Error) {
-		return true
-	}
-	n := len(rec.Attempts)
-	return n > 0 && strings.Contains(rec.Attempts[n-1].Error, f.Error)
 }
 
 // loadAll loads tasks; nil for those that are gone.

@@ -306,18 +306,8 @@ func (l *lister) consider(seq int64) error {
 	if err != nil {
 		return err
 	}
-	if f.Path != "" && (rec.Request == nil || !strings.Contains(path(rec.Request), f.Path)) {
-		return nil
+	if f.Match(rec) {
+		l.page.Tasks = append(l.page.Tasks, rec)
 	}
-	if f.Error != "" && !strings.Contains(rec.Error, f.Error) &&
-		(len(rec.Attempts) == 0 || !strings.Contains(rec.Attempts[len(rec.Attempts)-1].Error, f.Error)) {
-		return nil
-	}
-	l.page.Tasks = append(l.page.Tasks, rec)
 	return nil
-}
-
-func path(r *task.Request) string {
-	p, _, _ := strings.Cut(r.URI, "?")
-	return p
 }

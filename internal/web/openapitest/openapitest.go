@@ -87,10 +87,13 @@ func (d *Document) Check(method, path string, resp *http.Response, body []byte) 
 // operation finds what the document has for a request.
 func (d *Document) operation(method, path string) map[string]any {
 	path, _, _ = strings.Cut("/"+strings.TrimPrefix(path, "/"), "?")
+	if item := object(object(d.root["paths"])[path]); item != nil {
+		return object(item[strings.ToLower(method)])
+	}
 	for template, item := range object(d.root["paths"]) {
 		before, after, hasID := strings.Cut(template, "{id}")
-		if path != template && (!hasID || !strings.HasPrefix(path, before) || !strings.HasSuffix(path, after) ||
-			len(path) <= len(before)+len(after) || strings.Contains(path[len(before):len(path)-len(after)], "/")) {
+		if !hasID || !strings.HasPrefix(path, before) || !strings.HasSuffix(path, after) ||
+			len(path) <= len(before)+len(after) || strings.Contains(path[len(before):len(path)-len(after)], "/") {
 			continue
 		}
 		return object(object(item)[strings.ToLower(method)])

@@ -1,0 +1,217 @@
+package send
+
+import (
+	"context"
+	"crypto/tls"
+	"math"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/encode"
+	"github.com/caddy-callback/caddy-callback/internal/profile"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// trace learns of an attempt what operators see of it, and tells a quietConn when
+// it is in use. Its hooks can run at once, and after the attempt: a transport goes
+// on connecting.
+type trace struct {
+	used atomic.Pointer[quietConn]
+
+	mu                   sync.Mutex
+	addr                 string // of the receiver; empty until there is a connection
+	dns, connect, secure span
+	ready, answered      time.Time
+}
+
+// span is from the first beginning to the last end: several addresses may be tried.
+type span struct{ begin, end time.Time }
+
+func (s *span) started() {
+	if s.begin.IsZero() {
+		s.begin = time.Now()
+	}
+}
+
+func (s *span) took() float64 {
+	if s.begin.IsZero() || s.end.Before(s.begin) {
+		return 0
+	}
+	return milliseconds(s.end.Sub(s.begin))
+}
+
+func milliseconds(d time.Duration) float64 {
+	return math.Round(float64(d)/float64(time.Millisecond)*100) / 100
+}
+
+// locked runs f with the lock held.
+func (t *trace) locked(f func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f()
+}
+
+func (t *trace) hooks() *httptrace.ClientTrace {
+	return &httptrace.ClientTrace{
+		DNSStart:             func(httptrace.DNSStartInfo) { t.locked(t.dns.started) },
+		DNSDone:              func(httptrace.DNSDoneInfo) { t.locked(func() { t.dns.end = time.Now() }) },
+		ConnectStart:         func(string, string) { t.locked(t.connect.started) },
+		ConnectDone:          func(string, string, error) { t.locked(func() { t.connect.end = time.Now() }) },
+		TLSHandshakeStart:    func() { t.locked(t.secure.started) },
+		TLSHandshakeDone:     func(tls.ConnectionState, error) { t.locked(func() { t.secure.end = time.Now() }) },
+		GotFirstResponseByte: func() { t.locked(func() { t.answered = time.Now() }) },
+		GotConn: func(info httptrace.GotConnInfo) {
+			t.locked(func() {
+				t.ready, t.addr = time.Now(), info.Conn.RemoteAddr().String()
+			})
+			if conn, ok := info.Conn.(*quietConn); ok {
+				conn.requests.Add(1)
+				t.used.Store(conn)
+			}
+		},
+		PutIdleConn: func(error) {
+			if conn := t.used.Swap(nil); conn != nil {
+				conn.requests.Add(-1)
+			}
+		},
+	}
+}
+
+// shaking tells the trace of a request that a TLS handshake begins, and returns what
+// tells it of the end. net/http does so only for handshakes of its own.
+func shaking(ctx context.Context) (done func()) {
+	t := httptrace.ContextClientTrace(ctx)
+	if t == nil || t.TLSHandshakeStart == nil {
+		return func() {}
+	}
+	t.TLSHandshakeStart()
+	return func() { t.TLSHandshakeDone(tls.ConnectionState{}, nil) }
+}
+
+// record returns what is kept of the attempt that began at a time.
+func (t *trace) record(at time.Time) task.Trace {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	answer := span{t.ready, t.answered}
+	return task.Trace{
+		At: at, RemoteAddr: t.addr, DNS: t.dns.took(), Connect: t.connect.took(), TLS: t.secure.took(), FirstByte: answer.took(),
+	}
+}
+
+const (
+	// masked stands for a value that may be a secret.
+	masked = "[masked]"
+	// maxKept and maxValue bound the headers that are kept of a request or an answer,
+	// and each value, in bytes: a receiver would fill the store with its own.
+	maxKept  = 2 << 10
+	maxValue = 512
+	// minSecret is the length from which on a value is looked for in what receivers
+	// answer. Shorter ones are in any text.
+	minSecret = 6
+)
+
+// mask hides the secrets of a callback: values of the operator's headers, which hold
+// credentials, the query of its URL, and signatures.
+type mask struct {
+	names    map[string]bool // of the headers that the operator has set
+	replacer *strings.Replacer
+}
+
+// newMask returns the mask of a task's callback. sent are the headers of a request.
+func newMask(rec *task.Record, sent http.Header) *mask {
+	m := &mask{names: make(map[string]bool)}
+	secrets := make([]string, 0, 2*len(rec.Callback.Header)+4)
+	for _, field := range rec.Callback.Header {
+		m.names[http.CanonicalHeaderKey(field[0])] = true
+		secrets = append(secrets, field[1])
+		if _, credentials, ok := strings.Cut(field[1], " "); ok {
+			secrets = append(secrets, credentials) // Bearer …
+		}
+	}
+	for name, values := range sent {
+		if isSecret(name) {
+			secrets = append(secrets, values...)
+		}
+	}
+	if u, err := url.Parse(rec.Callback.URL); err == nil {
+		secrets = append(secrets, u.RawQuery)
+		for _, values := range u.Query() {
+			secrets = append(secrets, values...)
+		}
+		if password, ok := u.User.Password(); ok {
+			secrets = append(secrets, password)
+		}
+	}
+	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) }) // the longest that matches
+	var pairs []string
+	for _, secret := range slices.Compact(secrets) {
+		if len(secret) >= minSecret {
+			pairs = append(pairs, secret, masked)
+		}
+	}
+	m.replacer = strings.NewReplacer(pairs...)
+	return m
+}
+
+// isSecret reports whether a header with this name holds credentials or a signature.
+func isSecret(name string) bool {
+	name = strings.ToLower(name)
+	for _, part := range []string{"authorization", "authenticat", "cookie", "signature", "token", "secret", "api-key", "apikey", "password"} {
+		if strings.Contains(name, part) {
+			return true
+		}
+	}
+	return false
+}
+
+// text hides secrets that a receiver has sent back.
+func (m *mask) text(s string) string { return m.replacer.Replace(s) }
+
+// headers returns headers as they are kept: sorted by name, secrets masked, at most
+// maxKept bytes.
+func (m *mask) headers(h http.Header) (kept [][2]string) {
+	names := make([]string, 0, len(h))
+	for name := range h {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	size := 0
+	for _, name := range names {
+		for _, value := range h[name] {
+			if value = m.text(excerpt([]byte(value))); m.names[name] || isSecret(name) {
+				value = masked
+			}
+			value = strings.ToValidUTF8(value[:min(len(value), maxValue)], "")
+			if size += len(name) + len(value); size > maxKept {
+				return kept
+			}
+			kept = append(kept, [2]string{name, value})
+		}
+	}
+	return kept
+}
+
+// Preview returns the headers of the next attempt as an operator may see them,
+// without its signatures.
+func Preview(rec *task.Record, body *encode.Body) [][2]string {
+	h := make(http.Header)
+	setHeader(h, rec, &body.Head, "")
+	profile.Of(rec.Callback.Profile).SetHeader(h, rec, time.Now().UTC())
+	return newMask(rec, nil).headers(h)
+}
+
+// PublicURL returns a URL without its userinfo and query, which may hold secrets.
+func PublicURL(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return ""
+	}
+	u.User, u.RawQuery, u.ForceQuery, u.Fragment, u.RawFragment = nil, "", false, "", ""
+	return u.String()
+}

@@ -1,0 +1,87 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+)
+
+// pausing pauses a queue, or goes on with it.
+func (a *API) pausing(c *call, paused bool) (int, any, error) {
+	e, leave, err := a.config.Open()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer leave()
+	list, err := a.allQueues(c.r.Context(), e)
+	if err != nil {
+		return 0, nil, err
+	}
+	if !slices.ContainsFunc(list, func(q Queue) bool { return q.Name == c.id }) {
+		return 0, nil, &apiError{http.StatusNotFound, "there is no such queue"}
+	}
+	return c.pause(e, engine.Target{Queue: c.id}, paused)
+}
+
+func (a *API) pauseQueue(c *call) (int, any, error)  { return a.pausing(c, true) }
+func (a *API) resumeQueue(c *call) (int, any, error) { return a.pausing(c, false) }
+
+// pausingHost pauses the deliveries to a host, or goes on with them. The host need
+// not be known: a receiver can be paused before its first callback.
+func (a *API) pausingHost(c *call, paused bool) (int, any, error) {
+	host := strings.ToLower(c.id)
+	name, port, err := net.SplitHostPort(host)
+	if err != nil || name == "" || port == "" || len(host) > maxHost {
+		return 0, nil, badRequest("%.300q is not a host with its port, such as c.example:443", c.id)
+	}
+	e, leave, err := a.config.Open()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer leave()
+	return c.pause(e, engine.Target{Host: host}, paused)
+}
+
+// maxHost is longer than any host name with its port, in bytes.
+const maxHost = 300
+
+func (a *API) pauseHost(c *call) (int, any, error)  { return a.pausingHost(c, true) }
+func (a *API) resumeHost(c *call) (int, any, error) { return a.pausingHost(c, false) }
+
+func (c *call) pause(e engine.Engine, t engine.Target, paused bool) (int, any, error) {
+	if err := e.Pause(context.WithoutCancel(c.r.Context()), t, paused); err != nil {
+		return 0, nil, err
+	}
+	return http.StatusOK, map[string]any{"name": t.Queue + t.Host, "paused": paused}, nil
+}
+
+// runSchedule puts a task of a schedule into its queue now. Its next run stays.
+func (a *API) runSchedule(c *call) (int, any, error) {
+	e, leave, err := a.config.Open()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer leave()
+	list, err := a.config.Schedules()
+	if err != nil {
+		return 0, nil, err
+	}
+	if !slices.ContainsFunc(list, func(s Schedule) bool { return s.ID == c.id }) || a.config.Run == nil {
+		return 0, nil, &apiError{http.StatusNotFound, "there is no such schedule"}
+	}
+	id, created, err := a.config.Run(context.WithoutCancel(c.r.Context()), e, c.id)
+	switch {
+	case errors.Is(err, engine.ErrTooLarge):
+		return 0, nil, &apiError{http.StatusConflict, "the schedule's request is too large to be stored"}
+	case err != nil:
+		return 0, nil, err
+	case !created:
+		return 0, nil, &apiError{http.StatusConflict, "an earlier run still waits: task " + id}
+	}
+	return http.StatusAccepted, map[string]string{"task_id": id}, nil
+}
