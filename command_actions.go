@@ -96,7 +96,11 @@ func (f *actionFlags) run(cmd *cobra.Command, ids []string) error {
 	}
 	code := 0
 	for _, id := range ids {
-		err := client.do(http.MethodPost, "tasks/"+taskSegment(id)+"/"+f.path, nil, nil)
+		method, path := http.MethodPost, "tasks/"+taskSegment(id)+"/"+f.path
+		if f.path == "purge" {
+			method, path = http.MethodDelete, "tasks/"+taskSegment(id)
+		}
+		err := client.do(method, path, nil, nil)
 		switch {
 		case err != nil:
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", web.TerminalText(id), web.TerminalText(err.Error()))
@@ -133,9 +137,13 @@ func (a *actedOn) isOurs() bool { return a.Matched >= 0 }
 // doAll asks until all that match have been seen.
 func (f *actionFlags) doAll(cmd *cobra.Command, client *adminClient, query url.Values) error {
 	var total actedOn
+	path := "tasks/" + f.path
+	if f.path == "purge" {
+		path = "tasks/delete"
+	}
 	for {
 		part := actedOn{Matched: -1} // until the answer says how many
-		if err := client.do(http.MethodPost, f.path, query, &part); err != nil {
+		if err := client.do(http.MethodPost, path, query, &part); err != nil {
 			if total.Matched > 0 {
 				fmt.Fprintf(cmd.ErrOrStderr(), "before that, %d tasks of %d were changed\n", total.Changed, total.Matched)
 			}
@@ -150,7 +158,7 @@ func (f *actionFlags) doAll(cmd *cobra.Command, client *adminClient, query url.V
 		if part.Next == "" {
 			break
 		}
-		query.Set("cursor", part.Next)
+		query.Set("after", part.Next)
 	}
 	if f.admin.json {
 		_ = json.NewEncoder(cmd.OutOrStdout()).Encode(total) // what is done is done, heard or not

@@ -103,7 +103,7 @@ func (f *tasksFlags) run(cmd *cobra.Command) error {
 		if page.Next == "" {
 			break
 		}
-		query.Set("cursor", page.Next)
+		query.Set("after", page.Next)
 		if !f.all && listed >= f.limit && !f.admin.json {
 			fmt.Fprintln(cmd.ErrOrStderr(), "there are more; --limit or --all lists them")
 		}

@@ -266,6 +266,7 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 	rec := &task.Record{
 		Task:  task.Task{ID: id.String(), CreatedAt: now, StartedAt: now, CallbackHost: host},
 		Route: h.route, Callback: callback, CallbackDomain: quotaDomain(callback, host), Span: spanOf(r.Context()),
+		RequestMethod: r.Method, RequestPath: pathForOperators(r), RequestSize: max(0, r.ContentLength),
 	}
 	set := settings{timeout: time.Duration(h.Timeout), taskHeader: h.TaskHeader, kept: capture.ResponseOptions{
 		Limit: h.MaxResult, AsSent: h.Format == formatRaw, KeepHeader: profile.Of(h.Profile).Traits().KeepHeader,
@@ -280,6 +281,16 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 	x.lease.OnLost(x.supersede)
 	h.app.metrics.taskAccepted(1)
 	return x, nil
+}
+
+// maxPathKept bounds what a client makes the store keep of each request, in bytes.
+const maxPathKept = 2048
+
+// pathForOperators returns the path as the client wrote it. The query may hold a
+// secret.
+func pathForOperators(r *http.Request) string {
+	path, _, _ := strings.Cut(r.RequestURI, "?")
+	return path[:min(len(path), maxPathKept)]
 }
 
 // taskHeaderOf returns the header of the ID of the task that the request belongs

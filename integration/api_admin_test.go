@@ -32,7 +32,7 @@ func TestTheDashboardIsWhereverItIsMounted(t *testing.T) {
 		a.ask(http.MethodGet, "tasks", http.StatusOK, nil)
 		a.ask(http.MethodGet, "overview", http.StatusOK, nil)
 		a.ask(http.MethodGet, "nothing", http.StatusNotFound, nil)
-		a.ask(http.MethodPost, "purge?state=done", http.StatusOK, nil)
+		a.ask(http.MethodPost, "tasks/delete?state=done", http.StatusOK, nil)
 	}
 	if resp, text := g.Do(http.MethodGet, "/", ""); text != "ok" {
 		t.Errorf("beside it: %s %s", resp.Status, text)
@@ -48,7 +48,7 @@ func TestAnotherSiteCannotUseTheDashboardOrTheAdminEndpoint(t *testing.T) {
 			{"Origin", "https://evil.example"},
 			{"Origin", "null", "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate"},
 		} {
-			resp, text, err := gatewaytest.Send(http.MethodPost, base+"purge?state=done", nil, header...)
+			resp, text, err := gatewaytest.Send(http.MethodPost, base+"tasks/delete?state=done", nil, header...)
 			if err != nil || resp.StatusCode != http.StatusForbidden && resp.StatusCode != http.StatusBadRequest {
 				t.Errorf("%s with %v: %v %v %s", base, header, err, resp, text)
 			}
@@ -187,7 +187,7 @@ func TestTasksOfBothNodesOfAClusterAreListed(t *testing.T) {
 	}
 	answer.Store(http.StatusOK)
 	var o outcome
-	adminAPI(t, nodes[0]).ask(http.MethodPost, "redeliver?state=dead", http.StatusOK, &o)
+	adminAPI(t, nodes[0]).ask(http.MethodPost, "tasks/redeliver?state=dead", http.StatusOK, &o)
 	if o.Changed != len(ids) {
 		t.Errorf("it says %+v", o)
 	}

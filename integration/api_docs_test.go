@@ -30,7 +30,7 @@ func TestTheCommandsInTheDocsOfTheAPIAreAnswered(t *testing.T) {
 	}
 	// The JSON beside them is what the API's own document describes.
 	a := adminAPI(t, g)
-	for _, want := range []string{"GET /tasks", "POST /redeliver", "GET /events"} {
+	for _, want := range []string{"GET /tasks", "POST /tasks/redeliver", "GET /events"} {
 		if a.doc.Operations()[want] == nil {
 			t.Errorf("the document has no %s", want)
 		}

@@ -80,7 +80,7 @@ func (a *api) all(query string) (ids []string) {
 	a.t.Helper()
 	for next := ""; ; {
 		var p page
-		a.ask(http.MethodGet, "tasks?"+query+"&cursor="+url.QueryEscape(next), http.StatusOK, &p)
+		a.ask(http.MethodGet, "tasks?"+query+"&after="+url.QueryEscape(next), http.StatusOK, &p)
 		for _, doc := range p.Tasks {
 			ids = append(ids, doc.ID)
 		}
@@ -167,8 +167,8 @@ func TestAnOperatorRedeliversWhatIsDead(t *testing.T) {
 	a.ask(http.MethodPost, "tasks/"+id+"/redeliver", http.StatusAccepted, nil)
 	rcv.Next(t)
 	a.inState(id, task.Done)
-	a.ask(http.MethodPost, "tasks/"+id+"/purge", http.StatusNoContent, nil)
-	a.ask(http.MethodPost, "tasks/"+id+"/purge", http.StatusNotFound, nil)
+	a.ask(http.MethodDelete, "tasks/"+id, http.StatusNoContent, nil)
+	a.ask(http.MethodDelete, "tasks/"+id, http.StatusNotFound, nil)
 	if got := a.all(""); len(got) != 0 {
 		t.Errorf("there are %v", got)
 	}
@@ -194,7 +194,7 @@ func TestARedeliverySurvivesAKill(t *testing.T) {
 	g.Start()
 	answer.Store(http.StatusOK)
 	var o outcome
-	a.ask(http.MethodPost, "redeliver?host=127.0.0.1", http.StatusOK, &o)
+	a.ask(http.MethodPost, "tasks/redeliver?host=127.0.0.1", http.StatusOK, &o)
 	g.Kill()
 	g.Start()
 	if o.Matched != n || o.Changed != n {
@@ -280,7 +280,7 @@ func TestPagesHaveEveryTaskOnceWhileOthersArrive(t *testing.T) {
 	var total outcome
 	for next := ""; ; next = total.Next {
 		var part outcome
-		a.ask(http.MethodPost, "cancel?queue=q&cursor="+url.QueryEscape(next), http.StatusOK, &part)
+		a.ask(http.MethodPost, "tasks/cancel?queue=q&after="+url.QueryEscape(next), http.StatusOK, &part)
 		total.Matched, total.Changed, total.Failed = total.Matched+part.Matched, total.Changed+part.Changed, total.Failed+part.Failed
 		total.Reason, total.Next = part.Reason, part.Next
 		if total.Next == "" {

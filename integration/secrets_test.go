@@ -94,6 +94,11 @@ func TestNoSecretIsInLogsErrorsAndWhatOperatorsSee(t *testing.T) {
 			}
 		case "/never":
 			w.WriteHeader(http.StatusInternalServerError)
+		case "/mirror": // sends all back that it got, but the body
+			w.Header().Set("X-Mirror", r.URL.String()+" "+r.Header.Get("X-Token"))
+			w.Header().Set("Set-Cookie", "id=planted-set-cookie")
+			w.WriteHeader(http.StatusInternalServerError)
+			_, _ = fmt.Fprint(w, r.URL, r.Header)
 		}
 	})
 	echo := echoing(t)
@@ -136,6 +141,7 @@ func TestNoSecretIsInLogsErrorsAndWhatOperatorsSee(t *testing.T) {
 	task("retry", "/", answers.URL+"/again"+query)
 	task("gone", "/", answers.URL+"/gone"+query)
 	task("given up", "/", answers.URL+"/never"+query)
+	task("sent back", "/", answers.URL+"/mirror"+query)
 	task("no HTTP", "/", echo+"/echo"+query)
 	task("nobody there", "/", "http://"+gatewaytest.FreeAddr(t)+"/hook"+query)
 	task("refused when it is called", "/", "http://refused.invalid/hook"+query)
@@ -194,11 +200,20 @@ func lookAtWhatOperatorsSee(t *testing.T, g *gatewaytest.Gateway, ids map[string
 		g.URL("/q/" + ids["success"]), // of no queue: it is not found
 	}
 	for _, api := range []string{admin + "/callback", g.URL("/dashboard/api")} {
-		for _, path := range []string{"/tasks", "/tasks?state=dead", "/overview", "/queues", "/hosts", "/schedules", "/tasks?cursor=planted"} {
+		for _, path := range []string{"/tasks", "/tasks?state=dead", "/overview", "/queues", "/hosts", "/schedules", "/tasks?after=planted"} {
 			urls = append(urls, api+path)
 		}
 		for _, id := range ids {
-			urls = append(urls, api+"/tasks/"+id)
+			urls = append(urls, api+"/tasks/"+id, api+"/tasks/"+id+"/attempts")
+			_, text, err := gatewaytest.Send(http.MethodGet, api+"/tasks/"+id+"/callback", http.NoBody)
+			var callback struct {
+				URL     string
+				Headers [][2]string
+			}
+			if err != nil || json.Unmarshal([]byte(text), &callback) != nil || len(callback.Headers) == 0 {
+				t.Errorf("the callback of %s is %s: %v", id, text, err)
+			}
+			wantNoSecrets(t, "a callback's URL and headers", fmt.Sprint(callback))
 		}
 	}
 	found := 0

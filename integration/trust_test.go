@@ -262,7 +262,7 @@ func TestCanceledTasksAreCounted(t *testing.T) {
 		t.Fatalf("canceling: %d", got)
 	}
 	a.ask(http.MethodPost, "tasks/"+third+"/cancel", http.StatusAccepted, nil)
-	a.ask(http.MethodPost, "cancel?state=running", http.StatusOK, nil)
+	a.ask(http.MethodPost, "tasks/cancel?state=running", http.StatusOK, nil)
 	g.Metered(map[string]float64{`tasks_total{route="q",status="FAILED"}`: 3})
 }
 

@@ -43,6 +43,8 @@ func fill(v reflect.Value, text string) {
 		v.SetString(text)
 	case reflect.Bool:
 		v.SetBool(true)
+	case reflect.Float64:
+		v.SetFloat(1.25)
 	case reflect.Uint64:
 		v.SetUint(1_234_567)
 	default:

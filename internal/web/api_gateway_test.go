@@ -69,7 +69,9 @@ func newGateway(t *testing.T) *gateway {
 			}
 			return raw, "other.example:443", nil
 		},
-		Run: func(_ context.Context, _ engine.Engine, id string) (string, bool, error) { return "run-of-" + id, true, nil },
+		Run: func(_ context.Context, _ engine.Engine, id string) (string, bool, error) {
+			return "run-of-" + id, true, nil
+		},
 	})
 	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "the page") })
 	server := httptest.NewServer(NewDashboard(g.api, page))

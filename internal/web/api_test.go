@@ -119,13 +119,13 @@ func TestWhatIsAskedWrongIsRefusedByName(t *testing.T) {
 		"tasks?before=yesterday":     "yesterday",
 		"tasks?last_status_code=ok":  "last_status_code",
 		"tasks?id=a*":                "id",
-		"tasks?after=%00%27":        "after",
+		"tasks?after=%00%27":         "after",
 
 		"tasks?after=" + strings.Repeat("a", 10_000): "after",
-		"tasks?queue=a&queue=b":                       "twice",
-		"tasks?%zz":                                   "query",
-		"overview?x=1":                                "none",
-		"hosts?limit=-1":                              "limit",
+		"tasks?queue=a&queue=b":                      "twice",
+		"tasks?%zz":                                  "query",
+		"overview?x=1":                               "none",
+		"hosts?limit=-1":                             "limit",
 	} {
 		detail := g.ask(http.MethodGet, path, http.StatusBadRequest)["detail"].(string)
 		if !strings.Contains(detail, want) {

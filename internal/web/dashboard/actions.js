@@ -83,7 +83,8 @@ const act = (verb, id, after) => {
 		yes: name,
 		no: keep,
 		run: async () => {
-			await call(`tasks/${encodeURIComponent(id)}/${verb}`, { method: "POST" });
+			const task = `tasks/${encodeURIComponent(id)}`;
+			await (verb === "purge" ? call(task, { method: "DELETE" }) : call(`${task}/${verb}`, { method: "POST" }));
 			after();
 			return `Task ${id} was ${done}.`;
 		},
@@ -108,13 +109,13 @@ const actOnAll = (verb, filters, number, after) => {
 			const query = new URLSearchParams(filters);
 			const outcome = () => `${plural(total.changed, "task")} ${done}${total.failed ? `, ${total.failed.toLocaleString("en")} not: ${total.reason}` : ""}`;
 			for (let more = true; more && !signal.aborted;) {
-				const part = await call(`${verb}?${query}`, { method: "POST" });
+				const part = await call(`tasks/${verb === "purge" ? "delete" : verb}?${query}`, { method: "POST" });
 				total.changed += part.changed ?? 0;
 				total.failed += part.failed ?? 0;
 				total.reason ||= part.reason;
 				progress(`${outcome()} so far`);
 				more = Boolean(part.next);
-				if (more) query.set("cursor", part.next);
+				if (more) query.set("after", part.next);
 			}
 			after();
 			return `${outcome()}${signal.aborted ? ", then stopped" : ""}.`;

@@ -48,7 +48,7 @@ const load = async ({ section, id, query }, signal) => {
 		return showTask(id, signal);
 	case "tasks":
 		lastList = location.hash || "#/tasks";
-		await showTasks([...new URLSearchParams(query)].filter(([key, value]) => value && (key in filterNames || key === "cursor")), signal);
+		await showTasks([...new URLSearchParams(query)].filter(([key, value]) => value && (key in filterNames || key === "after")), signal);
 		return false;
 	default:
 		await showList(section, signal);

@@ -85,10 +85,10 @@ const showTasks = async (filters, signal) => {
 const pageSize = 50, mostAnswers = 10;
 const readTasks = async (filters, signal) => {
 	const query = new URLSearchParams(filters);
-	const read = { tasks: [], scanned: 0, next: "", paged: query.has("cursor") };
+	const read = { tasks: [], scanned: 0, next: "", paged: query.has("after") };
 	byID("list").ariaBusy = "true";
 	for (let answers = 0; answers === 0 || (answers < mostAnswers && read.next && read.tasks.length < pageSize); answers++) {
-		if (read.next) query.set("cursor", read.next);
+		if (read.next) query.set("after", read.next);
 		query.set("limit", String(pageSize - read.tasks.length));
 		const answer = await call(`tasks?${query}`, { signal });
 		read.tasks.push(...answer.tasks);
@@ -114,10 +114,10 @@ const noTasks = (filters, next, scanned) => {
 };
 
 const showPages = (filters, next, paged) => {
-	const still = filters.filter(([key]) => key !== "cursor");
+	const still = filters.filter(([key]) => key !== "after");
 	const links = [];
 	if (paged) links.push(link("First page", tasksWith(still)));
-	if (next) links.push(link("Next page", tasksWith([...still, ["cursor", next]])));
+	if (next) links.push(link("Next page", tasksWith([...still, ["after", next]])));
 	const leaving = byID("pages").contains(document.activeElement);
 	byID("pages").replaceChildren(...links);
 	byID("pages").hidden = !links.length;
@@ -134,8 +134,8 @@ const showFilters = (filters) => {
 	for (const name of ["queue", "host", "status"]) byID(name).value = filters.get(name) ?? "";
 	const age = ["newer_than", "older_than"].find((key) => filters.has(key));
 	showAge(age ? `${age}=${filters.get(age)}` : "", age && `${filterNames[age].toLowerCase()} ${filters.get(age)}`);
-	byID("reset").hidden = ![...filters.keys()].some((key) => key !== "state" && key !== "cursor");
-	const matching = [...filters].filter(([key]) => key !== "cursor");
+	byID("reset").hidden = ![...filters.keys()].some((key) => key !== "state" && key !== "after");
+	const matching = [...filters].filter(([key]) => key !== "after");
 	const state = filters.get("state");
 	byID("bulk").replaceChildren(...buttonsFor(state, (name) => `${name} all…`, (verb) => {
 		actOnAll(verb, matching, matching.length === 1 ? counts?.[state] : undefined, refresh);
