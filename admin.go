@@ -117,7 +117,7 @@ func (a *App) runNow(ctx context.Context, e engine.Engine, id string) (string, b
 		return "", false, engine.ErrNotFound
 	}
 	p := a.plans[i]
-	rec, err := p.newRecord()
+	rec, err := p.newRecord(time.Now())
 	if err != nil {
 		return "", false, err
 	}
