@@ -14,12 +14,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-const (
-	insertTask = `INSERT INTO task(seq, id, state, version, created, queue, host, trusted, domain, status, starts,
-		max_starts, holder, at, since, schedule, request, result, size)
-		VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO NOTHING`
-	insertRecord = "INSERT INTO record(seq, doc) VALUES (?, ?)"
-)
+const insertTask = `INSERT INTO task(seq, id, state, version, queue, host, domain, status, starts, holder, at, since, schedule,
+	request, result, doc) VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`
 
 // kept is the size of a body, as its column has it.
 func kept(b *body) any {
@@ -32,9 +28,9 @@ func kept(b *body) any {
 // errIDInUse is returned for a new task whose ID another one has.
 var errIDInUse = errors.New("the task ID is in use")
 
-// insert stores a new task in a place, of which state and size are set.
+// insert stores a new task in a place, of which the state is set.
 func (t *tx) insert(rec *task.Record, doc []byte, p *place, at, since int64, request, result *body) (seq int64, err error) {
-	if err := t.settlePlace(rec, p); err != nil {
+	if p.host, err = t.hostID(rec); err != nil {
 		return 0, err
 	}
 	if rec.Queue != "" {
@@ -47,60 +43,57 @@ func (t *tx) insert(rec *task.Record, doc []byte, p *place, at, since int64, req
 	if p.domain, err = t.domain(rec.CallbackDomain); err != nil {
 		return 0, err
 	}
-	p.size = int64(len(doc))
-	for _, b := range []*body{request, result} {
-		if b != nil {
-			p.size += b.size
-		}
-	}
+	p.size = int64(len(doc)) + sizeOf(request) + sizeOf(result)
 	holder := int64(0)
 	if p.state == running {
-		holder = t.s.holder
+		holder, p.held = t.s.holder, true
 	}
 	var schedule any
 	if rec.Schedule != "" {
 		schedule = rec.Schedule
 	}
-	t.s.lastSeq++
-	seq = t.s.lastSeq
 	id := keyOf(rec.ID)
-	created := listedAt(cmp.Or(nanos(rec.CreatedAt), t.now), id)
-	err = t.exec(insertTask, seq, id, p.state, created, null(p.queue), null(p.host), p.trusted, null(p.domain),
-		null(statusOf(rec.Status)), rec.Starts, null(holder), null(at), since, schedule, kept(request), kept(result), p.size)
-	if err != nil {
-		return 0, err
-	}
-	if t.Changes() != 1 {
-		return 0, fmt.Errorf("%w: %s", errIDInUse, rec.ID)
-	}
-	if err := t.exec(insertRecord, seq, doc); err != nil {
-		return 0, err
-	}
-	if request != nil {
-		if err := t.putBody(seq, engine.RequestBody, request); err != nil {
+	for seq = listedAt(cmp.Or(nanos(rec.CreatedAt), t.now), id); ; seq++ {
+		err = t.exec(insertTask, seq, id, p.state, null(p.queue), null(p.host), null(p.domain), null(statusOf(rec.Status)),
+			rec.Starts, null(holder), null(at), since, schedule, kept(request), kept(result), doc)
+		if err != nil {
 			return 0, err
 		}
-	}
-	if result != nil {
-		if err := t.putBody(seq, engine.ResultBody, result); err != nil {
-			return 0, err
+		if t.Changes() == 1 {
+			break
 		}
+		if _, known, err := t.number("SELECT 1 FROM task WHERE id = ?", id); err != nil || known {
+			return 0, cmp.Or(err, fmt.Errorf("%w: %s", errIDInUse, rec.ID))
+		}
+	}
+	if err := t.putBody(seq, engine.RequestBody, request); err != nil {
+		return 0, err
+	}
+	if err := t.putBody(seq, engine.ResultBody, result); err != nil {
+		return 0, err
 	}
 	t.move(rec.ID, nowhere, *p)
 	return seq, nil
 }
 
-// settlePlace sets where a task's callback goes to.
-func (t *tx) settlePlace(rec *task.Record, p *place) error {
+func sizeOf(b *body) int64 {
+	if b == nil {
+		return 0
+	}
+	return b.size
+}
+
+// hostID returns the ID of the host that a task's callback goes to; 0 for none.
+func (t *tx) hostID(rec *task.Record) (int64, error) {
 	h, err := t.host(hostOf(rec))
-	if err != nil {
-		return err
+	if err != nil || h == nil {
+		return 0, err
 	}
-	p.host, p.trusted = 0, trusted(rec)
-	if h != nil {
-		p.host = h.id
+	if rec.Callback.Trusted && !h.trusted {
+		t.after(func() { h.trusted = true })
+		err = t.exec("UPDATE host SET trusted = 1 WHERE id = ?", h.id)
 	}
-	return nil
+	return h.id, err
 }
 
 // Claim implements [engine.Acceptor].
@@ -112,7 +105,7 @@ func (s *store) Claim(ctx context.Context, rec *task.Record) (engine.Lease, erro
 	if err := s.admit(ctx, int64(len(doc))); err != nil {
 		return nil, err
 	}
-	l := &lease{s: s, id: rec.ID, waiting: true, version: 1, claimed: copyOf(rec), doc: doc}
+	l := &lease{s: s, id: rec.ID, waiting: true, version: 1}
 	err = s.updateOrUndo(ctx, func(t *tx) error {
 		if err := t.checkQuota(rec.CallbackDomain); err != nil {
 			return err
@@ -132,41 +125,6 @@ func (s *store) Claim(ctx context.Context, rec *task.Record) (engine.Lease, erro
 		return nil, err
 	}
 	return l, nil
-}
-
-// updateOrUndo is update for a change that the caller must know of: if it was
-// stored and update does not say so, undo is called.
-func (s *store) updateOrUndo(ctx context.Context, apply func(*tx) error, undo func()) error {
-	stored := false
-	o := &op{apply: func(t *tx) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		err := apply(t)
-		if err == nil {
-			t.after(func() { stored = true })
-		}
-		return err
-	}}
-	done, err := s.begin(ctx, o)
-	if err != nil {
-		return err
-	}
-	select {
-	case <-done:
-		if o.err != nil && stored {
-			go undo()
-		}
-		return o.err
-	case <-ctx.Done():
-		go func() {
-			<-done
-			if stored {
-				undo()
-			}
-		}()
-		return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
-	}
 }
 
 // Enqueue implements [engine.Acceptor].

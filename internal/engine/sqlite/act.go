@@ -59,19 +59,12 @@ func (t *tx) retryNow(r *row) error {
 	if r.place.state != delivering {
 		return ended(r)
 	}
-	if busy || r.at <= t.now {
+	if busy || r.place.held || r.at <= t.now {
 		return nil
 	}
-	err := t.exec("UPDATE task SET version = version + 1, at = ? WHERE seq = ?", t.now, r.seq)
 	t.move(r.id, r.place, r.place)
-	now := t.now
-	t.after(func() {
-		if t.s.inFlight[r.seq] != nil {
-			return // it was taken between the commit and now
-		}
-		t.s.dueBy(r.place.host, now)
-	})
-	return err
+	t.after(func() { t.s.dueAt(r.place.host, t.now) })
+	return t.exec("UPDATE task SET version = version + 1, at = ? WHERE seq = ?", t.now, r.seq)
 }
 
 func (t *tx) redeliver(r *row, a engine.Action) error {
@@ -102,25 +95,12 @@ func (t *tx) redeliver(r *row, a engine.Action) error {
 		return err
 	}
 	to := r.place
-	to.state, to.size = delivering, r.place.size+int64(len(doc)-len(r.doc)-len(r.progress))
-	if err := t.settlePlace(rec, &to); err != nil {
-		return err
-	}
-	err = t.exec(`UPDATE task SET state = 2, version = version + 1, host = ?, trusted = ?, at = ?, since = ?, size = ?,
-		progress = NULL WHERE seq = ?`,
-		null(to.host), to.trusted, t.now, t.now, to.size, r.seq)
-	if err == nil {
-		err = t.exec("UPDATE record SET doc = ? WHERE seq = ?", doc, r.seq)
-	}
-	if err != nil {
+	to.state, to.size = delivering, int64(len(doc))+max(0, r.request)+max(0, r.result)
+	if to.host, err = t.hostID(rec); err != nil {
 		return err
 	}
 	t.move(r.id, r.place, to)
-	now := t.now
-	t.after(func() {
-		if t.s.inFlight[r.seq] == nil {
-			t.s.dueBy(to.host, now)
-		}
-	})
-	return nil
+	t.after(func() { t.s.dueAt(to.host, t.now) })
+	return t.exec("UPDATE task SET state = 2, version = version + 1, host = ?, at = ?, since = ?, doc = ? WHERE seq = ?",
+		null(to.host), t.now, t.now, doc, r.seq)
 }

@@ -319,19 +319,29 @@ func bodyID(seq int64, part engine.Part) int64 { return seq<<1 | int64(part) }
 
 // putBody stores a body in the place of what was there.
 func (t *tx) putBody(seq int64, part engine.Part, b *body) error {
+	if b == nil || b.size == 0 {
+		return nil // the column of the task says it
+	}
 	if b.file != "" {
 		t.stored = append(t.stored, b.file)
 		return t.exec("INSERT INTO body(id, file, sum, bytes) VALUES (?, ?, ?, NULL)", bodyID(seq, part), b.file, b.sum)
-	}
-	if b.size == 0 {
-		return nil // the column of the task says it
 	}
 	return t.exec("INSERT INTO body(id, file, sum, bytes) VALUES (?, NULL, ?, ?)", bodyID(seq, part), sumOf(b.bytes), b.bytes)
 }
 
 // dropBody removes a body, if there is one.
 func (t *tx) dropBody(seq int64, part engine.Part) error {
-	return t.query("DELETE FROM body WHERE id = ? RETURNING file", []any{bodyID(seq, part)}, func(s *sqlite3.Stmt) bool {
+	return t.deleteBodies("DELETE FROM body WHERE id = ? RETURNING file", bodyID(seq, part))
+}
+
+// dropBodies removes the bodies of a task.
+func (t *tx) dropBodies(seq int64) error {
+	return t.deleteBodies("DELETE FROM body WHERE id BETWEEN ? AND ? RETURNING file",
+		bodyID(seq, engine.RequestBody), bodyID(seq, engine.ResultBody))
+}
+
+func (t *tx) deleteBodies(query string, args ...any) error {
+	return t.query(query, args, func(s *sqlite3.Stmt) bool {
 		if name := s.ColumnText(0); name != "" {
 			t.unneeded = append(t.unneeded, name)
 		}

@@ -31,29 +31,21 @@ func (s *store) clockSet(step time.Duration) {
 			s.log.Warn("looking for what is due after the clock was set failed", zap.Error(err))
 		}
 	}
-	now := time.Now().UnixNano()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, q := range s.queues {
 		q.ready(len(q.waiters))
 	}
-	for _, h := range s.hosts {
-		if h.pending > h.inFlight {
-			s.dueBy(h.id, now) // or it has none due: taking tells when
-		}
-	}
-	select {
-	case s.dueWake <- struct{}{}:
-	default:
-	}
+	s.passed = passed{}
+	s.wakeDue()
 }
 
 // redate makes due what was due at once by a clock that was set back since: jobs that
 // wait for no time of their own, and first deliveries.
 func (t *tx) redate() error {
-	err := t.exec("UPDATE task INDEXED BY task_state SET at = ?1 WHERE state = 0 AND created > ?1 AND at <= since", t.now)
+	err := t.exec("UPDATE task SET at = ?1 WHERE seq > ?1 AND state = 0 AND at <= since", t.now)
 	if err != nil {
 		return err
 	}
-	return t.exec("UPDATE task INDEXED BY task_since SET at = ?1 WHERE state = 2 AND state >= 2 AND since > ?1 AND at <= since", t.now)
+	return t.exec("UPDATE task INDEXED BY task_since SET at = ?1 WHERE state = 2 AND state >= 2 AND holder IS NULL AND since > ?1 AND at <= since", t.now)
 }

@@ -23,7 +23,7 @@ func TestClockSetBack(t *testing.T) {
 	}
 	const ahead = int64(10 * time.Minute)
 	must(t, s.update(t.Context(), func(t *tx) error {
-		if err := t.exec("UPDATE task SET created = created + ?1, since = since + ?1", ahead); err != nil {
+		if err := t.exec("UPDATE task SET seq = seq + ?1, since = since + ?1", ahead); err != nil {
 			return err
 		}
 		return t.exec("UPDATE task SET at = at + ?", ahead)

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +23,11 @@ type op struct {
 	// read is set for what only reads, on a system where the writer's connection
 	// is the only one. It runs outside of a transaction.
 	read func(*conn) error
-	err  error
+
+	// done is closed once the next two are set; nil if it was not begun.
+	done   <-chan struct{}
+	err    error
+	stored bool // whatever err says
 }
 
 // batch is what is committed at once.
@@ -38,34 +43,54 @@ func (s *store) update(ctx context.Context, apply func(*tx) error) error {
 	return s.submit(ctx, &op{apply: apply})
 }
 
+// updateOrUndo is update for a change that the caller must know of: if it was
+// stored and update does not say so, undo is called.
+func (s *store) updateOrUndo(ctx context.Context, apply func(*tx) error, undo func()) error {
+	o := &op{apply: func(t *tx) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return apply(t)
+	}}
+	err := s.submit(ctx, o)
+	if err != nil && o.done != nil {
+		go func() {
+			if <-o.done; o.stored {
+				undo()
+			}
+		}()
+	}
+	return err
+}
+
+// submit hands an operation to the writer and waits for its outcome.
 func (s *store) submit(ctx context.Context, o *op) error {
-	done, err := s.begin(ctx, o)
-	if err != nil {
+	if err := s.begin(ctx, o); err != nil {
 		return err
 	}
 	select {
-	case <-done:
+	case <-o.done:
 		return o.err
 	case <-ctx.Done():
 		return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
 	}
 }
 
-// begin hands an operation to the writer. o.err is set when done is closed.
-func (s *store) begin(ctx context.Context, o *op) (done <-chan struct{}, _ error) {
+func (s *store) begin(ctx context.Context, o *op) error {
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return err
 	}
 	s.batchMu.Lock()
 	if s.closing {
 		s.batchMu.Unlock()
-		return nil, fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+		return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
 	}
 	if s.batch == nil {
 		s.batch = &batch{done: make(chan struct{})}
 	}
 	b := s.batch
 	b.ops = append(b.ops, o)
+	o.done = b.done
 	first := len(b.ops) == 1
 	s.batchMu.Unlock()
 	if first {
@@ -74,7 +99,7 @@ func (s *store) begin(ctx context.Context, o *op) (done <-chan struct{}, _ error
 		default:
 		}
 	}
-	return b.done, nil
+	return nil
 }
 
 // write is the goroutine of the writing connection.
@@ -143,9 +168,10 @@ func (s *store) commit(b *batch) {
 func (s *store) finish(t *tx, ops []*op, err error) {
 	if err != nil {
 		err = s.explain(err)
-		for _, o := range ops {
-			o.err = err
-		}
+	}
+	for _, o := range ops {
+		o.stored = t.committed && o.err == nil
+		o.err = cmp.Or(err, o.err)
 	}
 	if !t.committed {
 		s.bodies.discard(t.stored)

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"math"
+	"slices"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -13,80 +15,57 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// fresh is a first delivery that is handed over in memory. It is stored like the
-// others; this only saves reading it again.
-type fresh struct {
-	seq, version int64
-	place        place
-	rec          *task.Record
-	doc          int64 // its document's size
-	at           int64
-	result       []byte // nil if it is to be read
-	kept         int64  // the result's size; -1 if it is not kept
-}
+const never = math.MaxInt64
 
 const (
-	// maxFresh is how many first deliveries are kept in memory, and
-	// maxFreshResult the largest result that is kept with them: 24 MiB at most.
+	// maxFresh is how many first deliveries are handed over in memory, and
+	// maxFreshResult the largest result that is kept with them: 24 MiB at most. The
+	// others wait in the table.
 	maxFresh       = 2048
 	maxFreshResult = 8 << 10
 )
 
-// addFresh makes a delivery due that has just been stored. store.mu is held.
-func (s *store) addFresh(v *verdict, p place, at int64) {
-	if s.inFlight[v.seq] != nil {
-		return // it was taken between the commit and now
-	}
-	h := s.hosts[p.host]
-	if h == nil {
-		return
-	}
-	if len(s.fresh) < maxFresh {
-		f := &fresh{seq: v.seq, version: v.version + 1, place: p, rec: v.rec, doc: int64(len(v.doc)), at: at, kept: -1}
-		f.rec.State, f.rec.Version = task.Delivering, uint64(f.version)
-		if v.result != nil {
-			f.kept = v.result.size
-			if v.result.file == "" && v.result.size <= maxFreshResult {
-				f.result = v.result.bytes
-			}
-		}
-		s.fresh[v.seq] = f
-		h.fresh = append(h.fresh, v.seq)
-		h.freshN++
-	}
-	s.dueBy(p.host, at)
-}
-
-// dropFresh forgets a first delivery. store.mu is held.
-func (s *store) dropFresh(seq int64) *fresh {
-	f := s.fresh[seq]
-	if f != nil {
-		delete(s.fresh, seq)
-		if h := s.hosts[f.place.host]; h != nil {
-			h.freshN--
-		}
-	}
-	return f
+// owed is a delivery that is not in flight: in memory, or just read.
+type owed struct {
+	seq, version int64
+	place        place
+	at           int64
+	rec          *task.Record
+	result       []byte // nil if it is to be read
+	kept         int64  // the result's size; -1 if it is not kept
 }
 
 // delivery implements [engine.Delivery]. It is fenced by the version that the task
 // had when it was taken; that it is in flight is known in memory only.
 type delivery struct {
 	fence
-	s            *store
-	seq, version int64
-	place        place
-	at           int64
-	rec          *task.Record
-	stored       *task.Record // what its document says, without its progress
-	doc          int64        // the sizes of both
-	progress     int64
-	result       []byte // nil if it is to be read
-	kept         int64  // the result's size; -1 if it is not kept
+	*owed
+	s   *store
+	rec *task.Record // a copy, which the caller changes
+}
+
+// addFresh makes a delivery due that is in memory. store.mu is held.
+func (s *store) addFresh(h *host, o *owed) {
+	i := len(h.fresh)
+	for i > 0 && h.fresh[i-1].at > o.at {
+		i--
+	}
+	h.fresh = slices.Insert(h.fresh, i, o)
+	s.freshN++
+	s.dueNow(h)
+}
+
+// dropFresh takes a delivery that is not in flight out of memory. store.mu is held.
+func (s *store) dropFresh(p place, seq int64) {
+	if h := s.hosts[p.host]; h != nil && p.held {
+		n := len(h.fresh)
+		h.fresh = slices.DeleteFunc(h.fresh, func(o *owed) bool { return o.seq == seq })
+		s.freshN -= n - len(h.fresh)
+	}
 }
 
 // Take implements [engine.Deliveries].
-func (s *store) Take(ctx context.Context, name string, n int) ([]engine.Delivery, error) {
+func (s *store) Take(ctx context.Context, name string, n int) (taken []engine.Delivery, err error) {
 	if err := s.usable(ctx); err != nil {
 		return nil, err
 	}
@@ -94,20 +73,25 @@ func (s *store) Take(ctx context.Context, name string, n int) ([]engine.Delivery
 		return nil, nil
 	}
 	s.mu.Lock()
-	h := s.hostNames[name]
-	if h == nil {
-		s.mu.Unlock()
-		return nil, nil
-	}
-	if h.pending-h.inFlight <= h.freshN || h.state.Paused {
-		taken := s.takeFresh(h, n)
+	if h := s.hostNames[name]; h != nil && (!h.stored || h.state.Paused) {
+		taken := s.takeFrom(h, nil, n)
 		s.mu.Unlock()
 		return taken, nil
 	}
 	s.mu.Unlock()
-	var taken []engine.Delivery
-	err := s.withTaker(ctx, func(c *conn) (err error) {
-		taken, err = s.takeStored(c, h, n)
+	err = s.withTaker(ctx, func(c *conn) error {
+		// What is in flight is known in memory alone: nothing may change there.
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		h := s.hostNames[name]
+		if h == nil {
+			if h, err = findHost(c, " WHERE name = ?", name); err != nil || h == nil {
+				return err
+			}
+			s.keep(h)
+		}
+		stored, err := s.dueOf(c, h, n)
+		taken = s.takeFrom(h, stored, n)
 		return err
 	})
 	return taken, err
@@ -126,111 +110,69 @@ func (s *store) withTaker(ctx context.Context, f func(*conn) error) error {
 	return s.explain(f(s.taker))
 }
 
-// takeFresh takes deliveries of a host that has no others. store.mu is held.
-func (s *store) takeFresh(h *host, n int) (taken []engine.Delivery) {
-	if !h.state.Paused {
-		for len(taken) < n && len(h.fresh) > 0 {
-			seq := h.fresh[0]
-			h.fresh = h.fresh[1:]
-			if f := s.dropFresh(seq); f != nil {
-				taken = append(taken, s.takeOne(h, f.delivery(s)))
-			}
+// takeFrom takes deliveries of a host, by their due time, from memory and from what
+// was read. store.mu is held.
+func (s *store) takeFrom(h *host, stored []*owed, n int) (taken []engine.Delivery) {
+	for len(taken) < n && !h.state.Paused && len(h.fresh)+len(stored) > 0 {
+		from := &stored
+		if len(stored) == 0 || len(h.fresh) > 0 && h.fresh[0].at < stored[0].at {
+			from = &h.fresh
+			s.freshN--
 		}
-		if len(h.fresh) == 0 {
-			h.fresh = nil
-		}
+		d := &delivery{s: s, owed: (*from)[0], rec: copyOf((*from)[0].rec)}
+		*from = (*from)[1:]
+		s.inFlight[d.seq] = d
+		h.inFlight++
+		taken = append(taken, d)
+	}
+	if len(h.fresh) == 0 {
+		h.fresh = nil
 	}
 	if len(taken) < n {
 		h.reported = false
-		if h.state.Paused {
-			s.reschedule(h, h.next)
-		} else {
-			s.reschedule(h, never)
-		}
 	}
 	return taken
 }
 
-func (f *fresh) delivery(s *store) *delivery {
-	return &delivery{
-		s: s, seq: f.seq, version: f.version, place: f.place, at: f.at,
-		rec: copyOf(f.rec), stored: f.rec, doc: f.doc, result: f.result, kept: f.kept,
-	}
-}
-
-func (s *store) takeOne(h *host, d *delivery) *delivery {
-	s.inFlight[d.seq] = d
-	h.inFlight++
-	return d
-}
-
-// takeStored takes deliveries of a host, in the order of their due time. What is
-// in flight is known in memory alone: nothing may change there meanwhile.
-func (s *store) takeStored(c *conn, h *host, n int) (taken []engine.Delivery, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// dueOf reads the next due deliveries of a host. store.mu is held.
+func (s *store) dueOf(c *conn, h *host, n int) (due []*owed, err error) {
 	if h.state.Paused {
-		return s.takeFresh(h, n), nil
+		return nil, nil
 	}
 	now := time.Now().UnixNano()
-	next := int64(never)
 	var seqs []int64
-	// The one after the last tells when there is more.
-	err = c.query("SELECT seq, at FROM task INDEXED BY task_due WHERE host = ? AND state = 2 ORDER BY at, trusted, seq LIMIT ?",
-		[]any{h.id, int64(n) + h.inFlight + 1}, func(stmt *sqlite3.Stmt) bool {
-			seq, at := stmt.ColumnInt64(0), stmt.ColumnInt64(1)
-			if s.inFlight[seq] != nil {
-				return true
-			}
-			if at > now || len(seqs) == n {
-				next = at
-				return false
-			}
-			seqs = append(seqs, seq)
+	h.stored = false
+	err = c.query(`SELECT seq, at FROM task INDEXED BY task_due WHERE host = ? AND state = 2 AND holder IS NULL
+		ORDER BY at, seq LIMIT ?`, []any{h.id, int64(n) + h.inFlight + 1}, func(stmt *sqlite3.Stmt) bool {
+		h.stored = true
+		seq, at := stmt.ColumnInt64(0), stmt.ColumnInt64(1)
+		if s.inFlight[seq] != nil {
 			return true
-		})
+		}
+		if at > now {
+			s.dueAt(h.id, at)
+		} else {
+			seqs = append(seqs, seq)
+		}
+		return at <= now && len(seqs) < n
+	})
 	if err != nil {
+		h.stored = true
 		return nil, err
 	}
 	for _, seq := range seqs {
-		d, err := s.load1(c, seq)
+		r, err := one(c, " WHERE seq = ? AND state = 2 AND holder IS NULL", seq)
+		if err == nil && r != nil {
+			var rec *task.Record
+			if rec, err = r.record(); err == nil {
+				due = append(due, &owed{seq: seq, version: r.version, place: r.place, at: r.at, rec: rec, kept: r.result})
+			}
+		}
 		if err != nil {
-			s.log.Error("reading a delivery failed", zap.Int64("seq", seq), zap.Error(err))
-			continue
-		}
-		if d != nil {
-			taken = append(taken, s.takeOne(h, d))
+			s.log.Error("reading a delivery failed", zap.Int64("seq", seq), zap.Error(s.explain(err)))
 		}
 	}
-	if len(taken) < n {
-		h.reported = false
-	}
-	s.reschedule(h, next)
-	return taken, nil
-}
-
-// load1 returns a delivery, from memory if it is there; nil if it is gone.
-func (s *store) load1(c *conn, seq int64) (*delivery, error) {
-	if f := s.dropFresh(seq); f != nil {
-		return f.delivery(s), nil
-	}
-	var r *row
-	err := c.query(selectTask+" WHERE t.seq = ? AND t.state = 2", []any{seq}, func(stmt *sqlite3.Stmt) bool {
-		r = scanRow(stmt)
-		return false
-	})
-	if err != nil || r == nil {
-		return nil, err
-	}
-	rec, err := r.record()
-	if err != nil {
-		return nil, err
-	}
-	stored, err := decode(r.doc)
-	return &delivery{
-		s: s, seq: seq, version: r.version, place: r.place, at: r.at,
-		rec: rec, stored: stored, doc: int64(len(r.doc)), progress: int64(len(r.progress)), kept: r.result,
-	}, err
+	return due, nil
 }
 
 // Record implements [engine.Delivery].
@@ -268,58 +210,39 @@ func (d *delivery) Dead(ctx context.Context) error {
 func (d *delivery) end(ctx context.Context, kind string, state int, at time.Time, drop bool) error {
 	rec := *d.rec
 	rec.NextAttemptAt = at
-	e := &ending{delivery: d, state: state, at: nanos(at), drop: drop && d.kept > 0, size: d.place.size - d.progress}
-	line, err := encodeChange(d.stored, &rec)
-	if err == nil && (line == nil || int(d.doc)+len(line) > task.MaxEncoded) {
-		line = nil
-		e.doc, err = encode(&rec)
-		e.size += int64(len(e.doc)) - d.doc
-	}
+	doc, err := encode(&rec)
 	if err != nil {
 		return err
 	}
-	e.progress, e.size = line, e.size+int64(len(line))
-	return d.step(ctx, d.s, kind, func(t *tx) error { return t.endDelivery(e) })
-}
-
-// ending is what becomes of a delivery.
-type ending struct {
-	*delivery
-	state    int
-	at       int64
-	doc      []byte // nil if only its progress changes
-	progress []byte
-	size     int64
-	drop     bool // its result goes
+	drop = drop && d.kept > 0
+	return d.step(ctx, d.s, kind, func(t *tx) error { return t.endDelivery(d, state, nanos(at), doc, drop) })
 }
 
 // endDelivery stores what became of an attempt.
-func (t *tx) endDelivery(d *ending) error {
+func (t *tx) endDelivery(d *delivery, state int, at int64, doc []byte, drop bool) error {
 	t.s.mu.Lock()
-	held := t.s.inFlight[d.seq] == d.delivery
+	held := t.s.inFlight[d.seq] == d
 	t.s.mu.Unlock()
 	if !held {
 		return engine.ErrLost
 	}
 	to := d.place
-	to.state, to.size = d.state, d.size
-	since := t.now
-	if d.state == delivering {
-		since = 0
+	to.state, to.held, to.size = state, false, int64(len(doc))+max(0, d.kept)
+	var err error
+	switch {
+	case state == delivering && !d.place.held: // few indexes have what changes
+		err = t.exec("UPDATE task SET version = version + 1, at = ?, doc = ? WHERE seq = ? AND version = ?", at, doc, d.seq, d.version)
+	case state == delivering:
+		err = t.exec("UPDATE task SET version = version + 1, holder = NULL, at = ?, doc = ? WHERE seq = ? AND version = ?",
+			at, doc, d.seq, d.version)
+	default:
+		err = t.exec("UPDATE task SET state = ?, version = version + 1, holder = NULL, at = NULL, since = ?, doc = ? WHERE seq = ? AND version = ?",
+			state, t.now, doc, d.seq, d.version)
 	}
-	var progress any
-	if d.progress != nil {
-		progress = d.progress
-	}
-	err := t.exec(`UPDATE task SET state = ?, version = version + 1, at = ?, since = coalesce(?, since), size = ?, progress = ?
-		WHERE seq = ? AND version = ? AND state = 2`, d.state, null(d.at), null(since), d.size, progress, d.seq, d.version)
 	if err == nil {
 		err = t.fenced()
 	}
-	if err == nil && d.doc != nil {
-		err = t.exec("UPDATE record SET doc = ? WHERE seq = ?", d.doc, d.seq)
-	}
-	if err == nil && d.drop {
+	if err == nil && drop {
 		err = t.dropResult(d.seq, &to, d.kept)
 	}
 	if err != nil {
@@ -328,8 +251,8 @@ func (t *tx) endDelivery(d *ending) error {
 	t.move(d.rec.ID, d.place, to)
 	t.after(func() {
 		t.s.land(d.seq)
-		if d.state == delivering {
-			t.s.dueBy(d.place.host, d.at)
+		if state == delivering {
+			t.s.dueAt(d.place.host, at)
 		}
 	})
 	return nil
@@ -341,7 +264,7 @@ func (t *tx) dropResult(seq int64, p *place, size int64) error {
 		return err
 	}
 	p.size -= size
-	return t.exec("UPDATE task SET result = NULL, size = ? WHERE seq = ?", p.size, seq)
+	return t.exec("UPDATE task SET result = NULL WHERE seq = ?", seq)
 }
 
 // land forgets that a delivery is in flight. store.mu is held.
@@ -360,12 +283,8 @@ func (s *store) land(seq int64) {
 func (d *delivery) Release(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if p := d.pending; p != nil {
-		select {
-		case <-p.done:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	if err := d.learn(ctx); err != nil {
+		return err
 	}
 	s := d.s
 	if err := s.usable(ctx); err != nil {
@@ -376,10 +295,14 @@ func (d *delivery) Release(ctx context.Context) error {
 	if s.inFlight[d.seq] != d {
 		return engine.ErrLost
 	}
+	h := s.hosts[d.place.host]
 	s.land(d.seq)
-	if h := s.hosts[d.place.host]; h != nil {
-		h.reported = false
-		s.reschedule(h, min(h.next, d.at))
+	h.reported = false
+	if d.place.held {
+		s.addFresh(h, d.owed)
+	} else {
+		h.stored = true
+		s.dueNow(h)
 	}
 	return nil
 }

@@ -8,57 +8,51 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// fence runs the steps of a lease or a delivery. If a step was not heard of, the
-// next one learns first what became of it.
+// fence runs the steps of a lease or a delivery, one at a time. If a step was not
+// heard of, the next one learns first what became of it.
 type fence struct {
 	mu      sync.Mutex
-	pending *step
+	pending *op // whose outcome the caller does not know
+	kind    string
 }
 
-type step struct {
-	kind   string
-	op     *op
-	done   <-chan struct{}
-	stored bool // set before done is closed
+// learn waits for a step whose outcome is not known. f.mu is held.
+func (f *fence) learn(ctx context.Context) error {
+	if f.pending == nil {
+		return nil
+	}
+	select {
+	case <-f.pending.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
+	}
 }
 
 func (f *fence) step(ctx context.Context, s *store, kind string, apply func(*tx) error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if p := f.pending; p != nil {
-		select {
-		case <-p.done:
-		case <-ctx.Done():
-			return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
-		}
+	if err := f.learn(ctx); err != nil {
+		return err
+	}
+	if f.pending != nil && f.pending.stored && f.kind == kind {
 		f.pending = nil
-		if p.stored && p.kind == kind {
-			return nil
+		return nil
+	}
+	o := &op{apply: apply}
+	err := s.submit(ctx, o)
+	f.pending, f.kind = nil, kind
+	if o.done != nil && err != nil {
+		select {
+		case <-o.done:
+			if o.stored {
+				f.pending = o
+			}
+		default:
+			f.pending = o
 		}
 	}
-	p := &step{kind: kind}
-	p.op = &op{apply: func(t *tx) error {
-		err := apply(t)
-		if err == nil {
-			t.after(func() { p.stored = true })
-		}
-		return err
-	}}
-	done, err := s.begin(ctx, p.op)
-	if err != nil {
-		return err
-	}
-	p.done = done
-	select {
-	case <-done:
-		if p.op.err != nil && p.stored {
-			f.pending = p
-		}
-		return p.op.err
-	case <-ctx.Done():
-		f.pending = p
-		return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
-	}
+	return err
 }
 
 // fenced returns ErrLost if the last statement changed nothing.

@@ -1,14 +1,8 @@
 package sqlite
 
 import (
-	"cmp"
-	"container/heap"
 	"context"
 	"fmt"
-	"math"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -16,131 +10,154 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// host is what is kept of a host in memory, guarded by store.mu.
+// host is what is kept of a host in memory, guarded by store.mu. There may be a
+// million in the table: those that need not be in memory are dropped past maxHosts.
 type host struct {
-	id       int64
-	state    engine.HostState
-	pending  int64 // deliveries due, in flight or waiting for a retry
-	trusted  int64 // of them, those to the operator's own URL
-	inFlight int64
-	fresh    []int64 // first deliveries kept in store.fresh, the oldest first
-	freshN   int64   // how many of them are still there
+	id      int64
+	state   engine.HostState
+	trusted bool
 
-	next     int64 // the earliest due time of what is not in flight, or before it
-	reported bool  // DueHosts has reported it, and Take has not come to its end since
-	index    int   // in store.due; -1 if it is not there
+	stored   bool    // the table may have deliveries of it that memory has not
+	fresh    []*owed // its first deliveries in memory, the oldest first
+	held     int64   // all first deliveries in memory, with those in flight
+	inFlight int64
+	reported bool // DueHosts has reported it, and Take has not come to its end since
+	ready    bool // it is in store.ready
+	users    int  // transactions that have a pointer to it
 }
 
-const never = math.MaxInt64
+// maxHosts is how many hosts may be in memory that have nothing there, and maxReady
+// how many are listed in store.ready.
+const (
+	maxHosts = 4096
+	maxReady = 4096
+)
 
 // What scanHost reads.
 const (
-	hostColumns = "id, name, paused, window, average, answered, failures, failing_since, last_error, last_status"
+	hostColumns = "id, name, paused, trusted, waiting, window, average, answered, failures, failing_since, last_error, last_status"
 	selectHosts = "SELECT " + hostColumns + " FROM host"
 )
 
-func newHost(id int64, state engine.HostState) *host {
-	return &host{id: id, state: state, next: never, index: -1}
-}
-
 func scanHost(s *sqlite3.Stmt) *host {
-	return newHost(s.ColumnInt64(0), engine.HostState{
-		Host: s.ColumnText(1), Paused: s.ColumnBool(2), Window: s.ColumnInt(3), Average: time.Duration(s.ColumnInt64(4)),
-		AnsweredAt: timeOf(s.ColumnInt64(5)), Failures: s.ColumnInt(6), FailingSince: timeOf(s.ColumnInt64(7)),
-		LastError: s.ColumnText(8), LastStatus: s.ColumnInt(9),
+	return &host{id: s.ColumnInt64(0), trusted: s.ColumnBool(3), stored: s.ColumnInt64(4) > 0, state: engine.HostState{
+		Host: s.ColumnText(1), Paused: s.ColumnBool(2), Window: s.ColumnInt(5), Average: time.Duration(s.ColumnInt64(6)),
+		AnsweredAt: timeOf(s.ColumnInt64(7)), Failures: s.ColumnInt(8), FailingSince: timeOf(s.ColumnInt64(9)),
+		LastError: s.ColumnText(10), LastStatus: s.ColumnInt(11),
+	}}
+}
+
+// findHost returns a host of the table; nil if it is not there.
+func findHost(c *conn, where string, arg any) (h *host, err error) {
+	err = c.query(selectHosts+where, []any{arg}, func(s *sqlite3.Stmt) bool {
+		h = scanHost(s)
+		return false
 	})
+	return h, err
 }
 
-// maxIdleHosts bounds how many hosts without deliveries are kept in memory.
-const maxIdleHosts = 4096
+// keep puts a host into memory. store.mu is held.
+func (s *store) keep(h *host) { s.hosts[h.id], s.hostNames[h.state.Host] = h, h }
 
-// remember keeps a host in memory. store.mu is held.
-func (s *store) remember(h *host) {
-	if len(s.hosts) > maxIdleHosts && len(s.hosts) > 2*len(s.due) {
-		for id, other := range s.hosts {
-			if other.pending == 0 && other.state.Failures == 0 && !other.state.Paused && len(s.hosts) > maxIdleHosts/2 {
-				s.reschedule(other, never)
-				delete(s.hosts, id)
-				delete(s.hostNames, other.state.Host)
-			}
-		}
-	}
-	s.hosts[h.id], s.hostNames[h.state.Host] = h, h
+func (s *store) drop(h *host) {
+	delete(s.hosts, h.id)
+	delete(s.hostNames, h.state.Host)
 }
 
-// hostHeap has the hosts that are to be reported, by their next due time.
-type hostHeap []*host
-
-func (h hostHeap) Len() int           { return len(h) }
-func (h hostHeap) Less(i, j int) bool { return h[i].next < h[j].next }
-func (h hostHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-func (h *hostHeap) Push(x any) {
-	x.(*host).index = len(*h)
-	*h = append(*h, x.(*host))
-}
-func (h *hostHeap) Pop() any {
-	last := len(*h) - 1
-	x := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	x.index = -1
-	return x
-}
-
-// reschedule sets when a host has something due. store.mu is held.
-func (s *store) reschedule(h *host, next int64) {
-	h.next = next
-	switch {
-	case h.reported || h.state.Paused || next == never:
-		if h.index >= 0 {
-			heap.Remove(&s.due, h.index)
-		}
+// dropHosts drops the hosts that need not be in memory, if there are many. A host that
+// was reported is reported again then, if it has something due. store.mu is held.
+func (s *store) dropHosts() {
+	if len(s.hosts) < s.hostsAt {
 		return
-	case h.index >= 0:
-		heap.Fix(&s.due, h.index)
-	default:
-		heap.Push(&s.due, h)
 	}
-	if h.index == 0 {
-		select {
-		case s.dueWake <- struct{}{}:
-		default:
+	for _, h := range s.hosts {
+		if h.held == 0 && h.inFlight == 0 && !h.ready && h.users == 0 {
+			s.drop(h)
 		}
 	}
+	s.hostsAt = 2*len(s.hosts) + maxHosts
 }
 
-// dueBy notes that a host has something due at a time. store.mu is held.
-func (s *store) dueBy(id, at int64) {
-	if h := s.hosts[id]; h != nil && at < h.next {
-		s.reschedule(h, at)
+// passed is how far the index of what is due has been read.
+type passed struct{ at, host, seq int64 }
+
+// dueNow has a host reported. store.mu is held.
+func (s *store) dueNow(h *host) {
+	if h.reported || h.ready || h.state.Paused {
+		return
+	}
+	h.ready = true
+	s.ready = append(s.ready, h)
+	s.wakeDue()
+}
+
+// dueAt notes that a host has something in the table that is due at a time.
+// store.mu is held.
+func (s *store) dueAt(id, at int64) {
+	h := s.hosts[id]
+	if h != nil {
+		h.stored = true
+		if at <= time.Now().UnixNano() && len(s.ready) < maxReady {
+			s.dueNow(h)
+			return
+		}
+	}
+	if at <= s.passed.at {
+		s.passed = passed{at: at - 1}
+	}
+	if at < s.nextDue {
+		s.nextDue = at
+		s.wakeDue()
 	}
 }
 
-// DueHosts implements [engine.Deliveries].
+func (s *store) wakeDue() {
+	select {
+	case s.dueWake <- struct{}{}:
+	default:
+	}
+}
+
+// DueHosts implements [engine.Deliveries]. Hosts whose first deliveries are in memory
+// are in a list. The others are found in the order in which what they have in the
+// table becomes due: that index is read once, from front to back, as time passes.
 func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, error) {
 	for {
 		if err := s.usable(ctx); err != nil {
 			return nil, err
 		}
-		var due []engine.HostDue
-		now := time.Now().UnixNano()
+		var due []*host
 		s.mu.Lock()
-		for len(due) < limit && len(s.due) > 0 && s.due[0].next <= now {
-			h := s.due[0]
-			h.reported = true
-			s.reschedule(h, h.next)
-			due = append(due, engine.HostDue{HostState: h.state, Due: int(max(1, h.pending-h.inFlight)), Trusted: h.trusted > 0})
-		}
-		wait := time.Duration(never)
-		if len(s.due) > 0 {
-			wait = time.Duration(max(0, s.due[0].next-now))
+		for len(due) < limit && len(s.ready) > 0 {
+			h := s.ready[0]
+			s.ready = s.ready[1:]
+			h.ready = false
+			if !h.reported && !h.state.Paused && (h.stored || len(h.fresh) > 0) {
+				h.reported = true
+				due = append(due, h)
+			}
 		}
 		s.mu.Unlock()
-		if len(due) > 0 {
-			return due, nil
+		wait := time.Duration(0)
+		var reports []engine.HostDue
+		err := s.withTaker(ctx, func(c *conn) (err error) {
+			due, wait, err = s.scanDue(c, due, limit)
+			if err == nil {
+				reports, err = s.report(c, due)
+			}
+			return err
+		})
+		if err != nil {
+			s.mu.Lock()
+			for _, h := range due {
+				h.reported = false
+				s.dueNow(h)
+			}
+			s.mu.Unlock()
+			return nil, err
+		}
+		if len(reports) > 0 {
+			return reports, nil
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -155,6 +172,82 @@ func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, erro
 		}
 		timer.Stop()
 	}
+}
+
+// scanBatch is how much of the index is read at once. Commits wait for it.
+const scanBatch = 500
+
+// scanDue adds hosts to due that have come due since the last call. wait is how long
+// to wait for more.
+func (s *store) scanDue(c *conn, due []*host, limit int) (_ []*host, wait time.Duration, err error) {
+	for len(due) < limit {
+		s.mu.Lock()
+		n := 0
+		now := time.Now().UnixNano()
+		s.nextDue = never
+		err = c.query(`SELECT at, host, seq FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL
+			AND (at, host, seq) > (?, ?, ?) ORDER BY at, host, seq LIMIT ?`,
+			[]any{s.passed.at, s.passed.host, s.passed.seq, scanBatch}, func(r *sqlite3.Stmt) bool {
+				n++
+				p := passed{r.ColumnInt64(0), r.ColumnInt64(1), r.ColumnInt64(2)}
+				if p.at > now {
+					s.nextDue = p.at
+				}
+				if p.at > now || len(due) == limit {
+					n = 0
+					return false
+				}
+				h := s.hosts[p.host]
+				if h == nil {
+					if h, err = findHost(c, " WHERE id = ?", p.host); err != nil {
+						return false
+					}
+					if h == nil {
+						h = &host{id: p.host, reported: true} // it cannot be taken
+					} else {
+						s.keep(h)
+					}
+				}
+				s.passed = p
+				if !h.reported && !h.state.Paused && s.inFlight[p.seq] == nil {
+					h.stored, h.reported = true, true
+					due = append(due, h)
+				}
+				return true
+			})
+		wait = time.Duration(max(0, min(s.nextDue-now, int64(time.Hour))))
+		s.dropHosts()
+		s.mu.Unlock()
+		if err != nil || n < scanBatch {
+			break
+		}
+	}
+	return due, wait, err
+}
+
+// maxDue is how many deliveries of a host are counted when it is reported.
+const maxDue = 1000
+
+// report returns what DueHosts says of hosts.
+func (s *store) report(c *conn, due []*host) (reports []engine.HostDue, err error) {
+	now := time.Now().UnixNano()
+	for _, h := range due {
+		s.mu.Lock()
+		d := engine.HostDue{HostState: h.state, Due: len(h.fresh), Trusted: h.trusted}
+		stored, inFlight := h.stored, h.inFlight
+		s.mu.Unlock()
+		if stored {
+			n, _, err := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_due
+				WHERE host = ? AND state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, h.id, now, maxDue)
+			if err != nil {
+				return nil, err
+			}
+			d.Due += int(max(0, n-inFlight))
+		}
+		d.Due = max(1, d.Due)
+		reports = append(reports, d)
+	}
+	return reports, nil
 }
 
 // SaveHosts implements [engine.Deliveries].
@@ -201,14 +294,10 @@ func (s *store) Pause(ctx context.Context, target engine.Target, paused bool) er
 		}
 		t.after(func() {
 			h.state.Paused = paused
-			if !paused {
+			if !paused && (h.stored || len(h.fresh) > 0) {
 				h.reported = false
-				if h.pending > h.inFlight {
-					s.reschedule(h, min(h.next, time.Now().UnixNano()))
-					return
-				}
+				s.dueNow(h)
 			}
-			s.reschedule(h, h.next)
 		})
 		return nil
 	})
@@ -229,87 +318,4 @@ func (t *tx) pauseQueue(name string, paused bool) error {
 		}
 	})
 	return nil
-}
-
-// Hosts implements [engine.Tasks].
-func (s *store) Hosts(ctx context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error) {
-	pending, name := int64(never), ""
-	if after != "" {
-		first, rest, ok := strings.Cut(string(after), " ")
-		n, err := strconv.ParseInt(first, 10, 64)
-		if !ok || err != nil {
-			return nil, "", fmt.Errorf("%w: %q", engine.ErrCursor, after)
-		}
-		pending, name = n, rest
-	}
-	if err := s.usable(ctx); err != nil {
-		return nil, "", err
-	}
-	order := func(a, b *host) int {
-		return cmp.Or(cmp.Compare(b.pending, a.pending), cmp.Compare(a.state.Host, b.state.Host))
-	}
-	s.mu.Lock()
-	var all []*host // the first of the page and one more: commits wait for this
-	for _, h := range s.hosts {
-		if h.pending > pending || h.pending == pending && h.state.Host <= name ||
-			h.pending == 0 && h.state.Failures == 0 && !h.state.Paused {
-			continue
-		}
-		if len(all) > limit && order(all[limit], h) < 0 {
-			continue
-		}
-		if i, _ := slices.BinarySearchFunc(all, h, order); i <= limit {
-			all = slices.Insert(all, i, h)
-			all = all[:min(limit+1, len(all))]
-		}
-	}
-	more := len(all) > limit
-	all = all[:min(limit, len(all))]
-	stats := make([]engine.HostStats, 0, len(all))
-	ids := make([]int64, 0, len(all))
-	for _, h := range all {
-		stats = append(stats, engine.HostStats{HostState: h.state, Pending: h.pending, InFlight: h.inFlight})
-		ids = append(ids, h.id)
-	}
-	s.mu.Unlock()
-	err := s.read(ctx, func(c *conn) error {
-		for i, id := range ids {
-			at, ok, err := s.nextDue(c, id, stats[i].InFlight)
-			if err != nil {
-				return err
-			}
-			if ok {
-				stats[i].Next = timeOf(at)
-			}
-		}
-		return nil
-	})
-	next := engine.Cursor("")
-	if more && len(stats) > 0 {
-		last := stats[len(stats)-1]
-		next = engine.Cursor(fmt.Sprintf("%d %s", last.Pending, last.Host))
-	}
-	return stats, next, err
-}
-
-// nextDue returns when the next delivery of a host is due that is not in flight.
-func (s *store) nextDue(c *conn, id, inFlight int64) (at int64, ok bool, err error) {
-	type due struct{ seq, at int64 }
-	var list []due
-	err = c.query("SELECT seq, at FROM task INDEXED BY task_due WHERE host = ? AND state = 2 ORDER BY at LIMIT ?", []any{id, inFlight + 1},
-		func(stmt *sqlite3.Stmt) bool {
-			list = append(list, due{stmt.ColumnInt64(0), stmt.ColumnInt64(1)})
-			return true
-		})
-	if err != nil {
-		return 0, false, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, d := range list {
-		if s.inFlight[d.seq] == nil {
-			return d.at, true, nil
-		}
-	}
-	return 0, false, nil
 }

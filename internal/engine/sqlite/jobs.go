@@ -6,8 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/ncruces/go-sqlite3"
-
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
@@ -151,13 +149,7 @@ func (t *tx) claim(q *queue, limit, maxStarts int, c *claims) error {
 	if paused {
 		return nil
 	}
-	var rows []*row
-	err := t.query(`SELECT `+taskColumns+` FROM task t INDEXED BY task_ready JOIN record r ON r.seq = t.seq
-		WHERE t.queue = ? AND t.state = 0 AND t.at <= ? ORDER BY t.at, t.seq LIMIT ?`, []any{q.id, t.now, limit},
-		func(s *sqlite3.Stmt) bool {
-			rows = append(rows, scanRow(s))
-			return true
-		})
+	rows, err := all(t.conn, " INDEXED BY task_ready WHERE queue = ? AND state = 0 AND at <= ? ORDER BY at, seq LIMIT ?", q.id, t.now, limit)
 	if err != nil {
 		return err
 	}
@@ -173,7 +165,7 @@ func (t *tx) claim(q *queue, limit, maxStarts int, c *claims) error {
 			return err
 		}
 		from := r.place
-		r.place.state, r.since = running, t.now
+		r.place.state, r.place.held, r.since = running, true, t.now
 		r.version++
 		r.starts++
 		rec, err := r.record()

@@ -21,8 +21,6 @@ type lease struct {
 	seq     int64
 	version int64
 	place   place
-	claimed *task.Record // a waiting client's, and its document
-	doc     []byte
 
 	// Guarded by store.mu.
 	lost   bool
@@ -126,11 +124,11 @@ func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
 		rec.Result.Size = max(rec.Result.Size, b.size)
 	}
 	stored := copyOf(rec)
-	doc, err := l.document(stored)
+	doc, err := encode(stored)
 	if err != nil {
 		return err
 	}
-	v := &verdict{seq: l.seq, version: l.version, from: l.place, rec: stored, doc: doc, result: b, dropRequest: !l.waiting}
+	v := &verdict{seq: l.seq, version: l.version, from: l.place, rec: stored, doc: doc, result: b, dropRequest: !l.waiting, hold: true}
 	return l.step(ctx, l.s, "settle", func(t *tx) error {
 		if err := t.settle(v); err != nil {
 			return err
@@ -138,17 +136,6 @@ func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
 		t.after(func() { l.s.endLease(l.seq) })
 		return nil
 	})
-}
-
-// document returns the document of a task with its verdict.
-func (l *lease) document(rec *task.Record) ([]byte, error) {
-	if l.waiting {
-		line, err := encodeChange(l.claimed, rec)
-		if err == nil && line != nil && len(l.doc)+len(line) <= task.MaxEncoded {
-			return append(l.doc[:len(l.doc):len(l.doc)], line...), nil
-		}
-	}
-	return encode(rec)
 }
 
 // verdict is what a task that was queued or running is settled with.
@@ -159,56 +146,76 @@ type verdict struct {
 	doc          []byte
 	result       *body
 	dropRequest  bool
+	hold         bool // its delivery may stay in memory
 }
 
-// settle stores a verdict, with its result and its delivery.
-func (t *tx) settle(v *verdict) error {
+const (
+	// settleHeld leaves a task in memory: it changes nothing that an index has.
+	settleHeld = `UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, at = ?, since = ?,
+		request = NULL, result = ?, doc = ? WHERE seq = ? AND version = ? AND state = ?`
+	settleStored = `UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, at = ?, since = ?,
+		request = NULL, result = ?, doc = ?, holder = NULL WHERE seq = ? AND version = ? AND state = ?`
+)
+
+// settle stores a verdict, with its result and its delivery. If there is room, a first
+// delivery stays in memory.
+func (t *tx) settle(v *verdict) (err error) {
 	to := v.from
-	to.size = int64(len(v.doc))
-	if v.result != nil {
-		to.size += v.result.size
-	}
-	to.state = done
-	var at any
+	to.state, to.held, to.size = done, false, int64(len(v.doc))+sizeOf(v.result)
+	statement, at := settleStored, int64(0)
 	if v.rec.Callback != nil {
 		to.state, at = delivering, t.now
+		if t.s.mu.Lock(); v.hold && t.s.freshN+t.fresh < maxFresh {
+			statement, to.held, at = settleHeld, true, 0
+		}
+		t.s.mu.Unlock()
 	}
-	err := t.exec(`UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, holder = NULL,
-		at = ?, since = ?, request = NULL, result = ?, size = ? WHERE seq = ? AND version = ? AND state = ?`,
-		to.state, null(statusOf(v.rec.Status)), v.rec.Starts, at, t.now, kept(v.result), to.size, v.seq, v.version, v.from.state)
+	err = t.exec(statement, to.state, null(statusOf(v.rec.Status)), v.rec.Starts, null(at), t.now, kept(v.result), v.doc,
+		v.seq, v.version, v.from.state)
 	if err == nil {
 		err = t.fenced()
 	}
 	if err != nil {
 		return err
 	}
-	if err := t.settlePlace(v.rec, &to); err != nil {
+	if to.host, err = t.hostID(v.rec); err != nil {
 		return err
 	}
-	if to.host != v.from.host || to.trusted != v.from.trusted {
-		if err := t.exec("UPDATE task SET host = ?, trusted = ? WHERE seq = ?", null(to.host), to.trusted, v.seq); err != nil {
+	if to.host != v.from.host {
+		if err := t.exec("UPDATE task SET host = ? WHERE seq = ?", null(to.host), v.seq); err != nil {
 			return err
 		}
-	}
-	if err := t.exec("UPDATE record SET doc = ? WHERE seq = ?", v.doc, v.seq); err != nil {
-		return err
 	}
 	if v.dropRequest {
 		if err := t.dropBody(v.seq, engine.RequestBody); err != nil {
 			return err
 		}
 	}
-	if v.result != nil {
-		if err := t.putBody(v.seq, engine.ResultBody, v.result); err != nil {
-			return err
-		}
+	if err := t.putBody(v.seq, engine.ResultBody, v.result); err != nil {
+		return err
 	}
 	t.move(v.rec.ID, v.from, to)
-	if to.state == delivering {
-		now := t.now
-		t.after(func() { t.s.addFresh(v, to, now) })
+	switch {
+	case to.held:
+		t.fresh++
+		t.after(func() { t.s.addFresh(t.s.hosts[to.host], v.owed(to, t.now)) })
+	case to.state == delivering:
+		t.after(func() { t.s.dueAt(to.host, t.now) })
 	}
 	return nil
+}
+
+// owed returns the delivery of a verdict.
+func (v *verdict) owed(p place, at int64) *owed {
+	o := &owed{seq: v.seq, version: v.version + 1, place: p, rec: v.rec, at: at, kept: -1}
+	o.rec.State, o.rec.Version = task.Delivering, uint64(o.version)
+	if v.result != nil {
+		o.kept = v.result.size
+		if v.result.file == "" && v.result.size <= maxFreshResult {
+			o.result = v.result.bytes
+		}
+	}
+	return o
 }
 
 // Requeue implements [engine.Lease].
@@ -219,23 +226,18 @@ func (l *lease) Requeue(ctx context.Context, rec *task.Record, at time.Time) err
 	if err != nil {
 		return err
 	}
-	to := l.place
-	to.state, to.size = queued, l.place.size+int64(len(doc))
 	return l.step(ctx, l.s, "requeue", func(t *tx) error {
-		old, _, err := t.number("SELECT length(doc) FROM record WHERE seq = ?", l.seq)
+		to := l.place
+		old, _, err := t.number("SELECT length(doc) FROM task WHERE seq = ?", l.seq)
 		if err != nil {
 			return err
 		}
-		to := to
-		to.size -= old
+		to.state, to.held, to.size = queued, false, l.place.size+int64(len(doc))-old
 		err = t.exec(`UPDATE task SET state = 0, version = version + 1, starts = ?, max_starts = NULL, holder = NULL,
-			at = coalesce(?, at), since = ?, size = ? WHERE seq = ? AND version = ? AND state = 1`,
-			rec.Starts, null(nanos(at)), t.now, to.size, l.seq, l.version)
+			at = coalesce(?, at), since = ?, doc = ? WHERE seq = ? AND version = ? AND state = 1`,
+			rec.Starts, null(nanos(at)), t.now, doc, l.seq, l.version)
 		if err == nil {
 			err = t.fenced()
-		}
-		if err == nil {
-			err = t.exec("UPDATE record SET doc = ? WHERE seq = ?", doc, l.seq)
 		}
 		if err == nil {
 			l.back(t, to)
@@ -267,20 +269,17 @@ func (t *tx) hand(l *lease, e *entry, at int64) error {
 		return err
 	}
 	to := place{state: queued, queue: q.id, size: int64(len(e.doc)) + e.body.size}
-	if err := t.settlePlace(e.rec, &to); err != nil {
+	if to.host, err = t.hostID(e.rec); err != nil {
 		return err
 	}
 	if to.domain, err = t.domain(e.rec.CallbackDomain); err != nil {
 		return err
 	}
-	err = t.exec(`UPDATE task SET state = 0, version = version + 1, queue = ?, host = ?, trusted = ?, domain = ?, starts = ?,
-		holder = NULL, at = ?, since = ?, request = ?, size = ? WHERE seq = ? AND version = ? AND state = 1`,
-		to.queue, null(to.host), to.trusted, null(to.domain), e.rec.Starts, at, t.now, e.body.size, to.size, l.seq, l.version)
+	err = t.exec(`UPDATE task SET state = 0, version = version + 1, queue = ?, host = ?, domain = ?, starts = ?,
+		holder = NULL, at = ?, since = ?, request = ?, doc = ? WHERE seq = ? AND version = ? AND state = 1`,
+		to.queue, null(to.host), null(to.domain), e.rec.Starts, at, t.now, e.body.size, e.doc, l.seq, l.version)
 	if err == nil {
 		err = t.fenced()
-	}
-	if err == nil {
-		err = t.exec("UPDATE record SET doc = ? WHERE seq = ?", e.doc, l.seq)
 	}
 	if err == nil {
 		err = t.putBody(l.seq, engine.RequestBody, e.body)
@@ -301,23 +300,16 @@ func (t *tx) withdraw(l *lease) error {
 	return nil
 }
 
-// remove removes a task.
+// remove removes a task, with its bodies if it has any.
 func (t *tx) remove(seq int64, id string, from place, bodies bool) error {
 	if err := t.exec("DELETE FROM task WHERE seq = ?", seq); err != nil {
 		return err
 	}
-	if err := t.exec("DELETE FROM record WHERE seq = ?", seq); err != nil {
-		return err
-	}
-	if bodies {
-		for _, part := range []engine.Part{engine.RequestBody, engine.ResultBody} {
-			if err := t.dropBody(seq, part); err != nil {
-				return err
-			}
-		}
-	}
 	t.move(id, from, nowhere)
-	return nil
+	if !bodies {
+		return nil
+	}
+	return t.dropBodies(seq)
 }
 
 // Release implements [engine.Lease].
@@ -336,7 +328,7 @@ func (l *lease) Release(ctx context.Context) error {
 		}
 		if err == nil {
 			to := l.place
-			to.state = queued
+			to.state, to.held = queued, false
 			l.back(t, to)
 		}
 		return err

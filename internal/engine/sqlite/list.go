@@ -1,7 +1,6 @@
 package sqlite
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -19,68 +18,59 @@ import (
 // scanTime is how long a page looks at tasks that may not match.
 const scanTime = 20 * time.Millisecond
 
-// position is a task's place in lists: by acceptance, newest first.
-type position struct{ created, seq int64 }
+func cursorAt(seq int64) engine.Cursor { return engine.Cursor(strconv.FormatInt(seq, 36)) }
 
-// before says whether p is listed before q.
-func (p position) before(q position) bool {
-	return cmp.Or(cmp.Compare(p.created, q.created), cmp.Compare(p.seq, q.seq)) > 0
-}
-
-func (p position) cursor() engine.Cursor {
-	return engine.Cursor(strconv.FormatInt(p.created, 36) + "." + strconv.FormatInt(p.seq, 36))
-}
-
-func parseCursor(c engine.Cursor) (position, error) {
+// parseCursor returns the task after which a list goes on.
+func parseCursor(c engine.Cursor) (int64, error) {
 	if c == "" {
-		return position{math.MaxInt64, math.MaxInt64}, nil
+		return math.MaxInt64, nil
 	}
-	first, second, _ := strings.Cut(string(c), ".")
-	created, err := strconv.ParseInt(first, 36, 64)
+	seq, err := strconv.ParseInt(string(c), 36, 64)
 	if err != nil {
-		return position{}, fmt.Errorf("%w: %q", engine.ErrCursor, c)
+		return 0, fmt.Errorf("%w: %q", engine.ErrCursor, c)
 	}
-	seq, err := strconv.ParseInt(second, 36, 64)
-	if err != nil {
-		return position{}, fmt.Errorf("%w: %q", engine.ErrCursor, c)
-	}
-	return position{created, seq}, nil
+	return seq, nil
 }
 
-// stream is a part of an index that is read backwards, some tasks at a time.
+// stream is a part of an index, or the table, that is read backwards, some tasks at a
+// time.
 type stream struct {
-	query  string // with value, the bounds of created, and the position before
+	query  string // with value, and the bounds of seq
 	value  int64
-	from   int64 // created at the earliest
-	next   []position
-	last   position
+	from   int64 // seq at the earliest
+	next   []int64
+	last   int64
 	atEnd  bool
 	number int // how many to read next
 }
 
-const streamQuery = `SELECT created, seq FROM task INDEXED BY task_%[1]s WHERE %[1]s = ? %[2]s
-	AND created >= ? AND (created, seq) < (?, ?) ORDER BY created DESC, seq DESC LIMIT ?`
+const streamBounds = " AND seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ?"
 
+// streamQueries are by the index that they read.
 var streamQueries = map[string]string{
-	"state": fmt.Sprintf(streamQuery, "state", ""), "queue": fmt.Sprintf(streamQuery, "queue", "AND queue IS NOT NULL"),
-	"host": fmt.Sprintf(streamQuery, "host", "AND host IS NOT NULL"), "status": fmt.Sprintf(streamQuery, "status", "AND status > 1"),
+	"all":    "SELECT seq FROM task NOT INDEXED WHERE ? = 0" + streamBounds,
+	"holder": "SELECT seq FROM task INDEXED BY task_holder WHERE holder = ?" + streamBounds,
+	"state":  "SELECT seq FROM task INDEXED BY task_state WHERE holder IS NULL AND state = ?" + streamBounds,
+	"queue":  "SELECT seq FROM task INDEXED BY task_queue WHERE queue = ?" + streamBounds,
+	"host":   "SELECT seq FROM task INDEXED BY task_host WHERE host = ?" + streamBounds,
+	"status": "SELECT seq FROM task INDEXED BY task_status WHERE status > 1 AND status = ?" + streamBounds,
 }
 
-// peek returns the next position, if there is one.
-func (st *stream) peek(c *conn) (position, bool, error) {
+// peek returns the next task, if there is one.
+func (st *stream) peek(c *conn) (int64, bool, error) {
 	if len(st.next) == 0 && !st.atEnd {
-		err := c.query(st.query, []any{st.value, st.from, st.last.created, st.last.seq, st.number}, func(s *sqlite3.Stmt) bool {
-			st.next = append(st.next, position{s.ColumnInt64(0), s.ColumnInt64(1)})
+		err := c.query(st.query, []any{st.value, st.from, st.last, st.number}, func(s *sqlite3.Stmt) bool {
+			st.next = append(st.next, s.ColumnInt64(0))
 			return true
 		})
 		if err != nil {
-			return position{}, false, err
+			return 0, false, err
 		}
 		st.atEnd = len(st.next) < st.number
 		st.number = 1000
 	}
 	if len(st.next) == 0 {
-		return position{}, false, nil
+		return 0, false, nil
 	}
 	return st.next[0], true, nil
 }
@@ -121,52 +111,44 @@ type lister struct {
 	hosts []int64
 }
 
-func (l *lister) list(from position) error {
+func (l *lister) list(before int64) error {
 	ok, err := l.resolve()
 	if err != nil || !ok {
 		return err
 	}
 	if !l.f.Before.IsZero() {
-		from = earlier(from, position{nanos(l.f.Before), math.MinInt64})
+		before = min(before, nanos(l.f.Before))
 	}
-	streams, err := l.streams(from)
+	streams, err := l.streams(before)
 	if err != nil {
 		return err
 	}
-	var last position
 	for {
 		var first *stream
-		var at position
+		seq := int64(-1)
 		for _, st := range streams {
-			p, ok, err := st.peek(l.c)
+			n, ok, err := st.peek(l.c)
 			if err != nil {
 				return err
 			}
-			if ok && (first == nil || p.before(at)) {
-				first, at = st, p
+			if ok && n > seq {
+				first, seq = st, n
 			}
 		}
 		if first == nil {
 			return nil
 		}
 		if len(l.page.Tasks) == l.limit || l.page.Scanned > 0 && l.page.Scanned%16 == 0 && time.Since(l.begun) > scanTime {
-			l.page.Next = last.cursor()
+			l.page.Next = cursorAt(before)
 			return nil
 		}
 		first.pop()
-		last = at
+		before = seq
 		l.page.Scanned++
-		if err := l.consider(at.seq); err != nil {
+		if err := l.consider(seq); err != nil {
 			return err
 		}
 	}
-}
-
-func earlier(p, q position) position {
-	if p.before(q) {
-		return q
-	}
-	return p
 }
 
 // resolve finds the rows of the names that a filter has. ok is false if nothing
@@ -195,41 +177,52 @@ const fewTasks = 1000
 
 // streams returns what is to be looked at: the smallest index that has all that
 // can match.
-func (l *lister) streams(from position) ([]*stream, error) {
+func (l *lister) streams(before int64) (streams []*stream, err error) {
+	after := int64(0)
+	if !l.f.After.IsZero() {
+		after = nanos(l.f.After)
+	}
 	if l.f.IDPrefix != "" {
-		if st, ok, err := l.byPrefix(from); err != nil || ok {
+		if st, ok, err := l.byPrefix(after, before); err != nil || ok {
 			return []*stream{st}, err
 		}
 	}
-	column, values := "state", []int64{}
-	few := int64(0)
+	add := func(index string, values ...int64) {
+		for _, v := range values {
+			streams = append(streams, &stream{query: streamQueries[index], value: v, from: after, last: before, number: l.limit + 1})
+		}
+	}
+	var wanted []int64
+	few, held := int64(0), false
 	l.s.mu.Lock()
 	for i, name := range stateNames {
-		if len(l.f.States) == 0 || slices.Contains(l.f.States, name) {
-			values = append(values, int64(i))
+		if slices.Contains(l.f.States, name) {
+			wanted = append(wanted, int64(i))
 			few += l.s.counts[i]
+			held = held || i == running || i == delivering
 		}
 	}
 	l.s.mu.Unlock()
+	byState := len(wanted) > 0 && few <= fewTasks
 	switch {
-	case len(l.f.States) > 0 && few <= fewTasks:
+	case byState:
 	case len(l.hosts) > 0:
-		column, values = "host", l.hosts
+		add("host", l.hosts...)
 	case l.queue != 0:
-		column, values = "queue", []int64{l.queue}
+		add("queue", l.queue)
 	case len(l.f.Statuses) > 0 && !slices.Contains(l.f.Statuses, task.Complete):
-		column, values = "status", nil
 		for _, v := range l.f.Statuses {
-			values = append(values, statusOf(v))
+			add("status", statusOf(v))
 		}
+	case len(l.f.States) == 0:
+		add("all", 0)
+	default:
+		byState = true
 	}
-	var streams []*stream
-	for _, v := range values {
-		streams = append(streams, &stream{
-			query: streamQueries[column], value: v, from: math.MinInt64, last: from, number: l.limit + 1,
-		})
-		if !l.f.After.IsZero() {
-			streams[len(streams)-1].from = nanos(l.f.After)
+	if byState {
+		add("state", wanted...)
+		if held {
+			add("holder", l.s.holder)
 		}
 	}
 	return streams, nil
@@ -237,29 +230,22 @@ func (l *lister) streams(from position) ([]*stream, error) {
 
 // byPrefix returns the tasks whose ID begins with what is asked for, if they are
 // few.
-func (l *lister) byPrefix(from position) (*stream, bool, error) {
+func (l *lister) byPrefix(after, before int64) (*stream, bool, error) {
 	low, high := prefixRange(l.f.IDPrefix)
 	text := append([]byte{0}, l.f.IDPrefix...)
 	st := &stream{atEnd: true}
 	n := 0
-	err := l.c.query("SELECT created, seq FROM task WHERE id >= ? AND id < ? UNION ALL SELECT created, seq FROM task WHERE id >= ? AND id < ? LIMIT ?",
+	err := l.c.query("SELECT seq FROM task WHERE id >= ? AND id < ? UNION ALL SELECT seq FROM task WHERE id >= ? AND id < ? LIMIT ?",
 		[]any{low, high, text, append(slices.Clone(text), 0xff), fewTasks + 1}, func(s *sqlite3.Stmt) bool {
-			p := position{s.ColumnInt64(0), s.ColumnInt64(1)}
-			if n++; from.before(p) && (l.f.After.IsZero() || p.created >= nanos(l.f.After)) {
-				st.next = append(st.next, p)
+			n++
+			if seq := s.ColumnInt64(0); seq >= after && seq < before {
+				st.next = append(st.next, seq)
 			}
 			return true
 		})
-	if err != nil || n > fewTasks {
-		return nil, false, err
-	}
-	slices.SortFunc(st.next, func(p, q position) int {
-		if p.before(q) {
-			return -1
-		}
-		return 1
-	})
-	return st, true, nil
+	slices.Sort(st.next)
+	slices.Reverse(st.next)
+	return st, n <= fewTasks, err
 }
 
 // prefixRange returns the range of the UUIDs that begin with a prefix; an empty one
@@ -284,19 +270,13 @@ func prefixRange(prefix string) (low, high []byte) {
 
 // consider adds a task to the page if it matches.
 func (l *lister) consider(seq int64) error {
-	var r *row
-	status := int64(0)
-	err := l.c.query("SELECT "+taskColumns+", t.status FROM task t JOIN record r ON r.seq = t.seq WHERE t.seq = ?", []any{seq},
-		func(s *sqlite3.Stmt) bool {
-			r, status = scanRow(s), s.ColumnInt64(18)
-			return false
-		})
+	r, err := one(l.c, " WHERE seq = ?", seq)
 	if err != nil || r == nil {
 		return err
 	}
 	f := &l.f
 	if len(f.States) > 0 && !slices.Contains(f.States, stateNames[r.place.state]) ||
-		len(f.Statuses) > 0 && (status == 0 || !slices.Contains(f.Statuses, verdicts[status])) ||
+		len(f.Statuses) > 0 && (r.status == 0 || !slices.Contains(f.Statuses, verdicts[r.status])) ||
 		l.queue != 0 && r.place.queue != l.queue ||
 		len(l.hosts) > 0 && !slices.Contains(l.hosts, r.place.host) ||
 		!strings.HasPrefix(r.id, f.IDPrefix) {

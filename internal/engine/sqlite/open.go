@@ -107,7 +107,7 @@ type store struct {
 	// The writer's own.
 	writer   *conn
 	domains  map[string]int64
-	lastSeq  int64
+	evicted  [states]evicted
 	logPages int
 	stale    bool // a commit failed and was not overwritten yet
 	measured time.Time
@@ -121,10 +121,13 @@ type store struct {
 	queueNames map[string]*queue
 	hosts      map[int64]*host
 	hostNames  map[string]*host
-	due        hostHeap
+	hostsAt    int     // how many hosts there are when some are dropped
+	ready      []*host // to be reported
+	passed     passed
+	nextDue    int64 // when the index of what is due has more; never if that is not known
 	dueWake    chan struct{}
 	inFlight   map[int64]*delivery
-	fresh      map[int64]*fresh
+	freshN     int // of all hosts
 	leases     map[int64]*lease
 	waiters    map[string][]waiter
 
@@ -179,8 +182,8 @@ func open(ctx context.Context, cfg Config) (_ *store, err error) {
 		closed: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}), written: make(chan struct{}),
 		domains: map[string]int64{}, queues: map[int64]*queue{}, queueNames: map[string]*queue{},
 		hosts: map[int64]*host{}, hostNames: map[string]*host{}, dueWake: make(chan struct{}, 1),
-		inFlight: map[int64]*delivery{}, fresh: map[int64]*fresh{}, leases: map[int64]*lease{}, waiters: map[string][]waiter{},
-		pool: make(chan *conn, readers),
+		inFlight: map[int64]*delivery{}, leases: map[int64]*lease{}, waiters: map[string][]waiter{},
+		pool: make(chan *conn, readers), hostsAt: maxHosts, nextDue: never,
 	}
 	if s.holder == 0 {
 		s.holder = processHolder()

@@ -333,9 +333,18 @@ func checkFiles(s *store) error {
 			return err
 		}
 		n, _, err := c.number(`SELECT count(*) FROM domain d WHERE bytes <>
-			(SELECT coalesce(sum(size), 0) FROM task WHERE task.domain = d.id)`)
+			(SELECT coalesce(sum(length(doc) + coalesce(request, 0) + coalesce(result, 0)), 0) FROM task WHERE task.domain = d.id)`)
 		if err == nil && n != 0 {
 			err = fmt.Errorf("the bytes of %d domains are not the sum of their tasks", n)
+		}
+		if err != nil {
+			return err
+		}
+		n, _, err = c.number(`SELECT count(*) FROM tally WHERE queued <> (SELECT count(*) FROM task WHERE state = 0)
+			OR running <> (SELECT count(*) FROM task WHERE state = 1) OR delivering <> (SELECT count(*) FROM task WHERE state = 2)
+			OR done <> (SELECT count(*) FROM task WHERE state = 3) OR dead <> (SELECT count(*) FROM task WHERE state = 4)`)
+		if err == nil && n != 0 {
+			err = fmt.Errorf("the tasks are not as many as the tally says")
 		}
 		if err != nil {
 			return err

@@ -1,12 +1,10 @@
 package sqlite
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net"
 	"net/url"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -24,40 +22,48 @@ type row struct {
 	id        string
 	version   int64
 	place     place
-	created   int64
+	status    int64
 	starts    int64
 	maxStarts int64 // 0 for none
 	at, since int64
 	request   int64 // -1 if it is not kept
 	result    int64 // -1 if it is not kept
 	doc       []byte
-	progress  []byte
 }
 
-// taskColumns are what scanRow reads, of task t and record r.
-const (
-	taskColumns = `t.seq, t.id, t.state, t.version, t.created, t.queue, t.host, t.trusted, t.domain,
-		t.starts, t.max_starts, t.at, t.since, t.request, t.result, t.size, r.doc, t.progress`
-	selectTask = "SELECT " + taskColumns + " FROM task t JOIN record r ON r.seq = t.seq"
-)
+// selectTask is read by scanRow.
+const selectTask = `SELECT seq, id, state, version, holder IS NOT NULL, queue, host, domain, coalesce(status, 0), starts, max_starts,
+	at, since, coalesce(request, -1), coalesce(result, -1), doc FROM task`
 
 func scanRow(s *sqlite3.Stmt) *row {
 	r := &row{
-		seq: s.ColumnInt64(0), id: nameOf(s.ColumnRawBlob(1)), version: s.ColumnInt64(3), created: s.ColumnInt64(4),
-		starts: s.ColumnInt64(9), maxStarts: s.ColumnInt64(10), at: s.ColumnInt64(11), since: s.ColumnInt64(12),
-		request: -1, result: -1, doc: s.ColumnBlob(16, nil), progress: s.ColumnBlob(17, nil),
-		place: place{
-			state: s.ColumnInt(2), queue: s.ColumnInt64(5), host: s.ColumnInt64(6), trusted: s.ColumnBool(7),
-			domain: s.ColumnInt64(8), size: s.ColumnInt64(15),
-		},
+		seq: s.ColumnInt64(0), id: nameOf(s.ColumnRawBlob(1)), version: s.ColumnInt64(3),
+		status: s.ColumnInt64(8), starts: s.ColumnInt64(9), maxStarts: s.ColumnInt64(10), at: s.ColumnInt64(11), since: s.ColumnInt64(12),
+		request: s.ColumnInt64(13), result: s.ColumnInt64(14), doc: s.ColumnBlob(15, nil),
 	}
-	if s.ColumnType(13) != sqlite3.NULL {
-		r.request = s.ColumnInt64(13)
-	}
-	if s.ColumnType(14) != sqlite3.NULL {
-		r.result = s.ColumnInt64(14)
+	r.place = place{
+		state: s.ColumnInt(2), held: s.ColumnBool(4), queue: s.ColumnInt64(5), host: s.ColumnInt64(6), domain: s.ColumnInt64(7),
+		size: int64(len(r.doc)) + max(0, r.request) + max(0, r.result),
 	}
 	return r
+}
+
+// all returns the tasks that the rest of a query finds.
+func all(c *conn, where string, args ...any) (rows []*row, err error) {
+	err = c.query(selectTask+where, args, func(s *sqlite3.Stmt) bool {
+		rows = append(rows, scanRow(s))
+		return true
+	})
+	return rows, err
+}
+
+// one returns the task that the rest of a query finds; nil if there is none.
+func one(c *conn, where string, args ...any) (*row, error) {
+	rows, err := all(c, where, args...)
+	if err != nil || len(rows) == 0 {
+		return nil, err
+	}
+	return rows[0], nil
 }
 
 var stateNames = [states]task.State{task.Queued, task.Running, task.Delivering, task.Done, task.Dead}
@@ -73,7 +79,7 @@ func stateOf(name task.State) (int, bool) {
 
 // record decodes the document of a row. Columns win over what it says.
 func (r *row) record() (*task.Record, error) {
-	rec, err := decode(append(r.doc[:len(r.doc):len(r.doc)], r.progress...))
+	rec, err := task.Decode(r.doc)
 	if err != nil {
 		return nil, fmt.Errorf("reading task %s: %w", r.id, err)
 	}
@@ -88,59 +94,6 @@ func (r *row) record() (*task.Record, error) {
 		rec.NextAttemptAt = timeOf(r.at)
 	}
 	return rec, nil
-}
-
-// decode reads the lines of a document.
-func decode(doc []byte) (*task.Record, error) {
-	first, rest, _ := bytes.Cut(doc, newline)
-	rec, err := task.Decode(first)
-	for err == nil && len(rest) > 0 {
-		var line []byte
-		var change *task.Record
-		line, rest, _ = bytes.Cut(rest, newline)
-		if change, err = task.Decode(line); err == nil {
-			to, from := reflect.ValueOf(rec).Elem(), reflect.ValueOf(change).Elem()
-			for _, i := range recordFields {
-				if f := from.FieldByIndex(i); !f.IsZero() {
-					to.FieldByIndex(i).Set(f)
-				}
-			}
-		}
-	}
-	return rec, err
-}
-
-var newline = []byte("\n")
-
-// recordFields are the fields of a record that its document has.
-var recordFields = func() (fields [][]int) {
-	for _, f := range reflect.VisibleFields(reflect.TypeFor[task.Record]()) {
-		if !f.Anonymous && f.Name != "State" && f.Name != "Version" {
-			fields = append(fields, f.Index)
-		}
-	}
-	return fields
-}()
-
-// encodeChange returns a line with the fields of a record that have changed; nil if
-// a line cannot tell, and the document must be written anew.
-func encodeChange(from, to *task.Record) ([]byte, error) {
-	if from.Request != to.Request {
-		return nil, nil // what is forgotten of a request must go
-	}
-	change := new(task.Record)
-	c, a, b := reflect.ValueOf(change).Elem(), reflect.ValueOf(from).Elem(), reflect.ValueOf(to).Elem()
-	for _, i := range recordFields {
-		switch a, b := a.FieldByIndex(i), b.FieldByIndex(i); {
-		case a.Kind() == reflect.Slice && a.Len() == 0 && b.Len() == 0 || a.Kind() != reflect.Slice && a.Equal(b):
-		case b.IsZero():
-			return nil, nil // a line does not have empty fields
-		default:
-			c.FieldByIndex(i).Set(b)
-		}
-	}
-	line, err := encode(change)
-	return append(newline[:1:1], line...), err
 }
 
 // copyOf returns a record with lists of its own.
@@ -174,6 +127,7 @@ func keyOf(id string) []byte {
 // time the IDs, whose 12 bits after the version count up, tell which is newer, in
 // every store that they are copied to.
 func listedAt(created int64, key []byte) int64 {
+	created = min(max(created, 0), 1<<61) // bodyID has room for that
 	if len(key) != 16 {
 		return created
 	}
@@ -237,8 +191,6 @@ func hostOf(rec *task.Record) string {
 	return u.Host
 }
 
-func trusted(rec *task.Record) bool { return rec.Callback != nil && rec.Callback.Trusted }
-
 var verdicts = []task.Verdict{1: task.Complete, 2: task.Failed, 3: task.TimedOut}
 
 // statusOf returns a verdict as it is stored; 0 for none.
@@ -252,11 +204,8 @@ func statusOf(v task.Verdict) int64 {
 }
 
 // find returns a task by its ID, or ErrNotFound.
-func find(c *conn, id string) (r *row, err error) {
-	err = c.query(selectTask+" WHERE t.id = ?", []any{keyOf(id)}, func(s *sqlite3.Stmt) bool {
-		r = scanRow(s)
-		return false
-	})
+func find(c *conn, id string) (*row, error) {
+	r, err := one(c, " WHERE id = ?", keyOf(id))
 	if err == nil && r == nil {
 		err = fmt.Errorf("%w: %s", engine.ErrNotFound, id)
 	}

@@ -2,80 +2,46 @@ package sqlite
 
 import (
 	"context"
-	"math"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
+
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// load counts what is stored. The indexes have all that it reads.
-func (s *store) load(ctx context.Context) error {
+// load reads what is counted. It takes as long with a million tasks as with none.
+func (s *store) load() error {
 	c := s.writer
-	c.SetInterrupt(ctx)
-	defer c.SetInterrupt(context.Background())
-	var err error
-	each := func(query string, row func(*sqlite3.Stmt)) {
-		if err == nil {
-			err = c.query(query, nil, func(stmt *sqlite3.Stmt) bool {
-				row(stmt)
-				return true
-			})
+	err := c.query("SELECT queued, running, delivering, done, dead FROM tally", nil, func(r *sqlite3.Stmt) bool {
+		for state := range s.counts {
+			s.counts[state] = r.ColumnInt64(state)
 		}
+		return true
+	})
+	if err != nil {
+		return err
 	}
-	each("SELECT max(seq) FROM task", func(r *sqlite3.Stmt) { s.lastSeq = r.ColumnInt64(0) })
-	each("SELECT state, count(*) FROM task INDEXED BY task_state GROUP BY state", func(r *sqlite3.Stmt) {
-		if n := r.ColumnInt(0); n >= 0 && n < states {
-			s.counts[n] = r.ColumnInt64(1)
-		}
-	})
-	each("SELECT id, name, paused FROM queue", func(r *sqlite3.Stmt) {
-		q := &queue{id: r.ColumnInt64(0), name: r.ColumnText(1), paused: r.ColumnBool(2)}
+	return c.query("SELECT id, name, paused, queued, running FROM queue", nil, func(r *sqlite3.Stmt) bool {
+		q := &queue{id: r.ColumnInt64(0), name: r.ColumnText(1), paused: r.ColumnBool(2), queued: r.ColumnInt64(3), running: r.ColumnInt64(4)}
 		s.queues[q.id], s.queueNames[q.name] = q, q
+		return true
 	})
-	each("SELECT queue, count(*) FROM task INDEXED BY task_ready WHERE state = 0 GROUP BY queue", func(r *sqlite3.Stmt) {
-		if q := s.queues[r.ColumnInt64(0)]; q != nil {
-			q.queued = r.ColumnInt64(1)
-		}
-	})
-	each("SELECT queue, count(*) FROM task INDEXED BY task_state WHERE state = 1 AND queue IS NOT NULL GROUP BY queue", func(r *sqlite3.Stmt) {
-		if q := s.queues[r.ColumnInt64(0)]; q != nil {
-			q.running = r.ColumnInt64(1)
-		}
-	})
-	each(selectHosts+" WHERE paused = 1 OR failures > 0", func(r *sqlite3.Stmt) { s.remember(scanHost(r)) })
-	// A query for each host would take ten times as long.
-	each("SELECT "+hostColumns+`, due.pending, due.next, due.trusted FROM (SELECT host, count(*) AS pending, min(at) AS next,
-		sum(trusted) AS trusted FROM task INDEXED BY task_due WHERE state = 2 GROUP BY host) AS due CROSS JOIN host ON id = due.host`, func(r *sqlite3.Stmt) {
-		h := s.hosts[r.ColumnInt64(0)]
-		if h == nil {
-			h = scanHost(r)
-			s.hosts[h.id], s.hostNames[h.state.Host] = h, h
-		}
-		h.pending, h.trusted = r.ColumnInt64(10), r.ColumnInt64(12)
-		s.reschedule(h, r.ColumnInt64(11))
-	})
-	return err
 }
 
 // recoverBatch is how many tasks are recovered in one transaction.
 const recoverBatch = 500
 
-// recover ends the leases that processes before this one have left.
+// recover ends the leases that processes before this one have left, and puts the
+// first deliveries that were in memory to the others.
 func (s *store) recover(ctx context.Context) error {
-	after, n := int64(math.MinInt64), 0
+	leases := 0
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		var rows []*row
-		err := s.writer.query(selectTask+` WHERE t.state = 1 AND t.seq > ? AND t.holder <> ? ORDER BY t.seq LIMIT ?`,
-			[]any{after, s.holder, recoverBatch}, func(stmt *sqlite3.Stmt) bool {
-				rows = append(rows, scanRow(stmt))
-				return true
-			})
+		rows, err := all(s.writer, " INDEXED BY task_holder WHERE holder IS NOT NULL AND (state = 2 OR holder <> ?) LIMIT ?", s.holder, recoverBatch)
 		if err != nil {
 			return err
 		}
@@ -97,23 +63,30 @@ func (s *store) recover(ctx context.Context) error {
 		t.publish()
 		s.mu.Unlock()
 		s.retire(t.unneeded)
-		after, n = rows[len(rows)-1].seq, n+len(rows)
+		for _, r := range rows {
+			if r.place.state == running {
+				leases++
+			}
+		}
 	}
-	if n > 0 {
-		s.log.Info("leases of an earlier process expired", zap.Int("tasks", n))
+	if leases > 0 {
+		s.log.Info("leases of an earlier process expired", zap.Int("tasks", leases))
 	}
 	return nil
 }
 
-// expire ends the lease of a task whose holder died.
+// expire ends what the holder of a task had of it. The holder died.
 func (t *tx) expire(r *row) error {
-	if r.place.queue != 0 && r.starts < r.maxStarts {
-		err := t.exec(`UPDATE task SET state = 0, version = version + 1, max_starts = NULL, holder = NULL, since = ?
-			WHERE seq = ?`, t.now, r.seq)
-		to := r.place
+	to := r.place
+	to.held = false
+	switch {
+	case r.place.state == delivering:
+		t.move(r.id, r.place, to)
+		return t.exec("UPDATE task SET holder = NULL, at = ? WHERE seq = ?", min(r.since, t.now), r.seq)
+	case r.place.queue != 0 && r.starts < r.maxStarts:
 		to.state = queued
 		t.move(r.id, r.place, to)
-		return err
+		return t.exec("UPDATE task SET state = 0, version = version + 1, max_starts = NULL, holder = NULL, since = ? WHERE seq = ?", t.now, r.seq)
 	}
 	return t.fail(r, task.ErrorHolderDied)
 }

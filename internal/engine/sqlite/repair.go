@@ -21,9 +21,6 @@ import (
 // Repair salvages what can be read of a damaged store into a new database, and
 // puts that in its place. The damaged one is kept beside it. It writes to out what
 // was saved and what was lost. It returns ErrHeld if a process has the store open.
-//
-// A task whose row is lost, but not its document, goes on from what that says: a
-// callback may be delivered twice, and none is forgotten.
 func Repair(ctx context.Context, folder string, out io.Writer) (err error) {
 	held := &store{cfg: Config{Folder: folder}, endRead: func() {}}
 	if _, err := os.Stat(filepath.Join(folder, databaseName)); err != nil {
@@ -69,8 +66,8 @@ func Repair(ctx context.Context, folder string, out io.Writer) (err error) {
 	if err := syncFolder(folder); err != nil {
 		return fmt.Errorf("putting the new database in its place: %w", err)
 	}
-	_, err = fmt.Fprintf(out, "%d tasks saved, %d of them from pages with a wrong checksum, %d without their state, %d without a body\n"+
-		"%d tasks lost, at least\nthe damaged database is kept as %s\n", r.saved, r.doubtful, r.stateless, r.bodiless, r.lost, aside)
+	_, err = fmt.Fprintf(out, "%d tasks saved, %d of them from pages with a wrong checksum, %d without a body\n"+
+		"%d tasks lost, at least\nthe damaged database is kept as %s\n", r.saved, r.doubtful, r.bodiless, r.lost, aside)
 	return err
 }
 
@@ -98,7 +95,7 @@ type repair struct {
 
 	batch []func(*tx) error // that store tasks
 
-	saved, doubtful, stateless, bodiless, lost int
+	saved, doubtful, bodiless, lost int
 }
 
 func (r *repair) run(ctx context.Context, file string) (err error) {
@@ -122,8 +119,8 @@ func (r *repair) run(ctx context.Context, file string) (err error) {
 		return fmt.Errorf("nothing of it can be read: %w", err)
 	}
 	r.copyTables(ctx)
-	last := max(r.highest("record"), r.highest("task"))
-	for seq := int64(1); seq <= last; {
+	last := r.highest()
+	for seq := int64(0); seq <= last; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -136,6 +133,11 @@ func (r *repair) run(ctx context.Context, file string) (err error) {
 		}
 		seq = next + 1
 	}
+	// The counts are elsewhere: they say how many could not be found.
+	_, _ = r.read("SELECT queued + running + delivering + done + dead FROM tally", nil, func(s *sqlite3.Stmt) bool {
+		r.lost = max(r.lost, s.ColumnInt(0)-r.saved)
+		return false
+	})
 	return r.flush(ctx)
 }
 
@@ -172,19 +174,18 @@ func (r *repair) open(file, vfsName string) (err error) {
 }
 
 // maxSeq bounds the search for rows if the last one cannot be found.
-const maxSeq = 1 << 32
+const maxSeq = 1 << 62
 
-func (r *repair) highest(table string) int64 {
+func (r *repair) highest() int64 {
 	for _, c := range []*conn{r.strict, r.lax} {
-		if n, _, err := c.number("SELECT max(seq) FROM " + table); err == nil {
+		if n, _, err := c.number("SELECT max(seq) FROM task"); err == nil {
 			return n
 		}
 	}
 	return maxSeq
 }
 
-// next returns the first row from seq on that can be read, of a task or its
-// document. Where nothing can be read it looks ahead in growing steps, and then
+// next returns the first row from seq on that can be read. Where nothing can be read it looks ahead in growing steps, and then
 // back for the first one.
 func (r *repair) next(seq, last int64) (int64, bool) {
 	bad, step := seq-1, int64(1)
@@ -219,24 +220,18 @@ const (
 )
 
 // from returns the first row from seq on.
-func (r *repair) from(seq int64) (int64, lookup) {
-	first, state := int64(math.MaxInt64), noRow
-	for _, table := range []string{"task", "record"} {
-		for _, c := range []*conn{r.strict, r.lax} {
-			n, ok, err := c.number("SELECT seq FROM "+table+" WHERE seq >= ? ORDER BY seq LIMIT 1", seq)
-			if err == nil && ok {
-				first, state = min(first, n), rowFound
-				break
-			}
-			if err == nil {
-				break
-			}
-			if state == noRow {
-				state = rowUnreadable
-			}
+func (r *repair) from(seq int64) (n int64, _ lookup) {
+	state := rowUnreadable
+	for _, c := range []*conn{r.strict, r.lax} {
+		n, ok, err := c.number("SELECT seq FROM task NOT INDEXED WHERE seq >= ? ORDER BY seq LIMIT 1", seq)
+		switch {
+		case err == nil && ok:
+			return n, rowFound
+		case err == nil:
+			state = noRow
 		}
 	}
-	return first, state
+	return 0, state
 }
 
 // read runs a query with checksums verified, or without if that fails.
@@ -249,32 +244,22 @@ func (r *repair) read(query string, args []any, row func(*sqlite3.Stmt) bool) (d
 
 // save copies a task.
 func (r *repair) save(ctx context.Context, seq int64) error {
-	var doc []byte
-	doubtful, err := r.read("SELECT doc FROM record WHERE seq = ?", []any{seq}, func(s *sqlite3.Stmt) bool {
-		doc = s.ColumnBlob(0, nil)
+	var found *row
+	doubtful, err := r.read(selectTask+" WHERE seq = ?", []any{seq}, func(s *sqlite3.Stmt) bool {
+		found = scanRow(s)
 		return false
 	})
-	rec, decodeErr := decode(doc)
-	if err != nil || decodeErr != nil || rec.ID == "" {
+	if err != nil || found == nil || found.place.state < 0 || found.place.state >= states {
 		r.lost++
 		return nil
 	}
-	var found *row
-	_, rowErr := r.read(`SELECT `+taskColumns+` FROM task t JOIN record r ON r.seq = t.seq WHERE t.seq = ?`, []any{seq},
-		func(s *sqlite3.Stmt) bool {
-			found = scanRow(s)
-			return false
-		})
-	if rowErr == nil && found != nil && found.place.state >= 0 && found.place.state < states {
-		if stored, err := found.record(); err == nil {
-			rec = stored
-		}
-	} else {
-		r.stateless++
-		rec.State = stateFrom(rec)
+	rec, err := found.record()
+	if err != nil {
+		r.lost++
+		return nil
 	}
-	request, lostRequest := r.body(seq, engine.RequestBody, rec.State == task.Queued || rec.State == task.Running)
-	result, lostResult := r.body(seq, engine.ResultBody, rec.Ended())
+	request, lostRequest := r.body(seq, engine.RequestBody, found.request)
+	result, lostResult := r.body(seq, engine.ResultBody, found.result)
 	if lostRequest || lostResult {
 		r.bodiless++
 	}
@@ -289,7 +274,8 @@ func (r *repair) save(ctx context.Context, seq int64) error {
 		r.doubtful++
 	}
 	r.saved++
-	if doc, err = encode(rec); err != nil {
+	doc, err := encode(rec)
+	if err != nil {
 		return err
 	}
 	r.batch = append(r.batch, func(t *tx) error { return t.insertImported(rec, doc, request, result) })
@@ -299,59 +285,27 @@ func (r *repair) save(ctx context.Context, seq int64) error {
 	return r.flush(ctx)
 }
 
-// stateFrom returns the state of a task whose row is lost. One with a verdict may
-// have been delivered or not: it is delivered again.
-func stateFrom(rec *task.Record) task.State {
-	switch {
-	case !rec.Ended() && rec.Queue != "":
-		return task.Queued
-	case !rec.Ended():
-		return task.Running
-	case rec.Callback == nil || !rec.DeliveredAt.IsZero():
-		return task.Done
-	}
-	return task.Delivering
-}
-
-// body returns a body that is stored; nil if there is none. lost is set if it is
-// expected and cannot be read.
-func (r *repair) body(seq int64, part engine.Part, expected bool) (b *body, lost bool) {
-	if !expected {
-		return nil, false
-	}
-	size := int64(-1)
-	column := "request"
-	if part == engine.ResultBody {
-		column = "result"
-	}
-	_, sizeErr := r.read("SELECT "+column+" FROM task WHERE seq = ?", []any{seq}, func(s *sqlite3.Stmt) bool {
-		if s.ColumnType(0) != sqlite3.NULL {
-			size = s.ColumnInt64(0)
+// body returns a body of which size bytes are kept; nil if that is negative. lost is
+// set if it cannot be read.
+func (r *repair) body(seq int64, part engine.Part, size int64) (b *body, lost bool) {
+	if size <= 0 {
+		if size == 0 {
+			b = &body{}
 		}
-		return false
-	})
+		return b, false
+	}
 	_, err := r.read("SELECT file, sum, bytes FROM body WHERE id = ?", []any{bodyID(seq, part)}, func(s *sqlite3.Stmt) bool {
-		b = &body{file: s.ColumnText(0), sum: s.ColumnInt64(1), bytes: bytes.Clone(s.ColumnRawBlob(2))}
-		b.size = int64(len(b.bytes))
+		b = &body{file: s.ColumnText(0), sum: s.ColumnInt64(1), bytes: bytes.Clone(s.ColumnRawBlob(2)), size: size}
 		return false
 	})
-	if err != nil {
+	if err != nil || b == nil {
 		return nil, true
 	}
-	if b != nil && b.file == "" && sumOf(b.bytes) != b.sum {
-		return nil, true // its page is damaged
+	if b.file == "" {
+		return b, sumOf(b.bytes) != b.sum // its page is damaged
 	}
-	if b != nil && b.file != "" {
-		info, err := os.Stat(filepath.Join(r.bodies, filepath.Base(b.file)))
-		if err != nil || sizeErr == nil && size >= 0 && info.Size() != size {
-			return nil, true
-		}
-		b.size = info.Size()
-	}
-	if b == nil && sizeErr == nil && size == 0 {
-		b = &body{}
-	}
-	return b, b == nil && size > 0
+	info, err := os.Stat(filepath.Join(r.bodies, filepath.Base(b.file)))
+	return b, err != nil || info.Size() != size
 }
 
 // copyTables copies what is not a task. What cannot be read is made anew: a pause,
@@ -359,10 +313,11 @@ func (r *repair) body(seq int64, part engine.Part, expected bool) (b *body, lost
 func (r *repair) copyTables(ctx context.Context) {
 	for _, t := range []struct{ name, columns, marks string }{
 		{"meta", "name, value", "?, ?"},
-		{"queue", "id, name, paused", "?, ?, ?"},
+		{"queue", "id, name, paused", "?, ?, ?"}, // counts are made anew
 		{"key", "hash, digest, task, expires", "?, ?, ?, ?"},
 		{"schedule", "name, last, next", "?, ?, ?"},
-		{"host", "id, name, paused, window, average, answered, failures, failing_since, last_error, last_status", "?, ?, ?, ?, ?, ?, ?, ?, ?, ?"},
+		{"host", "id, name, paused, trusted, window, average, answered, failures, failing_since, last_error, last_status",
+			"?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"},
 	} {
 		var rows [][]any
 		_, _ = r.read("SELECT "+t.columns+" FROM "+t.name, nil, func(s *sqlite3.Stmt) bool {

@@ -78,15 +78,10 @@ func (s *store) stopped() context.Context {
 // trim removes what has expired.
 func (s *store) trim(ctx context.Context, l engine.Settings) error {
 	now := time.Now()
-	var buried []*row
 	for _, batch := range []func(*tx) (int, error){
 		func(t *tx) (int, error) { return t.trimEnded(done, now.Add(-l.Retention), l.RetentionCount) },
 		func(t *tx) (int, error) { return t.trimEnded(dead, now.Add(-l.Dead), l.DeadCount) },
-		func(t *tx) (int, error) {
-			rows, err := t.giveUp(now.Add(-l.DeliveryWindow))
-			t.after(func() { buried = append(buried, rows...) })
-			return len(rows), err
-		},
+		func(t *tx) (int, error) { return t.giveUp(now.Add(-l.DeliveryWindow), l.GaveUp) },
 		func(t *tx) (int, error) {
 			return t.trimRows("DELETE FROM key WHERE hash IN (SELECT hash FROM key WHERE expires <= ? LIMIT ?)", now.UnixNano())
 		},
@@ -96,9 +91,6 @@ func (s *store) trim(ctx context.Context, l engine.Settings) error {
 		if err := s.inBatches(ctx, batch); err != nil {
 			return err
 		}
-	}
-	if l.GaveUp != nil {
-		s.tellGaveUp(l.GaveUp, buried)
 	}
 	return nil
 }
@@ -124,21 +116,19 @@ func (t *tx) trimRows(query string, limit int64) (int, error) {
 	return int(t.Changes()), err
 }
 
+// bySince finds the oldest tasks of a state, up to a time.
+const bySince = " INDEXED BY task_since WHERE state = ? AND state >= 2 AND holder IS NULL AND since <= ? ORDER BY since LIMIT ?"
+
 // trimEnded removes tasks that ended before a time, or are more than most.
 func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
 	t.s.mu.Lock()
 	over := t.s.counts[state] - most
 	t.s.mu.Unlock()
-	var rows []*row
-	err := t.query(`SELECT `+taskColumns+` FROM task t INDEXED BY task_since JOIN record r ON r.seq = t.seq
-		WHERE t.state = ? AND t.state >= 2 ORDER BY t.since LIMIT ?`, []any{state, trimBatch}, func(s *sqlite3.Stmt) bool {
-		r := scanRow(s)
-		if r.since > before.UnixNano() && over <= int64(len(rows)) {
-			return false
-		}
-		rows = append(rows, r)
-		return true
-	})
+	until, limit := before.UnixNano(), int64(trimBatch)
+	if over > 0 {
+		until, limit = never, min(over, trimBatch)
+	}
+	rows, err := all(t.conn, bySince, state, until, limit)
 	if err != nil {
 		return 0, err
 	}
@@ -147,20 +137,38 @@ func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
 			return 0, err
 		}
 	}
+	if over > 0 && len(rows) > 0 {
+		return trimBatch, nil // others may be too old
+	}
 	return len(rows), nil
 }
 
 // giveUp makes dead letters of callbacks that have been due for too long.
-func (t *tx) giveUp(before time.Time) (buried []*row, _ error) {
-	var rows []*row
-	err := t.query(`SELECT `+taskColumns+` FROM task t INDEXED BY task_since JOIN record r ON r.seq = t.seq
-		WHERE t.state = 2 AND t.state >= 2 AND t.since < ? ORDER BY t.since LIMIT ?`, []any{before.UnixNano(), trimBatch}, func(s *sqlite3.Stmt) bool {
-		rows = append(rows, scanRow(s))
-		return true
-	})
+func (t *tx) giveUp(before time.Time, gaveUp func(*task.Record)) (int, error) {
+	rows, err := all(t.conn, bySince, delivering, before.UnixNano(), trimBatch)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
+	var fresh []int64
+	t.s.mu.Lock()
+	for _, h := range t.s.hosts {
+		for _, o := range h.fresh {
+			if o.at <= before.UnixNano() {
+				fresh = append(fresh, o.seq)
+			}
+		}
+	}
+	t.s.mu.Unlock()
+	for _, seq := range fresh {
+		r, err := one(t.conn, " WHERE seq = ? AND state = 2", seq)
+		if err != nil {
+			return 0, err
+		}
+		if r != nil {
+			rows = append(rows, r)
+		}
+	}
+	n := 0
 	for _, r := range rows {
 		t.s.mu.Lock()
 		busy := t.s.inFlight[r.seq] != nil
@@ -169,41 +177,38 @@ func (t *tx) giveUp(before time.Time) (buried []*row, _ error) {
 			continue // its attempt ends by itself
 		}
 		if err := t.bury(r); err != nil {
-			return nil, err
+			return 0, err
 		}
-		buried = append(buried, r)
-	}
-	return buried, nil
-}
-
-// tellGaveUp tells the gateway of callbacks that were given up.
-func (s *store) tellGaveUp(gaveUp func(*task.Record), buried []*row) {
-	for _, r := range buried {
-		r.place.state, r.version = dead, r.version+1
-		if rec, err := r.record(); err == nil { // nothing is known of a damaged one
-			gaveUp(rec)
+		n++
+		if gaveUp == nil {
+			continue
+		}
+		buried := *r
+		buried.place.state, buried.version = dead, r.version+1
+		if rec, err := buried.record(); err == nil { // nothing is known of a damaged one
+			t.after(func() { gaveUp(rec) })
 		}
 	}
+	return n, nil
 }
 
 // bury makes a dead letter of a callback.
 func (t *tx) bury(r *row) error {
-	err := t.exec("UPDATE task SET state = 4, version = version + 1, at = NULL, since = ? WHERE seq = ?", t.now, r.seq)
 	to := r.place
-	to.state = dead
+	to.state, to.held = dead, false
 	t.move(r.id, r.place, to)
 	t.after(func() {
 		t.s.land(r.seq)
-		t.s.dropFresh(r.seq)
+		t.s.dropFresh(r.place, r.seq)
 	})
-	return err
+	return t.exec("UPDATE task SET state = 4, version = version + 1, holder = NULL, at = NULL, since = ? WHERE seq = ?", t.now, r.seq)
 }
 
 // trimDomains forgets domains without tasks.
 func (t *tx) trimDomains() (int, error) {
 	clear(t.s.domains)
 	// A domain that was added in this transaction has no bytes until then.
-	if err := t.flush(); err != nil {
+	if err := t.flushDomains(); err != nil {
 		return 0, err
 	}
 	return t.trimRows("DELETE FROM domain WHERE id IN (SELECT id FROM domain WHERE bytes <= ? LIMIT ?)", 0)
@@ -230,9 +235,7 @@ func (t *tx) trimHosts(before time.Time) (int, error) {
 		[]any{from, last, before.UnixNano()}, func(s *sqlite3.Stmt) bool {
 			t.s.mu.Lock()
 			if h := t.s.hosts[s.ColumnInt64(0)]; h != nil {
-				t.s.reschedule(h, never)
-				delete(t.s.hosts, h.id)
-				delete(t.s.hostNames, h.state.Host)
+				t.s.drop(h)
 			}
 			t.s.mu.Unlock()
 			n++
@@ -275,26 +278,37 @@ func (s *store) evict(ctx context.Context) error {
 	return nil
 }
 
+// evicted is how far the tasks of a state have been evicted, by since, of which the
+// results have at least so many bytes.
+type evicted struct {
+	least int
+	since int64
+}
+
 // evictBatch is how many tasks are evicted at once. More would be evicted than
 // is needed.
 const evictBatch = 20
 
 // evict takes the results of done tasks or removes dead letters, the oldest first,
-// if their results have at least so many bytes.
+// if their results have at least so many bytes. It goes on where it stopped before, for
+// a million may be there without a result.
 func (t *tx) evict(state, least int) (int, error) {
-	query := "SELECT " + taskColumns + ` FROM task t INDEXED BY task_evict JOIN record r ON r.seq = t.seq
-		WHERE t.state = 3 AND t.result IS NOT NULL AND t.result >= ? AND t.result > 0 ORDER BY t.since LIMIT ?`
-	if state == dead {
-		query = "SELECT " + taskColumns + ` FROM task t INDEXED BY task_since JOIN record r ON r.seq = t.seq
-			WHERE t.state = 4 AND t.state >= 2 AND coalesce(t.result, 0) >= ? ORDER BY t.since LIMIT ?`
+	from := &t.s.evicted[state]
+	if from.least != least {
+		*from = evicted{least: least}
 	}
-	var rows []*row
-	err := t.query(query, []any{least, evictBatch}, func(s *sqlite3.Stmt) bool {
-		rows = append(rows, scanRow(s))
-		return true
-	})
+	query := " INDEXED BY task_since WHERE state = ? AND state >= 2 AND holder IS NULL AND since >= ? AND result >= ? ORDER BY since LIMIT ?"
+	if state == dead {
+		query = " INDEXED BY task_since WHERE state = ? AND state >= 2 AND holder IS NULL AND since >= ? AND coalesce(result, 0) >= ? ORDER BY since LIMIT ?"
+	} else {
+		least = max(1, least)
+	}
+	rows, err := all(t.conn, query, state, from.since, least, evictBatch)
 	if err != nil {
 		return 0, err
+	}
+	if len(rows) > 0 {
+		from.since = rows[len(rows)-1].since
 	}
 	for _, r := range rows {
 		if state == dead {

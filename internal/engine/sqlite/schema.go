@@ -71,7 +71,7 @@ func (s *store) openDatabase(ctx context.Context) (err error) {
 	if _, err := s.transact([]*op{{apply: (*tx).redate}}); err != nil {
 		return err
 	}
-	if err := s.load(ctx); err != nil {
+	if err := s.load(); err != nil {
 		return err
 	}
 	if err := s.bodies.open(s); err != nil {

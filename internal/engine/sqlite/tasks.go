@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -55,67 +57,36 @@ func (s *store) Stats(ctx context.Context) (engine.Stats, error) {
 	for state, n := range s.counts {
 		stats.Tasks[stateNames[state]] = n
 	}
-	var hosts []countable
-	uncounted := int64(0) // of more hosts than are looked at
+	inFlight := 0
 	for _, h := range s.hosts {
-		if n := h.pending - h.inFlight; n > 0 && !h.state.Paused && (h.next <= now || h.reported) {
-			if len(hosts) < exactHosts {
-				hosts = append(hosts, countable{h.id, n, h.inFlight})
-			} else {
-				uncounted += n
-			}
+		if !h.state.Paused {
+			stats.Due += int64(len(h.fresh))
+		}
+	}
+	for _, d := range s.inFlight {
+		if !d.place.held {
+			inFlight++
 		}
 	}
 	s.mu.Unlock()
-	due, err := s.countDue(ctx, hosts, now)
-	if err != nil {
-		return stats, err
-	}
-	stats.Due = due + uncounted
 	s.room.mu.Lock()
 	stats.Used, stats.Limit = s.room.used(), s.room.max
 	s.room.mu.Unlock()
-	return stats, nil
-}
-
-// countable is a host of which n deliveries are due or wait for a retry.
-type countable struct{ id, n, inFlight int64 }
-
-const (
-	// exactDue is how many deliveries of a host are counted. If more are due, all
-	// that wait are taken to be.
-	exactDue = 2000
-	// exactWork bounds what counting looks at, over all hosts, of which each costs
-	// as much as a hundred deliveries.
-	exactWork  = 50_000
-	exactHosts = exactWork / 100
-)
-
-// countDue counts deliveries that are due.
-func (s *store) countDue(ctx context.Context, hosts []countable, now int64) (due int64, _ error) {
 	err := s.read(ctx, func(c *conn) error {
-		due = 0
-		work := int64(0)
-		for _, h := range hosts {
-			if work > exactWork {
-				due += h.n
-				continue
-			}
-			n, _, err := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_due
-				WHERE host = ? AND state = 2 AND at <= ? LIMIT ?)`, h.id, now, exactDue+h.inFlight)
-			if err != nil {
-				return err
-			}
-			work += n + 100
-			if n -= h.inFlight; n >= exactDue {
-				n = h.n
-			}
-			due += max(0, n)
+		due, _, err := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_at
+			WHERE state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, now, exactDue)
+		if err == nil && due == exactDue {
+			due = stats.Tasks[task.Delivering] - stats.Due
 		}
-		return nil
+		stats.Due += max(0, due-int64(inFlight))
+		return err
 	})
-	return due, err
+	return stats, err
 }
+
+// exactDue is how many deliveries are counted. If more are due, all that wait are
+// taken to be.
+const exactDue = 20_000
 
 // Queues implements [engine.Tasks].
 func (s *store) Queues(ctx context.Context) ([]engine.QueueStats, error) {
@@ -142,16 +113,11 @@ func (s *store) Queues(ctx context.Context) ([]engine.QueueStats, error) {
 				return err
 			}
 			list[i].Delayed = min(delayed, list[i].Queued)
-			var doc []byte
-			err = c.query(`SELECT r.doc FROM task t INDEXED BY task_queue JOIN record r ON r.seq = t.seq
-				WHERE t.queue = ? AND t.state = 0 ORDER BY t.created LIMIT 1`, []any{id}, func(stmt *sqlite3.Stmt) bool {
-				doc = stmt.ColumnBlob(0, nil)
-				return false
-			})
-			if err != nil || doc == nil {
+			r, err := one(c, " INDEXED BY task_queue WHERE queue = ? AND state = 0 ORDER BY seq LIMIT 1", id)
+			if err != nil || r == nil {
 				return err
 			}
-			rec, err := decode(doc)
+			rec, err := r.record()
 			if err != nil {
 				return fmt.Errorf("reading the oldest task of queue %s: %w", list[i].Queue, err)
 			}
@@ -161,4 +127,110 @@ func (s *store) Queues(ctx context.Context) ([]engine.QueueStats, error) {
 	})
 	slices.SortFunc(list, func(a, b engine.QueueStats) int { return cmp.Compare(a.Queue, b.Queue) })
 	return list, err
+}
+
+// listed is a host of a page.
+type listed struct {
+	*host
+	pending int64
+}
+
+func (h listed) compare(pending int64, name string) int {
+	return cmp.Or(cmp.Compare(pending, h.pending), cmp.Compare(h.state.Host, name))
+}
+
+// Hosts implements [engine.Tasks]. The table counts what it has of a host; what memory
+// has is added.
+func (s *store) Hosts(ctx context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error) {
+	pending, name := int64(never), ""
+	if after != "" {
+		first, rest, ok := strings.Cut(string(after), " ")
+		n, err := strconv.ParseInt(first, 10, 64)
+		if !ok || err != nil {
+			return nil, "", fmt.Errorf("%w: %q", engine.ErrCursor, after)
+		}
+		pending, name = n, rest
+	}
+	var stats []engine.HostStats
+	next := engine.Cursor("")
+	err := s.read(ctx, func(c *conn) error {
+		stats, next = nil, ""
+		page, err := s.hostPage(c, pending, name, limit+1)
+		if err != nil {
+			return err
+		}
+		if len(page) > limit {
+			page = page[:limit]
+			next = engine.Cursor(fmt.Sprintf("%d %s", page[limit-1].pending, page[limit-1].state.Host))
+		}
+		for _, l := range page {
+			h := engine.HostStats{HostState: l.state, Pending: l.pending}
+			if h.InFlight, h.Next, err = s.next(c, l.id); err != nil {
+				return err
+			}
+			stats = append(stats, h)
+		}
+		return nil
+	})
+	return stats, next, err
+}
+
+// hostPage returns the first hosts after a position.
+func (s *store) hostPage(c *conn, pending int64, name string, limit int) (page []listed, err error) {
+	held := map[int64]int64{}
+	s.mu.Lock()
+	for _, h := range s.hosts {
+		if h.held > 0 {
+			held[h.id] = h.held
+		}
+	}
+	s.mu.Unlock()
+	add := func(h *host, waiting int64) {
+		if l := (listed{h, waiting + held[h.id]}); l.compare(pending, name) > 0 {
+			page = append(page, l)
+		}
+	}
+	err = c.query("SELECT "+hostColumns+` FROM host INDEXED BY host_listed WHERE (waiting > 0 OR paused = 1 OR failures > 0)
+		AND waiting <= ? AND (waiting < ? OR name > ?) ORDER BY waiting DESC, name`, []any{pending, pending, name}, func(r *sqlite3.Stmt) bool {
+		if h := scanHost(r); held[h.id] == 0 {
+			add(h, r.ColumnInt64(4))
+		}
+		return len(page) < limit
+	})
+	for id := range held {
+		if err == nil {
+			err = c.query(selectHosts+" WHERE id = ?", []any{id}, func(r *sqlite3.Stmt) bool {
+				add(scanHost(r), r.ColumnInt64(4))
+				return true
+			})
+		}
+	}
+	slices.SortFunc(page, func(a, b listed) int { return a.compare(b.pending, b.state.Host) })
+	return page[:min(limit, len(page))], err
+}
+
+// next returns how many deliveries of a host are in flight, and when the next of the
+// others is due.
+func (s *store) next(c *conn, id int64) (inFlight int64, at time.Time, err error) {
+	first := int64(never)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.hosts[id]; h != nil {
+		inFlight = h.inFlight
+		if len(h.fresh) > 0 {
+			first = h.fresh[0].at
+		}
+	}
+	err = c.query("SELECT seq, at FROM task INDEXED BY task_due WHERE host = ? AND state = 2 AND holder IS NULL ORDER BY at LIMIT ?",
+		[]any{id, inFlight + 1}, func(r *sqlite3.Stmt) bool {
+			if s.inFlight[r.ColumnInt64(0)] != nil {
+				return true
+			}
+			first = min(first, r.ColumnInt64(1))
+			return false
+		})
+	if first != never {
+		at = timeOf(first)
+	}
+	return inFlight, at, err
 }

@@ -73,11 +73,11 @@ func (t *tx) insertImported(rec *task.Record, doc []byte, request, result *body)
 	switch state {
 	case running:
 		// Its holder is not here. No attempt is known to be its last.
-		r := &row{seq: seq, id: rec.ID, version: 1, place: p, doc: doc, starts: int64(rec.Starts), maxStarts: int64(rec.Starts) + 1,
-			at: at, since: since, request: -1, result: -1}
-		if request != nil {
-			r.request = request.size
+		r, err := one(t.conn, " WHERE seq = ?", seq)
+		if err != nil {
+			return err
 		}
+		r.maxStarts = r.starts + 1
 		return t.expire(r)
 	case queued:
 		t.after(func() {
@@ -86,7 +86,7 @@ func (t *tx) insertImported(rec *task.Record, doc []byte, request, result *body)
 			}
 		})
 	case delivering:
-		t.after(func() { t.s.dueBy(p.host, at) })
+		t.after(func() { t.s.dueAt(p.host, at) })
 	}
 	return nil
 }

@@ -1,8 +1,6 @@
 package sqlite
 
 import (
-	"github.com/ncruces/go-sqlite3"
-
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
@@ -20,15 +18,18 @@ const (
 
 // place is where a task is counted.
 type place struct {
-	state   int
-	queue   int64 // 0 for none, as the next two
-	host    int64
-	domain  int64
-	trusted bool
-	size    int64
+	state  int
+	held   bool  // a process has it in memory: its holder is set
+	queue  int64 // 0 for none, as the next two
+	host   int64
+	domain int64
+	size   int64 // of its document and bodies
 }
 
 var nowhere = place{state: gone}
+
+// waits says whether a task is a delivery that the table hands out.
+func (p place) waits() bool { return p.state == delivering && !p.held }
 
 // tx is a transaction of the writer, with what it will change in memory.
 type tx struct {
@@ -40,53 +41,96 @@ type tx struct {
 
 	moves      []move
 	afterwards []func()
-	changed    []string        // IDs of tasks whose waiters are notified
+	states     [states]int64   // change of the number of tasks, by state
 	queued     map[int64]int64 // change of the number of queued tasks, by queue
+	running    map[int64]int64 // and of running ones
+	waiting    map[int64]int64 // change of the number of deliveries in the table, by host
 	domains    map[int64]int64 // change of the bytes, by domain
+	fresh      int             // first deliveries that will be in memory
 	unneeded   []string        // files of bodies whose last reference goes
 	stored     []string        // files of bodies that are referred to if it commits
-	hosts      []*host         // loaded or created in it
-	newQueue   []string        // created in it
+	hosts      []*host         // used in it
+	newHosts   []*host         // created in it
+	newQueues  []*queue        // created in it
 }
 
-type move struct{ from, to place }
+type move struct {
+	id       string
+	from, to place
+}
 
 // after has f called once the transaction has been committed, with store.mu held.
 func (t *tx) after(f func()) { t.afterwards = append(t.afterwards, f) }
 
 // move counts a task in another place.
 func (t *tx) move(id string, from, to place) {
-	t.moves = append(t.moves, move{from, to})
-	t.changed = append(t.changed, id)
+	t.moves = append(t.moves, move{id, from, to})
 	t.count(from, -1)
 	t.count(to, 1)
+}
+
+func add(m *map[int64]int64, id, n int64) {
+	if id == 0 {
+		return
+	}
+	if *m == nil {
+		*m = map[int64]int64{}
+	}
+	(*m)[id] += n
 }
 
 func (t *tx) count(p place, sign int64) {
 	if p.state == gone {
 		return
 	}
-	if p.state == queued {
-		if t.queued == nil {
-			t.queued = map[int64]int64{}
-		}
-		t.queued[p.queue] += sign
+	t.states[p.state] += sign
+	switch {
+	case p.state == queued:
+		add(&t.queued, p.queue, sign)
+	case p.state == running:
+		add(&t.running, p.queue, sign)
+	case p.waits():
+		add(&t.waiting, p.host, sign)
 	}
-	if p.domain != 0 {
-		if t.domains == nil {
-			t.domains = map[int64]int64{}
-		}
-		t.domains[p.domain] += sign * p.size
-	}
+	add(&t.domains, p.domain, sign*p.size)
 }
 
-// flush writes what was gathered during the transaction.
+// flush writes what was counted during the transaction.
 func (t *tx) flush() error {
-	for domain, bytes := range t.domains {
-		if bytes != 0 {
-			if err := t.exec("UPDATE domain SET bytes = max(0, bytes + ?) WHERE id = ?", bytes, domain); err != nil {
+	if t.states != [states]int64{} {
+		err := t.exec("UPDATE tally SET queued = queued + ?, running = running + ?, delivering = delivering + ?, done = done + ?, dead = dead + ?",
+			t.states[queued], t.states[running], t.states[delivering], t.states[done], t.states[dead])
+		if err != nil {
+			return err
+		}
+	}
+	for _, c := range []struct {
+		query   string
+		changes map[int64]int64
+	}{
+		{"UPDATE queue SET queued = queued + ? WHERE id = ?", t.queued},
+		{"UPDATE queue SET running = running + ? WHERE id = ?", t.running},
+		{"UPDATE host SET waiting = waiting + ? WHERE id = ?", t.waiting},
+	} {
+		for id, n := range c.changes {
+			if n == 0 {
+				continue
+			}
+			if err := t.exec(c.query, n, id); err != nil {
 				return err
 			}
+		}
+	}
+	return t.flushDomains()
+}
+
+func (t *tx) flushDomains() error {
+	for id, bytes := range t.domains {
+		if bytes == 0 {
+			continue
+		}
+		if err := t.exec("UPDATE domain SET bytes = max(0, bytes + ?) WHERE id = ?", bytes, id); err != nil {
+			return err
 		}
 	}
 	clear(t.domains)
@@ -102,9 +146,18 @@ func (t *tx) publish() {
 	for _, f := range t.afterwards {
 		f()
 	}
-	for _, id := range t.changed {
-		t.s.wakeWaiters(id)
+	for _, m := range t.moves {
+		t.s.wakeWaiters(m.id)
 	}
+	t.release()
+}
+
+// release lets the hosts that were used be dropped. store.mu is held.
+func (t *tx) release() {
+	for _, h := range t.hosts {
+		h.users--
+	}
+	t.s.dropHosts()
 }
 
 // tally counts a task in its place. store.mu is held.
@@ -121,50 +174,40 @@ func (s *store) tally(p place, sign int64) {
 			q.running += sign
 		}
 	}
-	if p.state == delivering {
-		if h := s.hosts[p.host]; h != nil {
-			h.pending += sign
-			if p.trusted {
-				h.trusted += sign
-			}
-		}
+	if h := s.hosts[p.host]; h != nil && p.state == delivering && p.held {
+		h.held += sign
 	}
 }
 
 // forget drops what a transaction that was rolled back had made known.
 func (t *tx) forget() {
 	t.s.mu.Lock()
-	for _, h := range t.hosts {
-		delete(t.s.hosts, h.id)
-		delete(t.s.hostNames, h.state.Host)
+	t.release()
+	for _, h := range t.newHosts {
+		t.s.drop(h)
 	}
-	for _, name := range t.newQueue {
-		if q := t.s.queueNames[name]; q != nil {
-			delete(t.s.queues, q.id)
-			delete(t.s.queueNames, name)
-		}
+	for _, q := range t.newQueues {
+		delete(t.s.queues, q.id)
+		delete(t.s.queueNames, q.name)
 	}
 	t.s.mu.Unlock()
 	clear(t.s.domains)
 }
 
-// queue returns a queue by its name; "" is none.
+// queue returns a queue by its name.
 func (t *tx) queue(name string) (*queue, error) {
 	t.s.mu.Lock()
-	q := t.s.queueNames[name]
-	t.s.mu.Unlock()
-	if q != nil {
+	defer t.s.mu.Unlock()
+	if q := t.s.queueNames[name]; q != nil {
 		return q, nil
 	}
 	id, err := t.named("queue", name)
 	if err != nil {
 		return nil, err
 	}
-	t.newQueue = append(t.newQueue, name)
-	q = &queue{id: id, name: name}
-	t.s.mu.Lock()
+	q := &queue{id: id, name: name}
+	t.newQueues = append(t.newQueues, q)
 	t.s.queues[id], t.s.queueNames[name] = q, q
-	t.s.mu.Unlock()
 	return q, nil
 }
 
@@ -189,57 +232,43 @@ func (t *tx) domain(name string) (int64, error) {
 	return id, err
 }
 
-var (
-	selectName = map[string]string{
-		"queue": "SELECT id FROM queue WHERE name = ?", "domain": "SELECT id FROM domain WHERE name = ?", "host": "SELECT id FROM host WHERE name = ?",
-	}
-	insertName = map[string]string{
-		"queue": "INSERT INTO queue(name) VALUES (?)", "domain": "INSERT INTO domain(name) VALUES (?)", "host": "INSERT INTO host(name) VALUES (?)",
-	}
-)
-
 // named returns the ID of a row by its name, which is added if it is new.
 func (t *tx) named(table, name string) (int64, error) {
-	id, ok, err := t.number(selectName[table], name)
+	id, ok, err := t.number("SELECT id FROM "+table+" WHERE name = ?", name)
 	if err != nil || ok {
 		return id, err
 	}
-	if err := t.exec(insertName[table], name); err != nil {
+	if err := t.exec("INSERT INTO "+table+"(name) VALUES (?)", name); err != nil {
 		return 0, err
 	}
 	return t.LastInsertRowID(), nil
 }
 
-// host returns a host by its name, with what is stored of it; nil for "". The
-// host must stay in memory while it has deliveries pending.
+// host returns a host by its name; nil for "". It stays in memory until the end of
+// the transaction.
 func (t *tx) host(name string) (*host, error) {
 	if name == "" {
 		return nil, nil
 	}
 	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
 	h := t.s.hostNames[name]
-	t.s.mu.Unlock()
-	if h != nil {
-		return h, nil
-	}
-	err := t.query(selectHosts+" WHERE name = ?", []any{name}, func(stmt *sqlite3.Stmt) bool {
-		h = scanHost(stmt)
-		return false
-	})
-	if err != nil {
-		return nil, err
-	}
 	if h == nil {
-		id, err := t.named("host", name)
-		if err != nil {
+		var err error
+		if h, err = findHost(t.conn, " WHERE name = ?", name); err != nil {
 			return nil, err
 		}
-		h = newHost(id, engine.HostState{Host: name})
+		if h == nil {
+			if err := t.exec("INSERT INTO host(name) VALUES (?)", name); err != nil {
+				return nil, err
+			}
+			h = &host{id: t.LastInsertRowID(), state: engine.HostState{Host: name}}
+			t.newHosts = append(t.newHosts, h)
+		}
+		t.s.keep(h)
 	}
+	h.users++
 	t.hosts = append(t.hosts, h)
-	t.s.mu.Lock()
-	t.s.remember(h)
-	t.s.mu.Unlock()
 	return h, nil
 }
 
