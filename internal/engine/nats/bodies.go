@@ -7,30 +7,27 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
-
-	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
 // chunkSize is the size of a chunk of a body. Each is acknowledged before the next is
 // sent, so that heartbeats do not wait behind a large body on a slow connection.
 const chunkSize = 256 << 10
 
-// bodies knows which bodies are being read here, and which are to be removed.
-type bodies struct {
-	mu      sync.Mutex
-	reading map[string]int
-	dropped map[string]time.Time
+// An unneededBody is one that the last step of its task does not name.
+type unneededBody struct {
+	name  string
+	since time.Time
 }
 
-// dropDelay is how long a body that is not needed any more can still be read by who
-// opened it before, at another gateway too.
-const dropDelay = time.Minute
+// readTime is how long a body can still be read by who opened it before its task's
+// last step, at any gateway.
+const readTime = 5 * time.Minute
 
 // putBody stores a body of a task in chunks and returns its name. What it stored
 // before an error is removed.
@@ -54,7 +51,7 @@ func (e *Engine) putBody(ctx context.Context, id string, r io.Reader) (name stri
 			break
 		}
 	}
-	e.dropBody(name)
+	e.discard(ctx, name)
 	return "", 0, err
 }
 
@@ -66,31 +63,20 @@ type bodyReader struct {
 	left   int64
 	next   int
 	chunk  []byte
-	once   sync.Once
 }
 
 // openBody opens a body that was stored in chunks. It returns ErrNotFound if its
 // first chunk is not there.
 func (e *Engine) openBody(ctx context.Context, name string, size int64) (io.ReadCloser, error) {
-	e.opened.mu.Lock()
-	if e.opened.reading == nil {
-		e.opened.reading = make(map[string]int)
-	}
-	e.opened.reading[name]++
-	e.opened.mu.Unlock()
 	r := &bodyReader{ctx: ctx, engine: e, name: name, left: size}
 	if err := r.fill(); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the body %s: %w", name, err), r.Close())
+		return nil, fmt.Errorf("opening the body %s: %w", name, err)
 	}
-	return r, nil
+	return io.NopCloser(r), nil
 }
 
 func (r *bodyReader) fill() error {
-	subject := bodySubject + r.name + "." + strconv.Itoa(r.next)
-	msg, _, err := r.engine.direct(r.ctx, bodyStream+"."+subject, nil)
-	if err == nil && msg == nil { // the server that answered may be behind
-		msg, _, err = r.engine.get(r.ctx, bodyStream, subject)
-	}
+	msg, err := r.engine.get(r.ctx, r.engine.bodies, bodySubject+r.name+"."+strconv.Itoa(r.next))
 	if err != nil {
 		return err
 	}
@@ -114,60 +100,27 @@ func (r *bodyReader) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-func (r *bodyReader) Close() error {
-	r.once.Do(func() {
-		o := &r.engine.opened
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		if o.reading[r.name]--; o.reading[r.name] == 0 {
-			delete(o.reading, r.name)
-		}
-	})
-	return nil
-}
-
-// dropBody removes a body that no task names any more, a little later. If the process
-// ends before, collectBodies does.
-func (e *Engine) dropBody(name string) {
+// discard removes a body that no task has named. If that fails, collectBodies does.
+func (e *Engine) discard(ctx context.Context, name string) {
 	if name == "" {
 		return
 	}
-	e.opened.mu.Lock()
-	defer e.opened.mu.Unlock()
-	if e.opened.dropped == nil {
-		e.opened.dropped = make(map[string]time.Time)
-	}
-	e.opened.dropped[name] = time.Now()
-}
-
-// purgeBodies removes the bodies that were dropped some time ago.
-func (e *Engine) purgeBodies(ctx context.Context) {
-	for _, name := range e.opened.old() {
-		if err := e.purgeBody(ctx, name); err != nil {
-			e.log.Debug("body not removed", zap.String("body", name), zap.Error(err))
-			e.dropBody(name)
-		}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTimeout)
+	defer cancel()
+	if err := e.bodies.Purge(ctx, jetstream.WithPurgeSubject(bodySubject+name+".*")); err != nil {
+		e.log.Debug("body not removed", zap.String("body", name), zap.Error(err))
 	}
 }
 
-func (b *bodies) old() (names []string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for name, at := range b.dropped {
-		if b.reading[name] == 0 && time.Since(at) >= dropDelay {
-			names = append(names, name)
-			delete(b.dropped, name)
-		}
+// takeUnneeded returns the bodies that nobody reads any more.
+func (x *index) takeUnneeded() (names []string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for len(x.unneeded) > 0 && time.Since(x.unneeded[0].since) >= readTime {
+		names = append(names, x.unneeded[0].name)
+		x.unneeded = x.unneeded[1:]
 	}
 	return names
-}
-
-func (e *Engine) purgeBody(ctx context.Context, name string) error {
-	stream, err := e.js.Stream(ctx, bodyStream)
-	if err != nil {
-		return err
-	}
-	return stream.Purge(ctx, jetstream.WithPurgeSubject(bodySubject+name+".*"))
 }
 
 // orphanAge is how old a body is before it counts as an orphan: no task takes longer
@@ -175,36 +128,42 @@ func (e *Engine) purgeBody(ctx context.Context, name string) error {
 const orphanAge = time.Hour
 
 // collectBodies removes the bodies that no task names: those whose gateway ended
-// before it stored the task, or removed the body.
+// before it stored the task, and those that the youngest gateway ended before it
+// removed.
 func (e *Engine) collectBodies(ctx context.Context) error {
-	stream, err := e.js.Stream(ctx, bodyStream)
+	info, err := e.bodies.Info(ctx, jetstream.WithSubjectFilter(bodySubject+"*.*.0"))
 	if err != nil {
 		return err
 	}
-	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(bodySubject+"*.*.0"))
-	if err != nil {
-		return err
-	}
+	named := e.index.bodies()
 	for subject := range info.State.Subjects {
 		name := strings.TrimSuffix(strings.TrimPrefix(subject, bodySubject), ".0")
-		id, body, _ := strings.Cut(name, ".")
-		if age(body) < orphanAge {
-			continue
-		}
-		// The name has the token of the task's ID, which names its subject.
-		msg, seq, err := e.get(ctx, taskStream, taskSubject+id)
-		if err != nil && !errors.Is(err, engine.ErrNotFound) {
-			return err
-		}
-		if err == nil {
-			m, err := decode(msg, seq)
-			if err != nil || m.meta.Body == name {
-				continue
-			}
-		}
-		if err := e.purgeBody(ctx, name); err != nil {
-			return err
+		_, id, _ := strings.Cut(name, ".")
+		if !named[name] && age(id) >= orphanAge {
+			e.discard(ctx, name)
 		}
 	}
 	return nil
+}
+
+// bodies returns the bodies that tasks name.
+func (x *index) bodies() map[string]bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	named := make(map[string]bool)
+	for _, e := range x.tasks {
+		if e.body != "" {
+			named[e.body] = true
+		}
+	}
+	return named
+}
+
+// age returns how long ago an ID of newID was made.
+func age(id string) time.Duration {
+	u, err := uuid.Parse(id)
+	if err != nil {
+		return 0
+	}
+	return time.Since(time.Unix(u.Time().UnixTime()))
 }

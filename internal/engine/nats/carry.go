@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -42,8 +44,7 @@ func (e *Engine) Import(ctx context.Context, rec *task.Record, request, result i
 	if rec.State == task.Done || rec.State == task.Dead {
 		m.meta.Ready = 0
 	}
-	err := e.readBody(body, m, func(r io.Reader) (string, int64, error) { return e.putBody(ctx, rec.ID, r) })
-	if err != nil {
+	if err := e.readBody(ctx, m, body, false); err != nil {
 		return err
 	}
 	step := m
@@ -54,14 +55,14 @@ func (e *Engine) Import(ctx context.Context, rec *task.Record, request, result i
 		step = e.expired(m)
 	}
 	if err := e.put(ctx, step, last); err != nil {
-		e.dropBody(m.meta.Body)
+		e.discard(ctx, m.meta.Body)
 		if errors.Is(err, engine.ErrLost) { // somebody else has imported it
 			return nil
 		}
 		return fmt.Errorf("importing the task %s: %w", rec.ID, err)
 	}
 	if step.meta.Body != m.meta.Body {
-		e.dropBody(m.meta.Body)
+		e.discard(ctx, m.meta.Body)
 	}
 	return nil
 }
@@ -76,23 +77,50 @@ func (e *Engine) Keys(ctx context.Context, after engine.Cursor, limit int) ([]en
 		}
 	}
 	var keys []engine.StoredKey
-	for len(keys) < limit {
-		msg, found, err := e.ask(ctx, taskStream, map[string]any{"seq": seq + 1, "next_by_subj": keySubject + "*"})
-		if errors.Is(err, engine.ErrNotFound) {
-			return keys, "", nil
-		}
-		if err != nil {
-			return nil, "", fmt.Errorf("listing idempotency keys: %w", err)
-		}
+	seq, more, err := e.scan(ctx, seq, keySubject, limit, func(msg *jetstream.RawStreamMsg) (bool, error) {
 		var key engine.StoredKey
-		if err := json.Unmarshal(msg.Data, &key); err != nil {
-			return nil, "", fmt.Errorf("decoding an idempotency key: %w", err)
-		}
-		if seq = found; time.Now().Before(key.Expires) {
+		err := json.Unmarshal(msg.Data, &key)
+		lives := time.Now().Before(key.Expires)
+		if lives {
 			keys = append(keys, key)
 		}
+		return lives, err
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("listing idempotency keys: %w", err)
+	}
+	if !more {
+		return keys, "", nil
 	}
 	return keys, engine.Cursor(strconv.FormatUint(seq, 10)), nil
+}
+
+// scan reads the messages of the stream of tasks whose subject has a prefix and whose
+// sequence is after seq, until limit of them count. It returns the last sequence, and
+// whether there may be more.
+func (e *Engine) scan(ctx context.Context, seq uint64, prefix string, limit int, read func(*jetstream.RawStreamMsg) (bool, error)) (uint64, bool, error) {
+	for n := 0; n < limit; {
+		var msg *jetstream.RawStreamMsg
+		err := e.retry(ctx, func(ctx context.Context) (err error) {
+			msg, err = e.tasks.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(prefix+"*"))
+			return err
+		})
+		if errors.Is(err, engine.ErrNotFound) {
+			return seq, false, nil
+		}
+		if err != nil {
+			return seq, true, err
+		}
+		seq = msg.Sequence
+		counts, err := read(msg)
+		if err != nil {
+			return seq, true, fmt.Errorf("decoding the message %d: %w", seq, err)
+		}
+		if counts {
+			n++
+		}
+	}
+	return seq, true, nil
 }
 
 // ImportKey implements engine.Tasks.

@@ -2,6 +2,7 @@ package nats
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,38 +22,53 @@ func (e *Engine) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, err
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if err := e.closing.Err(); err != nil {
-			return nil, e.available()
+		if err := e.closed(); err != nil {
+			return nil, err
 		}
-		if due := e.index.dueHosts(limit); len(due) > 0 {
+		due, wait := e.index.dueHosts(limit)
+		if len(due) > 0 {
 			return due, nil
 		}
-		select {
-		case <-ctx.Done():
-		case <-e.closing.Done():
-		case <-e.index.reported:
-		}
+		e.sleep(ctx, e.index.earlier, wait)
 	}
 }
 
-func (x *index) dueHosts(limit int) (due []engine.HostDue) {
+// dueHosts returns up to limit hosts, and how long to wait for the next one.
+func (x *index) dueHosts(limit int) (due []engine.HostDue, wait time.Duration) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for len(x.reports) > 0 && len(due) < limit {
-		b := x.reports[0]
-		x.reports[0] = nil
-		x.reports = x.reports[1:]
-		b.toReport = false
-		if b.paused || b.due.len() == 0 {
-			continue
+	now := time.Now().UnixNano()
+	for wait = maxSleep; len(x.due) > 0 && len(due) < limit; {
+		b := x.due[0]
+		if wait = min(maxSleep, time.Duration(b.entries[0].ready-now)); wait > 0 {
+			break
 		}
 		b.isReported = true
-		due = append(due, engine.HostDue{HostState: b.hostState(), Due: b.due.len(), Trusted: b.trusted > 0})
+		x.report(b)
+		due = append(due, engine.HostDue{HostState: b.hostState(), Due: b.ready(now), Trusted: b.trusted > 0})
 	}
-	if len(x.reports) > 0 {
-		signal(x.reported)
+	return due, wait
+}
+
+// countLimit is how many ready entries of a backlog are counted.
+const countLimit = 1000
+
+// ready counts the entries that are ready; those that wait for a retry too, if there
+// are too many to count.
+func (b *backlog) ready(now int64) (n int) {
+	below := []int{0}
+	for len(below) > 0 && n < countLimit {
+		i := below[len(below)-1]
+		below = below[:len(below)-1]
+		if i < len(b.entries) && b.entries[i].ready <= now {
+			n++
+			below = append(below, 2*i+1, 2*i+2)
+		}
 	}
-	return due
+	if n == countLimit {
+		return len(b.entries)
+	}
+	return n
 }
 
 // hostState returns what is known of a host.
@@ -66,7 +82,7 @@ func (b *backlog) hostState() engine.HostState {
 func (x *index) learn(s engine.HostState) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.backlog(x.hosts, s.Host).learned = s
+	x.host(s.Host).learned = s
 }
 
 // SaveHosts implements engine.Deliveries. Of several gateways the last one counts.
@@ -75,7 +91,7 @@ func (e *Engine) SaveHosts(ctx context.Context, hosts []engine.HostState) error 
 		h.Paused = false
 		msg := nats.NewMsg(hostSubject + token(h.Host))
 		msg.Header.Set(ttlHeader, hostTTL.String())
-		if err := setMeta(msg, hostMeta{h}); err != nil {
+		if err := setMeta(msg, h); err != nil {
 			return err
 		}
 		if _, err := e.store(ctx, msg); err != nil {
@@ -92,147 +108,83 @@ const hostTTL = 7 * 24 * time.Hour
 // delivery implements engine.Delivery.
 type delivery struct {
 	engine *Engine
-	entry  *entry
 	m      *message
 	rec    *task.Record // what the caller adds attempts to
-	taking string       // tells this taking of the entry from others
+	hold   *hold
 	mu     sync.Mutex
 	ended  bool
 }
 
 // Take implements engine.Deliveries. Each delivery is a step that names this gateway
 // as its holder; those that another gateway takes first are left out.
-func (e *Engine) Take(ctx context.Context, host string, n int) ([]engine.Delivery, error) {
+func (e *Engine) Take(ctx context.Context, host string, n int) (taken []engine.Delivery, err error) {
 	if err := e.available(); err != nil {
 		return nil, err // or what cannot be stored would be attempted again and again
 	}
-	b := e.index.host(host)
-	var taken []engine.Delivery
-	for len(taken) < n {
-		picked := e.index.pickDeliveries(b, n-len(taken))
+	for len(taken) < n && err == nil {
+		picked := e.index.pickDeliveries(host, n-len(taken))
 		if len(picked) == 0 {
 			break
 		}
-		more, err := e.take(ctx, b, picked)
-		taken = append(taken, more...)
-		if err != nil && len(taken) == 0 {
-			e.index.askAgain(b)
-			return nil, err
-		} else if err != nil {
-			break
+		var more []*delivery
+		more, err = each(picked, func(c candidate) (*delivery, error) { return e.take(ctx, c) })
+		for _, d := range more {
+			taken = append(taken, d)
 		}
 	}
 	if len(taken) < n {
-		e.index.askAgain(b)
+		e.index.askAgain(host)
 	}
-	return taken, nil
-}
-
-func (x *index) host(name string) *backlog {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.backlog(x.hosts, name)
-}
-
-// askAgain makes DueHosts report a host again when it has deliveries due.
-func (x *index) askAgain(b *backlog) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	b.isReported = false
-	x.call(b)
-}
-
-// pick is a delivery that is about to be taken, as it was when it was picked: by the
-// time of the step, the entry may tell that another gateway has taken it.
-type pick struct {
-	entry  *entry
-	seq    uint64
-	taking string
-}
-
-// pickDeliveries takes up to n deliveries that are due out of a host's backlog.
-func (x *index) pickDeliveries(b *backlog, n int) (picked []pick) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for !b.paused && b.due.len() > 0 && len(picked) < n {
-		e := b.due.items[x.choose(b)]
-		x.unplace(e)
-		x.setTaken(e, true)
-		e.taking = newID()
-		picked = append(picked, pick{e, e.seq, e.taking})
+	if len(taken) > 0 {
+		return taken, nil
 	}
+	return nil, err
+}
+
+func (x *index) pickDeliveries(host string, n int) []candidate {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	picked, _ := x.pick(x.host(host), n)
 	return picked
 }
 
-// setTaken says whether a delivery is in flight here.
-func (x *index) setTaken(e *entry, taken bool) {
-	if e.taken == taken || e.state != task.Delivering {
-		return
-	}
-	x.count(e, -1)
-	e.taken = taken
-	x.count(e, 1)
-}
-
-// giveBack makes a delivery due again after its step was not stored, or perhaps was.
-// It does nothing if the delivery was taken anew meanwhile.
-func (x *index) giveBack(e *entry, taking string) {
+// askAgain makes DueHosts report a host again when it has deliveries due.
+func (x *index) askAgain(host string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if e.taking != taking || x.tasks[e.id] != e {
-		return
-	}
-	x.setTaken(e, false)
-	if e.host != nil {
-		e.host.isReported = false
-	}
-	x.place(e)
+	b := x.host(host)
+	b.isReported = false
+	x.report(b)
 }
 
-// take takes deliveries that were picked. It leaves out those that are lost.
-func (e *Engine) take(ctx context.Context, b *backlog, picked []pick) (taken []engine.Delivery, err error) {
-	all := make([]*delivery, len(picked))
-	errs := make([]error, len(picked))
-	var wait sync.WaitGroup
-	for i, p := range picked {
-		wait.Go(func() { all[i], errs[i] = e.takeOne(ctx, p) })
-	}
-	wait.Wait()
-	for i, d := range all {
-		e.index.claimed(b, errors.Is(errs[i], engine.ErrLost))
-		switch {
-		case errs[i] == nil && d != nil:
-			taken = append(taken, d)
-		case errs[i] != nil && !errors.Is(errs[i], engine.ErrLost) && !errors.Is(errs[i], engine.ErrNotFound):
-			err = errs[i]
+// take stores that a delivery is in flight here. It returns ErrLost if another gateway
+// came first, or the delivery has become dead instead.
+func (e *Engine) take(ctx context.Context, c candidate) (*delivery, error) {
+	h := &hold{token: newID()}
+	m, err := e.getStep(ctx, c.id, c.seq, task.Delivering)
+	if err == nil && e.isLate(m) {
+		if err = e.bury(ctx, m); err == nil {
+			return nil, errWrongSequence
 		}
 	}
-	return taken, err
+	if err == nil {
+		n := m.next(m.rec, task.Delivering)
+		n.meta.Holder, n.meta.Token, n.meta.Order = e.id, h.token, cmp.Or(n.meta.Order, c.seq)
+		e.index.hold(c.id, h)
+		if err = e.put(ctx, n, c.seq); err == nil {
+			return &delivery{engine: e, m: n, rec: cloneRecord(n.rec), hold: h}, nil
+		}
+	}
+	e.drop(c.id, h, err)
+	return nil, err
 }
 
-// takeOne returns nil if the delivery has become dead instead.
-func (e *Engine) takeOne(ctx context.Context, p pick) (*delivery, error) {
-	m, err := e.loadTask(ctx, p.entry.id, p.seq)
-	if err == nil && (m.seq != p.seq || m.meta.State != task.Delivering) {
-		err = errWrongSequence
+// drop ends a hold whose step was not stored, or perhaps was.
+func (e *Engine) drop(id string, h *hold, err error) {
+	e.index.drop(id, h, err)
+	if errors.Is(err, engine.ErrNotFound) {
+		e.index.forget(id)
 	}
-	if err != nil {
-		e.index.giveBack(p.entry, p.taking)
-		return nil, err
-	}
-	if e.isLate(m) {
-		return nil, e.bury(ctx, m)
-	}
-	n := m.next(m.rec, task.Delivering)
-	n.meta.Holder, n.meta.Token = e.id, p.taking
-	if n.meta.Order == 0 {
-		n.meta.Order = p.seq
-	}
-	if err := e.put(ctx, n, p.seq); err != nil {
-		e.index.giveBack(p.entry, p.taking)
-		return nil, err
-	}
-	return &delivery{engine: e, entry: p.entry, m: n, rec: cloneRecord(n.rec), taking: p.taking}, nil
 }
 
 // Record implements engine.Delivery.
@@ -252,8 +204,7 @@ func (e *Engine) body(ctx context.Context, m *message) (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(m.body)), nil
 }
 
-// end stores the delivery's next step and gives it back if that fails: then its
-// attempt may be repeated.
+// end stores the delivery's next step. If that fails, the attempt may be repeated.
 func (d *delivery) end(ctx context.Context, n *message) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -263,7 +214,7 @@ func (d *delivery) end(ctx context.Context, n *message) error {
 	err := d.engine.put(ctx, n, d.m.seq)
 	d.ended = err == nil || errors.Is(err, engine.ErrLost)
 	if err != nil {
-		d.engine.index.giveBack(d.entry, d.taking)
+		d.engine.drop(d.m.meta.ID, d.hold, err)
 		return fmt.Errorf("storing what became of the callback of task %s: %w", d.m.meta.ID, err)
 	}
 	return nil
@@ -277,17 +228,12 @@ func (d *delivery) Done(ctx context.Context) error {
 		rec.DeliveredAt = time.Now().UTC()
 	}
 	n := d.m.next(rec, task.Done)
-	n.meta.Holder, n.meta.Ready, n.meta.Finished = "", 0, time.Now().UnixNano()
-	var dropped string
+	n.meta.Ready, n.meta.Finished = 0, time.Now().UnixNano()
 	if !d.engine.settings.Load().KeepResults && rec.Queue == "" && n.meta.Size > 0 {
-		dropped = n.dropBody()
+		n.clearBody()
 		n.meta.Dropped = true
 	}
-	if err := d.end(ctx, n); err != nil {
-		return err
-	}
-	d.engine.dropBody(dropped)
-	return nil
+	return d.end(ctx, n)
 }
 
 // Retry implements engine.Delivery.
@@ -295,7 +241,7 @@ func (d *delivery) Retry(ctx context.Context, at time.Time) error {
 	rec := cloneRecord(d.rec)
 	rec.NextAttemptAt = at
 	n := d.m.next(rec, task.Delivering)
-	n.meta.Ready, n.meta.Order, n.meta.Holder = at.UnixNano(), 0, ""
+	n.meta.Ready, n.meta.Order = at.UnixNano(), 0
 	return d.end(ctx, n)
 }
 
@@ -308,19 +254,17 @@ func (d *delivery) Dead(ctx context.Context) error {
 func dead(m *message, rec *task.Record) *message {
 	rec.NextAttemptAt = time.Time{}
 	n := m.next(rec, task.Dead)
-	n.meta.Holder, n.meta.Ready, n.meta.Finished = "", 0, time.Now().UnixNano()
+	n.meta.Ready, n.meta.Finished = 0, time.Now().UnixNano()
 	return n
 }
 
 // Release implements engine.Delivery.
 func (d *delivery) Release(ctx context.Context) error {
-	n := d.m.next(d.m.rec, task.Delivering)
-	n.meta.Holder = ""
-	if err := d.end(ctx, n); err != nil {
-		return err
+	err := d.end(ctx, d.m.next(d.m.rec, task.Delivering))
+	if err == nil {
+		d.engine.index.askAgain(d.m.meta.Host)
 	}
-	d.engine.index.askAgain(d.engine.index.host(d.m.meta.Host))
-	return nil
+	return err
 }
 
 // isLate says that the time in which the callback could be delivered is over.

@@ -72,10 +72,10 @@ type Engine struct {
 	id      string // of this gateway; younger ones are greater
 	nc      *nats.Conn
 	js      jetstream.JetStream
+	tasks   jetstream.Stream
+	bodies  jetstream.Stream
 	index   *index
 	batches chan struct{}
-	keys    [64]chan struct{} // by the checksum of an idempotency key: who enqueues with it
-	opened  bodies
 
 	settings atomic.Pointer[engine.Settings]
 	full     atomic.Pointer[error] // why new tasks are refused, nil if they are not
@@ -84,7 +84,6 @@ type Engine struct {
 	limit    atomic.Int64          // of them, if an operator has set one
 	beatNow  chan struct{}
 
-	watched chan uint64 // sequences of this gateway's heartbeats, as they are read
 	closing context.Context
 	stop    context.CancelFunc
 	// stopHeart ends the heartbeats alone, in tests.
@@ -110,10 +109,7 @@ func Open(ctx context.Context, cfg Config) (engine.Engine, error) {
 	}
 	e := &Engine{
 		cfg: cfg, log: cfg.Logger, id: newID(),
-		batches: make(chan struct{}, maxBatches), beatNow: make(chan struct{}, 1), watched: make(chan uint64, 16),
-	}
-	for i := range e.keys {
-		e.keys[i] = make(chan struct{}, 1)
+		batches: make(chan struct{}, maxBatches), beatNow: make(chan struct{}, 1),
 	}
 	e.index = newIndex(e.id)
 	e.settings.Store(&cfg.Settings)
@@ -187,7 +183,7 @@ func (e *Engine) connect(ctx context.Context) error {
 	if e.js, err = jetstream.New(e.nc, jetstream.WithDefaultTimeout(stepTimeout)); err != nil {
 		return fmt.Errorf("opening JetStream: %w", err)
 	}
-	if err := e.openStreams(opening); err != nil {
+	if e.tasks, e.bodies, err = e.openStreams(opening); err != nil {
 		if errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrJetStreamNotEnabled) {
 			return fmt.Errorf("JetStream is not enabled on the NATS servers: %w", err)
 		}
@@ -197,7 +193,6 @@ func (e *Engine) connect(ctx context.Context) error {
 		return fmt.Errorf("reading the stream %s: %w", taskStream, err)
 	}
 	e.done.Go(e.keepAlive)
-	e.done.Go(e.keepAlarms)
 	e.done.Go(e.keepHouse)
 	return nil
 }
@@ -378,7 +373,7 @@ func (e *Engine) Reconfigure(_ context.Context, s engine.Settings) error {
 
 // Secret implements engine.Engine.
 func (e *Engine) Secret(ctx context.Context) ([]byte, error) {
-	msg, _, err := e.get(ctx, taskStream, secretSubject)
+	msg, err := e.get(ctx, e.tasks, secretSubject)
 	if errors.Is(err, engine.ErrNotFound) {
 		fresh := nats.NewMsg(secretSubject)
 		fresh.Data = make([]byte, 32)
@@ -388,7 +383,7 @@ func (e *Engine) Secret(ctx context.Context) ([]byte, error) {
 			return fresh.Data, nil
 		}
 		if errors.Is(err, engine.ErrLost) { // another gateway made one
-			msg, _, err = e.get(ctx, taskStream, secretSubject)
+			msg, err = e.get(ctx, e.tasks, secretSubject)
 		}
 	}
 	if err != nil {

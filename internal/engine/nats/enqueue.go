@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"time"
 
@@ -40,8 +39,7 @@ func (l *lease) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, o
 // enqueue stores a task as queued, in the place of the running one if l is not nil.
 func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions, l *lease) (string, bool, error) {
 	m := e.queued(cloneRecord(rec))
-	err := e.readBody(body, m, func(r io.Reader) (string, int64, error) { return e.putBody(ctx, rec.ID, r) })
-	if err != nil {
+	if err := e.readBody(ctx, m, body, false); err != nil {
 		return "", false, err
 	}
 	if m.rec.Request != nil {
@@ -50,39 +48,31 @@ func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, 
 		m.rec.Request = &request
 		rec.Request.Size = m.meta.Size
 	}
-	var digest string
-	if opts.Key != nil && opts.Key.Digest != nil {
-		digest = opts.Key.Digest()
-	}
+	var key *engine.StoredKey
 	if opts.Key != nil {
-		// One at a time here: the second looks the key up, which takes no batch.
-		turn := e.keys[crc32.ChecksumIEEE([]byte(opts.Key.Hash))%uint32(len(e.keys))]
-		select {
-		case turn <- struct{}{}:
-			defer func() { <-turn }()
-		case <-ctx.Done():
-			e.dropBody(m.meta.Body)
-			return "", false, e.unavailable(ctx.Err())
+		key = &engine.StoredKey{Hash: opts.Key.Hash, TaskID: m.meta.ID, Expires: time.Now().Add(engine.KeyLifetime)}
+		if opts.Key.Digest != nil {
+			key.Digest = opts.Key.Digest()
 		}
 	}
-	for range enqueueTries {
-		var known string
-		known, err = e.tryEnqueue(ctx, m, opts, digest, l)
-		if known != "" || err != nil && !errors.Is(err, errKnown) {
-			if err == nil || !errors.Is(err, engine.ErrUnavailable) {
-				e.dropBody(m.meta.Body)
-			}
-			if err == nil && l != nil {
-				err = l.step(ctx, &message{meta: meta{ID: l.m.meta.ID, State: removed}}, "release")
-			}
-			return known, false, err
-		}
-		if err == nil {
-			return m.meta.ID, true, nil
-		}
+	var known string
+	err := errKnown
+	for tries := 0; errors.Is(err, errKnown) && tries < enqueueTries; tries++ {
+		known, err = e.tryEnqueue(ctx, m, key, opts.MaxQueued, l)
 	}
-	e.dropBody(m.meta.Body)
-	return "", false, fmt.Errorf("enqueueing the task %s: %w", rec.ID, e.unavailable(err))
+	if err == nil && known == "" {
+		return m.meta.ID, true, nil
+	}
+	if !errors.Is(err, engine.ErrUnavailable) { // else it may have been stored
+		e.discard(ctx, m.meta.Body)
+	}
+	if err == nil && l != nil {
+		err = l.step(ctx, &message{meta: meta{ID: l.m.meta.ID, State: removed}}, "release")
+	}
+	if errors.Is(err, errKnown) {
+		err = e.unavailable(err)
+	}
+	return known, false, err
 }
 
 func (e *Engine) queued(rec *task.Record) *message {
@@ -101,14 +91,13 @@ var errKnown = errors.New("stored meanwhile")
 
 // tryEnqueue stores a task in one atomic step with its key and as its schedule's
 // latest run. It returns the ID of an earlier task if there is one.
-func (e *Engine) tryEnqueue(ctx context.Context, m *message, opts engine.EnqueueOptions, digest string, l *lease) (known string, err error) {
+func (e *Engine) tryEnqueue(ctx context.Context, m *message, key *engine.StoredKey, maxQueued int, l *lease) (known string, err error) {
 	var with []*nats.Msg
-	if opts.Key != nil {
-		key := engine.StoredKey{Hash: opts.Key.Hash, Digest: digest, TaskID: m.meta.ID, Expires: time.Now().Add(engine.KeyLifetime)}
+	if key != nil {
 		if known, err := e.knownKey(ctx, key); known != "" || err != nil {
 			return known, err
 		}
-		msg, err := keyMessage(key)
+		msg, err := keyMessage(*key)
 		if err != nil {
 			return "", err
 		}
@@ -121,42 +110,22 @@ func (e *Engine) tryEnqueue(ctx context.Context, m *message, opts engine.Enqueue
 		}
 		with = append(with, msg)
 	}
-	if opts.MaxQueued > 0 && e.index.depth(m.meta.Queue) >= int64(opts.MaxQueued) {
+	if maxQueued > 0 && e.index.depth(m.meta.Queue) >= int64(maxQueued) {
 		return "", engine.ErrQueueFull
 	}
 	if l != nil {
-		err = l.step(ctx, m, "enqueue", with...)
-	} else {
-		err = e.enqueueStep(ctx, m, with)
+		if err = l.step(ctx, m, "enqueue", with...); errors.Is(err, engine.ErrLost) && !l.over {
+			err = errKnown
+		}
+		return "", err
 	}
-	switch {
-	case errors.Is(err, engine.ErrLost) && len(with) > 0 && (l == nil || l.isCurrent(ctx)):
-		return "", errKnown
-	case errors.Is(err, engine.ErrLost) && l != nil:
-		l.end()
-		l.lose()
-	case errors.Is(err, engine.ErrLost):
-		return "", fmt.Errorf("%w: a task with the ID %s exists", engine.ErrUnavailable, m.meta.ID)
+	err = e.put(ctx, m, 0, with...)
+	if errors.Is(err, engine.ErrLost) {
+		if err = errKnown; len(with) == 0 {
+			err = fmt.Errorf("%w: a task with the ID %s exists", engine.ErrUnavailable, m.meta.ID)
+		}
 	}
 	return "", err
-}
-
-func (e *Engine) enqueueStep(ctx context.Context, m *message, with []*nats.Msg) error {
-	if m.meta.Token == "" {
-		m.meta.Token = newID()
-	}
-	msg, err := m.encode()
-	if err != nil {
-		return err
-	}
-	expect(msg, 0)
-	return e.putMessages(ctx, m, append(with, msg)...)
-}
-
-// isCurrent asks whether the task is still as the lease left it.
-func (l *lease) isCurrent(ctx context.Context) bool {
-	now, err := l.engine.getTask(ctx, l.m.meta.ID)
-	return err == nil && now.seq == l.m.seq
 }
 
 func (x *index) depth(queue string) int64 {
@@ -170,8 +139,8 @@ func (x *index) depth(queue string) int64 {
 
 // knownKey returns the ID of the task that has a key, if there is one, and
 // ErrKeyReused if that has another digest.
-func (e *Engine) knownKey(ctx context.Context, key engine.StoredKey) (string, error) {
-	msg, _, err := e.get(ctx, taskStream, keySubject+token(key.Hash))
+func (e *Engine) knownKey(ctx context.Context, key *engine.StoredKey) (string, error) {
+	msg, err := e.get(ctx, e.tasks, keySubject+token(key.Hash))
 	if errors.Is(err, engine.ErrNotFound) {
 		return "", nil
 	}
@@ -206,18 +175,21 @@ func keyMessage(key engine.StoredKey) (*nats.Msg, error) {
 func (e *Engine) runMessage(ctx context.Context, rec *task.Record) (*nats.Msg, string, error) {
 	msg := nats.NewMsg(runSubject + token(rec.Schedule))
 	msg.Data = []byte(rec.ID)
-	latest, seq, err := e.get(ctx, taskStream, msg.Subject)
-	if err == nil {
-		run, err := e.getTask(ctx, string(latest.Data))
-		if err == nil && run.meta.State == task.Queued && run.rec.Starts == 0 {
-			return nil, run.meta.ID, nil
-		}
-		if err != nil && !errors.Is(err, engine.ErrNotFound) {
-			return nil, "", err
-		}
-	} else if !errors.Is(err, engine.ErrNotFound) {
+	latest, err := e.get(ctx, e.tasks, msg.Subject)
+	if errors.Is(err, engine.ErrNotFound) {
+		expect(msg, 0)
+		return msg, "", nil
+	}
+	if err != nil {
 		return nil, "", err
 	}
-	expect(msg, seq)
+	expect(msg, latest.Sequence)
+	run, err := e.getTask(ctx, string(latest.Data))
+	switch {
+	case err == nil && run.meta.State == task.Queued && run.rec.Starts == 0:
+		return nil, run.meta.ID, nil
+	case err != nil && !errors.Is(err, engine.ErrNotFound):
+		return nil, "", err
+	}
 	return msg, "", nil
 }

@@ -1,64 +1,32 @@
 package nats
 
-// A ranking is a binary heap whose items know their position in it, so that any of
-// them can be removed. The zero value needs less and at.
-type ranking[T any] struct {
-	items []T
-	less  func(a, b T) bool
-	at    func(T) *int // where an item keeps its position, -1 if it has none
+// ranked is an item of a ranking: it knows its place there, so that it can be removed.
+type ranked[T any] interface {
+	before(other T) bool
+	place() *int
 }
 
-func (r *ranking[T]) len() int { return len(r.items) }
+// A ranking has its first item at 0. It implements heap.Interface.
+type ranking[T ranked[T]] []T
 
-func (r *ranking[T]) push(item T) {
-	*r.at(item) = len(r.items)
-	r.items = append(r.items, item)
-	r.up(len(r.items) - 1)
+func (r ranking[T]) Len() int           { return len(r) }
+func (r ranking[T]) Less(i, j int) bool { return r[i].before(r[j]) }
+
+func (r ranking[T]) Swap(i, j int) {
+	r[i], r[j] = r[j], r[i]
+	*r[i].place(), *r[j].place() = i, j
 }
 
-// remove takes out the item at i and returns it.
-func (r *ranking[T]) remove(i int) T {
-	item, last := r.items[i], len(r.items)-1
-	r.swap(i, last)
-	var zero T
-	r.items[last] = zero
-	r.items = r.items[:last]
-	if i < last {
-		r.down(i)
-		r.up(i)
-	}
-	*r.at(item) = -1
+func (r *ranking[T]) Push(item any) {
+	*item.(T).place() = len(*r)
+	*r = append(*r, item.(T))
+}
+
+func (r *ranking[T]) Pop() any {
+	last := len(*r) - 1
+	item := (*r)[last]
+	*item.place() = -1
+	clear((*r)[last:])
+	*r = (*r)[:last]
 	return item
-}
-
-func (r *ranking[T]) swap(i, j int) {
-	r.items[i], r.items[j] = r.items[j], r.items[i]
-	*r.at(r.items[i]), *r.at(r.items[j]) = i, j
-}
-
-func (r *ranking[T]) up(i int) {
-	for i > 0 {
-		parent := (i - 1) / 2
-		if !r.less(r.items[i], r.items[parent]) {
-			return
-		}
-		r.swap(i, parent)
-		i = parent
-	}
-}
-
-func (r *ranking[T]) down(i int) {
-	for {
-		least := i
-		for _, child := range []int{2*i + 1, 2*i + 2} {
-			if child < len(r.items) && r.less(r.items[child], r.items[least]) {
-				least = child
-			}
-		}
-		if least == i {
-			return
-		}
-		r.swap(i, least)
-		i = least
-	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -27,7 +26,7 @@ const (
 func (e *Engine) keepHouse() {
 	ticker := time.NewTicker(houseInterval)
 	defer ticker.Stop()
-	collected, pruned := time.Now().Add(-collectInterval), time.Now()
+	collected := time.Now().Add(-collectInterval)
 	for {
 		select {
 		case <-e.closing.Done():
@@ -37,21 +36,20 @@ func (e *Engine) keepHouse() {
 		if e.available() != nil {
 			continue
 		}
-		if e.purgeBodies(e.closing); time.Since(pruned) >= collectInterval {
-			pruned = time.Now()
-			e.index.pruneHosts()
+		youngest, unneeded := e.index.isYoungest(), e.index.takeUnneeded()
+		e.housework(e.index.orphans(houseBatch, youngest), e.expire)
+		if youngest {
+			e.housework(e.index.expired(*e.settings.Load(), e.deliveryWindow(), houseBatch), e.evict)
+			for _, name := range unneeded {
+				e.discard(e.closing, name)
+			}
 		}
-		for _, id := range e.index.orphans(houseBatch) {
-			e.housework("a task whose holder died was not moved on", id, e.expire)
-		}
-		if !e.index.isYoungest() {
+		if time.Since(collected) < collectInterval {
 			continue
 		}
-		for _, id := range e.index.expired(e.limits(), houseBatch) {
-			e.housework("a task that expired was not moved on", id, e.evict)
-		}
-		if time.Since(collected) >= collectInterval {
-			collected = time.Now()
+		collected = time.Now()
+		e.index.pruneHosts()
+		if youngest {
 			if err := e.collectBodies(e.closing); err != nil {
 				e.log.Debug("bodies that no task names were not removed", zap.Error(err))
 			}
@@ -59,14 +57,16 @@ func (e *Engine) keepHouse() {
 	}
 }
 
-func (e *Engine) housework(failure, id string, do func(context.Context, string) error) {
-	err := do(e.closing, id)
-	switch {
-	case err == nil, errors.Is(err, engine.ErrLost), errors.Is(err, engine.ErrUnavailable):
-	case errors.Is(err, engine.ErrNotFound):
-		e.index.forget(id)
-	default:
-		e.log.Warn(failure, zap.String("task_id", id), zap.Error(err))
+func (e *Engine) housework(tasks []candidate, do func(context.Context, candidate) error) {
+	for _, c := range tasks {
+		err := do(e.closing, c)
+		switch {
+		case err == nil, errors.Is(err, engine.ErrLost), errors.Is(err, engine.ErrUnavailable):
+		case errors.Is(err, engine.ErrNotFound):
+			e.index.forget(c.id)
+		default:
+			e.log.Warn("a task that expired was not moved on", zap.String("task_id", c.id), zap.Error(err))
+		}
 	}
 }
 
@@ -77,7 +77,7 @@ func (x *index) pruneHosts() {
 	defer x.mu.Unlock()
 	for name, b := range x.hosts {
 		old := b.learned.Failures == 0 && time.Since(b.learned.AnsweredAt) > hostMemory
-		if old && b.pending == 0 && !b.paused && !b.toReport {
+		if old && b.pending == 0 && !b.paused {
 			delete(x.hosts, name)
 		}
 	}
@@ -94,7 +94,7 @@ func (x *index) forget(id string) {
 		seq = e.seq + 1
 	}
 	x.mu.Unlock()
-	x.apply(id, seq, &meta{State: removed}, nil)
+	x.apply(id, seq, &meta{State: removed}, true)
 }
 
 // isYoungest says whether this gateway is the last one that was started.
@@ -109,56 +109,32 @@ func (x *index) isYoungest() bool {
 	return true
 }
 
-// orphans returns up to n running tasks without a holder: this gateway's without a
-// lease, whose claim was stored without being acknowledged, and, if it is the youngest
-// gateway, those of holders that died.
-func (x *index) orphans(n int) (ids []string) {
-	youngest := x.isYoungest()
+// orphans returns up to n running tasks that nobody holds: this gateway's whose claim
+// was stored without being acknowledged, and, if it is the youngest one, those of
+// gateways that died.
+func (x *index) orphans(n int, youngest bool) (found []candidate) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	some := x.me.running > len(x.leases)
 	for _, h := range x.holders {
-		some = some || youngest && h.dead && h.running > 0
-	}
-	if !some {
-		return nil
-	}
-	for _, e := range x.tasks {
-		if e.state == task.Running && x.isOrphan(e) && (youngest || e.holder == x.me) && len(ids) < n {
-			ids = append(ids, e.id)
+		if h != x.me && !(h.dead && youngest) {
+			continue
+		}
+		for e := range h.tasks {
+			if e.state == task.Running && x.holds[e.id] == nil && len(found) < n {
+				found = append(found, candidate{place{e.created, e.id}, e.seq})
+			}
 		}
 	}
-	return ids
+	return found
 }
 
-func (x *index) isOrphan(e *entry) bool {
-	return e.holder == nil || e.holder.dead || e.holder == x.me && x.leases[e.id] == nil
-}
-
-// expire moves a running task on that has no holder.
-func (e *Engine) expire(ctx context.Context, id string) error {
-	m, err := e.getTask(ctx, id)
+// expire moves a running task on that nobody holds.
+func (e *Engine) expire(ctx context.Context, c candidate) error {
+	m, err := e.getStep(ctx, c.id, c.seq, task.Running)
 	if err != nil {
 		return err
 	}
-	if m.meta.State != task.Running || !e.index.isStillOrphan(id, m.seq) {
-		return engine.ErrLost
-	}
-	n := e.expired(m)
-	if err := e.put(ctx, n, m.seq); err != nil {
-		return err
-	}
-	if n.meta.Body != m.meta.Body {
-		e.dropBody(m.meta.Body)
-	}
-	return nil
-}
-
-func (x *index) isStillOrphan(id string, seq uint64) bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	e := x.tasks[id]
-	return e != nil && e.seq == seq && x.isOrphan(e)
+	return e.put(ctx, e.expired(m), m.seq)
 }
 
 // expired returns the step of a task whose holder died: a job is queued again if it
@@ -167,9 +143,7 @@ func (e *Engine) expired(m *message) *message {
 	rec := cloneRecord(m.rec)
 	if m.meta.Queue != "" && rec.Starts < m.meta.MaxStarts {
 		rec.StartedAt = time.Time{}
-		n := m.next(rec, task.Queued)
-		n.meta.Holder, n.meta.MaxStarts = "", 0
-		return n
+		return m.next(rec, task.Queued)
 	}
 	return e.failed(m, rec, task.ErrorHolderDied)
 }
@@ -181,105 +155,67 @@ func (e *Engine) failed(m *message, rec *task.Record, reason string) *message {
 	return e.settled(m, rec)
 }
 
-// limits are the times before which tasks are removed or given up, and how many may
-// stay.
-type limits struct {
-	done, dead, deliver   int64
-	doneCount, deadCount  int64
-	hasDone, hasDead      bool
-	limitsDone, limitDead bool
+// bound says which of the tasks in a state are to be removed.
+type bound struct {
+	before int64 // those that ended before
+	excess int64 // the oldest ones that are too many
 }
 
-func (e *Engine) limits() limits {
-	s, now := e.settings.Load(), time.Now()
-	return limits{
-		done: now.Add(-s.Retention).UnixNano(), hasDone: s.Retention > 0,
-		dead: now.Add(-s.Dead).UnixNano(), hasDead: s.Dead > 0,
-		deliver:   now.Add(-e.deliveryWindow()).UnixNano(),
-		doneCount: s.RetentionCount, limitsDone: s.RetentionCount > 0,
-		deadCount: s.DeadCount, limitDead: s.DeadCount > 0,
+func (x *index) bound(state task.State, keep time.Duration, count int64) (b bound) {
+	if keep > 0 {
+		b.before = time.Now().Add(-keep).UnixNano()
 	}
+	if count > 0 {
+		b.excess = max(0, x.counts[state]-count)
+	}
+	return b
+}
+
+func (b *bound) exceeds(e *entry) bool {
+	if b.excess > 0 {
+		b.excess--
+		return true
+	}
+	return e.finished < b.before
 }
 
 // expired returns up to n tasks whose time is over, and the oldest of those that are
 // too many, by when they were accepted.
-func (x *index) expired(l limits, n int) (ids []string) {
+func (x *index) expired(s engine.Settings, window time.Duration, n int) (found []candidate) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	done, dead := int64(0), int64(0)
-	if l.limitsDone {
-		done = max(0, x.counts[task.Done]-l.doneCount)
-	}
-	if l.limitDead {
-		dead = max(0, x.counts[task.Dead]-l.deadCount)
-	}
-	latest := l.deliver
-	if l.hasDone {
-		latest = max(latest, l.done)
-	}
-	if l.hasDead {
-		latest = max(latest, l.dead)
-	}
+	done := x.bound(task.Done, s.Retention, s.RetentionCount)
+	dead := x.bound(task.Dead, s.Dead, s.DeadCount)
+	delivering := bound{before: time.Now().Add(-window).UnixNano()}
+	latest := max(done.before, dead.before, delivering.before)
 	for _, e := range x.byAge {
 		// A task has ended after it was accepted: the rest is too young.
-		if len(ids) >= n || e.created > latest && done == 0 && dead == 0 {
+		if len(found) >= n || e.created > latest && done.excess == 0 && dead.excess == 0 {
 			break
 		}
-		over := false
-		switch e.state {
-		case task.Done:
-			if over = done > 0; over {
-				done--
-			}
-			over = over || l.hasDone && e.finished < l.done
-		case task.Dead:
-			if over = dead > 0; over {
-				dead--
-			}
-			over = over || l.hasDead && e.finished < l.dead
-		case task.Delivering:
-			over = e.finished < l.deliver && !e.taken
-		}
-		if over {
-			ids = append(ids, e.id)
+		if e.state == task.Done && done.exceeds(e) || e.state == task.Dead && dead.exceeds(e) ||
+			e.state == task.Delivering && e.at != nil && delivering.exceeds(e) {
+			found = append(found, candidate{place{e.created, e.id}, e.seq})
 		}
 	}
-	return ids
+	return found
 }
 
 // evict gives up a callback whose delivery window is over, and removes any other task.
-func (e *Engine) evict(ctx context.Context, id string) error {
-	m, err := e.getTask(ctx, id)
-	if err != nil {
+func (e *Engine) evict(ctx context.Context, c candidate) error {
+	m, err := e.getTask(ctx, c.id)
+	switch {
+	case err != nil:
 		return err
-	}
-	switch m.meta.State {
-	case task.Delivering:
-		if !e.isLate(m) {
-			return engine.ErrLost
-		}
+	case m.seq != c.seq:
+		return engine.ErrLost
+	case m.meta.State == task.Delivering:
 		return e.bury(ctx, m)
-	case task.Done, task.Dead:
-		return e.remove(ctx, m)
 	}
-	return engine.ErrLost
+	return e.remove(ctx, m)
 }
 
-// remove removes a task with its body.
+// remove removes a task.
 func (e *Engine) remove(ctx context.Context, m *message) error {
-	gone := &message{meta: meta{ID: m.meta.ID, State: removed}}
-	if err := e.put(ctx, gone, m.seq); err != nil {
-		return err
-	}
-	e.dropBody(m.meta.Body)
-	return nil
-}
-
-// age returns how long ago an ID of newID was made.
-func age(id string) time.Duration {
-	u, err := uuid.Parse(id)
-	if err != nil {
-		return 0
-	}
-	return time.Since(time.Unix(u.Time().UnixTime()))
+	return e.put(ctx, &message{meta: meta{ID: m.meta.ID, State: removed}}, m.seq)
 }

@@ -1,10 +1,15 @@
 package nats
 
 import (
+	"cmp"
+	"container/heap"
+	"errors"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+	"unique"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -14,354 +19,336 @@ import (
 // a task. Every gateway follows the stream, so that it knows the steps of the others
 // a moment after they are stored; its own it knows when they are acknowledged.
 type index struct {
-	mu        sync.Mutex
-	tasks     map[string]*entry
-	byAge     []*entry // from the oldest to the newest; with some that were removed
-	gone      int      // how many of byAge were removed
-	graves    []*entry // removed, but earlier steps may still come from the stream
-	counts    map[task.State]int64
-	hosts     map[string]*backlog
-	queues    map[string]*backlog
-	alarms    ranking[*backlog] // by when the first of their waiting entries is ready
-	reset     chan struct{}     // a message: the first alarm is another
-	reports   []*backlog        // hosts to be reported by DueHosts
-	reported  chan struct{}     // a message: reports has some
-	holders   map[string]*holder
-	me        *holder
-	schedules map[string]scheduleMeta
-	leases    map[string]*lease // held by this gateway, by task
-	waiters   map[string][]chan struct{}
-	cache     map[string]*message // what this gateway stored lately and may need next
-	cacheSize int
-	applied   uint64 // the sequence up to which the stream was read
+	mu       sync.Mutex
+	tasks    map[string]*entry
+	byAge    []*entry // from the oldest to the newest; with some that were removed
+	gone     int      // how many of byAge were removed
+	counts   map[task.State]int64
+	hosts    map[string]*backlog
+	queues   map[string]*backlog
+	due      ranking[*backlog] // hosts to be reported by DueHosts
+	earlier  chan struct{}     // a message: the first host of due is another
+	holders  map[string]*holder
+	me       *holder
+	holds    map[string]*hold // what this gateway runs or attempts, by task
+	waiters  map[string][]chan struct{}
+	unneeded []unneededBody
+	position uint64 // the sequence up to which the stream was read
 }
 
 // entry is a task in the index. Times are Unix nanoseconds.
 type entry struct {
-	id        string
-	seq       uint64
-	order     uint64
-	state     task.State
-	status    task.Verdict
-	created   int64
-	finished  int64
-	ready     int64
-	queue     *backlog // nil if it is no queue's
-	host      *backlog // nil if it has no callback
-	holder    *holder
-	maxStarts int
-	trusted   bool
-	inFlight  bool   // it is counted as an attempt
-	taken     bool   // a delivery that is in flight here
-	taking    string // the token of the step that is about to take it
-	// in is the ranking of at in which the entry waits; nil if it does not.
-	at  *backlog
-	in  *ranking[*entry]
-	pos int
+	id       string
+	seq      uint64
+	order    uint64
+	state    task.State
+	status   task.Verdict
+	created  int64
+	finished int64
+	ready    int64
+	body     string
+	queue    *backlog // nil if it is no queue's
+	host     *backlog // nil if it has no callback
+	holder   *holder  // who runs the task, or attempts the delivery
+	trusted  bool
+	at       *backlog // where the entry waits; nil if it does not
+	pos      int      // in at
+}
+
+func (e *entry) place() *int { return &e.pos }
+
+func (e *entry) before(f *entry) bool {
+	return e.ready < f.ready || e.ready == f.ready && e.order < f.order
 }
 
 // backlog is what waits for a host or in a queue.
 type backlog struct {
 	name    string
-	due     ranking[*entry]
-	waiting ranking[*entry] // ready later
-	pos     int             // in alarms
+	isHost  bool
+	entries ranking[*entry] // by when they are ready
 	pending int64           // tasks that are queued or delivering
-	running int64           // of a queue: running; of a host: in flight
+	running int64           // of a queue
 	trusted int64           // of the pending ones
 	paused  bool
-	// wake has a message if a queue may have a job that is ready.
-	wake chan struct{}
-	lost int // races for jobs that were lost lately
-	// isReported says that DueHosts need not report the host, toReport that it is in
-	// reports.
-	isReported, toReport bool
-	learned              engine.HostState
+	raced   int           // how many entries are still picked in any order
+	wake    chan struct{} // of a queue; a message: it may have a job
+	// isReported says that the dispatcher knows of the host, and asks until a Take
+	// falls short.
+	isReported bool
+	learned    engine.HostState
+	pos        int // in index.due
 }
+
+func (b *backlog) place() *int { return &b.pos }
+
+func (b *backlog) before(c *backlog) bool { return b.entries[0].before(c.entries[0]) }
 
 // holder is a gateway.
 type holder struct {
-	id      string
-	silent  int // heartbeats of this gateway since its last one
-	dead    bool
-	entries int // tasks that name it
-	running int // those of them that run
+	id     string
+	silent int // heartbeats of this gateway since its last one
+	dead   bool
+	tasks  map[*entry]struct{} // that name it
+}
+
+// hold is a lease or a delivery of this gateway. It ends with the next step of the
+// task.
+type hold struct {
+	token string // of the step that began it; begins those of the steps of its holder
+	lost  func() // called if the next step is another's; may be nil
 }
 
 func newIndex(me string) *index {
 	x := &index{
 		tasks: make(map[string]*entry), counts: make(map[task.State]int64),
 		hosts: make(map[string]*backlog), queues: make(map[string]*backlog),
-		reset: make(chan struct{}, 1), reported: make(chan struct{}, 1),
-		holders: make(map[string]*holder), me: &holder{id: me},
-		schedules: make(map[string]scheduleMeta), leases: make(map[string]*lease),
-		waiters: make(map[string][]chan struct{}), cache: make(map[string]*message),
+		earlier: make(chan struct{}, 1), holders: make(map[string]*holder),
+		holds: make(map[string]*hold), waiters: make(map[string][]chan struct{}),
 	}
-	x.holders[me] = x.me
-	x.alarms.less = func(a, b *backlog) bool { return a.waiting.items[0].ready < b.waiting.items[0].ready }
-	x.alarms.at = func(b *backlog) *int { return &b.pos }
+	x.me = x.holder(me)
 	return x
 }
 
-func (x *index) backlog(all map[string]*backlog, name string) *backlog {
-	b := all[name]
+// host returns the backlog of a host.
+func (x *index) host(name string) *backlog {
+	b := x.hosts[name]
+	if b == nil {
+		b = &backlog{name: name, isHost: true, pos: -1, learned: engine.HostState{Host: name}}
+		x.hosts[name] = b
+	}
+	return b
+}
+
+// queue returns the backlog of a queue.
+func (x *index) queue(name string) *backlog {
+	b := x.queues[name]
 	if b == nil {
 		b = &backlog{name: name, pos: -1, wake: make(chan struct{}, 1)}
-		b.learned.Host = name
-		for _, r := range []*ranking[*entry]{&b.due, &b.waiting} {
-			r.at = func(e *entry) *int { return &e.pos }
-			r.less = func(a, b *entry) bool {
-				return a.ready < b.ready || a.ready == b.ready && a.order < b.order
-			}
-		}
-		all[name] = b
+		x.queues[name] = b
 	}
 	return b
 }
 
 func (x *index) holder(id string) *holder {
 	h := x.holders[id]
-	if h == nil && id != "" {
-		h = &holder{id: id}
+	if h == nil {
+		h = &holder{id: id, tasks: make(map[*entry]struct{})}
 		x.holders[id] = h
 	}
 	return h
 }
 
-// states and verdicts are those that entries share.
-var (
-	states   = []task.State{task.Queued, task.Running, task.Delivering, task.Done, task.Dead, removed}
-	verdicts = []task.Verdict{task.Complete, task.Failed, task.TimedOut}
-)
-
-func shared[T ~string](all []T, s T) T {
-	if i := slices.Index(all, s); i >= 0 {
-		return all[i]
-	}
-	return s
-}
-
 // apply brings the index to a step of a task, if it does not know a later one.
-// stored is the message if this gateway stored it.
-func (x *index) apply(id string, seq uint64, m *meta, stored *message) {
+func (x *index) apply(id string, seq uint64, m *meta, fromStream bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	e := x.tasks[id]
-	if e != nil && e.seq >= seq {
-		return
+	if e == nil || e.seq < seq {
+		e = x.advance(e, id, m)
+		e.seq = seq
+		x.enter(e, m)
+		x.notify(id)
 	}
-	if e != nil && e.state != removed && m.State != removed && e.created != m.Created {
-		x.leave(e) // it was taken over by a queue, and has another place in byAge
-		e.state = removed
-		x.gone++
+	if fromStream && e.state == removed && e.seq == seq {
+		delete(x.tasks, e.id) // no earlier step can come any more
 	}
-	if e == nil || e.state == removed {
-		e = &entry{id: strings.Clone(id), created: m.Created, pos: -1}
-		x.tasks[e.id] = e
-		if m.State != removed {
-			x.insert(e)
-		}
-	} else {
+}
+
+// advance returns the entry for the next step of a task, which has left all counts.
+func (x *index) advance(e *entry, id string, m *meta) *entry {
+	// A task that a queue took over has another place in byAge.
+	moves := e == nil || e.state == removed || e.created != m.Created && m.State != removed
+	if e != nil && e.state != removed {
 		x.leave(e)
-		if m.State == removed {
+		if e.body != "" && e.body != m.Body {
+			x.unneeded = append(x.unneeded, unneededBody{e.body, time.Now()})
+		}
+		if moves || m.State == removed {
+			e.state = removed
 			x.gone++
 		}
 	}
-	e.taken = e.taken && e.taking != "" && e.taking == m.Token
-	e.seq, e.state, e.status = seq, shared(states, m.State), shared(verdicts, m.Status)
-	e.finished, e.ready, e.order, e.maxStarts, e.trusted = m.Finished, m.Ready, m.Order, m.MaxStarts, m.Trusted
-	if e.order == 0 {
-		e.order = seq
+	if moves {
+		e = &entry{id: strings.Clone(id), created: m.Created, pos: -1}
+		x.tasks[e.id] = e
+		if m.State != removed {
+			i, _ := slices.BinarySearchFunc(x.byAge, e, compareAge)
+			x.byAge = slices.Insert(x.byAge, i, e)
+		}
 	}
-	e.queue, e.host, e.holder = nil, nil, nil
-	if m.Queue != "" || m.State == task.Queued {
-		e.queue = x.backlog(x.queues, m.Queue)
+	if x.gone > 1000 && x.gone > len(x.byAge)/2 {
+		x.byAge = slices.DeleteFunc(x.byAge, func(e *entry) bool { return e.state == removed })
+		x.gone = 0
 	}
-	if m.Host != "" || m.State == task.Delivering {
-		e.host = x.backlog(x.hosts, m.Host)
-	}
-	if e.state == task.Running || e.state == task.Delivering {
-		e.holder = x.holder(m.Holder)
-	}
-	if e.state == removed {
-		x.graves = append(x.graves, e)
-	}
-	x.enter(e)
-	x.remember(e, stored)
-	if l := x.leases[id]; l != nil && !strings.HasPrefix(m.Token, l.token) {
-		delete(x.leases, id)
-		l.lose()
-	}
-	x.notify(id)
+	return e
 }
-
-// insert puts an entry into byAge. It is nearly always the newest.
-func (x *index) insert(e *entry) {
-	i := len(x.byAge)
-	for i > 0 && i > len(x.byAge)-64 && older(e, x.byAge[i-1]) {
-		i--
-	}
-	if i > 0 && older(e, x.byAge[i-1]) {
-		i, _ = slices.BinarySearchFunc(x.byAge[:i], e, compareAge)
-	}
-	x.byAge = slices.Insert(x.byAge, i, e)
-}
-
-func older(a, b *entry) bool { return compareAge(a, b) < 0 }
 
 func compareAge(a, b *entry) int {
-	switch {
-	case a.created < b.created:
-		return -1
-	case a.created > b.created:
-		return 1
+	return cmp.Or(cmp.Compare(a.created, b.created), strings.Compare(a.id, b.id))
+}
+
+// enter puts an entry where a step leads it.
+func (x *index) enter(e *entry, m *meta) {
+	e.state, e.status = unique.Make(m.State).Value(), unique.Make(m.Status).Value()
+	e.finished, e.ready, e.trusted, e.body = m.Finished, m.Ready, m.Trusted, m.Body
+	e.order = cmp.Or(m.Order, e.seq)
+	e.queue, e.host, e.holder = nil, nil, nil
+	if m.Queue != "" || e.state == task.Queued {
+		e.queue = x.queue(m.Queue)
 	}
-	return strings.Compare(a.id, b.id)
+	if m.Host != "" || e.state == task.Delivering {
+		e.host = x.host(m.Host)
+	}
+	if m.Holder != "" {
+		e.holder = x.holder(m.Holder)
+		e.holder.tasks[e] = struct{}{}
+	}
+	if h := x.holds[e.id]; h != nil && m.Token != h.token {
+		delete(x.holds, e.id)
+		if h.lost != nil && !strings.HasPrefix(m.Token, h.token) {
+			h.lost()
+		}
+	}
+	if e.state != removed {
+		x.count(e, 1)
+		x.wait(e)
+	}
 }
 
 // leave takes an entry out of all counts and rankings, as it was before a step.
 func (x *index) leave(e *entry) {
-	x.counts[e.state]--
 	x.count(e, -1)
-	x.unplace(e)
-}
-
-// enter puts it in again, as it is after the step.
-func (x *index) enter(e *entry) {
-	if e.state == removed {
-		return
+	x.unwait(e)
+	if e.holder != nil {
+		delete(e.holder.tasks, e)
 	}
-	x.counts[e.state]++
-	x.count(e, 1)
-	x.place(e)
 }
 
 func (x *index) count(e *entry, n int64) {
-	switch e.state {
-	case task.Queued:
+	x.counts[e.state] += n
+	switch {
+	case e.state == task.Queued:
 		e.queue.pending += n
-	case task.Running:
-		if e.queue != nil {
-			e.queue.running += n
-		}
-	case task.Delivering:
+	case e.state == task.Running && e.queue != nil:
+		e.queue.running += n
+	case e.state == task.Delivering:
 		e.host.pending += n
-		if n > 0 {
-			e.inFlight = e.taken || e.holder != nil && !e.holder.dead
-		}
-		if e.inFlight {
-			e.host.running += n
-		}
 		if e.trusted {
 			e.host.trusted += n
 		}
 	}
-	if h := e.holder; h != nil {
-		h.entries += int(n)
-		if e.state == task.Running {
-			h.running += int(n)
-		}
-	}
-}
-
-// compact drops the removed entries of byAge once they are the most of it.
-func (x *index) compact() {
-	if x.gone < 1000 || x.gone < len(x.byAge)/2 {
-		return
-	}
-	x.byAge = slices.DeleteFunc(x.byAge, func(e *entry) bool { return e.state == removed })
-	x.gone = 0
 }
 
 // where returns the backlog in which an entry waits to be taken, nil if it does not. A
-// delivery of this gateway that it does not know to have taken was stored without
-// being acknowledged.
+// delivery of this gateway that it does not hold was stored without being acknowledged.
 func (x *index) where(e *entry) *backlog {
 	switch {
 	case e.state == task.Queued:
 		return e.queue
-	case e.state == task.Delivering && !e.taken && (e.holder == nil || e.holder == x.me || e.holder.dead):
+	case e.state == task.Delivering && x.holds[e.id] == nil && (e.holder == nil || e.holder == x.me || e.holder.dead):
 		return e.host
 	}
 	return nil
 }
 
-// place puts an entry where it waits. It is called again if the entry's holder or
-// readiness has changed.
-func (x *index) place(e *entry) {
-	x.unplace(e)
-	b := x.where(e)
-	if b == nil {
-		return
+// wait puts an entry where it waits. It is called again if the entry's holder or hold
+// has changed.
+func (x *index) wait(e *entry) {
+	x.unwait(e)
+	if b := x.where(e); b != nil {
+		e.at = b
+		heap.Push(&b.entries, e)
+		x.report(b)
+		signal(b.wake)
 	}
-	if e.ready <= time.Now().UnixNano() {
-		e.at, e.in = b, &b.due
-		b.due.push(e)
-		x.call(b)
-		return
-	}
-	e.at, e.in = b, &b.waiting
-	b.waiting.push(e)
-	x.setAlarm(b)
 }
 
-func (x *index) unplace(e *entry) {
-	if e.in == nil {
-		return
+func (x *index) unwait(e *entry) {
+	if b := e.at; b != nil {
+		heap.Remove(&b.entries, e.pos)
+		e.at = nil
+		x.report(b)
 	}
-	e.in.remove(e.pos)
-	if e.in == &e.at.waiting {
-		x.setAlarm(e.at)
-	}
-	e.at, e.in = nil, nil
 }
 
-// call tells who waits that a backlog has something due.
-func (x *index) call(b *backlog) {
-	if b.paused || b.due.len() == 0 {
-		return
+// report puts a host into its place among those that DueHosts reports. It is called
+// whenever that may have changed.
+func (x *index) report(b *backlog) {
+	if b.pos >= 0 {
+		heap.Remove(&x.due, b.pos)
 	}
-	signal(b.wake)
-	if x.hosts[b.name] == b && !b.isReported && !b.toReport {
-		b.toReport = true
-		x.reports = append(x.reports, b)
-		signal(x.reported)
+	if b.isHost && !b.isReported && !b.paused && len(b.entries) > 0 {
+		heap.Push(&x.due, b)
+		if b.pos == 0 {
+			signal(x.earlier)
+		}
 	}
 }
+
+// pick takes up to n entries that are ready out of a backlog, and returns how long to
+// wait for the next one. After a race that another gateway won it takes any of the
+// first few, so that they do not all try the same ones.
+func (x *index) pick(b *backlog, n int) (picked []candidate, wait time.Duration) {
+	wait = maxSleep
+	for now := time.Now().UnixNano(); !b.paused && len(b.entries) > 0; {
+		if wait = min(maxSleep, time.Duration(b.entries[0].ready-now)); wait > 0 || len(picked) == n {
+			break
+		}
+		e := b.entries[rand.IntN(min(1+b.raced, len(b.entries)))] //nolint:gosec // not secret
+		if e.ready > now {
+			e = b.entries[0]
+		}
+		b.raced = max(0, b.raced-1)
+		x.unwait(e)
+		picked = append(picked, candidate{place{e.created, e.id}, e.seq})
+	}
+	return picked, wait
+}
+
+// maxSleep bounds how long a change of the clock goes unnoticed.
+const maxSleep = 5 * time.Second
+
+// hold begins to hold a task, before the step is stored that says so.
+func (x *index) hold(id string, h *hold) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.holds[id] = h
+}
+
+// drop ends a hold whose step was not stored, or perhaps was: the task waits again as
+// the index knows it. If another gateway came first, the stream will tell.
+func (x *index) drop(id string, h *hold, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.holds[id] == h {
+		delete(x.holds, id)
+	}
+	e := x.tasks[id]
+	if e == nil {
+		return
+	}
+	lost := errors.Is(err, engine.ErrLost)
+	for _, b := range []*backlog{e.queue, e.host} {
+		if b != nil && lost {
+			b.raced = raceSpread
+		} else if b != nil {
+			b.isReported = false
+		}
+	}
+	if !lost {
+		x.wait(e)
+	}
+}
+
+// raceSpread is how many entries are picked in any order after a race was lost, and
+// how far from the first one.
+const raceSpread = 8
 
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
 	}
-}
-
-// setAlarm puts a backlog into its place among the alarms.
-func (x *index) setAlarm(b *backlog) {
-	if b.pos >= 0 {
-		x.alarms.remove(b.pos) // by its old place; its first entry may have changed
-	}
-	if b.waiting.len() > 0 {
-		x.alarms.push(b)
-		if b.pos == 0 {
-			signal(x.reset)
-		}
-	}
-}
-
-// ring moves what has become ready, and returns how long to wait until more does.
-func (x *index) ring() time.Duration {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for now := time.Now().UnixNano(); x.alarms.len() > 0; {
-		b := x.alarms.items[0]
-		first := b.waiting.items[0]
-		if first.ready > now {
-			return time.Duration(first.ready - now)
-		}
-		x.place(first)
-	}
-	return time.Hour
 }
 
 // notify wakes those that wait for a change of a task.
@@ -371,17 +358,23 @@ func (x *index) notify(id string) {
 	}
 }
 
-// bury forgets the removed tasks of which no earlier step can come any more.
-func (x *index) bury() {
-	kept := x.graves[:0]
-	for _, e := range x.graves {
-		if e.seq > x.applied {
-			kept = append(kept, e)
-		} else if x.tasks[e.id] == e {
-			delete(x.tasks, e.id)
+// clear makes the index as it is for an empty stream. Every lease is lost.
+func (x *index) clear() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, e := range x.tasks {
+		if e.state != removed {
+			x.leave(e)
+			e.state = removed
+		}
+		x.notify(e.id)
+	}
+	for _, h := range x.holds {
+		if h.lost != nil {
+			h.lost()
 		}
 	}
-	clear(x.graves[len(kept):])
-	x.graves = kept
-	x.compact()
+	clear(x.tasks)
+	clear(x.holds)
+	x.byAge, x.gone, x.unneeded, x.position = nil, 0, nil, 0
 }

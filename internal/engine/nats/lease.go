@@ -1,7 +1,6 @@
 package nats
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +17,7 @@ import (
 // lease implements engine.Lease.
 type lease struct {
 	engine *Engine
-	token  string // begins those of all steps that the lease makes
+	hold   *hold
 	mu     sync.Mutex
 	m      *message // the running task
 	over   bool
@@ -28,25 +27,17 @@ type lease struct {
 	onLost func()
 }
 
-// newLease returns the lease of a task that this gateway is about to claim.
-func (e *Engine) newLease(m *message) *lease {
-	l := &lease{engine: e, token: newID(), m: m}
-	m.meta.Token = l.token
-	e.index.mu.Lock()
-	e.index.leases[m.meta.ID] = l
-	e.index.mu.Unlock()
-	return l
-}
-
-// end says that nobody needs to be told of the lease any more.
-func (l *lease) end() {
-	l.over = true
-	x := l.engine.index
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.leases[l.m.meta.ID] == l {
-		delete(x.leases, l.m.meta.ID)
+// claim stores the step with which this gateway begins to run a task.
+func (e *Engine) claim(ctx context.Context, m *message, last uint64) (*lease, error) {
+	l := &lease{engine: e, m: m}
+	l.hold = &hold{token: newID(), lost: l.lose}
+	m.meta.Holder, m.meta.Token = e.id, l.hold.token
+	e.index.hold(m.meta.ID, l.hold)
+	if err := e.put(ctx, m, last); err != nil {
+		e.drop(m.meta.ID, l.hold, err) // if it was stored, keepHouse finds that nobody holds it
+		return nil, err
 	}
+	return l, nil
 }
 
 // lose is called when another step was made of the task than the lease's.
@@ -71,21 +62,20 @@ func (l *lease) OnLost(f func()) {
 // step stores what the lease ends with. name tells steps apart: a step that is
 // repeated finds out that it was stored before.
 func (l *lease) step(ctx context.Context, m *message, name string, with ...*nats.Msg) error {
-	m.meta.Token = l.token + "." + name
-	msg, err := m.encode()
-	if err != nil {
-		return err
+	m.meta.Token = l.hold.token + "." + name
+	err := l.engine.put(ctx, m, l.m.seq, with...)
+	l.over = err == nil || errors.Is(err, engine.ErrLost) && (len(with) == 0 || !l.isCurrent(ctx))
+	if l.over && err != nil {
+		l.engine.drop(l.m.meta.ID, l.hold, err)
+		l.lose()
 	}
-	expect(msg, l.m.seq)
-	if err := l.engine.putMessages(ctx, m, append(with, msg)...); err != nil {
-		if errors.Is(err, engine.ErrLost) && len(with) == 0 {
-			l.end()
-			l.lose()
-		}
-		return err
-	}
-	l.end()
-	return nil
+	return err
+}
+
+// isCurrent asks whether the task is still as the lease left it.
+func (l *lease) isCurrent(ctx context.Context) bool {
+	now, err := l.engine.getTask(ctx, l.m.meta.ID)
+	return err == nil && now.seq == l.m.seq
 }
 
 // Claim implements engine.Acceptor.
@@ -94,16 +84,13 @@ func (e *Engine) Claim(ctx context.Context, rec *task.Record) (engine.Lease, err
 		return nil, err
 	}
 	rec = cloneRecord(rec)
-	m := &message{rec: rec, meta: meta{
-		ID: rec.ID, State: task.Running, Host: hostOf(rec), Trusted: isTrusted(rec),
-		Created: fromTime(rec.CreatedAt), Holder: e.id,
-	}}
-	l := e.newLease(m)
-	if err := e.put(ctx, m, 0); err != nil {
-		l.end() // if it was stored, keepHouse finds that it has no lease
-		if errors.Is(err, engine.ErrLost) {
-			err = fmt.Errorf("%w: a task with the ID %s exists", engine.ErrUnavailable, rec.ID)
-		}
+	l, err := e.claim(ctx, &message{rec: rec, meta: meta{
+		ID: rec.ID, State: task.Running, Host: hostOf(rec), Trusted: isTrusted(rec), Created: fromTime(rec.CreatedAt),
+	}}, 0)
+	if errors.Is(err, engine.ErrLost) {
+		err = fmt.Errorf("%w: a task with this ID exists", engine.ErrUnavailable)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("claiming the task %s: %w", rec.ID, err)
 	}
 	return l, nil
@@ -128,47 +115,27 @@ func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) 
 	}
 	m := l.engine.settled(l.m, cloneRecord(rec))
 	if rec.Result != nil {
-		head := &limited{limit: fullResult}
-		var r io.Reader
-		if result != nil {
-			r = io.TeeReader(result, head)
-		}
-		err := l.engine.readBody(r, m, func(r io.Reader) (string, int64, error) {
-			return l.engine.putBody(ctx, m.meta.ID, r)
-		})
-		if errors.Is(err, engine.ErrFull) {
-			m.meta.Size, err = 0, nil // there is room for some of it, perhaps
-			m.body = head.Bytes()[:min(head.Len(), inlineLimit)]
-			m.meta.Size = int64(len(m.body))
-		}
-		if err != nil {
+		if err := l.engine.readBody(ctx, m, result, true); err != nil {
 			return err
 		}
-		kept(m)
 	}
-	err := l.settle(ctx, m)
-	if err == nil && rec.Result != nil {
-		rec.Result.Kept = m.meta.Size
-	}
-	return err
-}
-
-// settle stores the verdict; without the result, if that has no room.
-func (l *lease) settle(ctx context.Context, m *message) error {
-	name := "settle." + string(m.rec.Status)
+	body, name := m.meta.Body, "settle."+string(rec.Status)
+	kept(m)
 	err := l.step(ctx, m, name)
-	if errors.Is(err, engine.ErrFull) && m.meta.Size > 0 {
-		l.engine.dropBody(m.dropBody())
+	if errors.Is(err, engine.ErrFull) && m.meta.Size > 0 { // the verdict is stored without the result
+		m.clearBody()
 		kept(m)
 		err = l.step(ctx, m, name)
 	}
+	if m.meta.Body != body || err != nil && !errors.Is(err, engine.ErrUnavailable) { // else it may have been stored
+		l.engine.discard(ctx, body)
+	}
 	if err != nil {
-		if !errors.Is(err, engine.ErrUnavailable) { // else it may have been stored
-			l.engine.dropBody(m.meta.Body)
-		}
 		return fmt.Errorf("settling the task %s: %w", m.meta.ID, err)
 	}
-	l.engine.dropBody(l.m.meta.Body)
+	if rec.Result != nil {
+		rec.Result.Kept = m.meta.Size
+	}
 	return nil
 }
 
@@ -179,20 +146,6 @@ func kept(m *message) {
 		result.Kept = m.meta.Size
 		m.rec.Result = &result
 	}
-}
-
-// fullResult is what is remembered of a result in case that the store is full.
-const fullResult = 32 << 10
-
-// limited keeps the beginning of what is written to it.
-type limited struct {
-	bytes.Buffer
-	limit int
-}
-
-func (l *limited) Write(b []byte) (int, error) {
-	l.Buffer.Write(b[:min(len(b), l.limit-l.Len())])
-	return len(b), nil
 }
 
 // settled returns the step that gives a task its verdict, without a result.
@@ -206,10 +159,9 @@ func (e *Engine) settled(m *message, rec *task.Record) *message {
 		state = task.Delivering
 	}
 	n := m.next(rec, state)
-	n.dropBody()
+	n.clearBody()
 	n.meta.Host, n.meta.Trusted = hostOf(rec), isTrusted(rec)
 	n.meta.Finished, n.meta.Ready, n.meta.Order = fromTime(rec.FinishedAt), now.UnixNano(), 0
-	n.meta.Holder, n.meta.MaxStarts = "", 0
 	return n
 }
 
@@ -222,7 +174,6 @@ func (l *lease) Requeue(ctx context.Context, rec *task.Record, at time.Time) err
 	}
 	rec = cloneRecord(rec)
 	m := l.m.next(rec, task.Queued)
-	m.meta.Holder, m.meta.MaxStarts = "", 0
 	rec.StartedAt, rec.NextAttemptAt = time.Time{}, at
 	if !at.IsZero() {
 		m.meta.Ready, m.meta.Order = at.UnixNano(), 0
@@ -246,7 +197,6 @@ func (l *lease) Release(ctx context.Context) error {
 		rec.Starts--
 		rec.StartedAt = time.Time{}
 		m = l.m.next(rec, task.Queued)
-		m.meta.Holder, m.meta.MaxStarts = "", 0
 	}
 	if err := l.step(ctx, m, "release"); err != nil {
 		return fmt.Errorf("releasing the task %s: %w", m.meta.ID, err)

@@ -18,8 +18,8 @@ import (
 const (
 	// listTime bounds the search for a page.
 	listTime = 20 * time.Millisecond
-	// listStep is how many tasks are looked at, or loaded, between two looks at the
-	// time.
+	// listStep and loadStep are how many tasks are looked at, or loaded, between two
+	// looks at the time.
 	listStep = 1000
 	loadStep = 64
 )
@@ -158,7 +158,7 @@ func (e *Engine) loadAll(ctx context.Context, found []candidate) ([]*task.Record
 		places <- struct{}{}
 		wait.Go(func() {
 			defer func() { <-places }()
-			m, err := e.loadTask(ctx, c.id, c.seq)
+			m, err := e.getTask(ctx, c.id)
 			if err == nil {
 				recs[i] = m.rec
 			} else if !errors.Is(err, engine.ErrNotFound) {

@@ -2,6 +2,7 @@ package nats
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -71,9 +73,11 @@ type message struct {
 	body []byte
 }
 
-// encode returns the message for a task's subject.
-func (m *message) encode() (*nats.Msg, error) {
+// encode returns the message for a task's subject. It is refused unless the task's last
+// step has the sequence last.
+func (m *message) encode(last uint64) (*nats.Msg, error) {
 	msg := nats.NewMsg(taskSubject + token(m.meta.ID))
+	expect(msg, last)
 	var line []byte
 	if m.rec != nil {
 		rec := *m.rec
@@ -104,13 +108,10 @@ func (m *message) encode() (*nats.Msg, error) {
 
 // decode reads a stored message. It has no record if it says that the task was
 // removed.
-func decode(msg *nats.Msg, seq uint64) (*message, error) {
-	m := &message{seq: seq}
+func decode(msg *jetstream.RawStreamMsg) (*message, error) {
+	m := &message{seq: msg.Sequence, meta: meta{ID: strings.TrimPrefix(msg.Subject, taskSubject)}}
 	if err := getMeta(msg.Header, &m.meta); err != nil {
 		return nil, err
-	}
-	if m.meta.ID == "" {
-		m.meta.ID = strings.TrimPrefix(msg.Subject, taskSubject)
 	}
 	if m.meta.State == removed {
 		return m, nil
@@ -120,23 +121,21 @@ func decode(msg *nats.Msg, seq uint64) (*message, error) {
 	if m.rec, err = task.Decode(line); err != nil {
 		return nil, fmt.Errorf("decoding the task %s: %w", m.meta.ID, err)
 	}
-	m.rec.State, m.rec.Version, m.body = m.meta.State, seq, body
+	m.rec.State, m.rec.Version, m.body = m.meta.State, m.seq, body
 	return m, nil
 }
 
-// next returns the message of the task's next step: a copy that may be changed.
+// next returns the message of the task's next step: a copy that may be changed, and
+// that nobody holds.
 func (m *message) next(rec *task.Record, state task.State) *message {
 	n := &message{meta: m.meta, rec: rec, body: m.body}
 	n.meta.State, n.meta.Status, n.meta.Token = state, rec.Status, ""
+	n.meta.Holder, n.meta.MaxStarts = "", 0
 	return n
 }
 
-// dropBody leaves the body out, and returns its name if it has one.
-func (m *message) dropBody() (name string) {
-	name = m.meta.Body
-	m.meta.Body, m.meta.Size, m.body = "", 0, nil
-	return name
-}
+// clearBody leaves the body out.
+func (m *message) clearBody() { m.meta.Body, m.meta.Size, m.body = "", 0, nil }
 
 func setMeta(msg *nats.Msg, meta any) error {
 	text, err := json.Marshal(meta)
@@ -194,9 +193,10 @@ func (s *source) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// readBody reads a body into m, or stores it if it is larger than inlineLimit.
-func (e *Engine) readBody(r io.Reader, m *message, store func(r io.Reader) (name string, size int64, err error)) error {
-	m.dropBody()
+// readBody reads a body into m, or stores it if it is larger than inlineLimit. With
+// cut, a full store keeps its beginning.
+func (e *Engine) readBody(ctx context.Context, m *message, r io.Reader, cut bool) error {
+	m.clearBody()
 	if r == nil {
 		return nil
 	}
@@ -205,18 +205,20 @@ func (e *Engine) readBody(r io.Reader, m *message, store func(r io.Reader) (name
 	if err != nil {
 		return err
 	}
-	if len(head) <= inlineLimit {
-		m.body, m.meta.Size = head, int64(len(head))
-		return nil
+	if len(head) > inlineLimit {
+		name, size, err := e.putBody(ctx, m.meta.ID, io.MultiReader(bytes.NewReader(head), src))
+		switch {
+		case src.err != nil:
+			return src.err
+		case err == nil:
+			m.meta.Body, m.meta.Size = name, size
+			return nil
+		case !cut || !errors.Is(err, engine.ErrFull):
+			return fmt.Errorf("storing the body of task %s: %w", m.meta.ID, err)
+		}
+		head = head[:inlineLimit]
 	}
-	name, size, err := store(io.MultiReader(bytes.NewReader(head), src))
-	if src.err != nil {
-		return src.err
-	}
-	if err != nil {
-		return fmt.Errorf("storing the body of task %s: %w", m.meta.ID, err)
-	}
-	m.meta.Body, m.meta.Size = name, size
+	m.body, m.meta.Size = head, int64(len(head))
 	return nil
 }
 

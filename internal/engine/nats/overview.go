@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -35,16 +37,14 @@ func (e *Engine) Pause(ctx context.Context, t engine.Target, paused bool) error 
 func (x *index) pause(t engine.Target, paused bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	all, name := x.hosts, t.Host
+	b := x.host(t.Host)
 	if t.Queue != "" {
-		all, name = x.queues, t.Queue
+		b = x.queue(t.Queue)
 	}
-	b := x.backlog(all, name)
 	b.paused = paused
-	if !paused {
-		b.isReported = false
-		x.call(b)
-	}
+	b.isReported = b.isReported && paused
+	x.report(b)
+	signal(b.wake)
 }
 
 // Hosts implements engine.Tasks.
@@ -82,12 +82,9 @@ func (x *index) hostStats() (all []engine.HostStats) {
 		if b.pending == 0 && b.learned.Failures == 0 && !b.paused {
 			continue
 		}
-		s := engine.HostStats{HostState: b.hostState(), Pending: b.pending, InFlight: b.running}
-		if b.waiting.len() > 0 {
-			s.Next = toTime(b.waiting.items[0].ready)
-		}
-		if b.due.len() > 0 {
-			s.Next = toTime(b.due.items[0].ready)
+		s := engine.HostStats{HostState: b.hostState(), Pending: b.pending, InFlight: b.pending - int64(len(b.entries))}
+		if len(b.entries) > 0 {
+			s.Next = toTime(b.entries[0].ready)
 		}
 		all = append(all, s)
 	}
@@ -107,13 +104,14 @@ func (e *Engine) Queues(context.Context) ([]engine.QueueStats, error) {
 		if b.pending == 0 && b.running == 0 && !b.paused {
 			continue
 		}
-		s := engine.QueueStats{Queue: b.name, Queued: b.pending, Delayed: int64(b.waiting.len()), Running: b.running, Paused: b.paused}
-		oldest := int64(0)
-		for _, waiting := range [][]*entry{b.due.items, b.waiting.items} {
-			for _, e := range waiting {
-				if oldest == 0 || e.created < oldest {
-					oldest = e.created
-				}
+		s := engine.QueueStats{Queue: b.name, Queued: b.pending, Running: b.running, Paused: b.paused}
+		oldest, now := int64(0), time.Now().UnixNano()
+		for _, e := range b.entries {
+			if e.ready > now {
+				s.Delayed++
+			}
+			if oldest == 0 || e.created < oldest {
+				oldest = e.created
 			}
 		}
 		s.Oldest = toTime(oldest)
@@ -134,37 +132,31 @@ func (e *Engine) Stats(context.Context) (engine.Stats, error) {
 	defer x.mu.Unlock()
 	s := engine.Stats{Tasks: make(map[task.State]int64, len(x.counts)), Used: e.used.Load(), Limit: e.limit.Load()}
 	for state, n := range x.counts {
-		if state != removed && n > 0 {
+		if n > 0 {
 			s.Tasks[state] = n
 		}
 	}
+	now := time.Now().UnixNano()
 	for _, b := range x.hosts {
-		s.Due += int64(b.due.len())
+		s.Due += int64(b.ready(now))
 	}
 	return s, nil
 }
 
-// scheduleMessage is the message of a schedule whose last one has a sequence.
-func scheduleMessage(s scheduleMeta, last uint64) (*nats.Msg, error) {
-	msg := nats.NewMsg(scheduleSubject + token(s.Schedule))
-	expect(msg, last)
-	return msg, setMeta(msg, s)
-}
-
 // schedule returns the run times of a schedule, and the sequence of their message.
 func (e *Engine) schedule(ctx context.Context, schedule string) (s scheduleMeta, seq uint64, err error) {
-	msg, seq, err := e.get(ctx, taskStream, scheduleSubject+token(schedule))
-	if err == nil {
-		err = getMeta(msg.Header, &s)
+	msg, err := e.get(ctx, e.tasks, scheduleSubject+token(schedule))
+	if err != nil {
+		return s, 0, err
 	}
-	return s, seq, err
+	return s, msg.Sequence, getMeta(msg.Header, &s)
 }
 
 // NextRun implements engine.Schedules.
 func (e *Engine) NextRun(ctx context.Context, schedule string, first time.Time) (engine.Run, error) {
 	s, _, err := e.schedule(ctx, schedule)
 	if errors.Is(err, engine.ErrNotFound) {
-		err = e.setSchedule(ctx, scheduleMeta{Schedule: schedule, Next: first.UTC()}, 0)
+		err = e.setSchedule(ctx, scheduleMeta{schedule, engine.Run{Next: first.UTC()}}, 0)
 		if err == nil || errors.Is(err, engine.ErrLost) { // another gateway may have
 			s, _, err = e.schedule(ctx, schedule)
 		}
@@ -172,7 +164,7 @@ func (e *Engine) NextRun(ctx context.Context, schedule string, first time.Time) 
 	if err != nil {
 		return engine.Run{}, fmt.Errorf("looking up the schedule %s: %w", schedule, err)
 	}
-	return engine.Run{Last: s.Last, Next: s.Next}, nil
+	return s.Run, nil
 }
 
 // Advance implements engine.Schedules.
@@ -182,7 +174,7 @@ func (e *Engine) Advance(ctx context.Context, schedule string, due, next time.Ti
 		err = engine.ErrLost
 	}
 	if err == nil {
-		err = e.setSchedule(ctx, scheduleMeta{Schedule: schedule, Last: due.UTC(), Next: next.UTC()}, seq)
+		err = e.setSchedule(ctx, scheduleMeta{schedule, engine.Run{Last: due.UTC(), Next: next.UTC()}}, seq)
 	}
 	if err != nil {
 		return fmt.Errorf("advancing the schedule %s: %w", schedule, err)
@@ -191,29 +183,32 @@ func (e *Engine) Advance(ctx context.Context, schedule string, due, next time.Ti
 }
 
 func (e *Engine) setSchedule(ctx context.Context, s scheduleMeta, last uint64) error {
-	msg, err := scheduleMessage(s, last)
-	if err != nil {
+	msg := nats.NewMsg(scheduleSubject + token(s.Schedule))
+	expect(msg, last)
+	if err := setMeta(msg, s); err != nil {
 		return err
 	}
-	if _, err := e.store(ctx, msg); err != nil {
-		return err
-	}
-	e.index.mu.Lock()
-	defer e.index.mu.Unlock()
-	e.index.schedules[s.Schedule] = s
-	return nil
+	_, err := e.store(ctx, msg)
+	return err
 }
 
 // Runs implements engine.Tasks.
-func (e *Engine) Runs(context.Context) (map[string]engine.Run, error) {
-	if err := e.closed(); err != nil {
-		return nil, err
-	}
-	e.index.mu.Lock()
-	defer e.index.mu.Unlock()
-	runs := make(map[string]engine.Run, len(e.index.schedules))
-	for name, s := range e.index.schedules {
-		runs[name] = engine.Run{Last: s.Last, Next: s.Next}
+func (e *Engine) Runs(ctx context.Context) (map[string]engine.Run, error) {
+	runs := make(map[string]engine.Run)
+	_, _, err := e.scan(ctx, 0, scheduleSubject, math.MaxInt, func(msg *jetstream.RawStreamMsg) (bool, error) {
+		var s scheduleMeta
+		err := getMeta(msg.Header, &s)
+		runs[s.Schedule] = s.Run
+		return true, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing schedules: %w", err)
 	}
 	return runs, nil
+}
+
+// scheduleMeta are the run times of a schedule.
+type scheduleMeta struct {
+	Schedule string
+	engine.Run
 }

@@ -2,7 +2,6 @@ package nats
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -13,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // stepTimeout bounds the wait for a step to be stored: a client is waiting.
@@ -22,24 +22,18 @@ const stepTimeout = 5 * time.Second
 // refuses more than 50 a stream.
 const maxBatches = 12
 
-// put stores the next step of a task, if its last one has the sequence last, and
-// returns the sequence of the new one. It returns ErrLost if the task has moved on.
-func (e *Engine) put(ctx context.Context, m *message, last uint64) error {
+// put stores the next step of a task, if its last one has the sequence last. It
+// returns ErrLost if the task has moved on. Messages beside it, each with an expected
+// sequence, are stored in the same atomic step.
+func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats.Msg) error {
 	if m.meta.Token == "" {
 		m.meta.Token = newID()
 	}
-	msg, err := m.encode()
+	msg, err := m.encode(last)
 	if err != nil {
 		return err
 	}
-	expect(msg, last)
-	return e.putMessages(ctx, m, msg)
-}
-
-// putMessages stores messages in one atomic step; the last one is m. Each has an
-// expected sequence.
-func (e *Engine) putMessages(ctx context.Context, m *message, msgs ...*nats.Msg) error {
-	seq, err := e.store(ctx, msgs...)
+	seq, err := e.store(ctx, append(with, msg)...)
 	if errors.Is(err, engine.ErrLost) {
 		// What an earlier try stored without being acknowledged is ours.
 		if now, getErr := e.getTask(ctx, m.meta.ID); getErr == nil && now.meta.Token == m.meta.Token {
@@ -53,40 +47,50 @@ func (e *Engine) putMessages(ctx context.Context, m *message, msgs ...*nats.Msg)
 	if m.rec != nil {
 		m.rec.Version, m.rec.State = seq, m.meta.State
 	}
-	e.index.apply(m.meta.ID, seq, &m.meta, m)
+	e.index.apply(m.meta.ID, seq, &m.meta, false)
 	return nil
 }
 
 // store publishes messages as one atomic step and returns the sequence of the last.
-func (e *Engine) store(ctx context.Context, msgs ...*nats.Msg) (uint64, error) {
+func (e *Engine) store(ctx context.Context, msgs ...*nats.Msg) (seq uint64, err error) {
 	e.steps.RLock()
 	defer e.steps.RUnlock()
-	own, cancel := context.WithTimeout(ctx, stepTimeout)
-	defer cancel()
 	if len(msgs) > 1 {
 		select {
 		case e.batches <- struct{}{}:
 			defer func() { <-e.batches }()
-		case <-own.Done():
-			return 0, e.unavailable(own.Err())
-		}
-	}
-	for {
-		seq, err := e.publish(own, msgs)
-		if err == nil {
-			e.full.Store(nil)
-			return seq, nil
-		}
-		if ctx.Err() != nil { // the caller's: it says nothing of the cluster
+		case <-ctx.Done():
 			return 0, e.unavailable(ctx.Err())
 		}
-		err = e.classify(err)
-		if !errors.Is(err, errNotYet) {
-			return 0, err
+	}
+	err = e.retry(ctx, func(ctx context.Context) error {
+		seq, err = e.publish(ctx, msgs)
+		return err
+	})
+	if err == nil {
+		e.full.Store(nil)
+	}
+	return seq, err
+}
+
+// retry asks the cluster for something, and again while a leader is being elected.
+func (e *Engine) retry(ctx context.Context, ask func(context.Context) error) error {
+	own, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	for {
+		err := ask(own)
+		if err == nil {
+			return nil
 		}
-		select { // a leader is being elected; nothing was stored
+		if ctx.Err() != nil { // the caller's: it says nothing of the cluster
+			return e.unavailable(ctx.Err())
+		}
+		if err = e.classify(err); !errors.Is(err, errNotYet) {
+			return err
+		}
+		select {
 		case <-own.Done():
-			return 0, err
+			return err
 		case <-time.After(electionPause):
 		}
 	}
@@ -113,21 +117,11 @@ func (e *Engine) publish(ctx context.Context, msgs []*nats.Msg) (uint64, error) 
 			}
 		}
 	}
-	reply, err := e.nc.RequestMsgWithContext(ctx, last)
+	ack, err := e.js.PublishMsg(ctx, last, jetstream.WithRetryAttempts(0))
 	if err != nil {
 		return 0, err
 	}
-	var ack struct {
-		Error *jetstream.APIError `json:"error"`
-		Seq   uint64              `json:"seq"`
-	}
-	if err := json.Unmarshal(reply.Data, &ack); err != nil {
-		return 0, fmt.Errorf("decoding an acknowledgement: %w", err)
-	}
-	if ack.Error != nil {
-		return 0, ack.Error
-	}
-	return ack.Seq, nil
+	return ack.Sequence, nil
 }
 
 // Error codes of JetStream that the client library has no names for.
@@ -146,6 +140,9 @@ const (
 
 // classify wraps an error of the server or the connection in one of package engine.
 func (e *Engine) classify(err error) error {
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return engine.ErrNotFound
+	}
 	var api *jetstream.APIError
 	if errors.As(err, &api) {
 		switch api.ErrorCode {
@@ -167,7 +164,7 @@ func (e *Engine) classify(err error) error {
 	switch {
 	case errors.Is(err, nats.ErrMaxPayload):
 		return fmt.Errorf("%w: %w", engine.ErrTooLarge, err)
-	case errors.Is(err, nats.ErrNoResponders):
+	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, jetstream.ErrJetStreamNotEnabled):
 		e.down()
 		return fmt.Errorf("%w: %w", errNotYet, err)
 	}
@@ -179,8 +176,7 @@ func (e *Engine) unavailable(err error) error {
 	return fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
 }
 
-// getTask returns a task as it is now, which its stream's leader knows. It returns
-// ErrNotFound if there is none.
+// getTask returns a task as it is now. It returns ErrNotFound if there is none.
 func (e *Engine) getTask(ctx context.Context, id string) (*message, error) {
 	m, err := e.lastStep(ctx, id)
 	if err == nil && m.meta.State == removed {
@@ -191,114 +187,29 @@ func (e *Engine) getTask(ctx context.Context, id string) (*message, error) {
 
 // lastStep is getTask, and returns the message that says that a task was removed, too.
 func (e *Engine) lastStep(ctx context.Context, id string) (*message, error) {
-	msg, seq, err := e.get(ctx, taskStream, taskSubject+token(id))
+	msg, err := e.get(ctx, e.tasks, taskSubject+token(id))
 	if err != nil {
 		return nil, err
 	}
-	return decode(msg, seq)
+	return decode(msg)
 }
 
-// loadTask returns a task's step with a sequence, or the latest if there is another.
-func (e *Engine) loadTask(ctx context.Context, id string, seq uint64) (*message, error) {
-	if m := e.index.cached(id, seq); m != nil {
-		return m, nil
+// getStep returns a task, and ErrLost if it has moved on from the step with a sequence
+// or is not in a state.
+func (e *Engine) getStep(ctx context.Context, id string, seq uint64, state task.State) (*message, error) {
+	m, err := e.getTask(ctx, id)
+	if err == nil && (m.seq != seq || m.meta.State != state) {
+		err = errWrongSequence
 	}
-	// Any server of the stream may answer, for a sequence is never stored anew. One
-	// that is behind does not have it yet.
-	request := []byte(`{"seq":` + strconv.FormatUint(seq, 10) + `}`)
-	msg, found, err := e.direct(ctx, taskStream, request)
-	if err != nil {
-		return nil, err
-	}
-	if msg == nil || msg.Subject != taskSubject+token(id) {
-		return e.getTask(ctx, id)
-	}
-	return decode(msg, found)
+	return m, err
 }
 
-// direct asks any server that has the stream for a message; nil if it has none.
-func (e *Engine) direct(ctx context.Context, stream string, request []byte) (*nats.Msg, uint64, error) {
-	own, cancel := context.WithTimeout(ctx, stepTimeout)
-	defer cancel()
-	msg, err := e.nc.RequestWithContext(own, "$JS.API.DIRECT.GET."+stream, request)
-	if ctx.Err() != nil {
-		return nil, 0, e.unavailable(ctx.Err())
-	}
-	if err != nil {
-		return nil, 0, e.classify(err)
-	}
-	seq, err := strconv.ParseUint(msg.Header.Get("Nats-Sequence"), 10, 64)
-	if err != nil { // it has a status instead
-		return nil, 0, nil
-	}
-	msg.Subject = msg.Header.Get("Nats-Subject")
-	return msg, seq, nil
-}
-
-// get asks the leader of a stream for the last message of a subject.
-func (e *Engine) get(ctx context.Context, stream, subject string) (*nats.Msg, uint64, error) {
-	return e.ask(ctx, stream, map[string]any{"last_by_subj": subject})
-}
-
-// ask asks the leader of a stream for a message. It returns ErrNotFound if there is
-// none.
-func (e *Engine) ask(ctx context.Context, stream string, request map[string]any) (*nats.Msg, uint64, error) {
-	own, cancel := context.WithTimeout(ctx, stepTimeout)
-	defer cancel()
-	question, err := json.Marshal(request)
-	if err != nil {
-		return nil, 0, err
-	}
-	for {
-		msg, seq, err := e.askOnce(own, stream, question)
-		var api *jetstream.APIError
-		if errors.As(err, &api) && api.Code == http.StatusNotFound {
-			return nil, 0, engine.ErrNotFound
-		}
-		if err == nil {
-			return msg, seq, nil
-		}
-		if ctx.Err() != nil {
-			return nil, 0, e.unavailable(ctx.Err())
-		}
-		if err = e.classify(err); !errors.Is(err, errNotYet) {
-			return nil, 0, err
-		}
-		select {
-		case <-own.Done():
-			return nil, 0, err
-		case <-time.After(electionPause):
-		}
-	}
-}
-
-func (e *Engine) askOnce(ctx context.Context, stream string, question []byte) (*nats.Msg, uint64, error) {
-	reply, err := e.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+stream, question)
-	if err != nil {
-		return nil, 0, err
-	}
-	var answer struct {
-		Error   *jetstream.APIError `json:"error"`
-		Message *struct {
-			Subject string `json:"subject"`
-			Seq     uint64 `json:"seq"`
-			Header  []byte `json:"hdrs"`
-			Data    []byte `json:"data"`
-		} `json:"message"`
-	}
-	if err := json.Unmarshal(reply.Data, &answer); err != nil {
-		return nil, 0, fmt.Errorf("decoding a message: %w", err)
-	}
-	m := answer.Message
-	switch {
-	case answer.Error != nil:
-		return nil, 0, answer.Error
-	case m == nil:
-		return nil, 0, errors.New("the server returned no message")
-	}
-	header, err := nats.DecodeHeadersMsg(m.Header)
-	if err != nil && len(m.Header) > 0 {
-		return nil, 0, fmt.Errorf("decoding a message's header: %w", err)
-	}
-	return &nats.Msg{Subject: m.Subject, Header: header, Data: m.Data}, m.Seq, nil
+// get asks the leader of a stream for the last message of a subject. It returns
+// ErrNotFound if there is none.
+func (e *Engine) get(ctx context.Context, stream jetstream.Stream, subject string) (msg *jetstream.RawStreamMsg, err error) {
+	err = e.retry(ctx, func(ctx context.Context) error {
+		msg, err = stream.GetLastMsgForSubject(ctx, subject)
+		return err
+	})
+	return msg, err
 }

@@ -52,46 +52,51 @@ func bodyConfig() jetstream.StreamConfig {
 }
 
 // openStreams opens both streams, and creates those that are missing.
-func (e *Engine) openStreams(ctx context.Context) error {
-	for _, cfg := range []jetstream.StreamConfig{taskConfig(), bodyConfig()} {
-		if err := e.openStream(ctx, cfg); err != nil {
-			return fmt.Errorf("opening the stream %s: %w", cfg.Name, err)
-		}
+func (e *Engine) openStreams(ctx context.Context) (tasks, bodies jetstream.Stream, err error) {
+	if tasks, err = e.openStream(ctx, taskConfig()); err == nil {
+		bodies, err = e.openStream(ctx, bodyConfig())
 	}
-	return nil
+	return tasks, bodies, err
 }
 
 // openStream creates the stream, or uses the one that is there: an operator may have
 // made it, with other replicas or on chosen servers.
-func (e *Engine) openStream(ctx context.Context, want jetstream.StreamConfig) error {
+func (e *Engine) openStream(ctx context.Context, want jetstream.StreamConfig) (stream jetstream.Stream, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("opening the stream %s: %w", want.Name, err)
+		}
+	}()
 	want.Description, want.Storage, want.Discard = description, jetstream.FileStorage, jetstream.DiscardNew
-	want.AllowDirect, want.AllowMsgTTL = true, true
-	stream, err := e.js.Stream(ctx, want.Name)
+	want.AllowMsgTTL = true
+	stream, err = e.js.Stream(ctx, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		want.Replicas = e.cfg.Replicas
-		_, err = e.js.CreateStream(ctx, want)
+		created := want
+		created.Replicas = e.cfg.Replicas
+		stream, err = e.js.CreateStream(ctx, created)
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // two gateways start at once
 			stream, err = e.js.Stream(ctx, want.Name)
 		}
 	}
-	if err != nil || stream == nil {
-		return err
+	if err != nil {
+		return nil, err
 	}
 	have := stream.CachedInfo().Config
 	if err := compatible(want, have); err != nil {
-		return err
+		return nil, err
 	}
 	if adapt(&have, want) {
-		_, err = e.js.UpdateStream(ctx, have)
+		return e.js.UpdateStream(ctx, have)
 	}
-	return err
+	return stream, nil
 }
 
 // reserve is the part of a limited stream that takes no new tasks: verdicts and
 // attempts of those that it has find room there.
 const reserve = 10
 
-// measure asks how full the streams are.
+// measure asks how full the streams are. Of those that an operator has limited, the
+// fuller one counts.
 func (e *Engine) measure(ctx context.Context) error {
 	var used, limit int64
 	for _, name := range []string{taskStream, bodyStream} {
@@ -100,11 +105,12 @@ func (e *Engine) measure(ctx context.Context) error {
 			return err
 		}
 		info := stream.CachedInfo()
-		// The fuller one counts.
-		if most := info.Config.MaxBytes; most > 0 && (limit == 0 || float64(info.State.Bytes)/float64(most) > float64(used)/float64(limit)) {
-			used, limit = int64(info.State.Bytes), most //nolint:gosec // far below 2^63
-		} else if limit == 0 {
-			used += int64(info.State.Bytes) //nolint:gosec // far below 2^63
+		bytes, most := int64(info.State.Bytes), info.Config.MaxBytes //nolint:gosec // far below 2^63
+		switch {
+		case most > 0 && (limit == 0 || float64(bytes)/float64(most) > float64(used)/float64(limit)):
+			used, limit = bytes, most
+		case limit == 0:
+			used += bytes
 		}
 	}
 	e.used.Store(used)
@@ -139,26 +145,21 @@ func compatible(want, have jetstream.StreamConfig) error {
 	return nil
 }
 
-// adapt adds to the configuration of an existing stream what is missing, and says
-// whether anything was.
+// adapt changes the configuration of an existing stream to what is needed, and says
+// whether anything was missing.
 func adapt(have *jetstream.StreamConfig, want jetstream.StreamConfig) (changed bool) {
 	for _, subject := range want.Subjects {
 		if !slices.Contains(have.Subjects, subject) {
 			have.Subjects, changed = append(have.Subjects, subject), true
 		}
 	}
-	for _, field := range []struct {
-		want bool
-		have *bool
-	}{
-		{want.AllowDirect, &have.AllowDirect},
-		{want.AllowMsgTTL, &have.AllowMsgTTL},
-		{want.AllowAtomicPublish, &have.AllowAtomicPublish},
-	} {
-		if field.want && !*field.have {
-			*field.have, changed = true, true
-		}
-	}
+	// With direct gets any server answers, and one that is behind returns a step that
+	// was followed by another.
+	changed = changed || have.AllowDirect
+	have.AllowDirect = false
+	changed = changed || !have.AllowMsgTTL || want.AllowAtomicPublish && !have.AllowAtomicPublish
+	have.AllowMsgTTL = true
+	have.AllowAtomicPublish = have.AllowAtomicPublish || want.AllowAtomicPublish
 	return changed
 }
 

@@ -94,7 +94,7 @@ func TestOpenUsesOperatorsStream(t *testing.T) {
 			t.Fatal(err)
 		}
 		have := stream.CachedInfo().Config
-		if have.Replicas != 1 || have.Metadata["owner"] != "operations" || !have.AllowMsgTTL || !have.AllowDirect {
+		if have.Replicas != 1 || have.Metadata["owner"] != "operations" || !have.AllowMsgTTL || have.AllowDirect {
 			t.Errorf("%s has become %+v", name, have)
 		}
 	}

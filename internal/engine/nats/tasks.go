@@ -37,8 +37,8 @@ func (e *Engine) Open(ctx context.Context, id string, part engine.Part) (io.Read
 // Wait implements engine.Tasks.
 func (e *Engine) Wait(ctx context.Context, id string, since uint64) (*task.Record, error) {
 	changed := make(chan struct{}, 1)
-	e.index.wait(id, changed)
-	defer e.index.endWait(id, changed)
+	e.index.watch(id, changed)
+	defer e.index.endWatch(id, changed)
 	for {
 		rec, err := e.Get(ctx, id)
 		if ctx.Err() != nil {
@@ -57,13 +57,13 @@ func (e *Engine) Wait(ctx context.Context, id string, since uint64) (*task.Recor
 	}
 }
 
-func (x *index) wait(id string, changed chan struct{}) {
+func (x *index) watch(id string, changed chan struct{}) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.waiters[id] = append(x.waiters[id], changed)
 }
 
-func (x *index) endWait(id string, changed chan struct{}) {
+func (x *index) endWatch(id string, changed chan struct{}) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	left := slices.DeleteFunc(x.waiters[id], func(c chan struct{}) bool { return c == changed })
@@ -124,13 +124,7 @@ func (e *Engine) actOnce(ctx context.Context, id string, a engine.Action) error 
 	default:
 		return fmt.Errorf("there is no action %d", a.Kind)
 	}
-	if err := e.put(ctx, n, m.seq); err != nil {
-		return err
-	}
-	if m.meta.Body != n.meta.Body {
-		e.dropBody(m.meta.Body)
-	}
-	return nil
+	return e.put(ctx, n, m.seq)
 }
 
 func applies(kind engine.ActionKind, state task.State) bool {
@@ -160,7 +154,7 @@ func (e *Engine) redelivered(m *message, rec *task.Record, a engine.Action) (*me
 		rec.Callback, rec.CallbackHost = &callback, a.Host
 	}
 	n := m.next(rec, task.Delivering)
-	n.meta.Host, n.meta.Ready, n.meta.Order, n.meta.Holder = hostOf(rec), now.UnixNano(), 0, ""
+	n.meta.Host, n.meta.Ready, n.meta.Order = hostOf(rec), now.UnixNano(), 0
 	// The window in which it may be delivered starts anew.
 	n.meta.Finished = now.UnixNano()
 	return n, nil

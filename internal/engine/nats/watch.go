@@ -3,7 +3,6 @@ package nats
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -12,7 +11,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
-	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // holderMeta is a heartbeat.
@@ -21,21 +19,10 @@ type holderMeta struct {
 	Ended bool   `json:"ended,omitempty"` // the gateway was closed
 }
 
-// hostMeta is what the dispatcher has learned of a host.
-type hostMeta struct {
-	engine.HostState
-}
-
 // pauseMeta says whether a host or a queue is paused.
 type pauseMeta struct {
 	engine.Target
 	Paused bool
-}
-
-// scheduleMeta are the run times of a schedule.
-type scheduleMeta struct {
-	Schedule   string
-	Last, Next time.Time
 }
 
 // beatsToDeath is how many heartbeats a gateway stores itself after the last one of
@@ -46,12 +33,13 @@ const beatsToDeath = 4
 const holderTTL = 24 * time.Hour
 
 // load starts to follow the stream of tasks, and returns when what was in it is in
-// the index: when the heartbeat that is stored now has been read.
+// the index: when the heartbeat that was stored before has been read.
 func (e *Engine) load(ctx context.Context) error {
-	if err := e.follow(); err != nil {
+	seq, err := e.beat(ctx)
+	if err != nil {
 		return err
 	}
-	seq, err := e.beat(ctx)
+	loaded, err := e.follow(seq)
 	if err != nil {
 		return err
 	}
@@ -59,14 +47,12 @@ func (e *Engine) load(ctx context.Context) error {
 	defer stalled.Stop()
 	for before := uint64(0); ; {
 		select {
-		case read := <-e.watched:
-			if read >= seq {
-				return nil
-			}
+		case <-loaded:
+			return nil
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-stalled.C:
-			now := e.index.position()
+			now := e.readUpTo()
 			if now == before {
 				return errors.New("nothing is received")
 			}
@@ -75,34 +61,52 @@ func (e *Engine) load(ctx context.Context) error {
 	}
 }
 
-func (x *index) position() uint64 {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.applied
+// readUpTo returns the sequence up to which the stream was read.
+func (e *Engine) readUpTo() uint64 {
+	e.index.mu.Lock()
+	defer e.index.mu.Unlock()
+	return e.index.position
 }
 
 // follow reads the headers of the stream of tasks from its beginning, and goes on with
-// what is stored. The client library reads on after an interruption.
-func (e *Engine) follow() error {
+// what is stored. The channel is closed once it has read up to a sequence. The client
+// library reads on after an interruption.
+func (e *Engine) follow(until uint64) (<-chan struct{}, error) {
 	consumer, err := e.js.OrderedConsumer(e.closing, taskStream, jetstream.OrderedConsumerConfig{
 		FilterSubjects: watchedSubjects, HeadersOnly: true, DeliverPolicy: jetstream.DeliverAllPolicy,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	reading, err := consumer.Consume(e.read, jetstream.PullMaxMessages(readAhead),
-		jetstream.PullExpiry(readExpiry), jetstream.PullHeartbeat(readHeartbeat),
+	read := make(chan struct{})
+	reading, err := consumer.Consume(func(msg jetstream.Msg) {
+		info, err := msg.Metadata()
+		if err != nil {
+			return // it is no message of a stream
+		}
+		seq := info.Sequence.Stream
+		if err := e.apply(msg.Subject(), seq, msg.Headers()); err != nil {
+			e.log.Error("reading a message of the store failed", zap.String("subject", msg.Subject()), zap.Error(err))
+		}
+		e.index.mu.Lock()
+		before := e.index.position
+		e.index.position = max(before, seq)
+		e.index.mu.Unlock()
+		if before < until && seq >= until {
+			close(read)
+		}
+	}, jetstream.PullMaxMessages(readAhead), jetstream.PullExpiry(readExpiry), jetstream.PullHeartbeat(readHeartbeat),
 		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 			e.log.Debug("following the stream of tasks", zap.Error(err))
 		}))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if e.stopReading != nil {
 		e.stopReading()
 	}
 	e.stopReading = reading.Stop
-	return nil
+	return read, nil
 }
 
 const (
@@ -111,67 +115,30 @@ const (
 	readHeartbeat = time.Second
 )
 
-// read brings the index to a message of the stream.
-func (e *Engine) read(msg jetstream.Msg) {
-	info, err := msg.Metadata()
-	if err != nil {
-		return // it is no message of a stream
-	}
-	seq := info.Sequence.Stream
-	if err := e.apply(msg.Subject(), seq, msg.Headers()); err != nil {
-		e.log.Error("a message of the store cannot be read", zap.String("subject", msg.Subject()), zap.Error(err))
-	}
-	e.index.mu.Lock()
-	e.index.applied = max(e.index.applied, seq)
-	e.index.bury()
-	e.index.mu.Unlock()
-}
-
-func (e *Engine) apply(subject string, seq uint64, header nats.Header) error {
+func (e *Engine) apply(subject string, seq uint64, header nats.Header) (err error) {
 	switch {
 	case strings.HasPrefix(subject, taskSubject):
-		var m meta
-		if err := getMeta(header, &m); err != nil {
-			return err
+		m := meta{ID: strings.TrimPrefix(subject, taskSubject)}
+		if err = getMeta(header, &m); err == nil {
+			e.index.apply(m.ID, seq, &m, true)
 		}
-		if m.ID == "" {
-			m.ID = strings.TrimPrefix(subject, taskSubject)
-		}
-		e.index.apply(m.ID, seq, &m, nil)
 	case strings.HasPrefix(subject, holderSubject):
 		var h holderMeta
-		if err := getMeta(header, &h); err != nil {
-			return err
-		}
-		e.index.heard(h)
-		if h.ID == e.id {
-			select {
-			case e.watched <- seq:
-			default:
-			}
+		if err = getMeta(header, &h); err == nil {
+			e.index.heard(h)
 		}
 	case strings.HasPrefix(subject, hostSubject):
-		var h hostMeta
-		if err := getMeta(header, &h); err != nil {
-			return err
+		var h engine.HostState
+		if err = getMeta(header, &h); err == nil {
+			e.index.learn(h)
 		}
-		e.index.learn(h.HostState)
 	case strings.HasPrefix(subject, pauseSubject):
 		var p pauseMeta
-		if err := getMeta(header, &p); err != nil {
-			return err
+		if err = getMeta(header, &p); err == nil {
+			e.index.pause(p.Target, p.Paused)
 		}
-		e.index.pause(p.Target, p.Paused)
-	case strings.HasPrefix(subject, scheduleSubject):
-		var s scheduleMeta
-		if err := getMeta(header, &s); err != nil {
-			return err
-		}
-		e.index.mu.Lock()
-		e.index.schedules[s.Schedule] = s
-		e.index.mu.Unlock()
 	}
-	return nil
+	return err
 }
 
 // beat stores a heartbeat.
@@ -213,10 +180,12 @@ func (e *Engine) keepAlive() {
 		case <-ticker.C:
 		case <-e.beatNow:
 		}
-		before := e.index.position()
+		before := e.readUpTo()
 		seq, err := e.beat(e.closing)
 		if err == nil && seq <= before {
-			err = e.startAnew()
+			e.log.Error("the stream of tasks was created anew; what it contained is lost")
+			e.index.clear()
+			_, err = e.follow(seq)
 		}
 		if err == nil || errors.Is(err, engine.ErrFull) {
 			err = e.measure(e.closing)
@@ -226,7 +195,7 @@ func (e *Engine) keepAlive() {
 			e.log.Debug("heartbeat not stored", zap.Error(err))
 			ticker.Reset(min(interval, retryInterval))
 			// The streams may be gone.
-			if err := e.openStreams(e.closing); err != nil {
+			if _, _, err := e.openStreams(e.closing); err != nil {
 				e.log.Debug("streams not opened", zap.Error(err))
 			}
 			continue
@@ -238,37 +207,6 @@ func (e *Engine) keepAlive() {
 // retryInterval is how often a cluster that does not store is tried.
 const retryInterval = time.Second
 
-// startAnew reads the stream from its beginning after somebody made it anew.
-func (e *Engine) startAnew() error {
-	e.log.Error("the stream of tasks was made anew; what it had is lost")
-	e.index.clear()
-	if err := e.follow(); err != nil {
-		return fmt.Errorf("following the new stream: %w", err)
-	}
-	return nil
-}
-
-// clear makes the index as it is for an empty stream. Every lease is lost.
-func (x *index) clear() {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for _, e := range x.tasks {
-		if e.state != removed {
-			x.leave(e)
-			x.gone++
-			e.state = removed
-		}
-		x.notify(e.id)
-	}
-	for id, l := range x.leases {
-		delete(x.leases, id)
-		l.lose()
-	}
-	clear(x.tasks)
-	clear(x.cache)
-	x.graves, x.cacheSize, x.applied = nil, 0, 0
-}
-
 // heard notes a heartbeat. One of this gateway's own is the clock by which the others
 // are found dead.
 func (x *index) heard(m holderMeta) {
@@ -276,55 +214,27 @@ func (x *index) heard(m holderMeta) {
 	defer x.mu.Unlock()
 	h := x.holder(m.ID)
 	h.silent = 0
-	if h.dead != m.Ended && h != x.me {
-		h.dead = m.Ended
-		x.placeAll(h)
-	}
+	x.setDead(h, m.Ended)
 	if h != x.me {
 		return
 	}
 	for _, h := range x.holders {
-		if h == x.me {
-			continue
+		if h.silent++; h.silent >= beatsToDeath {
+			x.setDead(h, true)
 		}
-		if h.silent++; h.silent >= beatsToDeath && !h.dead {
-			h.dead = true
-			x.placeAll(h)
-		}
-		if h.dead && h.entries == 0 {
+		if h.dead && len(h.tasks) == 0 {
 			delete(x.holders, h.id)
 		}
 	}
 }
 
-// placeAll gives out the deliveries of a holder that died, or takes them back.
-func (x *index) placeAll(h *holder) {
-	if h.entries == 0 {
+// setDead says whether a gateway is dead: then others take its deliveries.
+func (x *index) setDead(h *holder, dead bool) {
+	if h == x.me || h.dead == dead {
 		return
 	}
-	for _, e := range x.tasks {
-		if e.holder == h && e.state == task.Delivering {
-			x.count(e, -1)
-			x.count(e, 1)
-			x.place(e)
-		}
+	h.dead = dead
+	for e := range h.tasks {
+		x.wait(e)
 	}
 }
-
-// keepAlarms moves what becomes ready.
-func (e *Engine) keepAlarms() {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-e.closing.Done():
-			return
-		case <-timer.C:
-		case <-e.index.reset:
-		}
-		timer.Reset(min(e.index.ring(), maxSleep))
-	}
-}
-
-// maxSleep bounds how long a change of the clock goes unnoticed.
-const maxSleep = 5 * time.Second
