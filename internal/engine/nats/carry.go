@@ -1,6 +1,7 @@
 package nats
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,10 +28,7 @@ func (e *Engine) Import(ctx context.Context, rec *task.Record, request, result i
 		return fmt.Errorf("importing the task %s: %w", rec.ID, err)
 	}
 	m := e.queued(cloneRecord(rec))
-	m.meta.State, m.meta.Status, m.meta.Ready = rec.State, rec.Status, fromTime(rec.NextAttemptAt)
-	if m.meta.Ready == 0 {
-		m.meta.Ready = m.meta.Created
-	}
+	m.meta.State, m.meta.Ready = rec.State, cmp.Or(fromTime(rec.NextAttemptAt), fromTime(rec.CreatedAt))
 	body := result
 	switch rec.State {
 	case task.Queued, task.Running:

@@ -284,7 +284,7 @@ const defaultDeliveryWindow = 30 * 24 * time.Hour
 
 // bury stores that a callback was not delivered in time.
 func (e *Engine) bury(ctx context.Context, m *message) error {
-	n := dead(m, cloneRecord(m.rec))
+	n := dead(m, m.rec)
 	if err := e.put(ctx, n, m.seq); err != nil {
 		return err
 	}

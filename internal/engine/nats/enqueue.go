@@ -81,8 +81,7 @@ func (e *Engine) queued(rec *task.Record) *message {
 		ready = rec.NextAttemptAt
 	}
 	return &message{rec: rec, meta: meta{
-		ID: rec.ID, State: task.Queued, Queue: rec.Queue, Host: hostOf(rec), Trusted: isTrusted(rec),
-		Created: fromTime(rec.CreatedAt), Ready: ready.UnixNano(),
+		ID: rec.ID, State: task.Queued, Queue: rec.Queue, Ready: ready.UnixNano(),
 	}}
 }
 

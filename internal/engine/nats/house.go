@@ -140,7 +140,7 @@ func (e *Engine) expire(ctx context.Context, c candidate) error {
 // expired returns the step of a task whose holder died: a job is queued again if it
 // may be started once more, all others have FAILED.
 func (e *Engine) expired(m *message) *message {
-	rec := cloneRecord(m.rec)
+	rec := m.rec
 	if m.meta.Queue != "" && rec.Starts < m.meta.MaxStarts {
 		rec.StartedAt = time.Time{}
 		return m.next(rec, task.Queued)

@@ -83,10 +83,7 @@ func (e *Engine) Claim(ctx context.Context, rec *task.Record) (engine.Lease, err
 	if err := e.Ready(); err != nil {
 		return nil, err
 	}
-	rec = cloneRecord(rec)
-	l, err := e.claim(ctx, &message{rec: rec, meta: meta{
-		ID: rec.ID, State: task.Running, Host: hostOf(rec), Trusted: isTrusted(rec), Created: fromTime(rec.CreatedAt),
-	}}, 0)
+	l, err := e.claim(ctx, &message{rec: cloneRecord(rec), meta: meta{ID: rec.ID, State: task.Running}}, 0)
 	if errors.Is(err, engine.ErrLost) {
 		err = fmt.Errorf("%w: a task with this ID exists", engine.ErrUnavailable)
 	}
@@ -95,16 +92,6 @@ func (e *Engine) Claim(ctx context.Context, rec *task.Record) (engine.Lease, err
 	}
 	return l, nil
 }
-
-// hostOf returns the host of a record's callback, empty if it has none.
-func hostOf(rec *task.Record) string {
-	if rec.Callback == nil {
-		return ""
-	}
-	return rec.CallbackHost
-}
-
-func isTrusted(rec *task.Record) bool { return rec.Callback != nil && rec.Callback.Trusted }
 
 // Settle implements engine.Lease.
 func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) error {
@@ -160,7 +147,6 @@ func (e *Engine) settled(m *message, rec *task.Record) *message {
 	}
 	n := m.next(rec, state)
 	n.clearBody()
-	n.meta.Host, n.meta.Trusted = hostOf(rec), isTrusted(rec)
 	n.meta.Finished, n.meta.Ready, n.meta.Order = fromTime(rec.FinishedAt), now.UnixNano(), 0
 	return n
 }

@@ -73,6 +73,21 @@ type message struct {
 	body []byte
 }
 
+// describe brings the meta data up to the record.
+func (m *message) describe() {
+	if m.meta.Token == "" {
+		m.meta.Token = newID()
+	}
+	if m.rec == nil {
+		return
+	}
+	m.meta.Status, m.meta.Created = m.rec.Status, fromTime(m.rec.CreatedAt)
+	m.meta.Host, m.meta.Trusted = "", false
+	if m.rec.Callback != nil {
+		m.meta.Host, m.meta.Trusted = m.rec.CallbackHost, m.rec.Callback.Trusted
+	}
+}
+
 // encode returns the message for a task's subject. It is refused unless the task's last
 // step has the sequence last.
 func (m *message) encode(last uint64) (*nats.Msg, error) {
@@ -129,7 +144,7 @@ func decode(msg *jetstream.RawStreamMsg) (*message, error) {
 // that nobody holds.
 func (m *message) next(rec *task.Record, state task.State) *message {
 	n := &message{meta: m.meta, rec: rec, body: m.body}
-	n.meta.State, n.meta.Status, n.meta.Token = state, rec.Status, ""
+	n.meta.State, n.meta.Token = state, ""
 	n.meta.Holder, n.meta.MaxStarts = "", 0
 	return n
 }

@@ -26,9 +26,7 @@ const maxBatches = 12
 // returns ErrLost if the task has moved on. Messages beside it, each with an expected
 // sequence, are stored in the same atomic step.
 func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats.Msg) error {
-	if m.meta.Token == "" {
-		m.meta.Token = newID()
-	}
+	m.describe()
 	msg, err := m.encode(last)
 	if err != nil {
 		return err

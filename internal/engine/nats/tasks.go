@@ -101,7 +101,7 @@ func (e *Engine) actOnce(ctx context.Context, id string, a engine.Action) error 
 	if !applies(a.Kind, m.meta.State) {
 		return engine.ErrEnded
 	}
-	rec := cloneRecord(m.rec)
+	rec := m.rec
 	var n *message
 	switch a.Kind {
 	case engine.Cancel:
@@ -154,8 +154,7 @@ func (e *Engine) redelivered(m *message, rec *task.Record, a engine.Action) (*me
 		rec.Callback, rec.CallbackHost = &callback, a.Host
 	}
 	n := m.next(rec, task.Delivering)
-	n.meta.Host, n.meta.Ready, n.meta.Order = hostOf(rec), now.UnixNano(), 0
 	// The window in which it may be delivered starts anew.
-	n.meta.Finished = now.UnixNano()
+	n.meta.Finished, n.meta.Ready, n.meta.Order = now.UnixNano(), now.UnixNano(), 0
 	return n, nil
 }
