@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -89,12 +87,7 @@ func (x *index) learn(s engine.HostState) {
 func (e *Engine) SaveHosts(ctx context.Context, hosts []engine.HostState) error {
 	for _, h := range hosts {
 		h.Paused = false
-		msg := nats.NewMsg(hostSubject + token(h.Host))
-		msg.Header.Set(ttlHeader, hostTTL.String())
-		if err := setMeta(msg, h); err != nil {
-			return err
-		}
-		if _, err := e.store(ctx, msg); err != nil {
+		if _, err := e.storeMeta(ctx, hostSubject+token(h.Host), h, hostTTL); err != nil {
 			return fmt.Errorf("storing the state of the host %s: %w", h.Host, err)
 		}
 		e.index.learn(h)

@@ -345,8 +345,10 @@ func (e *Engine) Close(ctx context.Context) error {
 		// The others need not wait until this gateway's heartbeats are missed.
 		ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 		defer cancel()
-		if err := e.farewell(ctx); err != nil {
-			e.log.Debug("the other gateways were not told of the end", zap.Error(err))
+		if e.nc.IsConnected() {
+			if _, err := e.storeHolder(ctx, holderMeta{ID: e.id, Ended: true}); err != nil {
+				e.log.Debug("end of the gateway not stored", zap.Error(err))
+			}
 		}
 		e.kill()
 	})

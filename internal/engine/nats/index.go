@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -376,5 +377,6 @@ func (x *index) clear() {
 	}
 	clear(x.tasks)
 	clear(x.holds)
-	x.byAge, x.gone, x.unneeded, x.position = nil, 0, nil, 0
+	x.byAge, x.gone, x.unneeded = nil, 0, nil
+	x.position = math.MaxUint64 // until it follows the new stream
 }

@@ -161,6 +161,19 @@ func setMeta(msg *nats.Msg, meta any) error {
 	return nil
 }
 
+// storeMeta stores a message that has meta data alone. If ttl is positive the server
+// removes it after that time.
+func (e *Engine) storeMeta(ctx context.Context, subject string, meta any, ttl time.Duration) (uint64, error) {
+	msg := nats.NewMsg(subject)
+	if ttl > 0 {
+		msg.Header.Set(ttlHeader, ttl.String())
+	}
+	if err := setMeta(msg, meta); err != nil {
+		return 0, err
+	}
+	return e.store(ctx, msg)
+}
+
 func getMeta(header nats.Header, meta any) error {
 	if err := json.Unmarshal([]byte(header.Get(metaHeader)), meta); err != nil {
 		return fmt.Errorf("decoding the header of a message: %w", err)

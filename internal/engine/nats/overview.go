@@ -20,14 +20,11 @@ import (
 
 // Pause implements engine.Tasks.
 func (e *Engine) Pause(ctx context.Context, t engine.Target, paused bool) error {
-	msg := nats.NewMsg(pauseSubject + "host." + token(t.Host))
+	subject := pauseSubject + "host." + token(t.Host)
 	if t.Queue != "" {
-		msg.Subject = pauseSubject + "queue." + token(t.Queue)
+		subject = pauseSubject + "queue." + token(t.Queue)
 	}
-	if err := setMeta(msg, pauseMeta{t, paused}); err != nil {
-		return err
-	}
-	if _, err := e.store(ctx, msg); err != nil {
+	if _, err := e.storeMeta(ctx, subject, pauseMeta{t, paused}, 0); err != nil {
 		return fmt.Errorf("pausing: %w", err)
 	}
 	e.index.pause(t, paused)

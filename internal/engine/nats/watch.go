@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -43,21 +44,19 @@ func (e *Engine) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	stalled := time.NewTicker(openTimeout)
-	defer stalled.Stop()
 	for before := uint64(0); ; {
 		select {
 		case <-loaded:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-stalled.C:
-			now := e.readUpTo()
-			if now == before {
-				return errors.New("nothing is received")
-			}
-			before = now
+		case <-time.After(openTimeout):
 		}
+		now := e.readUpTo()
+		if now == before {
+			return errors.New("nothing is received")
+		}
+		before = now
 	}
 }
 
@@ -78,7 +77,11 @@ func (e *Engine) follow(until uint64) (<-chan struct{}, error) {
 	if err != nil {
 		return nil, err
 	}
-	read := make(chan struct{})
+	e.index.mu.Lock()
+	e.index.position = 0
+	e.index.mu.Unlock()
+	loaded := make(chan struct{})
+	end := sync.OnceFunc(func() { close(loaded) })
 	reading, err := consumer.Consume(func(msg jetstream.Msg) {
 		info, err := msg.Metadata()
 		if err != nil {
@@ -89,11 +92,10 @@ func (e *Engine) follow(until uint64) (<-chan struct{}, error) {
 			e.log.Error("reading a message of the store failed", zap.String("subject", msg.Subject()), zap.Error(err))
 		}
 		e.index.mu.Lock()
-		before := e.index.position
-		e.index.position = max(before, seq)
+		e.index.position = max(e.index.position, seq)
 		e.index.mu.Unlock()
-		if before < until && seq >= until {
-			close(read)
+		if seq >= until {
+			end()
 		}
 	}, jetstream.PullMaxMessages(readAhead), jetstream.PullExpiry(readExpiry), jetstream.PullHeartbeat(readHeartbeat),
 		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
@@ -106,7 +108,7 @@ func (e *Engine) follow(until uint64) (<-chan struct{}, error) {
 		e.stopReading()
 	}
 	e.stopReading = reading.Stop
-	return read, nil
+	return loaded, nil
 }
 
 const (
@@ -150,22 +152,8 @@ func (e *Engine) beat(ctx context.Context) (uint64, error) {
 	return seq, err
 }
 
-// farewell tells the other gateways that this one has ended.
-func (e *Engine) farewell(ctx context.Context) error {
-	if !e.nc.IsConnected() {
-		return nats.ErrConnectionClosed
-	}
-	_, err := e.storeHolder(ctx, holderMeta{ID: e.id, Ended: true})
-	return err
-}
-
 func (e *Engine) storeHolder(ctx context.Context, h holderMeta) (uint64, error) {
-	msg := nats.NewMsg(holderSubject + h.ID)
-	msg.Header.Set(ttlHeader, holderTTL.String())
-	if err := setMeta(msg, h); err != nil {
-		return 0, err
-	}
-	return e.store(ctx, msg)
+	return e.storeMeta(ctx, holderSubject+h.ID, h, holderTTL)
 }
 
 // keepAlive stores heartbeats, more often while the cluster does not store.
