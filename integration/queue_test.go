@@ -291,7 +291,7 @@ func TestKilledGatewayRetriesUpToAttempts(t *testing.T) {
 	if doc := reaches(t, g, "/q", id, task.Done); doc.Status != task.Failed {
 		t.Errorf("the task is %+v", doc)
 	}
-	// The canceled task would run before the one that is accepted now.
+	// The failed task would run before the one that is accepted now.
 	if got, other := accepted(t, g, "/q", "{}"), next(); got != other {
 		t.Errorf("task %s runs, not %s", other, got)
 	}
