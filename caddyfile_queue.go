@@ -149,12 +149,13 @@ const blockKey, queueKey, namesKey = "callback.block", "callback.queue", "callba
 
 // blockOf returns what is known of the block that a directive is in.
 func blockOf(h httpcaddyfile.Helper) *block {
-	id := blockID{state: reflect.ValueOf(h.BlockState).Pointer()}
-	// The helper does not say which site it is of. Of one in which the field is
-	// missing, a callback of another site would be taken for one of this.
-	if site := reflect.ValueOf(h).FieldByName("parentBlock"); site.IsValid() {
-		id.site = site.FieldByName("Segments").Pointer()
+	// The helper does not export which site it is of. If a version of Caddy keeps that
+	// elsewhere, nothing is known of the block, rather than something of another site.
+	site := reflect.ValueOf(h).FieldByName("parentBlock")
+	if site.Kind() != reflect.Struct || site.FieldByName("Segments").Kind() != reflect.Slice {
+		return new(block)
 	}
+	id := blockID{reflect.ValueOf(h.BlockState).Pointer(), site.FieldByName("Segments").Pointer()}
 	if known, ok := h.BlockState[blockKey].(*block); ok && known.id == id {
 		return known
 	}

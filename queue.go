@@ -270,8 +270,8 @@ func releaseBody(body io.ReadCloser) {
 func (q *TaskQueue) newRecord(claim *execution, h *Handler, r *http.Request) (*task.Record, error) {
 	rec := new(task.Record)
 	if claim != nil {
-		*rec = claim.rec
-		rec.StartedAt = time.Time{}
+		// The deadline may give the verdict at this moment, and change the rest.
+		rec.ID, rec.CreatedAt = claim.rec.ID, claim.rec.CreatedAt
 	} else {
 		id, err := uuid.NewV7()
 		if err != nil {
