@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/cli"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/engine/migrate"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -60,12 +61,11 @@ Exit codes: 0 everything was copied, 1 something was not, 2 the command line or 
 configuration is wrong.`,
 		Example: `  caddy callback migrate --from sqlite:/var/lib/caddy/callback --to nats://n1:4222,n2:4222,n3:4222
   caddy callback migrate --from sqlite:/var/lib/caddy/callback --config /etc/caddy/Caddyfile`,
-		Args: noArguments,
+		Args: shell.NoArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
-	cmd.SetFlagErrorFunc(usage)
+	shell.Flags(cmd)
 	flags := cmd.Flags()
-	flags.SortFlags = false
 	flags.StringVar(&f.from.store, "from", "", "the store to copy from (default: that of the configuration)")
 	flags.StringVar(&f.to.store, "to", "", "the store to copy to (default: that of the configuration)")
 	flags.StringVar(&f.from.credentials, "from-credentials", "", "the NATS credentials file of the store to copy from")
@@ -80,7 +80,7 @@ configuration is wrong.`,
 func (f *migrateFlags) run(cmd *cobra.Command) error {
 	from, to, err := f.stores()
 	if err != nil {
-		return usage(cmd, err)
+		return shell.Misused(cmd, err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -93,7 +93,7 @@ func (f *migrateFlags) run(cmd *cobra.Command) error {
 			err = errors.New("interrupted; run it again to copy the rest")
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", cmd.CommandPath(), err)
-		return exit(cmd, exitFailed)
+		return shell.End(cmd, cli.ExitFailed)
 	}
 	return nil
 }

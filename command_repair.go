@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/caddy-callback/caddy-callback/internal/cli"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/engine/sqlite"
 )
@@ -31,13 +32,13 @@ is wrong.`,
 		Example: `  caddy callback repair /var/lib/caddy/callback`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
-				return usage(cmd, fmt.Errorf("it takes one folder, not %d", len(args)))
+				return shell.Misused(cmd, fmt.Errorf("it takes one folder, not %d", len(args)))
 			}
 			return nil
 		},
 		RunE: repair,
 	}
-	cmd.SetFlagErrorFunc(usage)
+	shell.Flags(cmd)
 	return cmd
 }
 
@@ -47,10 +48,10 @@ func repair(cmd *cobra.Command, args []string) error {
 		module.Folder = args[0]
 	}
 	if err := module.Provision(caddy.Context{}); err != nil {
-		return usage(cmd, err)
+		return shell.Misused(cmd, err)
 	}
 	if _, err := os.Stat(module.Folder); err != nil {
-		return usage(cmd, err)
+		return shell.Misused(cmd, err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -64,5 +65,5 @@ func repair(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", cmd.CommandPath(), err)
-	return exit(cmd, exitFailed)
+	return shell.End(cmd, cli.ExitFailed)
 }

@@ -8,16 +8,15 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/signal"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/cli"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -30,63 +29,34 @@ type run struct {
 	request  *http.Request
 	callback *task.Callback // nil if there is none
 	host     string         // of the callback, and its port
-	log      *progress
+	log      *cli.Progress
 
 	reported int         // attempts
 	unheard  atomic.Bool // part of the response could not be written
 }
 
-// loadQuietly loads the app and a handler as a configuration with both would,
-// with a log of warnings only. The configuration is known by f once there is
-// such a log.
-func loadQuietly(f func() (*App, *Handler, error)) (*Handler, error) {
-	apps := make(caddy.ModuleMap)
-	ctx, err := quietContext(apps)
+// runOnce runs one task from the command line.
+func runOnce(cmd *cobra.Command, o *cli.Run) error {
+	log := cli.NewProgress(os.Stderr)
+	folder, err := os.MkdirTemp("", "caddy-callback-")
 	if err != nil {
-		return nil, err
+		log.Line("making a folder for the task: %v", err)
+		return shell.End(cmd, cli.ExitFailed)
 	}
-	app, h, err := f()
+	defer os.RemoveAll(folder) //nolint:errcheck // what is left is in a temporary folder
+	r, err := newRun(o, log, folder)
 	if err != nil {
-		return nil, err
+		return shell.Misused(cmd, err)
 	}
-	apps["callback"] = caddyconfig.JSON(app, nil)
-	module, err := ctx.LoadModuleByID("http.handlers.callback", caddyconfig.JSON(h, nil))
-	if err != nil {
-		return nil, err
+	interrupts := cli.Interrupts()
+	if err := r.app.Start(); err != nil {
+		log.Line("%v", err)
+		return shell.End(cmd, cli.ExitFailed)
 	}
-	return module.(*Handler), nil
-}
-
-// quietContext returns a context of Caddy's whose modules log warnings only.
-func quietContext(apps caddy.ModuleMap) (caddy.Context, error) {
-	return caddy.ProvisionContext(&caddy.Config{
-		AppsRaw: apps,
-		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: caddy.BaseLog{Level: "WARN"}}}},
-	})
-}
-
-// quietLog returns a logger of warnings for what is no module.
-func quietLog() (*zap.Logger, error) {
-	if _, err := quietContext(nil); err != nil {
-		return nil, err
-	}
-	return caddy.Log().Named("callback"), nil
-}
-
-// trapInterrupts makes what would end the process a message, unless it is
-// ignored, as nohup does. It stays so to the end: an interrupt more must not keep
-// the process from clearing up.
-func trapInterrupts() <-chan os.Signal {
-	// Of what goes to a program that has ended, the task takes no notice: its
-	// callback is still to come.
-	signal.Ignore(syscall.SIGPIPE)
-	c := make(chan os.Signal, 2)
-	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
-		if !signal.Ignored(s) {
-			signal.Notify(c, s)
-		}
-	}
-	return c
+	r.app.join()
+	code := r.main(interrupts)
+	r.close()
+	return shell.End(cmd, code)
 }
 
 const (
@@ -103,18 +73,18 @@ const (
 func (r *run) main(interrupts <-chan os.Signal) int {
 	s, leave, err := r.app.enter()
 	if err != nil {
-		r.log.line("%v", err)
-		return exitFailed
+		r.log.Line("%v", err)
+		return cli.ExitFailed
 	}
 	out := &output{header: make(http.Header), run: r}
 	x, err := r.h.claim(s, r.callback, r.host, out, r.request)
 	if err != nil {
 		leave()
-		r.log.line("%v", err)
-		return exitFailed
+		r.log.Line("%v", err)
+		return cli.ExitFailed
 	}
-	r.log.begin("running")
-	defer r.log.end()
+	r.log.Begin("running")
+	defer r.log.End()
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -134,9 +104,9 @@ func (r *run) main(interrupts <-chan os.Signal) int {
 		case <-served:
 			served = nil
 			if out.last != 0 && out.last != '\n' {
-				r.log.freshLine() // or the response's last line would be written over
+				r.log.FreshLine() // or the response's last line would be written over
 			}
-			r.log.begin("calling back")
+			r.log.Begin("calling back")
 		case rec = <-changes:
 		case <-interrupts:
 			switch {
@@ -148,7 +118,7 @@ func (r *run) main(interrupts <-chan os.Signal) int {
 			}
 		case <-time.After(refreshInterval):
 		}
-		r.log.refresh()
+		r.log.Refresh()
 		if served != nil || rec == nil {
 			continue
 		}
@@ -207,7 +177,7 @@ func (r *run) forward(w http.ResponseWriter, req *http.Request) error {
 	resp, err := client.Do(req)
 	if err != nil {
 		if req.Context().Err() == nil {
-			r.log.line("%v", withoutURL(err))
+			r.log.Line("%v", withoutURL(err))
 		}
 		return caddyhttp.Error(http.StatusBadGateway, err)
 	}
@@ -236,7 +206,7 @@ func withoutURL(err error) error {
 func (r *run) cancel(x *execution) {
 	x.settle(verdict{status: task.Failed, message: errCanceled, cut: context.Canceled})
 	if r.callback != nil {
-		r.log.line("interrupted; the callback is still to come. Interrupt again to give it up")
+		r.log.Line("interrupted; the callback is still to come. Interrupt again to give it up")
 	}
 }
 
@@ -253,13 +223,26 @@ func (r *run) look(rec *task.Record) (code int, over bool) {
 	if rec.State != task.Done && rec.State != task.Dead {
 		return 0, false
 	}
-	if rec.Status != task.Complete {
-		r.log.line("%s: %s", rec.Status, reasonOf(rec))
-	}
+	r.log.Line("%s", r.outcome(rec))
 	return r.codeOf(rec), true
 }
 
-// report tells of an attempt that failed.
+// outcome is the last line of the command.
+func (r *run) outcome(rec *task.Record) string {
+	line := string(rec.Status)
+	if rec.Status != task.Complete {
+		line += ": " + reasonOf(rec)
+	}
+	switch {
+	case rec.State == task.Dead:
+		line += "; callback not delivered"
+	case r.callback != nil:
+		line += "; callback delivered"
+	}
+	return line + "; task " + rec.ID
+}
+
+// report prints an attempt that failed.
 func (r *run) report(rec *task.Record, number int, a task.Attempt) {
 	if a.StatusCode >= 200 && a.StatusCode < 300 {
 		return
@@ -276,7 +259,7 @@ func (r *run) report(rec *task.Record, number int, a task.Attempt) {
 	case wait > 0 && number == rec.Tries:
 		next = "; next in " + wait.String()
 	}
-	r.log.line("callback, attempt %d: %s%s", number, said, next)
+	r.log.Line("callback, attempt %d: %s%s", number, said, next)
 }
 
 // reasonOf says why a task is not COMPLETE.
@@ -292,10 +275,10 @@ func (r *run) giveUp(s *sharedStore, id string) int {
 	rec, err := s.Get(s.quit, id)
 	switch {
 	case err != nil:
-		return exitFailed
+		return cli.ExitFailed
 	case r.callback != nil && rec.State != task.Done:
-		r.log.line("given up; the callback was not delivered")
-		return exitUndelivered
+		r.log.Line("given up; callback not delivered; task %s", id)
+		return cli.ExitUndelivered
 	}
 	return r.codeOf(rec)
 }
@@ -304,13 +287,13 @@ func (r *run) giveUp(s *sharedStore, id string) int {
 func (r *run) codeOf(rec *task.Record) int {
 	switch {
 	case rec.State == task.Dead:
-		return exitUndelivered
+		return cli.ExitUndelivered
 	case rec.Status == task.TimedOut:
-		return exitTimeout
+		return cli.ExitTimeout
 	case rec.Status == task.Complete && !r.unheard.Load():
-		return exitComplete
+		return cli.ExitDone
 	default:
-		return exitFailed
+		return cli.ExitFailed
 	}
 }
 
@@ -347,14 +330,14 @@ func (o *output) WriteHeader(int)     {}
 func (o *output) Flush()              {} // nothing is held back
 
 func (o *output) Write(p []byte) (int, error) {
-	o.run.log.end()
+	o.run.log.End()
 	if len(p) > 0 {
 		o.last = p[len(p)-1]
 	}
 	n, err := os.Stdout.Write(p)
 	if err != nil && !errors.Is(err, syscall.EPIPE) { // who has left needs no more
 		o.run.unheard.Store(true)
-		o.run.log.line("standard output: %v", err)
+		o.run.log.Line("standard output: %v", err)
 	}
 	return n, err
 }

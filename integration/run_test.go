@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -108,7 +109,7 @@ func TestARunWritesTheResponseAndCallsBack(t *testing.T) {
 	c := runTask(t, "--to", "http://"+app+"/train?x=1", "--data", `{"n":1}`, "-H", "X-One: a", "--header", "X-Two: b",
 		"--callback-url", rcv.URL, "--config", deliveryFile(t, "secret "+exampleKey))
 	c.wantCode(t, 0)
-	if c.stdout != `{"response":"example response"}` || c.stderr != "" {
+	if c.stdout != `{"response":"example response"}` || !deliveredLine.MatchString(c.stderr) {
 		t.Errorf("it writes %q and %q", c.stdout, c.stderr)
 	}
 	got := rcv.Next(t)
@@ -134,6 +135,9 @@ func TestARunWritesTheResponseAndCallsBack(t *testing.T) {
 		t.Errorf("the signature: %v", err)
 	}
 }
+
+// deliveredLine is all that a run prints on standard error if nothing fails.
+var deliveredLine = regexp.MustCompile(`\ACOMPLETE; callback delivered; task [0-9a-f-]{36}\n\z`)
 
 func TestARunCallsTheURLThatItsDataNames(t *testing.T) {
 	t.Parallel()
@@ -183,7 +187,7 @@ func TestARunEndsWithItsVerdict(t *testing.T) {
 	}{
 		"the app answers 500": {
 			[]string{"--to", "http://" + app + "/fail"}, 1, "FAILED", "response=out+of+memory%0A",
-			"out of memory\n", "FAILED: the endpoint answered 500 Internal Server Error\n",
+			"out of memory\n", "FAILED: the endpoint answered 500 Internal Server Error",
 		},
 		"nobody answers": {
 			[]string{"--to", "http://127.0.0.1:1/"}, 1, "FAILED", "error=the+endpoint+gave+no+answer+%28502+Bad+Gateway%29",
@@ -191,11 +195,11 @@ func TestARunEndsWithItsVerdict(t *testing.T) {
 		},
 		"the response breaks off": {
 			[]string{"--to", "http://" + app + "/broken"}, 1, "FAILED", "error=the+endpoint%27s+response+broke+off",
-			"part", "FAILED: the endpoint's response broke off\n",
+			"part", "FAILED: the endpoint's response broke off",
 		},
 		"the time is up": {
 			[]string{"--to", "http://" + app + "/hang", "--timeout", "100ms"}, 3, "TIMEOUT",
-			"error=the+endpoint+did+not+finish+within+100ms", "", "TIMEOUT: the endpoint did not finish within 100ms\n",
+			"error=the+endpoint+did+not+finish+within+100ms", "", "TIMEOUT: the endpoint did not finish within 100ms",
 		},
 		"a redirect is a response": {
 			[]string{"--to", "http://" + app + "/moved", "--method", "PUT"}, 0, "COMPLETE", "response=", "", "",
@@ -208,10 +212,11 @@ func TestARunEndsWithItsVerdict(t *testing.T) {
 			runTask(t, test.args...).wantCode(t, test.code) // without a callback it is the same
 			c := runTask(t, append(test.args, "--callback-url", rcv.URL)...)
 			c.wantCode(t, test.code)
-			if c.stdout != test.stdout || !strings.Contains(c.stderr, test.stderrContains) || test.stderrContains == "" && c.stderr != "" {
+			got := rcv.Next(t)
+			if c.stdout != test.stdout || !strings.Contains(c.stderr, test.stderrContains) || !strings.HasSuffix(c.stderr, "; callback delivered; task "+got.TaskID()+"\n") {
 				t.Errorf("it writes %q and %q", c.stdout, c.stderr)
 			}
-			if got := rcv.Next(t); got.Status() != test.status || got.Body != test.body {
+			if got.Status() != test.status || got.Body != test.body {
 				t.Errorf("the callback is %s %s", got.Status(), got.Body)
 			}
 		})
@@ -248,7 +253,8 @@ func TestARunWhoseCallbackIsNotDeliveredEndsWith4(t *testing.T) {
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
 	c := runTask(t, "--to", "http://"+app, "--callback-url", "http://127.0.0.1:1/hook", "--config", deliveryFile(t, "retry 1s"))
 	c.wantCode(t, 4)
-	if c.stdout != "done" || !strings.Contains(c.stderr, "callback, attempt 2: ") || !strings.Contains(c.stderr, "given up") {
+	if c.stdout != "done" || !strings.Contains(c.stderr, "callback, attempt 2: ") || !strings.Contains(c.stderr, "given up") ||
+		!strings.Contains(c.stderr, "COMPLETE; callback not delivered; task ") {
 		t.Errorf("it writes %q and %q", c.stdout, c.stderr)
 	}
 }
@@ -311,7 +317,7 @@ func TestInterruptingARunAgainGivesUp(t *testing.T) {
 		select {
 		case c := <-ended:
 			c.wantCode(t, 4)
-			if !strings.Contains(c.stderr, "given up; the callback was not delivered") {
+			if !strings.Contains(c.stderr, "given up; callback not delivered; task ") {
 				t.Errorf("it writes %q", c.stderr)
 			}
 			return
@@ -380,7 +386,7 @@ func TestARunPassesBytesOn(t *testing.T) {
 	r.cmd.Stdin = bytes.NewReader(sent)
 	c := r.start().wait()
 	c.wantCode(t, 0)
-	if c.stdout != string(sent) || c.stderr != "" {
+	if c.stdout != string(sent) || !deliveredLine.MatchString(c.stderr) {
 		t.Errorf("it writes %d bytes, and %q", len(c.stdout), c.stderr)
 	}
 	got := rcv.Next(t)
@@ -460,7 +466,7 @@ func TestTheDocsOfRunDoWhatTheySay(t *testing.T) {
 		r.cmd.Dir = dir
 		c := r.start().wait()
 		c.wantCode(t, 0)
-		if c.stdout != "done" || c.stderr != "" {
+		if c.stdout != "done" || !strings.HasPrefix(c.stderr, "COMPLETE; ") {
 			t.Errorf("%v: it writes %q and %q", b, c.stdout, c.stderr)
 		}
 		if strings.Contains(args, "https://c.example/hook") {

@@ -29,7 +29,7 @@ func TestTasksAreListedAsATableAndAsJSON(t *testing.T) {
 	t.Parallel()
 	rcv, _ := failing(t, http.StatusGone)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, gatewaytest.ExampleSite(t))
-	if c := onTasks(t, g, "tasks"); c.code != 0 || c.stdout != "" || c.stderr != "there are none\n" {
+	if c := onTasks(t, g, "tasks"); c.code != 0 || c.stdout != "" || c.stderr != "no tasks match\n" {
 		t.Errorf("of no tasks it says %q %q", c.stdout, c.stderr)
 	}
 	a := adminAPI(t, g)
@@ -69,12 +69,12 @@ func TestTasksAreListedAsATableAndAsJSON(t *testing.T) {
 	if strings.Count(c.stdout, "\n") != 3 || !strings.Contains(c.stderr, "there are more") {
 		t.Errorf("of two it says %q %q", c.stdout, c.stderr)
 	}
-	if c := onTasks(t, g, "tasks", "--older-than", "1h"); c.stderr != "there are none\n" {
+	if c := onTasks(t, g, "tasks", "--older-than", "1h"); c.stderr != "no tasks match\n" {
 		t.Errorf("of old ones it says %q %q", c.stdout, c.stderr)
 	}
 }
 
-func TestATaskIsShownWithItsTimelineAndNothingThatMovesTheTerminal(t *testing.T) {
+func TestATaskIsShownWithNothingThatControlsTheTerminal(t *testing.T) {
 	t.Parallel()
 	rcv, _ := failing(t, http.StatusGone)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, gatewaytest.ExampleSite(t))
@@ -98,7 +98,7 @@ func TestATaskIsShownWithItsTimelineAndNothingThatMovesTheTerminal(t *testing.T)
 	}
 }
 
-func TestTasksAreRedeliveredCanceledAndPurgedFromAShell(t *testing.T) {
+func TestTasksAreRedeliveredCanceledAndDeletedFromAShell(t *testing.T) {
 	t.Parallel()
 	rcv, answer := failing(t, http.StatusGone)
 	hold := make(chan struct{})
@@ -142,9 +142,19 @@ func TestTasksAreRedeliveredCanceledAndPurgedFromAShell(t *testing.T) {
 	for range 5 {
 		accepted(t, g, "/q", "{}")
 	}
-	c = onTasks(t, g, "cancel", "--queue", "q")
+	c = onTasks(t, g, "cancel", "--queue", "q", "--dry-run")
 	c.wantCode(t, 0)
-	if !strings.Contains(c.stdout, "of 5 tasks that match, 5 were changed") {
+	if c.stdout != "5 tasks would be changed; nothing is\n" {
+		t.Errorf("it says %q", c.stdout)
+	}
+	c = onTasks(t, g, "cancel", "--queue", "q")
+	c.wantCode(t, 2)
+	if !strings.Contains(c.stderr, "--yes is missing") {
+		t.Errorf("it does not ask: %q %q", c.stdout, c.stderr)
+	}
+	c = onTasks(t, g, "cancel", "--queue", "q", "--yes")
+	c.wantCode(t, 0)
+	if !strings.Contains(c.stdout, "5 of 5 tasks that match were changed") {
 		t.Errorf("it says %q", c.stdout)
 	}
 	gatewaytest.Eventually(t, "all have ended", func() error {
@@ -153,8 +163,8 @@ func TestTasksAreRedeliveredCanceledAndPurgedFromAShell(t *testing.T) {
 		}
 		return nil
 	})
-	onTasks(t, g, "purge", dead[1]).wantCode(t, 0)
-	onTasks(t, g, "purge", "--state", "done", "--queue", "q").wantCode(t, 0)
+	onTasks(t, g, "delete", dead[1], "--yes").wantCode(t, 0)
+	onTasks(t, g, "delete", "--state", "done", "--queue", "q", "--yes").wantCode(t, 0)
 	if got := a.all(""); len(got) != 2 || !slices.Contains(got, dead[0]) || !slices.Contains(got, dead[2]) {
 		t.Errorf("left are %v", got)
 	}
@@ -170,7 +180,7 @@ func TestWhatIsWrongInACommandAboutTasksIsNamed(t *testing.T) {
 	}{
 		{[]string{"tasks", "--state", "dying"}, 2, `"dying" is none of queued`},
 		{[]string{"tasks", "--limit", "0"}, 2, "--limit"},
-		{[]string{"tasks", "--older-than", "soon"}, 2, `"soon" is not a duration`},
+		{[]string{"tasks", "--older-than", "soon"}, 2, `--older-than: "soon" is not a duration`},
 		{[]string{"tasks", "spare"}, 2, `"spare"`},
 		{[]string{"tasks", "--nothing"}, 2, "--nothing"},
 		{[]string{"show"}, 2, "one task"},
@@ -180,8 +190,11 @@ func TestWhatIsWrongInACommandAboutTasksIsNamed(t *testing.T) {
 		{[]string{"show", "a/b?c"}, 1, "no such task"},
 		{[]string{"redeliver"}, 2, "--all"},
 		{[]string{"redeliver", "x", "--all"}, 2, "not both"},
-		{[]string{"cancel", "--state", "dead"}, 2, "dead"},
-		{[]string{"purge", "--queue", ""}, 2, "--all"},
+		{[]string{"cancel", "--state", "dead", "--yes"}, 2, "dead"},
+		{[]string{"delete", "--queue", ""}, 2, "--all"},
+		{[]string{"delete", "--all"}, 2, "--yes is missing"},
+		{[]string{"pause"}, 2, "--queue or --host is missing"},
+		{[]string{"schedules", "run"}, 2, "the ID of one schedule"},
 	} {
 		got := onTasks(t, g, c.args...)
 		if got.code != c.code || !strings.Contains(got.stderr, c.want) || got.stdout != "" {
@@ -189,7 +202,7 @@ func TestWhatIsWrongInACommandAboutTasksIsNamed(t *testing.T) {
 		}
 	}
 	gone := runCaddy(t, t.TempDir(), "callback", "tasks", "--address", gatewaytest.FreeAddr(t))
-	if gone.code != 1 || !strings.Contains(gone.stderr, "admin endpoint") {
+	if gone.code != 1 || !strings.Contains(gone.stderr, "--address") {
 		t.Errorf("of no gateway it says %d %q", gone.code, gone.stderr)
 	}
 	// A wrong address, where something says 200 to everything.
@@ -220,7 +233,7 @@ func TestTheShellCompletesWhatIsThere(t *testing.T) {
 		{[]string{"tasks", "--address", g.Admin, "--queue", ""}, []string{"train"}},
 		{[]string{"show", "--address", g.Admin, ""}, []string{id}},
 		{[]string{"redeliver", "--address", g.Admin, ""}, []string{id}},
-		{[]string{""}, []string{"cancel", "listen", "migrate", "purge", "redeliver", "repair", "run", "show", "tasks"}},
+		{[]string{""}, []string{"cancel", "listen", "migrate", "delete", "hosts", "pause", "queues", "redeliver", "result", "resume", "retry", "schedules", "stop", "repair", "run", "show", "tasks"}},
 	} {
 		got := runCaddy(t, t.TempDir(), append([]string{"__complete", "callback"}, c.args...)...)
 		got.wantCode(t, 0)
@@ -346,5 +359,75 @@ func TestAListenerAnswersAndWritesAsItIsTold(t *testing.T) {
 	taken := strings.TrimSuffix(strings.TrimPrefix(l.url, "http://"), "/hook")
 	if c := runCaddy(t, t.TempDir(), "callback", "listen", "--address", taken); c.code != 1 || !strings.Contains(c.stderr, taken) {
 		t.Errorf("of an address that is taken it says %d %q", c.code, c.stderr)
+	}
+}
+
+func TestCallbacksAreForwardedAndTheirAnswersPrinted(t *testing.T) {
+	t.Parallel()
+	refused := true
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
+		if refused {
+			refused = false
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_, _ = io.WriteString(w, "thank you\x1b[2J")
+	})
+	l := listen(t, "--forward-to", rcv.URL)
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1s"), gatewaytest.ExampleSite(t))
+	id := g.Task(l.url)
+	// The answer is passed back, so that the gateway retries.
+	for _, want := range []string{"forwarded: 503 Service Unavailable in ", "forwarded: 200 OK in "} {
+		l.until(want)
+		if got := l.until("thank you"); strings.Contains(got, "\x1b") {
+			t.Errorf("it prints %q", got)
+		}
+		got := rcv.Next(t)
+		if got.TaskID() != id || got.Body != "response=example+response" {
+			t.Errorf("forwarded is %v %q", got.Header, got.Body)
+		}
+	}
+	adminAPI(t, g).inState(id, task.Done)
+	gone := listen(t, "--forward-to", "http://127.0.0.1:1/")
+	resp, _, err := gatewaytest.Send(http.MethodPost, gone.url, strings.NewReader("x"))
+	if err != nil || resp.StatusCode != http.StatusBadGateway {
+		t.Errorf("where nothing listens it answers %v, %v", resp, err)
+	}
+	gone.until("connection refused")
+	runCaddy(t, t.TempDir(), "callback", "listen", "--forward-to", "localhost:3000").wantCode(t, 2)
+	runCaddy(t, t.TempDir(), "callback", "listen", "--forward-to", rcv.URL, "--respond", "200").wantCode(t, 2)
+}
+
+func TestQueuesHostsAndSchedulesAreListedFromAShell(t *testing.T) {
+	t.Parallel()
+	rcv, _ := failing(t, http.StatusServiceUnavailable)
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1h")+"\nqueue train {\nschedule @every 24h {\nuri /q\n}\n}",
+		"task_queue /q* train {\nrespond ok\n}\n"+gatewaytest.ExampleSite(t))
+	a := adminAPI(t, g)
+	id := g.Task(rcv.URL)
+	gatewaytest.Eventually(t, "an attempt has failed", func() error {
+		if c := onTasks(t, g, "tasks", "--state", "delivering"); !strings.Contains(c.stdout, "503 Service Unavailable; again in ") {
+			return errors.New(c.stdout)
+		}
+		return nil
+	})
+	a.inState(id, task.Delivering)
+	for name, want := range map[string][]string{
+		"queues":    {"QUEUE", "train"},
+		"hosts":     {"HOST", "127.0.0.1:", "503 Service Unavailable"},
+		"schedules": {"SCHEDULE", "@every 24h", " /q"},
+	} {
+		c := onTasks(t, g, name)
+		c.wantCode(t, 0)
+		for _, text := range want {
+			if !strings.Contains(c.stdout, text) {
+				t.Errorf("%s does not have %q:\n%s", name, text, c.stdout)
+			}
+		}
+		c = onTasks(t, g, name, "--json")
+		c.wantCode(t, 0)
+		var item map[string]any
+		if strings.Count(c.stdout, "\n") != 1 || json.Unmarshal([]byte(c.stdout), &item) != nil {
+			t.Errorf("%s as JSON is %q", name, c.stdout)
+		}
 	}
 }

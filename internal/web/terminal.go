@@ -1,10 +1,12 @@
 package web
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,6 +29,9 @@ type Terminal struct {
 	JSON bool
 	// Color marks status and signature with ANSI colors.
 	Color bool
+	// ForwardTo is a URL that each callback is passed on to; the sender gets its
+	// answer's status. Nil means that callbacks are only printed.
+	ForwardTo *url.URL
 	// Failed is told why a callback could not be printed. Nil is for who does not
 	// mind.
 	Failed func(error)
@@ -47,20 +52,48 @@ func (t *Terminal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := in.newCallback(r, body)
 	in.memory.add(c)
 	in.receiving.Add(-int64(len(body.kept)))
+	status, answer := in.config.Respond, (*forwarded)(nil)
+	if t.ForwardTo != nil {
+		answer = t.passOn(r, c)
+		status = cmp.Or(answer.StatusCode, http.StatusBadGateway)
+	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.WriteHeader(in.config.Respond)
+	w.WriteHeader(status)
 	_, _ = fmt.Fprintf(w, "recorded as %d\n", c.Number) // an error is the sender's going away
 	// A terminal that is held up must not hold up the sender.
 	_ = http.NewResponseController(w).Flush()
-	t.print(c.shown(terminalShown))
+	t.print(printedCallback{c.shown(terminalShown), answer})
 }
 
-func (t *Terminal) print(c shownCallback) {
+// passOn passes a callback on if all of it was received.
+func (t *Terminal) passOn(r *http.Request, c *callback) *forwarded {
+	answer := forwarded{Error: c.BodyError}
+	switch {
+	case c.BodyError != "":
+	case c.BodySize > int64(c.BodyKept):
+		answer.Error = fmt.Sprintf("the body has %d bytes, of which only %d are kept", c.BodySize, c.BodyKept)
+	default:
+		answer = sendOn(r.Context(), c, t.ForwardTo)
+	}
+	return &answer
+}
+
+// printedCallback is a callback as it is printed, and what became of it if it was
+// passed on.
+type printedCallback struct {
+	shownCallback
+	Forwarded *forwarded `json:"forwarded,omitempty"`
+}
+
+func (t *Terminal) print(c printedCallback) {
 	var b strings.Builder
 	if t.JSON {
 		_ = json.NewEncoder(&b).Encode(c) // it has nothing that cannot be encoded
 	} else {
-		t.write(&b, c)
+		t.write(&b, c.shownCallback)
+		if c.Forwarded != nil {
+			t.writeForwarded(&b, c.Forwarded)
+		}
 	}
 	text := b.String()
 	if t.JSON {
@@ -105,6 +138,21 @@ func (t *Terminal) write(b *strings.Builder, c shownCallback) {
 		fmt.Fprintf(b, "    (the body is incomplete: %s)\n", TerminalText(c.BodyError))
 	case c.PairsTruncated || c.BodyTruncated:
 		fmt.Fprintf(b, "    (of %d bytes; the rest is not shown)\n", c.BodySize)
+	}
+}
+
+// writeForwarded writes what the URL answered.
+func (t *Terminal) writeForwarded(b *strings.Builder, f *forwarded) {
+	color, what := red, f.Error
+	if f.StatusCode > 0 {
+		what = strings.TrimSpace(strconv.Itoa(f.StatusCode) + " " + http.StatusText(f.StatusCode))
+	}
+	if f.StatusCode >= 200 && f.StatusCode < 300 {
+		color = green
+	}
+	fmt.Fprintf(b, "    %s in %d ms\n", t.colored(color, "forwarded: "+TerminalText(what)), f.DurationMS)
+	if f.Response != "" {
+		fmt.Fprintf(b, "    %s\n", cut(f.Response))
 	}
 }
 

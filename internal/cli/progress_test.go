@@ -1,4 +1,4 @@
-package callback
+package cli
 
 import (
 	"bytes"
@@ -8,19 +8,19 @@ import (
 	"time"
 )
 
-func TestProgressIsWrittenOverOnATerminal(t *testing.T) {
+func TestProgressOverwritesItsLineOnATerminal(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		p := &progress{w: &out, terminal: true}
-		p.begin("running")
+		p := &Progress{w: &out, terminal: true}
+		p.Begin("running")
 		time.Sleep(1500 * time.Millisecond)
-		p.refresh()
-		p.refresh() // nothing has changed
-		p.line("attempt %d failed", 1)
-		p.end()
-		p.freshLine()
-		p.refresh() // it has ended
+		p.Refresh()
+		p.Refresh() // nothing has changed
+		p.Line("attempt %d failed", 1)
+		p.End()
+		p.FreshLine()
+		p.Refresh() // it has ended
 		want := "running 0s" + "\r\x1b[K" + "running 1s" + "\r\x1b[K" + "attempt 1 failed\n" + "running 1s" + "\r\x1b[K" + "\n"
 		if out.String() != want {
 			t.Errorf("it writes %q, not %q", out.String(), want)
@@ -28,7 +28,7 @@ func TestProgressIsWrittenOverOnATerminal(t *testing.T) {
 	})
 }
 
-func TestProgressIsQuietAnywhereElse(t *testing.T) {
+func TestProgressPrintsOnlyLinesElsewhere(t *testing.T) {
 	t.Parallel()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -36,14 +36,14 @@ func TestProgressIsQuietAnywhereElse(t *testing.T) {
 	}
 	defer r.Close()
 	defer w.Close()
-	p := newProgress(w)
+	p := NewProgress(w)
 	var out bytes.Buffer
 	p.w = &out
-	p.begin("running")
-	p.refresh()
-	p.line("a line")
-	p.freshLine()
-	p.end()
+	p.Begin("running")
+	p.Refresh()
+	p.Line("a line")
+	p.FreshLine()
+	p.End()
 	if out.String() != "a line\n" {
 		t.Errorf("it writes %q", out.String())
 	}
