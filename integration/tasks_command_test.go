@@ -154,7 +154,7 @@ func TestTasksAreRedeliveredCanceledAndDeletedFromAShell(t *testing.T) {
 	}
 	c = onTasks(t, g, "cancel", "--queue", "q", "--yes")
 	c.wantCode(t, 0)
-	if !strings.Contains(c.stdout, "5 of 5 tasks that match were changed") {
+	if !strings.Contains(c.stdout, "changed 5 of 5 matching tasks") {
 		t.Errorf("it says %q", c.stdout)
 	}
 	gatewaytest.Eventually(t, "all have ended", func() error {
@@ -400,7 +400,7 @@ func TestCallbacksAreForwardedAndTheirAnswersPrinted(t *testing.T) {
 func TestQueuesHostsAndSchedulesAreListedFromAShell(t *testing.T) {
 	t.Parallel()
 	rcv, _ := failing(t, http.StatusServiceUnavailable)
-	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1h")+"\nqueue train {\nschedule @every 24h {\nuri /q\n}\n}",
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1h 1h 1h 1h")+"\nqueue train {\nschedule @every 24h {\nuri /q\n}\n}",
 		"task_queue /q* train {\nrespond ok\n}\n"+gatewaytest.ExampleSite(t))
 	a := adminAPI(t, g)
 	id := g.Task(rcv.URL)
@@ -430,4 +430,23 @@ func TestQueuesHostsAndSchedulesAreListedFromAShell(t *testing.T) {
 			t.Errorf("%s as JSON is %q", name, c.stdout)
 		}
 	}
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"show", id[:13]}, id}, // the beginning of an ID is enough
+		{[]string{"result", id}, `{"response":"example response"}`},
+		{[]string{"result", id, "--callback"}, "response=example+response"},
+		{[]string{"pause", "--queue", "train"}, "queue train is paused"},
+		{[]string{"queues"}, "paused"},
+		{[]string{"resume", "--queue", "train"}, "queue train is resumed"},
+		{[]string{"retry", id}, id + " is retried"},
+		{[]string{"stop", "--host", "127.0.0.1", "--yes"}, "changed 1 of 1 matching tasks"},
+	} {
+		c := onTasks(t, g, test.args...)
+		if c.code != 0 || !strings.Contains(c.stdout, test.want) {
+			t.Errorf("%v: %d %q %q", test.args, c.code, c.stdout, c.stderr)
+		}
+	}
+	a.inState(id, task.Dead)
 }

@@ -17,12 +17,9 @@ import (
 // action is something that a command does to tasks.
 type action struct {
 	name, short, long, example string
-	// method and below are the request for one task; bulk is the path for all that
-	// match.
-	method, below, bulk string
-	done                string   // what is said of a task afterwards
-	possible            []string // the states of tasks to which it can be done
-	standard            []string // the states that --all means
+	done                       string   // what is said of a task afterwards
+	possible                   []string // the states of tasks to which it can be done
+	standard                   []string // the states that --all means
 	// question, unless empty, must be answered before it is done.
 	question string
 }
@@ -46,7 +43,6 @@ Makes the next attempt to deliver callbacks now, instead of when the retry sched
 says so.` + actionExits,
 		example: `  caddy callback retry 0190d2a4-8d4e-7a31
   caddy callback retry --host c.example`,
-		method: http.MethodPost, below: "retry", bulk: "tasks/retry",
 		done: "is retried", possible: []string{"delivering"}, standard: []string{"delivering"},
 	},
 	{
@@ -56,7 +52,6 @@ Makes no more attempts to deliver callbacks. Their tasks are dead and can be
 redelivered.` + actionAsks + actionExits,
 		example: `  caddy callback stop --host c.example --dry-run
   caddy callback stop --host c.example`,
-		method: http.MethodPost, below: "stop", bulk: "tasks/stop",
 		done: "is stopped", possible: []string{"delivering"}, standard: []string{"delivering"},
 		question: "Stop retrying the callbacks of %s?",
 	},
@@ -67,7 +62,6 @@ Delivers the callbacks of tasks again, with the whole retry schedule: of dead on
 and of done ones (--state done) whose result is still kept.` + actionExits,
 		example: `  caddy callback redeliver 0190d2a4-8d4e-7a31
   caddy callback redeliver --all --host c.example`,
-		method: http.MethodPost, below: "redeliver", bulk: "redeliver",
 		done: "is redelivered", possible: []string{"dead", "done"}, standard: []string{"dead"},
 	},
 	{
@@ -77,7 +71,6 @@ Ends tasks that are queued or running. Their verdict is FAILED, and their callba
 say error=canceled.` + actionAsks + actionExits,
 		example: `  caddy callback cancel 0190d2a4-8d4e-7a31
   caddy callback cancel --queue train --older-than 2h --yes`,
-		method: http.MethodPost, below: "cancel", bulk: "cancel",
 		done: "is canceled", possible: []string{"queued", "running"}, standard: []string{"queued", "running"},
 		question: "Cancel %s?",
 	},
@@ -88,7 +81,6 @@ Deletes tasks that are done or dead, with their results. They cannot be redelive
 afterwards.` + actionAsks + actionExits,
 		example: `  caddy callback delete 0190d2a4-8d4e-7a31
   caddy callback delete --state dead --older-than 30d --yes`,
-		method: http.MethodPost, below: "purge", bulk: "purge",
 		done: "is deleted", possible: []string{"dead", "done"}, standard: []string{"dead", "done"},
 		question: "Delete %s? They cannot be redelivered afterwards.",
 	},
@@ -201,7 +193,10 @@ func (f *actionFlags) onEach(cmd *cobra.Command, client *client, ids []string) e
 		body = map[string]string{"url": f.url}
 	}
 	return f.each(cmd, client, ids, f.done, func(id string) error {
-		return client.do(f.method, taskPath(id, f.below), nil, body, nil)
+		if f.name == "delete" {
+			return client.do(http.MethodDelete, taskPath(id), nil, nil, nil)
+		}
+		return client.do(http.MethodPost, taskPath(id, f.name), nil, body, nil)
 	})
 }
 
@@ -261,7 +256,7 @@ func (f *actionFlags) changeAll(client *client, query url.Values) (total bulkAns
 	query = maps.Clone(query)
 	for {
 		part := bulkAnswer{Matched: -1} // until the answer says how many
-		if err := client.do(http.MethodPost, f.bulk, query, nil, &part); err != nil {
+		if err := client.do(http.MethodPost, "tasks/"+f.name, query, nil, &part); err != nil {
 			return total, err
 		}
 		total.Matched += part.Matched
@@ -324,7 +319,7 @@ func (f *actionFlags) onAll(cmd *cobra.Command, client *client, query url.Values
 	if out := cmd.OutOrStdout(); f.gateway.json {
 		_ = json.NewEncoder(out).Encode(total) // it is done, printed or not
 	} else {
-		fmt.Fprintf(out, "%d of %s that match were changed\n", total.Changed, count(total.Matched, "task"))
+		fmt.Fprintf(out, "changed %d of %d matching tasks\n", total.Changed, total.Matched)
 	}
 	if total.Failed == 0 {
 		return nil

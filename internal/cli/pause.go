@@ -50,6 +50,13 @@ Exit codes: 0 done, 1 the gateway did not answer, 2 the command line is wrong.`
 	return cmd
 }
 
+// pauseAnswer is the API's answer to a pause or its end.
+type pauseAnswer struct {
+	Name string `json:"name"`
+}
+
+func (a *pauseAnswer) isOurs() bool { return a.Name != "" }
+
 func (f *pauseFlags) run(cmd *cobra.Command, name string) error {
 	c := f.gateway.caddy
 	if len(f.queues)+len(f.hosts) == 0 {
@@ -65,7 +72,8 @@ func (f *pauseFlags) run(cmd *cobra.Command, name string) error {
 	}{{"queue", f.queues}, {"host", f.hosts}} {
 		for _, item := range list.names {
 			path := list.kind + "s/" + url.PathEscape(item) + "/" + name
-			if err := client.do(http.MethodPost, path, nil, nil, nil); err != nil {
+			var answer pauseAnswer
+			if err := client.do(http.MethodPost, path, nil, nil, &answer); err != nil {
 				return c.Failed(cmd, fmt.Errorf("%s %s: %w", list.kind, item, err))
 			}
 			if f.gateway.json {

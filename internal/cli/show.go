@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -242,12 +243,12 @@ func (f *resultFlags) print(cmd *cobra.Command, id string) error {
 	if err != nil {
 		return err
 	}
-	part := "result"
+	part, query := "result", url.Values(nil)
 	if f.callback {
-		part = "callback"
+		part, query = "callback", url.Values{"raw": {"true"}}
 	}
 	return client.withTask(id, func(id string) error {
-		resp, err := client.send(http.MethodGet, taskPath(id, part), nil, nil)
+		resp, err := client.send(http.MethodGet, taskPath(id, part), query, nil)
 		if err != nil {
 			return err
 		}

@@ -60,7 +60,7 @@ const (
 	// pageSize is how many tasks the API returns at once.
 	pageSize = 1000
 	// cursorParameter is the API's parameter for the next page of a list.
-	cursorParameter = "cursor"
+	cursorParameter = "after"
 )
 
 // taskPage is a page of the API's list.
