@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestTheDashboardIsWhereverItIsMounted(t *testing.T) {
+func TestDashboardWorksBelowAnyPath(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.Start(t, "", `
 	handle_path /stripped/* {
@@ -39,7 +39,7 @@ func TestTheDashboardIsWhereverItIsMounted(t *testing.T) {
 	}
 }
 
-func TestAnotherSiteCannotUseTheDashboardOrTheAdminEndpoint(t *testing.T) {
+func TestCrossSiteRequestsAreRefused(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.Start(t, "", "task_dashboard /ops/*\nrespond ok")
 	for _, base := range []string{g.URL("/ops/api/"), "http://" + g.Admin + "/callback/"} {
@@ -101,7 +101,7 @@ func watched(t *testing.T, base string) <-chan error {
 	return ended
 }
 
-func TestAReloadEndsTheStreamsAndTheAPIIsOfTheNewConfiguration(t *testing.T) {
+func TestReloadEndsEventStreams(t *testing.T) {
 	t.Parallel()
 	site := "task_dashboard /ops/*\ntask_queue /q* q {\nrespond done\n}\nrespond ok"
 	g := gatewaytest.Start(t, "queue q {\nworkers 3\n}", site)
@@ -146,7 +146,7 @@ func TestAReloadEndsTheStreamsAndTheAPIIsOfTheNewConfiguration(t *testing.T) {
 	}
 }
 
-func TestWithoutTheAppTheAdminEndpointSaysSo(t *testing.T) {
+func TestAdminEndpointWithoutApp(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.Start(t, "", "callback\nrespond ok")
 	a := adminAPI(t, g)
@@ -163,7 +163,7 @@ func TestWithoutTheAppTheAdminEndpointSaysSo(t *testing.T) {
 	a.ask(http.MethodGet, "tasks/x/y", http.StatusNotFound, nil)
 }
 
-func TestTasksOfBothNodesOfAClusterAreListed(t *testing.T) {
+func TestAPIListsTasksOfAllGateways(t *testing.T) {
 	t.Parallel()
 	cluster := gatewaytest.StartCluster(t, 1)
 	rcv, answer := failing(t, http.StatusGone)

@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-func TestTheCommandsInTheDocsOfTheAPIAreAnswered(t *testing.T) {
+func TestAPIDocsCommandsWork(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.Start(t, "", "callback\nrespond ok")
 	run := 0

@@ -128,7 +128,7 @@ func failing(t *testing.T, status int) (*gatewaytest.Receiver, *atomic.Int64) {
 
 const hostileAnswer = "<script>alert(1)</script>\x1b[2J\u202e\xff"
 
-func TestAnOperatorRedeliversWhatIsDead(t *testing.T) {
+func TestRedeliverDeadTasks(t *testing.T) {
 	t.Parallel()
 	rcv, answer := failing(t, http.StatusGone)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("secret "+exampleKey), gatewaytest.ExampleSite(t))
@@ -174,7 +174,7 @@ func TestAnOperatorRedeliversWhatIsDead(t *testing.T) {
 	}
 }
 
-func TestARedeliverySurvivesAKill(t *testing.T) {
+func TestRedeliverySurvivesKill(t *testing.T) {
 	t.Parallel()
 	rcv, answer := failing(t, http.StatusGone)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, gatewaytest.ExampleSite(t))
@@ -209,7 +209,7 @@ func TestARedeliverySurvivesAKill(t *testing.T) {
 	})
 }
 
-func TestPagesHaveEveryTaskOnceWhileOthersArrive(t *testing.T) {
+func TestPagesListEveryTaskWhileOthersArrive(t *testing.T) {
 	t.Parallel()
 	hold := make(chan struct{})
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-hold })
@@ -295,7 +295,7 @@ func TestPagesHaveEveryTaskOnceWhileOthersArrive(t *testing.T) {
 	}
 }
 
-func TestTheOverviewTellsOfQueuesHostsSchedulesAndRates(t *testing.T) {
+func TestOverviewShowsQueuesHostsSchedulesAndRates(t *testing.T) {
 	t.Parallel()
 	slow := make(chan struct{})
 	rcv := gatewaytest.NewReceiver(t, func(http.ResponseWriter, *http.Request) { <-slow })

@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestOneKeyStartsOneTaskOnTwoGateways(t *testing.T) {
+func TestIdempotencyKeyStartsOneTaskOnTwoGateways(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	var mu sync.Mutex
@@ -58,7 +58,7 @@ func TestOneKeyStartsOneTaskOnTwoGateways(t *testing.T) {
 	}
 }
 
-func TestAScheduleRunsOnceForGatewaysThatAreReloadedAndKilled(t *testing.T) {
+func TestScheduleRunsOnceAcrossReloadsAndKills(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	app, runs := newScheduledApp(t)
@@ -97,7 +97,7 @@ func TestAScheduleRunsOnceForGatewaysThatAreReloadedAndKilled(t *testing.T) {
 	}
 }
 
-func TestATaskIsCanceledFromAnotherGateway(t *testing.T) {
+func TestCancelFromAnotherGateway(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	begun, stopped, release := make(chan struct{}), make(chan struct{}), make(chan struct{})

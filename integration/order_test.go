@@ -7,7 +7,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-func TestACallbackBeforeAuthenticationIsWarnedOf(t *testing.T) {
+func TestCallbackBeforeAuthenticationIsLogged(t *testing.T) {
 	t.Parallel()
 	const auth = "basic_auth {\nbob $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n}\n"
 	const warning = "callback runs before authentication"

@@ -64,12 +64,12 @@ func plant(g *gatewaytest.Gateway, path, callbackURL string) (*http.Response, st
 		"Authorization", "Bearer planted-authorization", "Cookie", "session=planted-cookie")
 }
 
-// TestNoSecretIsInLogsErrorsAndWhatOperatorsSee plants secrets and takes every
+// TestSecretsAreNeverShown plants secrets and takes every
 // path there is from a request to its end, at the level DEBUG. Not looked at are
 // headers that Caddy itself logs at DEBUG, which are all but Authorization, Cookie,
 // Set-Cookie and Proxy-Authorization; its /config/, which is the configuration; what is sent to a
 // callback_inbox, which shows it; and <path>/<id>/result, which is the response.
-func TestNoSecretIsInLogsErrorsAndWhatOperatorsSee(t *testing.T) {
+func TestSecretsAreNeverShown(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body) // one that is cut was cut by the gateway
@@ -243,9 +243,9 @@ func echoing(t *testing.T) string {
 	})
 }
 
-// TestNoSecretIsInWhatIsSaidOfABadConfiguration starts and reloads with secrets
+// TestConfigurationErrorsShowNoSecret starts and reloads with secrets
 // that cannot be used.
-func TestNoSecretIsInWhatIsSaidOfABadConfiguration(t *testing.T) {
+func TestConfigurationErrorsShowNoSecret(t *testing.T) {
 	t.Parallel()
 	credentials := filepath.Join(t.TempDir(), "credentials")
 	if err := os.WriteFile(credentials, []byte("planted-credentials\n-----BEGIN USER NKEY SEED-----\nplanted-credentials\n"), 0o600); err != nil {

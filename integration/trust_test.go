@@ -86,7 +86,7 @@ func TestIdempotencyKeysAreScoped(t *testing.T) {
 	}
 }
 
-func TestAClientSeesNothingOfTheOperatorsURL(t *testing.T) {
+func TestClientSeesNoOperatorURL(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "secret answer") })
 	closed := gatewaytest.FreeAddr(t)
@@ -122,7 +122,7 @@ func TestAClientSeesNothingOfTheOperatorsURL(t *testing.T) {
 	})
 }
 
-func TestNothingOfATaskIsCached(t *testing.T) {
+func TestTaskResponsesAreNotCached(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "public, max-age=3600")
@@ -153,7 +153,7 @@ func zip(t *testing.T, text string) []byte {
 	return out.Bytes()
 }
 
-func TestAResultHasACodingThatTheClientAccepts(t *testing.T) {
+func TestResultContentEncoding(t *testing.T) {
 	t.Parallel()
 	text := strings.Repeat("text ", 20_000)
 	zipped := zip(t, text)
@@ -199,7 +199,7 @@ func TestAResultHasACodingThatTheClientAccepts(t *testing.T) {
 	}
 }
 
-func TestABodylessResultHasNoContentLength(t *testing.T) {
+func TestBodylessResultHasNoContentLength(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotModified) })
 	cert, key := certificate(t)
@@ -219,7 +219,7 @@ func TestABodylessResultHasNoContentLength(t *testing.T) {
 	}
 }
 
-func TestAnUnaskedSwitchOfProtocolsFails(t *testing.T) {
+func TestUnrequestedUpgradeFails(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.ServeConns(t, func(conn net.Conn) {
 		if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
@@ -266,7 +266,7 @@ func TestCanceledTasksAreCounted(t *testing.T) {
 	g.Metered(map[string]float64{`tasks_total{route="q",status="FAILED"}`: 3})
 }
 
-func TestAClientThatDoesNotReadTakesNothingFromTheVerdict(t *testing.T) {
+func TestUnreadResponseDoesNotChangeVerdict(t *testing.T) {
 	t.Parallel()
 	const size = 32 << 20 // more than sockets buffer
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
