@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -79,7 +80,7 @@ func (s *store) dropHosts() {
 }
 
 // passed is how far the index of what is due has been read.
-type passed struct{ at, host, seq int64 }
+type passed struct{ at, seq int64 }
 
 // dueNow has a host reported. store.mu is held.
 func (s *store) dueNow(h *host) {
@@ -103,7 +104,7 @@ func (s *store) dueAt(id, at int64) {
 		}
 	}
 	if at <= s.passed.at {
-		s.passed = passed{at: at - 1}
+		s.passed = passed{at: at}
 	}
 	if at < s.nextDue {
 		s.nextDue = at
@@ -126,7 +127,7 @@ func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, erro
 		if err := s.usable(ctx); err != nil {
 			return nil, err
 		}
-		var due []*host
+		var due []*dueHost
 		s.mu.Lock()
 		for len(due) < limit && len(s.ready) > 0 {
 			h := s.ready[0]
@@ -134,7 +135,7 @@ func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, erro
 			h.ready = false
 			if !h.reported && !h.state.Paused && (h.stored || len(h.fresh) > 0) {
 				h.reported = true
-				due = append(due, h)
+				due = append(due, &dueHost{host: h})
 			}
 		}
 		s.mu.Unlock()
@@ -151,7 +152,7 @@ func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, erro
 			s.mu.Lock()
 			for _, h := range due {
 				h.reported = false
-				s.dueNow(h)
+				s.dueNow(h.host)
 			}
 			s.mu.Unlock()
 			return nil, err
@@ -174,69 +175,103 @@ func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, erro
 	}
 }
 
+// dueHost is a host that is being reported, with how many deliveries of it were seen in
+// the table; 0 if nobody has looked.
+type dueHost struct {
+	*host
+	seen int
+}
+
 // scanBatch is how much of the index is read at once. Commits wait for it.
 const scanBatch = 500
 
-// scanDue adds hosts to due that have come due since the last call. wait is how long
-// to wait for more.
-func (s *store) scanDue(c *conn, due []*host, limit int) (_ []*host, wait time.Duration, err error) {
-	for len(due) < limit {
+// The next that is due after the last one: at the same time, or later.
+const (
+	dueWith  = "SELECT at, host, seq FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND at = ? AND seq > ? ORDER BY seq LIMIT ?"
+	dueAfter = "SELECT at, host, seq FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND at > ? ORDER BY at, seq LIMIT ?"
+)
+
+// scanDue adds hosts to due that have come due since the last call, until there are
+// some. wait is how long to wait for more.
+func (s *store) scanDue(c *conn, due []*dueHost, limit int) (_ []*dueHost, wait time.Duration, err error) {
+	for len(due) < limit && err == nil {
 		s.mu.Lock()
-		n := 0
-		now := time.Now().UnixNano()
+		d := &dueScan{s: s, c: c, due: due, limit: limit, now: time.Now().UnixNano(), seen: map[int64]*dueHost{}}
 		s.nextDue = never
-		err = c.query(`SELECT at, host, seq FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL
-			AND (at, host, seq) > (?, ?, ?) ORDER BY at, host, seq LIMIT ?`,
-			[]any{s.passed.at, s.passed.host, s.passed.seq, scanBatch}, func(r *sqlite3.Stmt) bool {
-				n++
-				p := passed{r.ColumnInt64(0), r.ColumnInt64(1), r.ColumnInt64(2)}
-				if p.at > now {
-					s.nextDue = p.at
-				}
-				if p.at > now || len(due) == limit {
-					n = 0
-					return false
-				}
-				h := s.hosts[p.host]
-				if h == nil {
-					if h, err = findHost(c, " WHERE id = ?", p.host); err != nil {
-						return false
-					}
-					if h == nil {
-						h = &host{id: p.host, reported: true} // it cannot be taken
-					} else {
-						s.keep(h)
-					}
-				}
-				s.passed = p
-				if !h.reported && !h.state.Paused && s.inFlight[p.seq] == nil {
-					h.stored, h.reported = true, true
-					due = append(due, h)
-				}
-				return true
-			})
-		wait = time.Duration(max(0, min(s.nextDue-now, int64(time.Hour))))
+		err = c.query(dueWith, []any{s.passed.at, s.passed.seq, scanBatch}, d.row)
+		if err == nil && d.rows < scanBatch && !d.full {
+			err = c.query(dueAfter, []any{s.passed.at, scanBatch}, d.row)
+		}
+		err = cmp.Or(err, d.err)
+		due, wait = d.due, time.Duration(max(0, min(s.nextDue-d.now, int64(time.Hour))))
 		s.dropHosts()
 		s.mu.Unlock()
-		if err != nil || n < scanBatch {
+		if d.rows < scanBatch || len(d.seen) > 0 {
 			break
 		}
 	}
 	return due, wait, err
 }
 
+// dueScan is one look at the index. store.mu is held.
+type dueScan struct {
+	s     *store
+	c     *conn
+	due   []*dueHost
+	limit int
+	now   int64
+	rows  int
+	full  bool               // the limit is reached
+	seen  map[int64]*dueHost // those that the scan has added
+	err   error
+}
+
+func (d *dueScan) row(r *sqlite3.Stmt) bool {
+	s, at, id, seq := d.s, r.ColumnInt64(0), r.ColumnInt64(1), r.ColumnInt64(2)
+	if at > d.now {
+		s.nextDue = at
+		return false
+	}
+	h := s.hosts[id]
+	if known := d.seen[id]; known != nil {
+		known.seen++
+	} else if h == nil || !h.reported && !h.state.Paused && s.inFlight[seq] == nil {
+		if d.full = len(d.due) >= d.limit; d.full {
+			return false
+		}
+		if h == nil {
+			if h, d.err = findHost(d.c, " WHERE id = ?", id); d.err != nil {
+				return false
+			}
+			if h == nil {
+				h = &host{id: id, state: engine.HostState{Paused: true}} // it cannot be taken
+			} else {
+				s.keep(h)
+			}
+		}
+		if !h.state.Paused {
+			h.stored, h.reported = true, true
+			d.seen[id] = &dueHost{h, 1}
+			d.due = append(d.due, d.seen[id])
+		}
+	}
+	s.passed = passed{at, seq}
+	d.rows++
+	return true
+}
+
 // maxDue is how many deliveries of a host are counted when it is reported.
 const maxDue = 1000
 
 // report returns what DueHosts says of hosts.
-func (s *store) report(c *conn, due []*host) (reports []engine.HostDue, err error) {
+func (s *store) report(c *conn, due []*dueHost) (reports []engine.HostDue, err error) {
 	now := time.Now().UnixNano()
 	for _, h := range due {
 		s.mu.Lock()
-		d := engine.HostDue{HostState: h.state, Due: len(h.fresh), Trusted: h.trusted}
+		d := engine.HostDue{HostState: h.state, Due: h.seen + len(h.fresh), Trusted: h.trusted}
 		stored, inFlight := h.stored, h.inFlight
 		s.mu.Unlock()
-		if stored {
+		if stored && h.seen == 0 {
 			n, _, err := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_due
 				WHERE host = ? AND state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, h.id, now, maxDue)
 			if err != nil {

@@ -35,7 +35,7 @@ CREATE INDEX task_status ON task(status) WHERE status > 1; -- COMPLETE is nearly
 -- The next jobs of a queue, the next deliveries of a host, the hosts that are due.
 CREATE INDEX task_ready ON task(queue, at) WHERE state = 0;
 CREATE INDEX task_due   ON task(host, at) WHERE state = 2 AND holder IS NULL;
-CREATE INDEX task_at    ON task(at, host) WHERE state = 2 AND holder IS NULL;
+CREATE INDEX task_at    ON task(at, seq, host) WHERE state = 2 AND holder IS NULL;
 -- Retention, eviction and the delivery window.
 CREATE INDEX task_since ON task(state, since) WHERE state >= 2 AND holder IS NULL;
 -- At most one run of a schedule waits.
