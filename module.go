@@ -29,11 +29,9 @@
 //   - schedule.go: the schedules of a queue, and their runs
 //   - admin.go, dashboard.go: the operators' API and page
 //   - inbox.go: a receiver for trying things out
-//   - command.go: the command line; command_run.go: one task without a server,
-//     with command_progress.go on a terminal; command_tasks.go: the tasks of
-//     one, with command_table.go, command_admin.go, command_show.go and
-//     command_actions.go; command_listen.go, command_migrate.go and
-//     command_repair.go
+//   - command.go: the command line, which internal/cli has; command_load.go reads a
+//     configuration for it, command_run.go runs one task without a server,
+//     command_migrate.go and command_repair.go change stores
 //   - metrics.go, tracing.go, events.go: what monitoring sees
 //
 // What is promised: a request that was accepted with a callback gets its

@@ -91,7 +91,7 @@ func deliveryFile(t *testing.T, options string) string {
 	return file
 }
 
-func TestARunWritesTheResponseAndCallsBack(t *testing.T) {
+func TestRunPrintsResponseAndCallsBack(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
@@ -139,7 +139,7 @@ func TestARunWritesTheResponseAndCallsBack(t *testing.T) {
 // deliveredLine is all that a run prints on standard error if nothing fails.
 var deliveredLine = regexp.MustCompile(`\ACOMPLETE; callback delivered; task [0-9a-f-]{36}\n\z`)
 
-func TestARunCallsTheURLThatItsDataNames(t *testing.T) {
+func TestRunCallsURLInData(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
 	rcv, other := gatewaytest.NewReceiver(t, nil), gatewaytest.NewReceiver(t, nil)
@@ -156,7 +156,7 @@ func TestARunCallsTheURLThatItsDataNames(t *testing.T) {
 	}
 }
 
-func TestARunEndsWithItsVerdict(t *testing.T) {
+func TestRunExitCodes(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -223,7 +223,7 @@ func TestARunEndsWithItsVerdict(t *testing.T) {
 	}
 }
 
-func TestARunWaitsThroughTheRetries(t *testing.T) {
+func TestRunWaitsForRetries(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
 	calls := 0
@@ -248,7 +248,7 @@ func TestARunWaitsThroughTheRetries(t *testing.T) {
 	}
 }
 
-func TestARunWhoseCallbackIsNotDeliveredEndsWith4(t *testing.T) {
+func TestRunUndeliveredCallbackExitCode(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
 	c := runTask(t, "--to", "http://"+app, "--callback-url", "http://127.0.0.1:1/hook", "--config", deliveryFile(t, "retry 1s"))
@@ -259,7 +259,7 @@ func TestARunWhoseCallbackIsNotDeliveredEndsWith4(t *testing.T) {
 	}
 }
 
-func TestInterruptingARunCancelsItAndCallsBack(t *testing.T) {
+func TestRunInterrupted(t *testing.T) {
 	t.Parallel()
 	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
 		t.Run(sig.String(), func(t *testing.T) {
@@ -288,7 +288,7 @@ func TestInterruptingARunCancelsItAndCallsBack(t *testing.T) {
 	}
 }
 
-func TestInterruptingARunAgainGivesUp(t *testing.T) {
+func TestRunInterruptedTwice(t *testing.T) {
 	t.Parallel()
 	begun := make(chan struct{})
 	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
@@ -329,7 +329,7 @@ func TestInterruptingARunAgainGivesUp(t *testing.T) {
 	}
 }
 
-func TestBadUsageOfRunNamesTheFlag(t *testing.T) {
+func TestRunUsageErrorsNameFlag(t *testing.T) {
 	t.Parallel()
 	good := []string{"--to", "http://127.0.0.1:1/"}
 	for name, test := range map[string]struct {
@@ -372,7 +372,7 @@ func TestBadUsageOfRunNamesTheFlag(t *testing.T) {
 	}
 }
 
-func TestARunPassesBytesOn(t *testing.T) {
+func TestRunPassesBytesOn(t *testing.T) {
 	t.Parallel()
 	// 20 MB of every byte there is, more than a callback posts whole.
 	sent := bytes.Repeat([]byte(allBytes()), 20<<20/256)
@@ -403,7 +403,7 @@ func allBytes() string {
 	return string(b[:])
 }
 
-func TestARunTakesItsDataFromAFile(t *testing.T) {
+func TestRunDataFromFile(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "job.json")
 	if err := os.WriteFile(file, []byte(`{"epochs":3}`), 0o600); err != nil {
@@ -417,7 +417,7 @@ func TestARunTakesItsDataFromAFile(t *testing.T) {
 	}
 }
 
-func TestARunGoesOnWhenNobodyReadsItsOutput(t *testing.T) {
+func TestRunContinuesWithoutReader(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		for range 100 {
@@ -440,7 +440,7 @@ func TestARunGoesOnWhenNobodyReadsItsOutput(t *testing.T) {
 	r.wait().wantCode(t, 0)
 }
 
-func TestTheDocsOfRunDoWhatTheySay(t *testing.T) {
+func TestDocsRunCommandsWork(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
 	rcv := gatewaytest.NewReceiver(t, nil)

@@ -25,7 +25,7 @@ func onTasks(t *testing.T, g *gatewaytest.Gateway, args ...string) command {
 	return runCaddy(t, t.TempDir(), append([]string{"callback"}, append(args, "--address", g.Admin)...)...)
 }
 
-func TestTasksAreListedAsATableAndAsJSON(t *testing.T) {
+func TestTasksListsTableAndJSON(t *testing.T) {
 	t.Parallel()
 	rcv, _ := failing(t, http.StatusGone)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, gatewaytest.ExampleSite(t))
@@ -170,7 +170,7 @@ func TestTasksAreRedeliveredCanceledAndDeletedFromAShell(t *testing.T) {
 	}
 }
 
-func TestWhatIsWrongInACommandAboutTasksIsNamed(t *testing.T) {
+func TestTasksUsageErrors(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.Start(t, "", "callback\nrespond ok")
 	for _, c := range []struct {
@@ -217,7 +217,7 @@ func TestWhatIsWrongInACommandAboutTasksIsNamed(t *testing.T) {
 	runCaddy(t, t.TempDir(), "callback", "tasks", "--config", g.File, "--adapter", "caddyfile").wantCode(t, 0)
 }
 
-func TestTheShellCompletesWhatIsThere(t *testing.T) {
+func TestShellCompletion(t *testing.T) {
 	t.Parallel()
 	rcv, _ := failing(t, http.StatusGone)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\ntask_queue /q* train {\nrespond ok\n}\nrespond ok")
@@ -299,7 +299,7 @@ func (l *listener) until(text string) (all string) {
 	return ""
 }
 
-func TestCallbacksArePrintedAndVerifiedAsTheyCome(t *testing.T) {
+func TestListenPrintsAndVerifies(t *testing.T) {
 	t.Parallel()
 	l := listen(t, "--secret", exampleKey)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("secret "+exampleKey), gatewaytest.ExampleSite(t))
@@ -327,7 +327,7 @@ func TestCallbacksArePrintedAndVerifiedAsTheyCome(t *testing.T) {
 	}
 }
 
-func TestAListenerWhoseReaderHasLeftEnds(t *testing.T) {
+func TestListenEndsWithReader(t *testing.T) {
 	t.Parallel()
 	l := listen(t)
 	if err := l.out.Close(); err != nil {
@@ -342,7 +342,7 @@ func TestAListenerWhoseReaderHasLeftEnds(t *testing.T) {
 	}
 }
 
-func TestAListenerAnswersAndWritesAsItIsTold(t *testing.T) {
+func TestListenFlags(t *testing.T) {
 	t.Parallel()
 	l := listen(t, "--respond", "503", "--json")
 	resp, _, err := gatewaytest.Send(http.MethodGet, l.url, bytes.NewReader(nil), "Accept", "text/html")
