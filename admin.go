@@ -29,7 +29,7 @@ func (*AdminAPI) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "admin.api.callback", New: func() caddy.Module { return new(AdminAPI) }}
 }
 
-// adminPath is where the API stands on the admin endpoint.
+// adminPath is the path of the API on the admin endpoint.
 const adminPath = "/callback/"
 
 // Routes implements [caddy.AdminRouter].

@@ -23,11 +23,11 @@ type option struct {
 	parse      func(d *caddyfile.Dispenser) error
 	repeatable bool
 	expands    bool // placeholders in its values expand when the configuration is loaded, or later
-	gone       bool // it is not named as one of the options
+	gone       bool // replaced: not listed among the options
 }
 
-// parseBlock reads the block that the dispenser stands before. It refuses what
-// it does not know, and duplicates, by line and name.
+// parseBlock reads the block after the dispenser's position. Unknown options and
+// duplicates are errors with their line and name.
 func parseBlock(d *caddyfile.Dispenser, nesting int, directive string, opts options) error {
 	seen := make(map[string]bool)
 	for d.NextBlock(nesting) {
@@ -48,7 +48,7 @@ func parseBlock(d *caddyfile.Dispenser, nesting int, directive string, opts opti
 		if err := opt.parse(d); err != nil {
 			return err
 		}
-		if d.NextBlock(d.Nesting()) { // one that the option has not read
+		if d.NextBlock(d.Nesting()) { // the option did not read it
 			return d.Errf("%s: %s takes no block", directive, name)
 		}
 	}
@@ -104,8 +104,7 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	return handler, blockOf(h).addCallback(h, handler)
 }
 
-// UnmarshalCaddyfile reads the directive; its grammar stands above
-// parseHandler.
+// UnmarshalCaddyfile reads the directive; see parseHandler for its grammar.
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
 	if d.NextArg() {
@@ -132,7 +131,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	})
 }
 
-// alone adds to an option's parser that what is there already must go with it.
+// alone makes an option's parser check that the option goes with those before it.
 func (h *Handler) alone(parse func(*caddyfile.Dispenser) error) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
 		if err := parse(d); err != nil {
@@ -217,8 +216,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	return httpcaddyfile.App{Name: "callback", Value: caddyconfig.JSON(app, nil)}, nil
 }
 
-// UnmarshalCaddyfile reads the global options; their grammar stands above
-// parseApp.
+// UnmarshalCaddyfile reads the global options; see parseApp for their grammar.
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
 	if d.NextArg() {
@@ -315,7 +313,7 @@ func parseInbox(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	return inbox, inbox.UnmarshalCaddyfile(h.Dispenser)
 }
 
-// UnmarshalCaddyfile reads the directive; its grammar stands above parseInbox.
+// UnmarshalCaddyfile reads the directive; see parseInbox for its grammar.
 func (i *Inbox) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
 	if d.NextArg() {

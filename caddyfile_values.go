@@ -43,7 +43,7 @@ func duration(field *caddy.Duration) func(*caddyfile.Dispenser) error {
 	return one(func(d *caddyfile.Dispenser, name, _ string) error { return setDuration(d, name, field) })
 }
 
-// setDuration sets field to the duration that the dispenser stands on.
+// setDuration sets field to the duration at the dispenser's position.
 func setDuration(d *caddyfile.Dispenser, name string, field *caddy.Duration) error {
 	value, err := caddy.ParseDuration(d.Val())
 	if err != nil || value <= 0 {
@@ -143,7 +143,7 @@ func oneOf(field *string, allowed ...string) func(*caddyfile.Dispenser) error {
 	})
 }
 
-// secrets reads keys. One that a placeholder stands for is not known yet.
+// secrets reads keys. A placeholder is checked when it is expanded.
 func secrets(field *[]string, parse func(string) (webhook.Key, error)) func(*caddyfile.Dispenser) error {
 	return words(field, func(values []string) error {
 		for i, value := range values {

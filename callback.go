@@ -255,3 +255,38 @@ func hopMAC(secret []byte, hops int, host, uri string) string {
 	}
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
+
+// urlOf returns the URL that the request names, "" if it names none, and why one
+// that may have wanted a callback names none. The error is a *problem: the request
+// must be refused. w is the response to the request, nil if there is none.
+func (h *Handler) urlOf(w http.ResponseWriter, r *http.Request) (string, capture.Reason, error) {
+	switch {
+	case h.FromNone:
+		return "", "", nil
+	case h.fromKey != "":
+		named, err := headerURL(r.Header[h.fromKey], h.FromHeader)
+		return named, "", err
+	}
+	return h.findURL(w, r)
+}
+
+// source is what clients know the place of the URL by.
+func (h *Handler) source() string {
+	if h.FromHeader != "" {
+		return h.FromHeader
+	}
+	return h.Field
+}
+
+// headerURL returns the URL in a header. It allocates nothing unless the request
+// is refused: every request passes here, and none is read.
+func headerURL(values []string, name string) (string, error) {
+	switch len(values) {
+	case 0:
+		return "", nil
+	case 1:
+		return values[0], nil
+	default:
+		return "", &problem{http.StatusBadRequest, name + ": the header is there twice, and servers disagree on which one counts"}
+	}
+}

@@ -53,8 +53,7 @@ func parseDashboard(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 	return d, d.UnmarshalCaddyfile(h.Dispenser)
 }
 
-// UnmarshalCaddyfile reads the directive; its grammar stands above
-// parseDashboard.
+// UnmarshalCaddyfile reads the directive; see parseDashboard for its grammar.
 func (d *Dashboard) UnmarshalCaddyfile(disp *caddyfile.Dispenser) error {
 	disp.Next() // the directive's name
 	if disp.NextArg() {

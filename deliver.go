@@ -223,7 +223,7 @@ func (o attemptObserver) Expired(rec *task.Record) {
 
 // Ended implements [deliver.Observer].
 func (o attemptObserver) Ended(rec *task.Record, outcome deliver.Outcome) {
-	events.announce(rec, outcome, o.app.log)
+	events.add(rec, outcome, o.app.log)
 }
 
 // Failed implements [deliver.Observer].

@@ -34,7 +34,7 @@ func TestExpiredCallbacksAreDeadInEventsAndMetrics(t *testing.T) {
 	metrics, registry := newTestMetrics(t)
 	o := attemptObserver{&App{metrics: metrics, log: zap.NewNop()}}
 	o.Expired(&task.Record{Task: task.Task{ID: "expired"}})
-	if got := announced("expired"); got != "callback_dead" {
+	if got := queuedEvent("expired"); got != "callback_dead" {
 		t.Errorf("the event is %q", got)
 	}
 	if n := gather(t, registry)[`deliveries_total{outcome="dead"}`]; n != 1 {
@@ -42,9 +42,9 @@ func TestExpiredCallbacksAreDeadInEventsAndMetrics(t *testing.T) {
 	}
 }
 
-// announced takes a task's event from those that wait for a generation, of which
+// queuedEvent takes a task's event from those that wait for a generation, of which
 // there is none here, and returns its name.
-func announced(id string) (name string) {
+func queuedEvent(id string) (name string) {
 	events.mu.Lock()
 	defer events.mu.Unlock()
 	events.waiting = slices.DeleteFunc(events.waiting, func(e event) bool {

@@ -21,7 +21,7 @@ var eventNames = map[deliver.Outcome]string{
 	deliver.Dead:      "callback_dead",
 }
 
-// event describes a delivery that ended: never a URL, a secret or a body.
+// event describes a delivery that has ended. It has no URL, secret or body.
 type event struct {
 	name string
 	data map[string]any
@@ -41,25 +41,25 @@ const maxEvents = 1024
 // events. Caddy cancels them then.
 const eventsGrace = 5 * time.Second
 
-// events tells the handlers of events of this process, in order, beside the
-// deliveries: a handler may take its time. A delivery may outlive the generation
-// that began it, whose handlers are cleaned up by then; so an event goes to the
-// generation that is there when its turn comes, and waits while there is none.
-var events announcer
+// events emits the events of this process, in order and beside the deliveries: a
+// handler may be slow. A delivery may outlive the generation that started it, whose
+// handlers are cleaned up by then. So an event goes to the generation that is newest
+// when the event is next, and waits while there is none.
+var events eventQueue
 
-// announcer hands events to the newest of [generations]. The zero
-// value is ready; its methods may be called at once from several goroutines.
-type announcer struct {
-	mu      sync.Mutex
-	waiting []event
-	dropped int
-	telling chan struct{} // closed when the goroutine that tells ends; nil if none runs
-	busy    *App          // whose handlers have an event; nil if nobody's have
-	handled chan struct{} // closed when they are done with it
+// eventQueue hands events to the newest of [generations]. The zero value is ready for
+// use. Its methods may be called from several goroutines at once.
+type eventQueue struct {
+	mu       sync.Mutex
+	waiting  []event
+	dropped  int
+	emitting chan struct{} // closed when the goroutine that emits ends; nil if none runs
+	busy     *App          // whose handlers run; nil if none do
+	handled  chan struct{} // closed when they return
 }
 
-// provisionEvents finds Caddy's events app. It takes subscriptions until all
-// apps have started, and must not be given an event before.
+// provisionEvents subscribes to Caddy's events. The events app takes subscriptions
+// until all apps have started, and must get no event before.
 func (a *App) provisionEvents(ctx caddy.Context) error {
 	app, err := ctx.App("events")
 	if err != nil {
@@ -72,7 +72,7 @@ func (a *App) provisionEvents(ctx caddy.Context) error {
 	return nil
 }
 
-// startedHandler learns that all apps have started.
+// startedHandler handles the event that all apps have started.
 type startedHandler struct{ app *App }
 
 // Handle implements [caddyevents.Handler].
@@ -88,20 +88,20 @@ func (a *App) join() {
 	events.resume()
 }
 
-// resume goes on with events that waited for a generation.
-func (n *announcer) resume() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.tell()
+// resume emits the events that waited for a generation.
+func (q *eventQueue) resume() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.start()
 }
 
-// leave returns what is closed when the handlers of a generation that was removed
-// have no event any more.
-func (n *announcer) leave(a *App) (handled <-chan struct{}) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.busy == a {
-		return n.handled
+// leave returns a channel that is closed when no handler of a removed generation
+// runs.
+func (q *eventQueue) leave(a *App) (handled <-chan struct{}) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.busy == a {
+		return q.handled
 	}
 	return closedChannel
 }
@@ -112,18 +112,18 @@ var closedChannel = func() chan struct{} {
 	return c
 }()
 
-// idle returns what is closed when no event waits for its turn.
-func (n *announcer) idle() <-chan struct{} {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.telling == nil {
+// idle returns a channel that is closed when no event waits.
+func (q *eventQueue) idle() <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.emitting == nil {
 		return closedChannel
 	}
-	return n.telling
+	return q.emitting
 }
 
-// endEvents ends this generation's events. One that is being handled has a while;
-// if the process exits, so have those that wait.
+// endEvents ends this generation's events. It waits up to eventsGrace for a handler
+// that runs, and, if the process exits, for the events that wait.
 func (a *App) endEvents() {
 	grace := time.NewTimer(eventsGrace)
 	defer grace.Stop()
@@ -140,34 +140,32 @@ func (a *App) endEvents() {
 	}
 }
 
-// announce tells that a delivery has ended, as soon as the event's turn comes; it
-// does not wait.
-func (n *announcer) announce(rec *task.Record, outcome deliver.Outcome, log *zap.Logger) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+// add queues the event of a delivery that has ended. It does not wait.
+func (q *eventQueue) add(rec *task.Record, outcome deliver.Outcome, log *zap.Logger) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	if a := generations.newestRunning(); a != nil && !a.events.ShouldEmit(eventNames[outcome]) {
-		return // nobody listens
+		return // no handler is subscribed
 	}
-	if len(n.waiting) >= maxEvents {
-		if n.dropped++; n.dropped == 1 {
-			log.Warn("events are dropped: their handlers are too slow", zap.Int("waiting", maxEvents))
+	if len(q.waiting) >= maxEvents {
+		if q.dropped++; q.dropped == 1 {
+			log.Warn("event handlers are too slow; events are dropped", zap.Int("waiting", maxEvents))
 		}
 		return
 	}
-	n.waiting = append(n.waiting, newEvent(rec, outcome))
-	n.tell()
+	q.waiting = append(q.waiting, newEvent(rec, outcome))
+	q.start()
 }
 
-// tell begins to hand out what waits, unless that is being done. Caller holds
-// n.mu.
-func (n *announcer) tell() {
-	if n.telling != nil || generations.newestRunning() == nil || len(n.waiting) == 0 {
+// start starts emitting what waits, unless that runs already. q.mu is held.
+func (q *eventQueue) start() {
+	if q.emitting != nil || generations.newestRunning() == nil || len(q.waiting) == 0 {
 		return
 	}
-	n.telling = make(chan struct{})
+	q.emitting = make(chan struct{})
 	go func() {
 		for {
-			a, e, ok := n.next()
+			a, e, ok := q.next()
 			if !ok {
 				return
 			}
@@ -176,31 +174,30 @@ func (n *announcer) tell() {
 	}()
 }
 
-// next ends the event before and takes the next one that waits, and the
-// generation that it is for.
-func (n *announcer) next() (*App, event, bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.busy != nil {
-		n.busy = nil
-		close(n.handled)
+// next ends the last event and takes the next, with the generation that handles it.
+func (q *eventQueue) next() (*App, event, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.busy != nil {
+		q.busy = nil
+		close(q.handled)
 	}
 	newest := generations.newestRunning()
-	if newest == nil || len(n.waiting) == 0 {
-		close(n.telling)
-		n.telling = nil
+	if newest == nil || len(q.waiting) == 0 {
+		close(q.emitting)
+		q.emitting = nil
 		return nil, event{}, false
 	}
-	e := n.waiting[0]
-	n.busy, n.handled = newest, make(chan struct{})
-	if n.waiting = n.waiting[1:]; len(n.waiting) == 0 {
-		n.waiting = nil
-		if n.dropped > 0 {
-			n.busy.log.Warn("events were dropped", zap.Int("dropped", n.dropped))
-			n.dropped = 0
+	e := q.waiting[0]
+	q.busy, q.handled = newest, make(chan struct{})
+	if q.waiting = q.waiting[1:]; len(q.waiting) == 0 {
+		q.waiting = nil
+		if q.dropped > 0 {
+			q.busy.log.Warn("events were dropped", zap.Int("dropped", q.dropped))
+			q.dropped = 0
 		}
 	}
-	return n.busy, e, true
+	return q.busy, e, true
 }
 
 // emit gives an event to this generation's handlers.

@@ -9,14 +9,14 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestEventsThatNobodyTakesDoNotFillTheMemory(t *testing.T) {
+func TestWaitingEventsAreBounded(t *testing.T) {
 	t.Parallel()
-	var n announcer
+	var n eventQueue
 	for range maxEvents + 5 {
-		n.announce(new(task.Record), deliver.Dead, zap.NewNop())
+		n.add(new(task.Record), deliver.Dead, zap.NewNop())
 	}
-	if len(n.waiting) != maxEvents || n.dropped != 5 || n.telling != nil {
-		t.Errorf("%d events wait, %d were dropped, and somebody is told: %v", len(n.waiting), n.dropped, n.telling != nil)
+	if len(n.waiting) != maxEvents || n.dropped != 5 || n.emitting != nil {
+		t.Errorf("%d events wait, %d were dropped, emitting: %v", len(n.waiting), n.dropped, n.emitting != nil)
 	}
 	// A generation that never came can leave.
 	<-n.leave(new(App))

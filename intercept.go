@@ -1,8 +1,10 @@
 package callback
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -196,6 +198,63 @@ func (h *Handler) Validate() error {
 		if profile.Reserved(field.Name) || profile.Sets(h.Profile, field.Name) ||
 			strings.EqualFold(field.Name, h.TaskHeader) || strings.EqualFold(field.Name, h.StatusHeader) {
 			return fmt.Errorf("header: %s is set by the gateway", field.Name)
+		}
+	}
+	return nil
+}
+
+// conflict says which two of the options cannot stand together. It looks at
+// them as they were written, before the defaults: in a Caddyfile after each
+// one, so that the error has the line of the second.
+func (h *Handler) conflict() error {
+	p := profile.Of(h.Profile).Traits()
+	switch {
+	case h.FromNone && (h.Field != "" || h.FromHeader != ""):
+		return errors.New("from none lets no request name a URL; leave out field and from header")
+	case h.Field != "" && h.FromHeader != "":
+		return fmt.Errorf("field %s and from header %s are two places for one URL; give one of them", h.Field, h.FromHeader)
+	case h.Field != "" && p.FromHeader != "":
+		return fmt.Errorf("field %s: the profile %s has the URL in the header %s; only from header can change that", h.Field, h.Profile, p.FromHeader)
+	case h.Format != "" && p.OwnFormat:
+		return fmt.Errorf("format %s: the profile %s has a format of its own", h.Format, h.Profile)
+	}
+	return nil
+}
+
+// applyProfile sets what the profile has another default for.
+func (h *Handler) applyProfile() error {
+	if h.Profile != "" && !slices.Contains(profile.Names(), h.Profile) {
+		return fmt.Errorf("profile: %q is none of %s", h.Profile, strings.Join(profile.Names(), ", "))
+	}
+	if err := h.conflict(); err != nil {
+		return err
+	}
+	p := profile.Of(h.Profile).Traits()
+	if !h.FromNone {
+		setDefault(&h.FromHeader, p.FromHeader)
+	}
+	setDefault(&h.Format, p.Format)
+	setDefault(&h.TaskHeader, p.TaskHeader)
+	setDefault(&h.StatusHeader, p.StatusHeader)
+	h.fromKey = http.CanonicalHeaderKey(h.FromHeader)
+	return nil
+}
+
+// validateProfile checks the header that names the URL against those that the
+// gateway sets, and these against those of the profile.
+func (h *Handler) validateProfile() error {
+	switch {
+	case h.FromNone && h.URL == "":
+		return errors.New("from none lets no request name a URL, and there is no other; write callback <url>")
+	case h.FromHeader == "":
+	case !isToken(h.FromHeader):
+		return fmt.Errorf("from header: %q is not a header name", h.FromHeader)
+	case profile.Reserved(h.FromHeader), strings.EqualFold(h.FromHeader, h.TaskHeader):
+		return fmt.Errorf("from header: %s is set by the gateway", h.FromHeader)
+	}
+	for _, name := range []string{h.TaskHeader, h.StatusHeader} {
+		if profile.Sets(h.Profile, name) {
+			return fmt.Errorf("%s is set by the profile %s; the task's ID and status need headers of their own", name, h.Profile)
 		}
 	}
 	return nil

@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
-	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
+	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -20,7 +20,7 @@ import (
 // each task is looked up by its labels once.
 type metrics struct {
 	tasks            *prometheus.CounterVec
-	skips            map[bodies.Reason]prometheus.Counter
+	skips            map[capture.Reason]prometheus.Counter
 	taskDuration     prometheus.Observer
 	outcomes         map[deliver.Outcome]prometheus.Counter
 	deliveryDuration prometheus.Observer
@@ -91,7 +91,7 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 	deliveries := r.counter("deliveries_total", "Delivery attempts by outcome: delivered, retry or dead.", "outcome")
 	m := &metrics{
 		tasks:            r.counter("tasks_total", "Finished tasks by status.", "route", "status"),
-		skips:            make(map[bodies.Reason]prometheus.Counter),
+		skips:            make(map[capture.Reason]prometheus.Counter),
 		taskDuration:     r.histogram("task_duration_seconds", "Time from accepting a task to its verdict.", taskBuckets).WithLabelValues(),
 		outcomes:         make(map[deliver.Outcome]prometheus.Counter),
 		deliveryDuration: r.histogram("delivery_duration_seconds", "Duration of a delivery attempt.", deliveryBuckets).WithLabelValues(),
@@ -108,8 +108,8 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 	for _, outcome := range []deliver.Outcome{deliver.Delivered, deliver.Retry, deliver.Dead} {
 		m.outcomes[outcome] = deliveries.WithLabelValues(string(outcome))
 	}
-	for _, reason := range []bodies.Reason{
-		bodies.ContentType, bodies.Stream, bodies.Coding, bodies.Encoded, bodies.NotJSON, bodies.TooLarge, bodies.NoSpool, hopsReached,
+	for _, reason := range []capture.Reason{
+		capture.ContentType, capture.Stream, capture.Coding, capture.Encoded, capture.NotJSON, capture.TooLarge, capture.NoSpool, hopsReached,
 	} {
 		m.skips[reason] = skipped.WithLabelValues(string(reason))
 	}
@@ -213,13 +213,12 @@ func (c *taskCounts) configured() map[string]int64 {
 	return queues
 }
 
-// taskAccepted counts tasks; a negative number are some that turned out to be
-// none.
+// taskAccepted counts tasks. A negative number takes back tasks that were released.
 func (m *metrics) taskAccepted(n int64) { nodeCounts.Add(web.Tally{Accepted: n}) }
 
-// taskSkipped counts a request that could have been a task and is none. It allocates
-// nothing.
-func (m *metrics) taskSkipped(reason bodies.Reason) { m.skips[reason].Inc() }
+// taskSkipped counts a request that could have been a task and is not. It does not
+// allocate.
+func (m *metrics) taskSkipped(reason capture.Reason) { m.skips[reason].Inc() }
 
 func (m *metrics) taskEnded(rec *task.Record) {
 	countEnded(rec)
@@ -230,8 +229,8 @@ func (m *metrics) taskEnded(rec *task.Record) {
 	}
 }
 
-// countCanceled counts the verdict of a task that was canceled: the engine gives
-// it, so that no exchange does.
+// countCanceled counts the verdict of a task that was canceled. The engine gives that
+// verdict, and no execution counts it.
 func (a *App) countCanceled(ctx context.Context, e engine.Engine, id string) {
 	rec, err := e.Get(ctx, id)
 	if err != nil || !rec.Ended() {
@@ -250,10 +249,10 @@ func (m *metrics) attempted(rec *task.Record, outcome deliver.Outcome, at time.T
 	}
 }
 
-// expired notes that a callback was given up without an attempt.
+// expired counts a callback whose delivery window has ended.
 func (m *metrics) expired() { m.outcomes[deliver.Dead].Inc() }
 
-// taskStarted notes that a queue's task was begun.
+// taskStarted counts a start of a queue's task.
 func (m *metrics) taskStarted(rec *task.Record) {
 	q := m.queue(rec.Queue)
 	q.wait.Observe(rec.StartedAt.Sub(rec.CreatedAt).Seconds())

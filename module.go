@@ -22,7 +22,6 @@
 //     finds out what the request is owed, request.go keeps or refuses it
 //   - execute.go: a task's handlers run, and the task gets its verdict
 //   - deliver.go: the delivery options; internal/deliver makes the attempts
-//   - profiles.go: other services' ways to ask for a callback and to make it
 //   - queue.go: the `task_queue` handler accepts a request, or takes it over from
 //     `callback`; queue_worker.go runs it; queue_collection.go answers what is asked
 //     about it; queue_options.go has the options

@@ -69,7 +69,7 @@ func (q *TaskQueue) putBack(s *sharedStore, job engine.Job) {
 // begin runs a job that has been claimed.
 func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 	rec := job.Record
-	log := q.log.With(zap.String("task_id", rec.ID), zap.String("queue", q.Name))
+	log := q.log.WithLazy(zap.String("task_id", rec.ID), zap.String("queue", q.Name))
 	x := q.newExecution(s, job)
 	job.Lease.OnLost(x.supersede)
 	q.app.metrics.taskStarted(rec)

@@ -47,14 +47,14 @@ func inSpan(ctx context.Context, traceparent string) context.Context {
 	return traceContext.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent})
 }
 
-// noSpan does nothing; it stands for a span where nothing is traced.
+// noSpan is the span where nothing is traced. It does nothing.
 var noSpan = trace.SpanFromContext(context.Background())
 
 // tracing is what a generation of the configuration has of `tracing`.
 type tracing struct {
 	once   sync.Once
-	tracer trace.Tracer    // nil if no handler of it stands in any route
-	queues map[string]bool // those that one stands before
+	tracer trace.Tracer    // nil if no route has a tracing handler
+	queues map[string]bool // those behind a tracing handler
 }
 
 // traced returns what there is of Caddy's tracing. It looks for it the first time
@@ -154,7 +154,7 @@ func traceTask(ctx context.Context, rec *task.Record) {
 
 // startRun begins the span of one run of a queue's task: below the request that
 // was accepted, or, for a run of a schedule, at the root of a trace if `tracing`
-// stands before the queue. What the block sends upstream is part of it.
+// is in front of the queue. What the block sends upstream is part of it.
 func (q *TaskQueue) startRun(x *execution, r *http.Request) trace.Span {
 	rec := &x.rec
 	if rec.Span == "" && (rec.Schedule == "" || !q.app.traced().queues[q.Name]) {
