@@ -1,166 +1,116 @@
 package browser
 
 import (
-	"context"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
 
 	"github.com/chromedp/cdproto/page"
-
-	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 )
 
-// operated is a gateway with a dashboard at /ops, an app and a receiver.
-type operated struct {
-	*gatewaytest.Gateway
-	receiver *gatewaytest.Receiver
-	// release lets the app answer what was sent to /train.
-	release context.CancelFunc
-}
-
-// hostileAnswer is what the receiver answers when it refuses.
-const hostileAnswer = markup + endings + ansi + turned + unseen + longWord + longWord
-
-// startOperated starts them. The receiver accepts what comes to /ok, answers 503
-// to /busy, and 410 to /gone, which ends a callback at once; the next attempt
-// after a 503 is an hour away.
-func startOperated(t *testing.T) *operated {
-	t.Helper()
-	held, release := context.WithCancel(context.Background())
-	o := &operated{release: release}
-	o.receiver = gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case "/busy":
-			w.WriteHeader(http.StatusServiceUnavailable)
-			_, _ = io.WriteString(w, hostileAnswer)
-		case "/gone":
-			w.WriteHeader(http.StatusGone)
-			_, _ = io.WriteString(w, hostileAnswer)
-		}
-	})
-	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body) // only then the server sees that a client leaves
-		switch r.URL.Path {
-		case "/train":
-			select {
-			case <-held.Done():
-			case <-r.Context().Done():
-			}
-		case "/broken":
-			w.WriteHeader(http.StatusInternalServerError)
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = io.WriteString(w, `{"response":"example response"}`)
-	})
-	t.Cleanup(release) // or the app would wait for its last request
-	o.Gateway = gatewaytest.Start(t, gatewaytest.Delivering("retry 1h")+`
-	queue train {
-		workers 2
-		schedule "30 2 * * *" Europe/Paris {
-			uri "/train/nightly"
-		}
-	}`, `
-	handle /ops* {
-		task_dashboard
-	}
-	handle /train* {
-		callback
-		task_queue train {
-			rewrite /train
-			reverse_proxy `+app+`
-		}
-	}
-	handle {
-		callback
-		reverse_proxy `+app+`
-	}`)
-	return o
-}
-
-// task sends a task whose callback goes to a path of the receiver.
-func (o *operated) task(path string) (id string) {
-	o.T.Helper()
-	return o.Task(o.receiver.URL + path)
-}
-
-// queue sends a task to the queue.
-func (o *operated) queue() (id string) {
-	o.T.Helper()
-	resp, body := o.Post("/train", `{"callback_url":"`+o.receiver.URL+`/ok"}`)
-	if resp.StatusCode != http.StatusAccepted {
-		o.T.Fatalf("the queue answered %s %s", resp.Status, body)
-	}
-	return resp.Header.Get("beam-task-id")
-}
-
-// until waits until the tasks of a state are so many.
-func (o *operated) until(state, number string) {
-	o.T.Helper()
-	o.Eventually(number+" are "+state, func() error {
-		_, body := o.Do(http.MethodGet, "/ops/api/overview", "")
-		if !strings.Contains(body, `"`+state+`":`+number+`,`) && !strings.Contains(body, `"`+state+`":`+number+`}`) {
-			return io.EOF
-		}
-		return nil
-	})
-}
-
-// fill makes tasks of every state: three are done, two dead, one is delivering,
-// two are running and three queued.
-func (o *operated) fill() {
-	o.T.Helper()
-	for range 3 {
-		o.task("/ok")
-	}
-	for range 2 {
-		o.task("/gone")
-	}
-	o.task("/busy")
-	for range 5 {
-		o.queue()
-	}
-	o.until("done", "3")
-	o.until("dead", "2")
-	o.until("running", "2")
-	o.until("queued", "3")
-	o.until("delivering", "1")
-}
-
-// rows waits until the list has so many tasks.
-func (p *tab) rows(n int) {
+// figure waits until a figure of the overview has a value.
+func (p *tab) figure(name, value string) {
 	p.t.Helper()
-	p.is("the list is as long as it should be", `document.querySelectorAll("#list tbody tr").length === %s`, n)
+	p.is(name+" is "+value, `[...document.querySelectorAll(".figure")].some((f) => f.innerText.replace(/\s+/g, " ").trim() === %s)`, name+" "+value)
 }
 
-func TestDashboardCountsTasksAsTheyCome(t *testing.T) {
+func TestDashboardOverviewSaysWhatNeedsAttention(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	p := newPage(t, desktop)
 	p.open(o.URL("/ops"))
-	p.shows("No task yet")
 	p.shows("Live")
-	p.is("the counts are zero", `[...document.querySelectorAll(".badge")].every((e) => e.textContent === "0")`)
-
-	id := o.task("/ok")
-	badge := func(state, number string) {
-		t.Helper()
-		p.is(state+" counts "+number, `document.querySelector("#states a[data-state=" + %s + "] .badge").textContent === %s`, state, number)
-	}
-	badge("done", "1")
-	p.is("the figures have moved", `document.querySelector("#now .figure").textContent.startsWith("1 in the last minute")`)
-	p.is("the charts are drawn", `[...document.querySelectorAll("#now .tile")].slice(0, 3).every((t) => t.querySelectorAll("path.line").length === 1)`)
-	p.is("the highest point of the first chart is the task", `document.querySelector("#now .line").getAttribute("d").includes(" 4.0")`)
-	p.is("the latency is known", `/^[0-9.]+ ms/.test(document.querySelector("#now .tile:last-child .figure").textContent)`)
-	p.click("button", "Show what is new")
-	p.shows(id)
-	p.rows(1)
-	p.is("there is no more that is new", `document.getElementById("refresh").textContent === "Refresh"`)
+	p.shows("Nothing fails, nothing is paused, no task is dead.")
+	p.figure("Dead", "0")
+	p.figure("Oldest waiting", "–")
+	o.task("/busy")
 	o.task("/gone")
-	badge("dead", "1")
-	o.queue()
-	badge("running", "1")
+	for range 3 {
+		o.queue()
+	}
+	p.figure("Dead", "1")
+	p.figure("Retrying", "1")
+	p.figure("Running", "2")
+	p.figure("Waiting", "1")
+	p.is("the oldest waiting task has an age", `/^Oldest waiting \d+ s$/.test(document.querySelectorAll(".figure")[1].innerText.replace(/\s+/g, " ").trim())`)
+	host := strings.TrimPrefix(o.receiver.URL, "http://")
+	p.is("the failing host comes first, with since when and how much",
+		`document.querySelector(".alarms li").innerText.startsWith(%s) && /has failed for \d+ s, 1 callback pending/.test(document.querySelector(".alarms li").innerText)`, host)
+	p.is("the reason is there", `/503|410/.test(document.querySelector(".alarms .reason").textContent)`)
+	p.click(".alarms a", "1 dead task")
+	p.rows(1)
+	p.click("#views a", "Overview")
+	p.click(".alarms a", host)
+	p.rows(1)
+	p.is("it is the task that is delivering", `location.hash.includes("state=delivering")`)
+}
+
+func TestDashboardChartsHaveAxesAndATooltip(t *testing.T) {
+	t.Parallel()
+	o := startOperated(t)
+	p := newPage(t, desktop)
+	p.open(o.URL("/ops"))
+	p.is("there are three charts", `document.querySelectorAll(".plot svg").length === 3`)
+	p.is("one without values says so", `document.querySelector(".plot").textContent.includes("Nothing in this time")`)
+	o.task("/ok")
+	p.is("the task is in the first chart", `!document.querySelector(".plot").textContent.includes("Nothing in this time")`)
+	p.is("units are said", `document.querySelector(".chart h4").textContent === "Tasks per second"`)
+	p.is("the vertical axis has figures", `[...document.querySelectorAll(".plot .tick[text-anchor=end]")].slice(0, 5).map((e) => Number(e.textContent)).every((n, i, all) => i === 0 ? n === 0 : n > all[i - 1])`)
+	p.is("the horizontal axis has times", `[...document.querySelectorAll(".plot .tick")].filter((e) => /^\d\d:\d\d$/.test(e.textContent)).length >= 4`)
+	p.is("latencies have a unit", `/\d ms/.test(document.querySelectorAll(".plot")[2].textContent)`)
+
+	at := eval[struct{ X, Y float64 }](p, `(() => {
+		const box = document.querySelector(".plot").getBoundingClientRect();
+		return { X: box.x + box.width / 2, Y: box.y + box.height / 2 };
+	})()`)
+	p.do(chromedp.MouseEvent("mouseMoved", at.X, at.Y))
+	p.is("the tooltip says when and how many", `/^\d\d:\d\d:\d\dAccepted \d/.test(document.querySelector(".tip")?.textContent)`)
+	p.do(chromedp.MouseEvent("mouseMoved", 1, 1))
+	p.is("the tooltip is gone", `!document.querySelector(".tip")`)
+	eval[int](p, `(document.querySelector(".plot").focus(), 0)`)
+	p.press(kb.ArrowLeft)
+	p.is("an arrow key points at the newest", `document.querySelector(".tip") && document.querySelector(".plot").ariaLabel.startsWith("Tasks, per second, at ")`)
+
+	span := `new Date(JSON.parse(JSON.stringify(charts.tasks.times.at(-1) - charts.tasks.times[0]))).getTime()`
+	p.is("ten minutes are shown", span+` > 9 * 60e3`)
+	p.choose("#span", "Last 2 minutes")
+	p.is("two minutes are shown", span+` <= 2 * 60e3`)
+	p.reload()
+	p.is("the span is remembered", `document.getElementById("span").value === "2"`)
+}
+
+func TestDashboardListChangesInPlace(t *testing.T) {
+	t.Parallel()
+	o := startOperated(t)
+	p := newPage(t, desktop)
+	running := o.queue()
+	o.until("running", "1")
+	p.open(o.URL("/ops") + "#/tasks")
+	p.rows(1)
+	p.shows("Running for")
+	p.tabTo("#list a", running[:8])
+	id := o.task("/ok")
+	p.is("the new task is only counted", `document.getElementById("refresh").textContent === "Show 1 new" && document.querySelectorAll("#list tbody tr").length === 1`)
+	o.release()
+	p.is("the task that was there has changed in its place", `document.querySelector("#list tbody tr").innerText.includes("Delivered")`)
+	p.is("the focus has not moved", `document.activeElement.hash === "#/tasks/" + %s`, running)
+	p.click("button", "Show 1 new")
+	p.rows(2)
+	p.is("the newest is first", `document.querySelector("#list a").hash === "#/tasks/" + %s`, id)
+	p.is("there is no more that is new", `document.getElementById("refresh").textContent === "Refresh"`)
+
+	// What no longer matches stays where it is until the list is read again.
+	p.open(o.URL("/ops") + "#/tasks?state=dead")
+	p.shows("No task matches")
+	dead := o.task("/gone")
+	p.click("button", "Show 1 new")
+	p.rows(1)
+	o.Do(http.MethodDelete, "/ops/api/tasks/"+dead, "")
+	p.is("it is there still, but faint", `Boolean(document.querySelector("#list tbody tr.gone"))`)
+	p.click("button", "Show changes")
+	p.shows("No task matches")
 }
 
 func TestDashboardSaysWhatIsNewThoughItHearsOfItLate(t *testing.T) {
@@ -172,14 +122,46 @@ func TestDashboardSaysWhatIsNewThoughItHearsOfItLate(t *testing.T) {
 		globalThis.EventSource = class extends EventSource {
 			addEventListener(...its) { late.then(() => super.addEventListener(...its)); }
 		};`})
-	p.open(o.URL("/ops"))
+	p.open(o.URL("/ops") + "#/tasks")
 	p.shows("No task yet")
 	id := o.task("/ok")
 	o.until("done", "1")
 	eval[int](p, `(listen(), 0)`)
-	p.click("button", "Show what is new")
-	p.shows(id)
+	p.click("button", "Show 1 new")
+	p.shows(id[:8])
 	p.rows(1)
+}
+
+func TestDashboardSaysHowATaskIsDoing(t *testing.T) {
+	t.Parallel()
+	o := startOperated(t)
+	o.fill()
+	o.Post("/broken", `{"callback_url":"`+o.receiver.URL+`/ok"}`)
+	o.until("done", "4")
+	p := newPage(t, desktop)
+	p.open(o.URL("/ops") + "#/tasks")
+	p.rows(12)
+	row := func(phrase, rest string, n int) {
+		t.Helper()
+		p.is(phrase+" is said of so many", `[...document.querySelectorAll("#list tbody tr")].filter((row) =>
+			row.querySelector(".doing").textContent.startsWith(%s) && row.innerText.replace(/\s+/g, " ").includes(%s)).length === %s`, phrase, rest, n)
+	}
+	row("Delivered", "COMPLETE 200", 3)
+	row("Given up after 1 attempt", "410", 2)
+	row("Retries in ", "the receiver answered 503 Service Unavailable", 1)
+	row("Running for", "queue train", 2)
+	row("Waiting for a worker", "queue train", 3)
+	row("Failed, delivered", "FAILED 500", 1)
+	row("Given up", "the receiver answered 410 Gone", 2)
+	p.is("each row has one colour", `[...document.querySelectorAll("#list tbody tr")].every((row) => row.querySelectorAll(".good, .bad, .late, .busy").length <= 1)`)
+	p.is("the request is there", `document.querySelector("#list tbody").innerText.includes("POST /train")`)
+	p.is("times have milliseconds", `[...document.querySelectorAll("#list time.stamp")].every((e) => /^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}$/.test(e.textContent))`)
+	p.click("#zone", "Local")
+	p.is("times are UTC", `[...document.querySelectorAll("#list time.stamp")].every((e) => e.textContent === e.dateTime.replace("T", " ").replace(/(\.\d{3})\d*Z$/, "$1Z"))`)
+	p.reload()
+	p.rows(12)
+	p.is("that is remembered", `document.getElementById("zone").textContent === "UTC" && document.querySelector("#list time.stamp").textContent.endsWith("Z")`)
+	p.unharmed()
 }
 
 func TestDashboardFiltersTasks(t *testing.T) {
@@ -189,7 +171,7 @@ func TestDashboardFiltersTasks(t *testing.T) {
 	o.Post("/broken", `{"callback_url":"`+o.receiver.URL+`/ok"}`)
 	o.until("done", "4")
 	p := newPage(t, desktop)
-	p.open(o.URL("/ops"))
+	p.open(o.URL("/ops") + "#/tasks")
 	p.rows(12)
 	for state, n := range map[string]int{"Queued": 3, "Running": 2, "Delivering": 1, "Done": 4, "Dead": 2} {
 		p.click("#states a", state)
@@ -198,17 +180,20 @@ func TestDashboardFiltersTasks(t *testing.T) {
 	}
 	p.click("#states a", "All")
 	p.rows(12)
+
+	p.click("#more", "Filters")
 	p.choose("#status", "FAILED")
 	p.rows(1)
-	p.choose("#status", "any")
+	p.choose("#status", "Any")
+	p.rows(12)
 	p.fill("#queue", "train\r")
 	p.rows(5)
 	p.is("the link says it", `location.hash === "#/tasks?queue=train"`)
 	p.click("#states a", "Queued") // another filter stays
 	p.rows(3)
-	p.choose("#age", "more than an hour ago")
+	p.choose("#age", "Before the last hour")
 	p.shows("No task matches")
-	p.choose("#age", "in the last hour")
+	p.choose("#age", "Last hour")
 	p.rows(3)
 
 	// A reload and the back button keep the view.
@@ -216,20 +201,59 @@ func TestDashboardFiltersTasks(t *testing.T) {
 	p.reload()
 	p.rows(3)
 	p.is("the fields say it", `document.getElementById("queue").value === "train" && document.getElementById("age").value === "newer_than=1h"`)
-	p.click("button", "Reset")
-	p.is("only the state is left", `location.hash === "#/tasks?state=queued"`)
+	p.click(".chip-away", "")
+	p.is("the chip's filter is gone", `location.hash === "#/tasks?state=queued&newer_than=1h"`)
 	eval[int](p, `(history.back(), 0)`)
 	p.is("the filters are back", `document.getElementById("queue").value === "train"`)
 
 	host := strings.TrimPrefix(o.receiver.URL, "http://")
-	p.open(o.URL("/ops") + "#/tasks?state=dead&host=" + host)
-	p.rows(2)
+	for _, search := range []struct {
+		text, hash string
+		n          int
+	}{
+		{host, "host", 12},
+		{"410", "last_status_code", 2},
+		{"503", "last_status_code", 1},
+		{"/train", "path", 5},
+		{"error: nothing like this", "last_error", 0},
+		{"queue: train", "queue", 5},
+	} {
+		p.open(o.URL("/ops") + "#/tasks")
+		p.fill("#search", search.text+"\r")
+		p.is("it is taken for "+search.hash, `new URLSearchParams(location.hash.split("?")[1]).has(%s)`, search.hash)
+		if search.n == 0 {
+			p.shows("No task matches")
+			continue
+		}
+		p.rows(search.n)
+	}
 	p.open(o.URL("/ops") + "#/tasks?host=nobody.example&newer_than=3m")
 	p.shows("No task matches")
-	p.is("an age of one's own stands in the list", `document.getElementById("age").selectedOptions[0].textContent === "accepted in the last 3m"`)
+	p.is("an age of one's own is in the list", `document.getElementById("age").selectedOptions[0].textContent === "Accepted in the last 3m"`)
 	p.permit("status of 400")
 	p.open(o.URL("/ops") + "#/tasks?newer_than=soon")
 	p.shows(`newer_than: "soon" is not a duration`)
+}
+
+func TestDashboardFindsTasksByTheBeginningOfTheirID(t *testing.T) {
+	t.Parallel()
+	o := startOperated(t)
+	id := o.task("/ok")
+	for range 3 {
+		o.task("/ok")
+	}
+	o.until("done", "4")
+	p := newPage(t, look{phone, "light"})
+	p.open(o.URL("/ops") + "#/tasks")
+	p.rows(4)
+	p.fill("#search", id[:18]+"\r")
+	p.is("the task is opened", `location.hash === "#/tasks/" + %s`, id)
+	p.click("a", "All tasks")
+	p.fill("#search", strings.ToUpper(id)+"\r")
+	p.is("a whole ID too", `document.getElementById("task-title").textContent === %s`, id)
+	p.click("a", "All tasks")
+	p.fill("#search", "0000ffff\r")
+	p.shows("No task matches")
 }
 
 func TestDashboardPagesThroughTasks(t *testing.T) {
@@ -240,10 +264,11 @@ func TestDashboardPagesThroughTasks(t *testing.T) {
 	p := newPage(t, look{phone, "light"})
 	p.open(o.URL("/ops") + "#/tasks?state=done")
 	p.rows(50)
+	p.is("the list begins high up on a phone", `document.querySelector("#list").getBoundingClientRect().top < 360`)
 	p.shows("50 tasks on this page")
-	first := eval[string](p, `document.querySelector("#list a").textContent`)
+	first := eval[string](p, `document.querySelector("#list a").hash`)
 	p.click("#pages a", "Next page")
-	p.is("another page is shown", `document.querySelector("#list a").textContent !== %s`, first)
+	p.is("another page is shown", `document.querySelector("#list a").hash !== %s`, first)
 	p.rows(50)
 	p.is("the focus is at its head", `document.activeElement.id === "tasks-title"`)
 	p.click("#pages a", "Next page")
@@ -252,85 +277,63 @@ func TestDashboardPagesThroughTasks(t *testing.T) {
 	p.reload()
 	p.rows(20)
 	p.click("#pages a", "First page")
-	p.is("it is the first page again", `document.querySelector("#list a").textContent === %s`, first)
+	p.is("it is the first page again", `document.querySelector("#list a").hash === %s`, first)
 }
 
-func TestDashboardShowsOneTask(t *testing.T) {
-	t.Parallel()
-	o := startOperated(t)
-	busy := o.task("/busy")
-	o.until("delivering", "1")
-	p := newPage(t, desktop)
-	p.open(o.URL("/ops"))
-	p.fill("#id", busy+"\r")
-	for _, text := range []string{busy, "delivering", "COMPLETE", "Accepted", "Verdict", "upstream 200", "Attempt 1", "503", "Next attempt", "in 1 h"} {
-		p.shows(text)
-	}
-	p.is("the timeline is in order", `(() => {
-		const said = [...document.querySelectorAll(".timeline strong")].map((e) => e.textContent);
-		return said[0] === "Accepted" && said.indexOf("Verdict") < said.indexOf("Attempt 1") && said.at(-1) === "Next attempt";
-	})()`)
-	p.click("summary", "Answer")
-	p.shows(markup)
-	p.shows("U+202E")
-	p.unharmed()
-	p.is("the link is its own", `location.hash === "#/tasks/" + %s`, busy)
-	p.reload()
-	p.shows(busy)
-	p.click("a", "All tasks")
-	p.rows(1)
-
-	p.permit("status of 404")
-	p.fill("#id", markup+"\r")
-	p.shows("No such task")
-	p.shows(markup)
-	p.unharmed()
-	eval[int](p, `(location.hash = "#/tasks/%", 0)`) // no escape at all
-	p.is("that is looked for as it stands", `document.getElementById("task-title").textContent === "%"`)
-	p.shows("No such task")
-
-	// A task that changes is shown as it is.
-	id := o.queue()
-	p.open(o.URL("/ops") + "#/tasks/" + id)
-	p.shows("running")
-	p.shows("Started")
-	p.is("the day is said", `document.querySelector(".timeline li").firstElementChild.textContent === new Date().toLocaleDateString(undefined, { weekday: "short", month: "short", day: "numeric" })`)
-	o.release()
-	p.shows("Delivered")
-	p.shows("done")
-}
-
-func TestDashboardShowsQueuesHostsAndSchedules(t *testing.T) {
+func TestDashboardShowsHostsQueuesAndSchedules(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	p := newPage(t, desktop)
 	p.open(o.URL("/ops"))
-	p.shows("No task yet")
 	p.click("#views a", "Hosts")
 	p.shows("No callback is pending")
 	o.fill()
 	p.is("the host of the pending callback is listed", `document.querySelectorAll("#hosts tbody tr").length === 1`)
+	p.shows("Fails for")
+	p.is("why is there", `/503|410/.test(document.querySelector("#hosts .reason").textContent)`)
+	p.click("#hosts button", "Pause")
+	p.shows("Pause this host?")
+	p.click("#ask-yes", "Pause")
+	p.shows("is paused.")
+	p.is("its phrase is Paused", `document.querySelector("#hosts .doing").textContent === "Paused"`)
+	p.click("#hosts button", "Resume")
+	p.is("it is resumed", `document.querySelector("#hosts .doing").textContent.startsWith("Fails for")`)
 	p.click("#hosts a", "127.0.0.1")
 	p.rows(1)
+
 	p.click("#views a", "Queues")
 	p.is("the focus is at the view's head", `document.activeElement.id === "queues-title"`)
-	p.shows("train")
-	p.is("depth, running tasks and workers are shown", `document.querySelector("#queues tbody").innerText.replace(/\s+/g, " ").includes("3 of 100,000 2 2")`)
+	p.is("depth, running tasks and workers are shown", `document.querySelector("#queues tbody").innerText.replace(/\s+/g, " ").includes("3 of 100,000 0 2 with 2 workers here")`)
+	p.shows("Oldest waits for")
+	p.click("#queues button", "Pause")
+	p.click("#ask-yes", "Pause")
+	p.is("its phrase is Paused", `document.querySelector("#queues .doing").textContent === "Paused"`)
+	p.click("#views a", "Overview")
+	p.shows("Queue train is paused, 3 tasks waiting")
+	p.click(".alarms a", "train")
+	p.click("#queues button", "Resume")
+	p.is("it is resumed", `document.querySelector("#queues .doing").textContent !== "Paused"`)
+
 	p.click("#views a", "Schedules")
 	p.shows("30 2 * * * Europe/Paris")
 	p.shows("POST /train/nightly")
-	p.is("the next run is in the future", `/^in [0-9]+ (h|min|s)$/.test(document.querySelector("#schedules time").textContent)`)
+	p.is("the next run is in the future", `/in [0-9]+ (h|min|s)$/.test(document.querySelector("#schedules .when").textContent)`)
+	p.click("#schedules button", "Run now")
+	p.shows("Run this schedule now?")
+	p.click("#ask-yes", "Run now")
+	p.shows("was added to the queue train.")
+	o.until("queued", "4")
 	p.click("#views a", "Queues")
 	p.click("#queues a", "train")
-	p.rows(5)
-	p.is("the tab says so", `document.title === "Tasks – Callback dashboard"`)
+	p.rows(6)
+	p.is("the tab says so", `document.title === "Tasks – Callbacks"`)
 }
 
 func TestDashboardSaysThatTheConnectionIsLostAndConnectsAgain(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	p := newPage(t, look{phone, "dark"})
-	p.open(o.URL("/ops"))
+	p.open(o.URL("/ops") + "#/tasks")
 	p.shows("Live")
 	p.permit("net::ERR_") // it is provoked
 	p.permit("status of 503")

@@ -252,13 +252,15 @@ func (p *tab) click(selector, text string) {
 	p.t.Helper()
 	p.is(fmt.Sprintf("there is %s %q", selector, text), "Boolean("+element+")", selector, text)
 	at := eval[struct{ X, Y float64 }](p, `(async () => {
-		const e = `+element+`;
+		const find = () => `+element+`;
+		let e = find();
 		e.scrollIntoView({ block: "center", behavior: "instant" });
 		// What is still moving is clicked beside.
 		let box;
-		for (let before; !before || before.x !== box.x || before.y !== box.y;) {
+		for (let before; !before || !box || before.x !== box.x || before.y !== box.y;) {
 			before = box;
 			await new Promise((next) => setTimeout(next, 50));
+			if (!e.isConnected) e = find() ?? e; // it was drawn anew
 			box = e.getClientRects()[0];
 		}
 		const X = box.x + box.width / 2, Y = box.y + box.height / 2;

@@ -1,134 +1,175 @@
-// What the page asks of the API, and what it asks before.
-
-// With the origin: a path of "//evil.example/" alone would name another host.
-const api = location.origin + location.pathname.replace(/\/+$/, "") + "/api/";
-
-// call returns what the API answers, and throws what it says went wrong.
-const call = async (path, { method = "GET", signal } = {}) => {
-	let answer;
-	try {
-		answer = await fetch(api + path, { method, signal, headers: { Accept: "application/json" } });
-	} catch (problem) {
-		if (problem.name === "AbortError") throw problem;
-		throw new Error("The server cannot be reached.");
-	}
-	const text = await answer.text();
-	let said;
-	try {
-		said = JSON.parse(text);
-	} catch {
-		if (answer.ok && text) throw new Error("The server's answer is no JSON.");
-	}
-	if (!answer.ok) {
-		const problem = new Error(said?.detail ?? said?.error ?? (text.slice(0, 300) || `The server answered ${answer.status}.`));
-		problem.status = answer.status;
-		throw problem;
-	}
-	return said;
-};
-
-// tell shows the outcome of something, or takes it away.
-const tell = (id, text) => {
-	byID(id).replaceChildren(...(text ? [marked(text)] : []));
-	byID(id).hidden = !text;
-};
+// What can be done to tasks: to one, to those that are selected, and to all that
+// match a filter.
 
 const verbs = {
-	redeliver: { name: "Redeliver", done: "redelivered", keep: "Not now", from: ["dead", "done"] },
-	cancel: { name: "Cancel", done: "canceled", keep: "Keep", from: ["queued", "running"] },
-	purge: { name: "Purge", done: "purged", keep: "Keep", from: ["done", "dead"] },
+	__proto__: null,
+	retry: {
+		name: "Retry now", many: "Retry now", done: "will be retried now", from: ["delivering"],
+		says: "The next attempt is made at once instead of at its time. Later attempts keep to the retry schedule.",
+		question: (what) => `Retry ${what} now?`,
+	},
+	stop: {
+		name: "Stop retrying", many: "Stop retrying", done: "stopped", from: ["delivering"], grave: true,
+		says: "No further attempt is made and the task is dead. It can be redelivered later.",
+		question: (what) => `Stop retrying ${what}?`,
+	},
+	redeliver: {
+		name: "Redeliver…", many: "Redeliver", done: "redelivered", from: ["done", "dead"],
+		says: "The callback is posted again, to the same URL or to another one. Its attempts are counted anew.",
+		question: (what) => `Redeliver ${what}?`,
+	},
+	cancel: {
+		name: "Cancel task", many: "Cancel", done: "canceled", from: ["queued", "running"], grave: true,
+		says: "A queued task does not start, a running one is interrupted. The callback says FAILED.",
+		question: (what) => `Cancel ${what}?`,
+	},
+	delete: {
+		name: "Delete", many: "Delete", done: "deleted", from: ["done", "dead"], grave: true,
+		says: "The task, its result and its attempts are removed. This cannot be undone.",
+		question: (what) => `Delete ${what}?`,
+	},
 };
 
-const consequences = {
-	redeliver: "The callback is posted again, with its attempts counted anew.",
-	cancel: "What waits is not run, what runs is stopped. The callback says FAILED.",
-	purge: "Nothing of it is left. This cannot be undone.",
-};
+const verbsFor = (state) => Object.keys(verbs).filter((verb) => verbs[verb].from.includes(state));
 
-// ask shows a dialog and runs what was confirmed, which may say how far it is and
-// must end soon when its signal is aborted. The dialog closes when that has ended.
-const ask = ({ title, text, yes, no, run }) => {
-	const dialog = byID("ask");
-	const ending = new AbortController();
-	byID("ask-title").replaceChildren(title);
-	byID("ask-text").replaceChildren(...text);
-	byID("ask-yes").replaceChildren(yes);
-	byID("ask-yes").hidden = false;
-	byID("ask-no").replaceChildren(no);
-	byID("ask-progress").textContent = "";
-	byID("ask-no").onclick = () => dialog.close();
-	dialog.onclose = () => { if (!dialog.open) ending.abort(); }; // open: it is about a question before
-	byID("ask-yes").onclick = async () => {
-		byID("ask-no").replaceChildren("Stop");
-		byID("ask-no").focus(); // before the button that has the focus goes
-		byID("ask-yes").hidden = true;
-		tell("problem", "");
-		try {
-			tell("done", await run((progress) => { byID("ask-progress").textContent = progress; }, ending.signal));
-		} catch (problem) {
-			if (problem.name !== "AbortError") tell("problem", problem.message);
-		}
-		dialog.close();
-	};
-	dialog.showModal();
-	byID("ask-no").focus(); // the harmless one
-};
+const actOn = (verb, id, body) => (verb === "delete"
+	? call(at("tasks", id), { method: "DELETE" })
+	: post(at("tasks", id, verb), body));
 
-// act asks for one task and does it. after is called when it is done.
-const act = (verb, id, after) => {
-	const { name, done, keep } = verbs[verb];
-	ask({
-		title: `${name} this task?`,
-		text: [element("p", "id", marked(id)), element("p", "", consequences[verb])],
-		yes: name,
-		no: keep,
+// actOnOne asks for one task and does it. after is called when it is done.
+const actOnOne = (verb, task, after) => {
+	const { name, done, says, question, grave } = verbs[verb];
+	const url = verb === "redeliver" ? urlField(task.callback_url ?? task.callback_host) : undefined;
+	confirmed({
+		title: question("this task"),
+		text: [element("p", "id", marked(task.task_id)), element("p", "", says), ...(url ? [url] : [])],
+		yes: name.replace("…", ""),
+		no: "Not now",
+		grave,
 		run: async () => {
-			const task = `tasks/${encodeURIComponent(id)}`;
-			await (verb === "purge" ? call(task, { method: "DELETE" }) : call(`${task}/${verb}`, { method: "POST" }));
+			const other = url?.querySelector("input").value.trim();
+			await actOn(verb, task.task_id, other ? { url: other } : undefined);
 			after();
-			return `Task ${id} was ${done}.`;
+			return `Task ${shortID(task.task_id)} ${done}.`;
 		},
 	});
 };
 
-// actOnAll does it for every task that matches. The API takes them in parts.
-const actOnAll = (verb, filters, number, after) => {
-	const { name, done, keep } = verbs[verb];
-	const said = filters.map(([key, value]) => [filterNames[key] ?? key, value]);
-	ask({
-		title: number === undefined ? `${name} every task that matches?` : `${name} ${plural(number, "task")}?`,
+// urlField asks for a URL in place of the callback's, whose query is not shown: it may
+// hold a secret.
+const urlField = (known) => {
+	const field = element("input", "");
+	field.id = "redeliver-url";
+	field.type = "url";
+	field.placeholder = "The same URL as before";
+	field.autocomplete = "off";
+	const label = element("label", "", "URL");
+	label.htmlFor = field.id;
+	return element("p", "field", label, field, element("small", "", "Leave it empty to post to ", known ? marked(known) : "the same receiver", " again."));
+};
+
+// A selection is { ids } or { filters }: [name, value] pairs that a query has.
+const ask1000 = 1000; // IDs in one request
+
+// parts are the requests that a selection takes: its query and body.
+const parts = (selection) => {
+	if (!selection.ids) return [{ query: new URLSearchParams(selection.filters), body: undefined }];
+	const made = [];
+	for (let i = 0; i < selection.ids.length; i += ask1000) {
+		made.push({ query: new URLSearchParams(), body: { ids: selection.ids.slice(i, i + ask1000) } });
+	}
+	return made;
+};
+
+// inParts does a verb, or with dryRun only counts. The API answers for a part of
+// the tasks at a time. most bounds how many answers are waited for.
+const inParts = async (verb, selection, { dryRun, signal, progress, most = Infinity }) => {
+	const total = { matched: 0, changed: 0, failed: 0, reason: "", whole: true };
+	let answers = 0;
+	for (const { query, body } of parts(selection)) {
+		if (dryRun) query.set("dry_run", "true");
+		for (let more = true; more && !signal?.aborted; answers++) {
+			if (answers >= most) return { ...total, whole: false };
+			const part = await post(`tasks/${verb}?${query}`, body, dryRun ? signal : undefined);
+			total.matched += part.matched ?? 0;
+			total.changed += part.changed ?? 0;
+			total.failed += part.failed ?? 0;
+			total.reason ||= part.reason ?? "";
+			progress?.(total);
+			more = Boolean(part.next);
+			if (more) query.set("after", part.next);
+		}
+	}
+	return total;
+};
+
+const mostCounted = 20; // answers that a count waits for
+
+// actOnMany counts first, so that the question says how many tasks it is about.
+const actOnMany = async (verb, selection, after) => {
+	const { many, done, says, question, grave } = verbs[verb];
+	report("");
+	let count;
+	try {
+		count = await inParts(verb, selection, { dryRun: true, most: mostCounted });
+	} catch (problem) {
+		report(problem.message);
+		return;
+	}
+	const able = count.matched - count.failed;
+	const what = `${count.whole ? "" : "more than "}${plural(able, "task")}`;
+	const chosen = selection.ids ? plural(selection.ids.length, "selected task") : undefined;
+	if (!able) {
+		report(`${many}: it applies to none of the ${chosen ?? "tasks that match"}.${count.reason ? ` ${sentence(count.reason)}` : ""}`);
+		return;
+	}
+	const left = selection.ids ? selection.ids.length - able : count.failed;
+	confirmed({
+		title: question(what),
 		text: [
-			element("p", "", "Every task with:"),
-			element("dl", "facts", ...said.map(([key, value]) => element("div", "", element("dt", "", key), element("dd", "", marked(value))))),
-			element("p", "", consequences[verb]),
+			...(selection.ids ? [] : [element("p", "", "Every task with:"), filtersOf(selection.filters)]),
+			...(left > 0 ? [element("p", "", `It does not apply to ${number(left)} of them.`)] : []),
+			element("p", "", says),
 		],
-		yes: number === undefined ? `${name} all` : `${name} ${number.toLocaleString("en")}`,
-		no: keep,
+		yes: `${many}: ${count.whole ? number(able) : "all"}`,
+		no: "Not now",
+		grave,
 		run: async (progress, signal) => {
-			const total = { changed: 0, failed: 0, reason: "" };
-			const query = new URLSearchParams(filters);
-			const outcome = () => `${plural(total.changed, "task")} ${done}${total.failed ? `, ${total.failed.toLocaleString("en")} not: ${total.reason}` : ""}`;
-			for (let more = true; more && !signal.aborted;) {
-				const part = await call(`tasks/${verb === "purge" ? "delete" : verb}?${query}`, { method: "POST" });
-				total.changed += part.changed ?? 0;
-				total.failed += part.failed ?? 0;
-				total.reason ||= part.reason;
-				progress(`${outcome()} so far`);
-				more = Boolean(part.next);
-				if (more) query.set("after", part.next);
-			}
+			const said = (total) => `${plural(total.changed, "task")} ${done}${total.failed ? `, ${number(total.failed)} not: ${total.reason}` : ""}`;
+			const total = await inParts(verb, selection, { signal, progress: (so) => progress(`${said(so)} so far`) });
 			after();
-			return `${outcome()}${signal.aborted ? ", then stopped" : ""}.`;
+			return `${said(total)}${signal.aborted ? ", then stopped" : ""}.`;
 		},
 	});
 };
 
-// buttonsFor makes a button for each verb that fits a state.
-const buttonsFor = (state, label, press) => Object.keys(verbs)
-	.filter((verb) => verbs[verb].from.includes(state))
-	.map((verb) => {
-		const made = element("button", verb === "purge" || verb === "cancel" ? "quiet grave" : "quiet", label(verbs[verb].name));
-		made.type = "button";
-		made.addEventListener("click", () => press(verb));
-		return made;
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${text.endsWith(".") ? "" : "."}`;
+
+const filtersOf = (filters) => element("dl", "facts", ...filters.map(([name, value]) =>
+	element("div", "", element("dt", "", filterNames[name] ?? name), element("dd", "", marked(value)))));
+
+// pausing makes the button that pauses a queue or a host, or goes on with it.
+const pausing = (kind, name, paused, after) => {
+	const made = button(paused ? "Resume" : "Pause", "quiet", () => {
+		const go = async () => {
+			await post(at(kind, name, paused ? "resume" : "pause"));
+			after();
+			return `${name} is ${paused ? "resumed" : "paused"}.`;
+		};
+		if (paused) {
+			go().then(confirmDone, (problem) => report(problem.message));
+			return;
+		}
+		confirmed({
+			title: kind === "queues" ? "Pause this queue?" : "Pause this host?",
+			text: [element("p", "id", marked(name)), element("p", "", kind === "queues"
+				? "No further task of it starts, on any gateway, until it is resumed. Running tasks end. New ones are accepted."
+				: "No further attempt is made to it, by any gateway, until it is resumed. Its callbacks are kept.")],
+			yes: "Pause",
+			no: "Not now",
+			run: go,
+		});
 	});
+	made.ariaLabel = `${paused ? "Resume" : "Pause"} ${name}`;
+	return made;
+};

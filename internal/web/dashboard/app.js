@@ -1,8 +1,8 @@
-// Where the page is: the fragment of its URL says it, so that a reload, a link
-// and the browser's back button keep the view.
+// Where the page is: the fragment of its URL says it, so that a reload, a link and
+// the browser's back button keep the view.
 
-const sections = ["tasks", "task", "queues", "hosts", "schedules"];
-const again = 2000; // ms until what changes by itself is read again
+const sections = [...views, "task"];
+const again = 2000; // ms until a view is read again
 
 let lastList = "#/tasks"; // to go back to from one task
 let loading = new AbortController();
@@ -18,45 +18,52 @@ const route = () => {
 			return { section: "task", id }; // a percent sign that begins no escape
 		}
 	}
-	if (sections.includes(name) && name !== "task") return { section: name, query };
-	return { section: "tasks", query: "" };
+	return views.includes(name) ? { section: name, query } : { section: "overview" };
 };
 
-// refresh reads anew what the view shows. It is for the reader, not for the
-// clock: what went wrong is said.
+// refresh reads anew what the view shows, and goes on to do so.
 const refresh = async () => {
 	loading.abort();
 	clearTimeout(timer);
 	loading = new AbortController();
 	const { signal } = loading;
-	try {
-		const goesOn = await load(route(), signal);
-		tell("problem", "");
-		if (goesOn) timer = setTimeout(() => { if (!signal.aborted) refresh(); }, again);
-	} catch (problem) {
-		if (signal.aborted) return;
-		tell("problem", problem.message);
-		timer = setTimeout(refresh, 3 * again);
+	let fresh = true; // read from its beginning, not renewed in place
+	for (let goesOn = true; goesOn && !signal.aborted;) {
+		let pause = again;
+		try {
+			if (fresh || !document.hidden) goesOn = await load(route(), signal, fresh);
+			if (signal.aborted) return;
+			report("");
+			fresh = false;
+		} catch (problem) {
+			if (signal.aborted) return;
+			report(problem.message);
+			pause = 3 * again;
+		}
+		await new Promise((next) => { timer = setTimeout(next, pause); });
 	}
 };
 
-// load shows a view and says whether it changes by itself, cheaply enough to be
-// read again and again.
-const load = async ({ section, id, query }, signal) => {
+// load shows a view and says whether it changes by itself.
+const load = async ({ section, id, query }, signal, fresh) => {
 	switch (section) {
+	case "overview":
+		await showNow(signal);
+		return true;
 	case "task":
 		return showTask(id, signal);
 	case "tasks":
 		lastList = location.hash || "#/tasks";
-		await showTasks([...new URLSearchParams(query)].filter(([key, value]) => value && (key in filterNames || key === "after")), signal);
-		return false;
+		if (fresh) await showTasks([...new URLSearchParams(query)].filter(([key, value]) => value && (key in filterNames || key === "after")), signal);
+		else await renewTasks(signal);
+		return true;
 	default:
 		await showList(section, signal);
 		return true;
 	}
 };
 
-const titles = { tasks: "Tasks", task: "Task", queues: "Queues", hosts: "Hosts", schedules: "Schedules" };
+const titles = { overview: "Overview", tasks: "Tasks", task: "Task", queues: "Queues", hosts: "Hosts", schedules: "Schedules" };
 
 let before; // the section that was shown
 
@@ -66,17 +73,19 @@ const go = () => {
 	const view = here.section === "task" ? "tasks" : here.section;
 	for (const tab of byID("views").children) tab.ariaCurrent = tab.hash === `#/${view}` ? "page" : null;
 	// Only a plain ID: a title shows foreign characters as they are.
-	document.title = `${titles[here.section]}${/^[\w-]+$/.test(here.id ?? "") ? " " + here.id : ""} – Callback dashboard`;
-	tell("done", "");
-	tell("problem", "");
+	document.title = `${titles[here.section]}${/^[\w-]+$/.test(here.id ?? "") ? " " + shortID(here.id) : ""} – Callbacks`;
+	confirmDone("");
+	report("");
 	// Who goes to another view by keyboard or screen reader arrives at its head.
 	if (before && before !== here.section) byID(`${here.section}-title`).focus({ preventScroll: true });
 	before = here.section;
 	if (byID("ask").open) byID("ask").close();
+	if (here.section !== "tasks") unfold(false);
+	showCharts();
 	refresh();
 };
 
-// While the engine does not answer the stream is there and says nothing.
+// While the engine does not answer, the stream is there and says nothing.
 const patience = 6000;
 let silence;
 const heard = () => {
@@ -89,20 +98,23 @@ const heard = () => {
 	silence = setTimeout(() => {
 		if (dataset.state !== "live") return;
 		dataset.state = "mute";
-		byID("connection").textContent = "The engine does not answer";
+		byID("connection").textContent = "The store does not answer";
 	}, patience);
 };
 
 const showOverview = (overview) => {
 	heard();
 	counts = overview.tasks ?? {};
-	showNow(overview);
+	latest = overview;
+	hearLatency(overview);
 	showStates();
+	if (!byID("overview").hidden) showFigures(hostsNow, queuesNow);
+	showCharts();
 	byID("node").replaceChildren(...(overview.node ? [marked(overview.node)] : []));
 };
 
-// A page that nobody sees holds no stream: a browser has six connections to a
-// host, and a tab in the background must not take them from the one in front.
+// A page that nobody sees holds no stream: a browser has six connections to a host,
+// and a tab in the background must not take them from the one in front.
 let stop;
 const watch = () => {
 	if (document.hidden) {
@@ -113,18 +125,17 @@ const watch = () => {
 	}
 };
 
-const loadSuggestions = async () => {
-	try {
-		const [queues, hosts] = await Promise.all([call("queues"), call("hosts")]);
-		suggest("queue-names", queues.map((queue) => queue.name));
-		suggest("host-names", hosts.map((host) => host.host));
-	} catch {
-		// They are a help only; whatever is wrong shows elsewhere.
-	}
+const showZone = () => {
+	byID("zone").textContent = zone();
+	showCharts();
 };
-for (const name of ["queue", "host"]) byID(name).addEventListener("focus", loadSuggestions);
+byID("zone").addEventListener("click", () => {
+	showTimes(zone() !== "UTC");
+	showZone();
+});
 
 addEventListener("hashchange", go);
 document.addEventListener("visibilitychange", watch);
+showZone();
 go();
 watch();

@@ -1,33 +1,10 @@
-// Small charts, drawn of numbers only.
-
-const { byID, marked, element, duration, plural, statuses, sign, scrolling, raw, follow } = shared;
+// Charts with axes, drawn of numbers only.
 
 const svg = (name, attributes, ...content) => {
 	const made = document.createElementNS("http://www.w3.org/2000/svg", name);
 	for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
 	made.append(...content);
 	return made;
-};
-
-const chartWidth = 240, chartHeight = 44;
-
-const fewestPoints = 24;
-
-// sparkline draws series of numbers, the newest at the right, on one scale from 0.
-// A few take their part of the width: they are of a short time.
-const sparkline = (series) => {
-	const chart = svg("svg", { class: "spark", viewBox: `0 0 ${chartWidth} ${chartHeight}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-	const highest = Math.max(...series.flatMap((s) => s.values), 0);
-	series.forEach(({ values, tone }, i) => {
-		if (values.length < 2) return;
-		const missing = Math.max(fewestPoints - values.length, 0);
-		const x = (n) => ((n + missing) / (values.length + missing - 1) * chartWidth).toFixed(1);
-		const y = (value) => (chartHeight - 2 - (highest ? value / highest : 0) * (chartHeight - 6)).toFixed(1);
-		const line = values.map((value, n) => `${n ? "L" : "M"}${x(n)} ${y(value)}`).join("");
-		if (i === 0) chart.append(svg("path", { class: `area ${tone}`, d: `${line}L${chartWidth} ${chartHeight}L${x(0)} ${chartHeight}Z` }));
-		chart.append(svg("path", { class: `line ${tone}`, d: line }));
-	});
-	return chart;
 };
 
 // share draws how much of something is taken.
@@ -38,54 +15,138 @@ const share = (taken, of) => {
 		...(part ? [svg("rect", { class: "part", width: Math.max(part * 100, 3).toFixed(1), height: 6, rx: 3 })] : []));
 };
 
-// A rate is an average of the last minute: below one a second, of so many in it.
-const rate = (perSecond = 0) => {
-	if (perSecond < 1) return [number(Math.round(perSecond * 60)), "in the last minute"];
-	return [perSecond < 10 ? String(Number(perSecond.toFixed(1))) : number(Math.round(perSecond)), "per second"];
+// nice returns the smallest of a few round numbers times a power of ten that is n or more.
+const nice = (n) => {
+	const power = 10 ** Math.floor(Math.log10(n));
+	return [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].find((step) => step * power >= n * 0.999) * power;
 };
-const briefRate = (perSecond) => rate(perSecond).join(" ").replace(" in the last minute", "").replace(" per second", "/s");
 
-const number = (n) => (n ?? 0).toLocaleString("en");
+const chartHeight = 168, margin = { top: 12, right: 12, bottom: 24, left: 58 };
+const gridLines = 4;
 
-const milliseconds = (ms) => (ms === undefined || ms === null ? "–" : duration(ms < 10 ? Number(ms.toFixed(1)) : Math.round(ms)));
+const clockText = (time, seconds) => stamp(new Date(time).toISOString()).textContent.slice(11, seconds ? 19 : 16);
 
-// tile is a figure with its chart. Its parts are changed in place, so that
-// nothing jumps; a screen reader that comes to it reads the figure as it is then.
-const tile = (title) => {
-	const figure = element("p", "figure"), notes = element("p", "under"), chart = element("div", "chart");
-	byID("now").append(element("div", "tile", element("h2", "", title), figure, chart, notes));
-	return ([text, unit], under, series) => {
-		figure.replaceChildren(text, " ", element("small", "", unit));
-		notes.textContent = under;
-		chart.replaceChildren(sparkline(series));
+// newChart makes a chart. Its series are { name, tone, values } of the same times.
+const newChart = (title, unit, format) => {
+	const place = element("div", "plot");
+	const legend = element("p", "legend");
+	const heading = element("h4", "", title, " ", element("small", "", unit));
+	byID("charts").append(element("figure", "chart", element("figcaption", "", heading, legend), place));
+	const chart = { title, unit, format, place, legend, at: undefined, times: [], series: [] };
+	scrolling(place, title);
+	place.addEventListener("pointermove", (event) => point(chart, nearest(chart, event.clientX - place.getBoundingClientRect().left)));
+	place.addEventListener("pointerleave", () => point(chart, undefined));
+	place.addEventListener("blur", () => point(chart, undefined));
+	place.addEventListener("keydown", (event) => {
+		const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+		if (!by || !chart.times.length) return;
+		event.preventDefault();
+		const last = chart.times.length - 1;
+		point(chart, Math.min(Math.max((chart.at ?? last + (by < 0 ? 1 : 0)) + by, 0), last));
+	});
+	new ResizeObserver(() => draw(chart)).observe(place);
+	return chart;
+};
+
+const across = (chart, i) => margin.left + (chart.times.length > 1 ? i / (chart.times.length - 1) : 0) * (chart.place.clientWidth - margin.left - margin.right);
+
+const nearest = (chart, x) => {
+	if (chart.times.length < 2) return undefined;
+	const inner = chart.place.clientWidth - margin.left - margin.right;
+	return Math.min(Math.max(Math.round((x - margin.left) / inner * (chart.times.length - 1)), 0), chart.times.length - 1);
+};
+
+const point = (chart, i) => {
+	if (chart.at === i) return;
+	chart.at = i;
+	draw(chart);
+};
+
+const setChart = (chart, times, series) => {
+	chart.times = times;
+	chart.series = series;
+	if (chart.at >= times.length) chart.at = undefined;
+	const key = series.map((s) => s.name).join();
+	if (chart.legend.dataset.key !== key) {
+		chart.legend.dataset.key = key;
+		chart.legend.replaceChildren(...series.map((s) => element("span", s.tone, element("i", ""), s.name)));
+	}
+	draw(chart);
+};
+
+const draw = (chart) => {
+	const { place, times, series, format } = chart;
+	const width = place.clientWidth;
+	if (!width) return; // the view is not shown
+	const highest = Math.max(...series.flatMap((s) => s.values.filter((v) => v !== null)), 0);
+	const step = nice((highest || gridLines) / gridLines), top = step * gridLines;
+	const bottom = chartHeight - margin.bottom;
+	const y = (value) => bottom - value / top * (bottom - margin.top);
+	const parts = [];
+	for (let i = 0; i <= gridLines; i++) {
+		parts.push(svg("line", { class: "rule", x1: margin.left, x2: width - margin.right, y1: y(i * step), y2: y(i * step) }),
+			svg("text", { class: "tick", x: margin.left - 8, y: y(i * step) + 4, "text-anchor": "end" }, format(i * step)));
+	}
+	parts.push(...timeTicks(chart, bottom));
+	series.forEach((s, n) => parts.push(...lineOf(chart, s, y, bottom, n === 0)));
+	if (!highest) parts.push(svg("text", { class: "quiet-note", x: (width + margin.left) / 2, y: bottom / 2 + 8, "text-anchor": "middle" }, "Nothing in this time"));
+	if (chart.at !== undefined && times.length > 1) parts.push(...tooltip(chart, y, bottom));
+	place.replaceChildren(svg("svg", { width, height: chartHeight, viewBox: `0 0 ${width} ${chartHeight}`, "aria-hidden": "true" }, ...parts));
+	place.ariaLabel = spoken(chart);
+};
+
+// timeTicks writes the time below the chart, as often as there is room.
+const timeTicks = ({ place, times }, bottom) => {
+	if (times.length < 2) return [];
+	const inner = place.clientWidth - margin.left - margin.right;
+	const between = Math.max(2, Math.min(6, Math.floor(inner / 80)));
+	const seconds = times.at(-1) - times[0] < 5 * 60e3;
+	return Array.from({ length: between + 1 }, (_, i) => {
+		const time = times[0] + (times.at(-1) - times[0]) * i / between;
+		const anchor = i === 0 ? "start" : i === between ? "end" : "middle";
+		return svg("text", { class: "tick", x: margin.left + inner * i / between, y: bottom + 18, "text-anchor": anchor }, clockText(time, seconds));
+	});
+};
+
+// lineOf draws a series; a null is a gap.
+const lineOf = (chart, { values, tone }, y, bottom, filled) => {
+	const made = [];
+	let run = [];
+	const end = () => {
+		if (run.length) {
+			const line = run.map(([x, v], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${v.toFixed(1)}`).join("");
+			if (filled) made.push(svg("path", { class: `area ${tone}`, d: `${line}L${run.at(-1)[0].toFixed(1)} ${bottom}L${run[0][0].toFixed(1)} ${bottom}Z` }));
+			made.push(svg("path", { class: `line ${tone}`, d: line }));
+		}
+		run = [];
 	};
+	values.forEach((value, i) => {
+		if (value === null) end();
+		else run.push([across(chart, i), y(value)]);
+	});
+	end();
+	return made;
 };
 
-const tiles = {
-	accepted: tile("Accepted"),
-	delivered: tile("Delivered"),
-	failed: tile("Failed"),
-	latency: tile("Latency"),
+const tooltip = (chart, y, bottom) => {
+	const { at: i, times, series, place, format } = chart;
+	const x = across(chart, i);
+	const lines = [clockText(times[i], true), ...series.map((s) => `${s.name} ${s.values[i] === null ? "–" : format(s.values[i])}`)];
+	const wide = Math.max(...lines.map((line) => line.length)) * 6.6 + 20, high = lines.length * 17 + 11;
+	const left = x + 12 + wide > place.clientWidth ? x - 12 - wide : x + 12;
+	return [
+		svg("line", { class: "cross", x1: x, x2: x, y1: margin.top, y2: bottom }),
+		...series.filter((s) => s.values[i] !== null).map((s) => svg("circle", { class: `spot ${s.tone}`, cx: x, cy: y(s.values[i]), r: 3.5 })),
+		svg("g", { class: "tip" },
+			svg("rect", { x: left, y: margin.top, width: wide, height: high, rx: 6 }),
+			...lines.map((line, n) => svg("text", { x: left + 10, y: margin.top + 19 + n * 17, class: n ? "" : "strong" }, line))),
+	];
 };
 
-// The API has no history of latencies: it is what this page has seen.
-const latencies = [];
-const latenciesKept = 120;
-
-const showNow = (overview) => {
-	const { rates = {}, latency = {}, history = [] } = overview;
-	// A gateway that has just been started has a long line of nothing.
-	const begin = history.findIndex((point) => point.accepted || point.delivered || point.failed || point.timed_out);
-	const past = history.slice(Math.max(0, begin < 0 ? 0 : Math.min(begin - 1, history.length - fewestPoints)));
-	const of = (name) => past.map((point) => point[name] ?? 0);
-	latencies.push([latency.delivery_p50_ms ?? 0, latency.delivery_p95_ms ?? 0]);
-	if (latencies.length > latenciesKept) latencies.shift();
-	tiles.accepted(rate(rates.accepted), `${briefRate(rates.completed)} completed`, [{ tone: "plain", values: of("accepted") }]);
-	tiles.delivered(rate(rates.delivered), `${briefRate(rates.attempts_failed)} attempts failed`, [{ tone: "good", values: of("delivered") }]);
-	tiles.failed(rate((rates.failed ?? 0) + (rates.timed_out ?? 0)), `${briefRate(rates.timed_out)} timed out`,
-		[{ tone: "bad", values: past.map((point) => (point.failed ?? 0) + (point.timed_out ?? 0)) }]);
-	const { task_p50_ms: task, task_p95_ms: slowTask, delivery_p50_ms: callback, delivery_p95_ms: slow } = latency;
-	tiles.latency([milliseconds(callback), "median of callbacks"],
-		[callback != null && `p95 ${milliseconds(slow)}`, task != null && `tasks ${milliseconds(task)}, p95 ${milliseconds(slowTask)}`].filter(Boolean).join(" · ") || "none in the last minute",
-		[{ tone: "late", values: latencies.map((l) => l[1]) }, { tone: "plain", values: latencies.map((l) => l[0]) }]);
+// spoken is what a screen reader says of a chart: its latest values, or those that
+// are pointed at.
+const spoken = ({ title, unit, at: i, times, series, format }) => {
+	const n = i ?? times.length - 1;
+	if (n < 0) return `${title}: nothing yet`;
+	return `${title}, ${unit}, at ${clockText(times[n], true)}: ${series.map((s) => `${s.name} ${s.values[n] === null ? "nothing" : format(s.values[n])}`).join(", ")}`;
 };

@@ -1,128 +1,95 @@
-// Tables, and those of queues, hosts and schedules.
+// Hosts, queues and schedules, the worst first.
 
-const timeOf = (at) => {
-	const made = element("time", "");
-	made.dateTime = at;
-	made.title = new Date(at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "long" });
-	made.textContent = since(at);
-	return made;
+// worseHost orders hosts: those that fail, by how much is pending, then those that are
+// paused.
+const worseHost = (a, b) => rankOf(b) - rankOf(a) || b.pending - a.pending || a.host.localeCompare(b.host);
+const rankOf = (host) => (host.failures > 0 ? 2 : 0) + (host.paused ? 1 : 0);
+
+const hostReason = ({ last_status: code, last_error: error = "" }) => (code && !error.includes(String(code)) ? `${code} ${error}` : error);
+
+const hostPhrase = (host) => {
+	if (host.paused) return doing("late", "Paused");
+	if (host.failures > 0) return host.failing_since ? doing("bad", "Fails for", forHow(host.failing_since)) : doing("bad", "Fails");
+	return host.in_flight > 0 ? doing("busy", "Delivering") : doing("good", "Works");
 };
 
-const since = (at) => {
-	const ms = Date.now() - Date.parse(at);
-	if (Number.isNaN(ms)) return "–";
-	if (ms < -1000) return `in ${span(-ms)}`;
-	return ms < 1000 ? "now" : `${span(ms)} ago`;
+const queuePhrase = (queue) => {
+	if (queue.paused) return doing("late", "Paused");
+	if (queue.max_queued && queue.queued >= queue.max_queued) return doing("bad", "Full");
+	if (!queue.queued) return queue.running ? doing("busy", "Running") : doing("good", "Idle");
+	return queue.oldest ? doing("busy", "Oldest waits for", forHow(queue.oldest)) : doing("busy", "Waiting");
 };
-
-const shortly = (at) => new Date(at).toLocaleString(undefined, { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" });
-
-// span is a duration to be read at a glance.
-const span = (ms) => {
-	const seconds = ms / 1000;
-	if (seconds < 60) return `${Math.floor(seconds)} s`;
-	if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
-	if (seconds < 48 * 3600) return `${Math.floor(seconds / 3600)} h`;
-	return `${Math.floor(seconds / 86400)} days`;
-};
-
-setInterval(() => {
-	for (const shown of document.querySelectorAll("time")) {
-		const text = since(shown.dateTime);
-		if (shown.textContent !== text) shown.textContent = text;
-	}
-}, 1000);
-
-const link = (text, href) => {
-	const made = element("a", "", text);
-	made.href = href;
-	return made;
-};
-
-const tasksWith = (filters) => "#/tasks?" + new URLSearchParams(filters);
-
-// tableOf makes a table, which a phone shows as cards: each cell knows its
-// column's name. A column is [name, cell of a row, class].
-const tableOf = (title, columns, rows) => {
-	const table = element("table", "grid");
-	table.append(element("caption", "unseen", title));
-	const head = table.createTHead().insertRow();
-	for (const [name] of columns) {
-		const made = element("th", "", name);
-		made.scope = "col";
-		head.append(made);
-	}
-	const body = table.createTBody();
-	for (const row of rows) {
-		const made = body.insertRow();
-		columns.forEach(([name, cell, className], i) => {
-			const content = cell(row) ?? "–";
-			const at = element(i ? "td" : "th", className ?? "", ...(Array.isArray(content) ? content : [content]));
-			if (!i) at.scope = "row";
-			at.dataset.name = name;
-			made.append(at);
-		});
-	}
-	return table;
-};
-
-// replaceTable puts a table in place of the one before it. A link that has the
-// focus keeps it; if it is gone, the head of its section gets it.
-const replaceTable = (place, made, head) => {
-	const focused = place.contains(document.activeElement) ? document.activeElement.hash : undefined;
-	place.replaceChildren(made);
-	if (focused) (place.querySelector(`a[href="${CSS.escape(focused)}"]`) ?? byID(head)).focus();
-};
-
-const emptyList = (title, ...hint) => element("div", "empty", element("p", "empty-title", title), element("p", "", ...hint));
 
 const lists = {
-	queues: {
-		title: "Queues, with what waits and what runs",
-		columns: [
-			["Queue", (q) => link(marked(q.name), tasksWith({ queue: q.name })), "name"],
-			["Waiting", (q) => [link(number(q.queued), tasksWith({ queue: q.name, state: "queued" })), q.max_queued ? element("small", "", ` of ${number(q.max_queued)}`) : "", q.max_queued ? share(q.queued, q.max_queued) : ""], "number"],
-			["Running", (q) => number(q.running), "number"],
-			["Workers here", (q) => (q.workers ? number(q.workers) : "none"), "number"],
-			["Oldest", (q) => q.oldest && timeOf(q.oldest)],
-			["State", (q) => (q.paused ? "paused" : "on")],
-			["Starts at most", (q) => (q.attempts ? number(q.attempts) : undefined), "number"],
-		],
-		empty: ["No queue yet", "A queue is there when a route has ", element("code", "", "task_queue <name>"), "."],
-	},
 	hosts: {
-		title: "Hosts with pending callbacks",
+		title: "Hosts of receivers, the worst first",
+		order: worseHost,
+		keyOf: (host) => host.host,
 		columns: [
-			["Host", (h) => link(marked(h.host), tasksWith({ host: h.host, state: "delivering" })), "name"],
-			["Pending", (h) => number(h.pending), "number"],
-			["In flight", (h) => number(h.in_flight), "number"],
-			["Next attempt", (h) => h.next_attempt_at && timeOf(h.next_attempt_at)],
-			["Failing since", (h) => h.failing_since && [timeOf(h.failing_since), element("small", "when", plural(h.failures, "attempt"))]],
-			["Last error", (h) => (h.last_error || h.last_status) && marked([h.last_status, h.last_error].filter(Boolean).join(" "))],
-			["Deliveries", (h) => (h.paused ? "paused" : "on")],
+			{ name: "Host", className: "name", cell: (h) => link(marked(h.host), tasksWith({ host: h.host, state: "delivering" })) },
+			{ name: "Status", className: "doing-cell", cell: (h) => [hostPhrase(h), hostReason(h) && h.failures > 0 ? element("small", "reason", marked(hostReason(h))) : ""] },
+			{ name: "Pending", className: "number", cell: (h) => number(h.pending) },
+			{ name: "In flight", className: "number", cell: (h) => number(h.in_flight) },
+			{ name: "Failed attempts in a row", className: "number", cell: (h) => number(h.failures) },
+			{ name: "Failing since", className: "time", cell: (h) => h.failing_since && timeOf(h.failing_since) },
+			{ name: "Next attempt", className: "time", cell: (h) => h.next_attempt_at && timeOf(h.next_attempt_at) },
+			{ name: "Action", className: "act", unseen: true, cell: (h) => pausing("hosts", h.host, h.paused, refresh) },
 		],
 		empty: ["No callback is pending", "A host is listed while callbacks to it are pending, while it fails, and while it is paused."],
 	},
-	schedules: {
-		title: "Schedules, with their last and next run",
+	queues: {
+		title: "Queues, the longest wait first",
+		order: (a, b) => Number(b.paused) - Number(a.paused) || (a.oldest ?? "z").localeCompare(b.oldest ?? "z") || a.name.localeCompare(b.name),
+		keyOf: (queue) => queue.name,
 		columns: [
-			["Queue", (s) => link(marked(s.queue), tasksWith({ queue: s.queue })), "name"],
-			["Schedule", (s) => marked([s.schedule, s.timezone].filter(Boolean).join(" ")), "code"],
-			["Request", (s) => marked(`${s.method} ${s.uri}`), "code"],
-			["Last run", (s) => s.last_run && [timeOf(s.last_run), element("small", "when", shortly(s.last_run))]],
-			["Next run", (s) => s.next_run && [timeOf(s.next_run), element("small", "when", shortly(s.next_run))]],
+			{ name: "Queue", className: "name", cell: (q) => link(marked(q.name), tasksWith({ queue: q.name })) },
+			{ name: "Status", className: "doing-cell", cell: queuePhrase },
+			{
+				name: "Waiting", className: "number", cell: (q) => [link(number(q.queued), tasksWith({ queue: q.name, state: "queued" })),
+					q.max_queued ? element("small", "", ` of ${number(q.max_queued)}`) : "", q.max_queued ? share(q.queued, q.max_queued) : ""],
+			},
+			{ name: "Delayed", className: "number", cell: (q) => number(q.delayed) },
+			{ name: "Running", className: "number", cell: (q) => [number(q.running), element("small", "", ` ${q.workers ? `with ${plural(q.workers, "worker")} here` : "none here"}`)] },
+			{ name: "Oldest", className: "time", cell: (q) => q.oldest && timeOf(q.oldest) },
+			{ name: "Action", className: "act", unseen: true, cell: (q) => pausing("queues", q.name, q.paused, refresh) },
+		],
+		empty: ["No queue yet", "A queue is there when a route has ", element("code", "", "task_queue <name>"), "."],
+	},
+	schedules: {
+		title: "Schedules, the next run first",
+		order: (a, b) => (a.next_run ?? "z").localeCompare(b.next_run ?? "z"),
+		keyOf: (schedule) => schedule.id ?? JSON.stringify([schedule.queue, schedule.schedule, schedule.timezone, schedule.uri]),
+		columns: [
+			{ name: "Schedule", className: "code", cell: (s) => marked([s.schedule, s.timezone].filter(Boolean).join(" ")) },
+			{ name: "Queue", className: "name", cell: (s) => link(marked(s.queue), tasksWith({ queue: s.queue })) },
+			{ name: "Request", className: "code", cell: (s) => marked(`${s.method} ${s.uri}`) },
+			{ name: "Last run", className: "time", cell: (s) => s.last_run && timeOf(s.last_run) },
+			{ name: "Next run", className: "time", cell: (s) => s.next_run && timeOf(s.next_run) },
+			{ name: "Action", className: "act", unseen: true, cell: (s) => s.id && runNow(s) },
 		],
 		empty: ["No schedule", "A queue's option ", element("code", "", "schedule <cron>"), " makes a task at every run time."],
 	},
 };
 
-// showList draws a list anew if it has changed.
-const shownLists = {};
+// runNow makes the button that runs a schedule at once.
+const runNow = (schedule) => {
+	const made = button("Run now", "quiet", () => confirmed({
+		title: "Run this schedule now?",
+		text: [element("p", "id", marked(`${schedule.method} ${schedule.uri}`)), element("p", "", "A task is added to the queue ", marked(schedule.queue), ". The next run is not changed.")],
+		yes: "Run now",
+		no: "Not now",
+		run: async () => {
+			const { task_id: id } = await post(at("schedules", schedule.id, "run"));
+			refresh();
+			return `Task ${id} was added to the queue ${schedule.queue}.`;
+		},
+	}));
+	made.ariaLabel = `Run now: ${schedule.method} ${schedule.uri}`;
+	return made;
+};
+
 const showList = async (name, signal) => {
-	const { title, columns, empty } = lists[name];
-	const rows = await call(name, { signal });
-	const text = JSON.stringify(rows);
-	if (shownLists[name] === text) return;
-	shownLists[name] = text;
-	replaceTable(byID(name).querySelector(".rows"), rows.length ? tableOf(title, columns, rows) : emptyList(...empty), `${name}-title`);
+	const { title, columns, empty, order, keyOf } = lists[name];
+	const rows = (await call(name, { signal })).sort(order);
+	drawTable(byID(name).querySelector(".rows"), { title, columns, rows, keyOf, empty: emptyList(...empty), head: `${name}-title` });
 };

@@ -1,10 +1,4 @@
-// One task: what is known of it, its timeline and its attempts.
-
-const events = {
-	accepted: "Accepted", started: "Started", next_start: "Next start", verdict: "Verdict", attempt: "Attempt",
-	next_attempt: "Next attempt", redelivered: "Redelivered by hand", delivered: "Delivered", dead: "Given up",
-};
-const eventTones = { delivered: "good", dead: "bad", next_attempt: "late", next_start: "late" };
+// One task: how it is doing, what can be done, what was sent and answered.
 
 let shownTask; // the document on the page, as text: it is drawn anew only if it has changed
 
@@ -17,13 +11,15 @@ const showTask = async (id, signal) => {
 	byID("back").href = lastList;
 	let task;
 	try {
-		task = await call("tasks/" + encodeURIComponent(id), { signal });
+		task = await call(at("tasks", id), { signal });
 	} catch (problem) {
 		if (problem.status !== 404 && problem.status !== 400) throw problem;
 		shownTask = undefined;
-		byID("document").replaceChildren(emptyList("No such task", "Ended tasks are forgotten after a while. Look whether the ID is whole: ", marked(id)));
+		byID("copy-id").hidden = true;
+		byID("document").replaceChildren(emptyList("No such task", "Finished tasks are removed after a while. Check that the ID is complete: ", marked(id)));
 		return false;
 	}
+	byID("copy-id").hidden = false;
 	const text = JSON.stringify(task);
 	if (text !== shownTask) {
 		shownTask = text;
@@ -36,86 +32,79 @@ const sameTask = (id) => shownTask !== undefined && JSON.parse(shownTask).task_i
 
 const drawTask = (task) => {
 	// What was opened stays open, and what had the focus has it.
-	const open = [...byID("document").querySelectorAll("details")].map((details) => details.open);
-	const focused = byID("document").contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-	const buttons = element("p", "bulk", ...buttonsFor(task.state, (name) => `${name}…`, (verb) => act(verb, task.task_id, refresh)));
-	for (const button of buttons.children) button.dataset.key = button.textContent;
-	byID("document").replaceChildren(
-		element("div", "verdicts", chip(task), verdict(task) ?? "", buttons),
-		...(task.error ? [element("p", "failure", marked(task.error))] : []),
-		factsOf(task),
-		element("h3", "", "Timeline"),
-		timelineOf(task),
+	const place = byID("document");
+	const open = new Set([...place.querySelectorAll("details[open] > summary")].map((summary) => summary.dataset.key));
+	const focused = place.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+	const scrolled = place.querySelector(".sideways")?.scrollLeft;
+	const callback = place.querySelector("#callback");
+	const reason = reasonOf(task);
+	const attempts = task.attempts ?? [];
+	place.replaceChildren(
+		element("div", "verdicts", phrase(task), ...(task.status ? [verdictOf(task)] : []), ...(reason ? [element("p", "wrong", marked(reason))] : [])),
+		actionsOf(task),
+		section("Task", factsOf(task)),
+		...(attempts.length ? [section(plural(attempts.length, "attempt"), attemptsOf(attempts))] : []),
+		...(task.callback_host && task.status ? [callback ?? callbackSection(task)] : []),
+		section("Timeline", timelineOf(task)),
 	);
-	byID("document").querySelectorAll("details").forEach((details, i) => { details.open = open[i] ?? details.open; });
-	if (focused) (byID("document").querySelector(`[data-key="${CSS.escape(focused)}"]`) ?? byID("task-title")).focus();
+	for (const summary of place.querySelectorAll("details > summary")) if (open.has(summary.dataset.key)) summary.parentElement.open = true;
+	if (scrolled) place.querySelector(".sideways").scrollLeft = scrolled;
+	if (focused) (place.querySelector(`[data-key="${CSS.escape(focused)}"]`) ?? byID("task-title")).focus({ preventScroll: true });
 };
+
+const section = (title, ...content) => element("section", "part", element("h3", "", title), ...content);
+
+// actionsOf are the buttons, each with what it will do.
+const actionsOf = (task) => element("ul", "actions", ...verbsFor(task.state).filter((verb) => verb !== "redeliver" || task.callback_host).map((verb) => {
+	const { name, says, grave } = verbs[verb];
+	const made = button(name, grave ? "grave" : "", () => actOnOne(verb, task, refresh));
+	made.dataset.key = verb;
+	const exact = verb === "retry" && task.next_attempt_at && Date.parse(task.next_attempt_at) > Date.now()
+		? ["The next attempt, ", since(task.next_attempt_at), ", is made at once instead."] : [says];
+	return element("li", "", made, element("span", "", ...exact));
+}));
 
 const factsOf = (task) => {
 	const made = element("dl", "facts");
-	const fact = (name, value) => {
-		if (value) made.append(element("div", "", element("dt", "", name), element("dd", "", value)));
+	const fact = (name, value, wide) => {
+		if (value) made.append(element("div", wide ? "wide" : "", element("dt", "", name), element("dd", "", ...[value].flat())));
 	};
+	fact("Request", task.path && marked([task.method, task.path].filter(Boolean).join(" ")), true);
+	fact("Callback URL", task.callback_url && marked(task.callback_url), true);
+	fact("Result", task.result && [`${bytes(task.result.size)} `, link("Download", api + at("tasks", task.task_id, "result"))]);
+	fact("Request body", task.request_size > 0 && bytes(task.request_size));
+	fact("Route", task.route && marked(task.route));
 	fact("Queue", task.queue && link(marked(task.queue), tasksWith({ queue: task.queue })));
 	fact("Callback host", task.callback_host && link(marked(task.callback_host), tasksWith({ host: task.callback_host })));
 	fact("Upstream status", task.upstream_status && String(task.upstream_status));
-	fact("Accepted", task.created_at && exactly(task.created_at));
 	fact("Ran for", task.started_at && task.finished_at && duration(Date.parse(task.finished_at) - Date.parse(task.started_at)));
-	fact("Attempts", String(task.attempts?.length ?? 0));
-	fact("Next attempt", task.next_attempt_at && task.state === "delivering" && timeOf(task.next_attempt_at));
+	fact("Accepted", task.created_at && stamp(task.created_at));
+	fact("Verdict at", task.finished_at && stamp(task.finished_at));
+	fact("Delivered", task.delivered_at && stamp(task.delivered_at));
+	fact("Next attempt", task.next_attempt_at && task.state === "delivering" && [stamp(task.next_attempt_at), ", ", since(task.next_attempt_at)], true);
+	fact("Error", task.error && marked(task.error), true);
 	return made;
 };
 
-const exactly = (at) => new Date(at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
-
-const clock = (at) => {
-	const made = element("span", "at", new Date(at).toLocaleTimeString(undefined, { hour12: false }));
-	made.title = at;
-	return made;
+const happenings = {
+	__proto__: null,
+	accepted: "Accepted", started: "Started", next_start: "Next start", verdict: "Verdict", attempt: "Attempt",
+	next_attempt: "Next attempt", redelivered: "Redelivered by hand", delivered: "Delivered", dead: "Given up",
 };
+const happeningTones = { __proto__: null, delivered: "good", dead: "bad", next_attempt: "late", next_start: "late" };
 
-const day = (at) => new Date(at).toLocaleDateString(undefined, { weekday: "short", month: "short", day: "numeric" });
+const timelineOf = (task) => element("ol", "timeline", ...(task.timeline ?? []).map((happening) => {
+	const { at: time, event, start, attempt, status, upstream_status: upstream, duration_ms: ms } = happening;
+	const said = [stamp(time), element("strong", "", happenings[event] ?? marked(event), event === "attempt" ? ` ${attempt}` : "")];
+	const soft = (...text) => said.push(element("span", "soft", ...text));
+	if (start > 1) soft(`start ${start}`);
+	if (status) said.push(element("span", "tag", marked(status)));
+	if (upstream) soft(`upstream ${upstream}`);
+	if (event === "attempt") said.push(outcome(happening), element("span", "soft", milliseconds(ms)));
+	if (Date.parse(time) > Date.now()) said.push(since(time));
+	if (event === "delivered" && task.callback_host) soft(marked(task.callback_host));
+	const tone = event === "attempt" ? (accepted(happening) ? "good" : "bad") : happeningTones[event] ?? "";
+	return element("li", tone, element("p", "event", ...said));
+}));
 
-// timelineOf says the day wherever it is another: retries go on for days.
-const timelineOf = (task) => {
-	const made = element("ol", "timeline");
-	let today;
-	(task.timeline ?? []).forEach((happening, i) => {
-		const item = happening.event === "attempt" ? attemptOf(happening, i) : eventOf(happening, task);
-		if (day(happening.at) !== today) {
-			today = day(happening.at);
-			item.prepend(element("p", "day", today));
-		}
-		made.append(item);
-	});
-	return made;
-};
-
-const eventOf = ({ at, event, start, status, upstream_status: upstream }, task) => {
-	const title = element("strong", "", events[event] ?? marked(event));
-	const parts = [clock(at), title];
-	if (start > 1) parts.push(element("span", "soft", `the ${start}. time`));
-	if (status) parts.push(verdict({ status }));
-	if (upstream) parts.push(element("span", "soft", `upstream ${upstream}`));
-	if (Date.parse(at) > Date.now()) parts.push(timeOf(at));
-	if (event === "delivered" && task.callback_host) parts.push(element("span", "soft", marked(task.callback_host)));
-	return element("li", eventTones[event] ?? statuses[status]?.[0] ?? "", element("p", "event", ...parts));
-};
-
-const attemptOf = ({ at, attempt, status_code: code, duration_ms: ms, error, response }, i) => {
-	const success = code >= 200 && code < 300;
-	const tone = success ? "good" : "bad";
-	const made = element("li", tone, element("p", "event",
-		clock(at),
-		element("strong", "", `Attempt ${attempt}`),
-		element("span", `verdict ${tone}`, sign(success ? "✓" : "✕"), code ? String(code) : "no answer"),
-		element("span", "soft", milliseconds(ms)),
-	));
-	if (error) made.append(element("p", "reason", marked(error)));
-	if (response) {
-		const answer = raw("Answer", "its first bytes", scrolling(element("pre", "long", marked(response)), `Answer to attempt ${attempt}`));
-		answer.firstElementChild.dataset.key = `answer ${i}`;
-		made.append(answer);
-	}
-	return made;
-};
+byID("copy-id").addEventListener("click", () => copy(JSON.parse(shownTask).task_id, byID("copy-id")));

@@ -1,122 +1,175 @@
-// The list of tasks: states, filters, pages, and what is done to all that match.
-
-const filterNames = {
-	__proto__: null, // what is none of these in a URL is not asked for
-	state: "State", queue: "Queue", host: "Callback host", status: "Status",
-	newer_than: "Accepted in the last", older_than: "Accepted before the last",
-};
-const states = ["queued", "running", "delivering", "done", "dead"];
-const capital = (word) => word[0].toUpperCase() + word.slice(1);
-const stateTones = { queued: ["", "◌"], running: ["", "▸"], delivering: ["late", "↗"], done: ["good", "✓"], dead: ["bad", "✕"] };
+// The list of tasks: its states, its pages, and the tasks that are selected.
 
 let counts; // of tasks, by state, as last heard
-let listing = { filters: [], loaded: undefined }; // what is shown, and the count when it was loaded
 
-// showStates draws the tabs once and changes them in place from then on: a link
-// that is replaced loses the focus.
+// listing is what is shown: its filters and tasks by ID, in their order.
+const listing = { filters: [], tasks: new Map(), next: "", scanned: 0, news: 0, gone: new Set(), read: "" };
+
+// picked are the selected tasks by ID; all says that all that match are meant.
+const picked = { tasks: new Map(), all: false };
+
+// showStates draws the tabs once and changes them in place from then on: a link that
+// is replaced loses the focus.
 const showStates = () => {
 	const nav = byID("states");
 	if (!nav.hasChildNodes()) {
 		for (const state of ["", ...states]) {
-			const tab = element("a", "", state ? capital(state) : "All", element("span", "badge"));
+			const tab = element("a", "", stateNames[state] ?? "All", element("span", "badge"));
 			tab.dataset.state = state;
 			nav.append(tab);
 		}
 	}
-	const others = listing.filters.filter(([key]) => key !== "state");
+	const others = listing.filters.filter(([key]) => key !== "state" && key !== "after");
 	const current = new Map(listing.filters).get("state") ?? "";
 	for (const tab of nav.children) {
-		const state = tab.dataset.state;
+		const { state } = tab.dataset;
 		tab.href = tasksWith(state ? [["state", state], ...others] : others);
 		tab.ariaCurrent = state === current ? "page" : null;
-		const count = counts && (state ? counts[state] ?? 0 : Object.values(counts).reduce((a, b) => a + b, 0));
-		const text = count === undefined ? "" : number(count);
+		const text = counts ? number(state ? counts[state] : total()) : "";
 		if (tab.lastChild.textContent !== text) tab.lastChild.textContent = text;
 	}
-	// The list itself is not read again and again: reading a long one costs the
-	// engine something. It is said that there is more to see.
-	const stale = listing.loaded !== undefined && counts && listing.loaded !== countOf(current);
-	byID("refresh").textContent = stale ? "Show what is new" : "Refresh";
-	byID("refresh").classList.toggle("news", Boolean(stale));
 };
 
-const countOf = (state) => counts && (state ? counts[state] ?? 0 : states.map((s) => counts[s] ?? 0).join());
-
-const chip = (task) => {
-	const [tone, symbol] = stateTones[task.state] ?? ["", "•"];
-	return element("span", `status ${tone}`, sign(symbol), element("span", "", marked(task.state ?? "unknown")));
-};
-
-const verdict = (task) => {
-	const [tone, symbol] = statuses[task.status] ?? ["", ""];
-	return task.status ? element("span", `verdict ${tone}`, sign(symbol), marked(task.status)) : undefined;
-};
+const total = () => states.reduce((sum, state) => sum + (counts?.[state] ?? 0), 0);
 
 const taskColumns = [
-	["Task", (task) => link(marked(task.task_id), "#/tasks/" + encodeURIComponent(task.task_id)), "id"],
-	["State", chip],
-	["Status", verdict],
-	["Queue", (task) => task.queue && marked(task.queue), "name"],
-	["Callback host", (task) => task.callback_host && marked(task.callback_host), "name"],
-	["Accepted", (task) => timeOf(task.created_at)],
-	["Attempts", (task) => {
-		const made = String(task.attempts?.length ?? 0);
-		return task.next_attempt_at && task.state === "delivering" ? [made, element("small", "", " next ", timeOf(task.next_attempt_at))] : made;
-	}, "attempts"],
+	{
+		name: "Select", className: "pick", unseen: true, head: () => {
+			const box = element("input", "");
+			box.type = "checkbox";
+			box.id = "pick-page";
+			box.ariaLabel = "Select the tasks on this page";
+			box.addEventListener("change", () => {
+				picked.all = false;
+				picked.tasks = new Map(box.checked ? listing.tasks : []);
+				showPicked();
+			});
+			return box;
+		}, cell: (task) => {
+			const box = element("input", "");
+			box.type = "checkbox";
+			box.ariaLabel = `Select task ${shortID(task.task_id)}`;
+			box.checked = picked.all || picked.tasks.has(task.task_id);
+			box.addEventListener("change", () => pick(task.task_id, box.checked));
+			return box;
+		},
+	},
+	{
+		name: "Task", className: "id", cell: (task) => {
+			const made = link(marked(shortID(task.task_id)), "#/tasks/" + encodeURIComponent(task.task_id));
+			made.title = task.task_id;
+			return [made, task.path || task.method ? element("small", "line", marked([task.method, task.path].filter(Boolean).join(" "))) : ""];
+		},
+	},
+	{
+		name: "Status", className: "doing-cell", cell: (task) => {
+			const reason = reasonOf(task);
+			const said = reason ? element("small", "reason", marked(reason.slice(0, 240))) : "";
+			return [phrase(task), said];
+		},
+	},
+	{ name: "Verdict", className: "fits", cell: verdictOf },
+	{ name: "Attempts", className: "fits", cell: callbackOf },
+	{
+		name: "Callback host, queue", className: "name", cell: (task) => (task.callback_host || task.queue) && [
+			task.callback_host ? marked(task.callback_host) : element("span", "none", "no callback"),
+			task.queue ? element("small", "line", "queue ", marked(task.queue)) : "",
+		],
+	},
+	{ name: "Accepted", className: "time", cell: (task) => timeOf(task.created_at) },
 ];
 
-const showTasks = async (filters, signal) => {
-	listing = { filters, loaded: undefined };
-	showStates();
-	showFilters(new Map(filters));
-	// Counted before they are read: what comes in between must be said to be new.
-	counts = (await call("overview", { signal })).tasks ?? {};
-	const counted = countOf(new Map(filters).get("state") ?? "");
-	const { tasks, next, scanned, paged } = await readTasks(filters, signal);
-	listing.loaded = counted;
-	showStates();
-	replaceTable(byID("list"), tasks.length ? tableOf("Tasks", taskColumns, tasks) : noTasks(filters, next, scanned), "tasks-title");
-	byID("listed").textContent = listedText(tasks.length, { next, scanned, paged });
-	showPages(filters, next, paged);
-};
-
-// readTasks reads a page. One answer of the API looks at a few thousand tasks, of
-// which few may match: some more are asked for, then the reader decides.
 const pageSize = 50, mostAnswers = 10;
+
+// readTasks reads a page. One answer of the API looks at a few thousand tasks, of which
+// few may match: some more are asked for, then the reader decides.
 const readTasks = async (filters, signal) => {
 	const query = new URLSearchParams(filters);
-	const read = { tasks: [], scanned: 0, next: "", paged: query.has("after") };
-	byID("list").ariaBusy = "true";
+	const read = { tasks: [], scanned: 0, next: "" };
 	for (let answers = 0; answers === 0 || (answers < mostAnswers && read.next && read.tasks.length < pageSize); answers++) {
 		if (read.next) query.set("after", read.next);
 		query.set("limit", String(pageSize - read.tasks.length));
 		const answer = await call(`tasks?${query}`, { signal });
 		read.tasks.push(...answer.tasks);
-		read.scanned += answer.scanned;
-		read.next = answer.next;
-		if (answers) byID("listed").textContent = `${number(read.scanned)} tasks looked at`;
+		read.scanned += answer.scanned ?? 0;
+		read.next = answer.next ?? "";
+		if (answers && !listing.tasks.size) byID("listed").textContent = `${number(read.scanned)} tasks looked at`;
 	}
-	byID("list").ariaBusy = "false";
 	return read;
 };
 
-// A page that is not full and has a next one is one that was not read to its end.
-const listedText = (found, { next, scanned, paged }) => {
+// showTasks reads the list anew, for the reader who asks for it.
+const showTasks = async (filters, signal) => {
+	if (JSON.stringify(filters) !== JSON.stringify(listing.filters)) {
+		clearPicked();
+		listing.tasks = new Map();
+	}
+	listing.filters = filters;
+	showStates();
+	showFilters(filters);
+	byID("list").ariaBusy = "true";
+	const { tasks, next, scanned } = await readTasks(filters, signal);
+	byID("list").ariaBusy = "false";
+	listing.tasks = new Map(tasks.map((task) => [task.task_id, task]));
+	Object.assign(listing, { next, scanned, news: 0, gone: new Set(), read: countsText() });
+	for (const id of picked.tasks.keys()) if (!listing.tasks.has(id)) picked.tasks.delete(id);
+	drawTasks();
+	showPages(filters, next);
+};
+
+const countsText = () => JSON.stringify(counts);
+
+// renewTasks changes the tasks that are shown, in place. New ones are only counted: the
+// list does not move under the reader's hand.
+const renewTasks = async (signal) => {
+	if (listing.read === countsText()) return; // nothing has happened
+	const heard = countsText();
+	const query = new URLSearchParams(listing.filters);
+	query.set("limit", String(pageSize));
+	const { tasks, next = "" } = await call(`tasks?${query}`, { signal });
+	// Of those that are older than the last one read, nothing is known.
+	const oldest = next ? Math.min(...tasks.map((task) => Date.parse(task.created_at))) : -Infinity;
+	const seen = new Set(tasks.map((task) => task.task_id));
+	const paged = listing.filters.some(([key]) => key === "after");
+	const news = paged ? 0 : tasks.filter((task) => !listing.tasks.has(task.task_id)).length;
+	for (const task of tasks) if (listing.tasks.has(task.task_id)) listing.tasks.set(task.task_id, task);
+	listing.gone = new Set([...listing.tasks].filter(([id, task]) => !seen.has(id) && Date.parse(task.created_at) > oldest).map(([id]) => id));
+	listing.news = news === pageSize ? `${news} or more` : news;
+	listing.read = heard;
+	drawTasks();
+};
+
+const drawTasks = () => {
+	const rows = [...listing.tasks.values()];
+	drawTable(byID("list"), {
+		title: "Tasks", columns: taskColumns, rows, keyOf: (task) => task.task_id,
+		empty: noTasks(listing.filters, listing.next, listing.scanned), head: "tasks-title",
+	});
+	for (const row of byID("list").querySelectorAll("tbody tr")) row.classList.toggle("gone", listing.gone.has(row.dataset.key));
+	byID("listed").textContent = listedText(rows.length);
+	byID("refresh").textContent = listing.news ? `Show ${listing.news} new` : listing.gone.size ? "Show changes" : "Refresh";
+	byID("refresh").classList.toggle("news", Boolean(listing.news || listing.gone.size));
+	showPicked();
+};
+
+// A page that is not full and has a next one was not read to its end.
+const listedText = (found) => {
+	const { next, scanned, filters } = listing;
 	if (!found) return "No task";
 	if (next && found < pageSize) return `${plural(found, "task")} among ${number(scanned)} looked at; the next page looks further`;
-	return `${plural(found, "task")}${next || paged ? " on this page" : ""}`;
+	return `${plural(found, "task")}${next || filters.some(([key]) => key === "after") ? " on this page" : ""}`;
 };
 
 const noTasks = (filters, next, scanned) => {
 	if (next) return emptyList("No match so far", `${plural(scanned ?? 0, "task")} looked at. The next page looks further.`);
-	if (filters.length) return emptyList("No task matches", "Take a filter away, or choose another state.");
+	if (filters.length) return emptyList("No task matches", "Remove a filter, or choose another state.");
 	return emptyList("No task yet", "Send a request with a ", element("code", "", "callback_url"), " through the gateway, or one to a queue.");
 };
 
-const showPages = (filters, next, paged) => {
+const showPages = (filters, next) => {
 	const still = filters.filter(([key]) => key !== "after");
 	const links = [];
-	if (paged) links.push(link("First page", tasksWith(still)));
+	if (still.length < filters.length) links.push(link("First page", tasksWith(still)));
 	if (next) links.push(link("Next page", tasksWith([...still, ["after", next]])));
 	const leaving = byID("pages").contains(document.activeElement);
 	byID("pages").replaceChildren(...links);
@@ -124,72 +177,80 @@ const showPages = (filters, next, paged) => {
 	if (leaving) byID("tasks-title").focus(); // a page is read from its top
 };
 
-// showFilters fills the fields if the filters have changed: what is being typed
-// while the list is read again is left alone.
-let filtersShown;
-const showFilters = (filters) => {
-	const text = JSON.stringify([...filters]);
-	if (text === filtersShown) return;
-	filtersShown = text;
-	for (const name of ["queue", "host", "status"]) byID(name).value = filters.get(name) ?? "";
-	const age = ["newer_than", "older_than"].find((key) => filters.has(key));
-	showAge(age ? `${age}=${filters.get(age)}` : "", age && `${filterNames[age].toLowerCase()} ${filters.get(age)}`);
-	byID("reset").hidden = ![...filters.keys()].some((key) => key !== "state" && key !== "after");
-	const matching = [...filters].filter(([key]) => key !== "after");
-	const state = filters.get("state");
-	byID("bulk").replaceChildren(...buttonsFor(state, (name) => `${name} all…`, (verb) => {
-		actOnAll(verb, matching, matching.length === 1 ? counts?.[state] : undefined, refresh);
-	}));
-};
+// Selecting.
 
-// showAge selects an age, one that was written into the URL too.
-const showAge = (value, label) => {
-	const select = byID("age");
-	if (![...select.options].some((option) => option.value === value)) {
-		const option = element("option", "", label);
-		option.value = value;
-		select.append(option);
+const pick = (id, on) => {
+	if (picked.all) { // all but this one
+		picked.all = false;
+		for (const [other, task] of listing.tasks) picked.tasks.set(other, task);
 	}
-	select.value = value;
+	if (on) picked.tasks.set(id, listing.tasks.get(id));
+	else picked.tasks.delete(id);
+	showPicked();
 };
 
-const readFilters = () => {
-	const chosen = [];
+const clearPicked = () => {
+	picked.tasks.clear();
+	picked.all = false;
+	showPicked();
+};
+
+const matching = () => listing.filters.filter(([key]) => key !== "after");
+
+const showPicked = () => {
+	const n = picked.tasks.size, bulk = byID("bulk");
+	for (const row of byID("list").querySelectorAll("tbody tr")) {
+		const on = picked.all || picked.tasks.has(row.dataset.key);
+		row.classList.toggle("picked", on);
+		row.querySelector("input").checked = on;
+	}
+	byID("select-all").hidden = !listing.tasks.size || picked.all || !matching().length;
+	const page = byID("pick-page");
+	if (page) {
+		page.checked = picked.all || (n > 0 && n === listing.tasks.size);
+		page.indeterminate = !picked.all && n > 0 && n < listing.tasks.size;
+	}
+	const hadFocus = bulk.contains(document.activeElement);
+	bulk.hidden = !n && !picked.all;
+	if (bulk.hidden) {
+		bulk.replaceChildren();
+		if (hadFocus) byID("tasks-title").focus();
+		return;
+	}
+	const said = picked.all ? "All that match" : plural(n, "task");
+	const able = possible();
+	const key = `${said} ${able}`;
+	if (bulk.dataset.key === key && bulk.hasChildNodes()) return; // its buttons may have the focus
+	bulk.dataset.key = key;
+	bulk.replaceChildren(
+		element("p", "bulk-said", element("b", "", said), " selected"),
+		...able.map((verb) => button(`${verbs[verb].many}…`, verbs[verb].grave ? "quiet grave" : "quiet", () => {
+			actOnMany(verb, picked.all ? { filters: matching() } : { ids: [...picked.tasks.keys()] }, () => {
+				clearPicked();
+				refresh();
+			});
+		})),
+		button("Clear", "quiet clear", clearPicked),
+	);
+};
+
+// possible are the verbs that apply to one of the selected tasks.
+const possible = () => {
 	const state = new Map(listing.filters).get("state");
-	if (state) chosen.push(["state", state]);
-	for (const name of ["queue", "host", "status"]) {
-		const value = byID(name).value.trim();
-		if (value) chosen.push([name, value]);
-	}
-	const [key, value] = byID("age").value.split("=");
-	if (value) chosen.push([key, value]);
-	return chosen;
+	const among = picked.all ? (state ? [state] : states) : [...picked.tasks.values()].map((task) => task.state);
+	return Object.keys(verbs).filter((verb) => among.some((one) => verbs[verb].from.includes(one)));
 };
 
-const suggest = (id, values) => {
-	byID(id).replaceChildren(...values.map((value) => {
-		const option = element("option", "");
-		option.value = value;
-		return option;
-	}));
-};
-
-byID("filter").addEventListener("change", () => { location.hash = tasksWith(readFilters()); });
-byID("filter").addEventListener("submit", (event) => {
-	event.preventDefault();
-	location.hash = tasksWith(readFilters());
-});
-byID("filter").addEventListener("reset", (event) => {
-	event.preventDefault();
-	for (const name of ["queue", "host", "status", "age"]) byID(name).value = "";
-	byID("queue").focus(); // the button goes
-	location.hash = tasksWith(readFilters());
-});
-byID("find").addEventListener("submit", (event) => {
-	event.preventDefault();
-	const id = byID("id").value.trim();
-	if (!id) return;
-	byID("id").value = "";
-	location.hash = "#/tasks/" + encodeURIComponent(id);
+byID("select-all").addEventListener("click", () => {
+	picked.all = true;
+	showPicked();
+	byID("bulk").querySelector("button")?.focus();
 });
 byID("refresh").addEventListener("click", () => refresh());
+
+// A click anywhere in a row opens it, but for what can be operated by itself.
+byID("list").addEventListener("click", (event) => {
+	const row = event.target.closest("tbody tr");
+	if (!row || event.target.closest("a, button, input, .pick") || getSelection().toString()) return;
+	row.querySelector("a").click();
+});
