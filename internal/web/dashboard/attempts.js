@@ -32,7 +32,7 @@ const outcome = (attempt) => {
 const headersOf = (headers, label) => {
 	const list = pairsOf(headers);
 	if (!list.length) return undefined;
-	const lines = element("dl", "headers", ...list.map(({ name, value }) => element("div", "", element("dt", "", marked(name)), element("dd", "", marked(value)))));
+	const lines = element("dl", "headers", ...list.map(({ name, value }) => element("div", "", element("dt", "", marked(name), ": "), element("dd", "", marked(value)))));
 	const made = raw(plural(list.length, "header"), "", lines);
 	made.firstElementChild.dataset.key = label;
 	return made;
