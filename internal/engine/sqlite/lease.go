@@ -129,13 +129,21 @@ func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
 		return err
 	}
 	v := &verdict{seq: l.seq, version: l.version, from: l.place, rec: stored, doc: doc, result: b, dropRequest: !l.waiting, hold: true}
-	return l.step(ctx, l.s, "settle", func(t *tx) error {
+	applied := false
+	err = l.step(ctx, l.s, "settle", func(t *tx) error {
 		if err := t.settle(v); err != nil {
 			return err
 		}
-		t.after(func() { l.s.endLease(l.seq) })
+		t.after(func() {
+			applied = true
+			l.s.endLease(l.seq)
+		})
 		return nil
 	})
+	if err == nil && !applied {
+		l.s.bodies.remove(files(b)) // an earlier call has stored another copy
+	}
+	return err
 }
 
 // verdict is what a task that was queued or running is settled with.

@@ -57,15 +57,10 @@ func restoreSchema(ctx context.Context, file string) error {
 	return nil
 }
 
-// checksum writes the checksum of a page to its end, as SQLite's cksumvfs does: two
-// sums over its words, each added to the other.
+// checksum writes the checksum of a page to its end, as SQLite's cksumvfs does.
 func checksum(page []byte) {
-	var a, b uint32
 	end := len(page) - 8
-	for i := 0; i < end; i += 8 {
-		a += binary.LittleEndian.Uint32(page[i:]) + b
-		b += binary.LittleEndian.Uint32(page[i+4:]) + a
-	}
+	a, b := sumWords(binary.LittleEndian, 0, 0, page[:end])
 	binary.LittleEndian.PutUint32(page[end:], a)
 	binary.LittleEndian.PutUint32(page[end+4:], b)
 }

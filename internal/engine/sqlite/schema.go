@@ -41,6 +41,11 @@ func (s *store) openDatabase(ctx context.Context) (err error) {
 	if err := f.Close(); err != nil {
 		return err
 	}
+	if lost, err := lostCommits(s.file + "-wal"); err != nil {
+		return err
+	} else if lost > 0 {
+		s.log.Error("log of the store is damaged", zap.String("file", s.file+"-wal"), zap.Int("lost_commits", lost))
+	}
 	if s.writer, err = openConn(s.file, s.fs.name, sqlite3.OPEN_READWRITE); err != nil {
 		return err
 	}
