@@ -298,14 +298,15 @@ func (r *repair) body(seq int64, part engine.Part, size int64) (b *body, lost bo
 		b = &body{file: s.ColumnText(0), sum: s.ColumnInt64(1), bytes: bytes.Clone(s.ColumnRawBlob(2)), size: size}
 		return false
 	})
-	if err != nil || b == nil {
-		return nil, true
+	if err == nil && b != nil && b.file != "" {
+		var info os.FileInfo
+		if info, err = os.Stat(filepath.Join(r.bodies, filepath.Base(b.file))); err == nil && info.Size() == size {
+			return b, false
+		}
+	} else if err == nil && b != nil && sumOf(b.bytes) == b.sum {
+		return b, false
 	}
-	if b.file == "" {
-		return b, sumOf(b.bytes) != b.sum // its page is damaged
-	}
-	info, err := os.Stat(filepath.Join(r.bodies, filepath.Base(b.file)))
-	return b, err != nil || info.Size() != size
+	return nil, true // its page or its file is damaged
 }
 
 // copyTables copies what is not a task. What cannot be read is made anew: a pause,
