@@ -193,6 +193,9 @@ func (a *App) settings() engine.Settings {
 // served meanwhile. Only a store that another process has open is an error.
 func (a *App) Start() error {
 	a.warnOfLateAuthentication()
+	if err := a.tracing.open(a); err != nil {
+		return err
+	}
 	if err := a.startQueues(); err != nil {
 		return err
 	}
@@ -265,7 +268,7 @@ func (a *App) Cleanup() error {
 			<-s.closed
 		}
 	}
-	return nil
+	return a.tracing.close()
 }
 
 // startWait is how long a request for a callback waits for the app to start.

@@ -2,20 +2,21 @@ package callback
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.opentelemetry.io/contrib/exporters/autoexport"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -50,56 +51,96 @@ func inSpan(ctx context.Context, traceparent string) context.Context {
 // noSpan is the span where nothing is traced. It does nothing.
 var noSpan = trace.SpanFromContext(context.Background())
 
-// tracing is what a generation of the configuration has of `tracing`.
+// tracing is what a generation of the configuration has of `tracing`. It has spans of
+// its own only if a route has a tracing handler.
 type tracing struct {
-	once   sync.Once
-	tracer trace.Tracer    // nil if no route has a tracing handler
-	queues map[string]bool // those behind a tracing handler
+	provider *traceProvider
+	tracer   trace.Tracer    // nil if nothing is traced
+	queues   map[string]bool // those behind a tracing handler
 }
 
-// traced returns what there is of Caddy's tracing. It looks for it the first time
-// that a task which has a span is worked on: then every app is set up.
-func (a *App) traced() *tracing {
-	t := &a.tracing
-	t.once.Do(func() {
-		app, err := a.ctx.AppIfConfigured("http")
-		if err != nil {
-			return
+// open looks for tracing handlers. All apps must be provisioned.
+func (t *tracing) open(a *App) error {
+	app, err := a.ctx.AppIfConfigured("http")
+	if err != nil {
+		return nil // there are no routes
+	}
+	t.queues = make(map[string]bool)
+	traced := false
+	for _, server := range app.(*caddyhttp.App).Servers {
+		traced = t.walk(server.Routes, false) || traced
+		for _, route := range server.NamedRoutes {
+			traced = t.walk(caddyhttp.RouteList{*route}, false) || traced
 		}
-		t.queues = make(map[string]bool)
-		var found caddyhttp.MiddlewareHandler
-		for _, server := range app.(*caddyhttp.App).Servers {
-			found = t.walk(server.Routes, nil, found)
-			for _, route := range server.NamedRoutes {
-				found = t.walk(caddyhttp.RouteList{*route}, nil, found)
-			}
-		}
-		if found != nil {
-			t.tracer = tracerOf(found)
-		}
-	})
-	return t
+	}
+	if !traced {
+		return nil
+	}
+	provider, _, err := traceProviders.LoadOrNew(traceProviderKey, newTraceProvider)
+	if err != nil {
+		return fmt.Errorf("opening the exporter of traces: %w", err)
+	}
+	t.provider = provider.(*traceProvider)
+	t.tracer = t.provider.Tracer("github.com/caddy-callback/caddy-callback", trace.WithInstrumentationVersion(Version))
+	return nil
 }
 
-// walk goes through routes as a request would. before is the tracing handler
-// that a request has met when it gets there. It returns found, or the first
-// tracing handler if that is nil.
-func (t *tracing) walk(routes caddyhttp.RouteList, before, found caddyhttp.MiddlewareHandler) caddyhttp.MiddlewareHandler {
+// close exports the spans that are left, unless another generation traces too.
+func (t *tracing) close() error {
+	if t.provider == nil {
+		return nil
+	}
+	t.provider = nil
+	_, err := traceProviders.Delete(traceProviderKey)
+	return err
+}
+
+// traceProviders has the provider of the process. Generations share it, so that a
+// reload loses no span.
+var traceProviders = caddy.NewUsagePool()
+
+const traceProviderKey = "spans"
+
+// traceProvider exports spans as the OTEL_ variables of the environment say, as
+// Caddy's own provider does, which is not exported.
+type traceProvider struct{ *sdktrace.TracerProvider }
+
+func newTraceProvider() (caddy.Destructor, error) {
+	exporter, err := autoexport.NewSpanExporter(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	return &traceProvider{sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter))}, nil
+}
+
+// exportTimeout is how long the end of the process waits for a collector.
+const exportTimeout = 5 * time.Second
+
+// Destruct implements [caddy.Destructor].
+func (p *traceProvider) Destruct() error {
+	ctx, cancel := context.WithTimeout(context.Background(), exportTimeout)
+	defer cancel()
+	if err := p.Shutdown(ctx); err != nil {
+		return fmt.Errorf("exporting the last spans: %w", err)
+	}
+	return nil
+}
+
+// walk goes through routes in the order of a request and notes which queues are
+// behind a tracing handler. before says that there is one before the routes. It
+// returns whether there is one in them.
+func (t *tracing) walk(routes caddyhttp.RouteList, before bool) (found bool) {
 	for _, route := range routes {
 		for _, handler := range route.Handlers {
 			switch inner := handler.(type) {
 			case *TaskQueue:
-				t.queues[inner.Name] = t.queues[inner.Name] || before != nil
-				found = t.walk(inner.Routes, before, found)
+				t.queues[inner.Name] = t.queues[inner.Name] || before
+				found = t.walk(inner.Routes, before) || found
 			case *caddyhttp.Subroute:
-				found = t.walk(inner.Routes, before, found)
+				found = t.walk(inner.Routes, before) || found
 			case caddy.Module:
-				if inner.CaddyModule().ID != "http.handlers.tracing" {
-					continue
-				}
-				before = handler
-				if found == nil {
-					found = handler
+				if inner.CaddyModule().ID == "http.handlers.tracing" {
+					before, found = true, true
 				}
 			}
 		}
@@ -107,33 +148,10 @@ func (t *tracing) walk(routes caddyhttp.RouteList, before, found caddyhttp.Middl
 	return found
 }
 
-// tracerOf returns a tracer whose spans go where those of a tracing handler go.
-// The handler does not tell; a span that it makes does. So it is given a request,
-// one that is part of a trace that nobody records.
-func tracerOf(handler caddyhttp.MiddlewareHandler) (tracer trace.Tracer) {
-	ctx := trace.ContextWithRemoteSpanContext(context.Background(), trace.NewSpanContext(trace.SpanContextConfig{
-		TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1}, Remote: true,
-	}))
-	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "/", http.NoBody)
-	if err != nil {
-		return nil
-	}
-	seen := caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error {
-		tracer = trace.SpanFromContext(r.Context()).TracerProvider().Tracer(
-			"github.com/caddy-callback/caddy-callback", trace.WithInstrumentationVersion(Version))
-		return nil
-	})
-	if err := handler.ServeHTTP(capture.NewResponse(nil, capture.ResponseOptions{}), r, seen); err != nil {
-		return nil
-	}
-	return tracer
-}
-
 // span starts a span below the one that made the task; noSpan if there is none,
 // or nowhere to send it to.
 func (a *App) span(rec *task.Record, name string, opts ...trace.SpanStartOption) trace.Span {
-	tracer := a.traced().tracer
+	tracer := a.tracing.tracer
 	if tracer == nil {
 		return noSpan
 	}
@@ -157,7 +175,7 @@ func traceTask(ctx context.Context, rec *task.Record) {
 // is in front of the queue. What the block sends upstream is part of it.
 func (q *TaskQueue) startRun(x *execution, r *http.Request) trace.Span {
 	rec := &x.rec
-	if rec.Span == "" && (rec.Schedule == "" || !q.app.traced().queues[q.Name]) {
+	if rec.Span == "" && (rec.Schedule == "" || !q.app.tracing.queues[q.Name]) {
 		return noSpan
 	}
 	span := q.app.span(rec, "run task", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
