@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -26,19 +27,9 @@ import (
 // them. A matcher that is a path without `*` matches what is under the path, too:
 // tasks are looked up there.
 func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
-	h.Next() // the directive's name
-	path := ""
-	if h.NextArg() && strings.HasPrefix(h.Val(), "/") && !strings.Contains(h.Val(), "*") {
-		path = h.Val()
-	}
-	h.Reset()
-	h.Next()
-	matchers, err := h.ExtractMatcherSet()
+	matchers, path, err := matchersBelow(h)
 	if err != nil {
 		return nil, err
-	}
-	if path != "" {
-		matchers["path"] = h.JSON(caddyhttp.MatchPath{path, strings.TrimSuffix(path, "/") + "/*"})
 	}
 	h.Next()
 	if !h.NextArg() {
@@ -70,6 +61,24 @@ func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 		return nil, err
 	}
 	return h.NewRoute(matchers, q), addQueueName(h, q)
+}
+
+// matchersBelow reads the matcher of a directive that tasks are looked up with, and
+// returns its path, if it is one without `*`. Such a path matches what is under it, too.
+func matchersBelow(h httpcaddyfile.Helper) (matchers caddy.ModuleMap, path string, err error) {
+	h.Next() // the directive's name
+	if h.NextArg() && strings.HasPrefix(h.Val(), "/") && !strings.Contains(h.Val(), "*") {
+		path = h.Val()
+	}
+	h.Reset()
+	h.Next()
+	if matchers, err = h.ExtractMatcherSet(); err != nil {
+		return nil, "", err
+	}
+	if path != "" {
+		matchers["path"] = h.JSON(caddyhttp.MatchPath{path, strings.TrimSuffix(path, "/") + "/*"})
+	}
+	return matchers, path, nil
 }
 
 // takeOptions reads the options in the block that the dispenser stands before,

@@ -55,12 +55,17 @@ func parseDashboard(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 
 // UnmarshalCaddyfile reads the directive; see parseDashboard for its grammar.
 func (d *Dashboard) UnmarshalCaddyfile(disp *caddyfile.Dispenser) error {
-	disp.Next() // the directive's name
-	if disp.NextArg() {
-		return disp.Errf("task_dashboard takes no value, and here is %q", disp.Val())
+	return parseBare(disp, "task_dashboard")
+}
+
+// parseBare reads a directive that has a matcher at most.
+func parseBare(d *caddyfile.Dispenser, directive string) error {
+	d.Next() // its name
+	if d.NextArg() {
+		return d.Errf("%s takes no value, and here is %q", directive, d.Val())
 	}
-	if disp.NextBlock(0) {
-		return disp.Errf("task_dashboard has no options, and here is %q", disp.Val())
+	if d.NextBlock(0) {
+		return d.Errf("%s has no options, and here is %q", directive, d.Val())
 	}
 	return nil
 }

@@ -175,6 +175,15 @@ func executionOf(r *http.Request) *execution {
 	return x
 }
 
+// claimOf returns the execution of a request that a callback handler has made a task,
+// else nil: a queue's task that runs cannot be released.
+func claimOf(r *http.Request) *execution {
+	if x := executionOf(r); x != nil && x.claimedBy != nil {
+		return x
+	}
+	return nil
+}
+
 // cutOff answers the client of a task that was ended before its endpoint was.
 func (x *execution) cutOff() error {
 	if x.response.HasWritten() {

@@ -59,6 +59,7 @@ type TaskQueue struct {
 	server   *caddyhttp.Server
 	block    caddyhttp.Handler
 	callback *Handler // the options that hold
+	tasks    collection
 	within   sync.Map // *Handler, by the *Handler further out: callback within it
 	written  string   // what the configuration says of the queue
 }
@@ -92,6 +93,7 @@ func (q *TaskQueue) Provision(ctx caddy.Context) error {
 	end := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 	q.block = q.Routes.Compile(end)
 	q.app = q.callback.app
+	q.tasks = collection{app: q.app, log: q.log, queue: q.Name}
 	q.opts, err = q.app.addQueue(q)
 	return err
 }
@@ -138,9 +140,10 @@ func isQueueName(s string) bool {
 // it. If a callback handler further out has claimed the request, the claim is taken
 // over with the task, or released before the client gets its answer.
 func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	claim := executionOf(r)
-	if claim != nil && claim.claimedBy == nil {
-		claim = nil // it is a queue's task that runs
+	claim := claimOf(r)
+	if look, ok := lookupOf(r.Method, originalPath(r)); ok {
+		claim.release() // the request is about a task, not one
+		return q.tasks.serve(w, r, look)
 	}
 	s, leave, err := q.app.enter()
 	if err != nil {
@@ -148,10 +151,6 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 		return unavailable(w, q.log, err)
 	}
 	defer leave()
-	if look, ok := lookupOf(r.Method, originalPath(r)); ok {
-		claim.release() // the request is about a task, not one
-		return q.answer(w, r, s, look)
-	}
 	id, h, err := q.accept(s, claim, w, r)
 	if err != nil {
 		claim.release()

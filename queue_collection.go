@@ -48,25 +48,45 @@ func lookupOf(method, path string) (lookup, bool) {
 	return l, true
 }
 
-// answer answers a request about a task. Its ID is the capability: who knows it
-// may see and cancel the task.
-func (q *TaskQueue) answer(w http.ResponseWriter, r *http.Request, s *sharedStore, l lookup) error {
+// collection answers requests about tasks. A task's ID is the capability: who knows
+// it may see and cancel the task.
+type collection struct {
+	app   *App
+	log   *zap.Logger
+	queue string // whose tasks; those of all queues and of waiting clients if empty
+}
+
+// serve answers a request about a task. A store that is full can be read.
+func (c *collection) serve(w http.ResponseWriter, r *http.Request, l lookup) error {
 	w.Header().Set("Cache-Control", "no-store") // that there is no such task yet, too
+	s, leave, err := c.app.look()
+	if err != nil {
+		return unavailable(w, c.log, err)
+	}
+	defer leave()
 	rec, err := s.Get(r.Context(), l.id)
 	switch {
-	case errors.Is(err, engine.ErrNotFound), err == nil && rec.Queue != q.Name:
-		return writeProblem(w, &problem{http.StatusNotFound, "no such task in this queue"})
+	case errors.Is(err, engine.ErrNotFound), err == nil && c.queue != "" && rec.Queue != c.queue:
+		return writeProblem(w, c.notFound())
 	case err != nil:
-		return unavailable(w, q.log, err)
+		return unavailable(w, c.log, err)
 	case r.Method == http.MethodDelete:
-		return q.cancel(w, r, s, l.id)
+		return c.cancel(w, r, s, l.id)
 	case l.result:
-		return q.writeResult(w, r, s, rec)
+		return c.writeResult(w, r, s, rec)
 	}
 	return writeJSON(w, http.StatusOK, publicTask(rec))
 }
 
-// publicTask is the task document as a client of the queue sees it: without what
+// notFound is the answer for a task that the collection does not have.
+func (c *collection) notFound() *problem {
+	if c.queue == "" {
+		return &problem{http.StatusNotFound, "no such task"}
+	}
+	return &problem{http.StatusNotFound, "no such task in this queue"}
+}
+
+// publicTask is the task document as a client sees it: without what
 // receivers answered, and without the host of the operator's own URL and what went
 // wrong there, which may name internal addresses.
 func publicTask(rec *task.Record) task.Task {
@@ -87,17 +107,17 @@ func publicTask(rec *task.Record) task.Task {
 // errCanceled is what the callback of a canceled task says.
 const errCanceled = "canceled"
 
-func (q *TaskQueue) cancel(w http.ResponseWriter, r *http.Request, s *sharedStore, id string) error {
+func (c *collection) cancel(w http.ResponseWriter, r *http.Request, s *sharedStore, id string) error {
 	err := s.Act(r.Context(), id, engine.Action{Kind: engine.Cancel, Reason: errCanceled})
 	switch {
 	case errors.Is(err, engine.ErrEnded):
 		return writeProblem(w, &problem{http.StatusConflict, "the task has ended"})
 	case errors.Is(err, engine.ErrNotFound):
-		return writeProblem(w, &problem{http.StatusNotFound, "no such task in this queue"})
+		return writeProblem(w, c.notFound())
 	case err != nil:
-		return unavailable(w, q.log, err)
+		return unavailable(w, c.log, err)
 	}
-	q.app.countCanceled(r.Context(), s, id)
+	c.app.countCanceled(r.Context(), s, id)
 	return writeJSON(w, http.StatusAccepted, map[string]string{"task_id": id})
 }
 
@@ -129,7 +149,7 @@ func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, s *share
 		ctx, cancel := context.WithTimeout(r.Context(), wait)
 		defer cancel()
 		if rec, err := awaitVerdict(ctx, s, id); err == nil {
-			return q.writeResult(w, r, s, rec)
+			return q.tasks.writeResult(w, r, s, rec)
 		}
 	}
 	// Two slashes in front would name another host.
@@ -181,7 +201,7 @@ func preferredWait(h http.Header) (time.Duration, bool) {
 
 // writeResult answers with the task's response as the app gave it. A content
 // coding that the client does not accept is undone.
-func (q *TaskQueue) writeResult(w http.ResponseWriter, r *http.Request, s *sharedStore, rec *task.Record) error {
+func (c *collection) writeResult(w http.ResponseWriter, r *http.Request, s *sharedStore, rec *task.Record) error {
 	switch {
 	case !rec.Ended():
 		return writeProblem(w, &problem{http.StatusConflict, "the task has no result yet: it is " + string(rec.State)})
@@ -192,16 +212,11 @@ func (q *TaskQueue) writeResult(w http.ResponseWriter, r *http.Request, s *share
 	if errors.Is(err, engine.ErrNotFound) {
 		return writeProblem(w, &problem{http.StatusNotFound, "the task's result is no longer kept"})
 	} else if err != nil {
-		return unavailable(w, q.log, err)
+		return unavailable(w, c.log, err)
 	}
 	defer stored.Close()
 	h := w.Header()
-	for name, values := range rec.Result.Header {
-		if isToken(name) { // reverse_proxy keeps a trailer as "Trailer:Name"
-			h[name] = values
-		}
-	}
-	h.Set("Cache-Control", "no-store")
+	c.setResultHeader(h, rec.Result)
 	if rec.Result.Size > rec.Result.Kept {
 		h.Set("Callback-Truncated", strconv.FormatInt(rec.Result.Size, 10))
 	}
@@ -215,10 +230,34 @@ func (q *TaskQueue) writeResult(w http.ResponseWriter, r *http.Request, s *share
 		return nil
 	}
 	if _, err := io.Copy(w, body); err != nil {
-		q.log.Debug("result not sent whole", zap.String("task_id", rec.ID), zap.Error(err))
+		c.log.Debug("result not sent whole", zap.String("task_id", rec.ID), zap.Error(err))
 		panic(http.ErrAbortHandler) // the client must not take the part for the whole
 	}
 	return nil
+}
+
+// setResultHeader sets the header of a response that is a task's result. Of the
+// response to a waiting client, only what describes its body is kept.
+func (c *collection) setResultHeader(h http.Header, result *task.Result) {
+	for name, values := range result.Header {
+		if isToken(name) { // reverse_proxy keeps a trailer as "Trailer:Name"
+			h[name] = values
+		}
+	}
+	// Not what the header says: a body that was too long may have been decoded.
+	for name, value := range map[string]string{"Content-Type": result.ContentType, "Content-Encoding": result.ContentEncoding} {
+		if h.Del(name); value != "" {
+			h.Set(name, value)
+		}
+	}
+	h.Set("Cache-Control", "no-store")
+	if c.queue == "" {
+		// The result may be that of another site. On this one it must neither run
+		// scripts nor set cookies.
+		h.Add("Content-Security-Policy", "sandbox")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Del("Set-Cookie")
+	}
 }
 
 // hasBody says whether a response with the status can have a body. Over HTTP/2 one
