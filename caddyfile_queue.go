@@ -248,6 +248,7 @@ func addQueueName(h httpcaddyfile.Helper, q *TaskQueue) error {
 //	    workers           <n>
 //	    attempts          <n> [<status…>]
 //	    max_queued        <n>
+//	    max_delay         <duration>
 //	    idempotency_scope <text>
 //	    schedule          <cron|@every d> [<tz>] {
 //	        method <m>
@@ -278,6 +279,7 @@ func (a *App) parseQueue(d *caddyfile.Dispenser) error {
 		"workers":           {parse: count(&o.Workers)},
 		"attempts":          {parse: o.parseAttempts},
 		"max_queued":        {parse: count(&o.MaxQueued)},
+		"max_delay":         {parse: duration(&o.MaxDelay)},
 		"idempotency_scope": {parse: text(&o.IdempotencyScope), expands: true},
 		"schedule":          {parse: o.parseSchedule, repeatable: true, expands: true},
 	})

@@ -27,6 +27,8 @@ func TestLimitsInJSONAreChecked(t *testing.T) {
 		{app(`"queues":{"q":{"workers":-1}}`), "workers: -1 is less than 1"},
 		{app(`"queues":{"q":{"attempts":-1}}`), "attempts: -1 is less than 1"},
 		{app(`"queues":{"q":{"max_queued":-1}}`), "max_queued: -1 is less than 1"},
+		{app(`"queues":{"q":{"max_delay":-1}}`), "max_delay: -1ns is negative"},
+		{app(`"queues":{"q":{"max_delay":"3651d"}}`), "max_delay: 87624h0m0s is more than 3650 days"},
 		{app(`"queues":{"q":{"retry_status":[-1]}}`), "-1 is not a status from 400 to 599"},
 		{app(`"queues":{"q":{"retry_status":[399]}}`), "399 is not a status from 400 to 599"},
 		{app(`"queues":{"q":{"retry_status":[600]}}`), "600 is not a status from 400 to 599"},
@@ -42,7 +44,7 @@ func TestLimitsInJSONAreChecked(t *testing.T) {
 		{handler(`"max_result":1099511627776`), "max_request and max_result"},
 
 		{app(`"retention":1,"retention_count":1,"dead":1,"dead_count":1`), ""},
-		{app(`"queues":{"q":{"workers":1,"attempts":1,"max_queued":1,"retry_status":[400,599]}}`), ""},
+		{app(`"queues":{"q":{"workers":1,"attempts":1,"max_queued":1,"max_delay":"3650d","retry_status":[400,599]}}`), ""},
 		{app(`"delivery":{"timeout":1,"concurrency":1,"per_host":1,"retry":[1]}`), ""},
 		{app(`"delivery":{"retry":[]}`), ""},
 		{handler(`"timeout":1,"max_request":1,"max_result":1`), ""},

@@ -96,7 +96,7 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 		outcomes:         make(map[deliver.Outcome]prometheus.Counter),
 		deliveryDuration: r.histogram("delivery_duration_seconds", "Duration of a delivery attempt.", deliveryBuckets).WithLabelValues(),
 		deliveryLag:      r.histogram("delivery_lag_seconds", "Time from a task's verdict to its first delivery attempt.", lagBuckets).WithLabelValues(),
-		queueWait:        r.histogram("queue_wait_seconds", "Time from accepting a queued task to each of its starts.", waitBuckets, "queue"),
+		queueWait:        r.histogram("queue_wait_seconds", "Time from accepting a queued task, or from the end of its delay, to each of its starts.", waitBuckets, "queue"),
 		queueRun:         r.histogram("queue_run_seconds", "Time from starting a queued task to its verdict.", taskBuckets, "queue"),
 		queueStarts:      r.counter("queue_starts_total", "Starts of queued tasks.", "queue"),
 		queueWorkers:     r.gauge("queue_workers", "Tasks of a queue that can run at once on this node.", "queue"),
@@ -129,8 +129,8 @@ func (a *App) provisionMetrics(registry *prometheus.Registry) (err error) {
 // taskCounts asks the engine for the number of tasks in each state whenever it is
 // scraped. While the engine is away, only that is reported.
 type taskCounts struct {
-	app                       *App
-	tasks, queued, due, ready *prometheus.Desc
+	app                                *App
+	tasks, queued, delayed, due, ready *prometheus.Desc
 }
 
 func newTaskCounts(a *App) *taskCounts {
@@ -138,11 +138,12 @@ func newTaskCounts(a *App) *taskCounts {
 		return prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, name), help, labels, nil)
 	}
 	return &taskCounts{
-		app:    a,
-		tasks:  desc("tasks", "Tasks by state: queued, running, delivering, done or dead.", "state"),
-		queued: desc("queued_tasks", "Tasks that wait in a queue.", "queue"),
-		due:    desc("due_deliveries", "Deliveries that are due: in flight, or waiting for the dispatcher."),
-		ready:  desc("engine_ready", "Whether the engine accepts tasks: 1, or 0 while requests for callbacks are refused."),
+		app:     a,
+		tasks:   desc("tasks", "Tasks by state: queued, running, delivering, done or dead.", "state"),
+		queued:  desc("queued_tasks", "Tasks that wait in a queue.", "queue"),
+		delayed: desc("delayed_tasks", "Tasks that wait in a queue and are ready later: delayed, or before a retry.", "queue"),
+		due:     desc("due_deliveries", "Deliveries that are due: in flight, or waiting for the dispatcher."),
+		ready:   desc("engine_ready", "Whether the engine accepts tasks: 1, or 0 while requests for callbacks are refused."),
 	}
 }
 
@@ -153,6 +154,7 @@ const countsTimeout = 2 * time.Second
 func (c *taskCounts) Describe(descs chan<- *prometheus.Desc) {
 	descs <- c.tasks
 	descs <- c.queued
+	descs <- c.delayed
 	descs <- c.due
 	descs <- c.ready
 }
@@ -183,12 +185,13 @@ func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
 	if err != nil {
 		return
 	}
-	queued := c.configured() // an empty queue is 0, not missing
+	counts := c.configured() // an empty queue is 0, not missing
 	for _, q := range queues {
-		queued[q.Queue] = q.Queued
+		counts[q.Queue] = q
 	}
-	for queue, n := range queued {
-		found <- prometheus.MustNewConstMetric(c.queued, prometheus.GaugeValue, float64(n), queue)
+	for queue, n := range counts {
+		found <- prometheus.MustNewConstMetric(c.queued, prometheus.GaugeValue, float64(n.Queued), queue)
+		found <- prometheus.MustNewConstMetric(c.delayed, prometheus.GaugeValue, float64(n.Delayed), queue)
 	}
 }
 
@@ -204,11 +207,11 @@ func (c *taskCounts) use() (s *sharedStore, leave func()) {
 	return s, s.leave
 }
 
-// configured returns the queues of the configuration, each with 0.
-func (c *taskCounts) configured() map[string]int64 {
-	queues := make(map[string]int64)
+// configured returns the queues of the configuration, without tasks.
+func (c *taskCounts) configured() map[string]engine.QueueStats {
+	queues := make(map[string]engine.QueueStats)
 	for name := range c.app.queues {
-		queues[name] = 0
+		queues[name] = engine.QueueStats{}
 	}
 	return queues
 }
@@ -255,7 +258,7 @@ func (m *metrics) expired() { m.outcomes[deliver.Dead].Inc() }
 // taskStarted counts a start of a queue's task.
 func (m *metrics) taskStarted(rec *task.Record) {
 	q := m.queue(rec.Queue)
-	q.wait.Observe(rec.StartedAt.Sub(rec.CreatedAt).Seconds())
+	q.wait.Observe(rec.StartedAt.Sub(rec.WaitsSince()).Seconds())
 	q.starts.Inc()
 }
 

@@ -23,8 +23,9 @@
 //   - execute.go: a task's handlers run, and the task gets its verdict
 //   - deliver.go: the delivery options; internal/deliver makes the attempts
 //   - queue.go: the `task_queue` handler accepts a request, or takes it over from
-//     `callback`; queue_worker.go runs it; queue_collection.go answers what is asked
-//     about it; queue_options.go has the options
+//     `callback`; queue_delay.go reads when it can start; queue_worker.go runs it;
+//     queue_collection.go answers what is asked about it; queue_options.go has the
+//     options
 //   - schedule.go: the schedules of a queue, and their runs
 //   - admin.go, dashboard.go: the operators' API and page
 //   - inbox.go: a receiver for trying things out

@@ -69,6 +69,7 @@ func TestPlaceholdersExpandInEveryOptionOrAreRefused(t *testing.T) {
 		{"queue", "attempts {env.V}", "1", nil},
 		{"queue", "attempts 1 {env.V}", "503", nil},
 		{"queue", "max_queued {env.V}", "1", nil},
+		{"queue", "max_delay {env.V}", "1h", nil},
 		{"queue", "idempotency_scope {env.V}", "v", func(l loaded) string {
 			return caddy.NewReplacer().ReplaceAll(l.app.Queues["q"].IdempotencyScope, "") // with each request
 		}},

@@ -218,6 +218,10 @@ func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWrit
 	if len(r.Header["Idempotency-Key"]) > 1 {
 		return "", nil, &problem{http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts"}
 	}
+	start, err := startTime(r.Header, time.Now(), time.Duration(q.opts.MaxDelay))
+	if err != nil {
+		return "", nil, err
+	}
 	callback, host, h, err := q.callbackOf(claim, w, r)
 	defer releaseBody(r.Body)
 	if err != nil {
@@ -232,6 +236,7 @@ func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWrit
 		return "", nil, err
 	}
 	rec.Callback, rec.CallbackHost, rec.CallbackDomain = callback, host, quotaDomain(callback, host)
+	rec.NotBefore, rec.NextAttemptAt = start, start
 	err = problemOf(capture.Spool(r, capture.Options{Limit: h.MaxRequest, Folder: q.app.spool, Response: w}))
 	defer releaseBody(r.Body)
 	if err != nil {
@@ -289,6 +294,7 @@ func (q *TaskQueue) newRecord(claim *execution, h *Handler, r *http.Request) (*t
 	header.Drop(rec.Request.Header, h.TaskHeader)
 	rec.Request.Header.Set(h.TaskHeader, rec.ID)
 	header.TakePreferences(rec.Request.Header)
+	dropDelay(rec.Request.Header)
 	rec.Request.Header.Del("Expect")
 	return rec, nil
 }

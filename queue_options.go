@@ -2,7 +2,9 @@ package callback
 
 import (
 	"fmt"
+	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 )
 
@@ -22,6 +24,10 @@ type QueueOptions struct {
 	// How many tasks can wait; more are refused with 429. Default: `100000`.
 	MaxQueued int `json:"max_queued,omitempty"`
 
+	// How long clients can delay a task with the headers `task-delay` and
+	// `task-not-before`, 3650 days at most. Default: `30d`.
+	MaxDelay caddy.Duration `json:"max_delay,omitempty"`
+
 	// What an idempotency key is scoped to, beside the queue, the method and the
 	// URI: requests for which the placeholders in it expand to different values
 	// have keys of their own. Default: `{http.auth.user.id}`; clients that do not
@@ -37,8 +43,12 @@ const (
 	defaultWorkers   = 8
 	defaultAttempts  = 3
 	defaultMaxQueued = 100_000
+	defaultMaxDelay  = 30 * 24 * time.Hour
 	defaultScope     = "{http.auth.user.id}"
 )
+
+// longestMaxDelay keeps the time of a start within what engines can store.
+const longestMaxDelay = 3650 * 24 * time.Hour
 
 var defaultRetryStatus = []int{502, 503, 504}
 
@@ -46,6 +56,7 @@ func (o *QueueOptions) provision() {
 	setDefault(&o.Workers, defaultWorkers)
 	setDefault(&o.Attempts, defaultAttempts)
 	setDefault(&o.MaxQueued, defaultMaxQueued)
+	setDefault(&o.MaxDelay, caddy.Duration(defaultMaxDelay))
 	setDefault(&o.IdempotencyScope, defaultScope)
 	if o.RetryStatus == nil {
 		o.RetryStatus = defaultRetryStatus
@@ -63,6 +74,10 @@ func (o *QueueOptions) validate() error {
 		return fmt.Errorf("attempts: %d is less than 1", o.Attempts)
 	case o.MaxQueued < 1:
 		return fmt.Errorf("max_queued: %d is less than 1", o.MaxQueued)
+	case o.MaxDelay < 0:
+		return fmt.Errorf("max_delay: %v is negative", time.Duration(o.MaxDelay))
+	case time.Duration(o.MaxDelay) > longestMaxDelay:
+		return fmt.Errorf("max_delay: %v is more than 3650 days", time.Duration(o.MaxDelay))
 	}
 	for _, status := range o.RetryStatus {
 		if status < 400 || status > 599 {

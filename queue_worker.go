@@ -140,7 +140,7 @@ func (q *TaskQueue) run(x *execution, body io.ReadCloser, log *zap.Logger) {
 	err = x.serve(r, q.block)
 	if c := log.Check(zap.InfoLevel, "task run"); c != nil {
 		c.Write(zap.Int("start", x.rec.Starts), zap.String("status", string(x.rec.Status)),
-			zap.Int("upstream_status", x.rec.UpstreamStatus), zap.Duration("waited", x.rec.StartedAt.Sub(x.rec.CreatedAt)),
+			zap.Int("upstream_status", x.rec.UpstreamStatus), zap.Duration("waited", x.rec.StartedAt.Sub(x.rec.WaitsSince())),
 			zap.Duration("ran", time.Since(x.rec.StartedAt)), zap.Error(err))
 	}
 }

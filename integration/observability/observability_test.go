@@ -94,8 +94,9 @@ var situations = map[string]struct{ fires, quiet string }{
 		"caddy_callback_queued_tasks{queue=\"q\"} 90x60\n caddy_callback_queue_max_tasks{queue=\"q\"} 100x60",
 		"caddy_callback_queued_tasks{queue=\"q\"} 70x60\n caddy_callback_queue_max_tasks{queue=\"q\"} 100x60"},
 	"CallbackQueueStands": {
-		"caddy_callback_queued_tasks{queue=\"q\"} 1x120\n caddy_callback_queue_starts_total{queue=\"other\"} 0+1x120",
-		"caddy_callback_queued_tasks{queue=\"q\"} 1x120\n caddy_callback_queue_starts_total{queue=\"q\"} 0+1x120"},
+		"caddy_callback_queued_tasks{queue=\"q\"} 3x120\n caddy_callback_delayed_tasks{queue=\"q\"} 2x120\n caddy_callback_queue_starts_total{queue=\"other\"} 0+1x120",
+		"caddy_callback_queued_tasks{queue=\"q\"} 3x120\n caddy_callback_delayed_tasks{queue=\"q\"} 2x120\n caddy_callback_queue_starts_total{queue=\"q\"} 0+1x120\n" +
+			" caddy_callback_queued_tasks{queue=\"later\"} 2x120\n caddy_callback_delayed_tasks{queue=\"later\"} 2x120"},
 }
 
 func TestEachAlertFiresWhenItShould(t *testing.T) {

@@ -136,6 +136,9 @@ type Record struct {
 	Request *Request `json:"request,omitempty"`
 	// Starts is how often a queue's task was begun.
 	Starts int `json:"starts,omitempty"`
+	// NotBefore is when the client lets a queue's task start; zero if it asked for no
+	// delay.
+	NotBefore time.Time `json:"not_before,omitzero"`
 	// Timeout bounds one run of a queue's task.
 	Timeout time.Duration `json:"timeout,omitempty"`
 	// Schedule identifies the schedule that made the task; empty if none did.
@@ -226,6 +229,15 @@ func (r *Record) Line() (method, path string, size int64) {
 	}
 	path, _, _ = strings.Cut(r.Request.URI, "?")
 	return r.Request.Method, path, r.Request.Size
+}
+
+// WaitsSince returns when a queue's task began to wait for a worker: when it was
+// accepted, or when its delay ended.
+func (r *Record) WaitsSince() time.Time {
+	if r.NotBefore.After(r.CreatedAt) {
+		return r.NotBefore
+	}
+	return r.CreatedAt
 }
 
 // LastAttempt returns the latest attempt, the zero value if there was none.
