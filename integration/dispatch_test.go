@@ -95,8 +95,8 @@ func TestLargeCallbacksDoNotDelayOthers(t *testing.T) {
 // TestHangingReceiversDoNotDelayOthers is about hosts that answer
 // once and then no more, before and after a restart that knows them, for one that is
 // known and one that is not.
+// It does not run beside others: it measures a delay.
 func TestHangingReceiversDoNotDelayOthers(t *testing.T) {
-	t.Parallel()
 	var mu sync.Mutex
 	answered := make(map[string]bool)
 	held := make(chan struct{}, 10_000)

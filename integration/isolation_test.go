@@ -38,8 +38,9 @@ func TestTenHangingHostsDoNotDelayHealthyHost(t *testing.T) {
 	}
 }
 
+// TestThousandHangingHostsDoNotDelayKnownHost does not run beside others: on a busy
+// machine a healthy host can take longer than a fast one may.
 func TestThousandHangingHostsDoNotDelayKnownHost(t *testing.T) {
-	t.Parallel()
 	const holes, healthy, slow = 1000, 100, 32
 	port, called := newVoid(t)
 	good := gatewaytest.NewReceiver(t, nil)
