@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-callback/caddy-callback/internal/encode"
 	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
@@ -86,7 +87,7 @@ func (opts options) names() (names []string) {
 //	    timeout        <duration>
 //	    field          <name>
 //	    from           header <name>|none
-//	    format         form|json|raw
+//	    format         form|json|raw|cloudevents
 //	    task_header    <name>
 //	    status_header  <name>
 //	    header         <name> <value>
@@ -122,7 +123,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"timeout":       {parse: duration(&h.Timeout)},
 		"field":         {parse: h.alone(text(&h.Field))},
 		"from":          {parse: h.alone(h.parseFrom)},
-		"format":        {parse: h.alone(oneOf(&h.Format, formatForm, formatJSON, formatRaw))},
+		"format":        {parse: h.alone(oneOf(&h.Format, encode.Formats()...))},
 		"task_header":   {parse: headerName(&h.TaskHeader)},
 		"status_header": {parse: headerName(&h.StatusHeader)},
 		"header":        {parse: h.parseHeader, repeatable: true, expands: true},

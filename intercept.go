@@ -55,9 +55,10 @@ type Handler struct {
 	// Default: `false`.
 	FromNone bool `json:"from_none,omitempty"`
 
-	// What is posted: `form` (URL-encoded pairs), `json` (an envelope) or `raw`
-	// (the body as the app sent it). The profile `openfaas` sets it to `raw`,
-	// `beam2` posts `{"data": …}` and leaves no choice. Default: `form`.
+	// What is posted: `form` (URL-encoded pairs), `json` (an envelope), `raw` (the
+	// body as the app sent it) or `cloudevents` (a structured CloudEvent 1.0). The
+	// profile `openfaas` sets it to `raw`, `beam2` posts `{"data": …}` and leaves no
+	// choice. Default: `form`.
 	Format string `json:"format,omitempty"`
 
 	// The header that carries the task's ID: upstream, to the client and to the
@@ -109,14 +110,6 @@ const (
 	defaultMaxBody      = 8 << 20
 )
 
-// The formats of a callback.
-const (
-	formatForm = encode.FormatForm
-	formatJSON = encode.FormatJSON
-	formatRaw  = encode.FormatRaw
-	formatData = encode.FormatData
-)
-
 // CaddyModule returns the Caddy module information.
 func (*Handler) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "http.handlers.callback", New: func() caddy.Module { return new(Handler) }}
@@ -144,7 +137,7 @@ func (h *Handler) applyDefaults() error {
 	}
 	setDefault(&h.Timeout, caddy.Duration(defaultTimeout))
 	setDefault(&h.Field, defaultField)
-	setDefault(&h.Format, formatForm)
+	setDefault(&h.Format, encode.FormatForm)
 	setDefault(&h.TaskHeader, defaultTaskHeader)
 	setDefault(&h.StatusHeader, defaultStatusHeader)
 	setDefault(&h.MaxRequest, defaultMaxBody)
@@ -162,11 +155,9 @@ func (h *Handler) Validate() error {
 		}
 		h.URL, h.own = u.String(), safedial.HostPort(u)
 	}
-	switch {
-	case h.Format == formatForm, h.Format == formatJSON, h.Format == formatRaw:
-	case h.Format == formatData && profile.Of(h.Profile).Traits().OwnFormat:
-	default:
-		return fmt.Errorf("format: %q is none of form, json, raw", h.Format)
+	own := profile.Of(h.Profile).Traits().OwnFormat && h.Format == profile.Of(h.Profile).Traits().Format
+	if formats := encode.Formats(); !own && !slices.Contains(formats, h.Format) {
+		return fmt.Errorf("format: %q is none of %s", h.Format, strings.Join(formats, ", "))
 	}
 	if err := h.validateProfile(); err != nil {
 		return err
@@ -328,7 +319,7 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 		RequestMethod: r.Method, RequestPath: pathForOperators(r), RequestSize: max(0, r.ContentLength),
 	}
 	set := settings{timeout: time.Duration(h.Timeout), taskHeader: h.TaskHeader, kept: capture.ResponseOptions{
-		Limit: h.MaxResult, AsSent: h.Format == formatRaw, KeepHeader: profile.Of(h.Profile).Traits().KeepHeader,
+		Limit: h.MaxResult, AsSent: h.Format == encode.FormatRaw, KeepHeader: profile.Of(h.Profile).Traits().KeepHeader,
 		ToHEAD: r.Method == http.MethodHead, // of the command line only
 	}}
 	x := h.app.newExecution(r.Context(), s, set, rec, w)

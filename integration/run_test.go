@@ -342,7 +342,7 @@ func TestRunUsageErrorsNameFlag(t *testing.T) {
 		"an argument":        {append(good, "x"), `"x" is neither a flag`},
 		"a bad timeout":      {append(good, "--timeout", "soon"), `--timeout: "soon" is not a positive duration`},
 		"no time":            {append(good, "--timeout", "0"), `--timeout: "0" is not`},
-		"a bad format":       {append(good, "--format", "xml"), `--format: "xml" is none of form, json, raw`},
+		"a bad format":       {append(good, "--format", "xml"), `--format: "xml" is none of form, json, raw, cloudevents`},
 		"a bad header":       {append(good, "-H", "x"), `--header: "x" is not "Name: value"`},
 		"a bad method":       {append(good, "--method", "A B"), `--method: "A B" is not a method`},
 		"a missing file":     {append(good, "--data", "@/nowhere"), "--data: open /nowhere"},

@@ -109,7 +109,7 @@ func TestSentBodyIsSigned(t *testing.T) {
 		w.Header().Set("Content-Type", "application/octet-stream")
 		_, _ = io.WriteString(w, "\x00\xff="+r.URL.Path)
 	})
-	for _, format := range []string{"form", "json", "raw"} {
+	for _, format := range []string{"form", "json", "raw", "cloudevents"} {
 		g := gatewaytest.Start(t, gatewaytest.Delivering("secret "+hmacSecret),
 			fmt.Sprintf("callback {\nformat %s\n}\nreverse_proxy %s", format, app))
 		g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))

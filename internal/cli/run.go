@@ -40,9 +40,6 @@ type runFlags struct {
 	config, adapter     string
 }
 
-// formats are the values of --format.
-var formats = []string{encode.FormatForm, encode.FormatJSON, encode.FormatRaw}
-
 // NewRunCommand returns the command that runs one task. execute runs it and ends the
 // command; timeout is how long it may take by default; userAgent goes out with the
 // request.
@@ -83,10 +80,10 @@ Exit codes: 0 the task is COMPLETE, 1 it FAILED, 2 the command line is wrong,
 	flags.StringArrayVarP(&f.headers, "header", "H", nil, `a header of the request, "Name: value"; repeatable`)
 	flags.StringVar(&f.callbackURL, "callback-url", "", "where the result is posted")
 	flags.StringVar(&f.timeout, "timeout", timeout.String(), "how long the task may take")
-	flags.StringVar(&f.format, "format", encode.FormatForm, "what is posted: "+alternatives(formats))
+	flags.StringVar(&f.format, "format", encode.FormatForm, "what is posted: "+alternatives(encode.Formats()))
 	flags.StringVarP(&f.config, "config", "c", "", "a configuration whose delivery options apply: retries, signing keys")
 	flags.StringVarP(&f.adapter, "adapter", "a", "", "the adapter of that configuration")
-	complete(cmd, "format", func() []string { return formats })
+	complete(cmd, "format", encode.Formats)
 	return cmd
 }
 
@@ -96,8 +93,8 @@ func (f *runFlags) parse(c *Caddy, userAgent string) (*Run, error) {
 	switch {
 	case err != nil || timeout <= 0:
 		return nil, fmt.Errorf("--timeout: %q is not a positive duration such as 90s, 10m or 1d", f.timeout)
-	case !slices.Contains(formats, f.format):
-		return nil, fmt.Errorf("--format: %q is none of %s", f.format, strings.Join(formats, ", "))
+	case !slices.Contains(encode.Formats(), f.format):
+		return nil, fmt.Errorf("--format: %q is none of %s", f.format, strings.Join(encode.Formats(), ", "))
 	}
 	request, err := f.request()
 	if err != nil {

@@ -29,6 +29,11 @@ var formats = map[string]func(rec *task.Record, resp *form.Response) form.Callba
 	FormatCloudEvents: writeCloudEvent,
 }
 
+// Formats returns the formats that a user can choose, the default first.
+func Formats() []string {
+	return []string{FormatForm, FormatJSON, FormatRaw, FormatCloudEvents}
+}
+
 func writeForm(rec *task.Record, resp *form.Response) form.Callback {
 	if resp == nil {
 		return form.EncodeError(rec.Error)
