@@ -193,6 +193,7 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 //	        timeout     <duration>
 //	        retry       <duration…>
 //	        secret      <key…>
+//	        derive_keys <text>
 //	        allow       <cidr|host…>
 //	        deny        <cidr|host…>
 //	        ports       <port…>|any
@@ -275,6 +276,7 @@ func (a *App) parseDelivery(d *caddyfile.Dispenser) error {
 		"timeout":     {parse: duration(&o.Timeout)},
 		"retry":       {parse: o.parseRetry},
 		"secret":      {parse: secrets(&o.Secret, webhook.ParseKey), expands: true},
+		"derive_keys": {parse: placeholders(&o.DeriveKeys), expands: true},
 		"allow":       {parse: words(&o.Allow, func(v []string) error { return checkPolicy(safedial.Config{Allow: known(v)}) }), expands: true},
 		"deny":        {parse: words(&o.Deny, func(v []string) error { return checkPolicy(safedial.Config{Deny: known(v)}) }), expands: true},
 		"ports":       {parse: words(&o.Ports, func(v []string) error { return checkPolicy(safedial.Config{Ports: known(v)}) }), expands: true},

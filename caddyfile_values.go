@@ -10,6 +10,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/dustin/go-humanize"
 
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
@@ -25,6 +26,21 @@ func text(field *string) func(*caddyfile.Dispenser) error {
 			return d.Errf("%s: the value is empty", name)
 		}
 		*field = value
+		return nil
+	})
+}
+
+// placeholders reads a text that must have a placeholder. Caddy expands the short ones,
+// such as {header.X}, in sites only and not in global options, so that happens here:
+// one that is not known would silently be empty for every request.
+func placeholders(field *string) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, value string) error {
+		if !hasPlaceholder(value) {
+			return d.Errf("%s: %q has no placeholder such as {http.auth.user.id}", name, value)
+		}
+		written := caddyfile.Segment{{Text: value}}
+		httpcaddyfile.NewShorthandReplacer().ApplyToSegment(&written)
+		*field = written[0].Text
 		return nil
 	})
 }

@@ -56,7 +56,11 @@ func (h *Handler) findCallback(w http.ResponseWriter, r *http.Request) (_ *task.
 			return nil, "", hopsReached, nil
 		}
 	}
-	callback := h.newCallback(target, trusted, originalPath(r))
+	repl, _ := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	callback, err := h.newCallback(target, trusted, originalPath(r), repl)
+	if err != nil {
+		return nil, "", "", err
+	}
 	if parent := r.Header.Get("Traceparent"); len(parent) <= maxTraceparent {
 		callback.Traceparent = parent
 	}
@@ -129,15 +133,24 @@ func (h *Handler) within(outer *Handler) (*Handler, error) {
 	return &merged, merged.Validate()
 }
 
-// newCallback returns what is owed to a request for a path. All that the profile
-// decides is in it: an accepted task keeps it, whatever the configuration says
-// later.
-func (h *Handler) newCallback(target string, trusted bool, path string) *task.Callback {
+// maxKeyFor bounds the value that keys are derived from, in bytes: it is stored with
+// the task, and a client may choose it.
+const maxKeyFor = 1 << 10
+
+// newCallback returns what is owed to a request for a path, whose placeholders repl
+// has. All that the profile and derive_keys decide is in it: an accepted task keeps
+// it, whatever the configuration says later. The error is a *problem.
+func (h *Handler) newCallback(target string, trusted bool, path string, repl *caddy.Replacer) (*task.Callback, error) {
+	keyFor := h.app.Delivery.keyFor(repl)
+	if keyFor != nil && len(*keyFor) > maxKeyFor {
+		return nil, &problem{http.StatusBadRequest,
+			fmt.Sprintf("what the request gives derive_keys is too long: %d bytes at most", maxKeyFor)}
+	}
 	return &task.Callback{
 		URL: target, Trusted: trusted, Format: h.Format, Profile: h.Profile,
 		TaskHeader: h.TaskHeader, StatusHeader: h.StatusHeader, MaxResult: h.MaxResult,
-		Function: profile.Of(h.Profile).Function(path),
-	}
+		Function: profile.Of(h.Profile).Function(path), KeyFor: keyFor,
+	}, nil
 }
 
 // fieldValue removes the control characters from s: a placeholder may expand to

@@ -18,7 +18,7 @@ var command = caddycmd.Command{
 	Short: "Runs tasks, and shows and changes those of a running gateway",
 	CobraFunc: func(cmd *cobra.Command) {
 		cmd.AddCommand(shell.NewRunCommand(defaultTimeout, "caddy-callback/"+Version, runOnce),
-			newMigrateCommand(), newRepairCommand())
+			shell.NewKeyCommand(loadSecrets), newMigrateCommand(), newRepairCommand())
 		cmd.AddCommand(shell.Commands()...)
 		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {

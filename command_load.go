@@ -45,7 +45,10 @@ func newRun(o *cli.Run, log *cli.Progress, folder string) (*run, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
-	r.callback, r.host = h.newCallback(u.String(), true, ""), safedial.HostPort(u)
+	if r.callback, err = h.newCallback(u.String(), true, "", caddy.NewReplacer()); err != nil {
+		return nil, err
+	}
+	r.host = safedial.HostPort(u)
 	r.callback.Traceparent = r.request.Header.Get("Traceparent")
 	return r, nil
 }
@@ -68,6 +71,16 @@ func loadDelivery(file, adapter string) (*Delivery, error) {
 		return nil, fmt.Errorf("reading %s: %w", file, err)
 	}
 	return config.Apps.Callback.Delivery, nil
+}
+
+// loadSecrets returns the keys in the delivery options of a configuration as they are
+// written: those of the Caddyfile here if none is named.
+func loadSecrets(file, adapter string) ([]string, error) {
+	delivery, err := loadDelivery(file, adapter)
+	if err != nil || delivery == nil {
+		return nil, err
+	}
+	return delivery.Secret, nil
 }
 
 // namedIn returns the callback that the request's own body names, "" if none.

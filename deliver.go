@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -38,6 +39,14 @@ type Delivery struct {
 	// rotated. Placeholders such as `{env.KEY}` expand. Default: none; callbacks
 	// are not signed.
 	Secret []string `json:"secret,omitempty"`
+
+	// A text with placeholders, such as `{http.auth.user.id}`, that stands for the
+	// receiver of a callback. It expands when a task is accepted. The callback is
+	// signed with keys that are derived from each secret and the value, so that a
+	// receiver who has its own key, from `caddy callback key <value>`, can neither
+	// verify nor forge callbacks of other values. Default: none; the secrets
+	// themselves sign.
+	DeriveKeys string `json:"derive_keys,omitempty"`
 
 	// Destinations a request may name though they are not public: CIDRs,
 	// addresses or host names. Placeholders such as `{env.HOSTS}` expand. Default: none.
@@ -155,6 +164,10 @@ func certPool(files []string) (*x509.CertPool, error) {
 
 func (o *Delivery) validate() error {
 	switch {
+	case o.DeriveKeys != "" && len(o.keys) == 0:
+		return errors.New("delivery: derive_keys: there is no secret to derive keys from; add one with secret")
+	case o.DeriveKeys != "" && !hasPlaceholder(o.DeriveKeys):
+		return fmt.Errorf("delivery: derive_keys: %q has no placeholder, so all receivers would have one key", o.DeriveKeys)
 	case o.Timeout < 0:
 		return fmt.Errorf("delivery: timeout: %v is negative", time.Duration(o.Timeout))
 	case o.Concurrency < 1:
@@ -170,6 +183,16 @@ func (o *Delivery) validate() error {
 		}
 	}
 	return nil
+}
+
+// keyFor returns the value that the keys of a task's callback are derived from, nil
+// if they are not derived. repl has the placeholders of the request.
+func (o *Delivery) keyFor(repl *caddy.Replacer) *string {
+	if o.DeriveKeys == "" {
+		return nil
+	}
+	value := repl.ReplaceAll(o.DeriveKeys, "")
+	return &value
 }
 
 // newDeliveryOptions returns how this generation has callbacks delivered.

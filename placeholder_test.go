@@ -58,6 +58,9 @@ func TestPlaceholdersExpandInEveryOptionOrAreRefused(t *testing.T) {
 		{"delivery", "timeout {env.V}", "1s", nil},
 		{"delivery", "retry 1s {env.V}", "1s", nil},
 		{"delivery", "secret {env.V}", key, func(l loaded) string { return l.app.Delivery.Secret[0] }},
+		{"delivery", "derive_keys {env.V}\n secret " + key, "v", func(l loaded) string {
+			return *l.app.Delivery.keyFor(caddy.NewReplacer()) // with each request
+		}},
 		{"delivery", "allow 10.0.0.1 {env.V}", "10.0.0.0/8", func(l loaded) string { return l.app.Delivery.Allow[1] }},
 		{"delivery", "deny {env.V}", "v.example", func(l loaded) string { return l.app.Delivery.Deny[0] }},
 		{"delivery", "ports {env.V}", "8080", func(l loaded) string { return l.app.Delivery.Ports[0] }},

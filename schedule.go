@@ -266,11 +266,14 @@ func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.C
 	if target == "" {
 		return nil, "", nil
 	}
-	callback := h.newCallback(target, trusted, r.URL.Path)
+	repl := caddy.NewReplacer() // there is no request whose placeholders could expand
+	callback, err := h.newCallback(target, trusted, r.URL.Path, repl)
+	if err != nil {
+		return nil, "", err
+	}
 	if !h.sendsHeaders(own) {
 		return callback, host, nil
 	}
-	repl := caddy.NewReplacer() // there is no request whose placeholders could expand
 	for _, field := range h.Headers {
 		callback.Header = append(callback.Header, [2]string{field.Name, fieldValue(repl.ReplaceAll(field.Value, ""))})
 	}

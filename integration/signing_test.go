@@ -152,3 +152,120 @@ func TestReloadRotatesKey(t *testing.T) {
 		}
 	}
 }
+
+// derivedKey returns what `caddy callback key` prints.
+func derivedKey(t *testing.T, value string, args ...string) []string {
+	t.Helper()
+	c := runCaddy(t, t.TempDir(), append([]string{"callback", "key", value}, args...)...)
+	c.wantCode(t, 0)
+	return strings.Fields(c.stdout)
+}
+
+func TestReceiversVerifyWithDerivedKeys(t *testing.T) {
+	t.Parallel()
+	rcv := gatewaytest.NewReceiver(t, nil)
+	options := func(secrets string) string {
+		return gatewaytest.Delivering("secret "+secrets, "derive_keys {header.x-customer}", "retry 1100ms")
+	}
+	g := gatewaytest.Start(t, options(hmacSecret), gatewaytest.ExampleSite(t))
+	keys := make(map[string]string)
+	for _, customer := range []string{"alice", "bob", "\xffü {env.HOME} \"", ""} {
+		keys[customer] = derivedKey(t, customer, "--secret", hmacSecret)[0]
+	}
+	for customer := range keys {
+		g.Task(rcv.URL, "x-customer", customer)
+		got := rcv.Next(t)
+		for other, key := range keys {
+			if err := verified(key, got); (err == nil) != (other == customer) {
+				t.Errorf("the callback of %q, with the key of %q: %v", customer, other, err)
+			}
+		}
+		if verified(hmacSecret, got) == nil {
+			t.Errorf("the callback of %q verifies with the secret", customer)
+		}
+	}
+
+	resp, body := g.Post("/generate", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("%d %s", resp.StatusCode, body)
+	}
+	if err := verified(keys[""], rcv.Next(t)); err != nil {
+		t.Errorf("without the header: %v", err)
+	}
+	resp, body = g.Do(http.MethodPost, "/generate", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL),
+		"Content-Type", "application/json", "x-customer", strings.Repeat("x", 1025))
+	if resp.StatusCode != http.StatusBadRequest || !strings.Contains(body, "derive_keys is too long") {
+		t.Errorf("a long value: %d %s", resp.StatusCode, body)
+	}
+}
+
+func TestDerivedKeysRotateWithTheSecret(t *testing.T) {
+	t.Parallel()
+	private := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize))
+	signing := "whsk_" + base64.StdEncoding.EncodeToString(private)
+	failing := make(chan struct{})
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case <-failing:
+		default:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	g := gatewaytest.Start(t, gatewaytest.Delivering("secret "+hmacSecret, "derive_keys {header.x-customer}", "retry"+strings.Repeat(" 1s", 40)),
+		gatewaytest.ExampleSite(t))
+	g.Task(rcv.URL, "x-customer", "alice")
+	before := rcv.Next(t)
+	old := derivedKey(t, "alice", "--secret", hmacSecret)[0]
+	if err := verified(old, before); err != nil {
+		t.Error(err)
+	}
+
+	// The stored value counts, whatever derive_keys says when the callback is sent.
+	g.Edit("secret "+hmacSecret, "secret "+otherSecret+" "+signing)
+	g.Edit("{header.x-customer}", "{header.x-other}")
+	if err := g.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	keys := derivedKey(t, "alice", "--config", g.File)
+	if len(keys) != 2 || !strings.HasPrefix(keys[0], "whsec_") || !strings.HasPrefix(keys[1], "whpk_") {
+		t.Fatalf("the keys are %q", keys)
+	}
+	close(failing)
+	gatewaytest.Eventually(t, "the callback is signed with what is derived from the new secrets", func() error {
+		got := rcv.Next(t)
+		if err := verified(keys[0], got); err != nil {
+			return err
+		}
+		public, err := webhook.ParseVerifyKey(keys[1])
+		if err != nil {
+			return err
+		}
+		if verified(old, got) == nil {
+			t.Error("the old key verifies")
+		}
+		return webhook.Verify([]webhook.Key{public}, got.Header, []byte(got.Body), time.Now())
+	})
+}
+
+func TestKeyCommandNamesWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		args []string
+		want string
+	}{
+		"no value":   {nil, "it takes one value, and here are 0"},
+		"two values": {[]string{"a", "b"}, "it takes one value, and here are 2"},
+		"a public key": {[]string{"a", "--secret", "whpk_AAAA"},
+			"--secret: a whpk_ key is public"},
+		"no configuration": {[]string{"a", "--config", "missing"}, "--config: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := runCaddy(t, t.TempDir(), append([]string{"callback", "key"}, test.args...)...)
+			c.wantCode(t, 2)
+			if !strings.Contains(c.stderr, test.want) || c.stdout != "" {
+				t.Errorf("it prints %q and %q", c.stdout, c.stderr)
+			}
+		})
+	}
+}

@@ -85,7 +85,7 @@ func setDefault(h http.Header, name, value string) {
 
 // sign adds the signatures of the body, which is read once.
 func (s *Sender) sign(ctx context.Context, h http.Header, c Callback, service profile.Profile, at time.Time) error {
-	keys := s.opts.Keys
+	keys := s.keysOf(c.Record.Callback)
 	if len(keys) == 0 {
 		return nil
 	}
@@ -117,6 +117,18 @@ func (s *Sender) sign(ctx context.Context, h http.Header, c Callback, service pr
 	h.Set(webhook.HeaderTimestamp, strconv.FormatInt(at.Unix(), 10))
 	h.Set(webhook.HeaderSignature, signer.Signature())
 	return nil
+}
+
+// keysOf returns the keys that sign a callback.
+func (s *Sender) keysOf(callback *task.Callback) []webhook.Key {
+	if callback.KeyFor == nil {
+		return s.opts.Keys
+	}
+	derived := make([]webhook.Key, len(s.opts.Keys))
+	for i, key := range s.opts.Keys {
+		derived[i] = key.Derive(*callback.KeyFor)
+	}
+	return derived
 }
 
 // deliveryKey is the idempotency key of a callback: the task's ID, and after a

@@ -91,6 +91,9 @@ type Callback struct {
 	// MaxResult is the largest result posted whole, in bytes.
 	MaxResult   int64  `json:"max_result,omitempty"`
 	Traceparent string `json:"traceparent,omitempty"`
+	// KeyFor is the value from which, with each secret, the keys are derived that sign
+	// the callback; nil: the secrets sign.
+	KeyFor *string `json:"key_for,omitempty"`
 }
 
 // Result describes the endpoint's response as it was captured. The body
