@@ -92,7 +92,8 @@ func (a *App) newAPI() *web.API {
 	return web.NewAPI(web.APIConfig{
 		Open: a.openAPI, Queues: a.queueInfos, Schedules: a.scheduleInfos,
 		Node: node, Counts: &nodeCounts, Canceled: a.countCanceled, CheckURL: a.checkURL, Run: a.runNow,
-		Failed: func(err error) { a.log.Warn("request to the API refused", zap.Error(err)) },
+		RateLimited: a.rateLimited,
+		Failed:      func(err error) { a.log.Warn("request to the API refused", zap.Error(err)) },
 	})
 }
 
@@ -108,6 +109,12 @@ func (a *App) checkURL(raw string, trusted bool) (string, string, error) {
 		return "", "", err
 	}
 	return u.String(), safedial.HostPort(u), nil
+}
+
+// rateLimited reports whether the rate holds back callbacks to a host.
+func (a *App) rateLimited(hostPort string) bool {
+	s := a.store.Load()
+	return s != nil && s.deliverer.RateLimited(hostPort)
 }
 
 // runNow puts a task of a schedule into its queue. The next run time stays.

@@ -201,6 +201,7 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 //	        concurrency <n>
 //	        slow        <n>
 //	        per_host    <n>
+//	        rate        <n>/<duration>
 //	    }
 //	}
 //
@@ -284,6 +285,7 @@ func (a *App) parseDelivery(d *caddyfile.Dispenser) error {
 		"concurrency": {parse: count(&o.Concurrency)},
 		"slow":        {parse: count(&o.Slow)},
 		"per_host":    {parse: count(&o.PerHost)},
+		"rate":        {parse: rate(&o.Rate)},
 	})
 }
 

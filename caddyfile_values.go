@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -78,6 +79,38 @@ func count(field *int) func(*caddyfile.Dispenser) error {
 		*field = n
 		return nil
 	})
+}
+
+func rate(field *string) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, value string) error {
+		if _, err := parseRate(value); err != nil || value == "" {
+			return d.Errf("%s: %q is not a rate such as 10/1s or 100/1m", name, value)
+		}
+		*field = value
+		return nil
+	})
+}
+
+// minInterval is the shortest interval that a rate may have: it is about as long as
+// a timer takes.
+const minInterval = 100 * time.Microsecond
+
+// parseRate reads <n>/<duration> and returns the interval that it means, 0 for an
+// empty rate.
+func parseRate(s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	times, in, _ := strings.Cut(s, "/")
+	n, err := strconv.ParseInt(times, 10, 32)
+	d, inErr := caddy.ParseDuration(in)
+	if err != nil || inErr != nil || n < 1 || d <= 0 {
+		return 0, fmt.Errorf("%q is not a rate such as 10/1s or 100/1m", s)
+	}
+	if d/time.Duration(n) < minInterval {
+		return 0, fmt.Errorf("%q is more than %d in a second", s, time.Second/minInterval)
+	}
+	return d / time.Duration(n), nil
 }
 
 func status(field *int) func(*caddyfile.Dispenser) error {

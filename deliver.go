@@ -76,9 +76,15 @@ type Delivery struct {
 	// How many attempts are made at once to one host and port. Default: `32`.
 	PerHost int `json:"per_host,omitempty"`
 
+	// How many attempts start to one host and port in how much time, evenly spread:
+	// `10/1s`, or `600/1m` for the same. Each gateway counts its own.
+	// Default: none; the other limits hold.
+	Rate string `json:"rate,omitempty"`
+
 	policy  *safedial.Policy // for URLs from requests
 	trusted *safedial.Policy // for the operator's own
 	keys    []webhook.Key
+	every   time.Duration // between attempts to one host; 0 if there is no rate
 	tls     *tls.Config
 }
 
@@ -123,6 +129,9 @@ func (o *Delivery) provision() (err error) {
 		return fmt.Errorf("delivery: %w", err)
 	}
 	o.trusted = o.policy.Trusted()
+	if o.every, err = parseRate(o.Rate); err != nil {
+		return fmt.Errorf("delivery: rate: %w", err)
+	}
 	o.tls = new(tls.Config)
 	if o.tls.RootCAs, err = certPool(o.TrustedCA); err != nil {
 		return fmt.Errorf("delivery: trusted_ca: %w", err)
@@ -212,7 +221,7 @@ func (a *App) newDeliveryOptions() *deliver.Options {
 		},
 	})
 	return &deliver.Options{
-		Sender: sender, Limits: dispatch.Limits{Concurrency: o.Concurrency, Slow: o.Slow, PerHost: o.PerHost},
+		Sender: sender, Limits: dispatch.Limits{Concurrency: o.Concurrency, Slow: o.Slow, PerHost: o.PerHost, Interval: o.every},
 		Retry: waits, Window: o.window(), Log: a.log, Observer: attemptObserver{a},
 	}
 }

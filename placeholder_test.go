@@ -68,6 +68,7 @@ func TestPlaceholdersExpandInEveryOptionOrAreRefused(t *testing.T) {
 		{"delivery", "concurrency {env.V}", "1", nil},
 		{"delivery", "slow {env.V}", "1", nil},
 		{"delivery", "per_host {env.V}", "1", nil},
+		{"delivery", "rate {env.V}", "1/1s", nil},
 		{"queue", "workers {env.V}", "1", nil},
 		{"queue", "attempts {env.V}", "1", nil},
 		{"queue", "attempts 1 {env.V}", "503", nil},

@@ -142,11 +142,15 @@ type listedHost struct {
 	LastStatus   int       `json:"last_status"`
 	LastError    string    `json:"last_error"`
 	Paused       bool      `json:"paused"`
+	RateLimited  bool      `json:"rate_limited"`
 }
 
-// why is the reason that the host fails, empty if it does not.
+// why is the reason that the host fails, or that its callbacks wait; empty if there is
+// none.
 func (h *listedHost) why() string {
 	switch {
+	case h.Failures == 0 && h.RateLimited:
+		return "held back by the rate"
 	case h.Failures == 0:
 		return ""
 	case h.LastStatus > 0:

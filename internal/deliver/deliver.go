@@ -89,8 +89,7 @@ const (
 	Dead      Outcome = "dead"
 )
 
-// Deliverer attempts deliveries. Follow and Close are not called at once; nothing
-// else is exported.
+// Deliverer attempts deliveries. Follow and Close are not called at once.
 type Deliverer struct {
 	Config
 	dispatcher *dispatch.Dispatcher
@@ -154,6 +153,10 @@ func (d *Deliverer) Close(ctx context.Context) {
 		d.Log().Warn("removing encoded callbacks failed", zap.Error(err))
 	}
 }
+
+// RateLimited reports whether callbacks to a host wait because of the rate of the
+// options.
+func (d *Deliverer) RateLimited(hostPort string) bool { return d.dispatcher.RateLimited(hostPort) }
 
 // wake has the dispatcher asked again. It does not wait.
 func (d *Deliverer) wake() {

@@ -49,6 +49,7 @@ func (d *Dispatcher) Next(now time.Time) (Grant, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.passOn(now)
+	d.resume(now)
 	for _, p := range []*pool{&d.fast, &d.slow} {
 		if who := p.choose(now); who != nil {
 			return d.grant(who, now), true
@@ -80,6 +81,7 @@ func (d *Dispatcher) grant(who *participant, now time.Time) Grant {
 		}
 		g.Attempts[i] = a
 	}
+	d.started(h, now)
 	d.settle(h)
 	p.place(who)
 	return g
@@ -132,6 +134,9 @@ func (d *Dispatcher) NextChange(now time.Time) time.Time {
 	if d.running.Len() > 0 && len(d.fast.ready) > 0 && d.nextPass.After(now) {
 		at = earlier(at, d.nextPass)
 	}
+	if len(d.paced) > 0 {
+		at = earlier(at, d.paced[0].next)
+	}
 	return at
 }
 
@@ -156,6 +161,7 @@ func (d *Dispatcher) Short(g Grant, n int, now time.Time) {
 	h := rest[0].host
 	h.due = min(h.due, int(h.arrived-rest[0].arrived))
 	for _, a := range rest {
+		d.notStarted(h)
 		d.end(a, Outcome{Kind: Cancelled}, now)
 	}
 }

@@ -14,7 +14,8 @@ const (
 	DefaultHosts       = 20_000
 )
 
-// Limits bound what is in flight and in memory. A field below 1 has its default.
+// Limits bound what is in flight and in memory, and how often attempts start. A field
+// below 1 has its default.
 type Limits struct {
 	// Concurrency is how many attempts are in flight at once to hosts that
 	// usually answer within 100 ms.
@@ -24,6 +25,9 @@ type Limits struct {
 	Slow int
 	// PerHost is how many are in flight at once to one host.
 	PerHost int
+	// Interval is the time between the starts of attempts to one host, on average; 0
+	// sets no rate.
+	Interval time.Duration
 	// Hosts is how many hosts are in memory, at about 400 bytes each.
 	Hosts int
 }
@@ -62,6 +66,7 @@ type Dispatcher struct {
 	running  list.List           // of *Attempt: those in the fast pool, the oldest first
 	nextPass time.Time           // when passOn has something to do
 	paused   map[string]struct{} // hosts
+	paced    paces
 	ticks    int64
 	refused  bool // a host, because so many are in memory
 	reread   bool
@@ -82,6 +87,7 @@ func New(l Limits) *Dispatcher {
 func (d *Dispatcher) SetLimits(l Limits) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.setInterval(l.Interval)
 	d.limits = l.withDefaults()
 	d.fast.size, d.slow.size = d.limits.Concurrency, d.limits.Slow
 	for _, h := range d.hosts {
@@ -188,13 +194,19 @@ func (d *Dispatcher) InFlight() map[string]int {
 }
 
 // allowed returns how many attempts may start to a host, for all that concerns
-// the host alone. A rate per host belongs here, and the time of its next attempt
-// in NextChange.
+// the host alone.
 func (d *Dispatcher) allowed(h *host) int {
 	if _, paused := d.paused[h.name]; paused {
 		return 0
 	}
-	return min(h.due, min(h.stats.Window, d.limits.PerHost)-h.running)
+	n := min(h.due, min(h.stats.Window, d.limits.PerHost)-h.running)
+	switch {
+	case h.paced > 0:
+		return 0
+	case d.limits.Interval > 0:
+		return min(n, 1)
+	}
+	return n
 }
 
 // settle puts a host where it belongs now: in the order of its participant, or

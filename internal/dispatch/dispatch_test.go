@@ -402,3 +402,54 @@ func FuzzDispatcher(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, seed uint64) { operate(t, rand.New(rand.NewPCG(seed, 0)), 500) })
 }
+
+func TestRateSpreadsAttempts(t *testing.T) {
+	t.Parallel()
+	d := New(Limits{Interval: 100 * time.Millisecond})
+	for _, host := range []string{"a.example:443", "b.example:443"} {
+		d.Due(Due{Host: host, N: 100, Stats: good}, epoch)
+	}
+	starts := make(map[string][]time.Duration)
+	for now := epoch; now.Before(epoch.Add(time.Second)); {
+		for g, ok := d.Next(now); ok; g, ok = d.Next(now) {
+			if starts[g.Host] = append(starts[g.Host], now.Sub(epoch)); len(g.Attempts) != 1 {
+				t.Fatalf("%d attempts at once", len(g.Attempts))
+			}
+			d.Done(g.Attempts[0], Outcome{Answered, time.Millisecond}, now)
+			if !d.RateLimited(g.Host) {
+				t.Errorf("the rate does not hold %s back", g.Host)
+			}
+		}
+		next := d.NextChange(now)
+		if !next.After(now) {
+			t.Fatalf("the next change is at %v, now is %v", next, now)
+		}
+		now = next.Add(3 * time.Millisecond) // timers are late
+	}
+	for host, times := range starts {
+		if len(times) < 10 || len(times) > 11 || times[0] != 0 {
+			t.Errorf("%s: attempts at %v", host, times)
+		}
+	}
+}
+
+func TestRateCountsOnlyWhatWasTaken(t *testing.T) {
+	t.Parallel()
+	d := New(Limits{Interval: time.Minute})
+	due := Due{Host: "a.example:443", N: 1, Stats: good}
+	d.Due(due, epoch)
+	g, _ := d.Next(epoch)
+	d.Short(g, 0, epoch)
+	d.Due(due, epoch)
+	if _, ok := d.Next(epoch); !ok {
+		t.Error("an attempt that was not made counts")
+	}
+	d.Due(due, epoch)
+	if _, ok := d.Next(epoch); ok {
+		t.Error("an attempt that was made does not count")
+	}
+	d.SetLimits(Limits{Interval: time.Second})
+	if _, ok := d.Next(epoch); !ok {
+		t.Error("a new rate goes on with the wait of the one before")
+	}
+}

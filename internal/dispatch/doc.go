@@ -24,6 +24,8 @@
 //     first, the newest before the others, and then those that were served longest
 //     ago; a host that failed last comes after all others. Every eighth grant goes
 //     to the participant that has waited longest.
+//   - If there is a rate, the attempts to a host start one by one, an interval apart.
+//     A host that waits for its next one takes no slot.
 //   - The second half of the slow pool fills slowly, so that it has room for a new
 //     host whatever has come before.
 //

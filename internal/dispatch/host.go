@@ -36,6 +36,9 @@ type host struct {
 	arrived int64 // deliveries that were ever reported
 	late    int   // attempts in flight that have left the fast pool
 
+	next  time.Time // when its next attempt may start, if there is a rate
+	paced int       // its place among those that wait for that, from 1; 0 if it does not
+
 	queued *participant  // in whose order it waits
 	idle   *list.Element // its place among those that are only remembered
 }

@@ -41,6 +41,9 @@ type APIConfig struct {
 	Run func(ctx context.Context, e engine.Engine, schedule string) (id string, created bool, err error)
 	// Canceled is called after a task was canceled; nil calls nothing.
 	Canceled func(ctx context.Context, e engine.Engine, id string)
+	// RateLimited reports whether the rate holds back callbacks to a host on this node.
+	// It is called while the engine is kept open; nil if there is no rate.
+	RateLimited func(hostPort string) bool
 	// Failed is called with each error that was answered with 503.
 	Failed func(error)
 }

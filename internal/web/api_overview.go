@@ -62,6 +62,7 @@ type host struct {
 	LastStatus    int       `json:"last_status,omitempty"`
 	LastError     string    `json:"last_error,omitempty"`
 	Paused        bool      `json:"paused"`
+	RateLimited   bool      `json:"rate_limited,omitempty"`
 }
 
 // overview counts tasks by state, and has what this node has counted.
@@ -188,6 +189,7 @@ func (a *API) hosts(c *call) (int, any, error) {
 			list = append(list, host{
 				Host: h.Host, Pending: h.Pending, InFlight: h.InFlight, NextAttemptAt: h.Next, Failures: h.Failures,
 				FailingSince: h.FailingSince, LastStatus: h.LastStatus, LastError: h.LastError, Paused: h.Paused,
+				RateLimited: h.Pending > h.InFlight && a.config.RateLimited != nil && a.config.RateLimited(h.Host),
 			})
 		}
 		if next == "" {

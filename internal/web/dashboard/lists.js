@@ -10,6 +10,7 @@ const hostReason = ({ last_status: code, last_error: error = "" }) => (code && !
 const hostPhrase = (host) => {
 	if (host.paused) return doing("late", "Paused");
 	if (host.failures > 0) return host.failing_since ? doing("bad", "Fails for", forHow(host.failing_since)) : doing("bad", "Fails");
+	if (host.rate_limited) return doing("busy", "Held back by the rate");
 	return host.in_flight > 0 ? doing("busy", "Delivering") : doing("good", "Works");
 };
 

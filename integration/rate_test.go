@@ -1,0 +1,48 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
+)
+
+func TestDeliveryRateSpreadsAttemptsAndHoldsNobodyElseBack(t *testing.T) {
+	t.Parallel()
+	const interval, tasks = 200 * time.Millisecond, 12
+	starts := make(chan time.Time, 2*tasks)
+	limited := gatewaytest.NewReceiver(t, func(http.ResponseWriter, *http.Request) { starts <- time.Now() })
+	other := gatewaytest.NewReceiver(t, nil)
+	// With one slot, a host that waited in it would hold the other back.
+	g := gatewaytest.Start(t, gatewaytest.Delivering("rate 50/10s", "concurrency 1", "slow 1"), gatewaytest.ExampleSite(t))
+	g.Tasks(tasks, func(int) string { return limited.URL })
+	g.Eventually("the API says that the rate holds callbacks back", func() error {
+		_, body, err := gatewaytest.Send(http.MethodGet, "http://"+g.Admin+"/callback/hosts", nil)
+		if err != nil {
+			return err
+		}
+		var hosts []struct {
+			RateLimited bool `json:"rate_limited"`
+		}
+		if err := json.Unmarshal([]byte(body), &hosts); err != nil || len(hosts) != 1 || !hosts[0].RateLimited {
+			return fmt.Errorf("%s %w", body, err)
+		}
+		return nil
+	})
+	g.Task(other.URL)
+	other.Next(t)
+	if n := len(limited.Got); n >= tasks {
+		t.Errorf("all %d callbacks of the limited host came before that of the other", n)
+	}
+	first := <-starts
+	last := first
+	for range tasks - 1 {
+		last = <-starts
+	}
+	if least := (tasks - 1) * interval * 9 / 10; last.Sub(first) < least {
+		t.Errorf("%d attempts started within %v", tasks, last.Sub(first))
+	}
+}

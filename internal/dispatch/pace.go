@@ -1,0 +1,90 @@
+package dispatch
+
+import (
+	"container/heap"
+	"time"
+)
+
+// paceSlack is how late an attempt may start without delaying those after it: timers
+// are not exact, and neither is a busy machine.
+const paceSlack = 20 * time.Millisecond
+
+// paces are the hosts whose next attempt the rate delays, the earliest first.
+type paces []*host
+
+func (p paces) Len() int           { return len(p) }
+func (p paces) Less(i, j int) bool { return p[i].next.Before(p[j].next) }
+func (p paces) Swap(i, j int) {
+	p[i], p[j] = p[j], p[i]
+	p[i].paced, p[j].paced = i+1, j+1
+}
+
+// Push is for container/heap.
+func (p *paces) Push(x any) {
+	h := x.(*host)
+	*p = append(*p, h)
+	h.paced = len(*p)
+}
+
+// Pop is for container/heap.
+func (p *paces) Pop() any {
+	last := len(*p) - 1
+	h := (*p)[last]
+	(*p)[last] = nil
+	*p = (*p)[:last]
+	h.paced = 0
+	return h
+}
+
+// started counts an attempt to a host against the rate.
+func (d *Dispatcher) started(h *host, now time.Time) {
+	if d.limits.Interval <= 0 {
+		return
+	}
+	if earliest := now.Add(-paceSlack); h.next.Before(earliest) {
+		h.next = earliest
+	}
+	if h.next = h.next.Add(d.limits.Interval); h.next.After(now) {
+		heap.Push(&d.paced, h)
+	}
+}
+
+// notStarted takes back what started has counted.
+func (d *Dispatcher) notStarted(h *host) {
+	if d.limits.Interval <= 0 {
+		return
+	}
+	h.next = h.next.Add(-d.limits.Interval)
+	if h.paced > 0 {
+		heap.Remove(&d.paced, h.paced-1)
+	}
+}
+
+// resume lets the hosts start attempts again whose time has come.
+func (d *Dispatcher) resume(now time.Time) {
+	for len(d.paced) > 0 && !d.paced[0].next.After(now) {
+		d.settle(heap.Pop(&d.paced).(*host))
+	}
+}
+
+// setInterval changes the rate. What has been counted against another one is
+// forgotten.
+func (d *Dispatcher) setInterval(interval time.Duration) {
+	if interval == d.limits.Interval {
+		return
+	}
+	d.limits.Interval = interval
+	d.paced = nil
+	for _, h := range d.hosts {
+		h.paced, h.next = 0, time.Time{}
+	}
+}
+
+// RateLimited reports whether deliveries to a host wait because of the rate. It is
+// also true for a moment after the last one.
+func (d *Dispatcher) RateLimited(hostPort string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	h := d.hosts[hostPort]
+	return h != nil && h.paced > 0 && h.due > 0
+}
