@@ -113,7 +113,7 @@ func TestDeletedStreamsAreRecreated(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	says(g, "the stream of tasks was created anew")
+	says(g, "task stream was deleted and created again")
 	id := accepts(g, rcv.URL)
 	for rcv.Next(t).TaskID() != id {
 	}

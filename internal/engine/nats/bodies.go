@@ -19,18 +19,18 @@ import (
 // sent, so that heartbeats do not wait behind a large body on a slow connection.
 const chunkSize = 256 << 10
 
-// An unneededBody is one that the last step of its task does not name.
+// An unneededBody is a body that the last step of its task does not reference.
 type unneededBody struct {
 	name  string
 	since time.Time
 }
 
-// readTime is how long a body can still be read by who opened it before its task's
-// last step, at any gateway.
+// readTime is how long an unneeded body is kept, because a reader at any gateway may
+// have opened it before the task's last step.
 const readTime = 5 * time.Minute
 
-// putBody stores a body of a task in chunks and returns its name. What it stored
-// before an error is removed.
+// putBody stores a body of a task in chunks and returns its name. After an error it
+// removes the chunks that it stored.
 func (e *Engine) putBody(ctx context.Context, id string, r io.Reader) (name string, size int64, err error) {
 	name = token(id) + "." + newID()
 	chunk := make([]byte, chunkSize)
@@ -100,7 +100,8 @@ func (r *bodyReader) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// discard removes a body that no task has named. If that fails, collectBodies does.
+// discard removes a body that no task references. If that fails, collectBodies removes
+// it later.
 func (e *Engine) discard(ctx context.Context, name string) {
 	if name == "" {
 		return
@@ -112,7 +113,8 @@ func (e *Engine) discard(ctx context.Context, name string) {
 	}
 }
 
-// takeUnneeded returns the bodies that nobody reads any more.
+// takeUnneeded returns the bodies that no reader can have open any more, and forgets
+// them.
 func (x *index) takeUnneeded() (names []string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -127,9 +129,9 @@ func (x *index) takeUnneeded() (names []string) {
 // to be stored after its body.
 const orphanAge = time.Hour
 
-// collectBodies removes the bodies that no task names: those whose gateway ended
-// before it stored the task, and those that the youngest gateway ended before it
-// removed.
+// collectBodies removes orphaned bodies. A body becomes an orphan if its gateway ends
+// before it stores the task, or if the youngest gateway ends before it removes the
+// body.
 func (e *Engine) collectBodies(ctx context.Context) error {
 	info, err := e.bodies.Info(ctx, jetstream.WithSubjectFilter(bodySubject+"*.*.0"))
 	if err != nil {
@@ -146,7 +148,7 @@ func (e *Engine) collectBodies(ctx context.Context) error {
 	return nil
 }
 
-// bodies returns the bodies that tasks name.
+// bodies returns the names of the bodies that tasks reference.
 func (x *index) bodies() map[string]bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -159,7 +161,7 @@ func (x *index) bodies() map[string]bool {
 	return named
 }
 
-// age returns how long ago an ID of newID was made.
+// age returns how long ago newID made an ID.
 func age(id string) time.Duration {
 	u, err := uuid.Parse(id)
 	if err != nil {

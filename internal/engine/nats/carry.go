@@ -48,13 +48,13 @@ func (e *Engine) Import(ctx context.Context, rec *task.Record, request, result i
 	step := m
 	if rec.State == task.Running {
 		if m.meta.Queue != "" {
-			m.meta.MaxStarts = rec.Starts + 1 // how many it may have is told at its next start
+			m.meta.MaxStarts = rec.Starts + 1 // the limit itself is known only at the next start
 		}
 		step = e.expired(m)
 	}
 	if err := e.put(ctx, step, last); err != nil {
 		e.discard(ctx, m.meta.Body)
-		if errors.Is(err, engine.ErrLost) { // somebody else has imported it
+		if errors.Is(err, engine.ErrLost) { // another gateway imported it
 			return nil
 		}
 		return fmt.Errorf("importing the task %s: %w", rec.ID, err)
@@ -93,8 +93,8 @@ func (e *Engine) Keys(ctx context.Context, after engine.Cursor, limit int) ([]en
 	return keys, engine.Cursor(strconv.FormatUint(seq, 10)), nil
 }
 
-// scan reads the messages of the stream of tasks whose subject has a prefix and whose
-// sequence is after seq, until limit of them count. It returns the last sequence, and
+// scan reads messages of the task stream with a subject prefix and a sequence after
+// seq, until read has returned true limit times. It returns the last sequence, and
 // whether there may be more.
 func (e *Engine) scan(ctx context.Context, seq uint64, prefix string, limit int, read func(*jetstream.RawStreamMsg) (bool, error)) (uint64, bool, error) {
 	for n := 0; n < limit; {

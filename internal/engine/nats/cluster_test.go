@@ -19,7 +19,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// cluster are JetStream servers. Each of their accounts sees streams of its own.
+// cluster is a cluster of JetStream servers. Each account has its own streams.
 type cluster struct {
 	files   []string
 	servers []*server.Server
@@ -105,7 +105,7 @@ func (c *cluster) stop(i int) {
 	c.servers[i].WaitForShutdown()
 }
 
-// urls are those of all servers for an account.
+// urls returns the URLs of all servers for an account.
 func (c *cluster) urls(account int) (urls []string) {
 	for _, port := range c.ports {
 		urls = append(urls, fmt.Sprintf("nats://a%d:x@127.0.0.1:%d", account, port))
@@ -113,7 +113,7 @@ func (c *cluster) urls(account int) (urls []string) {
 	return urls
 }
 
-// leader returns which server leads the stream of tasks of the account 0.
+// leader returns the index of the server that leads the task stream of account 0.
 func (c *cluster) leader() int {
 	for i, srv := range c.servers {
 		if srv.JetStreamIsStreamLeader("a0", taskStream) {
@@ -123,9 +123,9 @@ func (c *cluster) leader() int {
 	return rand.IntN(len(c.servers))
 }
 
-// Servers stop and start one after the other while tasks go through two gateways.
-// Each that was accepted gets its callback, with one verdict.
-func TestTasksSurviveServers(t *testing.T) {
+// Servers restart one after the other while two gateways process tasks. Each accepted
+// task gets its callback with one verdict.
+func TestTasksSurviveServerRestarts(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, 3, 1)
 	cfg := Config{URLs: c.urls(0), Replicas: 3, LeaseTime: 5 * time.Second}
@@ -184,8 +184,8 @@ func (c *cluster) isCurrent() bool {
 	return true
 }
 
-// produce accepts a task and settles it. It notes the verdict that was stored, empty
-// if that is not known.
+// produce accepts and settles a task. It records the stored verdict, or "" if the
+// outcome is unknown.
 func produce(ctx context.Context, t *testing.T, e *Engine, accepted *sync.Map) {
 	rec := newTask()
 	rec.Queue, rec.Request = "", nil
@@ -202,12 +202,12 @@ func produce(ctx context.Context, t *testing.T, e *Engine, accepted *sync.Map) {
 			return
 		}
 		if !isUnavailable(err) {
-			return // another has decided
+			return // another gateway decided the verdict
 		}
 	}
 }
 
-// consume delivers what is due at a gateway, and notes the verdicts.
+// consume delivers due callbacks of a gateway and records their verdicts.
 func consume(ctx context.Context, t *testing.T, e *Engine, delivered *sync.Map) {
 	for ctx.Err() == nil {
 		taken, err := e.Take(ctx, receiver, 8)
@@ -220,7 +220,7 @@ func consume(ctx context.Context, t *testing.T, e *Engine, delivered *sync.Map) 
 			if other, ok := delivered.LoadOrStore(rec.ID, string(rec.Status)); ok && other != string(rec.Status) {
 				t.Errorf("task %s has the verdicts %s and %s", rec.ID, other, rec.Status)
 			}
-			_ = d.Done(ctx) // it may come again
+			_ = d.Done(ctx) // after an error the delivery is repeated
 		}
 	}
 }

@@ -17,8 +17,7 @@ import (
 
 const receiver = "c.example:443"
 
-// newTask returns the record of a task that a client waits for, and that a queue
-// takes.
+// newTask returns the record of a queued task with a callback.
 func newTask() *task.Record {
 	return &task.Record{
 		Task: task.Task{
@@ -54,8 +53,7 @@ func settle(t *testing.T, l engine.Lease, rec *task.Record, result string) error
 	return l.Settle(t.Context(), rec, strings.NewReader(result))
 }
 
-// pauseHeartbeats makes an engine fall silent without its knowing, as a process that
-// is stopped.
+// pauseHeartbeats stops the heartbeats of an engine, like SIGSTOP to its process.
 func pauseHeartbeats(e *Engine) { e.stopHeart() }
 
 // take waits for a delivery and takes it.
@@ -75,7 +73,7 @@ func take(t *testing.T, e *Engine) engine.Delivery {
 	return d
 }
 
-func TestPausedHolderDecidesNothing(t *testing.T) {
+func TestPausedHolderCannotSettle(t *testing.T) {
 	t.Parallel()
 	cfg := Config{URLs: []string{startServer(t, t.TempDir(), nil).ClientURL()}}
 	paused, other := open(t, cfg), open(t, cfg)
@@ -97,7 +95,7 @@ func TestPausedHolderDecidesNothing(t *testing.T) {
 	}
 }
 
-func TestPausedHolderSettlesIfNobodyElseHas(t *testing.T) {
+func TestPausedHolderSettlesUnclaimedTask(t *testing.T) {
 	t.Parallel()
 	e := open(t, Config{URLs: []string{startServer(t, t.TempDir(), nil).ClientURL()}})
 	rec, l := claim(t, e)
@@ -108,7 +106,7 @@ func TestPausedHolderSettlesIfNobodyElseHas(t *testing.T) {
 	}
 }
 
-// Two gateways may attempt a delivery if one was paused; what became of it is stored
+// If a gateway was paused, two gateways may attempt a delivery. Its outcome is stored
 // once.
 func TestPausedGatewayLosesItsDeliveries(t *testing.T) {
 	t.Parallel()
@@ -129,8 +127,8 @@ func TestPausedGatewayLosesItsDeliveries(t *testing.T) {
 	}
 }
 
-// slowAddress is an address behind which a server takes no more than so many bytes a
-// second.
+// slowAddress returns the address of a proxy that forwards at most perSecond bytes a
+// second to a server.
 func slowAddress(t *testing.T, server string, perSecond int) string {
 	t.Helper()
 	return listen(t, func(client net.Conn) {
@@ -153,21 +151,21 @@ func slowAddress(t *testing.T, server string, perSecond int) string {
 	})
 }
 
-// A result that takes longer to be stored than a step may, or than a lease lasts, is
-// stored all the same, and the lease is kept.
+// Storing a large result may take longer than a step timeout and a lease time. The
+// result is stored, and the lease does not expire.
 func TestLargeResultOverSlowConnection(t *testing.T) {
 	t.Parallel()
 	const perSecond, size = 512 << 10, 5 << 20 // ten seconds
 	srv := startServer(t, t.TempDir(), nil)
 	e := open(t, Config{URLs: []string{slowAddress(t, srv.Addr().String(), perSecond)}, LeaseTime: 4 * time.Second})
-	open(t, Config{URLs: []string{srv.ClientURL()}, LeaseTime: 4 * time.Second}) // would expire the lease
+	open(t, Config{URLs: []string{srv.ClientURL()}, LeaseTime: 4 * time.Second}) // a second gateway, which would expire the lease
 	rec, l := claim(t, e)
 	body, start := strings.Repeat("0123456789abcdef", size/16), time.Now()
 	if err := settle(t, l, rec, body); err != nil {
 		t.Fatal(err)
 	}
 	if took := time.Since(start); took < stepTimeout {
-		t.Fatalf("the connection is not slow: it took %v", took)
+		t.Fatalf("the connection is not slow: settling took %v", took)
 	}
 	d := take(t, e)
 	result, err := d.Result(t.Context())

@@ -51,8 +51,8 @@ func (x *index) dueHosts(limit int) (due []engine.HostDue, wait time.Duration) {
 // countLimit is how many ready entries of a backlog are counted.
 const countLimit = 1000
 
-// ready counts the entries that are ready; those that wait for a retry too, if there
-// are too many to count.
+// ready counts the entries that are ready. Above countLimit it returns the size of the
+// whole backlog.
 func (b *backlog) ready(now int64) (n int) {
 	below := []int{0}
 	for len(below) > 0 && n < countLimit {
@@ -69,21 +69,22 @@ func (b *backlog) ready(now int64) (n int) {
 	return n
 }
 
-// hostState returns what is known of a host.
+// hostState returns the state of a host.
 func (b *backlog) hostState() engine.HostState {
 	s := b.learned
 	s.Paused = b.paused
 	return s
 }
 
-// learn notes what a dispatcher has learned of a host.
+// learn records the state of a host that a dispatcher has stored.
 func (x *index) learn(s engine.HostState) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.host(s.Host).learned = s
 }
 
-// SaveHosts implements engine.Deliveries. Of several gateways the last one counts.
+// SaveHosts implements engine.Deliveries. If several gateways save the state of a host,
+// the last one wins.
 func (e *Engine) SaveHosts(ctx context.Context, hosts []engine.HostState) error {
 	for _, h := range hosts {
 		h.Paused = false
@@ -95,24 +96,24 @@ func (e *Engine) SaveHosts(ctx context.Context, hosts []engine.HostState) error 
 	return nil
 }
 
-// hostTTL is how long what was learned of a host is of use.
+// hostTTL is how long the saved state of a host is useful.
 const hostTTL = 7 * 24 * time.Hour
 
 // delivery implements engine.Delivery.
 type delivery struct {
 	engine *Engine
 	m      *message
-	rec    *task.Record // what the caller adds attempts to
+	rec    *task.Record // the caller adds attempts to it
 	hold   *hold
 	mu     sync.Mutex
 	ended  bool
 }
 
-// Take implements engine.Deliveries. Each delivery is a step that names this gateway
-// as its holder; those that another gateway takes first are left out.
+// Take implements engine.Deliveries. Each delivery is a step that names this gateway as
+// its holder. Deliveries that another gateway takes first are left out.
 func (e *Engine) Take(ctx context.Context, host string, n int) (taken []engine.Delivery, err error) {
 	if err := e.available(); err != nil {
-		return nil, err // or what cannot be stored would be attempted again and again
+		return nil, err // without storage, the same attempt would be repeated without end
 	}
 	for len(taken) < n && err == nil {
 		picked := e.index.pickDeliveries(host, n-len(taken))
@@ -151,7 +152,7 @@ func (x *index) askAgain(host string) {
 }
 
 // take stores that a delivery is in flight here. It returns ErrLost if another gateway
-// came first, or the delivery has become dead instead.
+// took it first, or if the delivery expired and is now dead.
 func (e *Engine) take(ctx context.Context, c candidate) (*delivery, error) {
 	h := &hold{token: newID()}
 	m, err := e.getStep(ctx, c.id, c.seq, task.Delivering)
@@ -172,7 +173,7 @@ func (e *Engine) take(ctx context.Context, c candidate) (*delivery, error) {
 	return nil, err
 }
 
-// drop ends a hold whose step was not stored, or perhaps was.
+// drop ends a hold after an error, whether or not the step was stored.
 func (e *Engine) drop(id string, h *hold, err error) {
 	e.index.drop(id, h, err)
 	if errors.Is(err, engine.ErrNotFound) {
@@ -186,7 +187,7 @@ func (d *delivery) Record() *task.Record { return d.rec }
 // Result implements engine.Delivery.
 func (d *delivery) Result(ctx context.Context) (io.ReadCloser, error) { return d.engine.body(ctx, d.m) }
 
-// body opens the body of a message, wherever it is.
+// body opens the body of a task, from its message or from the body stream.
 func (e *Engine) body(ctx context.Context, m *message) (io.ReadCloser, error) {
 	if m.meta.Dropped || m.rec.Ended() && m.rec.Result == nil {
 		return nil, engine.ErrNotFound
@@ -208,7 +209,7 @@ func (d *delivery) end(ctx context.Context, n *message) error {
 	d.ended = err == nil || errors.Is(err, engine.ErrLost)
 	if err != nil {
 		d.engine.drop(d.m.meta.ID, d.hold, err)
-		return fmt.Errorf("storing what became of the callback of task %s: %w", d.m.meta.ID, err)
+		return fmt.Errorf("storing the outcome of the callback of task %s: %w", d.m.meta.ID, err)
 	}
 	return nil
 }
@@ -243,7 +244,7 @@ func (d *delivery) Dead(ctx context.Context) error {
 	return d.end(ctx, dead(d.m, cloneRecord(d.rec)))
 }
 
-// dead returns the step that gives a callback up.
+// dead returns the step that gives up a callback.
 func dead(m *message, rec *task.Record) *message {
 	rec.NextAttemptAt = time.Time{}
 	n := m.next(rec, task.Dead)
@@ -260,7 +261,7 @@ func (d *delivery) Release(ctx context.Context) error {
 	return err
 }
 
-// isLate says that the time in which the callback could be delivered is over.
+// isLate reports whether the delivery window of the callback is over.
 func (e *Engine) isLate(m *message) bool {
 	return m.meta.Finished < time.Now().Add(-e.deliveryWindow()).UnixNano()
 }
@@ -275,7 +276,7 @@ func (e *Engine) deliveryWindow() time.Duration {
 
 const defaultDeliveryWindow = 30 * 24 * time.Hour
 
-// bury stores that a callback was not delivered in time.
+// bury makes a callback dead that was not delivered in time.
 func (e *Engine) bury(ctx context.Context, m *message) error {
 	n := dead(m, m.rec)
 	if err := e.put(ctx, n, m.seq); err != nil {

@@ -1,23 +1,23 @@
-// Package nats keeps tasks in a NATS JetStream cluster that several gateways share.
-// It needs nats-server 2.12 or newer, and no permission beyond the use of two
-// streams.
+// Package nats keeps tasks in a NATS JetStream cluster that several gateways share. It
+// needs nats-server 2.12 or newer, and permission to use two streams.
 //
-// A task is one message on a subject of its own, whatever its state. Each step of it
-// is one publish that names the sequence of the step before; the server refuses it if
-// another came first. So the sequence is the fencing token, and the version. Bodies
-// over 32 KiB are chunks in a second stream, stored before the step that names them.
+// A task is one message on a subject of its own, whatever its state. Each step is one
+// publish that expects the sequence of the step before; the server refuses it if
+// another step came first. So the sequence is both fencing token and version. Bodies
+// over 32 KiB are stored as chunks in a second stream, before the step that references
+// them.
 //
 // Each gateway follows the headers of the stream and keeps an index of all tasks in
-// memory, about 300 bytes each; hosts, queues, lists and counts are answered from it.
-// What other gateways did a moment ago may be missing there, never from a step. The
-// order of jobs and deliveries is exact with one gateway and approximate with more,
-// as are counts, and the limit of a queue's depth.
+// memory, about 300 bytes each; hosts, queues, lists and counts come from it. The index
+// may lag behind other gateways for a moment; steps never do, because the server checks
+// them. With one gateway, counts, the depth limit of a queue, and the order of jobs and
+// deliveries are exact. With several they are approximate.
 //
-// A gateway stores a heartbeat three times in each lease time. Another one that has
-// stored four of its own since the last it saw takes it for dead: its tasks are
-// settled as FAILED or queued again, and its deliveries are taken by others. No clock
-// is compared with another; run times of retries and delayed tasks are, and go by the
-// clock of the gateway that looks.
+// A gateway stores a heartbeat three times in each lease time. Another gateway that has
+// stored four heartbeats since then considers it dead: its tasks are settled as FAILED
+// or queued again, and other gateways take its deliveries. Leases compare no clocks.
+// Run times of retries and delayed tasks follow the clock of the gateway that takes
+// them.
 package nats
 
 import (
@@ -47,17 +47,17 @@ type Config struct {
 	URLs []string
 	// Credentials is the path of a NATS credentials file. Default: none.
 	Credentials string
-	// Replicas of each stream that is created. Default: 3.
+	// Replicas is the number of replicas of each stream that is created. Default: 3.
 	Replicas int
 	Settings engine.Settings
 	Logger   *zap.Logger
-	// LeaseTime is how long a task outlives a gateway that does not answer.
-	// Default: [DefaultLeaseTime].
+	// LeaseTime is how long a gateway may be silent before its leases expire. Default:
+	// [DefaultLeaseTime].
 	LeaseTime time.Duration
 }
 
-// DefaultLeaseTime is long enough for the election of a leader, and a restart of a
-// server. Tests make it shorter, before they open an engine.
+// DefaultLeaseTime is long enough for a leader election and a server restart. Tests
+// make it shorter before they open an engine.
 var DefaultLeaseTime = 30 * time.Second
 
 const (
@@ -69,7 +69,7 @@ const (
 type Engine struct {
 	cfg     Config
 	log     *zap.Logger
-	id      string // of this gateway; younger ones are greater
+	id      string // of this gateway; IDs of younger gateways are greater
 	nc      *nats.Conn
 	js      jetstream.JetStream
 	tasks   jetstream.Stream
@@ -81,28 +81,28 @@ type Engine struct {
 	full     atomic.Pointer[error] // why new tasks are refused, nil if they are not
 	isDown   atomic.Bool           // the last heartbeat or step was not stored
 	used     atomic.Int64          // bytes of both streams
-	limit    atomic.Int64          // of them, if an operator has set one
+	limit    atomic.Int64          // of the streams in bytes, if an operator has set one
 	beatNow  chan struct{}
 
 	closing context.Context
 	stop    context.CancelFunc
-	// stopHeart ends the heartbeats alone, in tests.
+	// stopHeart ends only the heartbeats. It is for tests.
 	beating   context.Context
 	stopHeart context.CancelFunc
 	steps     sync.RWMutex   // read-locked by steps that are being stored
 	done      sync.WaitGroup // the goroutines of the engine
 	once      sync.Once
-	// stopReading ends the following of the stream.
+	// stopReading stops following the stream.
 	stopReading func()
 }
 
 var _ engine.Engine = (*Engine)(nil)
 
-// openTimeout bounds how long a cluster that does not answer delays the caller.
+// openTimeout limits how long an unresponsive cluster delays the caller.
 const openTimeout = 10 * time.Second
 
-// Open connects to the cluster and reads what it has. If that fails the error wraps
-// engine.ErrUnavailable, unless the configuration is wrong: trying again may help.
+// Open connects to the cluster and loads its tasks. If the error wraps
+// engine.ErrUnavailable, trying again may help; otherwise the configuration is wrong.
 func Open(ctx context.Context, cfg Config) (engine.Engine, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -138,7 +138,7 @@ func (c *Config) check() error {
 		c.Logger = zap.NewNop()
 	}
 	if len(c.URLs) == 0 {
-		return errors.New("no NATS server is named")
+		return errors.New("no NATS server is configured; name at least one URL")
 	}
 	if c.Replicas < 1 || c.Replicas > maxReplicas {
 		return fmt.Errorf("%d replicas of a stream are not possible; use 1 to %d", c.Replicas, maxReplicas)
@@ -197,8 +197,8 @@ func (e *Engine) connect(ctx context.Context) error {
 	return nil
 }
 
-// dial connects within the deadline of ctx, whatever the servers do: the client
-// library waits for some steps without one.
+// dial connects within the deadline of ctx. The client library has no deadline for some
+// steps.
 func (e *Engine) dial(ctx context.Context) error {
 	opts := []nats.Option{
 		nats.Name("caddy-callback"),
@@ -206,10 +206,10 @@ func (e *Engine) dial(ctx context.Context) error {
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(reconnectWait),
 		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(1), nats.FlusherTimeout(pingInterval),
-		// Credentials may be refused while those of the servers are being changed.
+		// Servers may refuse valid credentials while an operator changes them.
 		nats.IgnoreAuthErrorAbort(),
-		// A publish fails while there is no connection. It does not wait in a buffer for
-		// a server that may never get it.
+		// A publish without a connection fails at once. In a buffer it would wait for a
+		// server that may never receive it.
 		nats.ReconnectBufSize(-1),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			e.isDown.Store(true)
@@ -254,19 +254,20 @@ func (e *Engine) dial(ctx context.Context) error {
 
 const (
 	dialTimeout = 3 * time.Second
-	// reconnectWait is short: requests for callbacks are refused meanwhile.
+	// reconnectWait is short, because requests for callbacks are refused while there is
+	// no connection.
 	reconnectWait = 500 * time.Millisecond
-	// pingInterval is how often the server is asked whether it is there. One that
-	// vanished without a word is left after two of them, before a lease expires. The
-	// client library's own is two minutes.
+	// pingInterval is how often the server is pinged. After two missed pings the client
+	// reconnects, which is before a lease expires. The client library's default is two
+	// minutes.
 	pingInterval = 5 * time.Second
 )
 
 // oldestServer is the first release with atomic batches.
 var oldestServer = [2]int{2, 12}
 
-// leastPayload is the smallest max_payload of a server that has room for a record,
-// its headers, and a body beside it.
+// leastPayload is the smallest max_payload that fits a record, its headers and an
+// inline body.
 const leastPayload = 512 << 10
 
 func checkServer(nc *nats.Conn) error {
@@ -301,7 +302,8 @@ func (e *Engine) Ready() error {
 	return nil
 }
 
-// available returns nil if the cluster stored what it was asked to last.
+// available returns nil if the cluster is connected and stored the last step or
+// heartbeat.
 func (e *Engine) available() error {
 	switch {
 	case e.closing.Err() != nil:
@@ -314,10 +316,10 @@ func (e *Engine) available() error {
 	return nil
 }
 
-// closed returns an error if the engine was closed.
+// closed returns an error if the engine is closed.
 func (e *Engine) closed() error {
 	if e.closing.Err() != nil {
-		return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+		return fmt.Errorf("%w: the store is closed", engine.ErrUnavailable)
 	}
 	return nil
 }
@@ -335,14 +337,15 @@ func (e *Engine) Close(ctx context.Context) error {
 		stored := make(chan struct{})
 		go func() {
 			e.steps.Lock()
-			e.steps.Unlock() //nolint:staticcheck // what had begun has ended
+			e.steps.Unlock() //nolint:staticcheck // waits for the steps that have begun
 			close(stored)
 		}()
 		select {
 		case <-stored:
 		case <-ctx.Done():
 		}
-		// The others need not wait until this gateway's heartbeats are missed.
+		// With this message the other gateways take over at once, without waiting for
+		// missed heartbeats.
 		ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 		defer cancel()
 		if e.nc.IsConnected() {
@@ -355,7 +358,7 @@ func (e *Engine) Close(ctx context.Context) error {
 	return nil
 }
 
-// kill ends the engine at once, as the end of its process does.
+// kill ends the engine at once, like a killed process.
 func (e *Engine) kill() {
 	e.stop()
 	if e.nc != nil {
@@ -384,7 +387,7 @@ func (e *Engine) Secret(ctx context.Context) ([]byte, error) {
 		if _, err = e.store(ctx, fresh); err == nil {
 			return fresh.Data, nil
 		}
-		if errors.Is(err, engine.ErrLost) { // another gateway made one
+		if errors.Is(err, engine.ErrLost) { // another gateway created it
 			msg, err = e.get(ctx, e.tasks, secretSubject)
 		}
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// enqueueTries bounds how often an enqueue is tried that others with the same key or
-// schedule come before.
+// enqueueTries limits how often an enqueue is retried when others with the same key or
+// schedule come first.
 const enqueueTries = 10
 
 // Enqueue implements engine.Acceptor.
@@ -36,7 +36,7 @@ func (l *lease) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, o
 	return l.engine.enqueue(ctx, rec, body, opts, l)
 }
 
-// enqueue stores a task as queued, in the place of the running one if l is not nil.
+// enqueue stores a task as queued. If l is not nil, the task replaces the running one.
 func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions, l *lease) (string, bool, error) {
 	m := e.queued(cloneRecord(rec))
 	if err := e.readBody(ctx, m, body, false); err != nil {
@@ -63,7 +63,7 @@ func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, 
 	if err == nil && known == "" {
 		return m.meta.ID, true, nil
 	}
-	if !errors.Is(err, engine.ErrUnavailable) { // else it may have been stored
+	if !errors.Is(err, engine.ErrUnavailable) { // an unavailable cluster may have stored it
 		e.discard(ctx, m.meta.Body)
 	}
 	if err == nil && l != nil {
@@ -85,11 +85,11 @@ func (e *Engine) queued(rec *task.Record) *message {
 	}}
 }
 
-// errKnown says that another task with the key or schedule was stored meanwhile.
-var errKnown = errors.New("stored meanwhile")
+// errKnown means that another task with the key or schedule was stored first.
+var errKnown = errors.New("another task was stored first")
 
-// tryEnqueue stores a task in one atomic step with its key and as its schedule's
-// latest run. It returns the ID of an earlier task if there is one.
+// tryEnqueue stores a task, its key and the latest run of its schedule in one atomic
+// step. It returns the ID of an earlier task if there is one.
 func (e *Engine) tryEnqueue(ctx context.Context, m *message, key *engine.StoredKey, maxQueued int, l *lease) (known string, err error) {
 	var with []*nats.Msg
 	if key != nil {
@@ -136,8 +136,8 @@ func (x *index) depth(queue string) int64 {
 	return 0
 }
 
-// knownKey returns the ID of the task that has a key, if there is one, and
-// ErrKeyReused if that has another digest.
+// knownKey returns the ID of the task that has a key, or "". It returns ErrKeyReused if
+// that task has another digest.
 func (e *Engine) knownKey(ctx context.Context, key *engine.StoredKey) (string, error) {
 	msg, err := e.get(ctx, e.tasks, keySubject+token(key.Hash))
 	if errors.Is(err, engine.ErrNotFound) {
@@ -156,8 +156,8 @@ func (e *Engine) knownKey(ctx context.Context, key *engine.StoredKey) (string, e
 	return known.TaskID, nil
 }
 
-// keyMessage is a key that was not stored before. The server removes it when it
-// expires.
+// keyMessage returns the message that stores a new key. The server removes it when the
+// key expires.
 func keyMessage(key engine.StoredKey) (*nats.Msg, error) {
 	msg := nats.NewMsg(keySubject + token(key.Hash))
 	var err error
@@ -169,8 +169,8 @@ func keyMessage(key engine.StoredKey) (*nats.Msg, error) {
 	return msg, nil
 }
 
-// runMessage makes a task the latest run of its schedule, unless an earlier one waits
-// unstarted: then it returns that one's ID.
+// runMessage makes a task the latest run of its schedule. If an earlier run has not
+// started yet, it returns that run's ID instead.
 func (e *Engine) runMessage(ctx context.Context, rec *task.Record) (*nats.Msg, string, error) {
 	msg := nats.NewMsg(runSubject + token(rec.Schedule))
 	msg.Data = []byte(rec.ID)

@@ -1,12 +1,12 @@
 package nats
 
-// ranked is an item of a ranking: it knows its place there, so that it can be removed.
+// ranked is an item of a ranking. It knows its place there, so that it can be removed.
 type ranked[T any] interface {
 	before(other T) bool
 	place() *int
 }
 
-// A ranking has its first item at 0. It implements heap.Interface.
+// A ranking is a heap with its first item at 0. It implements heap.Interface.
 type ranking[T ranked[T]] []T
 
 func (r ranking[T]) Len() int           { return len(r) }

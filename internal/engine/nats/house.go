@@ -12,17 +12,18 @@ import (
 )
 
 const (
-	// houseInterval is how often tasks are looked for that have to be moved on.
+	// houseInterval is how often keepHouse looks for expired tasks.
 	houseInterval = 500 * time.Millisecond
-	// collectInterval is how often bodies are looked for that no task names.
+	// collectInterval is how often keepHouse looks for orphaned bodies.
 	collectInterval = time.Hour
-	// houseBatch is how many tasks are moved on at a time.
+	// houseBatch is how many tasks keepHouse changes at a time.
 	houseBatch = 256
 )
 
-// keepHouse moves tasks on whose holder died, whose delivery window ended or whose
-// retention is over. The youngest gateway does it for all; should two believe that
-// they are the youngest, the second one's steps are refused.
+// keepHouse finds tasks whose holder died, whose delivery window is over or whose
+// retention is over, and stores their next step. The youngest gateway does this for all
+// gateways. If two believe that they are the youngest, the server refuses the steps of
+// the second one.
 func (e *Engine) keepHouse() {
 	ticker := time.NewTicker(houseInterval)
 	defer ticker.Stop()
@@ -51,7 +52,7 @@ func (e *Engine) keepHouse() {
 		e.index.pruneHosts()
 		if youngest {
 			if err := e.collectBodies(e.closing); err != nil {
-				e.log.Debug("bodies that no task names were not removed", zap.Error(err))
+				e.log.Debug("orphaned bodies not removed", zap.Error(err))
 			}
 		}
 	}
@@ -65,13 +66,13 @@ func (e *Engine) housework(tasks []candidate, do func(context.Context, candidate
 		case errors.Is(err, engine.ErrNotFound):
 			e.index.forget(c.id)
 		default:
-			e.log.Warn("a task that expired was not moved on", zap.String("task_id", c.id), zap.Error(err))
+			e.log.Warn("expired task not updated", zap.String("task_id", c.id), zap.Error(err))
 		}
 	}
 }
 
-// pruneHosts forgets the hosts that have nothing to be delivered, and of which nothing
-// was learned lately.
+// pruneHosts removes the hosts that have no pending deliveries and have not answered
+// lately.
 func (x *index) pruneHosts() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -83,10 +84,10 @@ func (x *index) pruneHosts() {
 	}
 }
 
-// hostMemory is how long a host is remembered that answered and has nothing waiting.
+// hostMemory is how long an idle, healthy host stays in the index.
 const hostMemory = 24 * time.Hour
 
-// forget removes a task that the stream has no message of any more.
+// forget removes a task that has no message in the stream any more.
 func (x *index) forget(id string) {
 	x.mu.Lock()
 	seq := uint64(0)
@@ -97,7 +98,7 @@ func (x *index) forget(id string) {
 	x.apply(id, seq, &meta{State: removed}, true)
 }
 
-// isYoungest says whether this gateway is the last one that was started.
+// isYoungest reports whether no living gateway was started after this one.
 func (x *index) isYoungest() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -109,9 +110,9 @@ func (x *index) isYoungest() bool {
 	return true
 }
 
-// orphans returns up to n running tasks that nobody holds: this gateway's whose claim
-// was stored without being acknowledged, and, if it is the youngest one, those of
-// gateways that died.
+// orphans returns up to n running tasks without a lease: this gateway's, if the claim
+// was stored but not acknowledged, and those of dead gateways, if this gateway is the
+// youngest.
 func (x *index) orphans(n int, youngest bool) (found []candidate) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -128,7 +129,7 @@ func (x *index) orphans(n int, youngest bool) (found []candidate) {
 	return found
 }
 
-// expire moves a running task on that nobody holds.
+// expire stores the next step of a running task without a lease.
 func (e *Engine) expire(ctx context.Context, c candidate) error {
 	m, err := e.getStep(ctx, c.id, c.seq, task.Running)
 	if err != nil {
@@ -137,8 +138,8 @@ func (e *Engine) expire(ctx context.Context, c candidate) error {
 	return e.put(ctx, e.expired(m), m.seq)
 }
 
-// expired returns the step of a task whose holder died: a job is queued again if it
-// may be started once more, all others have FAILED.
+// expired returns the next step of a task whose holder died. A job that has starts left
+// is queued again; any other task has FAILED.
 func (e *Engine) expired(m *message) *message {
 	rec := m.rec
 	if m.meta.Queue != "" && rec.Starts < m.meta.MaxStarts {
@@ -155,10 +156,10 @@ func (e *Engine) failed(m *message, rec *task.Record, reason string) *message {
 	return e.settled(m, rec)
 }
 
-// bound says which of the tasks in a state are to be removed.
+// bound selects the tasks in a state that are evicted.
 type bound struct {
-	before int64 // those that ended before
-	excess int64 // the oldest ones that are too many
+	before int64 // tasks that finished before are evicted
+	excess int64 // how many tasks exceed the retention count; the oldest are evicted
 }
 
 func (x *index) bound(state task.State, keep time.Duration, count int64) (b bound) {
@@ -179,8 +180,8 @@ func (b *bound) exceeds(e *entry) bool {
 	return e.finished < b.before
 }
 
-// expired returns up to n tasks whose time is over, and the oldest of those that are
-// too many, by when they were accepted.
+// expired returns up to n tasks whose retention or delivery window is over, and those
+// that exceed the retention count, oldest first.
 func (x *index) expired(s engine.Settings, window time.Duration, n int) (found []candidate) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -189,7 +190,7 @@ func (x *index) expired(s engine.Settings, window time.Duration, n int) (found [
 	delivering := bound{before: time.Now().Add(-window).UnixNano()}
 	latest := max(done.before, dead.before, delivering.before)
 	for _, e := range x.byAge {
-		// A task has ended after it was accepted: the rest is too young.
+		// A task finishes after it was accepted, so all later ones are too young.
 		if len(found) >= n || e.created > latest && done.excess == 0 && dead.excess == 0 {
 			break
 		}

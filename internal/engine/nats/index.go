@@ -16,19 +16,19 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// An index is what a gateway keeps in memory of the stream of tasks: about 300 bytes
-// a task. Every gateway follows the stream, so that it knows the steps of the others
-// a moment after they are stored; its own it knows when they are acknowledged.
+// An index holds the state of all tasks in memory, about 300 bytes a task. Every
+// gateway follows the stream, so it sees the steps of other gateways a moment after
+// they are stored. Its own steps are applied when they are acknowledged.
 type index struct {
 	mu       sync.Mutex
 	tasks    map[string]*entry
-	byAge    []*entry // from the oldest to the newest; with some that were removed
+	byAge    []*entry // from the oldest to the newest; contains removed entries
 	gone     int      // how many of byAge were removed
 	counts   map[task.State]int64
 	hosts    map[string]*backlog
 	queues   map[string]*backlog
 	due      ranking[*backlog] // hosts to be reported by DueHosts
-	earlier  chan struct{}     // a message: the first host of due is another
+	earlier  chan struct{}     // signals that due has another first host
 	holders  map[string]*holder
 	me       *holder
 	holds    map[string]*hold // what this gateway runs or attempts, by task
@@ -48,11 +48,11 @@ type entry struct {
 	finished int64
 	ready    int64
 	body     string
-	queue    *backlog // nil if it is no queue's
-	host     *backlog // nil if it has no callback
-	holder   *holder  // who runs the task, or attempts the delivery
+	queue    *backlog // nil if the task is in no queue
+	host     *backlog // nil if the task has no callback
+	holder   *holder  // the gateway that runs the task or attempts the delivery
 	trusted  bool
-	at       *backlog // where the entry waits; nil if it does not
+	at       *backlog // the backlog that has the entry; nil if none has
 	pos      int      // in at
 }
 
@@ -62,19 +62,19 @@ func (e *entry) before(f *entry) bool {
 	return e.ready < f.ready || e.ready == f.ready && e.order < f.order
 }
 
-// backlog is what waits for a host or in a queue.
+// backlog has the entries that wait for a host or in a queue.
 type backlog struct {
 	name    string
 	isHost  bool
-	entries ranking[*entry] // by when they are ready
+	entries ranking[*entry] // ordered by ready
 	pending int64           // tasks that are queued or delivering
 	running int64           // of a queue
 	trusted int64           // of the pending ones
 	paused  bool
-	raced   int           // how many entries are still picked in any order
-	wake    chan struct{} // of a queue; a message: it may have a job
-	// isReported says that the dispatcher knows of the host, and asks until a Take
-	// falls short.
+	raced   int           // how many entries are still picked at random
+	wake    chan struct{} // of a queue; signals that it may have a job
+	// isReported is true while the dispatcher knows the host, which is until a Take
+	// returns fewer deliveries than it asked for.
 	isReported bool
 	learned    engine.HostState
 	pos        int // in index.due
@@ -89,14 +89,14 @@ type holder struct {
 	id     string
 	silent int // heartbeats of this gateway since its last one
 	dead   bool
-	tasks  map[*entry]struct{} // that name it
+	tasks  map[*entry]struct{} // tasks that the gateway holds
 }
 
 // hold is a lease or a delivery of this gateway. It ends with the next step of the
 // task.
 type hold struct {
-	token string // of the step that began it; begins those of the steps of its holder
-	lost  func() // called if the next step is another's; may be nil
+	token string // token of the first step; a prefix of the tokens of all its steps
+	lost  func() // called if another gateway stores the next step; may be nil
 }
 
 func newIndex(me string) *index {
@@ -139,7 +139,7 @@ func (x *index) holder(id string) *holder {
 	return h
 }
 
-// apply brings the index to a step of a task, if it does not know a later one.
+// apply updates the index with a step of a task, unless the index has a later one.
 func (x *index) apply(id string, seq uint64, m *meta, fromStream bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -151,13 +151,14 @@ func (x *index) apply(id string, seq uint64, m *meta, fromStream bool) {
 		x.notify(id)
 	}
 	if fromStream && e.state == removed && e.seq == seq {
-		delete(x.tasks, e.id) // no earlier step can come any more
+		delete(x.tasks, e.id) // no earlier step can arrive any more
 	}
 }
 
-// advance returns the entry for the next step of a task, which has left all counts.
+// advance returns the entry for the next step of a task. The entry is in no count and
+// no ranking.
 func (x *index) advance(e *entry, id string, m *meta) *entry {
-	// A task that a queue took over has another place in byAge.
+	// A task that moved into a queue has a new place in byAge.
 	moves := e == nil || e.state == removed || e.created != m.Created && m.State != removed
 	if e != nil && e.state != removed {
 		x.leave(e)
@@ -188,7 +189,7 @@ func compareAge(a, b *entry) int {
 	return cmp.Or(cmp.Compare(a.created, b.created), strings.Compare(a.id, b.id))
 }
 
-// enter puts an entry where a step leads it.
+// enter updates an entry from a step and adds it to counts and rankings.
 func (x *index) enter(e *entry, m *meta) {
 	e.state, e.status = unique.Make(m.State).Value(), unique.Make(m.Status).Value()
 	e.finished, e.ready, e.trusted, e.body = m.Finished, m.Ready, m.Trusted, m.Body
@@ -216,7 +217,7 @@ func (x *index) enter(e *entry, m *meta) {
 	}
 }
 
-// leave takes an entry out of all counts and rankings, as it was before a step.
+// leave removes an entry from all counts and rankings before its next step.
 func (x *index) leave(e *entry) {
 	x.count(e, -1)
 	x.unwait(e)
@@ -240,8 +241,8 @@ func (x *index) count(e *entry, n int64) {
 	}
 }
 
-// where returns the backlog in which an entry waits to be taken, nil if it does not. A
-// delivery of this gateway that it does not hold was stored without being acknowledged.
+// where returns the backlog in which an entry waits to be taken, or nil. If a delivery
+// names this gateway but has no hold, it was stored without being acknowledged.
 func (x *index) where(e *entry) *backlog {
 	switch {
 	case e.state == task.Queued:
@@ -252,8 +253,8 @@ func (x *index) where(e *entry) *backlog {
 	return nil
 }
 
-// wait puts an entry where it waits. It is called again if the entry's holder or hold
-// has changed.
+// wait adds an entry to its backlog. It is called again when the entry's holder or hold
+// changes.
 func (x *index) wait(e *entry) {
 	x.unwait(e)
 	if b := x.where(e); b != nil {
@@ -272,8 +273,8 @@ func (x *index) unwait(e *entry) {
 	}
 }
 
-// report puts a host into its place among those that DueHosts reports. It is called
-// whenever that may have changed.
+// report updates the place of a host among those that DueHosts reports. It must be
+// called after each change to the host's entries.
 func (x *index) report(b *backlog) {
 	if b.pos >= 0 {
 		heap.Remove(&x.due, b.pos)
@@ -287,8 +288,8 @@ func (x *index) report(b *backlog) {
 }
 
 // pick takes up to n entries that are ready out of a backlog, and returns how long to
-// wait for the next one. After a race that another gateway won it takes any of the
-// first few, so that they do not all try the same ones.
+// wait for the next one. After it has lost a race to another gateway it picks at random
+// from the first few, so that gateways do not all try the same ones.
 func (x *index) pick(b *backlog, n int) (picked []candidate, wait time.Duration) {
 	wait = maxSleep
 	for now := time.Now().UnixNano(); !b.paused && len(b.entries) > 0; {
@@ -306,18 +307,19 @@ func (x *index) pick(b *backlog, n int) (picked []candidate, wait time.Duration)
 	return picked, wait
 }
 
-// maxSleep bounds how long a change of the clock goes unnoticed.
+// maxSleep limits how long a clock change goes unnoticed.
 const maxSleep = 5 * time.Second
 
-// hold begins to hold a task, before the step is stored that says so.
+// hold registers a hold before its first step is stored.
 func (x *index) hold(id string, h *hold) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.holds[id] = h
 }
 
-// drop ends a hold whose step was not stored, or perhaps was: the task waits again as
-// the index knows it. If another gateway came first, the stream will tell.
+// drop ends a hold after an error, whether or not the step was stored. The task goes
+// back to its backlog, unless another gateway took it: then its step follows in the
+// stream.
 func (x *index) drop(id string, h *hold, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -341,8 +343,8 @@ func (x *index) drop(id string, h *hold, err error) {
 	}
 }
 
-// raceSpread is how many entries are picked in any order after a race was lost, and
-// how far from the first one.
+// raceSpread is how many entries are picked at random after a lost race, and how far
+// from the first one.
 const raceSpread = 8
 
 func signal(c chan struct{}) {
@@ -352,14 +354,14 @@ func signal(c chan struct{}) {
 	}
 }
 
-// notify wakes those that wait for a change of a task.
+// notify wakes the waiters of a task.
 func (x *index) notify(id string) {
 	for _, w := range x.waiters[id] {
 		signal(w)
 	}
 }
 
-// clear makes the index as it is for an empty stream. Every lease is lost.
+// clear empties the index, because the stream was created anew. Every lease is lost.
 func (x *index) clear() {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -25,12 +25,12 @@ func (e *Engine) Jobs(queue string) engine.JobSource {
 }
 
 // Next implements engine.JobSource. The order is approximate while other gateways take
-// jobs of the queue too.
-// Claims that are being stored when ctx ends end first, within seconds.
+// jobs of the queue too. If ctx ends while claims are being stored, Next waits for
+// them, at most some seconds.
 func (j *jobs) Next(ctx context.Context, limit, maxStarts int) ([]engine.Job, error) {
 	for {
 		if err := ctx.Err(); err != nil {
-			signal(j.queue.wake) // another worker may wait
+			signal(j.queue.wake) // let another waiting worker look
 			return nil, err
 		}
 		if err := j.engine.available(); err != nil {
@@ -53,12 +53,12 @@ func (x *index) pickJobs(b *backlog, n int) (picked []candidate, wait time.Durat
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if picked, wait = x.pick(b, n); len(picked) > 0 && len(b.entries) > 0 {
-		signal(b.wake) // another worker may want what is left
+		signal(b.wake) // another worker may take the rest
 	}
 	return picked, wait
 }
 
-// sleep waits for a message, but not for longer than d.
+// sleep waits for a signal, at most for d.
 func (e *Engine) sleep(ctx context.Context, wake <-chan struct{}, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -74,8 +74,8 @@ func (j *jobs) claim(ctx context.Context, picked []candidate, maxStarts int) ([]
 	return each(picked, func(c candidate) (engine.Job, error) { return j.engine.claimJob(ctx, c, maxStarts) })
 }
 
-// each takes what was picked, all at once. It leaves out what others have taken, and
-// returns an error only if nothing was taken.
+// each takes the picked tasks concurrently. It leaves out those that other gateways
+// have taken, and returns an error only if none was taken.
 func each[T any](picked []candidate, take func(candidate) (T, error)) (taken []T, err error) {
 	all := make([]T, len(picked))
 	errs := make([]error, len(picked))
@@ -98,8 +98,8 @@ func each[T any](picked []candidate, take func(candidate) (T, error)) (taken []T
 	return nil, err
 }
 
-// claimJob stores that a queued task runs here. It returns ErrLost if another gateway
-// came first.
+// claimJob stores the step with which this gateway starts a queued task. It returns
+// ErrLost if another gateway claimed the task first.
 func (e *Engine) claimJob(ctx context.Context, c candidate, maxStarts int) (engine.Job, error) {
 	m, err := e.getStep(ctx, c.id, c.seq, task.Queued)
 	if err != nil {

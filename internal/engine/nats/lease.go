@@ -34,13 +34,13 @@ func (e *Engine) claim(ctx context.Context, m *message, last uint64) (*lease, er
 	m.meta.Holder, m.meta.Token = e.id, l.hold.token
 	e.index.hold(m.meta.ID, l.hold)
 	if err := e.put(ctx, m, last); err != nil {
-		e.drop(m.meta.ID, l.hold, err) // if it was stored, keepHouse finds that nobody holds it
+		e.drop(m.meta.ID, l.hold, err) // if the step was stored, keepHouse finds a task without a lease
 		return nil, err
 	}
 	return l, nil
 }
 
-// lose is called when another step was made of the task than the lease's.
+// lose is called when the task has a step that the lease did not store.
 func (l *lease) lose() {
 	l.lostMu.Lock()
 	defer l.lostMu.Unlock()
@@ -59,8 +59,8 @@ func (l *lease) OnLost(f func()) {
 	}
 }
 
-// step stores what the lease ends with. name tells steps apart: a step that is
-// repeated finds out that it was stored before.
+// step stores the last step of the lease. name distinguishes steps, so that a repeated
+// step recognizes that it was stored before.
 func (l *lease) step(ctx context.Context, m *message, name string, with ...*nats.Msg) error {
 	m.meta.Token = l.hold.token + "." + name
 	err := l.engine.put(ctx, m, l.m.seq, with...)
@@ -72,7 +72,7 @@ func (l *lease) step(ctx context.Context, m *message, name string, with ...*nats
 	return err
 }
 
-// isCurrent asks whether the task is still as the lease left it.
+// isCurrent reports whether the lease's step is still the task's last one.
 func (l *lease) isCurrent(ctx context.Context) bool {
 	now, err := l.engine.getTask(ctx, l.m.meta.ID)
 	return err == nil && now.seq == l.m.seq
@@ -109,12 +109,12 @@ func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) 
 	body, name := m.meta.Body, "settle."+string(rec.Status)
 	kept(m)
 	err := l.step(ctx, m, name)
-	if errors.Is(err, engine.ErrFull) && m.meta.Size > 0 { // the verdict is stored without the result
+	if errors.Is(err, engine.ErrFull) && m.meta.Size > 0 { // store the verdict without the result
 		m.clearBody()
 		kept(m)
 		err = l.step(ctx, m, name)
 	}
-	if m.meta.Body != body || err != nil && !errors.Is(err, engine.ErrUnavailable) { // else it may have been stored
+	if m.meta.Body != body || err != nil && !errors.Is(err, engine.ErrUnavailable) { // an unavailable cluster may have stored it
 		l.engine.discard(ctx, body)
 	}
 	if err != nil {
@@ -126,7 +126,7 @@ func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) 
 	return nil
 }
 
-// kept writes into the record how much of the result is kept.
+// kept sets the size of the stored result in the record.
 func kept(m *message) {
 	if m.rec.Result != nil {
 		result := *m.rec.Result

@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// listTime bounds the search for a page.
+	// listTime limits the search for a page.
 	listTime = 20 * time.Millisecond
-	// listStep and loadStep are how many tasks are looked at, or loaded, between two
-	// looks at the time.
+	// listStep and loadStep are how many tasks are scanned, or loaded, between two
+	// checks of the time.
 	listStep = 1000
 	loadStep = 64
 )
 
-// place is where a list goes on: before the task that was accepted then and has that
+// place is a position in a list: the list goes on before the task with this time and
 // ID.
 type place struct {
 	created int64
@@ -44,7 +44,7 @@ func parsePlace(c engine.Cursor) (place, error) {
 	return place{at, id}, nil
 }
 
-// candidate is a task that matches what the index knows of a filter.
+// candidate is a task that matches a filter as far as the index can tell.
 type candidate struct {
 	place
 	seq uint64
@@ -96,8 +96,8 @@ func (e *Engine) List(ctx context.Context, f engine.Filter, after engine.Cursor,
 	return page, nil
 }
 
-// find looks for up to n tasks older than a place, from the newest. next is where to
-// go on, nil if there is nothing older.
+// find looks for up to n tasks older than a place, newest first. next is where to go
+// on, nil if there are no older tasks.
 func (x *index) find(f *engine.Filter, before place, n int, deadline time.Time) (found []candidate, next *place, scanned int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -124,7 +124,7 @@ func (x *index) find(f *engine.Filter, before place, n int, deadline time.Time) 
 	return found, nil, scanned
 }
 
-// matches says whether a task is meant, by what the index knows of it.
+// matches reports whether an entry matches the parts of a filter that the index has.
 func matches(f *engine.Filter, e *entry) bool {
 	switch {
 	case len(f.States) > 0 && !slices.Contains(f.States, e.state),
@@ -139,7 +139,8 @@ func matches(f *engine.Filter, e *entry) bool {
 	return true
 }
 
-// isHost says whether a host and port is meant by a host with or without its port.
+// isHost reports whether a host filter, with or without a port, matches a host and
+// port.
 func isHost(hostPort, host string) bool {
 	if hostPort == host {
 		return true
@@ -148,7 +149,7 @@ func isHost(hostPort, host string) bool {
 	return i >= 0 && (hostPort[:i] == host || strings.Trim(hostPort[:i], "[]") == host)
 }
 
-// loadAll loads tasks; nil for those that are gone.
+// loadAll loads tasks. Those that no longer exist are nil.
 func (e *Engine) loadAll(ctx context.Context, found []candidate) ([]*task.Record, error) {
 	recs := make([]*task.Record, len(found))
 	errs := make([]error, len(found))

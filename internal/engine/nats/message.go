@@ -18,54 +18,53 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// The headers of a message. The server knows those that begin with Nats-.
+// The headers of a message. The server interprets those that begin with Nats-.
 const (
-	metaHeader     = "Callback-Meta" // JSON: what gateways keep in memory of the message
+	metaHeader     = "Callback-Meta" // JSON: the part that gateways keep in memory
 	expectedHeader = "Nats-Expected-Last-Subject-Sequence"
 	ttlHeader      = "Nats-TTL"
 )
 
-// removed is the state of a task that is not there any more. Its message, without a
-// record, tells the other gateways, and expires.
+// removed is the state of a deleted task. Its message has no record, tells the other
+// gateways of the removal, and expires.
 const removed task.State = "removed"
 
-// removedTTL is how long a removal can be learned of. A gateway that was cut off for
-// longer reads the stream anew.
+// removedTTL is how long a removal stays in the stream. A gateway that was disconnected
+// for longer reads the whole stream again.
 const removedTTL = 24 * time.Hour
 
-// meta is what gateways keep in memory of a task, and what they need to go on with
-// it. Times are Unix nanoseconds.
+// meta is the part of a task that gateways keep in memory. Times are Unix nanoseconds.
 type meta struct {
-	ID      string       `json:"id,omitempty"` // if it is not the subject's token
+	ID      string       `json:"id,omitempty"` // empty if it equals the subject's token
 	State   task.State   `json:"s"`
 	Status  task.Verdict `json:"v,omitempty"`
 	Queue   string       `json:"q,omitempty"`
 	Host    string       `json:"h,omitempty"` // of the callback
 	Trusted bool         `json:"t,omitempty"`
 	Created int64        `json:"c,omitempty"`
-	// Finished is when a task that is delivered had its verdict, or was to be
-	// delivered again; later, when it was done or dead.
+	// Finished is when a delivering task got its verdict or was redelivered. For a
+	// finished task it is when it became done or dead.
 	Finished int64 `json:"f,omitempty"`
 	// Ready is when a queued task may start and when a delivery is due.
 	Ready int64 `json:"r,omitempty"`
-	// Order is the place of a task among those that are ready at the same time: the
-	// sequence under which it was queued. Zero is the message's own.
+	// Order sorts tasks that are ready at the same time: it is the sequence under which
+	// the task was queued. Zero means the message's own sequence.
 	Order uint64 `json:"o,omitempty"`
 	// Holder is the gateway that runs the task or attempts the delivery.
 	Holder string `json:"g,omitempty"`
 	// MaxStarts is how often a running job may be started.
 	MaxStarts int `json:"m,omitempty"`
-	// Token tells the step that stored the message.
+	// Token identifies the step that stored the message.
 	Token string `json:"k,omitempty"`
-	// Body names the body in the stream of bodies, Size is its length, wherever it
-	// is. Dropped says that the task had a result that is not kept.
+	// Body is the name of the body in the body stream, empty if the body is inline.
+	// Size is its length in both cases. Dropped means that the result was not kept.
 	Body    string `json:"b,omitempty"`
 	Size    int64  `json:"z,omitempty"`
 	Dropped bool   `json:"d,omitempty"`
 }
 
-// message is a task as it is stored: the meta data in a header, then the record as a
-// line of JSON, then the body, if that is small.
+// message is a stored task: metadata in a header, then the record as a line of JSON,
+// then the body if it is small.
 type message struct {
 	seq  uint64
 	meta meta
@@ -73,7 +72,7 @@ type message struct {
 	body []byte
 }
 
-// describe brings the meta data up to the record.
+// describe updates the metadata from the record.
 func (m *message) describe() {
 	if m.meta.Token == "" {
 		m.meta.Token = newID()
@@ -88,8 +87,8 @@ func (m *message) describe() {
 	}
 }
 
-// encode returns the message for a task's subject. It is refused unless the task's last
-// step has the sequence last.
+// encode returns the message for a task's subject. The server refuses it unless the
+// task's last step has the sequence last.
 func (m *message) encode(last uint64) (*nats.Msg, error) {
 	msg := nats.NewMsg(taskSubject + token(m.meta.ID))
 	expect(msg, last)
@@ -121,8 +120,7 @@ func (m *message) encode(last uint64) (*nats.Msg, error) {
 	return msg, nil
 }
 
-// decode reads a stored message. It has no record if it says that the task was
-// removed.
+// decode reads a stored message. The message of a removed task has no record.
 func decode(msg *jetstream.RawStreamMsg) (*message, error) {
 	m := &message{seq: msg.Sequence, meta: meta{ID: strings.TrimPrefix(msg.Subject, taskSubject)}}
 	if err := getMeta(msg.Header, &m.meta); err != nil {
@@ -140,8 +138,8 @@ func decode(msg *jetstream.RawStreamMsg) (*message, error) {
 	return m, nil
 }
 
-// next returns the message of the task's next step: a copy that may be changed, and
-// that nobody holds.
+// next returns the message of the task's next step: a copy that may be changed, without
+// a holder.
 func (m *message) next(rec *task.Record, state task.State) *message {
 	n := &message{meta: m.meta, rec: rec, body: m.body}
 	n.meta.State, n.meta.Token = state, ""
@@ -149,7 +147,7 @@ func (m *message) next(rec *task.Record, state task.State) *message {
 	return n
 }
 
-// clearBody leaves the body out.
+// clearBody removes the body from the message.
 func (m *message) clearBody() { m.meta.Body, m.meta.Size, m.body = "", 0, nil }
 
 func setMeta(msg *nats.Msg, meta any) error {
@@ -161,8 +159,8 @@ func setMeta(msg *nats.Msg, meta any) error {
 	return nil
 }
 
-// storeMeta stores a message that has meta data alone. If ttl is positive the server
-// removes it after that time.
+// storeMeta stores a message that has only metadata. If ttl is positive, the server
+// removes the message after that time.
 func (e *Engine) storeMeta(ctx context.Context, subject string, meta any, ttl time.Duration) (uint64, error) {
 	msg := nats.NewMsg(subject)
 	if ttl > 0 {
@@ -206,8 +204,8 @@ func toTime(ns int64) time.Time {
 	return time.Unix(0, ns).UTC()
 }
 
-// source reads a body and remembers the reader's error, which is returned to the
-// caller as it is.
+// source reads a body and remembers the reader's error, which the caller gets
+// unwrapped.
 type source struct {
 	r   io.Reader
 	err error
@@ -222,7 +220,7 @@ func (s *source) Read(b []byte) (int, error) {
 }
 
 // readBody reads a body into m, or stores it if it is larger than inlineLimit. With
-// cut, a full store keeps its beginning.
+// cut, a full store keeps the beginning of the body.
 func (e *Engine) readBody(ctx context.Context, m *message, r io.Reader, cut bool) error {
 	m.clearBody()
 	if r == nil {
@@ -250,8 +248,8 @@ func (e *Engine) readBody(ctx context.Context, m *message, r io.Reader, cut bool
 	return nil
 }
 
-// inlineLimit is the largest body that is stored in the message of its task. It is
-// written again at every step.
+// inlineLimit is the largest body that is stored in the message of its task. Every step
+// writes an inline body again.
 const inlineLimit = 32 << 10
 
-var errWrongSequence = fmt.Errorf("%w: the task has moved on", engine.ErrLost)
+var errWrongSequence = fmt.Errorf("%w: the task has a later step", engine.ErrLost)

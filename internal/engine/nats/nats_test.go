@@ -17,7 +17,7 @@ import (
 // shortLease is how long a test waits for a lease to expire.
 const shortLease = 900 * time.Millisecond
 
-// startServer starts a JetStream server that keeps its files in a folder.
+// startServer starts a JetStream server with its files in a folder.
 func startServer(t testing.TB, folder string, change func(*server.Options)) *server.Server {
 	t.Helper()
 	opts := &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: folder, NoSigs: true}
@@ -39,7 +39,7 @@ func startServer(t testing.TB, folder string, change func(*server.Options)) *ser
 	return srv
 }
 
-// open opens an engine for as long as the test runs.
+// open opens an engine and closes it at the end of the test.
 func open(t testing.TB, cfg Config) *Engine {
 	t.Helper()
 	if cfg.LeaseTime == 0 {
@@ -60,7 +60,7 @@ func open(t testing.TB, cfg Config) *Engine {
 }
 
 // clusterVariable is an environment variable that makes TestConformance use a cluster
-// of three servers. That takes some minutes.
+// of three servers, which takes some minutes.
 const clusterVariable = "CALLBACK_TEST_CLUSTER"
 
 func TestConformance(t *testing.T) {
@@ -93,7 +93,7 @@ func TestConformance(t *testing.T) {
 	enginetest.Run(t, o)
 }
 
-// fill limits the stream of tasks to a little more than it has.
+// fill limits the task stream to slightly more than its size.
 func fill(t testing.TB, _ *enginetest.Store, opened engine.Engine) func() {
 	e := opened.(*Engine)
 	filler := keySubject + "filler"
@@ -125,7 +125,7 @@ func fill(t testing.TB, _ *enginetest.Store, opened engine.Engine) func() {
 	}
 }
 
-// eventually waits until ok.
+// eventually waits until ok returns true, at most a minute.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)

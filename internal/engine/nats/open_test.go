@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// listen calls serve with each connection to an address.
+// listen calls serve with each connection to the returned address.
 func listen(t testing.TB, serve func(net.Conn)) (addr string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -67,13 +67,13 @@ func TestOpenClusterUnavailable(t *testing.T) {
 			e, err := Open(t.Context(), Config{URLs: []string{url(t)}})
 			if err == nil {
 				e.(*Engine).kill()
-				t.Fatal("it opened")
+				t.Fatal("Open succeeded")
 			}
 			if !errors.Is(err, engine.ErrUnavailable) {
 				t.Errorf("the error is %v", err)
 			}
 			if took := time.Since(start); took > openTimeout+5*time.Second {
-				t.Errorf("it took %v", took)
+				t.Errorf("Open took %v", took)
 			}
 		})
 	}

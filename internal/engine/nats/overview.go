@@ -119,7 +119,7 @@ func (e *Engine) Queues(context.Context) ([]engine.QueueStats, error) {
 }
 
 // Stats implements engine.Tasks. Used is some seconds old. Limit is zero unless an
-// operator has limited a stream; then both are that stream's.
+// operator has limited a stream; in that case both values are of that stream.
 func (e *Engine) Stats(context.Context) (engine.Stats, error) {
 	if err := e.closed(); err != nil {
 		return engine.Stats{}, err
@@ -154,7 +154,7 @@ func (e *Engine) NextRun(ctx context.Context, schedule string, first time.Time) 
 	s, _, err := e.schedule(ctx, schedule)
 	if errors.Is(err, engine.ErrNotFound) {
 		err = e.setSchedule(ctx, scheduleMeta{schedule, engine.Run{Next: first.UTC()}}, 0)
-		if err == nil || errors.Is(err, engine.ErrLost) { // another gateway may have
+		if err == nil || errors.Is(err, engine.ErrLost) { // another gateway may have stored it
 			s, _, err = e.schedule(ctx, schedule)
 		}
 	}

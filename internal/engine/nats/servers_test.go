@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine/enginetest"
 )
 
-// servers has a server for each store of a suite.
+// servers starts one server for each store of the suite.
 type servers struct {
 	mu sync.Mutex
 	by map[*enginetest.Store]*server.Server
@@ -28,7 +28,7 @@ func (s *servers) of(t testing.TB, store *enginetest.Store) *server.Server {
 	return srv
 }
 
-// wire is an address behind which a server is reached, until it is cut.
+// wire is a proxy to a server whose connections can be cut.
 type wire struct {
 	addr  string
 	mu    sync.Mutex
@@ -62,7 +62,7 @@ func newWire(t testing.TB, server string) *wire {
 	return w
 }
 
-// cut closes all connections, and those that are tried, until mend is called.
+// cut closes all connections and refuses new ones until mend is called.
 func (w *wire) cut() (mend func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -78,7 +78,7 @@ func (w *wire) cut() (mend func()) {
 	}
 }
 
-// accounts has an account of one cluster for each store of a suite.
+// accounts uses one account of a cluster for each store of the suite.
 type accounts struct {
 	cluster *cluster
 	mu      sync.Mutex

@@ -15,15 +15,15 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// stepTimeout bounds the wait for a step to be stored: a client is waiting.
+// stepTimeout limits the wait for a step to be stored, because a client is waiting.
 const stepTimeout = 5 * time.Second
 
-// maxBatches is how many atomic batches a gateway has open at once. The server
-// refuses more than 50 a stream.
+// maxBatches is how many atomic batches a gateway has open at once. The server allows
+// 50 a stream.
 const maxBatches = 12
 
-// put stores the next step of a task, if its last one has the sequence last. It
-// returns ErrLost if the task has moved on. Messages beside it, each with an expected
+// put stores the next step of a task, if its last one has the sequence last. It returns
+// ErrLost if the task has a later step. The messages in with, each with an expected
 // sequence, are stored in the same atomic step.
 func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats.Msg) error {
 	m.describe()
@@ -33,7 +33,7 @@ func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats
 	}
 	seq, err := e.store(ctx, append(with, msg)...)
 	if errors.Is(err, engine.ErrLost) {
-		// What an earlier try stored without being acknowledged is ours.
+		// An earlier try may have stored the step without an acknowledgment.
 		if now, getErr := e.getTask(ctx, m.meta.ID); getErr == nil && now.meta.Token == m.meta.Token {
 			seq, err = now.seq, nil
 		}
@@ -71,7 +71,7 @@ func (e *Engine) store(ctx context.Context, msgs ...*nats.Msg) (seq uint64, err 
 	return seq, err
 }
 
-// retry asks the cluster for something, and again while a leader is being elected.
+// retry calls the cluster, and repeats the call while a leader is being elected.
 func (e *Engine) retry(ctx context.Context, ask func(context.Context) error) error {
 	own, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
@@ -80,7 +80,7 @@ func (e *Engine) retry(ctx context.Context, ask func(context.Context) error) err
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil { // the caller's: it says nothing of the cluster
+		if ctx.Err() != nil { // the caller gave up, so the cluster is not to blame
 			return e.unavailable(ctx.Err())
 		}
 		if err = e.classify(err); !errors.Is(err, errNotYet) {
@@ -97,7 +97,7 @@ func (e *Engine) retry(ctx context.Context, ask func(context.Context) error) err
 // electionPause is how long to wait before the new leader of a stream is asked.
 const electionPause = 100 * time.Millisecond
 
-// errNotYet is returned if nothing was stored, and will be soon.
+// errNotYet means that nothing was stored, but a retry will soon succeed.
 var errNotYet = fmt.Errorf("%w: no leader", engine.ErrUnavailable)
 
 func (e *Engine) publish(ctx context.Context, msgs []*nats.Msg) (uint64, error) {
@@ -122,7 +122,7 @@ func (e *Engine) publish(ctx context.Context, msgs []*nats.Msg) (uint64, error) 
 	return ack.Sequence, nil
 }
 
-// Error codes of JetStream that the client library has no names for.
+// Error codes of JetStream that the client library does not define.
 const (
 	codeWrongSequence         = 10071
 	codeWrongSequenceConstant = 10164
@@ -174,7 +174,7 @@ func (e *Engine) unavailable(err error) error {
 	return fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
 }
 
-// getTask returns a task as it is now. It returns ErrNotFound if there is none.
+// getTask returns the last step of a task, or ErrNotFound.
 func (e *Engine) getTask(ctx context.Context, id string) (*message, error) {
 	m, err := e.lastStep(ctx, id)
 	if err == nil && m.meta.State == removed {
@@ -183,7 +183,7 @@ func (e *Engine) getTask(ctx context.Context, id string) (*message, error) {
 	return m, err
 }
 
-// lastStep is getTask, and returns the message that says that a task was removed, too.
+// lastStep is like getTask, but also returns the removal of a task.
 func (e *Engine) lastStep(ctx context.Context, id string) (*message, error) {
 	msg, err := e.get(ctx, e.tasks, taskSubject+token(id))
 	if err != nil {
@@ -192,8 +192,8 @@ func (e *Engine) lastStep(ctx context.Context, id string) (*message, error) {
 	return decode(msg)
 }
 
-// getStep returns a task, and ErrLost if it has moved on from the step with a sequence
-// or is not in a state.
+// getStep returns a task. It returns ErrLost unless the task's last step has the given
+// sequence and state.
 func (e *Engine) getStep(ctx context.Context, id string, seq uint64, state task.State) (*message, error) {
 	m, err := e.getTask(ctx, id)
 	if err == nil && (m.seq != seq || m.meta.State != state) {
@@ -202,8 +202,8 @@ func (e *Engine) getStep(ctx context.Context, id string, seq uint64, state task.
 	return m, err
 }
 
-// get asks the leader of a stream for the last message of a subject. It returns
-// ErrNotFound if there is none.
+// get returns the last message of a subject from the leader of a stream, or
+// ErrNotFound.
 func (e *Engine) get(ctx context.Context, stream jetstream.Stream, subject string) (msg *jetstream.RawStreamMsg, err error) {
 	err = e.retry(ctx, func(ctx context.Context) error {
 		msg, err = stream.GetLastMsgForSubject(ctx, subject)

@@ -14,15 +14,15 @@ import (
 
 // The streams.
 const (
-	taskStream = "CALLBACK"        // one message a subject: the latest is what holds
-	bodyStream = "CALLBACK_BODIES" // bodies that do not go into their task's message
+	taskStream = "CALLBACK"        // one message a subject: the latest
+	bodyStream = "CALLBACK_BODIES" // bodies that are too large for their task's message
 )
 
-// The subjects of the stream of tasks. What follows the prefix is a [token].
+// The subjects of the task stream. A [token] follows the prefix.
 const (
-	taskSubject     = "callback.task."     // a task, in whatever state
+	taskSubject     = "callback.task."     // a task in any state
 	holderSubject   = "callback.holder."   // a gateway's heartbeats
-	hostSubject     = "callback.host."     // what the dispatcher has learned of a host
+	hostSubject     = "callback.host."     // the state of a host, as saved by the dispatcher
 	pauseSubject    = "callback.pause."    // host.<token> or queue.<token>: whether it is paused
 	scheduleSubject = "callback.schedule." // the run times of a schedule
 	runSubject      = "callback.run."      // the latest run of a schedule
@@ -32,8 +32,8 @@ const (
 	description     = "tasks of caddy-callback, github.com/caddy-callback/caddy-callback"
 )
 
-// watchedSubjects are those that gateways keep in memory. Keys are not: there is one
-// for each task of a day.
+// watchedSubjects are the subjects that gateways keep in memory. Keys are left out,
+// because there may be one for each task of a day.
 var watchedSubjects = []string{
 	taskSubject + "*", holderSubject + "*", hostSubject + "*", pauseSubject + "*.*", scheduleSubject + "*",
 }
@@ -59,8 +59,8 @@ func (e *Engine) openStreams(ctx context.Context) (tasks, bodies jetstream.Strea
 	return tasks, bodies, err
 }
 
-// openStream creates the stream, or uses the one that is there: an operator may have
-// made it, with other replicas or on chosen servers.
+// openStream opens the stream, and creates it if it does not exist. An operator may
+// have created it with other replicas or on chosen servers.
 func (e *Engine) openStream(ctx context.Context, want jetstream.StreamConfig) (stream jetstream.Stream, err error) {
 	defer func() {
 		if err != nil {
@@ -74,7 +74,7 @@ func (e *Engine) openStream(ctx context.Context, want jetstream.StreamConfig) (s
 		created := want
 		created.Replicas = e.cfg.Replicas
 		stream, err = e.js.CreateStream(ctx, created)
-		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // two gateways start at once
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another gateway started at the same time
 			stream, err = e.js.Stream(ctx, want.Name)
 		}
 	}
@@ -91,12 +91,12 @@ func (e *Engine) openStream(ctx context.Context, want jetstream.StreamConfig) (s
 	return stream, nil
 }
 
-// reserve is the part of a limited stream that takes no new tasks: verdicts and
-// attempts of those that it has find room there.
+// 1/reserve of a limited stream is kept free for verdicts and attempts. New tasks are
+// refused when only this part is left.
 const reserve = 10
 
-// measure asks how full the streams are. Of those that an operator has limited, the
-// fuller one counts.
+// measure reads how full the streams are. If an operator has limited both, the fuller
+// one counts.
 func (e *Engine) measure(ctx context.Context) error {
 	var used, limit int64
 	for _, name := range []string{taskStream, bodyStream} {
@@ -118,15 +118,15 @@ func (e *Engine) measure(ctx context.Context) error {
 	return nil
 }
 
-// compatible returns an error that names the field of an existing stream which would
-// lose tasks or refuse them, and cannot be changed, or should not be without its
-// operator.
+// compatible returns an error that names a field with which an existing stream would
+// lose or refuse tasks. Such a field either cannot be changed or is the operator's
+// decision.
 func compatible(want, have jetstream.StreamConfig) error {
 	for _, field := range []struct {
 		name       string
 		want, have any
 	}{
-		{"sealed", false, have.Sealed}, // first, for it changes others
+		{"sealed", false, have.Sealed}, // first, because it changes other fields
 		{"retention", want.Retention, have.Retention},
 		{"storage", want.Storage, have.Storage},
 		{"discard", want.Discard, have.Discard},
@@ -145,16 +145,16 @@ func compatible(want, have jetstream.StreamConfig) error {
 	return nil
 }
 
-// adapt changes the configuration of an existing stream to what is needed, and says
-// whether anything was missing.
+// adapt changes the configuration of an existing stream as needed, and reports whether
+// it changed anything.
 func adapt(have *jetstream.StreamConfig, want jetstream.StreamConfig) (changed bool) {
 	for _, subject := range want.Subjects {
 		if !slices.Contains(have.Subjects, subject) {
 			have.Subjects, changed = append(have.Subjects, subject), true
 		}
 	}
-	// With direct gets any server answers, and one that is behind returns a step that
-	// was followed by another.
+	// With direct gets any server may answer, and one that lags behind would return an
+	// outdated step.
 	changed = changed || have.AllowDirect
 	have.AllowDirect = false
 	changed = changed || !have.AllowMsgTTL || want.AllowAtomicPublish && !have.AllowAtomicPublish
@@ -163,8 +163,8 @@ func adapt(have *jetstream.StreamConfig, want jetstream.StreamConfig) (changed b
 	return changed
 }
 
-// token makes one token of a subject from any string, so that no two strings share
-// one. A string that is a token already stays as it is.
+// token encodes any string as one unique token of a subject. A string that is already a
+// token does not change.
 func token(s string) string {
 	const upper = "0123456789ABCDEF"
 	var b strings.Builder
@@ -190,5 +190,5 @@ func token(s string) string {
 	return b.String()
 }
 
-// maxToken bounds a token. DNS names are not longer.
+// maxToken is the maximum length of a token. Longer strings are hashed.
 const maxToken = 240

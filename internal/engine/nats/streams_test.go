@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// administer connects to a server as its operator.
+// administer connects to a server as an operator does.
 func administer(t *testing.T, url string) jetstream.JetStream {
 	t.Helper()
 	nc, err := nats.Connect(url)
@@ -27,14 +27,15 @@ func administer(t *testing.T, url string) jetstream.JetStream {
 	return js
 }
 
-// operators returns the stream of tasks as an operator may have made it.
+// operators returns a configuration of the task stream that an operator may have
+// created.
 func operators() jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: taskStream, Subjects: []string{taskSubject + "*"}, MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew,
 	}
 }
 
-func TestOpenNamesFieldOfUnfitStream(t *testing.T) {
+func TestOpenNamesFieldOfIncompatibleStream(t *testing.T) {
 	t.Parallel()
 	for want, spoil := range map[string]func(*jetstream.StreamConfig){
 		"retention WorkQueue":    func(s *jetstream.StreamConfig) { s.Retention = jetstream.WorkQueuePolicy },
@@ -65,7 +66,7 @@ func TestOpenNamesFieldOfUnfitStream(t *testing.T) {
 			e, err := Open(t.Context(), Config{URLs: []string{url}})
 			if err == nil {
 				e.(*Engine).kill()
-				t.Fatal("the stream was taken")
+				t.Fatal("Open accepted the stream")
 			}
 			if !strings.Contains(err.Error(), taskStream+": it exists with "+want) || !errors.Is(err, engine.ErrUnavailable) {
 				t.Errorf("the error is %v", err)
@@ -85,7 +86,8 @@ func TestOpenUsesOperatorsStream(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// A server alone would refuse to create streams with three replicas.
+	// A single server refuses to create streams with three replicas, so these existed
+	// before.
 	e := open(t, Config{URLs: []string{url}, Replicas: 3})
 	enqueue(t, e, newTask(), strings.Repeat("x", 2*inlineLimit))
 	for _, name := range []string{taskStream, bodyStream} {

@@ -72,7 +72,8 @@ func (x *index) endWatch(id string, changed chan struct{}) {
 	}
 }
 
-// actTries bounds how often an action is tried on a task that moves on meanwhile.
+// actTries limits how often an action is retried on a task that changes at the same
+// time.
 const actTries = 20
 
 // Act implements engine.Tasks.
@@ -92,7 +93,7 @@ func (e *Engine) Act(ctx context.Context, id string, a engine.Action) error {
 	return nil
 }
 
-// actOnce returns ErrLost if the task moved on meanwhile.
+// actOnce returns ErrLost if the task changed after it was read.
 func (e *Engine) actOnce(ctx context.Context, id string, a engine.Action) error {
 	m, err := e.getTask(ctx, id)
 	if err != nil {
@@ -111,7 +112,7 @@ func (e *Engine) actOnce(ctx context.Context, id string, a engine.Action) error 
 		n = m.next(rec, task.Delivering)
 		n.meta.Ready = rec.NextAttemptAt.UnixNano()
 		if m.meta.Holder != "" || m.meta.Ready <= n.meta.Ready {
-			return nil // it is being attempted, or is due already
+			return nil // an attempt is in flight, or already due
 		}
 	case engine.Stop:
 		n = dead(m, rec)
@@ -138,7 +139,7 @@ func applies(kind engine.ActionKind, state task.State) bool {
 	}
 }
 
-// redelivered returns the step that makes the callback of an ended task due again.
+// redelivered returns the step that makes the callback of a finished task due again.
 func (e *Engine) redelivered(m *message, rec *task.Record, a engine.Action) (*message, error) {
 	switch {
 	case rec.Callback == nil:
@@ -154,7 +155,7 @@ func (e *Engine) redelivered(m *message, rec *task.Record, a engine.Action) (*me
 		rec.Callback, rec.CallbackHost = &callback, a.Host
 	}
 	n := m.next(rec, task.Delivering)
-	// The window in which it may be delivered starts anew.
+	// The delivery window starts again.
 	n.meta.Finished, n.meta.Ready, n.meta.Order = now.UnixNano(), now.UnixNano(), 0
 	return n, nil
 }

@@ -17,7 +17,7 @@ import (
 // holderMeta is a heartbeat.
 type holderMeta struct {
 	ID    string `json:"id"`
-	Ended bool   `json:"ended,omitempty"` // the gateway was closed
+	Ended bool   `json:"ended,omitempty"` // the gateway was shut down
 }
 
 // pauseMeta says whether a host or a queue is paused.
@@ -26,15 +26,15 @@ type pauseMeta struct {
 	Paused bool
 }
 
-// beatsToDeath is how many heartbeats a gateway stores itself after the last one of
-// another before it takes that one for dead: one more than a lease time has.
+// beatsToDeath is how many heartbeats a gateway stores after another gateway's last one
+// before it considers that gateway dead. It is one more than a lease time has.
 const beatsToDeath = 4
 
 // holderTTL is how long the last heartbeat of a gateway stays in the stream.
 const holderTTL = 24 * time.Hour
 
-// load starts to follow the stream of tasks, and returns when what was in it is in
-// the index: when the heartbeat that was stored before has been read.
+// load starts to follow the task stream. It returns when the heartbeat that it stored
+// first has been read, because then the index has everything before it.
 func (e *Engine) load(ctx context.Context) error {
 	seq, err := e.beat(ctx)
 	if err != nil {
@@ -54,22 +54,22 @@ func (e *Engine) load(ctx context.Context) error {
 		}
 		now := e.readUpTo()
 		if now == before {
-			return errors.New("nothing is received")
+			return errors.New("no message was received")
 		}
 		before = now
 	}
 }
 
-// readUpTo returns the sequence up to which the stream was read.
+// readUpTo returns the last sequence that was read from the stream.
 func (e *Engine) readUpTo() uint64 {
 	e.index.mu.Lock()
 	defer e.index.mu.Unlock()
 	return e.index.position
 }
 
-// follow reads the headers of the stream of tasks from its beginning, and goes on with
-// what is stored. The channel is closed once it has read up to a sequence. The client
-// library reads on after an interruption.
+// follow reads the headers of the task stream from its beginning and keeps following
+// it. The channel is closed once the sequence until has been read. The client library
+// resumes after an interruption.
 func (e *Engine) follow(until uint64) (<-chan struct{}, error) {
 	consumer, err := e.js.OrderedConsumer(e.closing, taskStream, jetstream.OrderedConsumerConfig{
 		FilterSubjects: watchedSubjects, HeadersOnly: true, DeliverPolicy: jetstream.DeliverAllPolicy,
@@ -85,11 +85,11 @@ func (e *Engine) follow(until uint64) (<-chan struct{}, error) {
 	reading, err := consumer.Consume(func(msg jetstream.Msg) {
 		info, err := msg.Metadata()
 		if err != nil {
-			return // it is no message of a stream
+			return // not a message of a stream
 		}
 		seq := info.Sequence.Stream
 		if err := e.apply(msg.Subject(), seq, msg.Headers()); err != nil {
-			e.log.Error("reading a message of the store failed", zap.String("subject", msg.Subject()), zap.Error(err))
+			e.log.Error("stored message not readable", zap.String("subject", msg.Subject()), zap.Error(err))
 		}
 		e.index.mu.Lock()
 		e.index.position = max(e.index.position, seq)
@@ -99,7 +99,7 @@ func (e *Engine) follow(until uint64) (<-chan struct{}, error) {
 		}
 	}, jetstream.PullMaxMessages(readAhead), jetstream.PullExpiry(readExpiry), jetstream.PullHeartbeat(readHeartbeat),
 		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
-			e.log.Debug("following the stream of tasks", zap.Error(err))
+			e.log.Debug("task stream interrupted", zap.Error(err))
 		}))
 	if err != nil {
 		return nil, err
@@ -156,7 +156,7 @@ func (e *Engine) storeHolder(ctx context.Context, h holderMeta) (uint64, error) 
 	return e.storeMeta(ctx, holderSubject+h.ID, h, holderTTL)
 }
 
-// keepAlive stores heartbeats, more often while the cluster does not store.
+// keepAlive stores heartbeats, more often while the cluster is unavailable.
 func (e *Engine) keepAlive() {
 	interval := e.cfg.LeaseTime / 3
 	ticker := time.NewTicker(interval)
@@ -171,7 +171,7 @@ func (e *Engine) keepAlive() {
 		before := e.readUpTo()
 		seq, err := e.beat(e.closing)
 		if err == nil && seq <= before {
-			e.log.Error("the stream of tasks was created anew; what it contained is lost")
+			e.log.Error("task stream was deleted and created again; its tasks are lost")
 			e.index.clear()
 			_, err = e.follow(seq)
 		}
@@ -182,7 +182,7 @@ func (e *Engine) keepAlive() {
 			e.isDown.Store(true)
 			e.log.Debug("heartbeat not stored", zap.Error(err))
 			ticker.Reset(min(interval, retryInterval))
-			// The streams may be gone.
+			// The streams may have been deleted.
 			if _, _, err := e.openStreams(e.closing); err != nil {
 				e.log.Debug("streams not opened", zap.Error(err))
 			}
@@ -192,11 +192,11 @@ func (e *Engine) keepAlive() {
 	}
 }
 
-// retryInterval is how often a cluster that does not store is tried.
+// retryInterval is how often an unavailable cluster is tried.
 const retryInterval = time.Second
 
-// heard notes a heartbeat. One of this gateway's own is the clock by which the others
-// are found dead.
+// heard records a heartbeat. This gateway's own heartbeats are the clock by which
+// others are found dead.
 func (x *index) heard(m holderMeta) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -216,7 +216,8 @@ func (x *index) heard(m holderMeta) {
 	}
 }
 
-// setDead says whether a gateway is dead: then others take its deliveries.
+// setDead records whether a gateway is dead. Other gateways take the deliveries of a
+// dead one.
 func (x *index) setDead(h *holder, dead bool) {
 	if h == x.me || h.dead == dead {
 		return
