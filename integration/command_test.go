@@ -17,14 +17,20 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// command is what a command of Caddy's wrote and how it ended.
+// command is the output and the exit code of a Caddy command.
 type command struct {
 	stdout, stderr string
 	code           int
 }
 
-// runCaddy runs a command of Caddy's to its end, with its data in dir.
+// runCaddy runs a Caddy command to its end, with its data in dir.
 func runCaddy(t *testing.T, dir string, args ...string) command {
+	t.Helper()
+	return runCaddyWithInput(t, nil, dir, args...)
+}
+
+// runCaddyWithInput is runCaddy with standard input; nil is empty.
+func runCaddyWithInput(t *testing.T, input io.Reader, dir string, args ...string) command {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -33,8 +39,8 @@ func runCaddy(t *testing.T, dir string, args ...string) command {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), self, args...)
 	cmd.Env = append(os.Environ(), gatewaytest.AsCaddy+"=1", "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "HOME="+dir,
-		"CALLBACK_KEY="+exampleKey) // of which the docs and the examples speak
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		"CALLBACK_KEY="+exampleKey) // the docs and the examples use it
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = input, &stdout, &stderr
 	err = cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -43,7 +49,7 @@ func runCaddy(t *testing.T, dir string, args ...string) command {
 	return command{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// wantCode fails the test if the command ended otherwise.
+// wantCode fails the test unless the command ended with the code.
 func (c command) wantCode(t *testing.T, code int) {
 	t.Helper()
 	if c.code != code {

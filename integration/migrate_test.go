@@ -216,7 +216,7 @@ func TestMigrateChecksItsCommandLine(t *testing.T) {
 		code int
 		want string
 	}{
-		{"a spare word", []string{"now"}, 2, `"now" is neither a flag nor the value of one`},
+		{"a spare word", []string{"now"}, 2, `unexpected argument "now"`},
 		{"an unknown flag", []string{"--into", "x"}, 2, "unknown flag: --into"},
 		{"no store", nil, 2, "--from or --to is missing"},
 		{"no engine", []string{"--from", here, "--to", "nats://127.0.0.1:1"}, 2, "--from: it is neither"},

@@ -339,7 +339,7 @@ func TestRunUsageErrorsNameFlag(t *testing.T) {
 		"no target":          {nil, "--to is missing"},
 		"a target of no use": {[]string{"--to", "app:9000"}, `--to: "app:9000" is not an http or https URL`},
 		"an unknown flag":    {append(good, "--callback", "x"), "unknown flag: --callback"},
-		"an argument":        {append(good, "x"), `"x" is neither a flag`},
+		"an argument":        {append(good, "x"), `unexpected argument "x"`},
 		"a bad timeout":      {append(good, "--timeout", "soon"), `--timeout: "soon" is not a positive duration`},
 		"no time":            {append(good, "--timeout", "0"), `--timeout: "0" is not`},
 		"a bad format":       {append(good, "--format", "xml"), `--format: "xml" is none of form, json, raw, cloudevents`},

@@ -144,7 +144,7 @@ func TestTasksAreRedeliveredCanceledAndDeletedFromAShell(t *testing.T) {
 	}
 	c = onTasks(t, g, "cancel", "--queue", "q", "--dry-run")
 	c.wantCode(t, 0)
-	if c.stdout != "5 tasks would be changed; nothing is\n" {
+	if c.stdout != "5 tasks would be changed; this is a dry run\n" {
 		t.Errorf("it says %q", c.stdout)
 	}
 	c = onTasks(t, g, "cancel", "--queue", "q")

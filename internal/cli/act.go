@@ -14,27 +14,27 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// action is something that a command does to tasks.
+// action describes a command that changes tasks.
 type action struct {
 	name, short, long, example string
-	done                       string   // what is said of a task afterwards
-	possible                   []string // the states of tasks to which it can be done
-	standard                   []string // the states that --all means
-	// question, unless empty, must be answered before it is done.
+	done                       string   // what is printed after the ID of a changed task
+	possible                   []string // the states in which a task can be changed
+	standard                   []string // the states that --all selects
+	// question is asked before the change. Without a question, nothing is asked.
 	question string
 }
 
 const (
 	actionExits = `
 
-Exit codes: 0 done, 1 it was declined, could not be done to a task, or the gateway
+Exit codes: 0 done, 1 you declined, a task could not be changed, or the gateway
 did not answer, 2 the command line is wrong.`
 	actionAsks = `
 
 On a terminal the command asks before it does this; elsewhere it needs --yes.`
 )
 
-// actions are in the order of their commands.
+// actions is sorted like the commands in the help.
 var actions = []action{
 	{
 		name: "retry", short: "Makes the next attempts now",
@@ -86,13 +86,13 @@ afterwards.` + actionAsks + actionExits,
 	},
 }
 
-// actionFlags are the flags of a command that does something to tasks.
+// actionFlags are the flags of a command that changes tasks.
 type actionFlags struct {
 	*action
 	gateway          gatewayFlags
 	filter           filterFlags
 	all, dryRun, yes bool
-	url              string // of a redelivery
+	url              string // a new callback URL, for redeliver
 }
 
 func (c *Caddy) newActionCommand(do *action) *cobra.Command {
@@ -109,8 +109,8 @@ func (c *Caddy) newActionCommand(do *action) *cobra.Command {
 	c.Flags(cmd)
 	f.filter.add(cmd, &f.gateway, do.possible)
 	flags := cmd.Flags()
-	flags.BoolVar(&f.all, "all", false, "all tasks that match; without a filter, those that are "+alternatives(do.standard))
-	flags.BoolVar(&f.dryRun, "dry-run", false, "only say which tasks match")
+	flags.BoolVar(&f.all, "all", false, "all tasks that match; without a filter, all that are "+alternatives(do.standard))
+	flags.BoolVar(&f.dryRun, "dry-run", false, "only print which tasks match")
 	if do.question != "" {
 		flags.BoolVarP(&f.yes, "yes", "y", false, "do not ask")
 	}
@@ -125,11 +125,11 @@ func (f *actionFlags) run(cmd *cobra.Command, ids []string) error {
 	c, query := f.gateway.caddy, f.filter.query()
 	switch {
 	case len(ids) > 0 && (f.all || len(query) > 0):
-		return c.Misused(cmd, errors.New("it takes the IDs of tasks, or filters and --all, but not both"))
+		return c.Misused(cmd, errors.New("give either task IDs, or filters and --all, but not both"))
 	case len(ids) == 0 && !f.all && len(query) == 0:
-		return c.Misused(cmd, errors.New("it takes the IDs of tasks, filters, or --all"))
+		return c.Misused(cmd, errors.New("give task IDs, filters, or --all"))
 	case len(ids) == 0 && f.url != "":
-		return c.Misused(cmd, errors.New("--url: it takes the IDs of tasks"))
+		return c.Misused(cmd, errors.New("--url: name the tasks by their IDs"))
 	}
 	if len(query) == 0 {
 		query["state"] = f.standard
@@ -153,8 +153,8 @@ func (f *actionFlags) run(cmd *cobra.Command, ids []string) error {
 	return f.onAll(cmd, client, query)
 }
 
-// confirmed returns whether the action may be done. If not, it has ended the command
-// with an error.
+// confirmed asks the question of the action, if it has one. If the result is false, the
+// command ends with the returned error, which is already printed.
 func (f *actionFlags) confirmed(cmd *cobra.Command, client *client, ids []string, query url.Values) (bool, error) {
 	c := f.gateway.caddy
 	if f.question == "" || f.yes {
@@ -162,7 +162,7 @@ func (f *actionFlags) confirmed(cmd *cobra.Command, client *client, ids []string
 	}
 	in := input(cmd)
 	if in == nil {
-		return false, c.Misused(cmd, errors.New("--yes is missing: nobody can be asked, as the input is not a terminal"))
+		return false, c.Misused(cmd, errors.New("--yes is missing: it is required when standard input is not a terminal"))
 	}
 	n := len(ids)
 	if n == 0 {
@@ -178,7 +178,7 @@ func (f *actionFlags) confirmed(cmd *cobra.Command, client *client, ids []string
 	return true, nil
 }
 
-// count is a number of things.
+// count returns a number with its noun.
 func count(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing
@@ -186,7 +186,7 @@ func count(n int, thing string) string {
 	return fmt.Sprintf("%d %ss", n, thing)
 }
 
-// onEach does it to the tasks with some IDs.
+// onEach changes the tasks with the given IDs.
 func (f *actionFlags) onEach(cmd *cobra.Command, client *client, ids []string) error {
 	var body any
 	if f.url != "" {
@@ -200,9 +200,9 @@ func (f *actionFlags) onEach(cmd *cobra.Command, client *client, ids []string) e
 	})
 }
 
-// dryRunOn says which of the tasks with some IDs it would be done to.
+// dryRunOn prints which of the tasks with the given IDs could be changed.
 func (f *actionFlags) dryRunOn(cmd *cobra.Command, client *client, ids []string) error {
-	return f.each(cmd, client, ids, "matches; nothing is changed", func(id string) error {
+	return f.each(cmd, client, ids, "matches; this is a dry run", func(id string) error {
 		var doc shownTask
 		if err := client.get(taskPath(id), nil, &doc); err != nil {
 			return err
@@ -216,8 +216,7 @@ func (f *actionFlags) dryRunOn(cmd *cobra.Command, client *client, ids []string)
 	})
 }
 
-// each calls do with the IDs of tasks, which may be abbreviated, and says of each
-// that it is done or why not.
+// each calls do with each task ID, which may be abbreviated, and prints the outcome.
 func (f *actionFlags) each(cmd *cobra.Command, client *client, ids []string, done string, do func(id string) error) error {
 	code := ExitDone
 	for _, id := range ids {
@@ -231,7 +230,7 @@ func (f *actionFlags) each(cmd *cobra.Command, client *client, ids []string, don
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", web.TerminalText(id), web.TerminalText(err.Error()))
 			code = ExitFailed
 		case f.gateway.json:
-			_ = json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{"task_id": full}) // it is done, printed or not
+			_ = json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{"task_id": full}) // the change is done, even if it cannot be printed
 		default:
 			fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", web.TerminalText(full), done)
 		}
@@ -239,23 +238,23 @@ func (f *actionFlags) each(cmd *cobra.Command, client *client, ids []string, don
 	return f.gateway.caddy.End(cmd, code)
 }
 
-// bulkAnswer counts what was done to all tasks that match.
+// bulkAnswer counts the tasks that matched and those that were changed.
 type bulkAnswer struct {
 	Matched int    `json:"matched"`
 	Changed int    `json:"changed"`
 	Failed  int    `json:"failed"`
-	Reason  string `json:"reason,omitempty"` // of the first that failed
+	Reason  string `json:"reason,omitempty"` // of the first failure
 	Next    string `json:"next,omitempty"`
 }
 
 func (a *bulkAnswer) isOurs() bool { return a.Matched >= 0 }
 
-// changeAll asks the API until it has changed all tasks that match. With an error it
-// returns what was done before.
+// changeAll calls the API until all matching tasks are changed. With an error it
+// returns the counts so far.
 func (f *actionFlags) changeAll(client *client, query url.Values) (total bulkAnswer, err error) {
 	query = maps.Clone(query)
 	for {
-		part := bulkAnswer{Matched: -1} // until the answer says how many
+		part := bulkAnswer{Matched: -1} // the answer overwrites it
 		if err := client.do(http.MethodPost, "tasks/"+f.name, query, nil, &part); err != nil {
 			return total, err
 		}
@@ -290,7 +289,7 @@ func (f *actionFlags) matching(client *client, query url.Values) (n int, err err
 	}
 }
 
-// dryRunOnAll says how many tasks match.
+// dryRunOnAll prints how many tasks match.
 func (f *actionFlags) dryRunOnAll(cmd *cobra.Command, client *client, query url.Values) error {
 	n, err := f.matching(client, query)
 	switch {
@@ -299,7 +298,7 @@ func (f *actionFlags) dryRunOnAll(cmd *cobra.Command, client *client, query url.
 	case f.gateway.json:
 		err = json.NewEncoder(cmd.OutOrStdout()).Encode(bulkAnswer{Matched: n})
 	default:
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s would be changed; nothing is\n", count(n, "task"))
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s would be changed; this is a dry run\n", count(n, "task"))
 	}
 	if err != nil {
 		return f.gateway.caddy.Failed(cmd, err)
@@ -307,24 +306,24 @@ func (f *actionFlags) dryRunOnAll(cmd *cobra.Command, client *client, query url.
 	return nil
 }
 
-// onAll does it to all tasks that match.
+// onAll changes all tasks that match.
 func (f *actionFlags) onAll(cmd *cobra.Command, client *client, query url.Values) error {
 	total, err := f.changeAll(client, query)
 	if err != nil {
 		if total.Matched > 0 {
-			fmt.Fprintf(cmd.ErrOrStderr(), "before that, %d of %s were changed\n", total.Changed, count(total.Matched, "task"))
+			fmt.Fprintf(cmd.ErrOrStderr(), "%d of %s were changed before the error\n", total.Changed, count(total.Matched, "task"))
 		}
 		return f.gateway.caddy.Failed(cmd, err)
 	}
 	if out := cmd.OutOrStdout(); f.gateway.json {
-		_ = json.NewEncoder(out).Encode(total) // it is done, printed or not
+		_ = json.NewEncoder(out).Encode(total) // the change is done, even if it cannot be printed
 	} else {
 		fmt.Fprintf(out, "changed %d of %d matching tasks\n", total.Changed, total.Matched)
 	}
 	if total.Failed == 0 {
 		return nil
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "%d were not changed; the reason for the first: %s\n",
+	fmt.Fprintf(cmd.ErrOrStderr(), "%d were not changed; the first error: %s\n",
 		total.Failed, web.TerminalText(total.Reason))
 	return f.gateway.caddy.End(cmd, ExitFailed)
 }

@@ -1,10 +1,8 @@
-// Package cli is the command line that looks at and changes the tasks of a running
-// gateway, and the parts that all commands share: exit codes, errors, colors,
-// tables, progress.
+// Package cli has the commands that show and change the tasks of a running gateway, and
+// the parts that all commands share: exit codes, errors, colors, tables, progress.
 //
-// The commands ask the gateway's API on Caddy's admin endpoint and nothing else.
-// How that endpoint is found and asked comes from outside, in [Caddy], so that the
-// package does not depend on Caddy.
+// The commands use only the gateway's API on Caddy's admin endpoint. [Caddy] has the
+// functions that find and call the endpoint, so the package does not depend on Caddy.
 package cli
 
 import (
@@ -22,23 +20,24 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// Caddy is what the commands need of Caddy.
+// Caddy has the functions of Caddy that the commands need.
 type Caddy struct {
-	// Address returns the address of an admin endpoint: the given one, or that of a
-	// configuration file read with an adapter, or Caddy's default.
+	// Address returns the address of the admin endpoint: the given address, or else the
+	// one in a configuration file, or else Caddy's default.
 	Address func(address, config, adapter string) (string, error)
-	// Request sends a request to an admin endpoint. An answer of 400 or above is an
-	// error that has the answer's text.
+	// Request sends a request to an admin endpoint. A status of 400 or above becomes an
+	// error with the text of the response.
 	Request func(address, method, uri string, header http.Header, body io.Reader) (*http.Response, error)
-	// Exit makes the command end with a code above 1 and print nothing more.
+	// Exit returns an error that ends the process with a code above 1 and prints
+	// nothing.
 	Exit func(cmd *cobra.Command, code int) error
 	// Expand replaces placeholders such as {env.NAME}.
 	Expand func(string) string
-	// ParseDuration reads a duration as Caddy's configuration has it, such as 1d.
+	// ParseDuration parses a duration as Caddy's configuration does, such as 1d.
 	ParseDuration func(string) (time.Duration, error)
 }
 
-// Commands returns the commands that ask a running gateway, and listen.
+// Commands returns the commands for a running gateway, and listen.
 func (c *Caddy) Commands() []*cobra.Command {
 	commands := []*cobra.Command{c.newTasksCommand(), c.newShowCommand(), c.newResultCommand()}
 	for i := range actions {
@@ -49,7 +48,7 @@ func (c *Caddy) Commands() []*cobra.Command {
 		c.newPauseCommand("pause"), c.newPauseCommand("resume"), c.newListenCommand())
 }
 
-// The exit codes. The last two are those of a single run.
+// The exit codes. Only run uses the last two.
 const (
 	ExitDone        = 0
 	ExitFailed      = 1
@@ -58,11 +57,11 @@ const (
 	ExitUndelivered = 4
 )
 
-// errExit ends the command line with exit code 1 and prints nothing more.
+// errExit ends the process with exit code 1 and prints nothing.
 var errExit = errors.New("exit")
 
-// End makes the command line end with a code, after the command has printed its
-// errors.
+// End returns an error that ends the process with a code. The command has printed its
+// errors before.
 func (c *Caddy) End(cmd *cobra.Command, code int) error {
 	cmd.SilenceErrors = true
 	switch code {
@@ -75,14 +74,14 @@ func (c *Caddy) End(cmd *cobra.Command, code int) error {
 	}
 }
 
-// Misused reports an error in the command line and ends it with [ExitUsage].
+// Misused prints a usage error and ends the command with [ExitUsage].
 func (c *Caddy) Misused(cmd *cobra.Command, err error) error {
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\nSee %[1]s --help.\n", cmd.CommandPath(), web.TerminalText(err.Error()))
 	return c.End(cmd, ExitUsage)
 }
 
-// Failed reports an error and ends the command line with [ExitFailed], or with
-// [ExitUsage] if a gateway refused what the flags say.
+// Failed prints an error and ends the command with [ExitFailed], or with [ExitUsage] if
+// the gateway refused the value of a flag.
 func (c *Caddy) Failed(cmd *cobra.Command, err error) error {
 	var refused *apiError
 	if errors.As(err, &refused) && refused.status == http.StatusBadRequest {
@@ -92,26 +91,26 @@ func (c *Caddy) Failed(cmd *cobra.Command, err error) error {
 	return c.End(cmd, ExitFailed)
 }
 
-// Flags prepares a command for its flags: they are listed in the order in which
-// they are added, and an error in them ends with [ExitUsage].
+// Flags sets up a command for flags: the help lists them in the order in which they are
+// added, and a wrong flag ends the command with [ExitUsage].
 func (c *Caddy) Flags(cmd *cobra.Command) {
 	cmd.SetFlagErrorFunc(c.Misused)
 	cmd.Flags().SortFlags = false
 }
 
-// NoArguments refuses arguments.
+// NoArguments is the Args function of a command without arguments.
 func (c *Caddy) NoArguments(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return c.Misused(cmd, fmt.Errorf("%q is neither a flag nor the value of one", args[0]))
+		return c.Misused(cmd, fmt.Errorf("unexpected argument %q; the command takes only flags", args[0]))
 	}
 	return nil
 }
 
-// Interrupts returns the signals that would end the process, unless they are
-// ignored, as under nohup. The process does not end by them from then on.
+// Interrupts returns a channel of the signals that would otherwise end the process.
+// Signals that are ignored, as under nohup, stay ignored.
 func Interrupts() <-chan os.Signal {
-	// A reader of the output that has left must not end the process: the callback
-	// is still to be delivered.
+	// A closed pipe must not end the process, because the callback is not delivered
+	// yet.
 	signal.Ignore(syscall.SIGPIPE)
 	c := make(chan os.Signal, 2)
 	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {

@@ -13,8 +13,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// gatewayFlags say which gateway is asked, and whether its answer is printed as
-// JSON.
+// gatewayFlags are the flags that select a gateway, and --json.
 type gatewayFlags struct {
 	caddy                    *Caddy
 	address, config, adapter string
@@ -26,7 +25,7 @@ func (f *gatewayFlags) add(cmd *cobra.Command) {
 	f.addAddress(cmd)
 }
 
-// addAddress adds the flags that say which gateway is asked.
+// addAddress adds the flags that select a gateway.
 func (f *gatewayFlags) addAddress(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.address, "address", "", "the address of the gateway's admin endpoint")
@@ -34,7 +33,7 @@ func (f *gatewayFlags) addAddress(cmd *cobra.Command) {
 	flags.StringVarP(&f.adapter, "adapter", "a", "", "the adapter of that configuration")
 }
 
-// client asks the API of a gateway.
+// client calls the API of a gateway.
 type client struct {
 	caddy   *Caddy
 	address string
@@ -48,7 +47,7 @@ func (f *gatewayFlags) client() (*client, error) {
 	return &client{f.caddy, address}, nil
 }
 
-// apiError is an answer of the API that is no success.
+// apiError is an error response of the API.
 type apiError struct {
 	status int
 	detail string
@@ -61,21 +60,20 @@ func isNotFound(err error) bool {
 	return errors.As(err, &refused) && refused.status == http.StatusNotFound
 }
 
-// apiAnswer is an answer that can tell whether the API gave it. Another program at
-// the address may answer anything with 200, which must not pass for a gateway
-// without tasks.
+// apiAnswer is a response that can be told from that of another program. Otherwise a
+// program that answers everything with 200 would look like a gateway without tasks.
 type apiAnswer interface{ isOurs() bool }
 
-// adminPath is where the API is on the admin endpoint.
+// adminPath is the path of the API on the admin endpoint.
 const adminPath = "/callback/"
 
-// get asks for a path of the API and decodes the answer into v.
+// get sends a GET request to the API and decodes the response into v.
 func (c *client) get(path string, query url.Values, v any) error {
 	return c.do(http.MethodGet, path, query, nil, v)
 }
 
-// do sends a request with a JSON body, unless that is nil, and decodes the answer
-// into v, unless that is nil. It returns an [*apiError] if the API refuses.
+// do sends a request and decodes the response into v, unless v is nil. body is sent as
+// JSON, unless it is nil. If the API refuses the request, the error is an [*apiError].
 func (c *client) do(method, path string, query url.Values, body, v any) error {
 	resp, err := c.send(method, path, query, body)
 	if err != nil {
@@ -92,7 +90,7 @@ func (c *client) do(method, path string, query url.Values, body, v any) error {
 		if _, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 			return c.notOurs()
 		}
-		return fmt.Errorf("reading the answer from %s: %w", c.address, err)
+		return fmt.Errorf("reading the response of %s: %w", c.address, err)
 	}
 	if answer, ok := v.(apiAnswer); ok && !answer.isOurs() {
 		return c.notOurs()
@@ -100,7 +98,7 @@ func (c *client) do(method, path string, query url.Values, body, v any) error {
 	return nil
 }
 
-// send sends a request and returns its answer, whose status is below 400.
+// send sends a request and returns the response. Its status is below 400.
 func (c *client) send(method, path string, query url.Values, body any) (*http.Response, error) {
 	uri := adminPath + path
 	if len(query) > 0 {
@@ -114,7 +112,7 @@ func (c *client) send(method, path string, query url.Values, body any) (*http.Re
 		}
 		content = bytes.NewReader(text)
 	}
-	// Each request has a connection of its own; open ones would pile up.
+	// Each request has its own connection, because nothing would close idle ones.
 	header := http.Header{"Connection": {"close"}}
 	resp, err := c.caddy.Request(c.address, method, uri, header, content)
 	if err != nil {
@@ -124,10 +122,10 @@ func (c *client) send(method, path string, query url.Values, body any) (*http.Re
 }
 
 func (c *client) notOurs() error {
-	return fmt.Errorf("what answers at %s is not a gateway's admin endpoint; --address names another", c.address)
+	return fmt.Errorf("the server at %s is not a gateway's admin endpoint; set the right address with --address", c.address)
 }
 
-// explain takes the API's own words out of an error of [Caddy.Request].
+// explain extracts the API's message from an error of [Caddy.Request].
 func (c *client) explain(err error) error {
 	text := err.Error()
 	var problem struct {
@@ -136,7 +134,7 @@ func (c *client) explain(err error) error {
 		Error  string `json:"error"` // Caddy's own
 	}
 	if i := strings.IndexByte(text, '{'); i >= 0 {
-		// Anything else than a problem document leaves it empty.
+		// If the text is not a problem document, problem stays empty.
 		_ = json.NewDecoder(strings.NewReader(text[i:])).Decode(&problem)
 	}
 	switch {
@@ -145,16 +143,16 @@ func (c *client) explain(err error) error {
 	case problem.Error != "":
 		return &apiError{0, problem.Error}
 	case strings.Contains(text, "HTTP 404"):
-		return fmt.Errorf("the Caddy at %s has no callback module; --address names another", c.address)
+		return fmt.Errorf("the Caddy at %s has no callback module; set the right address with --address", c.address)
 	case strings.Contains(text, "HTTP "):
-		return fmt.Errorf("asking the admin endpoint at %s: %w", c.address, err)
+		return fmt.Errorf("calling the admin endpoint at %s: %w", c.address, err)
 	default:
 		return fmt.Errorf("no gateway answers at %s: %w; "+
-			"start it, or name its admin endpoint with --address or --config", c.address, err)
+			"start it, or set its admin endpoint with --address or --config", c.address, err)
 	}
 }
 
-// namingFlags says of a parameter that the API refuses which flag it comes from.
+// namingFlags replaces the name of a refused parameter with that of its flag.
 func namingFlags(detail string) string {
 	for _, f := range filters {
 		if rest, ok := strings.CutPrefix(detail, f.parameter()+": "); ok {
@@ -164,8 +162,8 @@ func namingFlags(detail string) string {
 	return detail
 }
 
-// taskPath is the path of a task, or of something below it. An ID that cannot be a
-// segment of a path would name another path; it becomes one that no task has.
+// taskPath returns the path of a task, or of a resource below it. An ID with a slash or
+// a dot could lead to another resource, so it is replaced by an ID that no task has.
 func taskPath(id string, below ...string) string {
 	if id == "" || strings.ContainsAny(id, "./\\?#%") {
 		id = " "
@@ -173,8 +171,8 @@ func taskPath(id string, below ...string) string {
 	return strings.Join(append([]string{"tasks", url.PathEscape(id)}, below...), "/")
 }
 
-// withTask calls do with the ID of a task that the user names by its ID or by the
-// first characters of it. do returns an [*apiError] if there is no such task.
+// withTask calls do with the full ID of a task. The user may give only its first
+// characters. do returns an [*apiError] if there is no such task.
 func (c *client) withTask(id string, do func(id string) error) error {
 	err := do(id)
 	if !isNotFound(err) || !isPrefix(id) {
@@ -191,13 +189,13 @@ func (c *client) withTask(id string, do func(id string) error) error {
 	case len(tasks) == 0 || !strings.HasPrefix(tasks[0].ID, id):
 		return err
 	case len(tasks) > 1 || page.Next != "":
-		return fmt.Errorf("the IDs of several tasks begin with it; type more of it")
+		return fmt.Errorf("several tasks have IDs that begin with this; type more characters")
 	}
 	return do(tasks[0].ID)
 }
 
-// minPrefix is the length of the shortest beginning of an ID that stands for a
-// task: with fewer characters, a slip of the finger would name one.
+// minPrefix is the minimum length of an abbreviated ID. With fewer characters, a typing
+// mistake could name another task.
 const minPrefix = 4
 
 func isPrefix(id string) bool {

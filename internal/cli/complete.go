@@ -12,7 +12,7 @@ func complete(cmd *cobra.Command, flag string, values func() []string) {
 		return values(), cobra.ShellCompDirectiveNoFileComp
 	}
 	if err := cmd.RegisterFlagCompletionFunc(flag, offer); err != nil {
-		cmd.PrintErrln(err) // there is no such flag
+		cmd.PrintErrln(err) // a bug: the flag does not exist
 	}
 }
 
@@ -26,15 +26,15 @@ func completeOne(values func() []string) cobra.CompletionFunc {
 	}
 }
 
-// named is an item of a list of the API, by what it is called.
+// named has the names of an item of a list of the API.
 type named struct {
 	Name string `json:"name"`
 	Host string `json:"host"`
 	ID   string `json:"id"`
 }
 
-// listed returns the names of the items of a list of the API, none if it cannot be
-// asked: a completion has nowhere to report an error.
+// listed returns the names of the items of a list of the API. If the API cannot be
+// called it returns none, because a shell completion cannot report errors.
 func (f *gatewayFlags) listed(path string, name func(named) string) (names []string) {
 	var items []named
 	client, err := f.client()

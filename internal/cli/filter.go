@@ -9,8 +9,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// filter is a flag that narrows down which tasks are meant, and a parameter of the
-// API.
+// filter is a flag that selects tasks, and a parameter of the API.
 type filter struct{ flag, meaning string }
 
 // parameter is the API's name of the filter.
@@ -22,17 +21,17 @@ var filters = []filter{
 	{"status", "with this verdict: COMPLETE, FAILED or TIMEOUT"},
 	{"queue", "in this queue"},
 	{"host", "with a callback to this host, with or without its port"},
-	{"older-than", "accepted longer ago than 90s, 2h, 7d"},
-	{"newer-than", "accepted since then"},
-	{"method", "whose request has this method"},
-	{"path", "whose request has this path"},
+	{"older-than", "accepted longer ago than this, such as 90s, 2h or 7d"},
+	{"newer-than", "accepted within this time, such as 90s, 2h or 7d"},
+	{"method", "with a request of this method"},
+	{"path", "with a request to this path"},
 	{"route", "accepted by this directive"},
-	{"last-status-code", "whose receiver answered this status last"},
-	{"last-error", "whose last attempt failed with this text"},
-	{"id", "whose IDs begin with this"},
+	{"last-status-code", "with this status in the receiver's last response"},
+	{"last-error", "with this error in the last attempt"},
+	{"id", "with an ID that begins with this"},
 }
 
-// filterFlags say which tasks are meant.
+// filterFlags are the flags that select tasks.
 type filterFlags struct {
 	lists  [2][]string
 	values []string // of the other filters
@@ -60,7 +59,7 @@ func (f *filterFlags) add(cmd *cobra.Command, gateway *gatewayFlags, states []st
 	complete(cmd, "host", gateway.hostNames)
 }
 
-// alternatives lists words as a sentence does.
+// alternatives joins words as in "a, b or c".
 func alternatives(words []string) string {
 	last := len(words) - 1
 	if last < 1 {
@@ -69,7 +68,7 @@ func alternatives(words []string) string {
 	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
-// query is what the flags ask the API for, which says what is wrong with them.
+// query returns the flags as parameters of the API. The API validates them.
 func (f *filterFlags) query() url.Values {
 	query := make(url.Values)
 	for i, values := range f.lists {

@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// listenFlags are the flags of `caddy callback listen` as they are given.
+// listenFlags are the flags of `caddy callback listen`.
 type listenFlags struct {
 	address   string
 	secrets   []string
@@ -31,7 +31,7 @@ func (c *Caddy) newListenCommand() *cobra.Command {
 		Use:   "listen [--forward-to <url>] [--secret <key>]",
 		Short: "Receives callbacks, prints them, and passes them on",
 		Long: `
-Receives callbacks and prints each as it comes: its status and task, the pairs of its
+Receives callbacks and prints each at once: its status and task, the pairs of its
 body, and whether the signature verifies. With --forward-to, each is also sent to a
 URL, such as that of the receiver you develop: the answer is printed and becomes the
 answer to the gateway, which retries as it would in production.
@@ -64,11 +64,11 @@ wrong.`,
 const (
 	// listenHeaderTimeout is how long a sender may take to send its header.
 	listenHeaderTimeout = 10 * time.Second
-	// listenGrace is how long callbacks may still be received after an interrupt.
+	// listenGrace is how long callbacks in flight may take after an interrupt.
 	listenGrace = time.Second
 )
 
-// terminal returns what receives and prints callbacks. Its errors name the flag.
+// terminal returns the handler that prints callbacks. Its errors name the flag.
 func (f *listenFlags) terminal(c *Caddy, s *screen) (*web.Terminal, error) {
 	if f.respond < 200 || f.respond > 599 {
 		return nil, fmt.Errorf("--respond: %d is not a status from 200 to 599", f.respond)
@@ -105,16 +105,16 @@ func (f *listenFlags) run(cmd *cobra.Command, c *Caddy) error {
 	if err != nil {
 		return c.Failed(cmd, fmt.Errorf("listening on %s: %w", f.address, err))
 	}
-	// A reader that has left, such as head, ends the command: its senders would
-	// otherwise get answers to callbacks that nobody sees.
+	// If the output is closed, as by head, the command ends. Otherwise it would
+	// acknowledge callbacks that nobody sees.
 	unprinted := make(chan error, 1)
 	terminal.Failed = func(err error) {
 		select {
 		case unprinted <- err:
-		default: // one is known
+		default: // the first error is enough
 		}
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "callbacks to http://%s/ are printed; interrupt to end\n", listener.Addr())
+	fmt.Fprintf(cmd.ErrOrStderr(), "printing callbacks to http://%s/; interrupt to end\n", listener.Addr())
 	if err := serveUntil(listener, terminal, Interrupts(), unprinted); err != nil {
 		return c.Failed(cmd, err)
 	}
@@ -136,7 +136,7 @@ func serveUntil(listener net.Listener, h http.Handler, interrupts <-chan os.Sign
 	ctx, cancel := context.WithTimeout(context.Background(), listenGrace)
 	defer cancel()
 	if err := server.Shutdown(ctx); errors.Is(err, context.DeadlineExceeded) {
-		server.Close() //nolint:errcheck // what was still being received is given up
+		server.Close() //nolint:errcheck // the grace is over
 	}
 	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("listening on %s: %w", listener.Addr(), err)

@@ -18,7 +18,7 @@ import (
 // listCommand is a command that prints one list of the API.
 type listCommand[T any] struct {
 	name, short, long string
-	none              string // what is said of an empty list
+	none              string // what is printed if the list is empty
 	columns           []column
 	row               func(s *screen, item *T) []cell
 }
@@ -27,7 +27,7 @@ const listExits = `
 
 Exit codes: 0 listed, 1 the gateway did not answer, 2 the command line is wrong.`
 
-// listFlags are the flags of such a command as they are given.
+// listFlags are the flags of a list command.
 type listFlags struct {
 	gateway gatewayFlags
 	watch   watchFlag
@@ -56,7 +56,7 @@ func (l *listCommand[T]) command(c *Caddy) *cobra.Command {
 	return cmd
 }
 
-// print prints the list as a table, or with each item as a line of JSON.
+// print prints the list as a table, or as JSON with one item a line.
 func (l *listCommand[T]) print(cmd *cobra.Command, client *client, s *screen, asJSON bool) error {
 	var items []json.RawMessage
 	if err := client.get(l.name, nil, &items); err != nil {
@@ -67,7 +67,7 @@ func (l *listCommand[T]) print(cmd *cobra.Command, client *client, s *screen, as
 		var line bytes.Buffer
 		if asJSON {
 			if err := json.Compact(&line, text); err != nil {
-				return fmt.Errorf("reading the gateway's answer: %w", err)
+				return fmt.Errorf("reading the gateway's response: %w", err)
 			}
 			if _, err := fmt.Fprintln(s.out, web.TerminalJSON(line.String())); err != nil {
 				return err
@@ -76,7 +76,7 @@ func (l *listCommand[T]) print(cmd *cobra.Command, client *client, s *screen, as
 		}
 		item := new(T)
 		if err := json.Unmarshal(text, item); err != nil {
-			return fmt.Errorf("reading the gateway's answer: %w", err)
+			return fmt.Errorf("reading the gateway's response: %w", err)
 		}
 		rows[i] = l.row(s, item)
 	}
@@ -89,7 +89,7 @@ func (l *listCommand[T]) print(cmd *cobra.Command, client *client, s *screen, as
 	return (&table{screen: s, columns: l.columns}).print(rows)
 }
 
-// isPaused is a cell that says so.
+// isPaused returns the cell of the column PAUSED.
 func isPaused(paused bool) cell {
 	if paused {
 		return cell{"paused", yellow}
@@ -97,7 +97,7 @@ func isPaused(paused bool) cell {
 	return cell{}
 }
 
-// listedQueue is a queue as the API lists it.
+// listedQueue is a queue in the list of the API.
 type listedQueue struct {
 	Name    string    `json:"name"`
 	Queued  int64     `json:"queued"`
@@ -132,7 +132,7 @@ gateways of the store.`,
 
 func decimal(n int64) cell { return cell{text: strconv.FormatInt(n, 10)} }
 
-// listedHost is a host as the API lists it.
+// listedHost is a host in the list of the API.
 type listedHost struct {
 	Host         string    `json:"host"`
 	Pending      int64     `json:"pending"`
@@ -145,7 +145,7 @@ type listedHost struct {
 	RateLimited  bool      `json:"rate_limited"`
 }
 
-// why is the reason that the host fails, or that its callbacks wait; empty if there is
+// why returns the reason that the host fails or that its callbacks wait, "" if there is
 // none.
 func (h *listedHost) why() string {
 	switch {
@@ -185,7 +185,7 @@ failing, how many attempts in a row have failed, and why.`,
 	return list.command(c)
 }
 
-// listedSchedule is a schedule as the API lists it.
+// listedSchedule is a schedule in the list of the API.
 type listedSchedule struct {
 	ID       string    `json:"id"`
 	Queue    string    `json:"queue"`
@@ -241,7 +241,7 @@ Exit codes: 0 queued, 1 there is no such schedule, or the gateway did not answer
 		Example: `  caddy callback schedules run 5f0c3a`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return c.Misused(cmd, errors.New("it takes the ID of one schedule; `caddy callback schedules` lists them"))
+				return c.Misused(cmd, errors.New("give the ID of one schedule; `caddy callback schedules` lists them"))
 			}
 			return nil
 		},
@@ -270,7 +270,7 @@ func (f *gatewayFlags) runSchedule(cmd *cobra.Command, id string) error {
 		return err
 	}
 	if f.json {
-		_ = json.NewEncoder(cmd.OutOrStdout()).Encode(queued) // it is queued, printed or not
+		_ = json.NewEncoder(cmd.OutOrStdout()).Encode(queued) // the task is queued, even if it cannot be printed
 		return nil
 	}
 	fmt.Fprintln(cmd.OutOrStdout(), web.TerminalText(queued.ID))

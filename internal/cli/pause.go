@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// pauseFlags are the flags of `caddy callback pause` and `resume` as they are given.
+// pauseFlags are the flags of `caddy callback pause` and `resume`.
 type pauseFlags struct {
 	gateway       gatewayFlags
 	queues, hosts []string
@@ -50,7 +50,7 @@ Exit codes: 0 done, 1 the gateway did not answer, 2 the command line is wrong.`
 	return cmd
 }
 
-// pauseAnswer is the API's answer to a pause or its end.
+// pauseAnswer is the API's response to pause and resume.
 type pauseAnswer struct {
 	Name string `json:"name"`
 }
@@ -77,7 +77,7 @@ func (f *pauseFlags) run(cmd *cobra.Command, name string) error {
 				return c.Failed(cmd, fmt.Errorf("%s %s: %w", list.kind, item, err))
 			}
 			if f.gateway.json {
-				_ = json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{list.kind: item}) // it is done, printed or not
+				_ = json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{list.kind: item}) // the change is done, even if it cannot be printed
 				continue
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s %s is %sd\n", list.kind, web.TerminalText(item), name)

@@ -10,15 +10,15 @@ import (
 	"golang.org/x/term"
 )
 
-// Progress shows on a terminal what a command does and for how long, in one line
-// that is overwritten. Elsewhere it only prints lines. It may be used from several
-// goroutines at once.
+// Progress shows the phase of a command and its duration on a terminal, in one line
+// that it overwrites. If the output is not a terminal it prints only whole lines. It is
+// safe for concurrent use.
 type Progress struct {
 	w        io.Writer
 	terminal bool
 
 	mu    sync.Mutex
-	phase string // empty if nothing is shown
+	phase string // empty before Begin and after End
 	since time.Time
 	shown string
 }
@@ -28,7 +28,7 @@ func NewProgress(f *os.File) *Progress {
 	return &Progress{w: f, terminal: term.IsTerminal(int(f.Fd()))}
 }
 
-// Begin shows a phase from now on.
+// Begin starts a phase and shows it.
 func (p *Progress) Begin(phase string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -51,7 +51,7 @@ func (p *Progress) End() {
 	p.phase = ""
 }
 
-// Line prints a line that stays.
+// Line prints a permanent line above the progress.
 func (p *Progress) Line(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -60,7 +60,7 @@ func (p *Progress) Line(format string, args ...any) {
 	p.show()
 }
 
-// FreshLine ends the line that standard output has begun on the terminal.
+// FreshLine ends a line that standard output has left unfinished on the terminal.
 func (p *Progress) FreshLine() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -82,10 +82,10 @@ func (p *Progress) show() {
 	}
 }
 
-// hide removes what is shown. The caller holds the lock.
+// hide erases the line. The caller holds the lock.
 func (p *Progress) hide() {
 	if p.shown != "" {
-		fmt.Fprint(p.w, "\r\x1b[K") // to the line's beginning; erase it
+		fmt.Fprint(p.w, "\r\x1b[K") // go to the beginning of the line and erase it
 		p.shown = ""
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func TestProgressOverwritesItsLineOnATerminal(t *testing.T) {
+func TestProgressOverwritesLineOnTerminal(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
@@ -16,19 +16,19 @@ func TestProgressOverwritesItsLineOnATerminal(t *testing.T) {
 		p.Begin("running")
 		time.Sleep(1500 * time.Millisecond)
 		p.Refresh()
-		p.Refresh() // nothing has changed
+		p.Refresh() // the text has not changed
 		p.Line("attempt %d failed", 1)
 		p.End()
 		p.FreshLine()
-		p.Refresh() // it has ended
+		p.Refresh() // no phase is shown
 		want := "running 0s" + "\r\x1b[K" + "running 1s" + "\r\x1b[K" + "attempt 1 failed\n" + "running 1s" + "\r\x1b[K" + "\n"
 		if out.String() != want {
-			t.Errorf("it writes %q, not %q", out.String(), want)
+			t.Errorf("wrote %q, not %q", out.String(), want)
 		}
 	})
 }
 
-func TestProgressPrintsOnlyLinesElsewhere(t *testing.T) {
+func TestProgressWithoutTerminalPrintsOnlyLines(t *testing.T) {
 	t.Parallel()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -45,6 +45,6 @@ func TestProgressPrintsOnlyLinesElsewhere(t *testing.T) {
 	p.FreshLine()
 	p.End()
 	if out.String() != "a line\n" {
-		t.Errorf("it writes %q", out.String())
+		t.Errorf("wrote %q", out.String())
 	}
 }

@@ -19,19 +19,19 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/encode"
 )
 
-// Run is what `caddy callback run` is asked to run.
+// Run is the task of `caddy callback run`.
 type Run struct {
 	Request *http.Request
-	// CallbackURL is where the result is posted; empty if the command line names none.
+	// CallbackURL is where the result is posted. It is empty without --callback-url.
 	CallbackURL string
 	Timeout     time.Duration
 	Format      string
-	// Config and Adapter name a configuration whose delivery options apply; both are
-	// empty if there is none.
+	// Config and Adapter name a configuration whose delivery options apply. Both are
+	// empty if the flags are not given.
 	Config, Adapter string
 }
 
-// runFlags are the flags of `caddy callback run` as they are given.
+// runFlags are the flags of `caddy callback run`.
 type runFlags struct {
 	to, method, data    string
 	headers             []string
@@ -40,9 +40,9 @@ type runFlags struct {
 	config, adapter     string
 }
 
-// NewRunCommand returns the command that runs one task. execute runs it and ends the
-// command; timeout is how long it may take by default; userAgent goes out with the
-// request.
+// NewRunCommand returns the command that runs one task. execute runs the task and
+// returns the command's error. timeout is the default timeout, and userAgent the
+// default User-Agent of the request.
 func (c *Caddy) NewRunCommand(timeout time.Duration, userAgent string, execute func(*cobra.Command, *Run) error) *cobra.Command {
 	f := new(runFlags)
 	cmd := &cobra.Command{
@@ -111,10 +111,10 @@ func (f *runFlags) request() (*http.Request, error) {
 	u, err := url.Parse(f.to)
 	switch {
 	case f.to == "":
-		return nil, errors.New("--to is missing; it says where the request goes")
+		return nil, errors.New("--to is missing; set it to the URL of the request")
 	case err != nil, u.Host == "", u.Scheme != "http" && u.Scheme != "https":
 		return nil, fmt.Errorf("--to: %q is not an http or https URL", f.to)
-	case !httpguts.ValidHeaderFieldName(f.method): // the same characters, by RFC 9110
+	case !httpguts.ValidHeaderFieldName(f.method): // RFC 9110 allows the same characters
 		return nil, fmt.Errorf("--method: %q is not a method", f.method)
 	}
 	body, err := readData(f.data)
@@ -146,7 +146,7 @@ func (f *runFlags) request() (*http.Request, error) {
 	return r, nil
 }
 
-// readData returns what --data stands for.
+// readData returns the data of --data: a text, a file or standard input.
 func readData(data string) ([]byte, error) {
 	file, ok := strings.CutPrefix(data, "@")
 	switch {

@@ -13,23 +13,23 @@ import (
 	"golang.org/x/term"
 )
 
-// screen is where a command prints: a terminal, or something else that gets whole
+// screen is the output of a command: a terminal, or a file or pipe that gets whole
 // lines without colors.
 type screen struct {
 	out io.Writer
 	// width is how many characters fit in a line; 0 is unlimited.
 	width int
 	color bool
-	// terminal is whether a person watches the output.
+	// terminal is whether the output is a terminal.
 	terminal bool
-	now      time.Time // from which ages are counted
+	now      time.Time // ages are relative to it
 }
 
-// defaultWidth is the width of a terminal that does not tell it.
+// defaultWidth is the width of a terminal if its size is unknown.
 const defaultWidth = 80
 
-// newScreen returns the screen of a command. COLUMNS sets the width also of what is
-// no terminal.
+// newScreen returns the screen of a command. COLUMNS overrides the width, also if the
+// output is not a terminal.
 func newScreen(cmd *cobra.Command) *screen {
 	s := &screen{out: cmd.OutOrStdout(), now: time.Now()}
 	if f, ok := s.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
@@ -44,10 +44,10 @@ func newScreen(cmd *cobra.Command) *screen {
 	return s
 }
 
-// wantsColor says whether the user has not asked for no color: https://no-color.org.
+// wantsColor reports whether colors are allowed, as in https://no-color.org.
 func wantsColor() bool { return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" }
 
-// color is an ANSI color of letters; 0 is the terminal's own.
+// color is an ANSI foreground color; 0 is the default color.
 type color int
 
 const (
@@ -57,7 +57,7 @@ const (
 	blue   color = 34
 )
 
-// colored returns text in a color, if the screen has colors.
+// colored returns text in a color if the screen has colors.
 func (s *screen) colored(c color, text string) string {
 	if !s.color || c == 0 {
 		return text
@@ -65,14 +65,14 @@ func (s *screen) colored(c color, text string) string {
 	return fmt.Sprintf("\x1b[%dm%s\x1b[0m", c, text)
 }
 
-// clear empties a terminal.
+// clear erases a terminal.
 func (s *screen) clear() {
 	if s.terminal {
-		fmt.Fprint(s.out, "\x1b[H\x1b[2J\x1b[3J") // to the corner; erase the screen, and what was above it
+		fmt.Fprint(s.out, "\x1b[H\x1b[2J\x1b[3J") // go to the top left corner; erase the screen and the scrollback
 	}
 }
 
-// age is how long ago something was, in one unit.
+// age returns the time since t in one unit, "" if t is zero.
 func (s *screen) age(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -80,7 +80,7 @@ func (s *screen) age(t time.Time) string {
 	return span(s.now.Sub(t))
 }
 
-// span is a duration in one unit.
+// span formats a duration in one unit.
 func span(d time.Duration) string {
 	switch d = max(d, 0); {
 	case d < time.Minute:
@@ -94,7 +94,7 @@ func span(d time.Duration) string {
 	}
 }
 
-// at is a time with all that is known of it.
+// at formats a time with milliseconds in the local time zone, "" if it is zero.
 func at(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -102,8 +102,7 @@ func at(t time.Time) string {
 	return t.Local().Format("2006-01-02 15:04:05.000")
 }
 
-// wrapped breaks text into lines of at most width characters, at spaces where
-// there are some.
+// wrapped breaks text into lines of at most width characters, at spaces if possible.
 func wrapped(text string, width int) (lines []string) {
 	runes := []rune(text)
 	for width > 0 && len(runes) > width {
@@ -130,8 +129,8 @@ func (f *watchFlag) add(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&f.on, "watch", false, "print the list again every two seconds until interrupted")
 }
 
-// run prints a list once, or until an interrupt. A terminal is cleared before each
-// time.
+// run prints a list once, or again and again until an interrupt. It clears a terminal
+// before each list.
 func (f *watchFlag) run(cmd *cobra.Command, print func(s *screen) error) error {
 	if !f.on {
 		return print(newScreen(cmd))
@@ -159,8 +158,7 @@ func (f *watchFlag) run(cmd *cobra.Command, print func(s *screen) error) error {
 	}
 }
 
-// input returns the terminal from which a question can be answered, nil if there
-// is none.
+// input returns standard input if it is a terminal, nil otherwise.
 func input(cmd *cobra.Command) io.Reader {
 	if f, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		return f
@@ -171,7 +169,7 @@ func input(cmd *cobra.Command) io.Reader {
 // confirm asks a question and returns whether the answer is yes.
 func confirm(cmd *cobra.Command, in io.Reader, question string) bool {
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s [y/N] ", question)
-	answer, _ := bufio.NewReader(in).ReadString('\n') // an answer that breaks off is no yes
+	answer, _ := bufio.NewReader(in).ReadString('\n') // an incomplete answer counts as no
 	answer = strings.ToLower(strings.TrimSpace(answer))
 	return answer == "y" || answer == "yes"
 }

@@ -18,10 +18,10 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// oneTask accepts the ID of one task.
+// oneTask is the Args function of a command with one task ID.
 func (c *Caddy) oneTask(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 {
-		return c.Misused(cmd, fmt.Errorf("it takes the ID of one task, or the first characters of it, not %d", len(args)))
+		return c.Misused(cmd, fmt.Errorf("give the ID of one task or its first characters, not %d arguments", len(args)))
 	}
 	return nil
 }
@@ -53,7 +53,7 @@ wrong.`,
 	return cmd
 }
 
-// shownTask is a task as the API shows it.
+// shownTask is the API's document of a task, decoded and as text.
 type shownTask struct {
 	text     []byte
 	document taskDocument
@@ -66,7 +66,7 @@ func (t *shownTask) UnmarshalJSON(text []byte) error {
 
 func (t *shownTask) isOurs() bool { return t.document.ID != "" }
 
-// taskDocument is what is printed of it.
+// taskDocument has the printed fields of a task.
 type taskDocument struct {
 	listedTask
 	RequestSize int64   `json:"request_size"`
@@ -74,7 +74,7 @@ type taskDocument struct {
 	Timeline    []event `json:"timeline"`
 }
 
-// event is something that happened to a task, or will happen.
+// event is a past or expected event of a task.
 type event struct {
 	At             time.Time    `json:"at"`
 	Event          string       `json:"event"`
@@ -107,7 +107,7 @@ func (f *gatewayFlags) show(cmd *cobra.Command, id string) error {
 	return err
 }
 
-// text is the task as it is printed.
+// text returns the task as text for a screen.
 func (t *taskDocument) text(s *screen) string {
 	var b strings.Builder
 	for _, field := range []struct {
@@ -136,10 +136,10 @@ func (t *taskDocument) text(s *screen) string {
 	return b.String()
 }
 
-// fieldWidth is the width of the names of fields.
+// fieldWidth is the width of the longest field name.
 const fieldWidth = len("upstream status")
 
-// field writes a field. Text that is too long for the screen goes on below.
+// field writes a field. Text that is too long for a line continues on the next one.
 func (s *screen) field(b *strings.Builder, name string, c cell) {
 	indent := fieldWidth + len(gap)
 	width := 0
@@ -154,7 +154,7 @@ func (s *screen) field(b *strings.Builder, name string, c cell) {
 	}
 }
 
-// write writes an event: when, what, and below it what else is known.
+// write writes an event: its time, its text, and the details below.
 func (e *event) write(b *strings.Builder, s *screen) {
 	name, c := e.Event, color(0)
 	switch {
@@ -177,7 +177,7 @@ func (e *event) write(b *strings.Builder, s *screen) {
 	if e.Attempt > 0 {
 		words = append(words, "in "+(time.Duration(e.DurationMS)*time.Millisecond).String())
 	}
-	// Without the empty ones.
+	// Leave out empty details.
 	what := strings.Join(strings.Fields(strings.Join(words, " ")), " ")
 	when := at(e.At)
 	lines := wrapped(web.TerminalText(strings.TrimSpace(name+gap+what)), max(0, s.width-len(when)-len(gap)))
@@ -195,7 +195,7 @@ func (e *event) write(b *strings.Builder, s *screen) {
 	}
 }
 
-// number is a number that may be missing.
+// number formats a number, zero as "".
 func number(n int) string {
 	if n == 0 {
 		return ""
@@ -203,7 +203,7 @@ func number(n int) string {
 	return strconv.Itoa(n)
 }
 
-// resultFlags are the flags of `caddy callback result` as they are given.
+// resultFlags are the flags of `caddy callback result`.
 type resultFlags struct {
 	gateway  gatewayFlags
 	callback bool
@@ -215,9 +215,9 @@ func (c *Caddy) newResultCommand() *cobra.Command {
 		Use:   "result <task> [--callback]",
 		Short: "Prints the result of a task",
 		Long: `
-Prints the response of the endpoint as it was kept, or with --callback the body of
+Prints the stored response of the endpoint, or with --callback the body of
 the callback. A terminal shows text with control characters escaped; elsewhere the
-bytes are printed as they are.
+bytes are printed unchanged.
 
 Exit codes: 0 printed, 1 there is no such task, its result is not kept, or no
 gateway answers, 2 the command line is wrong.`,

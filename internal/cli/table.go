@@ -8,16 +8,14 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// column is a column of a table.
+// column describes a column of a table.
 type column struct {
 	name string
-	// usual is the widest of the usual cells, for columns that hold only a few
-	// words.
+	// usual is the widest of the usual cells of a column that has only a few words.
 	usual string
-	// elastic columns are cut where the screen is too narrow.
+	// elastic columns are cut if the screen is too narrow.
 	elastic bool
-	// optional columns are left out where the screen is too narrow for all, and
-	// where they are empty.
+	// optional columns are left out if the screen is too narrow or if they are empty.
 	optional bool
 }
 
@@ -27,8 +25,8 @@ type cell struct {
 	color color
 }
 
-// table prints rows in columns. Rows come in pages; the columns of all pages are
-// aligned: each is as wide as its widest cell so far.
+// table prints rows in aligned columns. Rows come in pages; each column is as wide as
+// its widest cell so far.
 type table struct {
 	screen  *screen
 	columns []column
@@ -36,13 +34,13 @@ type table struct {
 	hidden  []bool
 }
 
-// minWidth is how far elastic columns are cut, in characters.
+// minWidth is the minimum width of an elastic column, in characters.
 const minWidth = 8
 
 // gap separates columns.
 const gap = "  "
 
-// print prints a page, and before the first one the columns' names.
+// print prints a page. The first page begins with the names of the columns.
 func (t *table) print(rows [][]cell) error {
 	if len(rows) == 0 {
 		return nil
@@ -80,7 +78,7 @@ func (t *table) print(rows [][]cell) error {
 	return err
 }
 
-// fit makes the table as narrow as the screen, as far as that is possible.
+// fit makes the table as narrow as the screen if possible.
 func (t *table) fit(rows [][]cell) {
 	for i, c := range t.columns {
 		t.hidden[i] = c.optional
@@ -105,8 +103,8 @@ func (t *table) fit(rows [][]cell) {
 	}
 }
 
-// width is that of the table. Elastic columns count as no wider than elastic, unless
-// that is 0.
+// width returns the width of the table. If elastic is not 0, it is the maximum width of
+// elastic columns.
 func (t *table) width(elastic int) (width int) {
 	for i, c := range t.columns {
 		switch {
@@ -149,7 +147,7 @@ func cutTo(text string, width int) string {
 // emptyCell is shown for an empty cell, so that columns can be counted.
 const emptyCell = "-"
 
-// shownCell is a cell as it is shown.
+// shownCell returns the printed text of a cell.
 func shownCell(s string) string {
 	if s == "" {
 		return emptyCell

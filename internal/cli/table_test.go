@@ -8,8 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// pages are tasks as the API lists them, in pages, of which a filter makes short
-// and empty ones.
+// pages are pages of the API's list. A filter can make pages short or empty.
 var pages = [][]string{
 	{`{"task_id":"0190d2a4-8d4e-7a31-9c64-3a5c3f2f9d11","state":"dead","status":"COMPLETE","created_at":"2026-01-02T03:04:05Z",
 		"callback_host":"c.example:443","method":"POST","path":"/generate","attempts":[{"status_code":503}]}`},
@@ -41,11 +40,11 @@ func printedTasks(t *testing.T, s *screen, pages ...[]string) []string {
 	return strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
 }
 
-func TestColumnsAreAlignedOnEveryPage(t *testing.T) {
+func TestColumnsAlignOnEveryPage(t *testing.T) {
 	t.Parallel()
 	lines := printedTasks(t, new(screen), pages...)
 	if len(lines) != 4 {
-		t.Fatalf("it prints %q", lines)
+		t.Fatalf("printed %q", lines)
 	}
 	for _, name := range []string{"STATE", "STATUS", "AGE", "HOST"} {
 		column := strings.Index(lines[0], name)
@@ -66,11 +65,11 @@ func TestColumnsAreAlignedOnEveryPage(t *testing.T) {
 		}
 	}
 	if strings.Contains(all, "\x1b") {
-		t.Errorf("a cell controls the terminal: %q", all)
+		t.Errorf("a cell has terminal control characters: %q", all)
 	}
 }
 
-func TestTablesFitTheScreen(t *testing.T) {
+func TestTableFitsScreen(t *testing.T) {
 	t.Parallel()
 	var one []string
 	for _, page := range pages {
@@ -79,24 +78,24 @@ func TestTablesFitTheScreen(t *testing.T) {
 	for _, width := range []int{60, 80, 100, 132, 200} {
 		lines := printedTasks(t, &screen{width: width}, one)
 		for _, line := range lines {
-			// What must be told apart is not cut, however narrow the screen.
+			// IDs are not cut, however narrow the screen, because they identify tasks.
 			if n := utf8.RuneCountInString(line); n > max(width, 70) {
-				t.Errorf("on %d characters a line has %d: %s", width, n, line)
+				t.Errorf("on a screen of %d characters, a line has %d: %s", width, n, line)
 			}
 		}
 		for i, id := range []string{"0190d2a4-8d4e-7a31", "0190d2a4-8d4e-7a32", "0190d2a4-8d4e-7a33"} {
 			if !strings.HasPrefix(lines[i+1], id+"  ") {
-				t.Errorf("on %d characters line %d is %q", width, i+1, lines[i+1])
+				t.Errorf("on a screen of %d characters, line %d is %q", width, i+1, lines[i+1])
 			}
 		}
 	}
 	wide := printedTasks(t, &screen{width: 80}, []string{`{"task_id":"a","state":"queued","created_at":"2026-01-02T03:04:05Z"}`})
 	if strings.Contains(wide[0], "QUEUE") {
-		t.Errorf("a column that is empty takes room: %s", wide[0])
+		t.Errorf("an empty column is shown: %s", wide[0])
 	}
 }
 
-func TestColorsAreOnlyOnScreensThatHaveThem(t *testing.T) {
+func TestColorsNeedColorScreen(t *testing.T) {
 	t.Parallel()
 	for _, colored := range []bool{false, true} {
 		lines := printedTasks(t, &screen{width: 80, color: colored}, pages[0])
@@ -106,7 +105,7 @@ func TestColorsAreOnlyOnScreensThatHaveThem(t *testing.T) {
 	}
 }
 
-func TestTextIsWrappedAtSpaces(t *testing.T) {
+func TestWrapTextAtSpaces(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		text  string
@@ -120,12 +119,12 @@ func TestTextIsWrappedAtSpaces(t *testing.T) {
 		{"", 4, ""},
 	} {
 		if got := strings.Join(wrapped(test.text, test.width), "|"); got != test.want {
-			t.Errorf("%q in %d is %q, not %q", test.text, test.width, got, test.want)
+			t.Errorf("%q wrapped at %d is %q, not %q", test.text, test.width, got, test.want)
 		}
 	}
 }
 
-func TestTasksAreShownWithinTheScreen(t *testing.T) {
+func TestShowTaskFitsScreen(t *testing.T) {
 	t.Parallel()
 	var doc taskDocument
 	if err := json.Unmarshal([]byte(`{"task_id":"0190d2a4-8d4e-7a31-9c64-3a5c3f2f9d11","state":"dead","status":"COMPLETE",
@@ -137,7 +136,7 @@ func TestTasksAreShownWithinTheScreen(t *testing.T) {
 	text := doc.text(&screen{width: 60})
 	for line := range strings.Lines(text) {
 		if utf8.RuneCountInString(strings.TrimSuffix(line, "\n")) > 60 {
-			t.Errorf("a line is too long: %s", line)
+			t.Errorf("a line is longer than 60 characters: %s", line)
 		}
 	}
 	for _, want := range []string{"attempt 2  503 in 12ms", ".678", `\x1b[2J`} {

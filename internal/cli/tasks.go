@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// tasksFlags are the flags of `caddy callback tasks` as they are given.
+// tasksFlags are the flags of `caddy callback tasks`.
 type tasksFlags struct {
 	gateway gatewayFlags
 	filter  filterFlags
@@ -35,7 +35,7 @@ func (c *Caddy) newTasksCommand() *cobra.Command {
 Lists the tasks of a running gateway, newest first. A task must match all filters.
 With --json, each task is one line of JSON.
 
-A terminal shows the beginnings of IDs, which other commands accept. Elsewhere
+A terminal shows abbreviated IDs, which other commands accept. In files and pipes
 nothing is cut.
 
 Exit codes: 0 listed, 1 the gateway did not answer, 2 the command line is wrong.`,
@@ -47,8 +47,8 @@ Exit codes: 0 listed, 1 the gateway did not answer, 2 the command line is wrong.
 	}
 	c.Flags(cmd)
 	f.filter.add(cmd, &f.gateway, allStates)
-	cmd.Flags().IntVar(&f.limit, "limit", defaultListed, "how many are listed")
-	cmd.Flags().BoolVar(&f.all, "all", false, "list all of them")
+	cmd.Flags().IntVar(&f.limit, "limit", defaultListed, "the maximum number of tasks")
+	cmd.Flags().BoolVar(&f.all, "all", false, "list all tasks")
 	f.watch.add(cmd)
 	f.gateway.add(cmd)
 	return cmd
@@ -76,13 +76,13 @@ func (p *taskPage) decode() ([]listedTask, error) {
 	tasks := make([]listedTask, len(p.Tasks))
 	for i, text := range p.Tasks {
 		if err := json.Unmarshal(text, &tasks[i]); err != nil {
-			return nil, fmt.Errorf("reading the gateway's answer: %w", err)
+			return nil, fmt.Errorf("reading the gateway's response: %w", err)
 		}
 	}
 	return tasks, nil
 }
 
-// listedTask is a task as the API lists it.
+// listedTask is a task in the list of the API.
 type listedTask struct {
 	task.Task
 	Method         string `json:"method"`
@@ -92,7 +92,7 @@ type listedTask struct {
 	LastError      string `json:"last_error"`
 }
 
-// why is the reason that a task is not done, empty if it is.
+// why returns the reason that a task is not done, "" if it is done.
 func (t *listedTask) why() string {
 	if t.Reason != "" || t.State != task.Delivering && t.State != task.Dead {
 		return firstNonEmpty(t.Reason, t.Error)
@@ -116,7 +116,7 @@ func firstNonEmpty(texts ...string) string {
 	return ""
 }
 
-// statusText is a status code with its meaning.
+// statusText returns a status code with its text.
 func statusText(code int) string {
 	if text := http.StatusText(code); text != "" {
 		return strconv.Itoa(code) + " " + text
@@ -160,7 +160,7 @@ func (f *tasksFlags) list(cmd *cobra.Command, client *client, s *screen) error {
 		}
 		query.Set(cursorParameter, page.Next)
 		if !f.all && listed >= f.limit && !f.gateway.json {
-			fmt.Fprintln(cmd.ErrOrStderr(), "there are more; --limit or --all lists them")
+			fmt.Fprintln(cmd.ErrOrStderr(), "there are more; list them with --limit or --all")
 		}
 	}
 	if listed == 0 && !f.gateway.json {
@@ -186,8 +186,8 @@ func (f *tasksFlags) print(table *taskTable, page *taskPage) error {
 	return table.print(tasks)
 }
 
-// shortID is how much of an ID a terminal shows: of a UUID of version 7, the time
-// in milliseconds and 12 random bits.
+// shortID is the length of an abbreviated ID: of a UUID version 7 it has the time in
+// milliseconds and 12 random bits.
 const shortID = len("0190d2a4-8d4e-7a31")
 
 // taskTable is a table of tasks.
