@@ -68,6 +68,11 @@ type App struct {
 	store   atomic.Pointer[sharedStore]
 	away    atomic.Pointer[error]
 	started chan struct{}
+
+	// waits ends when clients wait no longer for their tasks.
+	waits    context.Context
+	endWaits context.CancelFunc
+
 	opening sync.WaitGroup // what tries to open the store
 	stop    context.CancelFunc
 
@@ -97,6 +102,7 @@ func (a *App) Provision(ctx caddy.Context) (err error) {
 	a.queues = make(map[string]*TaskQueue)
 	a.api = a.newAPI()
 	a.started, a.stop = make(chan struct{}), func() {}
+	a.waits, a.endWaits = context.WithCancel(context.Background())
 	for name, opts := range a.Queues {
 		if opts == nil {
 			opts = new(QueueOptions)

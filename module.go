@@ -24,8 +24,8 @@
 //   - deliver.go: the delivery options; internal/deliver makes the attempts
 //   - queue.go: the `task_queue` handler accepts a request, or takes it over from
 //     `callback`; queue_delay.go reads when it can start; queue_worker.go runs it;
-//     queue_collection.go answers what is asked about it; queue_options.go has the
-//     options
+//     queue_collection.go answers what is asked about it, and queue_wait.go once
+//     something has changed; queue_options.go has the options
 //   - schedule.go: the schedules of a queue, and their runs
 //   - admin.go, dashboard.go: the operators' API and page
 //   - inbox.go: a receiver for trying things out

@@ -94,6 +94,7 @@ func (q *TaskQueue) Provision(ctx caddy.Context) error {
 	q.block = q.Routes.Compile(end)
 	q.app = q.callback.app
 	q.tasks = collection{app: q.app, log: q.log, queue: q.Name}
+	q.app.endWaitsOf(q.server)
 	q.opts, err = q.app.addQueue(q)
 	return err
 }
@@ -151,7 +152,7 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 		return unavailable(w, q.log, err)
 	}
 	defer leave()
-	id, h, err := q.accept(s, claim, w, r)
+	id, start, h, err := q.accept(s, claim, w, r)
 	if err != nil {
 		claim.release()
 		var p *problem
@@ -163,7 +164,7 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 		}
 		return writeProblem(w, p)
 	}
-	return q.acknowledge(w, r, s, h, id)
+	return q.acknowledge(w, r, s, h, id, start)
 }
 
 // originalURL is the request's URL as the client wrote it, before rewrites.
@@ -211,21 +212,21 @@ func (q *TaskQueue) callbackWithin(outer *Handler) *Handler {
 	return merged
 }
 
-// accept stores the request as a task and returns its ID, and the options that hold
-// for it. The error is a *problem if the request must be refused for what it is.
-func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWriter, r *http.Request) (string, *Handler, error) {
+// accept stores the request as a task and returns its ID, when it can start, and the
+// options that hold for it. The error is a *problem if the request must be refused for what it is.
+func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWriter, r *http.Request) (id string, start time.Time, h *Handler, err error) {
 	ctx := context.WithoutCancel(r.Context()) // a client that leaves now is accepted all the same
 	if len(r.Header["Idempotency-Key"]) > 1 {
-		return "", nil, &problem{http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts"}
+		return "", time.Time{}, nil, &problem{http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts"}
 	}
-	start, err := startTime(r.Header, time.Now(), time.Duration(q.opts.MaxDelay))
+	start, err = startTime(r.Header, time.Now(), time.Duration(q.opts.MaxDelay))
 	if err != nil {
-		return "", nil, err
+		return "", time.Time{}, nil, err
 	}
 	callback, host, h, err := q.callbackOf(claim, w, r)
 	defer releaseBody(r.Body)
 	if err != nil {
-		return "", nil, err
+		return "", time.Time{}, nil, err
 	}
 	if callback == nil {
 		claim.release()
@@ -233,14 +234,14 @@ func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWrit
 	}
 	rec, err := q.newRecord(claim, h, r)
 	if err != nil {
-		return "", nil, err
+		return "", time.Time{}, nil, err
 	}
 	rec.Callback, rec.CallbackHost, rec.CallbackDomain = callback, host, quotaDomain(callback, host)
 	rec.NotBefore, rec.NextAttemptAt = start, start
 	err = problemOf(capture.Spool(r, capture.Options{Limit: h.MaxRequest, Folder: q.app.spool, Response: w}))
 	defer releaseBody(r.Body)
 	if err != nil {
-		return "", nil, err
+		return "", time.Time{}, nil, err
 	}
 	body := newBoundedBody(r.Body, h.MaxRequest)
 	opts := engine.EnqueueOptions{Key: q.keyOf(r, body), MaxQueued: q.opts.MaxQueued}
@@ -250,7 +251,7 @@ func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWrit
 	}
 	id, created, err := enqueue(ctx, rec, body, opts)
 	if err != nil {
-		return "", nil, refusalOf(err, body)
+		return "", time.Time{}, nil, refusalOf(err, body)
 	}
 	switch {
 	case created && claim == nil:
@@ -258,7 +259,7 @@ func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWrit
 	case !created && claim != nil:
 		q.app.metrics.taskAccepted(-1) // it was counted when it was claimed
 	}
-	return id, h, nil
+	return id, start, h, nil
 }
 
 // releaseBody frees what is kept of a body that was read ahead.

@@ -2,14 +2,12 @@ package callback
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/google/uuid"
 	"go.uber.org/zap"
@@ -17,8 +15,6 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/form"
-	"github.com/caddy-callback/caddy-callback/internal/header"
-	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -72,10 +68,14 @@ func (c *collection) serve(w http.ResponseWriter, r *http.Request, l lookup) err
 		return unavailable(w, c.log, err)
 	case r.Method == http.MethodDelete:
 		return c.cancel(w, r, s, l.id)
-	case l.result:
+	}
+	if rec, err = c.await(w, r, s, rec, l); err != nil {
+		return writeProblem(w, c.notFound())
+	}
+	if l.result {
 		return c.writeResult(w, r, s, rec)
 	}
-	return writeJSON(w, http.StatusOK, publicTask(rec))
+	return writeDocument(w, r, rec)
 }
 
 // notFound is the answer for a task that the collection does not have.
@@ -140,70 +140,12 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 	return json.NewEncoder(w).Encode(v)
 }
 
-// acknowledge answers a request that was accepted: with the task's own response
-// if the client waits for it and it comes in time, else with 202.
-func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, s *sharedStore, h *Handler, id string) error {
-	w.Header().Set(h.TaskHeader, id)
-	if wait, ok := preferredWait(r.Header); ok {
-		w.Header().Set("Preference-Applied", "wait="+strconv.Itoa(int(wait/time.Second)))
-		ctx, cancel := context.WithTimeout(r.Context(), wait)
-		defer cancel()
-		if rec, err := awaitVerdict(ctx, s, id); err == nil {
-			return q.tasks.writeResult(w, r, s, rec)
-		}
-	}
-	// Two slashes in front would name another host.
-	path := strings.Trim(originalURL(r).EscapedPath(), "/")
-	w.Header().Set("Location", strings.TrimSuffix("/"+path, "/")+"/"+id)
-	if profile.Of(h.Profile).Traits().EmptyAccepted {
-		w.WriteHeader(http.StatusAccepted)
-		return nil
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusAccepted)
-	_, err := io.WriteString(w, `{"task_id":"`+id+"\"}\n")
-	return err
-}
-
-// awaitVerdict waits until a task has its verdict.
-func awaitVerdict(ctx context.Context, e engine.Tasks, id string) (rec *task.Record, err error) {
-	var version uint64
-	for rec == nil || !rec.Ended() {
-		if rec, err = e.Wait(ctx, id, version); err != nil {
-			return nil, err
-		}
-		version = rec.Version
-	}
-	return rec, nil
-}
-
-// maxWait bounds how long a client can keep a connection open with Prefer.
-const maxWait = time.Hour
-
-// preferredWait reads "Prefer: wait=N" (RFC 7240, section 4.3), N in seconds.
-func preferredWait(h http.Header) (time.Duration, bool) {
-	for _, line := range h.Values("Prefer") {
-		for _, preference := range header.SplitList(line) { // as header.TakePreferences does
-			preference, _, _ = strings.Cut(preference, ";")
-			name, value, _ := strings.Cut(preference, "=")
-			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
-				continue
-			}
-			n, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 32)
-			if err != nil {
-				return 0, false
-			}
-			return min(time.Duration(n)*time.Second, maxWait), true
-		}
-	}
-	return 0, false
-}
-
 // writeResult answers with the task's response as the app gave it. A content
 // coding that the client does not accept is undone.
 func (c *collection) writeResult(w http.ResponseWriter, r *http.Request, s *sharedStore, rec *task.Record) error {
 	switch {
 	case !rec.Ended():
+		setRetryAfter(w.Header(), rec.CreatedAt, rec.NextAttemptAt)
 		return writeProblem(w, &problem{http.StatusConflict, "the task has no result yet: it is " + string(rec.State)})
 	case rec.Result == nil:
 		return writeProblem(w, &problem{statusWithout(rec), rec.Error})

@@ -221,11 +221,11 @@ func TestPreferWaitAnswersInline(t *testing.T) {
 		t.Errorf("waiting gave %s %v %s", resp.Status, resp.Header, text)
 	}
 	resp, text = g.Do(http.MethodPost, "/q/slow", "", "Prefer", "respond-async, wait=1")
-	if resp.StatusCode != http.StatusAccepted || resp.Header.Get("Preference-Applied") != "wait=1" {
+	if resp.StatusCode != http.StatusAccepted || strings.Join(resp.Header["Preference-Applied"], ", ") != "wait=1, respond-async" {
 		t.Errorf("waiting too short gave %s %v %s", resp.Status, resp.Header, text)
 	}
 	resp, text = g.Do(http.MethodPost, "/q/slow", "", "Prefer", "respond-async")
-	if resp.StatusCode != http.StatusAccepted || resp.Header.Get("Preference-Applied") != "" {
+	if resp.StatusCode != http.StatusAccepted || resp.Header.Get("Preference-Applied") != "respond-async" || resp.Header.Get("Retry-After") != "1" {
 		t.Errorf("not waiting gave %s %v %s", resp.Status, resp.Header, text)
 	}
 	close(finish)

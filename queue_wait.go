@@ -1,0 +1,204 @@
+package callback
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/header"
+	"github.com/caddy-callback/caddy-callback/internal/profile"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
+
+// acknowledge answers a request that was accepted: with the task's own response
+// if the client waits for it and it comes in time, else with 202. start is when the
+// task can start; zero is at once.
+func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, s *sharedStore, h *Handler, id string, start time.Time) error {
+	w.Header().Set(h.TaskHeader, id)
+	wait, waits := preferredWait(r.Header)
+	if waits {
+		setApplied(w.Header(), wait)
+		ctx, cancel := q.app.waitFor(r, wait)
+		defer cancel()
+		if rec, err := awaitVerdict(ctx, s, id); err == nil {
+			return q.tasks.writeResult(w, r, s, rec)
+		}
+	}
+	if _, async := preferenceOf(r.Header, "respond-async"); async {
+		w.Header().Add("Preference-Applied", "respond-async")
+	}
+	setRetryAfter(w.Header(), time.Now(), start)
+	// Two slashes in front would name another host.
+	path := strings.Trim(originalURL(r).EscapedPath(), "/")
+	w.Header().Set("Location", strings.TrimSuffix("/"+path, "/")+"/"+id)
+	if profile.Of(h.Profile).Traits().EmptyAccepted {
+		w.WriteHeader(http.StatusAccepted)
+		return nil
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusAccepted)
+	_, err := io.WriteString(w, `{"task_id":"`+id+"\"}\n")
+	return err
+}
+
+// awaitVerdict waits until a task has its verdict.
+func awaitVerdict(ctx context.Context, e engine.Tasks, id string) (rec *task.Record, err error) {
+	var version uint64
+	for rec == nil || !rec.Ended() {
+		if rec, err = e.Wait(ctx, id, version); err != nil {
+			return nil, err
+		}
+		version = rec.Version
+	}
+	return rec, nil
+}
+
+// await returns the task that a client asks about: as it is, or, if the client
+// prefers to wait, once it has changed or the time is over. A client that asks for
+// the result waits for that. One that names the ETag of what it knows gets a change
+// that it has missed at once. The error is that of a task that is gone.
+func (c *collection) await(w http.ResponseWriter, r *http.Request, s *sharedStore, rec *task.Record, l lookup) (*task.Record, error) {
+	wait, ok := preferredWait(r.Header)
+	if !ok {
+		return rec, nil
+	}
+	setApplied(w.Header(), wait)
+	known := r.Header.Values("If-None-Match")
+	switch {
+	case l.result && rec.Ended(), !l.result && isFinal(rec), !l.result && len(known) > 0 && !matches(known, etagOf(rec)):
+		return rec, nil
+	}
+	ctx, cancel := c.app.waitFor(r, wait)
+	defer cancel()
+	for {
+		changed, err := s.Wait(ctx, rec.ID, rec.Version)
+		switch {
+		case errors.Is(err, engine.ErrNotFound):
+			return nil, err
+		case err != nil:
+			return rec, nil // the time is over, or the engine is away
+		case !l.result || changed.Ended():
+			return changed, nil
+		}
+		rec = changed
+	}
+}
+
+// writeDocument answers with the task document, or with 304 if the client has it.
+func writeDocument(w http.ResponseWriter, r *http.Request, rec *task.Record) error {
+	etag := etagOf(rec)
+	w.Header().Set("ETag", etag)
+	if !isFinal(rec) {
+		setRetryAfter(w.Header(), rec.CreatedAt, rec.NextAttemptAt)
+	}
+	if matches(r.Header.Values("If-None-Match"), etag) {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	return writeJSON(w, http.StatusOK, publicTask(rec))
+}
+
+// isFinal reports whether a task has ended and its callback is settled. Only an
+// operator moves it on.
+func isFinal(rec *task.Record) bool { return rec.State == task.Done || rec.State == task.Dead }
+
+// etagOf returns the entity tag of a task's document. Versions begin anew when a
+// task is copied to another store: the state keeps a client from taking the end of
+// its task for what it knows.
+func etagOf(rec *task.Record) string {
+	return `W/"` + string(rec.State) + "-" + strconv.FormatUint(rec.Version, 36) + `"`
+}
+
+// matches reports whether the lines of If-None-Match name an entity tag (RFC 9110,
+// section 13.1.2).
+func matches(lines []string, etag string) bool {
+	for _, line := range lines {
+		for _, known := range header.SplitList(line) {
+			known = strings.TrimSpace(known)
+			if known == "*" || strings.TrimPrefix(known, "W/") == strings.TrimPrefix(etag, "W/") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// maxRetryAfter is the longest pause that clients are asked to make between two
+// looks at a task that can change at any moment, in seconds.
+const maxRetryAfter = 60
+
+// setRetryAfter tells a client when to look at a task again: after a tenth of the
+// time that the task has taken so far, so that short tasks are seen early and long
+// ones cost little; or when it can start or is attempted next, if that is later.
+func setRetryAfter(h http.Header, created, next time.Time) {
+	seconds := min(int64(time.Since(created)/(10*time.Second)), maxRetryAfter)
+	if wait := time.Until(next); wait > 0 {
+		seconds = max(seconds, int64((wait+time.Second-1)/time.Second))
+	}
+	h.Set("Retry-After", strconv.FormatInt(max(seconds, 1), 10))
+}
+
+// setApplied says for how long the gateway waits for a change.
+func setApplied(h http.Header, wait time.Duration) {
+	h.Set("Preference-Applied", "wait="+strconv.Itoa(int(wait/time.Second)))
+}
+
+// endWaitsOf ends what clients wait for when a server stops because the process
+// exits: Caddy waits for their requests without end, unless grace_period is set.
+func (a *App) endWaitsOf(server *caddyhttp.Server) {
+	server.RegisterOnShutdown(func() {
+		if caddy.Exiting() {
+			a.endWaits()
+		}
+	})
+}
+
+// waitFor returns a context that ends after the time that a client waits, when the
+// client leaves, or when the process exits.
+func (a *App) waitFor(r *http.Request, wait time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(r.Context(), wait)
+	forget := context.AfterFunc(a.waits, cancel)
+	return ctx, func() {
+		forget()
+		cancel()
+	}
+}
+
+// maxWait bounds how long a client can keep a connection open with Prefer.
+const maxWait = time.Hour
+
+// preferredWait reads "Prefer: wait=N" (RFC 7240, section 4.3), N in seconds.
+func preferredWait(h http.Header) (time.Duration, bool) {
+	value, ok := preferenceOf(h, "wait")
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(value, 10, 32)
+	if err != nil {
+		return 0, false
+	}
+	return min(time.Duration(n)*time.Second, maxWait), true
+}
+
+// preferenceOf returns the value of a preference; the first of a name counts (RFC
+// 7240, section 2).
+func preferenceOf(h http.Header, name string) (value string, ok bool) {
+	for _, line := range h.Values("Prefer") {
+		for _, preference := range header.SplitList(line) { // as header.TakePreferences does
+			preference, _, _ = strings.Cut(preference, ";")
+			token, value, _ := strings.Cut(preference, "=")
+			if strings.EqualFold(strings.TrimSpace(token), name) {
+				return strings.Trim(strings.TrimSpace(value), `"`), true
+			}
+		}
+	}
+	return "", false
+}
