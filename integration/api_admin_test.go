@@ -54,7 +54,7 @@ func TestCrossSiteRequestsAreRefused(t *testing.T) {
 			}
 		}
 	}
-	// Nor by a name that leads to this machine.
+	// A DNS name that resolves to this machine is refused too.
 	req, err := http.NewRequest(http.MethodGet, "http://"+g.Admin+"/callback/tasks", http.NoBody)
 	if err != nil {
 		t.Fatal(err)
@@ -70,8 +70,8 @@ func TestCrossSiteRequestsAreRefused(t *testing.T) {
 	}
 }
 
-// watched opens a stream of overviews and returns what tells of its end, once the
-// first is there.
+// watched opens a stream of overviews and waits for the first. The returned channel
+// gets the error that ends the stream.
 func watched(t *testing.T, base string) <-chan error {
 	t.Helper()
 	resp, err := http.Get(base + "events")
@@ -96,7 +96,7 @@ func watched(t *testing.T, base string) <-chan error {
 	select {
 	case <-first:
 	case err := <-ended:
-		t.Fatalf("%s: no overview came: %v", base, err)
+		t.Fatalf("%s: got no overview: %v", base, err)
 	}
 	return ended
 }
@@ -126,13 +126,13 @@ func TestReloadEndsEventStreams(t *testing.T) {
 	}
 	for _, ended := range streams {
 		if err := <-ended; err != nil {
-			t.Errorf("a stream ends with %v", err)
+			t.Errorf("a stream ended with %v", err)
 		}
 	}
 	if got := workers(); got != 5 {
 		t.Errorf("after the reload there are %d workers", got)
 	}
-	// One that does not start changes nothing.
+	// A configuration that does not start changes nothing.
 	g.Configure("queue q {\nworkers 7\n}", site+"\ntask_queue /p* q {\nrespond other\n}")
 	if err := g.Reload(); err == nil {
 		t.Fatal("a queue that is defined twice loads")
@@ -142,7 +142,7 @@ func TestReloadEndsEventStreams(t *testing.T) {
 	}
 	watched(t, a.base)
 	if code := g.Stop(); code != 0 {
-		t.Errorf("with a stream open the gateway ends with %d", code)
+		t.Errorf("with an open stream the gateway exits with code %d", code)
 	}
 }
 

@@ -26,9 +26,9 @@ func TestAPIDocsCommandsWork(t *testing.T) {
 		}
 	}
 	if run == 0 {
-		t.Error("there are none")
+		t.Error("the page has no commands")
 	}
-	// The JSON beside them is what the API's own document describes.
+	// The JSON examples on the page have the fields of the API's own document.
 	a := adminAPI(t, g)
 	for _, want := range []string{"GET /tasks", "POST /tasks/redeliver", "GET /events"} {
 		if a.doc.Operations()[want] == nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web/openapitest"
 )
 
-// api is where a gateway's API is.
+// api is the API of a gateway.
 type api struct {
 	t    *testing.T
 	base string
@@ -29,7 +29,7 @@ func adminAPI(t *testing.T, g *gatewaytest.Gateway) *api {
 	return apiAt(t, "http://"+g.Admin+"/callback/")
 }
 
-// apiAt is the API at a base. It describes itself.
+// apiAt returns the API at a base URL. It loads the API's own document.
 func apiAt(t *testing.T, base string) *api {
 	t.Helper()
 	_, text, err := gatewaytest.Send(http.MethodGet, base+"openapi.json", nil)
@@ -43,7 +43,7 @@ func apiAt(t *testing.T, base string) *api {
 	return &api{t, base, doc}
 }
 
-// try sends a request, holds the answer against the document, and decodes it.
+// try sends a request, validates the response against the document, and decodes it.
 func (a *api) try(method, path string, want int, into any) error {
 	resp, text, err := gatewaytest.Send(method, a.base+path, nil)
 	if err != nil {
@@ -68,14 +68,14 @@ func (a *api) ask(method, path string, want int, into any) {
 	}
 }
 
-// page is a page of a list.
+// page is a page of the API's list.
 type page struct {
 	Tasks   []task.Task `json:"tasks"`
 	Next    string      `json:"next"`
 	Scanned int         `json:"scanned"`
 }
 
-// all lists all tasks that a query asks for, in pages, newest first.
+// all returns the IDs of all tasks that match a query, newest first.
 func (a *api) all(query string) (ids []string) {
 	a.t.Helper()
 	for next := ""; ; {
@@ -106,7 +106,7 @@ func (a *api) inState(id string, state task.State) (doc task.Task) {
 	return doc
 }
 
-// outcome is what became of all tasks that match.
+// outcome is the API's response to an action on all matching tasks.
 type outcome struct {
 	Matched int    `json:"matched"`
 	Changed int    `json:"changed"`
@@ -115,7 +115,7 @@ type outcome struct {
 	Next    string `json:"next"`
 }
 
-// failing is a receiver that answers what its status says.
+// failing starts a receiver that responds with a status that the test can change.
 func failing(t *testing.T, status int) (*gatewaytest.Receiver, *atomic.Int64) {
 	t.Helper()
 	answer := new(atomic.Int64)
@@ -141,7 +141,7 @@ func TestRedeliverDeadTasks(t *testing.T) {
 		t.Errorf("the receiver's answer is %s: %v", text, err)
 	}
 	if got := a.all("state=dead"); !slices.Equal(got, []string{id}) {
-		t.Errorf("dead are %v", got)
+		t.Errorf("the dead tasks are %v", got)
 	}
 
 	answer.Store(http.StatusOK)
@@ -163,7 +163,7 @@ func TestRedeliverDeadTasks(t *testing.T) {
 		t.Errorf("it is %+v", doc)
 	}
 	a.ask(http.MethodPost, "tasks/"+id+"/cancel", http.StatusConflict, nil)
-	// The result is kept, so that it can be sent once more.
+	// The result is kept, so the task can be redelivered again.
 	a.ask(http.MethodPost, "tasks/"+id+"/redeliver", http.StatusAccepted, nil)
 	rcv.Next(t)
 	a.inState(id, task.Done)
@@ -288,10 +288,10 @@ func TestPagesListEveryTaskWhileOthersArrive(t *testing.T) {
 		}
 	}
 	if total.Changed < n || total.Failed > 0 {
-		t.Errorf("canceled are %+v", total)
+		t.Errorf("canceling returned %+v", total)
 	}
 	if left := a.all("state=queued"); len(left) > 0 {
-		t.Errorf("%d wait still", len(left))
+		t.Errorf("%d are still queued", len(left))
 	}
 }
 

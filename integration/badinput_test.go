@@ -9,7 +9,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// problemDocument is what RFC 9457 has a refused client get.
+// problemDocument is the problem document of RFC 9457 that a refused client gets.
 type problemDocument struct {
 	Type, Title, Detail string
 	Status              int
@@ -30,12 +30,12 @@ func checkProblem(t *testing.T, resp *http.Response, body string, status int) st
 		t.Errorf("content-type %q", ct)
 	}
 	if id := resp.Header.Get("beam-task-id"); id != "" {
-		t.Errorf("it has a task ID, %q", id)
+		t.Errorf("the refusal has a task ID, %q", id)
 	}
 	return p.Detail
 }
 
-func TestBadCallbackIsNeitherForwardedNorStored(t *testing.T) {
+func TestBadCallbackIsNotForwardedOrStored(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	g := gatewaytest.Start(t, "delivery {\ndeny denied.example 8.8.8.0/24\n}", "callback\nreverse_proxy "+app)
@@ -48,44 +48,44 @@ func TestBadCallbackIsNeitherForwardedNorStored(t *testing.T) {
 		return string(text)
 	}
 	for name, c := range map[string]struct{ value, reason string }{
-		"a number":                {`12345678901234567890`, "not a string"},
-		"true":                    {`true`, "not a string"},
-		"an object":               {`{"url":"http://c.example"}`, "not a string"},
-		"an array":                {`["http://c.example"]`, "not a string"},
-		"twice":                   {`"http://c.example/","callback_url":"http://c.example/"`, "twice"},
-		"twice, once null":        {`null,"callback_url":"http://c.example/"`, "twice"},
-		"twice, once escaped":     {`"http://c.example/","callback\u005furl":"http://d.example/"`, "twice"},
-		"a path":                  {quoted("/hook"), "not an http or https URL"},
-		"a name":                  {quoted("c.example"), "not an http or https URL"},
-		"no scheme":               {quoted("//c.example/"), "not an http or https URL"},
-		"ftp":                     {quoted("ftp://c.example/"), "not an http or https URL"},
-		"a file":                  {quoted("file:///etc/passwd"), "not an http or https URL"},
-		"javascript":              {quoted("javascript:alert(1)"), "not an http or https URL"},
-		"an opaque URL":           {quoted("http:c.example"), "has no host"},
-		"no host":                 {quoted("http:///hook"), "has no host"},
-		"a port and no host":      {quoted("http://:80/"), "has no host"},
-		"userinfo":                {quoted("http://user:password@c.example/"), "user name or password"},
-		"a user":                  {quoted("https://user@c.example/"), "user name or password"},
-		"port 0":                  {quoted("http://c.example:0/"), "bad port"},
-		"port 65536":              {quoted("http://c.example:65536/"), "bad port"},
-		"a port in words":         {quoted("http://c.example:http/"), "not a valid URL"},
-		"a port that is not ours": {quoted("http://c.example:22/"), "port 22 is not allowed"},
-		"too long":                {quoted("http://c.example/" + strings.Repeat("x", 2048-len("http://c.example/")+1)), "longer than 2048 bytes"},
-		"a line break":            {quoted("http://c.example/\r\nX: y"), "control"},
-		"a space in front":        {quoted(" http://c.example/"), "has space around it"},
-		"a bad escape":            {quoted("http://c.example/%zz"), "not a valid URL"},
-		"a loopback address":      {quoted("http://127.0.0.1/"), "127.0.0.1"},
-		"IPv6 loopback":           {quoted("http://[::1]/"), "::1"},
-		"a mapped address":        {quoted("http://[::ffff:10.0.0.1]/"), "10.0.0.1"},
-		"a zone":                  {quoted("http://[fe80::1%25eth0]/"), "zone"},
-		"metadata":                {quoted("http://169.254.169.254/latest/"), "169.254.169.254"},
-		"decimal":                 {quoted("http://2130706433/"), "address"},
-		"octal":                   {quoted("http://0177.0.0.1/"), "address"},
-		"full-width digits":       {quoted("http://１２７.0.0.1/"), "127.0.0.1"},
-		"localhost":               {quoted("http://localhost/"), "localhost"},
-		"localhost.":              {quoted("http://LOCALHOST./"), "localhost"},
-		"a denied name":           {quoted("http://denied.example/"), "denied"},
-		"a denied address":        {quoted("http://8.8.8.8/"), "denied"},
+		"a number":                   {`12345678901234567890`, "not a string"},
+		"true":                       {`true`, "not a string"},
+		"an object":                  {`{"url":"http://c.example"}`, "not a string"},
+		"an array":                   {`["http://c.example"]`, "not a string"},
+		"twice":                      {`"http://c.example/","callback_url":"http://c.example/"`, "twice"},
+		"twice, once null":           {`null,"callback_url":"http://c.example/"`, "twice"},
+		"twice, once escaped":        {`"http://c.example/","callback\u005furl":"http://d.example/"`, "twice"},
+		"a path":                     {quoted("/hook"), "not an http or https URL"},
+		"a name":                     {quoted("c.example"), "not an http or https URL"},
+		"no scheme":                  {quoted("//c.example/"), "not an http or https URL"},
+		"ftp":                        {quoted("ftp://c.example/"), "not an http or https URL"},
+		"a file":                     {quoted("file:///etc/passwd"), "not an http or https URL"},
+		"javascript":                 {quoted("javascript:alert(1)"), "not an http or https URL"},
+		"an opaque URL":              {quoted("http:c.example"), "has no host"},
+		"no host":                    {quoted("http:///hook"), "has no host"},
+		"a port and no host":         {quoted("http://:80/"), "has no host"},
+		"userinfo":                   {quoted("http://user:password@c.example/"), "user name or password"},
+		"a user":                     {quoted("https://user@c.example/"), "user name or password"},
+		"port 0":                     {quoted("http://c.example:0/"), "bad port"},
+		"port 65536":                 {quoted("http://c.example:65536/"), "bad port"},
+		"a port in words":            {quoted("http://c.example:http/"), "not a valid URL"},
+		"a port that is not allowed": {quoted("http://c.example:22/"), "port 22 is not allowed"},
+		"too long":                   {quoted("http://c.example/" + strings.Repeat("x", 2048-len("http://c.example/")+1)), "longer than 2048 bytes"},
+		"a line break":               {quoted("http://c.example/\r\nX: y"), "control"},
+		"a space in front":           {quoted(" http://c.example/"), "has space around it"},
+		"a bad escape":               {quoted("http://c.example/%zz"), "not a valid URL"},
+		"a loopback address":         {quoted("http://127.0.0.1/"), "127.0.0.1"},
+		"IPv6 loopback":              {quoted("http://[::1]/"), "::1"},
+		"a mapped address":           {quoted("http://[::ffff:10.0.0.1]/"), "10.0.0.1"},
+		"a zone":                     {quoted("http://[fe80::1%25eth0]/"), "zone"},
+		"metadata":                   {quoted("http://169.254.169.254/latest/"), "169.254.169.254"},
+		"decimal":                    {quoted("http://2130706433/"), "address"},
+		"octal":                      {quoted("http://0177.0.0.1/"), "address"},
+		"full-width digits":          {quoted("http://１２７.0.0.1/"), "127.0.0.1"},
+		"localhost":                  {quoted("http://localhost/"), "localhost"},
+		"localhost.":                 {quoted("http://LOCALHOST./"), "localhost"},
+		"a denied name":              {quoted("http://denied.example/"), "denied"},
+		"a denied address":           {quoted("http://8.8.8.8/"), "denied"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			resp, body := g.Post("/", `{"marker":"`+marker+`","callback_url":`+c.value+`}`)
@@ -109,23 +109,23 @@ func TestBadCallbackIsNeitherForwardedNorStored(t *testing.T) {
 		t.Errorf("a request was forwarded: %s", a.body)
 	default:
 	}
-	// Nobody answers at this address, whether or not there is a network: it is
-	// there so that the search below could find something.
+	// A stored URL proves that the search below can find one. Nothing listens at this
+	// address.
 	resp, _ := g.Post("/", `{"callback_url":"http://callback.invalid/accepted-and-stored"}`)
 	if resp.StatusCode != 200 || resp.Header.Get("beam-task-id") == "" {
 		t.Fatalf("a good request: %s", resp.Status)
 	}
 	g.Kill()
 	if !g.Stored("/accepted-and-stored") {
-		t.Error("the store has nothing of a task that was accepted")
+		t.Error("the store does not contain an accepted task")
 	}
 	for _, refused := range []string{marker, "c.example", "denied.example"} {
 		if g.Stored(refused) {
-			t.Errorf("the store has %q, of a request that was refused", refused)
+			t.Errorf("the store contains %q from a refused request", refused)
 		}
 	}
 	if log := g.Log.String(); strings.Contains(log, "password@") {
-		t.Error("the log has the password of a refused URL")
+		t.Error("the log contains the password of a refused URL")
 	}
 }
 
@@ -144,8 +144,8 @@ func TestURLLengthLimit(t *testing.T) {
 	}
 }
 
-// A record that is too large must not look like an engine that cannot store:
-// other clients would get 503.
+// If a record that is too large looked like an engine failure, other clients would get
+// 503.
 func TestLongHeadersDoNotAffectOtherClients(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, nil)

@@ -18,8 +18,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// startH2C starts a gateway that speaks HTTP/2 without TLS, and returns a
-// client that does.
+// startH2C starts a gateway with HTTP/2 without TLS, and returns a client for it.
 func startH2C(t *testing.T, options, site string) (*gatewaytest.Gateway, *http.Client) {
 	t.Helper()
 	g := gatewaytest.New(t, options, site)
@@ -37,7 +36,7 @@ func TestChunkedUploadStaysChunked(t *testing.T) {
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	body := `{"text":"` + strings.Repeat("a long prompt ", 100_000) + `","callback_url":"` + rcv.URL + `"}`
-	// A reader of no known length, a few bytes at a time.
+	// The length is unknown and the reader returns a few bytes at a time.
 	resp, _, err := gatewaytest.Send("POST", g.URL("/"), io.MultiReader(strings.NewReader(body[:7]), strings.NewReader(body[7:])),
 		"Content-Type", "application/json")
 	if err != nil {
@@ -59,7 +58,7 @@ func TestHTTP2RequestBecomesTask(t *testing.T) {
 	})
 	check := func(t *testing.T, g *gatewaytest.Gateway, client *http.Client, scheme string) {
 		rcv := gatewaytest.NewReceiver(t, nil)
-		for _, length := range []int64{0, -1} { // told, and not told
+		for _, length := range []int64{0, -1} { // with and without a Content-Length
 			body := `{"prompt":"` + strings.Repeat("x", 200_000) + `","callback_url":"` + rcv.URL + `"}`
 			req, err := http.NewRequest("POST", scheme+g.Addr+"/", strings.NewReader(body))
 			if err != nil {
@@ -130,7 +129,7 @@ func TestCompressedBodyIsForwardedUnchanged(t *testing.T) {
 		"gzip":              {"gzip", gzipped(t, document(10)), 200, true},
 		"gzip twice":        {"gzip, gzip", gzipped(t, gzipped(t, document(10))), 200, false},
 		"identity":          {"identity", document(10), 200, true},
-		"not encoded":       {"gzip", document(10), 200, false},
+		"not compressed":    {"gzip", document(10), 200, false},
 		"a broken end":      {"gzip", gzipped(t, document(10))[:60], 200, false},
 		"more than one":     {"gzip", gzipped(t, document(10)) + "garbage", 200, false},
 		"unknown":           {"rot13", document(10), 200, false},
@@ -169,7 +168,7 @@ func gzipped(t *testing.T, s string) string {
 	return b.String()
 }
 
-func TestBodyOverMaxRequestIsNoTask(t *testing.T) {
+func TestBodyOverMaxRequest(t *testing.T) {
 	t.Parallel()
 	const limit = 64 << 10
 	type sum struct {
@@ -188,7 +187,7 @@ func TestBodyOverMaxRequestIsNoTask(t *testing.T) {
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback {\nmax_request 64KiB\n}\nreverse_proxy "+app)
 	member := `"callback_url":"` + rcv.URL + `"`
-	// before puts the member's last byte at the given offset.
+	// before returns a body in which the member's last byte is at the given offset.
 	before := func(end int) string {
 		return `{"a":"` + strings.Repeat("x", end-len(`{"a":"",`)-len(member)) + `",` + member
 	}
@@ -198,19 +197,19 @@ func TestBodyOverMaxRequestIsNoTask(t *testing.T) {
 		status int
 		isTask bool
 	}{
-		"of the limit exactly":              {exact, 200, true},
-		"one byte over":                     {exact + "\n", 413, false},
-		"the member at the very end of it":  {before(limit) + "}", 413, false},
-		"the member half in it":             {before(limit+5) + "}", 200, false},
-		"the member after it":               {before(limit+len(member)+1) + "}", 200, false},
-		"the member far after it":           {before(20<<20) + "}", 200, false},
-		"the member first":                  {"{" + member + `,"a":"` + strings.Repeat("x", 20<<20) + `"}`, 413, false},
-		"the member null":                   {`{"callback_url":null,"a":"` + strings.Repeat("x", 1<<20) + `"}`, 200, false},
-		"the member only nested":            {`{"a":{` + member + `},"b":"` + strings.Repeat("x", 1<<20) + `"}`, 200, false},
-		"the member twice":                  {"{" + member + "," + member + `,"a":"` + strings.Repeat("x", 1<<20) + `"}`, 400, false},
-		"not a string":                      {`{"callback_url":[1],"a":"` + strings.Repeat("x", 1<<20) + `"}`, 400, false},
-		"binary data that says it is JSON":  {strings.Repeat("\x00\xff{\"", 1<<20), 200, false},
-		"a long list of the member's names": {`[` + strings.Repeat(`"callback_url",`, 1<<16) + `0]`, 200, false},
+		"exactly the limit":                    {exact, 200, true},
+		"one byte over":                        {exact + "\n", 413, false},
+		"the member at the end of the limit":   {before(limit) + "}", 413, false},
+		"the member across the limit":          {before(limit+5) + "}", 200, false},
+		"the member after the limit":           {before(limit+len(member)+1) + "}", 200, false},
+		"the member far after the limit":       {before(20<<20) + "}", 200, false},
+		"the member first":                     {"{" + member + `,"a":"` + strings.Repeat("x", 20<<20) + `"}`, 413, false},
+		"the member null":                      {`{"callback_url":null,"a":"` + strings.Repeat("x", 1<<20) + `"}`, 200, false},
+		"the member only nested":               {`{"a":{` + member + `},"b":"` + strings.Repeat("x", 1<<20) + `"}`, 200, false},
+		"the member twice":                     {"{" + member + "," + member + `,"a":"` + strings.Repeat("x", 1<<20) + `"}`, 400, false},
+		"not a string":                         {`{"callback_url":[1],"a":"` + strings.Repeat("x", 1<<20) + `"}`, 400, false},
+		"binary data with a JSON content type": {strings.Repeat("\x00\xff{\"", 1<<20), 200, false},
+		"a long list of member names":          {`[` + strings.Repeat(`"callback_url",`, 1<<16) + `0]`, 200, false},
 	} {
 		for _, chunked := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, chunked %v", name, chunked), func(t *testing.T) {
@@ -239,7 +238,7 @@ func TestBodyOverMaxRequestIsNoTask(t *testing.T) {
 		}
 	}
 	if len(sums) != 0 {
-		t.Error("a request that was refused was forwarded")
+		t.Error("a refused request was forwarded")
 	}
 }
 
@@ -258,7 +257,7 @@ func TestLargeUploadStreams(t *testing.T) {
 	go func() {
 		_, err := io.WriteString(writer, `{"a":"`+strings.Repeat("x", 200<<10))
 		if err == nil {
-			<-started // the app has the beginning before the end is sent
+			<-started // the app gets the beginning before the client sends the end
 			_, err = io.WriteString(writer, strings.Repeat("x", 5<<20)+`"}`)
 		}
 		writer.CloseWithError(err)
@@ -273,7 +272,7 @@ func TestLargeUploadStreams(t *testing.T) {
 	}
 }
 
-func TestStreamPassesBothWaysAtOnce(t *testing.T) {
+func TestStreamPassesInBothDirections(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		rc := http.NewResponseController(w)
@@ -288,7 +287,7 @@ func TestStreamPassesBothWaysAtOnce(t *testing.T) {
 			}
 		}
 	})
-	for _, own := range []bool{false, true} { // the other way: captured as it streams
+	for _, own := range []bool{false, true} { // true: a task, captured while it streams
 		t.Run("a task "+strconv.FormatBool(own), func(t *testing.T) {
 			rcv := gatewaytest.NewReceiver(t, nil)
 			site := "callback\nreverse_proxy " + app
@@ -303,7 +302,7 @@ func TestStreamPassesBothWaysAtOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 			req.Header.Set("Content-Type", "application/x-ndjson")
-			resp, err := client.Do(req) // answered before anything is sent
+			resp, err := client.Do(req) // the response begins before the client sends the body
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// The build speaks to a cluster with the client library alone. A server that was
-// linked too would be megabytes, and code that listens, in every user's Caddy.
+// The gateway needs only the NATS client library. Linking the server too would add
+// megabytes, and code that listens, to every user's Caddy.
 func TestBuildHasNoNATSServer(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command("go", "list", "-deps", "../cmd/caddy").Output()

@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// sendRaw writes a request to the gateway as it is, and returns the response.
+// sendRaw writes the bytes of a request to the gateway and returns the response.
 func sendRaw(t *testing.T, g *gatewaytest.Gateway, request string) *http.Response {
 	t.Helper()
 	conn, err := net.Dial("tcp", g.Addr)
@@ -30,7 +30,7 @@ func sendRaw(t *testing.T, g *gatewaytest.Gateway, request string) *http.Respons
 	return resp
 }
 
-// foreign has bytes of Latin-1, of UTF-8, and some that are neither.
+// foreign has bytes of Latin-1 and UTF-8, and some that are valid in neither.
 const foreign = "r\xe9sum\xe9 \u00e9 \xff\xc3z"
 
 func TestBytesOutsideUTF8SurviveStore(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// accepts waits until a gateway takes callbacks again.
+// accepts waits until a gateway accepts requests with a callback again.
 func accepts(g *gatewaytest.Gateway, callbackURL string) (id string) {
 	g.T.Helper()
 	g.Eventually("callbacks are accepted", func() error {
@@ -27,7 +27,8 @@ func accepts(g *gatewaytest.Gateway, callbackURL string) (id string) {
 	return id
 }
 
-// turnsAway waits until a gateway refuses callbacks; plain requests pass.
+// turnsAway waits until a gateway refuses requests with a callback. Plain requests
+// still pass.
 func turnsAway(g *gatewaytest.Gateway, callbackURL string, l *gatewaytest.Ledger) {
 	g.T.Helper()
 	g.Eventually("callbacks are refused", func() error {
@@ -56,7 +57,7 @@ func TestUnreachableClusterRefusesCallbacksAndLosesNone(t *testing.T) {
 		}
 	})
 	var open atomic.Bool
-	rcv := gatewaytest.NewReceiver(t, nil) // of what is delivered
+	rcv := gatewaytest.NewReceiver(t, nil) // gets the callbacks
 	shut := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
 		if !open.Load() {
 			w.WriteHeader(http.StatusInternalServerError)
@@ -88,7 +89,7 @@ func TestUnreachableClusterRefusesCallbacksAndLosesNone(t *testing.T) {
 	<-working
 	c.Kill(0)
 	turnsAway(g, rcv.URL, l)
-	close(release) // a task ends while its result cannot be recorded
+	close(release) // a task ends while its result cannot be stored
 	open.Store(true)
 	c.Start(0)
 	l.Accept(accepts(g, rcv.URL))
@@ -132,7 +133,7 @@ func TestSilentServerIsReplacedByAnother(t *testing.T) {
 	g := gatewaytest.Start(t, strings.Replace(c.Options(), strings.ReplaceAll(c.URLs(), ",", " "), "nats://"+c.Servers[0].Client, 1), site)
 	accepts(g, rcv.URL)
 	rcv.Next(t)
-	c.Suspend(0) // its connections stay open, and nothing comes
+	c.Suspend(0) // its connections stay open but are silent
 	id := accepts(g, rcv.URL)
 	for rcv.Next(t).TaskID() != id {
 	}
@@ -148,7 +149,7 @@ func TestRefusedCredentialIsRetried(t *testing.T) {
 	c.Kill(0)
 	c.Config = "authorization { user: u, password: other }"
 	c.Start(0)
-	// The client library would stop after a few refusals; the gateway must not.
+	// By default the client library gives up after some refusals. The gateway must not.
 	g.Eventually("the gateway is refused", func() error {
 		if n := strings.Count(strings.ToLower(g.Log.String()), "authorization violation"); n < 5 {
 			return fmt.Errorf("%d times", n)

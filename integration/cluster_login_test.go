@@ -26,8 +26,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// refuses starts a gateway whose cluster cannot be used: it serves plain requests,
-// refuses callbacks, and its log says why.
+// refuses starts a gateway whose cluster cannot be used. It checks that plain requests
+// pass, that requests with a callback are refused, and that the log has the reason.
 func refuses(t *testing.T, g *gatewaytest.Gateway, want string) {
 	t.Helper()
 	g.Start()
@@ -48,26 +48,25 @@ func doesNotStart(t *testing.T, g *gatewaytest.Gateway, want string) {
 	select {
 	case <-g.Done:
 	case <-time.After(gatewaytest.Patience):
-		t.Fatal("the gateway runs on")
+		t.Fatal("the gateway did not exit")
 	}
 	if log := g.Log.String(); g.Cmd.ProcessState.ExitCode() == 0 || !strings.Contains(log, want) {
-		t.Errorf("it ended with %v and does not say %q", g.Cmd.ProcessState, want)
+		t.Errorf("the gateway exited with %v and its log lacks %q", g.Cmd.ProcessState, want)
 	}
 }
 
-// says waits until the gateway's log has a text.
+// says waits until the gateway's log contains a text.
 func says(g *gatewaytest.Gateway, want string) {
 	g.T.Helper()
 	g.Eventually("the log says "+want, func() error {
 		if !strings.Contains(g.Log.String(), want) {
-			return fmt.Errorf("it does not")
+			return fmt.Errorf("the log does not contain it")
 		}
 		return nil
 	})
 }
 
-// keepsSecret checks that secrets are neither in the log nor in what the admin
-// endpoint says of the gateway's state.
+// keepsSecret checks that neither the log nor the admin endpoint shows secrets.
 func keepsSecret(g *gatewaytest.Gateway, secrets ...string) {
 	g.T.Helper()
 	for _, secret := range secrets {
@@ -77,7 +76,7 @@ func keepsSecret(g *gatewaytest.Gateway, secrets ...string) {
 	}
 }
 
-// delivers sends a task through the gateway.
+// delivers checks that the gateway delivers a task's callback.
 func delivers(g *gatewaytest.Gateway) {
 	g.T.Helper()
 	rcv := gatewaytest.NewReceiver(g.T, nil)
@@ -87,7 +86,7 @@ func delivers(g *gatewaytest.Gateway) {
 	}
 }
 
-// tenancy is an operator's: one account with JetStream.
+// tenancy is a NATS operator with one account that has JetStream.
 type tenancy struct {
 	config  string
 	account nkeys.KeyPair
@@ -144,7 +143,7 @@ func (o *tenancy) credentials(t *testing.T) (file, seed string) {
 	return file, string(secret)
 }
 
-// startGuarded starts a server with a configuration of its own.
+// startGuarded starts a server with the given configuration.
 func startGuarded(t *testing.T, config string, change func(*gatewaytest.Cluster)) *gatewaytest.Cluster {
 	t.Helper()
 	c := gatewaytest.NewCluster(t, 1)
@@ -156,7 +155,7 @@ func startGuarded(t *testing.T, config string, change func(*gatewaytest.Cluster)
 	return c
 }
 
-// natsOptions are the gateway's, with lines of the nats block.
+// natsOptions returns the gateway's options with lines of the nats block.
 func natsOptions(urls string, lines ...string) string {
 	return fmt.Sprintf("engine nats %s {\nreplicas 1\n%s\n}\n%s", urls, strings.Join(lines, "\n"), gatewaytest.ToLocal)
 }
@@ -168,22 +167,22 @@ func TestCredentialsFileOpensCluster(t *testing.T) {
 	file, seed := o.credentials(t)
 	c := startGuarded(t, o.config, func(c *gatewaytest.Cluster) { c.Login = []nats.Option{nats.UserCredentials(file)} })
 	c.Ready()
-	t.Run("of the account", func(t *testing.T) {
+	t.Run("user of the account", func(t *testing.T) {
 		g := gatewaytest.Start(t, natsOptions(c.URLs(), "credentials "+file), site)
 		delivers(g)
 		keepsSecret(g, seed)
 	})
-	t.Run("of another", func(t *testing.T) {
+	t.Run("user of another account", func(t *testing.T) {
 		stranger, seed := newTenancy(t, true).credentials(t)
 		g := gatewaytest.New(t, natsOptions(c.URLs(), "credentials "+stranger), site)
 		refuses(t, g, "Authorization Violation")
 		keepsSecret(g, seed)
 	})
-	t.Run("that is not there", func(t *testing.T) {
+	t.Run("missing file", func(t *testing.T) {
 		g := gatewaytest.New(t, natsOptions(c.URLs(), "credentials /nowhere/nats.creds"), site)
 		refuses(t, g, "/nowhere/nats.creds: no such file")
 	})
-	t.Run("that is none", func(t *testing.T) {
+	t.Run("truncated file", func(t *testing.T) {
 		torn := filepath.Join(t.TempDir(), "nats.creds")
 		if err := os.WriteFile(torn, []byte("planted-secret"), 0o600); err != nil {
 			t.Fatal(err)
@@ -202,7 +201,7 @@ func TestURLPasswordIsNeverShown(t *testing.T) {
 		func(c *gatewaytest.Cluster) { c.Login = []nats.Option{nats.UserInfo(user, password)} })
 	c.Ready()
 	at := strings.TrimPrefix(c.URLs(), "nats://")
-	t.Run("written out", func(t *testing.T) {
+	t.Run("in the Caddyfile", func(t *testing.T) {
 		g := gatewaytest.Start(t, natsOptions("nats://"+user+":"+password+"@"+at), site)
 		delivers(g)
 		c.Kill(0)
@@ -222,18 +221,18 @@ func TestURLPasswordIsNeverShown(t *testing.T) {
 		}
 		keepsSecret(g, user, password)
 	})
-	t.Run("wrong", func(t *testing.T) {
+	t.Run("wrong password", func(t *testing.T) {
 		g := gatewaytest.New(t, natsOptions("nats://"+user+":plantedwrong@"+at), site)
 		refuses(t, g, "Authorization Violation")
 		keepsSecret(g, user, "plantedwrong")
 	})
-	t.Run("of a server that is away", func(t *testing.T) {
+	t.Run("unreachable server", func(t *testing.T) {
 		g := gatewaytest.Start(t, natsOptions("nats://"+user+":"+password+"@127.0.0.1:1"), site)
 		says(g, "store not opened")
 		g.Post("/", `{"callback_url":"http://127.0.0.1/"}`)
 		keepsSecret(g, user, password)
 	})
-	t.Run("with a slip", func(t *testing.T) {
+	t.Run("typing mistake", func(t *testing.T) {
 		g := gatewaytest.New(t, natsOptions("nats://{env.NATS_LOGIN}@"+at), site)
 		g.Env = []string{"NATS_LOGIN=" + user + ":planted%zzsecret"}
 		doesNotStart(t, g, "expected URLs such as nats://host:4222")
@@ -241,7 +240,7 @@ func TestURLPasswordIsNeverShown(t *testing.T) {
 	})
 }
 
-// authority is a private CA with a server's certificate, in files.
+// authority is a private CA with a server certificate, in files.
 type authority struct{ ca, cert, key string }
 
 func newAuthority(t *testing.T) authority {
@@ -293,7 +292,7 @@ func TestClusterWithSystemCAIsTrusted(t *testing.T) {
 	t.Run("not trusted", func(t *testing.T) {
 		refuses(t, gatewaytest.New(t, natsOptions(c.URLs()), site), "certificate signed by unknown authority")
 	})
-	t.Run("of another name", func(t *testing.T) {
+	t.Run("certificate of another name", func(t *testing.T) {
 		g := gatewaytest.New(t, natsOptions(strings.Replace(c.URLs(), "127.0.0.1", "localhost", 1)), site)
 		g.Env = []string{"SSL_CERT_FILE=" + a.ca}
 		refuses(t, g, "certificate is not valid for any names, but wanted to match localhost")

@@ -29,7 +29,7 @@ func TestPausedGatewayCannotSettleTaskTwice(t *testing.T) {
 	go func() {
 		defer close(answered)
 		_, _, _ = gatewaytest.Send(http.MethodPost, a.URL("/"), strings.NewReader(fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)),
-			"Content-Type", "application/json") // what the client gets is not the matter
+			"Content-Type", "application/json") // the client's response does not matter here
 	}()
 	<-working
 	a.Suspend()
@@ -41,7 +41,7 @@ func TestPausedGatewayCannotSettleTaskTwice(t *testing.T) {
 	a.Resume()
 	<-answered
 	says(a, "lease lost")
-	// What comes after all else is the end of what this gateway has to say.
+	// This task is the last one, so the gateway has sent all other callbacks before.
 	last := a.Task(rcv.URL)
 	for _, g := range []*gatewaytest.Gateway{a, b} {
 		g.Eventually("nothing is under way", nothingUnderWay(g))
@@ -64,7 +64,7 @@ func TestPausedGatewayCannotSettleRequeuedTask(t *testing.T) {
 	runs := make(chan run, 10)
 	var begun int
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
-		begun++ // the second comes after the first was answered for
+		begun++ // no race: the second run starts after the first was sent
 		r := run{begun, make(chan string, 1)}
 		runs <- r
 		_, _ = w.Write([]byte(<-r.answer))
@@ -78,7 +78,7 @@ func TestPausedGatewayCannotSettleRequeuedTask(t *testing.T) {
 	a.Suspend()
 	second := <-runs // the lease has expired
 	if second.n != 2 {
-		t.Errorf("it is run %d", second.n)
+		t.Errorf("run %d came, not run 2", second.n)
 	}
 	first.answer <- "from the first"
 	a.Resume()
@@ -117,7 +117,7 @@ func TestPartitionLosesNothing(t *testing.T) {
 	leader := c.Leader("CALLBACK")
 	t.Logf("the leader n%d is cut off", leader)
 	c.Suspend(leader)
-	gatewaytest.Pause(5 * time.Second) // publishes to it are on their way
+	gatewaytest.Pause(5 * time.Second) // publishes to it are in flight
 	c.Resume(leader)
 	for _, g := range gateways {
 		l.Accept(accepts(g, rcv.URL))

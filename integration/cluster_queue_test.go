@@ -76,7 +76,7 @@ func TestScheduleRunsOnceAcrossReloadsAndKills(t *testing.T) {
 			t.Errorf("the task %q came twice", k.id)
 		}
 		seen[k.id] = true
-		// Or it would run again when the gateway that runs it is killed.
+		// Otherwise it would run again when its gateway is killed.
 		reaches(t, gateways[2], "/t", k.id, task.Done)
 		return k
 	}
@@ -90,8 +90,8 @@ func TestScheduleRunsOnceAcrossReloadsAndKills(t *testing.T) {
 	next()
 	gateways[1].Kill()
 	next()
-	// Six runs take ten seconds, and if each made two tasks, four. A slow machine
-	// only adds to that.
+	// Six runs take ten seconds. If each run made two tasks, they would take four. A
+	// slow machine only takes longer.
 	if took := next().at.Sub(first.at); took < 8*time.Second {
 		t.Errorf("six runs of two seconds came within %v", took)
 	}
@@ -112,7 +112,7 @@ func TestCancelFromAnotherGateway(t *testing.T) {
 	})
 	site := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
 	a := gatewaytest.Start(t, c.Options(), site)
-	resp, _ := a.Do(http.MethodPost, "/q", "") // without a body, so that the app hears of its client
+	resp, _ := a.Do(http.MethodPost, "/q", "") // without a body the app notices a canceled request
 	id := resp.Header.Get("beam-task-id")
 	<-begun
 	b := gatewaytest.Start(t, c.Options(), site)

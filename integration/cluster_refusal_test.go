@@ -14,8 +14,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// startOldServer answers as a NATS server of that version would, as far as the
-// question for its version.
+// startOldServer starts a server that announces the given NATS version.
 func startOldServer(t *testing.T, version string) string {
 	t.Helper()
 	return "nats://" + gatewaytest.ServeConns(t, func(conn net.Conn) {
@@ -79,7 +78,8 @@ func TestSmallMaxPayloadIsRefused(t *testing.T) {
 	refuses(t, g, "the NATS server n0 has max_payload 65536; 524288 or more is needed")
 }
 
-// limited are two users: one may do all, one may not create or change streams.
+// limited configures two users: an administrator, and one who may not create or change
+// streams.
 const limited = `accounts {
 	A: {
 		jetstream: enabled
@@ -98,7 +98,7 @@ const limited = `accounts {
 
 func TestGatewayWithoutCreatePermissionUsesExistingStreams(t *testing.T) {
 	t.Parallel()
-	large := strings.Repeat("large ", 1<<18) // it stands apart from its task
+	large := strings.Repeat("large ", 1<<18) // stored in the body stream
 	site := "callback\nreverse_proxy " + gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte(large))
 	})
@@ -125,7 +125,7 @@ func TestGatewayWithoutCreatePermissionUsesExistingStreams(t *testing.T) {
 	}
 	g.Eventually("nothing is under way", nothingUnderWay(g))
 	if log := g.Log.String()[before:]; strings.Contains(log, "Permissions Violation") {
-		t.Error("it wants more than it may")
+		t.Error("the server denied an operation of the gateway")
 	}
 }
 
@@ -140,7 +140,7 @@ func TestForeignStreamWithOurSubjectsIsReported(t *testing.T) {
 	refuses(t, g, "opening the stream CALLBACK: nats: API error: code=400 err_code=10065 description=subjects overlap with an existing stream")
 }
 
-// nothingUnderWay returns nil once no callback is to be attempted.
+// nothingUnderWay returns nil when no task is unfinished.
 func nothingUnderWay(g *gatewaytest.Gateway) func() error {
 	return func() error {
 		for _, state := range []string{"running", "delivering"} {

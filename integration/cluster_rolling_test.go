@@ -26,7 +26,7 @@ func TestRollingRestartsLoseNothing(t *testing.T) {
 	for i := range 4 {
 		writers.Go(func() { l.Write(gateways[i%2], rcv.URL, stop, pause) })
 	}
-	writers.Go(func() { // a queue's, to whichever is there
+	writers.Go(func() { // queue tasks, to any running gateway
 		for i := 0; ; i++ {
 			select {
 			case <-stop:
@@ -65,7 +65,7 @@ func TestEveryGatewayRunsTasksAndDelivers(t *testing.T) {
 	c := gatewaytest.StartCluster(t, 1)
 	rcv := gatewaytest.NewReceiver(t, nil)
 	var mu sync.Mutex
-	ran := make(map[string]int) // tasks, by the gateway that ran them
+	ran := make(map[string]int) // number of tasks by gateway
 	app := func(name string) string {
 		return gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {
 			mu.Lock()
@@ -80,7 +80,7 @@ func TestEveryGatewayRunsTasksAndDelivers(t *testing.T) {
 	a := gatewaytest.Start(t, "queue q {\nworkers 2\n}\n"+c.Options(), site("a"))
 	b := gatewaytest.Start(t, "queue q {\nworkers 2\n}\n"+c.Options(), site("b"))
 	ids := make(map[string]bool)
-	for range 100 { // all to one
+	for range 100 { // all through one gateway
 		ids[accepted(t, a, "/q", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))] = true
 	}
 	rcv.Arrivals(t, make(map[string]int), len(ids))

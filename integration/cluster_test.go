@@ -25,7 +25,7 @@ func TestGatewayDeliversForKilledOne(t *testing.T) {
 	gatewaytest.Start(t, c.Options(), site)
 	go func() {
 		_, _, _ = gatewaytest.Send(http.MethodPost, a.URL("/"), strings.NewReader(fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)),
-			"Content-Type", "application/json") // it breaks off
+			"Content-Type", "application/json") // the response breaks off
 	}()
 	<-working
 	a.Kill()

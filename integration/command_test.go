@@ -114,7 +114,7 @@ func TestValidateFindsProvisioningErrors(t *testing.T) {
 	}
 }
 
-func TestAdaptPrintsTheJSON(t *testing.T) {
+func TestAdaptPrintsJSON(t *testing.T) {
 	t.Parallel()
 	g := gatewaytest.New(t, "retention 1h 5", "callback {\nformat json\n}\nrespond ok")
 	c := runCaddy(t, g.Dir, "adapt", "--config", g.File, "--adapter", "caddyfile", "--validate")
@@ -139,7 +139,7 @@ func TestAdaptNamesLine(t *testing.T) {
 	g := gatewaytest.New(t, "retain 1h", "callback\nrespond ok")
 	c := runCaddy(t, g.Dir, "adapt", "--config", g.File, "--adapter", "caddyfile")
 	c.wantCode(t, 1)
-	said := strings.ReplaceAll(c.stderr, `\"`, `"`) // it is in a log line
+	said := strings.ReplaceAll(c.stderr, `\"`, `"`) // the error is inside a log line
 	text, err := os.ReadFile(g.File)
 	if err != nil {
 		t.Fatal(err)
@@ -192,7 +192,7 @@ func TestReloadAppliesCaddyfile(t *testing.T) {
 		t.Errorf("the callback is still of the old Caddyfile: %v", got.Header)
 	}
 
-	// One that cannot be loaded changes nothing.
+	// A Caddyfile that cannot be loaded changes nothing.
 	g.Configure(gatewaytest.ToLocal, "callback {\nformat xml\n}\nreverse_proxy "+app)
 	reload().wantCode(t, 1)
 	g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))

@@ -20,7 +20,7 @@ var goVersion = regexp.MustCompile(`(?m)^go (\S+)$`)
 
 func TestDockerfileBuildsFromCheckout(t *testing.T) {
 	t.Parallel()
-	// What a line ends with a backslash goes on in the next.
+	// A line that ends with a backslash continues on the next.
 	text := strings.ReplaceAll(read(t, "examples/docker/Dockerfile"), "\\\n", "")
 	ignored := strings.Fields(read(t, "examples/docker/Dockerfile.dockerignore"))
 	known := []string{
@@ -34,7 +34,7 @@ func TestDockerfileBuildsFromCheckout(t *testing.T) {
 			continue
 		}
 		if !slices.Contains(known, words[0]) {
-			t.Errorf("%s is no instruction", words[0])
+			t.Errorf("%s is not an instruction", words[0])
 		}
 		seen[words[0]] = strings.TrimSpace(strings.TrimPrefix(line, words[0]))
 		switch words[0] {
@@ -78,11 +78,11 @@ func TestDockerfileBuildsFromCheckout(t *testing.T) {
 	checkFlags(t, block{page: "examples/docker/Dockerfile"}, "caddy "+strings.Join(args, " "))
 }
 
-// natsVersion is the version of NATS that is tested with.
+// natsVersion is the version of the NATS server in the tests.
 var natsVersion = regexp.MustCompile(`(?m)^\tgithub.com/nats-io/nats-server/v2 v(\S+)$`)
 
-// validNATS checks the configuration of the servers of a cluster, and that their
-// image is of the version that is tested with. It returns their routes' hosts.
+// validNATS checks the configuration of the servers of a cluster, and that their image
+// has the tested version. It returns the hosts of their routes.
 func validNATS(t *testing.T, config, image string, names []string) {
 	t.Helper()
 	if want := "nats:" + natsVersion.FindStringSubmatch(read(t, "go.mod"))[1] + "-alpine"; image != want {
@@ -105,7 +105,7 @@ func validNATS(t *testing.T, config, image string, names []string) {
 	}
 }
 
-// service is one of compose.yaml.
+// service is a service of compose.yaml.
 type service struct {
 	Image       string
 	Environment map[string]string
@@ -119,7 +119,7 @@ type service struct {
 	Build       struct{ Context, Dockerfile string }
 }
 
-func TestComposeHasTwoGatewaysAndAClusterOfThree(t *testing.T) {
+func TestComposeHasTwoGatewaysAndThreeServers(t *testing.T) {
 	const dir = "examples/docker"
 	var compose struct {
 		Services map[string]service
@@ -158,7 +158,7 @@ func TestComposeHasTwoGatewaysAndAClusterOfThree(t *testing.T) {
 		case strings.HasPrefix(s.Image, "nats:"):
 			servers = append(servers, name)
 			if s.Environment["NATS_NAME"] != name || !strings.Contains(caddyfile, "nats://"+name+":4222") {
-				t.Errorf("%s is called %s, and the gateways know it not", name, s.Environment["NATS_NAME"])
+				t.Errorf("%s is called %s, but the gateways' options do not name it", name, s.Environment["NATS_NAME"])
 			}
 		default:
 			gateways = append(gateways, name)
@@ -184,7 +184,7 @@ func TestComposeHasTwoGatewaysAndAClusterOfThree(t *testing.T) {
 	validNATS(t, read(t, dir+"/nats/nats.conf"), compose.Services[servers[0]].Image, servers)
 }
 
-// manifest is what the test looks at of an object of Kubernetes.
+// manifest has the tested fields of a Kubernetes object.
 type manifest struct {
 	APIVersion string `yaml:"apiVersion"`
 	Kind       string
@@ -221,7 +221,7 @@ type probe struct {
 	HTTPGet struct{ Path, Port string } `yaml:"httpGet"`
 }
 
-// manifests reads a file of several objects, by kind.
+// manifests reads the objects of a file, by kind.
 func manifests(t *testing.T, file string) map[string]manifest {
 	t.Helper()
 	all := make(map[string]manifest)
@@ -289,7 +289,7 @@ func TestKubernetesManifestsFitTogether(t *testing.T) {
 				}
 			}
 			if test.config == "Caddyfile" {
-				// preStop waits before the signal is sent.
+				// preStop delays the signal.
 				validCaddyfile(t, config.Data["Caddyfile"], time.Duration(pod.Grace-5)*time.Second)
 				return
 			}
@@ -298,7 +298,7 @@ func TestKubernetesManifestsFitTogether(t *testing.T) {
 				names = append(names, fmt.Sprintf("%s-%d", set.Metadata.Name, i))
 				if host := names[i] + "." + svc.Metadata.Name + ":"; !strings.Contains(config.Data["nats.conf"], host) ||
 					!strings.Contains(read(t, "examples/kubernetes/cluster.yaml"), host) {
-					t.Errorf("%s is not known", host)
+					t.Errorf("no service has the host name %s", host)
 				}
 			}
 			validNATS(t, config.Data["nats.conf"], c.Image, names)

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// requirement is a direct requirement in a go.mod. The group is its name without
+// requirement matches a direct requirement in a go.mod. The group is its name without
 // host and version.
 var requirement = regexp.MustCompile(`(?m)^\t(?:[^/\s]+/)+?([^/\s]+)(?:/v[0-9]+|/libraries)? v\S+$`)
 

@@ -36,7 +36,7 @@ func TestCallbackHeaders(t *testing.T) {
 	want["Idempotency-Key"] = want["Beam-Task-Id"]
 	check := func(got gatewaytest.Callback) {
 		t.Helper()
-		want["Callback-Hop-Mac"] = got.Header.Get("Callback-Hop-Mac") // it has a random key
+		want["Callback-Hop-Mac"] = got.Header.Get("Callback-Hop-Mac") // its key is random
 		for _, name := range slices.Sorted(maps.Keys(got.Header)) {
 			if v := got.Header[name]; len(v) != 1 || v[0] != want[name] {
 				t.Errorf("%s is %q, not %q", name, v, want[name])
@@ -134,7 +134,7 @@ func TestOnly2xxIsSuccess(t *testing.T) {
 		}
 	}
 	for len(rcv.Got) > 0 {
-		// A redirect that was followed would have come again, as another request.
+		// A followed redirect would arrive as another request.
 		if got := rcv.Next(t); got.Header.Get("callback-attempt") != "1" {
 			t.Errorf("a callback came that is attempt %s", got.Header.Get("callback-attempt"))
 		}
@@ -259,7 +259,7 @@ func TestDeadLettersCanBeRedelivered(t *testing.T) {
 			t.Errorf("%d bytes of the answer are kept: %.20q", len(got), got)
 		}
 	}
-	// Nothing is repeated when the gateway starts again.
+	// A restart repeats no attempt.
 	g.Start()
 	alive := g.Task(rcv.URL + "/gone")
 	g.Attempted(alive, 1)

@@ -16,14 +16,14 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// largeSite is a site whose app answers with 4 MiB, which is posted unchanged.
+// largeSite is a site whose app responds with 4 MiB, which are posted unchanged.
 func largeSite(t *testing.T) string {
 	return "callback {\nformat raw\n}\nreverse_proxy " + gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.CopyN(w, zeros{}, 4<<20) // the gateway's to notice
+		_, _ = io.CopyN(w, zeros{}, 4<<20) // the gateway reports a broken response
 	})
 }
 
-// answerEarly answers once it has read a request's header, and closes.
+// answerEarly responds after it has read a request's header, and closes the connection.
 func answerEarly(conn net.Conn) {
 	if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
 		gatewaytest.Write(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")

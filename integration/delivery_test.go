@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// What the tests of deliveries share.
+// Helpers for tests of deliveries.
 
 // hostOf returns the host and port of a URL.
 func hostOf(t *testing.T, raw string) string {

@@ -13,12 +13,12 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// soon is more than a healthy receiver waits on a busy machine, and much less than
-// it waited for others before there was a dispatcher.
+// soon is more than a healthy receiver waits on a busy machine, and much less than if
+// it waited for a hanging receiver.
 const soon = 10 * time.Second
 
-// newNetworks starts a receiver that can be called at any address of this machine,
-// and returns its port.
+// newNetworks starts a receiver that listens on all loopback addresses, and returns its
+// port.
 func newNetworks(t *testing.T, answer http.HandlerFunc) (port int) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "0.0.0.0:0")
@@ -45,17 +45,17 @@ func arrivesSoon(t *testing.T, g *gatewaytest.Gateway, rcv *gatewaytest.Receiver
 	select {
 	case <-rcv.Got:
 	case <-time.After(gatewaytest.Patience):
-		t.Fatal("no callback came")
+		t.Fatal("got no callback")
 	}
 	if took := time.Since(start); took > soon {
 		t.Errorf("the callback of a healthy receiver came after %v", took)
 	}
 }
 
-// sizedSite is a site whose app answers with 300 KiB.
+// sizedSite is a site whose app responds with 300 KiB.
 func sizedSite(t *testing.T) string {
 	return "callback {\nformat raw\n}\nreverse_proxy " + gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.CopyN(w, zeros{}, 300<<10) // the gateway's to notice
+		_, _ = io.CopyN(w, zeros{}, 300<<10) // the gateway reports a broken response
 	})
 }
 
@@ -92,10 +92,9 @@ func TestLargeCallbacksDoNotDelayOthers(t *testing.T) {
 	arrivesSoon(t, g, good)
 }
 
-// TestHangingReceiversDoNotDelayOthers is about hosts that answer
-// once and then no more, before and after a restart that knows them, for one that is
-// known and one that is not.
-// It does not run beside others: it measures a delay.
+// TestHangingReceiversDoNotDelayOthers uses hosts that respond once and then hang,
+// before and after a restart. A known and an unknown healthy host must get their
+// callbacks. It does not run beside others: it measures a delay.
 func TestHangingReceiversDoNotDelayOthers(t *testing.T) {
 	var mu sync.Mutex
 	answered := make(map[string]bool)

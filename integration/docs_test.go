@@ -24,10 +24,10 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// block is a fenced block of a page.
+// block is a fenced code block of a page.
 type block struct {
 	page string // relative to the root
-	line int    // of its first line
+	line int    // the number of its first line
 	lang string
 	text string
 }
@@ -50,7 +50,7 @@ func pages(t *testing.T) []string {
 	return found
 }
 
-// blocks returns the fenced blocks of a page.
+// blocks returns the fenced code blocks of a page.
 func blocks(t *testing.T, page string) (all []block) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("..", page))
@@ -113,10 +113,10 @@ func validate(t *testing.T, b block, adapter, text string) {
 	}
 }
 
-// The key of the specification's example, for the placeholder in the docs.
+// The key in the specification's example replaces the placeholder in the docs.
 const exampleKey = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
-// The file of a private CA in the docs.
+// The docs name a file of a private CA.
 const exampleCA = "/etc/caddy/internal-ca.pem"
 
 // writeCA writes a certificate to a file and returns its name.
@@ -172,7 +172,7 @@ func TestDocsJSONIsValid(t *testing.T) {
 	})
 }
 
-// rowOfWire is a row of the table with a result and the body of its callback.
+// rowOfWire matches a row of the table of results and callback bodies.
 var rowOfWire = regexp.MustCompile("(?m)^\\| `([^`]+)` \\| `([^`]+)` \\|$")
 
 func TestDocsEncodings(t *testing.T) {
@@ -221,10 +221,10 @@ func TestDocsSignatureVerifies(t *testing.T) {
 	t.Error("the page shows no callback")
 }
 
-// link is a link in a page.
+// link matches a link in a page.
 var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 
-// heading is a heading in a page.
+// heading matches a heading in a page.
 var heading = regexp.MustCompile("(?m)^#+ (.+)$")
 
 func TestDocsLinksResolve(t *testing.T) {
@@ -237,7 +237,7 @@ func TestDocsLinksResolve(t *testing.T) {
 		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
 			u, err := url.Parse(m[1])
 			if err != nil || u.IsAbs() {
-				continue // elsewhere
+				continue // on another site
 			}
 			target := page
 			if u.Path != "" {
@@ -255,7 +255,7 @@ func TestDocsLinksResolve(t *testing.T) {
 	}
 }
 
-// anchors are the headings of a page as links name them.
+// anchors returns the anchors of the headings of a page.
 func anchors(page string) (names []string) {
 	for _, m := range heading.FindAllStringSubmatch(page, -1) {
 		name := strings.Map(func(c rune) rune {
@@ -279,7 +279,7 @@ func TestDocsCommandsAreTested(t *testing.T) {
 				checkFlags(t, b, command)
 			} else if command != cloneCommand && !strings.HasPrefix(command, "curl ") && command != startExample &&
 				!strings.HasPrefix(command, startRun) {
-				t.Errorf("%v: nothing runs it", b)
+				t.Errorf("%v: no test runs it", b)
 			}
 		case b.page == "xcaddy.md": // see xcaddy_test.go
 		case b.page == "docs/run.md": // see run_test.go
@@ -295,7 +295,7 @@ func TestDocsCommandsAreTested(t *testing.T) {
 				t.Fatal(err)
 			}
 			if _, err := webhook.ParseKey(strings.TrimSpace(string(out))); err != nil {
-				t.Errorf("%v: it does not make a key: %v", b, err)
+				t.Errorf("%v: the command makes no valid key: %v", b, err)
 			}
 		case strings.HasPrefix(command, "caddy "):
 			checkFlags(t, b, command)
@@ -304,13 +304,13 @@ func TestDocsCommandsAreTested(t *testing.T) {
 				checkContributing(t, b, strings.TrimSpace(line))
 			}
 		default:
-			t.Errorf("%v: nothing runs it", b)
+			t.Errorf("%v: no test runs it", b)
 		}
 	})
 }
 
-// checkFlags checks that a command of Caddy's has the flags it is shown with.
-// The tests of the command check what it does.
+// checkFlags checks that a Caddy command has the flags in the docs. Other tests check
+// what the command does.
 func checkFlags(t *testing.T, b block, command string) {
 	t.Helper()
 	words := strings.Fields(command)[1:]
@@ -327,8 +327,8 @@ func checkFlags(t *testing.T, b block, command string) {
 	}
 }
 
-// checkContributing checks that the targets and files of a command exist. It
-// cannot run the command, which would run the tests.
+// checkContributing checks that the Makefile targets and files of a command exist. It
+// cannot run the command, because that would run these tests.
 func checkContributing(t *testing.T, b block, command string) {
 	t.Helper()
 	words := strings.Fields(command)
@@ -348,6 +348,6 @@ func checkContributing(t *testing.T, b block, command string) {
 			t.Errorf("%v: %v", b, err)
 		}
 	default:
-		t.Errorf("%v: nothing runs %s", b, command)
+		t.Errorf("%v: no test runs %s", b, command)
 	}
 }

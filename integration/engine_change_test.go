@@ -54,12 +54,12 @@ func TestEngineChangeDrainsOldStore(t *testing.T) {
 	}
 	says(g, "tasks are left in a store that is no longer used")
 
-	// Back in the old store everything goes on.
+	// With the old store again, its tasks continue.
 	g.Configure(options, site)
 	if err := g.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	c := rcv.Next(t) // of the task that was in flight: its verdict was stored
+	c := rcv.Next(t) // of the task that was in flight, because its verdict was stored
 	if c.TaskID() == fresh || c.TaskID() == left || c.Status() != "COMPLETE" {
 		t.Errorf("the callback is %v", c.Header)
 	}

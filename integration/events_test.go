@@ -19,8 +19,8 @@ import (
 
 func init() { caddy.RegisterModule(new(execHandler)) }
 
-// execHandler is a handler of events that runs a command, for want of one that
-// Caddy ships. Its name and its arguments are those of the plugin that does.
+// execHandler is an event handler that runs a command. Caddy has none, so it takes the
+// name and the arguments of the exec plugin.
 type execHandler struct {
 	Command string   `json:"command"`
 	Args    []string `json:"args,omitempty"`
@@ -52,8 +52,8 @@ func (h *execHandler) Handle(ctx context.Context, _ caddy.Event) error {
 	return exec.CommandContext(ctx, h.Command, args...).Run()
 }
 
-// listening sets up handlers of events: lines of the `events` option. It may be
-// called again, before a reload.
+// listening sets the lines of the `events` option. It can be called again before a
+// reload.
 func listening(g *gatewaytest.Gateway, lines ...string) {
 	const mark = "auto_https off"
 	text, err := os.ReadFile(g.File)
@@ -70,8 +70,7 @@ func listening(g *gatewaytest.Gateway, lines ...string) {
 	}
 }
 
-// events waits until a file of the gateway's folder has n lines, and returns
-// them.
+// events waits until a file in the gateway's folder has n lines, and returns them.
 func events(g *gatewaytest.Gateway, file string, n int) (lines []string) {
 	g.T.Helper()
 	g.Eventually(fmt.Sprintf("%d events in %s", n, file), func() error {
@@ -80,14 +79,14 @@ func events(g *gatewaytest.Gateway, file string, n int) (lines []string) {
 			return gatewaytest.Fatal(err)
 		}
 		if lines = strings.Split(strings.TrimSuffix(string(text), "\n"), "\n"); len(lines) != n || lines[0] == "" {
-			return fmt.Errorf("they are %q", lines)
+			return fmt.Errorf("the file has %q", lines)
 		}
 		return nil
 	})
 	return lines
 }
 
-// note is a command line that appends an event to a file.
+// note returns a command line that appends an event to a file.
 func note(file string) string {
 	return "exec sh -c `echo \"$1\" >>" + file + "` sh \"{event.name} {event.module} {event.data}\""
 }
@@ -115,7 +114,7 @@ func TestEventForEachEndedDelivery(t *testing.T) {
 		}
 		return nil
 	})
-	// It has ended nothing but its event.
+	// The failed handler affects only its event.
 	listening(g, "on callback_dead "+note("dead"))
 	if err := g.Reload(); err != nil {
 		t.Fatal(err)
@@ -161,7 +160,7 @@ func TestEventsSurviveReloadAndExit(t *testing.T) {
 	inFlight := g.Task(rcv.URL)
 	rcv.Next(t)
 
-	// The attempt is the old generation's, and its event the new one's.
+	// The old generation makes the attempt, and the new one emits the event.
 	listening(g, "on callback_delivered exec sh -c `echo x >begun; until [ -e go ]; do sleep 0.05; done`", "on callback_delivered "+note("after"))
 	if err := g.Reload(); err != nil {
 		t.Fatal(err)
@@ -169,7 +168,7 @@ func TestEventsSurviveReloadAndExit(t *testing.T) {
 	answer <- struct{}{}
 	events(g, "begun", 1)
 
-	// A handler that hangs holds up no reload for long.
+	// A hanging handler does not delay a reload for long.
 	listening(g, "on callback_delivered "+note("last"))
 	if err := g.Reload(); err != nil {
 		t.Fatal(err)
@@ -181,7 +180,7 @@ func TestEventsSurviveReloadAndExit(t *testing.T) {
 		t.Errorf("the event is %s", got)
 	}
 
-	// A process that exits raises events for what it still delivers.
+	// A process that shuts down emits events for its last deliveries.
 	third := g.Task(rcv.URL)
 	rcv.Next(t)
 	exited := make(chan int)

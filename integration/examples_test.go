@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// example is a folder of examples/, started on free ports.
+// example is an example of examples/, started on free ports.
 type example struct {
 	t     *testing.T
 	g     *gatewaytest.Gateway
@@ -20,8 +20,8 @@ type example struct {
 	text  string
 }
 
-// examples are the checks of each folder of examples/: the answers of its commands,
-// and the callbacks in its inbox afterwards.
+// examples has the checks for each folder of examples/: the output of its commands, and
+// the callbacks in its inbox.
 var examples = map[string]func(e *example){
 	"inference-queue": func(e *example) {
 		answers := e.commands()
@@ -32,7 +32,8 @@ var examples = map[string]func(e *example){
 	"nightly-report": func(e *example) {
 		e.want(e.commands()[0], "HTTP/1.1 202 Accepted", `{"task_id":"`)
 		e.wantInbox("/inbox/reports", func(c recorded) bool { return c.Body == "report=all+is+well&rows=1200" })
-		// One by hand, one of the schedule, which does not wait for the night here.
+		// One callback of the command, and one of the schedule, which runs at once in
+		// this test.
 		e.wantInboxCount("/inbox/reports", 2)
 	},
 	"default-callback": func(e *example) {
@@ -67,7 +68,7 @@ func TestExamplesWork(t *testing.T) {
 			t.Parallel()
 			check := examples[name]
 			if check == nil {
-				t.Fatal("nothing tests it")
+				t.Fatal("no test checks this example")
 			}
 			runCaddy(t, t.TempDir(), "fmt", "--diff", file).wantCode(t, 0)
 			check(startFile(t, file))
@@ -97,7 +98,7 @@ func startFile(t *testing.T, file string) *example {
 	if !ok {
 		t.Fatalf("%s has no options", file)
 	}
-	// Tests run beside each other: only one can have Caddy's default address.
+	// Tests run in parallel, and only one could use Caddy's default address.
 	if err := os.WriteFile(e.g.File, []byte(head+"\n{\n\tadmin "+e.g.Admin+"\n"+sites), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +117,7 @@ func (e *example) commands() (answers []string) {
 	return answers
 }
 
-// want wants parts in an answer.
+// want checks that a response contains all parts.
 func (e *example) want(answer string, parts ...string) {
 	e.t.Helper()
 	for _, part := range parts {
@@ -126,7 +127,7 @@ func (e *example) want(answer string, parts ...string) {
 	}
 }
 
-// wantInbox waits for a callback for which good returns true.
+// wantInbox waits until the inbox has a callback for which good returns true.
 func (e *example) wantInbox(path string, good func(recorded) bool) {
 	e.t.Helper()
 	gatewaytest.Eventually(e.t, path, func() error {
@@ -138,7 +139,7 @@ func (e *example) wantInbox(path string, good func(recorded) bool) {
 	})
 }
 
-// wantInboxCount waits for a number of callbacks.
+// wantInboxCount waits until the inbox has a number of callbacks.
 func (e *example) wantInboxCount(path string, n int) {
 	e.t.Helper()
 	gatewaytest.Eventually(e.t, path, func() error {
@@ -150,7 +151,7 @@ func (e *example) wantInboxCount(path string, n int) {
 	})
 }
 
-// inboxOf lists what an inbox has.
+// inboxOf returns the callbacks in an inbox.
 func inboxOf(t *testing.T, g *gatewaytest.Gateway, path string) ([]recorded, error) {
 	w := walkthrough{t: t, g: g}
 	return w.inbox(path)

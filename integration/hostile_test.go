@@ -19,24 +19,24 @@ func TestHostileReceiversCostOneTimeout(t *testing.T) {
 	for name, test := range map[string]struct {
 		state string
 		code  int
-		err   string // how it begins
+		err   string // the beginning of the error
 	}{
-		"closes at once":                        {"retry", 0, ""},
-		"closes after the request":              {"retry", 0, "EOF"},
-		"never reads and never answers":         {"retry", 0, timeoutError},
-		"never answers":                         {"retry", 0, timeoutError},
-		"resets in the middle of the header":    {"retry", 0, ""},
-		"drips its header":                      {"retry", 0, timeoutError},
-		"drips a header line without end":       {"retry", 0, timeoutError},
-		"informs without end":                   {"retry", 0, ""},
-		"sends 10 MB of headers":                {"retry", 0, "net/http: HTTP/1.x transport connection broken: net/http: server response headers exceeded"},
-		"is no HTTP":                            {"retry", 0, "the answer is not HTTP"},
-		"changes the protocol and says nothing": {"retry", 101, ""},
-		"accepts and resets its body":           {"delivered", 200, ""},
-		"accepts and drips its body":            {"delivered", 200, ""},
-		"refuses and drips its body":            {"retry", 500, ""},
-		"refuses with a body without end":       {"retry", 500, ""},
-		"refuses with a gzip bomb":              {"retry", 500, ""},
+		"closes at once":                       {"retry", 0, ""},
+		"closes after the request":             {"retry", 0, "EOF"},
+		"never reads and never answers":        {"retry", 0, timeoutError},
+		"never answers":                        {"retry", 0, timeoutError},
+		"resets in the middle of the header":   {"retry", 0, ""},
+		"drips its header":                     {"retry", 0, timeoutError},
+		"drips a header line without end":      {"retry", 0, timeoutError},
+		"sends 1xx responses without end":      {"retry", 0, ""},
+		"sends 10 MB of headers":               {"retry", 0, "net/http: HTTP/1.x transport connection broken: net/http: server response headers exceeded"},
+		"does not speak HTTP":                  {"retry", 0, "the answer is not HTTP"},
+		"switches protocols and stays silent":  {"retry", 101, ""},
+		"responds 200 and resets the body":     {"delivered", 200, ""},
+		"responds 200 and drips the body":      {"delivered", 200, ""},
+		"responds 500 and drips the body":      {"retry", 500, ""},
+		"responds 500 with a body without end": {"retry", 500, ""},
+		"responds 500 with a gzip bomb":        {"retry", 500, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -44,7 +44,7 @@ func TestHostileReceiversCostOneTimeout(t *testing.T) {
 			id := g.Task(gatewaytest.NewPeer(t, gatewaytest.Hostile[name]))
 			got := g.Attempted(id, 1)[0]
 			if got.State != test.state || got.StatusCode != test.code || !strings.HasPrefix(got.Error, test.err) {
-				t.Errorf("it is logged as %+v", got)
+				t.Errorf("the attempt is logged as %+v", got)
 			}
 			if (got.StatusCode == 0) == (got.Error == "") {
 				t.Errorf("status %d and error %q", got.StatusCode, got.Error)
@@ -58,7 +58,7 @@ func TestHostileReceiversCostOneTimeout(t *testing.T) {
 
 func TestAnswerLimit(t *testing.T) {
 	t.Parallel()
-	// What is sent beyond 16 KiB stays in the buffers of the two sockets.
+	// The gateway reads 16 KiB. More bytes fit only in the buffers of the two sockets.
 	const buffers = 16 << 20
 	for name, header := range map[string]string{
 		"endless":      "Connection: close\r\n",
@@ -82,9 +82,9 @@ func TestAnswerLimit(t *testing.T) {
 			}))
 			got := g.Attempted(id, 1)[0]
 			if got.State != "retry" || got.StatusCode != 503 {
-				t.Errorf("it is logged as %+v", got)
+				t.Errorf("the attempt is logged as %+v", got)
 			}
-			<-ended // the gateway has hung up
+			<-ended // the gateway closed the connection
 			if n := sent.Load(); n > buffers {
 				t.Errorf("%d bytes were taken", n)
 			}
@@ -111,7 +111,7 @@ func TestGzipBombIsNotExpanded(t *testing.T) {
 		t.Fatalf("the dead letter is %+v", rec)
 	}
 	if kept := rec.Attempts[0].Response; kept == "" || strings.Contains(kept, "expandedexpanded") {
-		t.Errorf("of the answer is kept: %.1000q", kept)
+		t.Errorf("the stored part of the response is %.1000q", kept)
 	}
 }
 
@@ -136,7 +136,7 @@ func TestHostileReceiversDoNotFillMemory(t *testing.T) {
 	}
 	g.Attempted("", 400)
 	if after := g.Memory(); after > before+gatewaytest.Growth(200<<20) {
-		t.Errorf("from %d MiB to %d MiB", before>>20, after>>20)
+		t.Errorf("memory grew from %d MiB to %d MiB", before>>20, after>>20)
 	}
 }
 
@@ -146,13 +146,13 @@ func TestUnfinishedTLSHandshakesAreClosed(t *testing.T) {
 	peer := gatewaytest.NewPeer(t, func(conn net.Conn) {
 		open.Add(1)
 		defer open.Add(-1)
-		_, _ = io.Copy(io.Discard, conn) // until the gateway hangs up
+		_, _ = io.Copy(io.Discard, conn) // until the gateway closes the connection
 	})
 	g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 500ms", "retry 100ms 100ms 100ms 100ms"), gatewaytest.ExampleSite(t))
 	id := g.Task(strings.Replace(peer, "http://", "https://", 1))
 	for _, got := range g.Attempted(id, 5) {
 		if got.Error != "no answer within 500ms" && !strings.Contains(got.Error, "timeout") {
-			t.Errorf("it is logged as %+v", got)
+			t.Errorf("the attempt is logged as %+v", got)
 		}
 	}
 	g.Eventually("no connection is left", func() error {

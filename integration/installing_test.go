@@ -22,9 +22,8 @@ func read(t *testing.T, file string) string {
 	return string(text)
 }
 
-// validCaddyfile checks a Caddyfile of the examples: that it loads and is
-// formatted, and that its grace period leaves room below the time after which
-// the process is killed.
+// validCaddyfile checks that a Caddyfile of the examples is valid and formatted, and
+// that its grace period ends well before the process is killed.
 func validCaddyfile(t *testing.T, text string, killedAfter time.Duration) {
 	t.Helper()
 	validate(t, block{page: t.Name(), line: 1}, "caddyfile", text)
@@ -35,17 +34,17 @@ func validCaddyfile(t *testing.T, text string, killedAfter time.Duration) {
 	runCaddy(t, t.TempDir(), "fmt", "--diff", file).wantCode(t, 0)
 	m := regexp.MustCompile(`(?m)^\tgrace_period (\S+)$`).FindStringSubmatch(text)
 	if m == nil {
-		t.Fatal("it has no grace_period")
+		t.Fatal("the Caddyfile has no grace_period")
 	}
 	if grace, err := time.ParseDuration(m[1]); err != nil || grace+10*time.Second > killedAfter {
 		t.Errorf("the grace period is %s, and the process is killed after %v: %v", m[1], killedAfter, err)
 	}
 }
 
-// unit is a file of systemd: sections, and what each sets, in order.
+// unit is a systemd unit: its sections with their settings, in order.
 type unit map[string]map[string][]string
 
-// readUnit parses a unit, and fails on lines that systemd would ignore.
+// readUnit parses a unit. It fails on lines that systemd would ignore.
 func readUnit(t *testing.T, file string) unit {
 	t.Helper()
 	u, section := make(unit), ""
@@ -58,7 +57,7 @@ func readUnit(t *testing.T, file string) unit {
 				u[section] = make(map[string][]string)
 			}
 		case section == "" || !isSetting || strings.TrimSpace(name) != name || strings.TrimSpace(value) != value:
-			t.Errorf("%s:%d: %q is no setting", file, i+1, line)
+			t.Errorf("%s:%d: %q is not a setting", file, i+1, line)
 		default:
 			u[section][name] = append(u[section][name], value)
 		}
@@ -98,7 +97,7 @@ func TestSystemdUnit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The Caddyfile that the page installs, and those that it shows.
+	// Check the Caddyfile that the page installs, and those that it shows.
 	const installed = "examples/systemd/gateway/Caddyfile"
 	if !strings.Contains(read(t, "docs/installing.md"), installed+" /etc/caddy/Caddyfile\n") {
 		t.Errorf("the page does not install %s", installed)
@@ -112,15 +111,15 @@ func TestSystemdUnit(t *testing.T) {
 	for _, text := range caddyfiles {
 		store := regexp.MustCompile(`engine sqlite /var/lib/(\S+)`).FindStringSubmatch(text)
 		if store == nil || !slices.Contains(strings.Fields(more["Service"]["StateDirectory"][0]), store[1]) {
-			t.Errorf("the folder %v is none of %v", store, more["Service"]["StateDirectory"])
+			t.Errorf("the store's folder %v is not in StateDirectory=%v", store, more["Service"]["StateDirectory"])
 		}
 		validCaddyfile(t, text, stop)
 	}
 	verifyUnit(t)
 }
 
-// verifyUnit lets systemd itself look at the unit and its drop-in, where there is
-// one. In the place of Caddy, which is not there, it gets a program that is.
+// verifyUnit checks the unit and its drop-in with systemd-analyze, if it is installed.
+// Caddy is not installed, so another program takes its place.
 func verifyUnit(t *testing.T) {
 	t.Helper()
 	analyze, err := exec.LookPath("systemd-analyze")
@@ -143,11 +142,11 @@ func verifyUnit(t *testing.T) {
 	}
 }
 
-// ofTheMachine are commands that change the machine on which they are typed.
+// ofTheMachine are commands that change the machine, so tests do not run them.
 var ofTheMachine = []string{"sudo useradd ", "sudo systemctl ", "sudo dpkg-divert ", "kubectl create secret "}
 
-// checkInstalling checks a command that installs: that the files it names are in
-// the checkout. What they do is for the tests above.
+// checkInstalling checks that the files of an install command are in the checkout. The
+// tests above check their contents.
 func checkInstalling(t *testing.T, b block, command string) {
 	t.Helper()
 	if slices.ContainsFunc(ofTheMachine, func(prefix string) bool { return strings.HasPrefix(command, prefix) }) {
@@ -155,10 +154,10 @@ func checkInstalling(t *testing.T, b block, command string) {
 	}
 	words := strings.Fields(command)
 	if !slices.Contains([]string{"go", "sudo", "docker", "kubectl", "echo"}, words[0]) {
-		t.Errorf("%v: nothing runs %s", b, command)
+		t.Errorf("%v: no test runs %s", b, command)
 	}
 	for _, word := range words {
-		word, _, _ = strings.Cut(word, ":") // of a volume
+		word, _, _ = strings.Cut(word, ":") // a volume is source:target
 		word = strings.TrimPrefix(word, "./")
 		if !strings.HasPrefix(word, "examples/") && !strings.HasPrefix(word, "cmd/") && word != "Caddyfile.example" {
 			continue

@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// arrival is a request as it came to the app behind the gateway.
+// arrival is a request as the app got it from the gateway.
 type arrival struct {
 	*http.Request
 	body string
@@ -18,8 +18,8 @@ type arrival struct {
 
 func (a arrival) task() string { return a.Header.Get("beam-task-id") }
 
-// newRecorder starts an app that passes on what arrives, and answers as answer
-// does or, if it is nil, with an empty 200.
+// newRecorder starts an app that sends each request to a channel. It responds with
+// answer or, if that is nil, with an empty 200.
 func newRecorder(t *testing.T, answer http.HandlerFunc) (addr string, got chan arrival) {
 	got = make(chan arrival, 1000)
 	return gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -79,38 +79,38 @@ func TestMemberNamesCallback(t *testing.T) {
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	for name, c := range map[string]struct {
-		body   string // $ stands for the receiver's
+		body   string // $ is replaced by the receiver's URL
 		isTask bool
 	}{
-		"last":                    {`{"prompt":"a","callback_url":"$"}`, true},
-		"first":                   {`{"callback_url":"$","prompt":{"callback_url":5}}`, true},
-		"spelled with escapes":    {`{"callback\u005furl":"$"}`, true},
-		"an escaped value":        {`{"callback_url":"$\/\u0061"}`, true},
-		"odd whitespace":          {"\r\n\t {\n\"callback_url\"\t:\r\n \"$\" }\n\n", true},
-		"null":                    {`{"callback_url":null}`, false},
-		"empty":                   {`{"callback_url":""}`, false},
-		"absent":                  {`{"prompt":"callback_url"}`, false},
-		"another case":            {`{"Callback_URL":"$"}`, false},
-		"a longer name":           {`{"callback_urls":"$","my_callback_url":"$"}`, false},
-		"only nested":             {`{"a":{"callback_url":"$"},"b":[{"callback_url":"$"}]}`, false},
-		"in an array":             {`[{"callback_url":"$"}]`, false},
-		"in an array of pairs":    {`["callback_url","$"]`, false},
-		"in a string":             {`"{\"callback_url\":\"$\"}"`, false},
-		"a value, not a name":     {`{"a":"callback_url","$":1}`, false},
-		"an empty object":         {`{}`, false},
-		"an empty body":           {``, false},
-		"not valid":               {`{"callback_url":"$"`, false},
-		"not valid at the end":    {`{"callback_url":"$"} x`, false},
-		"two documents":           {`{"callback_url":"$"}` + "\n" + `{"callback_url":"$"}`, false},
-		"a trailing comma":        {`{"callback_url":"$",}`, false},
-		"single quotes":           {`{'callback_url':'URL'}`, false},
-		"a byte order mark":       {"\xef\xbb\xbf" + `{"callback_url":"$"}`, true},
-		"twice, but not valid":    {`{"callback_url":"$","callback_url":"$"`, false},
-		"a number, but not valid": {`{"callback_url":5`, false},
-		"brackets without end":    {strings.Repeat("[", 3<<20) + `"callback_url"`, false},
-		"objects without end":     {`{"callback_url":"$","a":` + strings.Repeat(`{"a":`, 1<<20), false},
-		"other members twice":     {`{"a":1,"callback_url":"$","a":1,"":2,"":3}`, true},
-		"bytes that are not text": {"{\"a\":\"\xff\xfe\",\"callback_url\":\"$\"}", true},
+		"last":                     {`{"prompt":"a","callback_url":"$"}`, true},
+		"first":                    {`{"callback_url":"$","prompt":{"callback_url":5}}`, true},
+		"a name with escapes":      {`{"callback\u005furl":"$"}`, true},
+		"an escaped value":         {`{"callback_url":"$\/\u0061"}`, true},
+		"odd whitespace":           {"\r\n\t {\n\"callback_url\"\t:\r\n \"$\" }\n\n", true},
+		"null":                     {`{"callback_url":null}`, false},
+		"empty":                    {`{"callback_url":""}`, false},
+		"absent":                   {`{"prompt":"callback_url"}`, false},
+		"another case":             {`{"Callback_URL":"$"}`, false},
+		"a longer name":            {`{"callback_urls":"$","my_callback_url":"$"}`, false},
+		"only nested":              {`{"a":{"callback_url":"$"},"b":[{"callback_url":"$"}]}`, false},
+		"in an array":              {`[{"callback_url":"$"}]`, false},
+		"in an array of pairs":     {`["callback_url","$"]`, false},
+		"in a string":              {`"{\"callback_url\":\"$\"}"`, false},
+		"a value, not a name":      {`{"a":"callback_url","$":1}`, false},
+		"an empty object":          {`{}`, false},
+		"an empty body":            {``, false},
+		"not valid":                {`{"callback_url":"$"`, false},
+		"invalid at the end":       {`{"callback_url":"$"} x`, false},
+		"two documents":            {`{"callback_url":"$"}` + "\n" + `{"callback_url":"$"}`, false},
+		"a trailing comma":         {`{"callback_url":"$",}`, false},
+		"single quotes":            {`{'callback_url':'URL'}`, false},
+		"a byte order mark":        {"\xef\xbb\xbf" + `{"callback_url":"$"}`, true},
+		"twice in invalid JSON":    {`{"callback_url":"$","callback_url":"$"`, false},
+		"a number in invalid JSON": {`{"callback_url":5`, false},
+		"brackets without end":     {strings.Repeat("[", 3<<20) + `"callback_url"`, false},
+		"objects without end":      {`{"callback_url":"$","a":` + strings.Repeat(`{"a":`, 1<<20), false},
+		"other members twice":      {`{"a":1,"callback_url":"$","a":1,"":2,"":3}`, true},
+		"bytes that are not UTF-8": {"{\"a\":\"\xff\xfe\",\"callback_url\":\"$\"}", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			body := strings.ReplaceAll(c.body, "$", rcv.URL)
@@ -137,7 +137,7 @@ func TestOperatorURLMakesEveryRequestTask(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, nil)
 	own, named := gatewaytest.NewReceiver(t, nil), gatewaytest.NewReceiver(t, nil)
-	// No allow and no ports: the operator's URL needs neither.
+	// The operator's URL needs neither allow nor ports.
 	g := gatewaytest.Start(t, "", "callback "+own.URL+"/own\nreverse_proxy "+app)
 	for _, c := range []struct{ method, contentType, body string }{
 		{"GET", "", ""},
@@ -168,14 +168,14 @@ func TestOperatorURLMakesEveryRequestTask(t *testing.T) {
 		}
 	}
 
-	// The URL in the request must obey the rules for clients.
+	// The rules for clients apply to a URL in the request.
 	resp, body := g.Post("/", `{"callback_url":"`+named.URL+`"}`)
 	if resp.StatusCode != 400 {
 		t.Errorf("a private URL in the request: %d %s", resp.StatusCode, body)
 	}
 }
 
-func TestRequestURLWinsOverOperatorURL(t *testing.T) {
+func TestRequestURLOverridesOperatorURL(t *testing.T) {
 	t.Parallel()
 	app, _ := newRecorder(t, nil)
 	own, named := gatewaytest.NewReceiver(t, nil), gatewaytest.NewReceiver(t, nil)
@@ -184,10 +184,10 @@ func TestRequestURLWinsOverOperatorURL(t *testing.T) {
 	if id := resp.Header.Get("beam-task-id"); named.Next(t).TaskID() != id {
 		t.Error("the callback is of another task")
 	}
-	// The operator's URL would have got its callback before this one.
+	// A callback to the operator's URL would arrive before this one.
 	resp, _ = g.Post("/", `{}`)
 	if id := resp.Header.Get("beam-task-id"); own.Next(t).TaskID() != id {
-		t.Error("the route's own URL got a callback that was not its own")
+		t.Error("the operator's URL got a callback for the request's URL")
 	}
 }
 
@@ -200,8 +200,7 @@ func TestNestedCallbacksMakeOneTask(t *testing.T) {
 	if c := rcv.Next(t); c.TaskID() != named.Header.Get("beam-task-id") || c.Header.Get("Content-Type") != "application/x-www-form-urlencoded" {
 		t.Errorf("the callback of the first directive is %v", c.Header)
 	}
-	// If the request had become two tasks, the second callback would arrive before
-	// this one.
+	// If the request were two tasks, the second callback would arrive before this one.
 	own, _ := g.Post("/", "{}")
 	if c := rcv.Next(t); c.TaskID() != own.Header.Get("beam-task-id") || c.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("the callback of the second directive is %v", c.Header)
@@ -247,7 +246,7 @@ func TestCallbackInQueueBlockIsRefused(t *testing.T) {
 func TestHeaderNamesAreConfigurable(t *testing.T) {
 	t.Parallel()
 	app, got := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
-		// An app that knows its task echoes it.
+		// The app echoes the ID of its task.
 		w.Header().Set("X-Job", r.Header.Get("X-Job"))
 		w.WriteHeader(201)
 	})

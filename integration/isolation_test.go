@@ -29,7 +29,7 @@ func TestTenHangingHostsDoNotDelayHealthyHost(t *testing.T) {
 			t.Error("a black hole was not called")
 		}
 		if err := hole.Delivered(1); err == nil {
-			t.Error("a black hole has answered")
+			t.Error("a black hole responded")
 		}
 		hole.Open()
 	}
@@ -52,7 +52,7 @@ func TestThousandHangingHostsDoNotDelayKnownHost(t *testing.T) {
 	for range healthy {
 		good.Next(t)
 	}
-	// Hosts that never answered have the slow slots, all of them and no others.
+	// Hosts that never responded use all slow slots and no other slots.
 	g.Eventually("all slow slots are taken", func() error {
 		if n := called.Load(); n != slow {
 			return fmt.Errorf("%d are", n)
@@ -71,8 +71,8 @@ func TestThousandHangingHostsDoNotDelayKnownHost(t *testing.T) {
 func TestFloodToOneHostIsFair(t *testing.T) {
 	t.Parallel()
 	const flood, others = 3000, 300
-	// The flooded host answers ten callbacks for each that another host got: if
-	// the others had to wait for it, nothing would go on.
+	// The flooded host responds only after other hosts got callbacks, one for each ten
+	// of its own. If the others had to wait for it, the test would hang.
 	tokens := make(chan struct{}, flood+10*others)
 	flooded := gatewaytest.NewReceiver(t, func(http.ResponseWriter, *http.Request) { <-tokens })
 	other := gatewaytest.NewReceiver(t, func(http.ResponseWriter, *http.Request) {

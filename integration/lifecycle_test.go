@@ -57,7 +57,7 @@ func TestKilledGatewayLosesNothing(t *testing.T) {
 	var writers sync.WaitGroup
 	for range 8 {
 		writers.Go(func() {
-			l.Write(g, rcv.URL, stop, func(error) { gatewaytest.Pause(10 * time.Millisecond) }) // it is down now and then
+			l.Write(g, rcv.URL, stop, func(error) { gatewaytest.Pause(10 * time.Millisecond) }) // the gateway is down at times
 		})
 	}
 	for range 5 {
@@ -102,7 +102,7 @@ func TestStoppedGatewayFinishesTasks(t *testing.T) {
 	if code := <-stopped; code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	// The callback is sent before the process ends, or after it starts again.
+	// The callback is sent before the process exits or after the restart.
 	g.Start()
 	if c := rcv.Next(t); c.Status() != "COMPLETE" || c.Body != "response=done" {
 		t.Errorf("the callback is %s %s", c.Status(), c.Body)
@@ -130,7 +130,7 @@ func TestUnreachableClusterDoesNotBlockShutdown(t *testing.T) {
 	if code := g.Stop(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	// The lease expires when both are back.
+	// The lease expires after both have started again.
 	c.Start(0)
 	g.Start()
 	rcv.Next(t)

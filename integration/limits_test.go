@@ -17,10 +17,10 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// crowd counts callbacks that are with receivers at once.
+// crowd counts concurrent callbacks.
 type crowd struct {
 	mu        sync.Mutex
-	now, most map[string]int // by receiver; "" is all of them
+	now, most map[string]int // by receiver; "" is the total
 }
 
 func newCrowd() *crowd { return &crowd{now: make(map[string]int), most: make(map[string]int)} }
@@ -34,11 +34,11 @@ func (c *crowd) enter(name string, n int) {
 	}
 }
 
-// answer holds a callback for a moment.
+// answer responds to a callback after a moment.
 func (c *crowd) answer(w http.ResponseWriter, r *http.Request) {
 	c.enter(r.Host, 1)
 	gatewaytest.Pause(rand.N(20 * time.Millisecond))
-	c.enter(r.Host, -1) // before the answer: the gateway may be faster than we
+	c.enter(r.Host, -1) // before the response, because the next callback may follow at once
 	w.WriteHeader(http.StatusNoContent)
 }
 
@@ -77,7 +77,7 @@ func TestLimitsHoldAcrossReloads(t *testing.T) {
 			t.Errorf("%d callbacks were with %s at once, with a limit of %d", most, name, perHost)
 		}
 	}
-	// The receivers have one address, so half of the slots are for others.
+	// All receivers have one address, so half of the slots are reserved for others.
 	if most := crowd.most[""]; most > concurrency+slow || most < slow/2 {
 		t.Errorf("%d attempts were made at once, with %d slots", most, concurrency+slow)
 	}
@@ -126,7 +126,7 @@ func TestBacklogIsDeliveredOnce(t *testing.T) {
 	}
 }
 
-// connections counts the connections that requests came over.
+// connections counts the connections of requests.
 type connections struct {
 	mu   sync.Mutex
 	from map[string]int
@@ -139,7 +139,7 @@ func (c *connections) answer(w http.ResponseWriter, r *http.Request) {
 		c.from = make(map[string]int)
 	}
 	c.from[r.RemoteAddr]++
-	_, _ = w.Write(make([]byte, 10<<10)) // an answer that must be read for its connection to be used again
+	_, _ = w.Write(make([]byte, 10<<10)) // the connection can be reused only after this was read
 }
 
 func TestConnectionsAreReused(t *testing.T) {
@@ -158,16 +158,16 @@ func TestConnectionsAreReused(t *testing.T) {
 	for range 200 {
 		rcv.Next(t)
 	}
-	// A transport may dial for an attempt that then gets a connection which has
-	// become free, and keep both: twice the limit is what it can come to.
+	// A transport may dial for an attempt that then uses a connection that became idle,
+	// and keep both. So there can be twice as many connections as the limit.
 	if conns.mu.Lock(); one > 8 || len(conns.from) > 8 {
 		t.Errorf("50 callbacks, one after the other, took %d connections, and 200 more %d", one, len(conns.from)-one)
 	}
 	conns.mu.Unlock()
 }
 
-// newTLSReceiver starts a receiver with TLS and HTTP/2, and returns the
-// environment in which a gateway trusts it.
+// newTLSReceiver starts a receiver with TLS and HTTP/2. It also returns the environment
+// with which a gateway trusts its certificate.
 func newTLSReceiver(t *testing.T, answer http.HandlerFunc) (url, env string) {
 	t.Helper()
 	srv := httptest.NewUnstartedServer(answer)
@@ -221,7 +221,7 @@ func TestUntrustedCertificateIsRefused(t *testing.T) {
 	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1h"), gatewaytest.ExampleSite(t))
 	got := g.Attempted(g.Task(url), 1)[0]
 	if got.State != "retry" || !strings.Contains(got.Error, "certificate signed by unknown authority") {
-		t.Errorf("it is logged as %+v", got)
+		t.Errorf("the attempt is logged as %+v", got)
 	}
 	if len(called) > 0 {
 		t.Error("the receiver was called")
@@ -246,9 +246,9 @@ func TestAnswerLimitOverHTTP2(t *testing.T) {
 	g.Env = []string{env}
 	g.Start()
 	if got := g.Attempted(g.Task(url), 1)[0]; got.StatusCode != 503 || got.State != "retry" {
-		t.Errorf("it is logged as %+v", got)
+		t.Errorf("the attempt is logged as %+v", got)
 	}
-	// The window the gateway opens is 64 KiB; the server buffers a little.
+	// The gateway's flow-control window is 64 KiB, and the server buffers a little.
 	if n := <-sent; n > 256<<10 {
 		t.Errorf("%d bytes were taken", n)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// configurationOfTheLogFilter is the one that docs/security.md has below its
-// heading, with its site on the gateway's address and in front of app.
+// configurationOfTheLogFilter returns the configuration in docs/security.md. Its site
+// gets the gateway's address and proxies to app.
 func configurationOfTheLogFilter(t *testing.T, g *gatewaytest.Gateway, app string) string {
 	t.Helper()
 	_, section, found := strings.Cut(read(t, "docs/security.md"), "\n### Keeping URLs out of Caddy's log\n")
@@ -36,7 +36,7 @@ func configurationOfTheLogFilter(t *testing.T, g *gatewaytest.Gateway, app strin
 	return text
 }
 
-// logged are the lines of a log that have a message.
+// logged returns the lines of a log with a message.
 func logged(t *testing.T, log, message string) (found []string) {
 	t.Helper()
 	for line := range strings.Lines(log) {
@@ -50,8 +50,8 @@ func logged(t *testing.T, log, message string) (found []string) {
 	return found
 }
 
-// TestDocsLogFilterHidesCallbackURLs runs the configuration of
-// docs/security.md. Without its filters both lines have the secrets.
+// TestDocsLogFilterHidesCallbackURLs uses the configuration in docs/security.md.
+// Without its filters both lines contain secrets.
 func TestDocsLogFilterHidesCallbackURLs(t *testing.T) {
 	t.Parallel()
 	const access, aborted = "handled request", "aborting with incomplete response"
@@ -90,7 +90,7 @@ func TestDocsLogFilterHidesCallbackURLs(t *testing.T) {
 					return nil
 				})
 				if !filtered && len(leaks(logged(t, g.Log.String(), message)[0])) == 0 {
-					t.Errorf("%s has nothing to hide: %s", message, logged(t, g.Log.String(), message)[0])
+					t.Errorf("the line %s has no field to filter: %s", message, logged(t, g.Log.String(), message)[0])
 				}
 			}
 			if filtered {

@@ -14,8 +14,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// newVoid starts a receiver that accepts connections to any address of this
-// machine and never reads from them. It returns its port and counts connections.
+// newVoid starts a receiver that listens on all loopback addresses and never reads. It
+// returns its port and the number of connections.
 func newVoid(t *testing.T) (port int, called *atomic.Int64) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "0.0.0.0:0")
@@ -72,7 +72,8 @@ func TestUnreadLargeResultsDoNotFillMemory(t *testing.T) {
 			for i := range holes {
 				g.Task(fmt.Sprintf("http://127.1.0.%d:%d/", 1+i, port))
 			}
-			// All of them have a large callback at once, and a healthy host gets its own.
+			// All receivers have a large callback in flight, and a healthy host still
+			// gets its callback.
 			g.Eventually("all receivers are called", func() error {
 				if n := called.Load(); n != int64(holes) {
 					return fmt.Errorf("%d of %d are", n, holes)
@@ -84,13 +85,13 @@ func TestUnreadLargeResultsDoNotFillMemory(t *testing.T) {
 				t.Errorf("the callback has %d bytes", len(got.Body))
 			}
 			after := g.Memory()
-			t.Logf("from %d MiB to %d MiB", before>>20, after>>20)
-			// The bodies alone, in memory, would be more than that.
+			t.Logf("memory grew from %d MiB to %d MiB", before>>20, after>>20)
+			// In memory, the bodies alone would be larger.
 			if after > before+gatewaytest.Growth(maxGrowth) {
-				t.Errorf("from %d MiB to %d MiB", before>>20, after>>20)
+				t.Errorf("memory grew from %d MiB to %d MiB", before>>20, after>>20)
 			}
 			if n := called.Load(); n != int64(holes) {
-				t.Errorf("%d attempts are made to %d receivers that hold theirs", n, holes)
+				t.Errorf("%d attempts to %d hanging receivers, so some were repeated", n, holes)
 			}
 		})
 	}

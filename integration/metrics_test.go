@@ -70,8 +70,8 @@ func TestMetricsSurviveReload(t *testing.T) {
 		}
 	}
 
-	// A reload makes a new registry, whose counters start at zero. The slow task
-	// belongs to the generation before.
+	// A reload creates a new registry with counters at zero. The slow task was accepted
+	// by the previous generation.
 	g.Configure(gatewaytest.Delivering("retry 1h"), site)
 	if err := g.Reload(); err != nil {
 		t.Fatal(err)
@@ -82,7 +82,7 @@ func TestMetricsSurviveReload(t *testing.T) {
 	post("/", "/d")
 	g.Metered(map[string]float64{
 		`tasks_total{route="srv0",status="COMPLETE"}`: 1,
-		`deliveries_total{outcome="delivered"}`:       2, // the slow one's is made by the new generation
+		`deliveries_total{outcome="delivered"}`:       2, // the new generation makes that of the slow task
 		`tasks{state="running"}`:                      0,
 		`tasks{state="done"}`:                         4,
 	})
@@ -177,7 +177,7 @@ func TestLogHasNoSecretQueryOrBody(t *testing.T) {
 	}
 	callAll()
 	g.Attempted("", len(targets))
-	if err := g.Reload(); err != nil { // which sets up logging anew
+	if err := g.Reload(); err != nil { // a reload replaces the loggers
 		t.Fatal(err)
 	}
 	callAll()
@@ -191,12 +191,12 @@ func TestLogHasNoSecretQueryOrBody(t *testing.T) {
 	g.Stop()
 	log := g.Log.String()
 	if !strings.Contains(log, "Unsolicited response") {
-		t.Error("net/http had no reason to quote a receiver")
+		t.Error("no net/http error quoted the receiver")
 	}
 	for _, secret := range []string{inQuery, inRequest, inResult, inAnswer, inHeader, key, strings.TrimPrefix(key, "whsec_")} {
 		for line := range strings.Lines(log) {
 			if strings.Contains(line, secret) {
-				t.Errorf("the log holds %s: %s", secret, line)
+				t.Errorf("the log contains %s: %s", secret, line)
 			}
 		}
 	}

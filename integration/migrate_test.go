@@ -15,10 +15,10 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// moving is an app and a receiver that are used before and after a migration.
+// moving has an app and a receiver that are the same before and after a migration.
 type moving struct {
 	site string
-	rcv  *gatewaytest.Receiver // of what is delivered
+	rcv  *gatewaytest.Receiver // gets the callbacks
 	shut *gatewaytest.Receiver // fails until isOpen
 	l    *gatewaytest.Ledger
 
@@ -64,14 +64,14 @@ func newMoving(t *testing.T) *moving {
 
 func (m *moving) body(url string) string { return fmt.Sprintf(`{"callback_url":%q}`, url) }
 
-// fill makes tasks in many states and kills the gateway.
+// fill creates tasks in many states and kills the gateway.
 func (m *moving) fill(t *testing.T, g *gatewaytest.Gateway) (done, big string) {
 	t.Helper()
 	done = accepted(t, g, "/q", m.body(m.rcv.URL), "Idempotency-Key", "known")
 	m.l.Accept(done)
 	<-m.begun
 	reaches(t, g, "/q", done, task.Done)
-	for range 20 { // to be retried
+	for range 20 { // these are retried
 		m.l.Accept(g.Task(m.shut.URL))
 		<-m.begun
 	}
@@ -84,7 +84,7 @@ func (m *moving) fill(t *testing.T, g *gatewaytest.Gateway) (done, big string) {
 	big = accepted(t, g, "/q", fmt.Sprintf(`{"callback_url":%q,"data":%q}`, m.rcv.URL, strings.Repeat("x", 2<<20)))
 	m.l.Accept(big)
 	waiting := make(chan struct{})
-	go func() { // a client's task, whose gateway dies
+	go func() { // the gateway is killed while this client waits
 		defer close(waiting)
 		_, _, _ = gatewaytest.Send(http.MethodPost, g.URL("/"), strings.NewReader(m.body(m.rcv.URL)),
 			"Content-Type", "application/json", "Hold", "1")
@@ -95,15 +95,15 @@ func (m *moving) fill(t *testing.T, g *gatewaytest.Gateway) (done, big string) {
 	return done, big
 }
 
-// retrying are options with one worker and many attempts.
+// retrying is options with one worker and many attempts.
 const retrying = "queue q {\nworkers 1\n}\n"
 
 func (m *moving) options(c *gatewaytest.Cluster) string {
 	return retrying + strings.Replace(c.Options(), "ports any", "ports any\n"+gatewaytest.ManyTimes, 1)
 }
 
-// migrated runs `caddy callback migrate` with the store that the gateway's
-// configuration names as the target, and returns what it wrote.
+// migrated runs `caddy callback migrate` into the store of the gateway's configuration,
+// and returns the output.
 func migrated(t *testing.T, g *gatewaytest.Gateway, from string) command {
 	t.Helper()
 	return runCaddy(t, t.TempDir(), "callback", "migrate", "--from", from, "--config", g.File, "--adapter", "caddyfile")
@@ -120,13 +120,13 @@ func TestMigrateToClusterAndBack(t *testing.T) {
 	there.wantCode(t, 0)
 	for _, want := range []string{"1 tasks done", "0 tasks that were there already", "1 idempotency keys"} {
 		if !strings.Contains(there.stdout, " "+want+"\n") {
-			t.Errorf("it does not say %q:\n%s", want, there.stdout)
+			t.Errorf("the output lacks %q:\n%s", want, there.stdout)
 		}
 	}
 	again := migratedBetween(t, "sqlite:"+g.Folder(), c.URLs())
 	again.wantCode(t, 0)
 	if !strings.Contains(again.stdout, " 0 tasks queued\n") || !strings.Contains(again.stderr, "0 copied (0 B)") {
-		t.Errorf("repeated, it says\n%s%s", again.stdout, again.stderr)
+		t.Errorf("the second migration prints\n%s%s", again.stdout, again.stderr)
 	}
 	folder := filepath.Join(t.TempDir(), "back")
 	migratedBetween(t, c.URLs(), "sqlite:"+folder).wantCode(t, 0)
@@ -134,7 +134,7 @@ func TestMigrateToClusterAndBack(t *testing.T) {
 	b := gatewaytest.Start(t, "engine sqlite "+folder+"\n"+local, m.site)
 	gatewaytest.Eventually(t, "every accepted task has its callback", m.l.Settled)
 	if doc := reaches(t, b, "/q", done, task.Done); doc.Status != task.Complete {
-		t.Errorf("the task that had ended is %+v", doc)
+		t.Errorf("the finished task is %+v", doc)
 	}
 	if id := accepted(t, b, "/q", m.body(m.rcv.URL), "Idempotency-Key", "known"); id != done {
 		t.Errorf("the key returns %s, want %s", id, done)
@@ -147,13 +147,13 @@ func TestMigrateToClusterAndBack(t *testing.T) {
 	t.Logf("%+v", m.l.Tally())
 }
 
-// migratedBetween runs `caddy callback migrate` between two stores that are named.
+// migratedBetween runs `caddy callback migrate` with --from and --to.
 func migratedBetween(t *testing.T, from, to string) command {
 	t.Helper()
 	return runCaddy(t, t.TempDir(), "callback", "migrate", "--from", from, "--to", to, "--to-replicas", "1")
 }
 
-func TestRepeatedMigrateFinishesKilledOne(t *testing.T) {
+func TestMigrateResumesAfterKill(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)
 	m := newMoving(t)
@@ -161,7 +161,7 @@ func TestRepeatedMigrateFinishesKilledOne(t *testing.T) {
 	m.fill(t, g)
 	from := "sqlite:" + g.Folder()
 	g.Configure(m.options(c), m.site)
-	// A gateway uses the cluster already.
+	// A gateway already uses the cluster.
 	other := gatewaytest.Start(t, m.options(c), m.site)
 	m.isOpen.Store(true)
 	for i := range 5 {
@@ -207,7 +207,7 @@ func TestMigrateAfterEngineChange(t *testing.T) {
 	g.Eventually("every accepted task has its callback", m.l.Settled)
 }
 
-func TestMigrateChecksItsCommandLine(t *testing.T) {
+func TestMigrateUsageErrors(t *testing.T) {
 	t.Parallel()
 	here := t.TempDir()
 	for _, c := range []struct {
@@ -224,7 +224,7 @@ func TestMigrateChecksItsCommandLine(t *testing.T) {
 		{"no folder", []string{"--from", "sqlite:/nowhere/store", "--to", "nats://127.0.0.1:1"}, 2, "--from: "},
 		{"the same folder", []string{"--from", "sqlite:" + here, "--to", "sqlite:" + here + "/"}, 2, "the same store"},
 		{"credentials of a folder", []string{"--from", "sqlite:" + here, "--from-credentials", "x", "--to", "sqlite:x"}, 2, "no credentials"},
-		{"a URL of something else", []string{"--from", "sqlite:" + here, "--to", "http://u:planted@127.0.0.1:1"}, 2, "--to: "},
+		{"a URL of another scheme", []string{"--from", "sqlite:" + here, "--to", "http://u:planted@127.0.0.1:1"}, 2, "--to: "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -236,7 +236,7 @@ func TestMigrateChecksItsCommandLine(t *testing.T) {
 	}
 }
 
-func TestRepairChecksItsCommandLine(t *testing.T) {
+func TestRepairUsageErrors(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name string

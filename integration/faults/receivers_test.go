@@ -43,7 +43,7 @@ func (p *peers) serve(kind string) func(net.Conn) {
 
 // accepting are kinds that answer 200 at once: what they do after it takes
 // nothing from that.
-var accepting = []string{"accepts and resets its body", "accepts and drips its body"}
+var accepting = []string{"responds 200 and resets the body", "responds 200 and drips the body"}
 
 func TestHostileReceiversCostBoundedTimeAndMemory(t *testing.T) {
 	t.Parallel()

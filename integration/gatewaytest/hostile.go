@@ -99,7 +99,7 @@ var Hostile = map[string]func(net.Conn){
 		Write(conn, okLine+"X-Drip: ")
 		Drip(conn, "1")
 	}),
-	"informs without end": afterCallback(func(conn net.Conn) {
+	"sends 1xx responses without end": afterCallback(func(conn net.Conn) {
 		Flood(conn, "HTTP/1.1 103 Early Hints\r\n\r\n", new(atomic.Int64))
 	}),
 	"sends 10 MB of headers": afterCallback(func(conn net.Conn) {
@@ -111,27 +111,27 @@ var Hostile = map[string]func(net.Conn){
 		}
 		Write(conn, "Content-Length: 0\r\n\r\n")
 	}),
-	"is no HTTP": afterCallback(func(conn net.Conn) { Write(conn, "SSH-2.0-OpenSSH_9.9\r\n") }),
-	"changes the protocol and says nothing": afterCallback(func(conn net.Conn) {
+	"does not speak HTTP": afterCallback(func(conn net.Conn) { Write(conn, "SSH-2.0-OpenSSH_9.9\r\n") }),
+	"switches protocols and stays silent": afterCallback(func(conn net.Conn) {
 		Write(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 		awaitHangUp(conn)
 	}),
-	"accepts and resets its body": afterCallback(func(conn net.Conn) {
+	"responds 200 and resets the body": afterCallback(func(conn net.Conn) {
 		Write(conn, okLine+"Content-Length: 100\r\n\r\nhalf")
 	}),
-	"accepts and drips its body": afterCallback(func(conn net.Conn) {
+	"responds 200 and drips the body": afterCallback(func(conn net.Conn) {
 		Write(conn, okLine+"Content-Length: 100000\r\n\r\n")
 		Drip(conn, "x")
 	}),
-	"refuses and drips its body": afterCallback(func(conn net.Conn) {
+	"responds 500 and drips the body": afterCallback(func(conn net.Conn) {
 		Write(conn, "HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n")
 		Drip(conn, "1\r\nx\r\n")
 	}),
-	"refuses with a body without end": afterCallback(func(conn net.Conn) {
+	"responds 500 with a body without end": afterCallback(func(conn net.Conn) {
 		Write(conn, "HTTP/1.1 500 No\r\n\r\n")
 		Flood(conn, strings.Repeat("x", 64<<10), new(atomic.Int64))
 	}),
-	"refuses with a gzip bomb": afterCallback(func(conn net.Conn) {
+	"responds 500 with a gzip bomb": afterCallback(func(conn net.Conn) {
 		packed := Bomb()
 		Write(conn, "HTTP/1.1 500 No\r\nContent-Encoding: gzip\r\nContent-Length: "+strconv.Itoa(len(packed))+"\r\n\r\n"+packed)
 	}),
