@@ -198,7 +198,7 @@ func (a *App) settings() engine.Settings {
 // opened now, Start goes on trying in the background, and plain requests are
 // served meanwhile. Only a store that another process has open is an error.
 func (a *App) Start() error {
-	a.warnOfLateAuthentication()
+	a.warnOfOrder()
 	if err := a.tracing.open(a); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package callback
 import (
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -10,11 +11,14 @@ import (
 	"go.uber.org/zap"
 )
 
-// warnOfLateAuthentication tells the operator of every callback handler whose
-// requests are authenticated only after it: a request that is refused there is a
-// task already, and a stranger has the gateway post to a URL of his choice. It
-// looks at the handlers, so it finds the order that runs, whatever it is written in.
-func (a *App) warnOfLateAuthentication() {
+// warnOfOrder warns of two faults that no handler can see alone. It looks at the
+// routes, so it finds the order that runs, whatever it is written in.
+//
+// A callback handler may run before authentication: a request that is refused there
+// is a task already, and a stranger has the gateway post to a URL of his choice. And
+// a route may match the requests of a queue but not the URLs of their tasks, where
+// Caddy then answers with an empty 200.
+func (a *App) warnOfOrder() {
 	app, err := a.ctx.AppIfConfigured("http")
 	if err != nil {
 		return
@@ -26,15 +30,24 @@ func (a *App) warnOfLateAuthentication() {
 			front.log.Warn("callback runs before authentication; a request that is refused there still gets its callback",
 				zap.String("server", name), zap.String("fix", "put callback behind the authentication, or write from none"))
 		}
+		for _, queue := range o.unpolled {
+			a.log.Warn("clients cannot poll the queue; its matcher does not match the URLs of its tasks",
+				zap.String("server", name), zap.String("queue", queue.Name),
+				zap.String("fix", "match the path and what is below it, such as /train and /train/*, for GET and DELETE too"))
+		}
 	}
 }
 
 // orderCheck looks for callback handlers that a request passes before it is
-// authenticated.
+// authenticated, and for queues that no poll reaches.
 type orderCheck struct {
 	named   map[string]*caddyhttp.Route
 	invoked []string
-	early   []*Handler // what it has found
+	// unmatched is how many of the routes around match no URL of a task.
+	unmatched int
+
+	early    []*Handler   // the callback handlers that it has found
+	unpolled []*TaskQueue // the queues that it has found
 }
 
 // walk goes through routes as a request would, and returns the callback handlers
@@ -48,9 +61,15 @@ func (o *orderCheck) walk(routes caddyhttp.RouteList, before []*Handler) []*Hand
 			return route.Group != "" && slices.Contains(groups[route.Group], h)
 		})
 		n := len(passed)
+		unmatched := 0
+		if matchesNoPoll(route.MatcherSets) {
+			unmatched = 1
+		}
+		o.unmatched += unmatched
 		for _, handler := range route.Handlers {
 			passed = o.handler(handler, passed)
 		}
+		o.unmatched -= unmatched
 		if route.Terminal {
 			continue
 		}
@@ -78,6 +97,9 @@ func (o *orderCheck) handler(handler caddyhttp.MiddlewareHandler, before []*Hand
 		defer func() { o.invoked = o.invoked[:len(o.invoked)-1] }()
 		return o.walk(caddyhttp.RouteList{*route}, before)
 	case *TaskQueue:
+		if o.unmatched > 0 && !slices.Contains(o.unpolled, handler) {
+			o.unpolled = append(o.unpolled, handler)
+		}
 		fronts := before
 		if !handler.NoCallback && !handler.callback.FromNone {
 			fronts = append(slices.Clip(before), handler.callback)
@@ -94,6 +116,27 @@ func (o *orderCheck) handler(handler caddyhttp.MiddlewareHandler, before []*Hand
 		}
 	}
 	return before
+}
+
+// matchesNoPoll says whether each of the sets has a matcher that refuses GET of
+// every URL below its own: the paths of a queue's tasks. It answers false of
+// matchers that it does not know.
+func matchesNoPoll(sets caddyhttp.MatcherSets) bool {
+	wildcard := func(path string) bool { return strings.Contains(path, "*") }
+	for _, set := range sets {
+		if !slices.ContainsFunc(set, func(matcher any) bool {
+			switch matcher := matcher.(type) {
+			case *caddyhttp.MatchPath:
+				return !slices.ContainsFunc(*matcher, wildcard)
+			case *caddyhttp.MatchMethod:
+				return !slices.Contains(*matcher, http.MethodGet)
+			}
+			return false
+		}) {
+			return false
+		}
+	}
+	return len(sets) > 0
 }
 
 // authenticates says whether a handler turns away requests of strangers. forward_auth

@@ -39,3 +39,34 @@ func TestCallbackBeforeAuthenticationIsLogged(t *testing.T) {
 		})
 	}
 }
+
+func TestQueueThatCannotBePolledIsLogged(t *testing.T) {
+	t.Parallel()
+	const queue = "task_queue q {\nrespond ok\n}\n"
+	const warning = "clients cannot poll the queue"
+	for name, c := range map[string]struct {
+		site string
+		want bool
+	}{
+		"a path of the queue":          {"task_queue /train q {\nrespond ok\n}", false},
+		"every request":                {queue, false},
+		"a handle with one path":       {"handle /train {\n" + queue + "}", true},
+		"a route in a handle":          {"handle /train {\nroute {\n" + queue + "}\n}", true},
+		"a handle with paths":          {"@q path /train /train/*\nhandle @q {\n" + queue + "}", false},
+		"a handle_path":                {"handle_path /train/* {\n" + queue + "}", false},
+		"a matcher with one path":      {"@q path /train\ntask_queue @q q {\nrespond ok\n}", true},
+		"a matcher with paths":         {"@q path /train /train/*\ntask_queue @q q {\nrespond ok\n}", false},
+		"POST alone":                   {"@q method POST\ntask_queue @q q {\nrespond ok\n}", true},
+		"POST, GET and DELETE":         {"@q method POST GET DELETE\ntask_queue @q q {\nrespond ok\n}", false},
+		"a matcher of a header":        {"@q header X-Queue *\ntask_queue @q q {\nrespond ok\n}", false},
+		"another handle with one path": {"handle /other {\nrespond ok\n}\nhandle {\n" + queue + "}", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := gatewaytest.Start(t, "", c.site)
+			if n := strings.Count(g.Log.String(), warning); (n == 1) != c.want || n > 1 {
+				t.Errorf("it is warned of %d times", n)
+			}
+		})
+	}
+}

@@ -430,11 +430,15 @@ func TestQueuesHostsAndSchedulesAreListedFromAShell(t *testing.T) {
 			t.Errorf("%s as JSON is %q", name, c.stdout)
 		}
 	}
+	if c := onTasks(t, g, "show", id[:3]); c.code != 1 || !strings.Contains(c.stderr, "at least 4 characters") {
+		t.Errorf("show of three characters: %d %q", c.code, c.stderr)
+	}
 	for _, test := range []struct {
 		args []string
 		want string
 	}{
 		{[]string{"show", id[:13]}, id}, // the beginning of an ID is enough
+		{[]string{"show", strings.ToUpper(id)}, id},
 		{[]string{"result", id}, `{"response":"example response"}`},
 		{[]string{"result", id, "--callback"}, "response=example+response"},
 		{[]string{"pause", "--queue", "train"}, "queue train is paused"},

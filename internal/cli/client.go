@@ -174,7 +174,11 @@ func taskPath(id string, below ...string) string {
 // withTask calls do with the full ID of a task. The user may give only its first
 // characters. do returns an [*apiError] if there is no such task.
 func (c *client) withTask(id string, do func(id string) error) error {
+	id = strings.ToLower(id) // as the gateway writes IDs
 	err := do(id)
+	if isNotFound(err) && len(id) < minPrefix {
+		return fmt.Errorf("a task is named by at least %d characters of its ID", minPrefix)
+	}
 	if !isNotFound(err) || !isPrefix(id) {
 		return err
 	}
@@ -199,5 +203,5 @@ func (c *client) withTask(id string, do func(id string) error) error {
 const minPrefix = 4
 
 func isPrefix(id string) bool {
-	return len(id) >= minPrefix && !strings.ContainsAny(id, "./\\?#% ")
+	return !strings.ContainsAny(id, "./\\?#% ")
 }
