@@ -21,6 +21,7 @@ var queueSuite = suite{"queue", []testcase{
 	{"a requeued job has used what its record says", jobRequeued},
 	{"a waiting client's task goes to a queue", takeOver},
 	{"a task that went to a queue survives a death", takeOverSurvives},
+	{"an enqueue of a lease that was interrupted is repeated", takeOverRepeated},
 	{"a full queue refuses, and its lease stays", queueFull},
 	{"queues do not see each other's jobs", queuesAreApart},
 	{"a paused queue hands out nothing, across restarts", queuePaused},
@@ -160,45 +161,6 @@ func jobRequeued(f *fixture) {
 	if b := f.body(rec.ID, engine.RequestBody); string(b) != "request of "+rec.ID {
 		f.Errorf("the request is %q", b)
 	}
-}
-
-// handOver turns a claimed task into a queue's.
-func (f *fixture) handOver(rec *task.Record, l engine.Lease, opts engine.EnqueueOptions) (*task.Record, string, bool, error) {
-	q := f.queued("q")
-	body := "request of " + rec.ID
-	q.ID, q.CreatedAt, q.Request.Size = rec.ID, rec.CreatedAt, int64(len(body))
-	got, created, err := l.Enqueue(f.ctx, q, strings.NewReader(body), opts)
-	return q, got, created, err
-}
-
-func takeOver(f *fixture) {
-	rec, l := f.claim()
-	c := f.get(rec.ID).Version
-	q, id, created, err := f.handOver(rec, l, engine.EnqueueOptions{})
-	f.must(err)
-	if id != rec.ID || !created {
-		f.Fatalf("enqueued as %q, created: %v", id, created)
-	}
-	got := f.in(rec.ID, task.Queued)
-	f.sameIn(got, q, task.Queued)
-	if got.Version == c {
-		f.Error("the version did not change")
-	}
-	j := f.next("q", 3)
-	if b := f.body(rec.ID, engine.RequestBody); j.Record.ID != rec.ID || string(b) != "request of "+rec.ID {
-		f.Errorf("the job is %s with the request %q", j.Record.ID, b)
-	}
-	f.settle(j.Record, j.Lease)
-	f.take(host, 1)
-}
-
-func takeOverSurvives(f *fixture) {
-	rec, l := f.claim()
-	q, _, _, err := f.handOver(rec, l, engine.EnqueueOptions{})
-	f.must(err)
-	f.die()
-	f.sameIn(f.in(rec.ID, task.Queued), q, task.Queued)
-	f.next("q", 3)
 }
 
 func queueFull(f *fixture) {

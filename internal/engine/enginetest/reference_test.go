@@ -192,6 +192,9 @@ func (s *memStore) sweep() {
 		case st == task.Delivering && t.holder == nil && time.Since(t.since) > window && s.fault != "no window":
 			t.rec.NextAttemptAt = time.Time{}
 			s.move(t, task.Dead)
+			if s.set.GaveUp != nil {
+				s.set.GaveUp(clone(t.rec))
+			}
 		case st == task.Done, st == task.Dead:
 			ended[st] = append(ended[st], t)
 		}

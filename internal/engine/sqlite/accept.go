@@ -158,7 +158,7 @@ func (s *store) enqueue(ctx context.Context, l *lease, rec *task.Record, r io.Re
 		s.bodies.remove(files(body))
 		return "", false, err
 	}
-	e := &entry{rec: rec, doc: doc, body: body, opts: opts, digest: digest, lease: l, room: room}
+	e := &entry{rec: copyOf(rec), doc: doc, body: body, opts: opts, digest: digest, lease: l, room: room}
 	apply := func(t *tx) error { return t.enqueue(e) }
 	if l == nil {
 		err = s.update(ctx, apply)
@@ -168,13 +168,19 @@ func (s *store) enqueue(ctx context.Context, l *lease, rec *task.Record, r io.Re
 	if errors.Is(err, engine.ErrUnavailable) || ctx.Err() != nil && err != nil {
 		return "", false, err // it may be stored yet
 	}
-	if err != nil || !e.created {
+	stored := e
+	if l != nil && err == nil {
+		s.mu.Lock()
+		stored = l.queued // by this call, or by an earlier one that was interrupted
+		s.mu.Unlock()
+	}
+	if err != nil || stored != e || !e.created {
 		s.bodies.remove(files(body))
 	}
 	if err != nil && !errors.Is(err, engine.ErrKeyReused) {
 		return "", false, err
 	}
-	return e.id, e.created, err
+	return stored.id, stored.created, err
 }
 
 // takeBody reads a request's body.
@@ -223,6 +229,7 @@ func (t *tx) enqueue(e *entry) error {
 	if known, err := t.known(e); err != nil || known != "" {
 		e.id = known
 		if err == nil && e.lease != nil {
+			t.after(func() { e.lease.queued = e })
 			return t.withdraw(e.lease)
 		}
 		return err
@@ -264,7 +271,12 @@ func (t *tx) enqueue(e *entry) error {
 		}
 	}
 	e.id, e.created = e.rec.ID, true
-	t.after(func() { q.ready(1) })
+	t.after(func() {
+		q.ready(1)
+		if e.lease != nil {
+			e.lease.queued = e
+		}
+	})
 	return nil
 }
 

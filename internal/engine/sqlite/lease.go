@@ -25,6 +25,7 @@ type lease struct {
 	// Guarded by store.mu.
 	lost   bool
 	onLost func()
+	queued *entry // what Enqueue has stored
 }
 
 // check returns ErrLost if the lease is over.
