@@ -145,7 +145,7 @@ func (b *bodies) spool(head []byte, rest io.Reader) (*body, error) {
 		err = b.disk.rename(f.Name(), filepath.Join(b.folder, name))
 	}
 	if err == nil {
-		err = b.disk.syncFolder(b.folder)
+		err = syncNames(b.disk, b.folder)
 	}
 	if err != nil {
 		_ = b.disk.remove(f.Name()) // an orphan is removed at the next start

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -49,6 +50,39 @@ func TestFolderIsForItsOwnerAlone(t *testing.T) {
 		if got := info.Mode().Perm(); got != want {
 			t.Errorf("%q has mode %o, not %o", name, got, want)
 		}
+	}
+}
+
+// unsyncedDisk is a disk that does not sync folders.
+type unsyncedDisk struct {
+	systemDisk
+	err error
+}
+
+func (d unsyncedDisk) syncFolder(string) error { return d.err }
+
+func TestFoldersThatCannotBeSynced(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		err  error
+		want error
+	}{
+		{&os.PathError{Op: "sync", Err: syscall.EINVAL}, nil},
+		{&os.PathError{Op: "sync", Err: syscall.ENOTSUP}, nil},
+		{&os.PathError{Op: "open", Err: syscall.EACCES}, nil},
+		{&os.PathError{Op: "sync", Err: syscall.EIO}, engine.ErrUnavailable},
+	} {
+		t.Run(tt.err.Error(), func(t *testing.T) {
+			t.Parallel()
+			s, err := open(t.Context(), Config{Folder: filepath.Join(t.TempDir(), "a", "b"), disk: unsyncedDisk{err: tt.err}})
+			if !errors.Is(err, tt.want) {
+				t.Fatalf("opening returns %v, not %v", err, tt.want)
+			}
+			if err == nil {
+				settled(t, s, newTask("a.test:443"), strings.Repeat("x", maxInline+1))
+				closeTest(t, s)
+			}
+		})
 	}
 }
 
