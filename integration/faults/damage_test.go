@@ -27,15 +27,15 @@ var damages = map[string]struct {
 	change func(data []byte) []byte
 	// loses is what may be lost: "the log", "a body" or "anything".
 	loses string
-	// silent is set if nothing can be said of it: a log that ends early looks as
-	// after any other crash.
+	// silent is set if the damage is not reported: a log that ends early looks as
+	// after any crash.
 	silent bool
 }{
 	"database, flipped":       {"callback.db", flip(5), "anything", false},
 	"database, truncated":     {"callback.db", halve, "anything", false},
 	"database, a page zeroed": {"callback.db", zeroPage, "anything", false},
 	"database, header lost":   {"callback.db", func(data []byte) []byte { clear(data[:100]); return data }, "anything", false},
-	"log, flipped":            {"callback.db-wal", flip(5), "the log", true},
+	"log, flipped":            {"callback.db-wal", flip(5), "the log", false},
 	"log, truncated":          {"callback.db-wal", halve, "the log", true},
 	"body, flipped":           {"bodies/*", flip(1), "a body", false},
 	"body, truncated":         {"bodies/*", halve, "a body", false},
