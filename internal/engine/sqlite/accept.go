@@ -230,7 +230,7 @@ func (t *tx) enqueue(e *entry) error {
 		e.id = known
 		if err == nil && e.lease != nil {
 			t.after(func() { e.lease.queued = e })
-			return t.withdraw(e.lease)
+			return t.removeClaimed(e.lease)
 		}
 		return err
 	}
@@ -257,7 +257,7 @@ func (t *tx) enqueue(e *entry) error {
 		p := place{state: queued}
 		_, err = t.insert(e.rec, e.doc, &p, at, t.now, e.body, nil)
 	} else {
-		err = t.hand(e.lease, e, at)
+		err = t.toQueue(e.lease, e, at)
 	}
 	if err != nil {
 		return err

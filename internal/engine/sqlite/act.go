@@ -24,7 +24,7 @@ func (s *store) Act(ctx context.Context, id string, a engine.Action) error {
 			if r.place.state != delivering {
 				return ended(r)
 			}
-			return t.bury(r)
+			return t.giveUpOne(r)
 		case engine.Redeliver:
 			return t.redeliver(r, a)
 		case engine.Delete:

@@ -31,13 +31,13 @@ type bodies struct {
 	disk   disk
 	log    *zap.Logger
 
-	mu      sync.Mutex
-	bytes   int64            // of all files
-	sizes   map[string]int64 // by name
-	reading map[string]int   // how many stream a file
-	doomed  map[string]bool  // to be removed once nothing streams them
-	refused []refused        // of commits that failed
-	retired []string         // of rows whose removal was not synced yet
+	mu       sync.Mutex
+	bytes    int64            // of all files
+	sizes    map[string]int64 // by name
+	reading  map[string]int   // how many stream a file
+	doomed   map[string]bool  // to be removed once nothing streams them
+	refused  []refused        // of commits that failed
+	unsynced []string         // of rows whose removal was not synced yet
 }
 
 // refused is a file whose row was not committed. A commit that failed may be found
@@ -197,28 +197,28 @@ func (b *bodies) removeRefused() {
 	b.remove(names)
 }
 
-// retire removes files of rows that a commit has removed. If the log is synced now
-// and then only, a power failure may bring the rows back; then the files wait for
-// the next sync.
-func (s *store) retire(names []string) {
+// removeSynced removes the files of rows that a commit has removed. If the log is synced
+// at an interval, a power failure may bring the rows back; then the files stay until the
+// next sync.
+func (s *store) removeSynced(names []string) {
 	if s.cfg.Sync <= 0 || s.cfg.skips == skipRetire {
 		s.bodies.remove(names)
 		return
 	}
 	s.bodies.mu.Lock()
-	s.bodies.retired = append(s.bodies.retired, names...)
+	s.bodies.unsynced = append(s.bodies.unsynced, names...)
 	s.bodies.mu.Unlock()
 }
 
 // syncLog makes what was committed durable and removes files that waited for it.
 func (s *store) syncLog() error {
 	s.bodies.mu.Lock()
-	names := s.bodies.retired
-	s.bodies.retired = nil
+	names := s.bodies.unsynced
+	s.bodies.unsynced = nil
 	s.bodies.mu.Unlock()
 	if err := s.fs.syncLog(); err != nil {
 		s.bodies.mu.Lock()
-		s.bodies.retired = append(s.bodies.retired, names...)
+		s.bodies.unsynced = append(s.bodies.unsynced, names...)
 		s.bodies.mu.Unlock()
 		return err
 	}

@@ -20,10 +20,10 @@ func (c *clock) step() time.Duration {
 	return c.seen.Round(0).Sub(before.Round(0)) - c.seen.Sub(before) // on the wall, less what passed
 }
 
-// minStep is the smallest step that counts. Less is waited for.
+// minStep is the smallest step that counts. A smaller one only delays what is due.
 const minStep = time.Second
 
-// clockSet looks again at what is due, by the clock that was set.
+// clockSet finds what is due again after the clock was set.
 func (s *store) clockSet(step time.Duration) {
 	s.log.Warn("clock was set", zap.Duration("by", step))
 	if step < 0 {
@@ -40,8 +40,8 @@ func (s *store) clockSet(step time.Duration) {
 	s.wakeDue()
 }
 
-// redate makes due what was due at once by a clock that was set back since: jobs that
-// wait for no time of their own, and first deliveries.
+// redate makes jobs without a start time and first deliveries due that were stored
+// before the clock was set back.
 func (t *tx) redate() error {
 	err := t.exec("UPDATE task SET at = ?1 WHERE seq > ?1 AND state = 0 AND at <= since", t.now)
 	if err != nil {

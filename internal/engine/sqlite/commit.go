@@ -68,9 +68,17 @@ func (s *store) submit(ctx context.Context, o *op) error {
 	if err := s.begin(ctx, o); err != nil {
 		return err
 	}
+	if err := o.wait(ctx); err != nil {
+		return err
+	}
+	return o.err
+}
+
+// wait waits until the operation has its outcome.
+func (o *op) wait(ctx context.Context) error {
 	select {
 	case <-o.done:
-		return o.err
+		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
 	}
@@ -83,7 +91,7 @@ func (s *store) begin(ctx context.Context, o *op) error {
 	s.batchMu.Lock()
 	if s.closing {
 		s.batchMu.Unlock()
-		return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+		return errClosed
 	}
 	if s.batch == nil {
 		s.batch = &batch{done: make(chan struct{})}
@@ -180,7 +188,7 @@ func (s *store) finish(t *tx, ops []*op, err error) {
 	s.mu.Lock()
 	t.publish()
 	s.mu.Unlock()
-	s.retire(t.unneeded)
+	s.removeSynced(t.unneeded)
 }
 
 // transact applies operations in one transaction. After an error nothing of them
@@ -231,7 +239,7 @@ func (s *store) rollback(t *tx) {
 			s.log.Error("rolling back failed", zap.Error(err))
 		}
 	}
-	t.forget()
+	t.undo()
 }
 
 // overwriteInterval is how often it is tried to overwrite a commit that failed.
@@ -267,7 +275,7 @@ func (s *store) overwrite() error {
 	return err
 }
 
-// isEnvironment tells errors of the disk from those of a statement.
+// isEnvironment says whether an error is the disk's rather than a statement's.
 func isEnvironment(err error) bool {
 	code, ok := codeOf(err)
 	if !ok {

@@ -18,7 +18,7 @@ import (
 const never = math.MaxInt64
 
 const (
-	// maxFresh is how many first deliveries are handed over in memory, and
+	// maxFresh is how many first deliveries are kept in memory, and
 	// maxFreshResult the largest result that is kept with them: 24 MiB at most. The
 	// others wait in the table.
 	maxFresh       = 2048
@@ -80,7 +80,7 @@ func (s *store) Take(ctx context.Context, name string, n int) (taken []engine.De
 	}
 	s.mu.Unlock()
 	err = s.withTaker(ctx, func(c *conn) error {
-		// What is in flight is known in memory alone: nothing may change there.
+		// Only memory has what is in flight: nothing may change there meanwhile.
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		h := s.hostNames[name]
@@ -105,7 +105,7 @@ func (s *store) withTaker(ctx context.Context, f func(*conn) error) error {
 	s.takeMu.Lock()
 	defer s.takeMu.Unlock()
 	if s.isClosing() {
-		return engine.ErrUnavailable
+		return errClosed
 	}
 	return s.explain(f(s.taker))
 }
@@ -250,7 +250,7 @@ func (t *tx) endDelivery(d *delivery, state int, at int64, doc []byte, drop bool
 	}
 	t.move(d.rec.ID, d.place, to)
 	t.after(func() {
-		t.s.land(d.seq)
+		t.s.endFlight(d.seq)
 		if state == delivering {
 			t.s.dueAt(d.place.host, at)
 		}
@@ -267,8 +267,8 @@ func (t *tx) dropResult(seq int64, p *place, size int64) error {
 	return t.exec("UPDATE task SET result = NULL WHERE seq = ?", seq)
 }
 
-// land forgets that a delivery is in flight. store.mu is held.
-func (s *store) land(seq int64) {
+// endFlight removes a delivery from those in flight. store.mu is held.
+func (s *store) endFlight(seq int64) {
 	d := s.inFlight[seq]
 	if d == nil {
 		return
@@ -296,7 +296,7 @@ func (d *delivery) Release(ctx context.Context) error {
 		return engine.ErrLost
 	}
 	h := s.hosts[d.place.host]
-	s.land(d.seq)
+	s.endFlight(d.seq)
 	h.reported = false
 	if d.place.held {
 		s.addFresh(h, d.owed)

@@ -2,17 +2,16 @@ package sqlite
 
 import (
 	"context"
-	"fmt"
 	"sync"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// fence runs the steps of a lease or a delivery, one at a time. If a step was not
-// heard of, the next one learns first what became of it.
+// fence runs the steps of a lease or a delivery, one at a time. If a step was
+// interrupted, the next one waits for its outcome first.
 type fence struct {
 	mu      sync.Mutex
-	pending *op // whose outcome the caller does not know
+	pending *op // the step whose outcome the caller does not know
 	kind    string
 }
 
@@ -21,14 +20,11 @@ func (f *fence) learn(ctx context.Context) error {
 	if f.pending == nil {
 		return nil
 	}
-	select {
-	case <-f.pending.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
-	}
+	return f.pending.wait(ctx)
 }
 
+// step runs a step. If the step before was interrupted, was of the same kind and was
+// stored, nothing is done again.
 func (f *fence) step(ctx context.Context, s *store, kind string, apply func(*tx) error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -22,7 +22,7 @@ type host struct {
 	fresh    []*owed // its first deliveries in memory, the oldest first
 	held     int64   // all first deliveries in memory, with those in flight
 	inFlight int64
-	reported bool // DueHosts has reported it, and Take has not come to its end since
+	reported bool // DueHosts has reported it, and no Take has returned fewer than asked for since
 	ready    bool // it is in store.ready
 	users    int  // transactions that have a pointer to it
 }
@@ -92,7 +92,7 @@ func (s *store) dueNow(h *host) {
 	s.wakeDue()
 }
 
-// dueAt notes that a host has something in the table that is due at a time.
+// dueAt records that the table has a delivery of a host that is due at a time.
 // store.mu is held.
 func (s *store) dueAt(id, at int64) {
 	h := s.hosts[id]
@@ -169,7 +169,7 @@ func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, erro
 			return nil, ctx.Err()
 		case <-s.stop:
 			timer.Stop()
-			return nil, fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+			return nil, errClosed
 		}
 		timer.Stop()
 	}

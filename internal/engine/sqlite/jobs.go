@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -94,7 +93,7 @@ func (j *jobSource) next(ctx context.Context, q *queue, limit, maxStarts int) ([
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-j.s.stop:
-		return nil, fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+		return nil, errClosed
 	}
 	return nil, nil
 }

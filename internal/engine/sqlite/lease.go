@@ -37,11 +37,10 @@ func (l *lease) check(t *tx) error {
 	return err
 }
 
-// endLease forgets the lease of a task that its holder has ended. store.mu is held.
+// endLease removes the lease of a task that its holder has ended. store.mu is held.
 func (s *store) endLease(seq int64) { delete(s.leases, seq) }
 
-// loseLease tells the holder of a task that somebody else has decided. store.mu is
-// held.
+// loseLease ends the lease of a task that was canceled. store.mu is held.
 func (s *store) loseLease(seq int64) {
 	l := s.leases[seq]
 	if l == nil {
@@ -271,8 +270,8 @@ func (l *lease) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, o
 	return l.s.enqueue(ctx, l, rec, body, opts)
 }
 
-// hand turns a waiting client's task into a queue's.
-func (t *tx) hand(l *lease, e *entry, at int64) error {
+// toQueue turns a waiting client's task into a queue's.
+func (t *tx) toQueue(l *lease, e *entry, at int64) error {
 	q, err := t.queue(e.rec.Queue)
 	if err != nil {
 		return err
@@ -300,8 +299,8 @@ func (t *tx) hand(l *lease, e *entry, at int64) error {
 	return err
 }
 
-// withdraw removes a waiting client's task.
-func (t *tx) withdraw(l *lease) error {
+// removeClaimed removes a waiting client's task.
+func (t *tx) removeClaimed(l *lease) error {
 	if err := t.remove(l.seq, l.id, l.place, false); err != nil {
 		return err
 	}
@@ -328,7 +327,7 @@ func (l *lease) Release(ctx context.Context) error {
 			if err := l.check(t); err != nil {
 				return err
 			}
-			return t.withdraw(l)
+			return t.removeClaimed(l)
 		}
 		err := t.exec(`UPDATE task SET state = 0, version = version + 1, starts = max(0, starts - 1), max_starts = NULL,
 			holder = NULL, since = ? WHERE seq = ? AND version = ? AND state = 1`, t.now, l.seq, l.version)
@@ -344,7 +343,7 @@ func (l *lease) Release(ctx context.Context) error {
 	})
 }
 
-// abandon releases a lease whose caller does not know of it.
+// abandon releases a lease that was never returned to its caller.
 func (l *lease) abandon() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

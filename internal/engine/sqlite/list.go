@@ -20,7 +20,7 @@ const scanTime = 20 * time.Millisecond
 
 func cursorAt(seq int64) engine.Cursor { return engine.Cursor(strconv.FormatInt(seq, 36)) }
 
-// parseCursor returns the task after which a list goes on.
+// parseCursor returns the task after which a list continues.
 func parseCursor(c engine.Cursor) (int64, error) {
 	if c == "" {
 		return math.MaxInt64, nil
@@ -175,7 +175,7 @@ func (l *lister) resolve() (ok bool, err error) {
 // fewTasks is how many tasks of a state are few enough to look at all of them.
 const fewTasks = 1000
 
-// streams returns what is to be looked at: the smallest index that has all that
+// streams returns what is to be read: the smallest index that has all that
 // can match.
 func (l *lister) streams(before int64) (streams []*stream, err error) {
 	after := int64(0)

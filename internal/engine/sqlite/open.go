@@ -76,6 +76,9 @@ const (
 	readers        = 4
 )
 
+// errClosed is returned by all methods after Close.
+var errClosed = fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+
 // processHolder is the ID under which this process holds leases. It is random, as
 // process IDs are used again.
 var processHolder = sync.OnceValue(func() int64 {
@@ -111,7 +114,7 @@ type store struct {
 	logPages int
 	stale    bool // a commit failed and was not overwritten yet
 	measured time.Time
-	// trimmedHosts is the host.id up to which hosts have been looked at.
+	// trimmedHosts is the host.id up to which trimHosts has read the table.
 	trimmedHosts int64
 
 	mu         sync.Mutex // guards what commits change
@@ -281,8 +284,8 @@ func (s *store) Ready() error {
 	return s.room.check(0)
 }
 
-// usableForNew returns why no new task is accepted, whatever the room is. That the
-// last commit failed is no reason: the next one tells whether it still does.
+// usableForNew returns why no new task is accepted, apart from the room. A failed commit
+// is not a reason: the next one may succeed.
 func (s *store) usableForNew() error {
 	if err := s.trouble.Load(); err != nil {
 		return *err
@@ -291,7 +294,7 @@ func (s *store) usableForNew() error {
 		return *err
 	}
 	if s.isClosing() {
-		return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+		return errClosed
 	}
 	return nil
 }

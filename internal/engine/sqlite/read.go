@@ -3,11 +3,8 @@ package sqlite
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/ncruces/go-sqlite3"
-
-	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
 // usable returns the error of a context that has ended, or of a store that is
@@ -17,7 +14,7 @@ func (s *store) usable(ctx context.Context) error {
 		return err
 	}
 	if s.isClosing() {
-		return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+		return errClosed
 	}
 	return nil
 }
@@ -69,7 +66,7 @@ func (s *store) readOnce(ctx context.Context, f func(*conn) error) (err error) {
 	case c = <-s.pool:
 	default:
 		if pool.Err() != nil {
-			return fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+			return errClosed
 		}
 		if c, err = s.openReader(); err != nil {
 			return err

@@ -62,7 +62,7 @@ func (s *store) recover(ctx context.Context) error {
 		s.mu.Lock()
 		t.publish()
 		s.mu.Unlock()
-		s.retire(t.unneeded)
+		s.removeSynced(t.unneeded)
 		for _, r := range rows {
 			if r.place.state == running {
 				leases++
@@ -75,7 +75,8 @@ func (s *store) recover(ctx context.Context) error {
 	return nil
 }
 
-// expire ends what the holder of a task had of it. The holder died.
+// expire ends the lease of a task whose holder died, and makes a first delivery that was
+// in memory due.
 func (t *tx) expire(r *row) error {
 	to := r.place
 	to.held = false

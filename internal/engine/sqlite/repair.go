@@ -63,7 +63,7 @@ func Repair(ctx context.Context, folder string, out io.Writer) (err error) {
 	if err := os.Rename(filepath.Join(rebuilt, databaseName), filepath.Join(folder, databaseName)); err != nil {
 		return fmt.Errorf("putting the new database in its place: %w", err)
 	}
-	if err := syncFolder(folder); err != nil {
+	if err := syncNames(systemDisk{}, folder); err != nil {
 		return fmt.Errorf("putting the new database in its place: %w", err)
 	}
 	_, err = fmt.Fprintf(out, "%d tasks saved, %d of them from pages with a wrong checksum, %d without a body\n"+
@@ -106,7 +106,7 @@ func (r *repair) run(ctx context.Context, file string) (err error) {
 	}
 	if _, _, err := r.strict.number(countTables); err != nil {
 		_ = errors.Join(r.strict.close(), r.lax.close())
-		if err := restoreSchema(ctx, file); err != nil {
+		if err := restoreSchema(ctx, r.to, file); err != nil {
 			return err
 		}
 		if err := r.open(file, files.name); err != nil {
@@ -185,8 +185,8 @@ func (r *repair) highest() int64 {
 	return maxSeq
 }
 
-// next returns the first row from seq on that can be read. Where nothing can be read it looks ahead in growing steps, and then
-// back for the first one.
+// next returns the first row from seq on that can be read. Where nothing can be read
+// it looks ahead in growing steps, and then back for the first one.
 func (r *repair) next(seq, last int64) (int64, bool) {
 	bad, step := seq-1, int64(1)
 	for at := seq; at <= last; at, step = at+step, step*2 {

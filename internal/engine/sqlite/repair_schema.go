@@ -3,34 +3,30 @@ package sqlite
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/ncruces/go-sqlite3"
 )
 
-// restoreSchema writes the pages that describe the tables anew. They are the same
-// in all stores of a version, and none of the others can be read without them.
-func restoreSchema(ctx context.Context, file string) error {
-	folder := filepath.Join(filepath.Dir(file), "schema")
-	s, err := open(ctx, Config{Folder: folder, holder: 1})
-	if err != nil {
-		return err
-	}
+// restoreSchema copies the pages that describe the tables from a new store. They are the
+// same in all stores of a version, and no other page can be read without them.
+func restoreSchema(ctx context.Context, from *store, file string) error {
 	roots := map[int64]bool{}
-	err = s.read(ctx, func(c *conn) error {
+	err := from.submit(ctx, &op{read: func(c *conn) error {
+		if _, _, err := c.WALCheckpoint("main", sqlite3.CHECKPOINT_FULL); err != nil {
+			return err
+		}
 		return c.query("SELECT rootpage FROM sqlite_schema", nil, func(stmt *sqlite3.Stmt) bool {
 			roots[stmt.ColumnInt64(0)] = true
 			return true
 		})
-	})
-	if err = errors.Join(err, s.Close(ctx)); err != nil {
+	}})
+	if err != nil {
 		return err
 	}
-	pristine, err := os.ReadFile(s.file)
+	pristine, err := os.ReadFile(from.file)
 	if err != nil {
 		return err
 	}
@@ -43,7 +39,7 @@ func restoreSchema(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	// Only the size differs on the first page. Pages that were free are not looked for.
+	// Of the first page only the size differs. The list of free pages is not restored.
 	binary.BigEndian.PutUint32(pristine[28:], uint32(info.Size()/pageSize))
 	checksum(pristine[:pageSize])
 	last := slices.Max(slices.Collect(maps.Keys(roots)))

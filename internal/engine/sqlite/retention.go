@@ -17,13 +17,13 @@ import (
 const (
 	// trimBatch is how many tasks are removed in one commit; others wait for it.
 	trimBatch = 200
-	// maxTrimInterval is how often it is looked for what has expired.
+	// maxTrimInterval is the longest time between two searches for expired tasks.
 	maxTrimInterval = 10 * time.Second
 
 	defaultDeliveryWindow = 30 * 24 * time.Hour
 )
 
-// limits returns the settings, with what stands for no limit.
+// limits returns the settings, with large values in the place of no limit.
 func (s *store) limits() engine.Settings {
 	s.mu.Lock()
 	l := s.settings
@@ -176,35 +176,35 @@ func (t *tx) giveUp(before time.Time, gaveUp func(*task.Record)) (int, error) {
 		if busy {
 			continue // its attempt ends by itself
 		}
-		if err := t.bury(r); err != nil {
+		if err := t.giveUpOne(r); err != nil {
 			return 0, err
 		}
 		n++
 		if gaveUp == nil {
 			continue
 		}
-		buried := *r
-		buried.place.state, buried.version = dead, r.version+1
-		if rec, err := buried.record(); err == nil { // nothing is known of a damaged one
+		given := *r
+		given.place.state, given.version = dead, r.version+1
+		if rec, err := given.record(); err == nil { // a damaged record has nothing to pass on
 			t.after(func() { gaveUp(rec) })
 		}
 	}
 	return n, nil
 }
 
-// bury makes a dead letter of a callback.
-func (t *tx) bury(r *row) error {
+// giveUpOne makes a dead letter of a callback.
+func (t *tx) giveUpOne(r *row) error {
 	to := r.place
 	to.state, to.held = dead, false
 	t.move(r.id, r.place, to)
 	t.after(func() {
-		t.s.land(r.seq)
+		t.s.endFlight(r.seq)
 		t.s.dropFresh(r.place, r.seq)
 	})
 	return t.exec("UPDATE task SET state = 4, version = version + 1, holder = NULL, at = NULL, since = ? WHERE seq = ?", t.now, r.seq)
 }
 
-// trimDomains forgets domains without tasks.
+// trimDomains removes domains without tasks.
 func (t *tx) trimDomains() (int, error) {
 	clear(t.s.domains)
 	// A domain that was added in this transaction has no bytes until then.
@@ -214,11 +214,11 @@ func (t *tx) trimDomains() (int, error) {
 	return t.trimRows("DELETE FROM domain WHERE id IN (SELECT id FROM domain WHERE bytes <= ? LIMIT ?)", 0)
 }
 
-// trimHostsBatch is how many hosts are looked at in one commit.
+// trimHostsBatch is how many hosts are checked in one commit.
 const trimHostsBatch = 2000
 
-// trimHosts forgets hosts that have no tasks and did not answer since a time. It
-// goes on where it stopped before: there may be a million.
+// trimHosts removes hosts that have no tasks and have not answered since a time. It
+// continues where it stopped before: there may be a million.
 func (t *tx) trimHosts(before time.Time) (int, error) {
 	from := t.s.trimmedHosts
 	last, more, err := t.number("SELECT max(id) FROM (SELECT id FROM host WHERE id > ? ORDER BY id LIMIT ?)", from, trimHostsBatch)

@@ -9,41 +9,37 @@ import (
 	"github.com/ncruces/go-sqlite3/vfs"
 )
 
-// rewrites makes an fsync after one that failed mean what it says. The kernel takes
-// pages for written after an error: the next fsync succeeds and does not write them,
-// while reads return them until they are evicted. SQLite goes on from what it reads.
-// Thus what was written since the last fsync that succeeded is written again.
+// rewrites makes an fsync after a failed one reliable. After an error the kernel marks
+// pages as clean: the next fsync succeeds without writing them, while reads return them
+// until they are evicted. SQLite continues with what it reads. So the file writes again
+// what was written since the last fsync that succeeded.
 type rewrites struct {
 	syncing sync.Mutex // held by an fsync
 
 	mu      sync.Mutex     // held while the file is written
 	blocks  map[int64]bool // written since the last fsync that succeeded, by offset/rewriteBlock
-	last    int64          // of blocks, plus one: most writes go to the same
 	suspect bool           // an fsync failed
 }
 
 // rewriteBlock is the granularity of what is written again.
 const rewriteBlock = 64 << 10
 
-// note notes a write. r.mu is held.
-func (r *rewrites) note(off, n int64) {
+// written records a write. r.mu is held.
+func (r *rewrites) written(off, n int64) {
 	for b := off / rewriteBlock; b <= (off+n-1)/rewriteBlock; b++ {
-		if r.last == b+1 {
-			continue
-		}
 		if r.blocks == nil {
 			r.blocks = map[int64]bool{}
 		}
-		r.blocks[b], r.last = true, b+1
+		r.blocks[b] = true
 	}
 }
 
-// distrust notes that an fsync of the first size bytes may have failed.
+// distrust records that an fsync of the first size bytes may have failed.
 func (r *rewrites) distrust(size int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if size > 0 {
-		r.note(0, size)
+		r.written(0, size)
 		r.suspect = true
 	}
 }
@@ -56,7 +52,7 @@ func (r *rewrites) sync(f vfs.File, flags vfs.SyncFlag) error {
 	if r.suspect {
 		err = again(f, blocks)
 	}
-	r.blocks, r.last = nil, 0
+	r.blocks = map[int64]bool{}
 	r.mu.Unlock()
 	if err == nil {
 		err = f.Sync(flags)
@@ -65,9 +61,6 @@ func (r *rewrites) sync(f vfs.File, flags vfs.SyncFlag) error {
 	defer r.mu.Unlock()
 	r.suspect = err != nil
 	if err != nil {
-		if r.blocks == nil {
-			r.blocks = map[int64]bool{}
-		}
 		maps.Copy(r.blocks, blocks)
 	}
 	return err

@@ -59,7 +59,7 @@ func (r *room) left() (left, reserve int64) {
 	return r.free + min(r.spare, reserve/2), reserve
 }
 
-// suspect notes that the disk is full before it is measured again.
+// suspect treats the disk as full until it is measured again.
 func (r *room) suspect() {
 	r.mu.Lock()
 	r.free = 0
@@ -82,7 +82,7 @@ func (s *store) measure() {
 	s.measured = now
 	pages, _, err := s.writer.number("PRAGMA page_count")
 	if err != nil {
-		return // the next commit tells
+		return // the next commit reports it
 	}
 	free, _, err := s.writer.number("PRAGMA freelist_count")
 	if err != nil {
@@ -108,7 +108,7 @@ func (s *store) measureDisk() {
 	}
 	free, err := s.cfg.free(s.cfg.Folder)
 	if err != nil {
-		free = 1 << 62 // a write will tell
+		free = 1 << 62 // a write will fail
 	}
 	bodies := s.bodies.used()
 	s.room.mu.Lock()
@@ -201,7 +201,7 @@ func (s *store) present() error {
 		}
 		info, err := os.Stat(name)
 		if err == nil && os.SameFile(info, s.files[i]) || err != nil && !errors.Is(err, fs.ErrNotExist) {
-			continue // what a disk does that returns errors is found out by writing
+			continue // a disk that returns errors fails the next write
 		}
 		gone := fmt.Errorf("%w: %s was moved or deleted while it was open", engine.ErrUnavailable, name)
 		if s.away.Swap(&gone) == nil {
@@ -215,7 +215,7 @@ func (s *store) present() error {
 	return nil
 }
 
-// watch looks after what can happen to the files from outside.
+// watch checks the files and the clock every second, and syncs the log at the interval.
 func (s *store) watch() {
 	check := time.NewTicker(time.Second)
 	defer check.Stop()

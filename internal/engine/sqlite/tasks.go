@@ -41,7 +41,7 @@ func (s *store) Wait(ctx context.Context, id string, since uint64) (*task.Record
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-s.stop:
-			return nil, fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
+			return nil, errClosed
 		}
 	}
 }

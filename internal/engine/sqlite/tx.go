@@ -47,7 +47,7 @@ type tx struct {
 	waiting    map[int64]int64 // change of the number of deliveries in the table, by host
 	domains    map[int64]int64 // change of the bytes, by domain
 	fresh      int             // first deliveries that will be in memory
-	unneeded   []string        // files of bodies whose last reference goes
+	unneeded   []string        // files of bodies whose row is removed
 	stored     []string        // files of bodies that are referred to if it commits
 	hosts      []*host         // used in it
 	newHosts   []*host         // created in it
@@ -179,8 +179,8 @@ func (s *store) tally(p place, sign int64) {
 	}
 }
 
-// forget drops what a transaction that was rolled back had made known.
-func (t *tx) forget() {
+// undo removes what a transaction that was rolled back has added in memory.
+func (t *tx) undo() {
 	t.s.mu.Lock()
 	t.release()
 	for _, h := range t.newHosts {
@@ -275,7 +275,7 @@ func (t *tx) host(name string) (*host, error) {
 // waiter is somebody who waits for a task to change.
 type waiter chan struct{}
 
-// wakeWaiters tells those who wait for a task. store.mu is held.
+// wakeWaiters wakes those who wait for a task. store.mu is held.
 func (s *store) wakeWaiters(id string) {
 	for _, w := range s.waiters[id] {
 		select {

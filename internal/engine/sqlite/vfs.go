@@ -58,7 +58,7 @@ func (fs *fileSystem) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.
 			fs.log = f
 		}
 		fs.mu.Unlock()
-		// Without this the end of a commit is padded, and cannot be told.
+		// Without this the end of a commit is padded, and cannot be recognized.
 		f.gathers = f.DeviceCharacteristics()&vfs.IOCAP_POWERSAFE_OVERWRITE != 0
 	}
 	return f, flags, nil
@@ -123,7 +123,7 @@ func (f *file) flush() error {
 func (f *file) write(p []byte, off int64) (int, error) {
 	f.rewrites.mu.Lock()
 	defer f.rewrites.mu.Unlock()
-	f.rewrites.note(off, int64(len(p)))
+	f.rewrites.written(off, int64(len(p)))
 	n, err := f.File.WriteAt(p, off)
 	return n, full(err)
 }
@@ -207,14 +207,6 @@ func (f *file) SharedMemory() vfs.SharedMemory {
 	return nil
 }
 
-// LockState implements [vfs.FileLockState].
-func (f *file) LockState() vfs.LockLevel {
-	if s, ok := f.File.(vfs.FileLockState); ok {
-		return s.LockState()
-	}
-	return vfs.LOCK_EXCLUSIVE + 1 // unknown
-}
-
 // SizeHint implements [vfs.FileSizeHint].
 func (f *file) SizeHint(size int64) error {
 	if h, ok := f.File.(vfs.FileSizeHint); ok {
@@ -222,14 +214,3 @@ func (f *file) SizeHint(size int64) error {
 	}
 	return sqlite3.NOTFOUND
 }
-
-// HasMoved implements [vfs.FileHasMoved].
-func (f *file) HasMoved() (bool, error) {
-	if m, ok := f.File.(vfs.FileHasMoved); ok {
-		return m.HasMoved()
-	}
-	return false, sqlite3.NOTFOUND
-}
-
-// Unwrap implements [vfs.FileUnwrap].
-func (f *file) Unwrap() vfs.File { return f.File }
