@@ -56,15 +56,16 @@ func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, 
 		}
 	}
 	var known string
-	err := errKnown
+	bodyName, err := m.meta.Body, errKnown
 	for tries := 0; errors.Is(err, errKnown) && tries < enqueueTries; tries++ {
 		known, err = e.tryEnqueue(ctx, m, key, opts.MaxQueued, l)
 	}
-	if err == nil && known == "" {
-		return m.meta.ID, true, nil
+	queued := err == nil && known == "" || errors.Is(err, engine.ErrLost) && l != nil && e.wasQueued(ctx, m)
+	if (!queued || m.meta.Body != bodyName) && !errors.Is(err, engine.ErrUnavailable) { // else it may have been stored
+		e.discard(ctx, bodyName)
 	}
-	if !errors.Is(err, engine.ErrUnavailable) { // an unavailable cluster may have stored it
-		e.discard(ctx, m.meta.Body)
+	if queued {
+		return m.meta.ID, true, nil
 	}
 	if err == nil && l != nil {
 		err = l.step(ctx, &message{meta: meta{ID: l.m.meta.ID, State: removed}}, "release")
@@ -73,6 +74,13 @@ func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, 
 		err = e.unavailable(err)
 	}
 	return known, false, err
+}
+
+// wasQueued says whether an interrupted call has turned a waiting client's task into a
+// queue's, which a worker has taken since. Nobody but its lease does that.
+func (e *Engine) wasQueued(ctx context.Context, m *message) bool {
+	now, err := e.getTask(ctx, m.meta.ID)
+	return err == nil && now.meta.Queue == m.meta.Queue
 }
 
 func (e *Engine) queued(rec *task.Record) *message {
@@ -92,8 +100,9 @@ var errKnown = errors.New("another task was stored first")
 // step. It returns the ID of an earlier task if there is one.
 func (e *Engine) tryEnqueue(ctx context.Context, m *message, key *engine.StoredKey, maxQueued int, l *lease) (known string, err error) {
 	var with []*nats.Msg
+	isOther := func(known string) bool { return known != "" && (l == nil || known != m.meta.ID) }
 	if key != nil {
-		if known, err := e.knownKey(ctx, key); known != "" || err != nil {
+		if known, err := e.knownKey(ctx, key); isOther(known) || err != nil {
 			return known, err
 		}
 		msg, err := keyMessage(*key)
@@ -104,10 +113,12 @@ func (e *Engine) tryEnqueue(ctx context.Context, m *message, key *engine.StoredK
 	}
 	if m.rec.Schedule != "" {
 		msg, waiting, err := e.runMessage(ctx, m.rec)
-		if waiting != "" || err != nil {
+		if isOther(waiting) || err != nil {
 			return waiting, err
 		}
-		with = append(with, msg)
+		if msg != nil {
+			with = append(with, msg)
+		}
 	}
 	if maxQueued > 0 && e.index.depth(m.meta.Queue) >= int64(maxQueued) {
 		return "", engine.ErrQueueFull

@@ -34,8 +34,8 @@ func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats
 	seq, err := e.store(ctx, append(with, msg)...)
 	if errors.Is(err, engine.ErrLost) {
 		// An earlier try may have stored the step without an acknowledgment.
-		if now, getErr := e.getTask(ctx, m.meta.ID); getErr == nil && now.meta.Token == m.meta.Token {
-			seq, err = now.seq, nil
+		if now, getErr := e.lastStep(ctx, m.meta.ID); getErr == nil && now.meta.Token == m.meta.Token {
+			m.meta, m.body, seq, err = now.meta, now.body, now.seq, nil
 		}
 	}
 	if err != nil {
