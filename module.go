@@ -26,6 +26,7 @@
 //     `callback`; queue_delay.go reads when it can start; queue_worker.go runs it;
 //     queue_collection.go answers what is asked about it, and queue_wait.go once
 //     something has changed; queue_options.go has the options
+//   - status.go: the `task_status` handler answers what is asked about any task
 //   - schedule.go: the schedules of a queue, and their runs
 //   - admin.go, dashboard.go: the operators' API and page
 //   - inbox.go: a receiver for trying things out
@@ -51,6 +52,7 @@ func init() {
 	caddy.RegisterModule(new(NATSEngine))
 	caddy.RegisterModule(new(Handler))
 	caddy.RegisterModule(new(TaskQueue))
+	caddy.RegisterModule(new(TaskStatus))
 	caddy.RegisterModule(new(Inbox))
 	caddy.RegisterModule(new(Dashboard))
 	caddy.RegisterModule(new(AdminAPI))
@@ -61,8 +63,11 @@ func init() {
 
 	httpcaddyfile.RegisterHandlerDirective("callback", parseHandler)
 	httpcaddyfile.RegisterDirective("task_queue", parseTaskQueue)
-	// Outside of what changes a response, so that a callback has what the client gets,
+	httpcaddyfile.RegisterDirective("task_status", parseTaskStatus)
+	// Outside of task_queue and callback, whose requests are tasks. These are
+	// outside of what changes a response, so that a callback has what the client gets,
 	// and inside of what compresses it.
+	httpcaddyfile.RegisterDirectiveOrder("task_status", httpcaddyfile.Before, "intercept")
 	httpcaddyfile.RegisterDirectiveOrder("task_queue", httpcaddyfile.Before, "intercept")
 	httpcaddyfile.RegisterDirectiveOrder("callback", httpcaddyfile.Before, "intercept")
 	httpcaddyfile.RegisterHandlerDirective("callback_inbox", parseInbox)

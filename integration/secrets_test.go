@@ -104,6 +104,7 @@ func TestSecretsAreNeverShown(t *testing.T) {
 	echo := echoing(t)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 50ms", "timeout 5s", "secret "+plantedKey)+
 		"\nqueue q {\nattempts 2 502\n}", fmt.Sprintf(`
+	task_status /status
 	handle /dashboard* {
 		task_dashboard
 	}
@@ -198,6 +199,9 @@ func lookAtWhatOperatorsSee(t *testing.T, g *gatewaytest.Gateway, ids map[string
 	urls := []string{
 		admin + "/metrics", g.URL("/q/" + ids["queue"]), g.URL("/q/" + ids["queue, timeout"]),
 		g.URL("/q/" + ids["success"]), // of no queue: it is not found
+	}
+	for _, id := range ids {
+		urls = append(urls, g.URL("/status/"+id))
 	}
 	for _, api := range []string{admin + "/callback", g.URL("/dashboard/api")} {
 		for _, path := range []string{"/tasks", "/tasks?state=dead", "/overview", "/queues", "/hosts", "/schedules", "/tasks?after=planted"} {
