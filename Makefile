@@ -45,7 +45,7 @@ soak: ## hold 80 % of what the machine does, and see that nothing grows: make so
 	CALLBACK_SOAK=$(or $(SOAK),30m) CALLBACK_SOAK_CSV=$(CURDIR)/soak.csv go test -count=1 -v -timeout 24h ./integration/soak
 
 golden: ## write the golden files of the Caddyfile anew; look at the diff
-	go test . -run TestCaddyfilesAdaptAsTheyDid -update
+	go test . -run TestAdaptCaddyfiles -update
 
 ci: ## everything that is checked before a change lands
 	bash .ci/run

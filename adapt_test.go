@@ -14,17 +14,16 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 )
 
-// update writes what the parser makes of each Caddyfile into its golden file.
+// update makes the tests write the golden files.
 var update = flag.Bool("update", false, "write the golden files in testdata/adapt")
 
-// divider stands between a Caddyfile and what becomes of it.
+// divider separates a Caddyfile from its expected result.
 const divider = "----------\n"
 
-// TestCaddyfilesAdaptAsTheyDid reads testdata/adapt: a Caddyfile, a line, then
-// the JSON it becomes or, if it is named error_…, the error. What becomes JSON
-// must load, too, but for the files named invalid_…: they have what only loading
-// finds.
-func TestCaddyfilesAdaptAsTheyDid(t *testing.T) {
+// TestAdaptCaddyfiles reads testdata/adapt. Each file has a Caddyfile, a divider, and
+// the JSON or, if its name begins with error_, the error. The JSON must load, except
+// that of files whose name begins with invalid_.
+func TestAdaptCaddyfiles(t *testing.T) {
 	t.Setenv("OLD_KEY", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 	files, err := filepath.Glob("testdata/adapt/*.caddyfiletest")
 	if err != nil || len(files) == 0 {
@@ -39,7 +38,7 @@ func TestCaddyfilesAdaptAsTheyDid(t *testing.T) {
 			}
 			caddyfile, want, found := strings.Cut(string(text), divider)
 			if !found && !*update {
-				t.Fatalf("there is no line of dashes: go test . -run %s -update", t.Name())
+				t.Fatalf("the divider is missing; create it with go test . -run %s -update", t.Name())
 			}
 			got := outcome(t, name, caddyfile)
 			if *update {
@@ -49,19 +48,19 @@ func TestCaddyfilesAdaptAsTheyDid(t *testing.T) {
 				return
 			}
 			if got != want {
-				t.Errorf("it becomes\n%s\nand not\n%s", got, want)
+				t.Errorf("adapted to\n%s\nwant\n%s", got, want)
 			}
 		})
 	}
 }
 
-// outcome is the JSON that a Caddyfile becomes, and what is wrong with it.
+// outcome returns the adapted JSON of a Caddyfile, and the error of loading it.
 func outcome(t *testing.T, name, caddyfile string) string {
 	t.Helper()
 	config, warnings, err := caddyconfig.GetAdapter("caddyfile").
 		Adapt([]byte(caddyfile), map[string]any{"filename": "Caddyfile"})
 	if failing := strings.HasPrefix(name, "error_"); failing != (err != nil) {
-		t.Errorf("%s is a name for something else: the error is %v", name, err)
+		t.Errorf("%s: the prefix of the name does not match the error %v", name, err)
 	}
 	if err != nil {
 		return err.Error() + "\n"
@@ -77,16 +76,16 @@ func outcome(t *testing.T, name, caddyfile string) string {
 	err = validate(t, config)
 	switch invalid := strings.HasPrefix(name, "invalid_"); {
 	case invalid && err == nil:
-		t.Error("it loads")
+		t.Error("the configuration loads")
 	case invalid:
 		out.WriteString(err.Error() + "\n")
 	case err != nil:
-		t.Errorf("it does not load: %v", err)
+		t.Errorf("the configuration does not load: %v", err)
 	}
 	return out.String()
 }
 
-// validate does what `caddy validate` does with a configuration.
+// validate validates a configuration as `caddy validate` does.
 func validate(t *testing.T, config []byte) error {
 	t.Helper()
 	var cfg caddy.Config

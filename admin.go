@@ -19,9 +19,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// AdminAPI puts the dashboard's API on Caddy's admin endpoint, under /callback/:
-// the command line asks it. Who may, Caddy's own checks say. It is not
-// configurable.
+// AdminAPI serves the dashboard's API on Caddy's admin endpoint, under /callback/, for
+// the command line. Caddy's own checks decide who has access. It has no options.
 type AdminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -46,15 +45,15 @@ func (*AdminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// noAPI answers while no configuration has the app. Caddy sets the admin endpoint
-// up before it starts the apps of the same configuration, and leaves it as it is if
-// they do not start; so each request looks for the generation that is alive.
+// noAPI answers while no configuration has the app. Caddy provisions the admin endpoint
+// before it starts the apps, and keeps it if they fail to start. So each request looks
+// up the generation that is alive.
 var noAPI = web.NewAPI(web.APIConfig{Open: openNothing})
 
-// nodeCounts are those of this process: a reload does not begin them anew.
+// nodeCounts are the counts of this process. They continue after a reload.
 var nodeCounts web.NodeCounts
 
-// countEnded counts a task that has its verdict.
+// countEnded counts a task that has got its verdict.
 func countEnded(rec *task.Record) {
 	var tally web.Tally
 	switch rec.Status {
@@ -83,7 +82,7 @@ func countAttempt(rec *task.Record, outcome deliver.Outcome) {
 	nodeCounts.DeliveryTook(rec.DeliveredAt.Sub(since))
 }
 
-// newAPI makes the app's part of the API.
+// newAPI returns the API of this generation.
 func (a *App) newAPI() *web.API {
 	node, err := os.Hostname()
 	if err != nil {
@@ -97,8 +96,7 @@ func (a *App) newAPI() *web.API {
 	})
 }
 
-// checkURL returns the URL that a callback may be redelivered to, and its host and
-// port.
+// checkURL checks a URL for redelivery, and returns it with its host and port.
 func (a *App) checkURL(raw string, trusted bool) (string, string, error) {
 	policy := a.Delivery.policy
 	if trusted {
@@ -117,7 +115,7 @@ func (a *App) rateLimited(hostPort string) bool {
 	return s != nil && s.deliverer.RateLimited(hostPort)
 }
 
-// runNow puts a task of a schedule into its queue. The next run time stays.
+// runNow enqueues a task of a schedule. It does not change the next run time.
 func (a *App) runNow(ctx context.Context, e engine.Engine, id string) (string, bool, error) {
 	i := slices.IndexFunc(a.plans, func(p *plan) bool { return p.id == id })
 	if i < 0 {
@@ -135,18 +133,18 @@ func (a *App) runNow(ctx context.Context, e engine.Engine, id string) (string, b
 	return id, created, err
 }
 
-// openAPI gives the API the engine of the store.
+// openAPI returns the engine of the store for a request to the API.
 func (a *App) openAPI() (engine.Engine, func(), error) {
 	s, leave, err := a.look()
 	if err != nil {
-		return nil, nil, err // not a nil store in an interface
+		return nil, nil, err // not a nil *sharedStore in the interface
 	}
 	return s.Engine, leave, nil
 }
 
 func openNothing() (engine.Engine, func(), error) { return nil, nil, errNotOpen }
 
-// queueInfos tells of the queues as they are configured.
+// queueInfos describes the configured queues.
 func (a *App) queueInfos() (list []web.Queue) {
 	for name, q := range a.queues {
 		list = append(list, web.Queue{
@@ -156,8 +154,7 @@ func (a *App) queueInfos() (list []web.Queue) {
 	return list
 }
 
-// scheduleInfos returns the schedules that run, by queue and as they are
-// configured.
+// scheduleInfos describes the configured schedules, sorted by queue.
 func (a *App) scheduleInfos() (list []web.Schedule, _ error) {
 	now := time.Now()
 	for _, p := range a.plans {

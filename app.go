@@ -19,11 +19,10 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// App holds what all callbacks of this Caddy share: where tasks are kept, and
-// how callbacks are delivered. Every field has a default; the app need not be
-// configured at all.
+// App configures where tasks are kept and how callbacks are delivered. All callbacks of
+// this Caddy share it. Every field has a default, and the app itself is optional.
 type App struct {
-	// The engine that keeps tasks: `sqlite`, a folder of this machine, or `nats`, an
+	// The engine that keeps tasks: `sqlite`, in a local folder, or `nats`, in an
 	// existing cluster that several gateways share. Default: `sqlite` in the folder
 	// `callback` of Caddy's data directory.
 	EngineRaw json.RawMessage `json:"engine,omitempty" caddy:"namespace=callback.engines inline_key=engine"`
@@ -41,13 +40,13 @@ type App struct {
 	// How many dead letters are kept; the oldest are removed first. Default: `10000`.
 	DeadCount int64 `json:"dead_count,omitempty"`
 
-	// Keep the results of delivered callbacks until their retention ends, to show
-	// and to send again. Results of a queue's tasks are kept either way.
+	// Keep the results of delivered callbacks until their retention ends, so that they
+	// can be shown and redelivered. The results of a queue's tasks are always kept.
 	// Default: true.
 	KeepResults *bool `json:"keep_results,omitempty"`
 
-	// How the tasks of each queue are run, by its name. Default: each queue has
-	// the defaults of its options.
+	// How the tasks of each queue are run, by the queue's name. Default: the defaults of
+	// its options.
 	Queues map[string]*QueueOptions `json:"queues,omitempty"`
 
 	// How callbacks are delivered. Default: the defaults of its options.
@@ -61,19 +60,19 @@ type App struct {
 	events  *caddyevents.App
 	engine  engineModule
 	queues  map[string]*TaskQueue
-	plans   []*plan // the schedules of all queues; known from Start on
+	plans   []*plan // the schedules of all queues; set by Start
 
-	// store is open or nil. started is closed once Start has tried to open it, and
-	// away says why it is not open.
+	// store is nil while it is not open, and away has the reason. started is closed once
+	// Start has tried to open it.
 	store   atomic.Pointer[sharedStore]
 	away    atomic.Pointer[error]
 	started chan struct{}
 
-	// waits ends when clients wait no longer for their tasks.
+	// waits ends when clients must stop waiting for their tasks.
 	waits    context.Context
 	endWaits context.CancelFunc
 
-	opening sync.WaitGroup // what tries to open the store
+	opening sync.WaitGroup // the goroutine that opens the store
 	stop    context.CancelFunc
 
 	spool string // the folder for the bodies of requests that are being read
@@ -95,8 +94,8 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "callback", New: func() caddy.Module { return new(App) }}
 }
 
-// Provision applies the defaults. It opens nothing: `caddy validate` runs it
-// beside a live server.
+// Provision applies the defaults. It opens nothing, because `caddy validate` runs it
+// while a server uses the same store.
 func (a *App) Provision(ctx caddy.Context) (err error) {
 	a.ctx, a.log = ctx, ctx.Logger()
 	a.queues = make(map[string]*TaskQueue)
@@ -138,7 +137,7 @@ func (a *App) Provision(ctx caddy.Context) (err error) {
 	return nil
 }
 
-// loadEngine sets up the options of the engine.
+// loadEngine loads the engine's module.
 func (a *App) loadEngine(ctx caddy.Context) (err error) {
 	var module any
 	if a.EngineRaw == nil {
@@ -157,7 +156,7 @@ func (a *App) loadEngine(ctx caddy.Context) (err error) {
 	return nil
 }
 
-// setDefault gives a field that was left out its default.
+// setDefault sets a field that was left out to its default.
 func setDefault[T comparable](field *T, value T) {
 	var zero T
 	if *field == zero {
@@ -185,7 +184,7 @@ func (a *App) Validate() error {
 	return a.Delivery.validate()
 }
 
-// settings are the limits that this configuration sets in the store.
+// settings returns the limits that this configuration sets in the store.
 func (a *App) settings() engine.Settings {
 	return engine.Settings{
 		Retention: time.Duration(a.Retention), RetentionCount: a.RetentionCount,
@@ -194,9 +193,9 @@ func (a *App) settings() engine.Settings {
 	}
 }
 
-// Start opens the store, or joins the generation that has it open. If it cannot be
-// opened now, Start goes on trying in the background, and plain requests are
-// served meanwhile. Only a store that another process has open is an error.
+// Start opens the store, or shares it with the generation that has it open. If it
+// cannot be opened now, Start keeps trying in the background, and plain requests are
+// served meanwhile. It is an error only if another process has the store open.
 func (a *App) Start() error {
 	a.warnOfOrder()
 	if err := a.tracing.open(a); err != nil {
@@ -228,11 +227,11 @@ func (a *App) Start() error {
 	return nil
 }
 
-// errStopped is why work in flight ends when the process exits.
+// errStopped is the cause with which tasks in flight end when the process exits.
 var errStopped = errors.New("the gateway was stopped")
 
-// Stop stops claiming. After a reload, what is in flight goes on in the background.
-// A process that exits waits for it, as long as Caddy's grace_period says.
+// Stop stops claiming. After a reload, tasks in flight continue in the background. An
+// exiting process waits for them, up to Caddy's grace_period.
 func (a *App) Stop() error {
 	a.endClaims()
 	defer a.endEvents()
@@ -242,7 +241,7 @@ func (a *App) Stop() error {
 	return nil
 }
 
-// endClaims ends what takes tasks. It may be called twice, and after a Start that
+// endClaims stops claiming tasks. It may be called twice, and after a Start that
 // failed.
 func (a *App) endClaims() {
 	generations.drain(a)
@@ -251,7 +250,7 @@ func (a *App) endClaims() {
 	a.api.Close()
 }
 
-// gracePeriod is how long Caddy lets requests finish; zero is without end.
+// gracePeriod is how long Caddy waits for requests at shutdown; zero means no limit.
 func (a *App) gracePeriod() time.Duration {
 	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
 		return time.Duration(app.(*caddyhttp.App).GracePeriod)
@@ -259,8 +258,8 @@ func (a *App) gracePeriod() time.Duration {
 	return 0
 }
 
-// Cleanup releases the store. What is in flight keeps it open. Cleanup is also
-// called after a Start that failed, or without any Start.
+// Cleanup releases the store. Tasks in flight keep it open. Cleanup is also called
+// after a failed Start, or without any Start.
 func (a *App) Cleanup() error {
 	if a.metrics == nil {
 		return nil // not provisioned
@@ -270,17 +269,17 @@ func (a *App) Cleanup() error {
 	if s := a.store.Swap(nil); s != nil {
 		s.release()
 		if caddy.Exiting() {
-			drainStores(a.gracePeriod()) // if Stop came before the process was told to exit
+			drainStores(a.gracePeriod()) // Stop ran before the process was told to exit
 			<-s.closed
 		}
 	}
 	return a.tracing.close()
 }
 
-// startWait is how long a request for a callback waits for the app to start.
+// startWait is how long a request with a callback waits for the app to start.
 const startWait = 2 * time.Second
 
-// enter returns the store, if it accepts tasks, and keeps it open until leave is
+// enter returns the store if it accepts tasks. The store stays open until leave is
 // called.
 func (a *App) enter() (s *sharedStore, leave func(), err error) {
 	if s, leave, err = a.look(); err != nil {
@@ -293,13 +292,12 @@ func (a *App) enter() (s *sharedStore, leave func(), err error) {
 	return s, leave, nil
 }
 
-// look is enter for look-ups: a full store must not keep an operator from seeing
-// its tasks.
+// look is enter for look-ups. An operator can see the tasks of a full store.
 func (a *App) look() (s *sharedStore, leave func(), err error) {
 	if caddy.Exiting() && !generations.claims(a) {
 		return nil, nil, errStopped
 	}
-	// During a reload the new servers may take a request before this app starts.
+	// During a reload the new servers may get a request before this app starts.
 	select {
 	case <-a.started:
 	default:
@@ -318,14 +316,13 @@ func (a *App) look() (s *sharedStore, leave func(), err error) {
 	return s, s.leave, nil
 }
 
-// storeSecret remembers the secret of a store.
+// storeSecret caches the secret of a store.
 type storeSecret struct {
 	mu    sync.Mutex
-	value []byte // nil until it is asked for
+	value []byte // nil until first used
 }
 
-// secret returns random bytes that the gateways of a store share and nobody else
-// knows.
+// secret returns random bytes that only the gateways of a store know.
 func (a *App) secret(ctx context.Context) ([]byte, error) {
 	s, leave, err := a.look()
 	if err != nil {

@@ -9,20 +9,20 @@ import (
 	"go.uber.org/zap"
 )
 
-// generations are the configurations of this process that run.
+// generations are the running configurations of this process.
 var generations generationList
 
-// generationList knows which generations of the configuration run. It is the only
-// place that does: the admin API, the events, and what works on the tasks of a store
-// belong to the newest one. Caddy starts the next generation before it stops the
-// last, and may stop it right away if another app does not start. So a generation
-// is alive from the event that all apps have started until its Stop, and one that
-// fails leaves no trace. While a process that exits waits for what is in flight,
-// generations are draining: they claim nothing, and still get events.
+// generationList knows which generations of the configuration run. The newest one has
+// the admin API, the events, and the workers of its store. Caddy starts the next
+// generation before it stops the last one, and may stop the new one at once if another
+// app fails to start. So a generation is alive from the event that all apps have
+// started until its Stop, and one that fails to start is never alive. While an exiting
+// process waits for tasks in flight, its generations drain: they claim nothing, and
+// still get events.
 //
 // Its methods may be called at once from several goroutines.
 type generationList struct {
-	change sync.Mutex // held while the list changes and stores settle
+	change sync.Mutex // held while the list and the owners of stores change
 	mu     sync.Mutex
 	apps   []*App // the newest last
 	alive  map[*App]bool
@@ -41,7 +41,7 @@ func (l *generationList) add(a *App) {
 	l.settleAll()
 }
 
-// drain makes a generation stop claiming. It may be called twice, and without add.
+// drain makes a generation stop claiming. It may be called twice, and before add.
 func (l *generationList) drain(a *App) {
 	l.change.Lock()
 	defer l.change.Unlock()
@@ -55,8 +55,8 @@ func (l *generationList) drain(a *App) {
 	}
 }
 
-// remove takes a generation that drains out of the list. It may be called twice,
-// and without add.
+// remove removes a draining generation from the list. It may be called twice, and
+// before add.
 func (l *generationList) remove(a *App) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -70,7 +70,7 @@ func (l *generationList) claims(a *App) bool {
 	return l.alive[a]
 }
 
-// newest returns the newest generation that is alive, nil if there is none.
+// newest returns the newest generation that is alive, or nil.
 func (l *generationList) newest() *App {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -82,8 +82,7 @@ func (l *generationList) newest() *App {
 	return nil
 }
 
-// newestRunning returns the newest generation that is alive or drains, nil if there
-// is none.
+// newestRunning returns the newest generation that is alive or drains, or nil.
 func (l *generationList) newestRunning() *App {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -93,7 +92,7 @@ func (l *generationList) newestRunning() *App {
 	return l.apps[len(l.apps)-1]
 }
 
-// usersOf returns the generations that are alive and use a store, the newest last.
+// usersOf returns the generations that are alive and use a store, oldest first.
 func (l *generationList) usersOf(s *sharedStore) (users []*App) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -105,8 +104,8 @@ func (l *generationList) usersOf(s *sharedStore) (users []*App) {
 	return users
 }
 
-// settle makes the newest generation that uses a store the one whose settings
-// hold there. It is called when a store has been opened.
+// settle makes the newest generation that uses a store its owner. It is called when a
+// store has been opened.
 func (l *generationList) settle(s *sharedStore) {
 	l.change.Lock()
 	defer l.change.Unlock()
@@ -120,7 +119,7 @@ func (l *generationList) settleAll() {
 	})
 }
 
-// settleLocked is settle. Caller holds l.change.
+// settleLocked is settle for callers that hold l.change.
 func (l *generationList) settleLocked(s *sharedStore) {
 	var newest *App
 	for _, newest = range l.usersOf(s) {
@@ -131,12 +130,12 @@ func (l *generationList) settleLocked(s *sharedStore) {
 	}
 }
 
-// settleTimeout keeps a store that does not answer from holding up a reload.
+// settleTimeout bounds how long an unresponsive store can block a reload.
 const settleTimeout = 10 * time.Second
 
-// change makes a generation the one whose settings, schedules and delivery options
-// hold in the store. With nil nothing is taken from the store. Caller holds
-// generations.change.
+// change makes a generation the owner of the store: its settings, schedules and
+// delivery options apply. Without an owner, nothing is claimed from the store. The
+// caller holds generations.change.
 func (s *sharedStore) change(owner *App) {
 	s.owner = owner
 	s.schedules.stop()
@@ -148,7 +147,7 @@ func (s *sharedStore) change(owner *App) {
 	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 	defer cancel()
 	if err := s.Reconfigure(ctx, owner.settings()); err != nil {
-		owner.log.Error("applying the limits of the configuration failed; the earlier ones hold", zap.Error(err))
+		owner.log.Error("applying the limits of the configuration failed; the previous ones apply", zap.Error(err))
 	}
 	s.schedules.start(owner)
 	s.deliverer.Follow(owner.deliveries)

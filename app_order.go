@@ -11,13 +11,13 @@ import (
 	"go.uber.org/zap"
 )
 
-// warnOfOrder warns of two faults that no handler can see alone. It looks at the
-// routes, so it finds the order that runs, whatever it is written in.
+// warnOfOrder warns of two faults that no handler can detect alone. It inspects the
+// provisioned routes, so it does not depend on the format of the configuration.
 //
-// A callback handler may run before authentication: a request that is refused there
-// is a task already, and a stranger has the gateway post to a URL of his choice. And
-// a route may match the requests of a queue but not the URLs of their tasks, where
-// Caddy then answers with an empty 200.
+// A callback handler may run before authentication. A request that is refused there is
+// a task already, so a stranger could make the gateway post to a URL of their choice.
+// And a route may match the requests of a queue but not the URLs of their tasks. Caddy
+// then answers polls with an empty 200.
 func (a *App) warnOfOrder() {
 	app, err := a.ctx.AppIfConfigured("http")
 	if err != nil {
@@ -38,25 +38,25 @@ func (a *App) warnOfOrder() {
 	}
 }
 
-// orderCheck looks for callback handlers that a request passes before it is
-// authenticated, and for queues that no poll reaches.
+// orderCheck finds callback handlers that requests pass before they are authenticated,
+// and queues that clients cannot poll.
 type orderCheck struct {
 	named   map[string]*caddyhttp.Route
 	invoked []string
-	// unmatched is how many of the routes around match no URL of a task.
+	// unmatched is how many of the surrounding routes match no URL of a task.
 	unmatched int
 
-	early    []*Handler   // the callback handlers that it has found
-	unpolled []*TaskQueue // the queues that it has found
+	early    []*Handler   // callback handlers found so far
+	unpolled []*TaskQueue // queues found so far
 }
 
-// walk goes through routes as a request would, and returns the callback handlers
-// that it may have passed afterwards. before are those that it may have passed
-// already.
+// walk visits the routes in the order of a request. It takes the callback handlers that
+// a request may have passed before, and returns those that it may have passed
+// afterwards.
 func (o *orderCheck) walk(routes caddyhttp.RouteList, before []*Handler) []*Handler {
 	groups := make(map[string][]*Handler)
 	for _, route := range routes {
-		// Of a group's routes a request takes one.
+		// A request takes only one route of a group.
 		passed := slices.DeleteFunc(slices.Clone(before), func(h *Handler) bool {
 			return route.Group != "" && slices.Contains(groups[route.Group], h)
 		})
@@ -139,8 +139,8 @@ func matchesNoPoll(sets caddyhttp.MatcherSets) bool {
 	return len(sets) > 0
 }
 
-// authenticates says whether a handler turns away requests of strangers. forward_auth
-// is a reverse_proxy that asks with GET and looks at the answer.
+// authenticates reports whether a handler refuses unauthenticated requests.
+// forward_auth is a reverse_proxy that sends GET and handles the response.
 func authenticates(handler caddyhttp.MiddlewareHandler) bool {
 	switch handler := handler.(type) {
 	case *reverseproxy.Handler:

@@ -17,18 +17,18 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// stores are the engines that are open, by the key of their options. Generations
-// of the configuration share them, and everything in flight holds a reference, so
-// that a reload neither opens a store twice nor closes it under a task.
+// stores are the open engines, by the key of their options. The generations of the
+// configuration share them, and every task in flight holds a reference. So a reload
+// neither opens a store twice nor closes it while a task uses it.
 var stores = caddy.NewUsagePool()
 
-// sharedStore is an engine that is open, with what works on its tasks.
+// sharedStore is an open engine, and what works on its tasks.
 type sharedStore struct {
 	engine.Engine
 	key, place string
 
-	// owner is the newest generation that is alive and uses the store, nil if there
-	// is none: the store works as it says. Only [generationList] reads and changes it.
+	// owner is the newest living generation that uses the store, or nil. Its settings
+	// apply. Only [generationList] reads and changes it.
 	owner     *App
 	deliverer *deliver.Deliverer
 	schedules *scheduler
@@ -36,21 +36,21 @@ type sharedStore struct {
 	secret    storeSecret
 
 	inFlight gate
-	// quit ends what is in flight, with a cause, when the process exits;
-	// givingBack ends before it when jobs that still run go back to their queues.
+	// quit ends the tasks in flight, with a cause, when the process exits. Before that,
+	// givingBack ends: tasks that still run are then requeued.
 	quit        context.Context
 	quitNow     context.CancelCauseFunc
 	givingBack  context.Context
 	giveBackNow context.CancelCauseFunc
 
-	// log is that of the newest generation that has used the store: that of an older
-	// one may be closed.
+	// log is the logger of the newest generation that has used the store. The logger of
+	// an older one may be closed.
 	log    atomic.Pointer[zap.Logger]
-	closed chan struct{} // closed when the engine is
+	closed chan struct{} // closed when the engine is closed
 }
 
-// openStores are the stores whose engines are not closed yet: one that is closing
-// is not in the pool any more, and must be closed before it is opened again.
+// openStores are the stores whose engines are not closed yet. A closing store has left
+// the pool, but must be closed before it is opened again.
 var openStores sync.Map // *sharedStore, by key
 
 const (
@@ -60,16 +60,16 @@ const (
 	openTimeout = 30 * time.Second
 	// reopenWait is the wait between two attempts.
 	reopenWait = time.Second
-	// awayInterval is how often it is logged that a store cannot be opened, and
-	// newsInterval how often if the reason changes.
+	// awayInterval is the interval at which a store that cannot be opened is logged, and
+	// newsInterval the interval if the reason changes.
 	awayInterval = time.Minute
 	newsInterval = 5 * time.Second
 	// closeWait bounds how long closing a store may take.
 	closeWait = 10 * time.Second
 )
 
-// keepOpening opens the store, again and again until it is open or ctx ends. first
-// gets what the first attempt returned.
+// keepOpening tries to open the store until it succeeds or ctx ends. It sends the
+// result of the first try to first.
 func (a *App) keepOpening(ctx context.Context, first chan<- error) {
 	var logged time.Time
 	var reason string
@@ -80,7 +80,7 @@ func (a *App) keepOpening(ctx context.Context, first chan<- error) {
 		}
 		held := false
 		if tries == 1 {
-			held = errors.Is(err, engine.ErrHeld) // Start says so, if it still waits
+			held = errors.Is(err, engine.ErrHeld) // Start returns it, if it still waits
 			first <- err
 		}
 		if err == nil || ctx.Err() != nil {
@@ -104,7 +104,8 @@ func (a *App) keepOpening(ctx context.Context, first chan<- error) {
 	}
 }
 
-// joinStore makes this generation use a store. later says that it was waited for.
+// joinStore makes this generation use a store. later means that Start did not wait for
+// it.
 func (a *App) joinStore(s *sharedStore, later bool) {
 	s.log.Store(a.log)
 	a.store.Store(s)
@@ -115,7 +116,7 @@ func (a *App) joinStore(s *sharedStore, later bool) {
 	generations.settle(s)
 }
 
-// openStore takes the store out of the pool.
+// openStore returns the store from the pool, and opens it if it is not there.
 func (a *App) openStore(ctx context.Context) (*sharedStore, error) {
 	key := a.engine.storeKey()
 	construct := func() (caddy.Destructor, error) {
@@ -140,7 +141,7 @@ func (a *App) openStore(ctx context.Context) (*sharedStore, error) {
 		switch {
 		case err == nil:
 			return pooled.(*sharedStore), nil
-		case !errors.Is(err, errNotOpen): // or a request has looked for it just now
+		case !errors.Is(err, errNotOpen): // errNotOpen: a request looked up the same key just now
 			return nil, err
 		}
 	}
@@ -160,7 +161,7 @@ func newStore(e engine.Engine, of engineModule, log *zap.Logger) *sharedStore {
 	return s
 }
 
-// useStore counts the caller in: the store stays open until leave.
+// useStore adds a reference to an open store, which stays open until leave.
 func useStore(key string) (*sharedStore, error) {
 	if _, ok := openStores.Load(key); !ok {
 		return nil, errNotOpen
@@ -174,30 +175,30 @@ func useStore(key string) (*sharedStore, error) {
 	return s, nil
 }
 
-// errNotOpen is the error of a store that no generation has open.
+// errNotOpen is the error for a store that no generation has open.
 var errNotOpen = errors.New("the store is not open")
 
 // use is useStore for a caller that knows the store to be open.
 func (s *sharedStore) use() { _, _ = useStore(s.key) }
 
-// leave undoes useStore.
+// leave drops the reference that useStore added.
 func (s *sharedStore) leave() {
 	s.inFlight.leave()
 	s.release()
 }
 
-// release gives a reference back; the last one closes the store.
+// release drops a reference; the last one closes the store.
 func (s *sharedStore) release() { _, _ = stores.Delete(s.key) } // Destruct returns no error
 
-// Destruct implements [caddy.Destructor]. It does not wait: a request may be the
-// last to leave.
+// Destruct implements [caddy.Destructor]. It closes the store in the background,
+// because the last reference may be that of a request.
 func (s *sharedStore) Destruct() error {
 	go s.close()
 	return nil
 }
 
-// close closes the engine, and warns if callbacks are left in it that nobody
-// delivers from now on.
+// close closes the engine. It warns if the store still has tasks that nothing delivers
+// from now on.
 func (s *sharedStore) close() {
 	defer close(s.closed)
 	defer openStores.CompareAndDelete(s.key, s)
@@ -213,7 +214,7 @@ func (s *sharedStore) close() {
 	}
 }
 
-// warnOfTasks tells the operator of tasks that a change of the engine leaves.
+// warnOfTasks warns of tasks that remain in a store after a change of the engine.
 func (s *sharedStore) warnOfTasks(ctx context.Context) {
 	stats, err := s.Stats(ctx)
 	left := stats.Tasks[task.Queued] + stats.Tasks[task.Running] + stats.Tasks[task.Delivering]
@@ -223,12 +224,12 @@ func (s *sharedStore) warnOfTasks(ctx context.Context) {
 	}
 }
 
-// logger returns the log for what concerns the store.
+// logger returns the logger for messages about the store.
 func (s *sharedStore) logger() *zap.Logger { return s.log.Load().With(zap.String("store", s.place)) }
 
-// quotaDomain returns whose share of the store a callback counts against: the
-// registrable domain or the network of a URL that a request named, and nobody's for
-// the operator's own.
+// quotaDomain returns the domain that a callback counts against in the store's quota:
+// the registrable domain or the network of a URL that the request named. The operator's
+// own URL has no quota.
 func quotaDomain(callback *task.Callback, hostPort string) string {
 	if callback == nil || callback.Trusted {
 		return ""
@@ -236,13 +237,13 @@ func quotaDomain(callback *task.Callback, hostPort string) string {
 	return dispatch.Group(hostPort)
 }
 
-// queueGrace is how long a process that exits waits for the jobs of its queues if
-// Caddy's grace_period says nothing. To give a job back costs it no attempt.
+// queueGrace is how long an exiting process waits for the tasks of its queues if Caddy
+// has no grace_period. A requeued task loses no attempt.
 const queueGrace = 10 * time.Second
 
-// drainStores waits until nothing is in flight in any store, also of generations
-// that reloads have replaced. After the grace period jobs go back to their queues,
-// and other tasks get their verdict; zero is without end, except for jobs.
+// drainStores waits until no task is in flight in any store, including those of
+// replaced generations. After the grace period, tasks of queues are requeued and other
+// tasks get their verdict. Without a grace period, only tasks of queues are bounded.
 func drainStores(grace time.Duration) {
 	openStores.Range(func(_, value any) bool {
 		s := value.(*sharedStore)
@@ -258,12 +259,12 @@ func drainStores(grace time.Duration) {
 	})
 }
 
-// gate counts those inside. Unlike a WaitGroup it may be entered while somebody
+// gate counts its users. Unlike a WaitGroup, it may be entered while another goroutine
 // waits.
 type gate struct {
 	mu     sync.Mutex
 	inside int
-	empty  chan struct{} // closed when the last one leaves; nil if nobody waits
+	empty  chan struct{} // closed when the last user leaves; nil if nobody waits
 }
 
 func (g *gate) enter() {
@@ -282,7 +283,7 @@ func (g *gate) leave() {
 	}
 }
 
-// wait returns when nobody is inside; others may enter afterwards.
+// wait returns when there are no users; new ones may enter afterwards.
 func (g *gate) wait() {
 	g.mu.Lock()
 	if g.inside == 0 {
@@ -297,13 +298,13 @@ func (g *gate) wait() {
 	<-empty
 }
 
-// recordTimeout bounds how long a client's response is held back by an engine
-// that does not answer. The step is repeated as long as the lease lasts.
+// recordTimeout bounds how long an unresponsive engine delays a client's response. The
+// call is repeated until the lease ends.
 const recordTimeout = 5 * time.Second
 
-// endLease makes the step that ends a lease. If the engine is away it returns, and
-// the step is repeated until it is stored, somebody else has decided, or the process
-// exits: a lease that nobody ends lasts as long as the process.
+// endLease makes the call that ends a lease. If the engine is unavailable, endLease
+// returns and repeats the call in the background, until it is stored, the lease is
+// lost, or the process exits. A lease that is never ended lasts as long as the process.
 func (s *sharedStore) endLease(log *zap.Logger, id string, step func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
 	defer cancel()
@@ -324,7 +325,7 @@ func (s *sharedStore) endLease(log *zap.Logger, id string, step func(context.Con
 	}()
 }
 
-// passes says whether an error of the engine may be gone the next time.
+// passes reports whether an error of the engine may be temporary.
 func passes(err error) bool {
 	return errors.Is(err, engine.ErrUnavailable) || errors.Is(err, engine.ErrFull)
 }
@@ -341,7 +342,7 @@ func (s *sharedStore) endLeaseLater(log *zap.Logger, step func(context.Context) 
 		if err == nil || errors.Is(err, engine.ErrLost) {
 			return
 		}
-		if !passes(err) || s.givingBack.Err() != nil { // or quit: the process exits
+		if !passes(err) || s.givingBack.Err() != nil { // the process exits
 			// The next process that opens the store ends the lease.
 			log.Error("lease not ended", zap.Error(err))
 			return

@@ -8,7 +8,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// newTestApp returns an app whose store is open, in a folder.
+// newTestApp returns an app whose store is open in a folder.
 func newTestApp(t *testing.T, folder string) *App {
 	t.Helper()
 	keep := true
@@ -31,7 +31,7 @@ func newTestApp(t *testing.T, folder string) *App {
 	return a
 }
 
-// releaseStore gives up an app's reference to its store, once.
+// releaseStore drops an app's reference to its store, once.
 func releaseStore(t *testing.T, a *App) {
 	t.Helper()
 	if s := a.store.Swap(nil); s != nil {
@@ -39,13 +39,13 @@ func releaseStore(t *testing.T, a *App) {
 	}
 }
 
-func TestStoreIsSharedAndClosedByTheLastUser(t *testing.T) {
+func TestLastReferenceClosesStore(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
 	first, second := newTestApp(t, folder), newTestApp(t, folder)
 	s := first.store.Load()
 	if second.store.Load() != s {
-		t.Fatal("two apps have opened the store twice")
+		t.Fatal("two apps do not share the store")
 	}
 	_, leave, err := first.enter() // a task in flight
 	if err != nil {
@@ -54,7 +54,7 @@ func TestStoreIsSharedAndClosedByTheLastUser(t *testing.T) {
 	releaseStore(t, first)
 	releaseStore(t, second)
 	if _, err := s.Stats(t.Context()); err != nil {
-		t.Errorf("the store was closed under a task: %v", err)
+		t.Errorf("the store was closed while a task used it: %v", err)
 	}
 	leave()
 	select {
@@ -63,15 +63,15 @@ func TestStoreIsSharedAndClosedByTheLastUser(t *testing.T) {
 		t.Fatal("the store stays open")
 	}
 	if _, _, err := first.enter(); !errors.Is(err, errNotOpen) {
-		t.Errorf("after it was closed: %v", err)
+		t.Errorf("error after closing: %v", err)
 	}
 }
 
-func TestStoreIsReopenedWhileItCloses(t *testing.T) {
+func TestReopenClosingStore(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
 	for range 20 {
 		a := newTestApp(t, folder)
-		releaseStore(t, a) // it closes in the background, and has the folder locked
+		releaseStore(t, a) // it closes in the background and locks the folder meanwhile
 	}
 }

@@ -16,26 +16,26 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// options are the subdirectives of a block, by name. Each is given at most once
-// unless it is repeatable.
+// options are the subdirectives of a block, by name. Only a repeatable one may occur
+// twice.
 type options map[string]option
 
 type option struct {
 	parse      func(d *caddyfile.Dispenser) error
 	repeatable bool
-	expands    bool // placeholders in its values expand when the configuration is loaded, or later
-	gone       bool // replaced: not listed among the options
+	expands    bool // placeholders in its values are allowed
+	gone       bool // replaced by another option, and not listed
 }
 
-// parseBlock reads the block after the dispenser's position. Unknown options and
-// duplicates are errors with their line and name.
+// parseBlock parses the block at the dispenser's position. Errors for unknown and
+// duplicate options have their line and name.
 func parseBlock(d *caddyfile.Dispenser, nesting int, directive string, opts options) error {
 	seen := make(map[string]bool)
 	for d.NextBlock(nesting) {
 		name := d.Val()
 		opt, ok := opts[name]
 		if !ok {
-			return d.Errf("%s has no option %q; it has %s", directive, name, strings.Join(opts.names(), ", "))
+			return d.Errf("%s: unknown option %q; expected one of %s", directive, name, strings.Join(opts.names(), ", "))
 		}
 		if seen[name] && !opt.repeatable {
 			return d.Errf("%s: %s is given twice", directive, name)
@@ -49,16 +49,16 @@ func parseBlock(d *caddyfile.Dispenser, nesting int, directive string, opts opti
 		if err := opt.parse(d); err != nil {
 			return err
 		}
-		if d.NextBlock(d.Nesting()) { // the option did not read it
+		if d.NextBlock(d.Nesting()) { // the option's parser has left it
 			return d.Errf("%s: %s takes no block", directive, name)
 		}
 	}
 	return nil
 }
 
-// refusePlaceholder returns an error if there is a placeholder in the values of the
-// option that the dispenser is at. Numbers, durations and words that decide what
-// is configured must be known when the Caddyfile is read.
+// refusePlaceholder returns an error if the values of the current option contain a
+// placeholder. Numbers, durations and keywords must be known when the Caddyfile is
+// parsed.
 func refusePlaceholder(d *caddyfile.Dispenser, directive string) error {
 	ahead := *d
 	for ahead.NextArg() {
@@ -69,7 +69,7 @@ func refusePlaceholder(d *caddyfile.Dispenser, directive string) error {
 	return nil
 }
 
-// names returns the options that there are, sorted.
+// names returns the names of the options, sorted.
 func (opts options) names() (names []string) {
 	for name, opt := range opts {
 		if !opt.gone {
@@ -80,7 +80,7 @@ func (opts options) names() (names []string) {
 	return names
 }
 
-// parseHandler reads
+// parseHandler parses
 //
 //	callback [<matcher>] [<url>] {
 //	    profile        openfaas|beam2
@@ -95,8 +95,8 @@ func (opts options) names() (names []string) {
 //	    max_result     <size>
 //	}
 //
-// The URL is the callback of every request that names none itself. Options that
-// are left out have the defaults of [Handler].
+// The URL is the callback of every request that does not name one. Omitted options have
+// the defaults of [Handler].
 func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	handler := new(Handler)
 	if err := handler.UnmarshalCaddyfile(h.Dispenser); err != nil {
@@ -105,18 +105,18 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	return handler, blockOf(h).addCallback(h, handler)
 }
 
-// UnmarshalCaddyfile reads the directive; see parseHandler for its grammar.
+// UnmarshalCaddyfile parses the directive. See parseHandler for its grammar.
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
 	if d.NextArg() {
 		h.URL = d.Val()
-		// Whether it is denied is for the delivery's options to say.
+		// The delivery options decide whether its address is allowed.
 		if _, err := new(safedial.Policy).Trusted().CheckURL(h.URL); err != nil && !hasPlaceholder(h.URL) {
 			return d.Errf("callback: bad URL: %v", err)
 		}
 	}
 	if d.NextArg() {
-		return d.Errf("callback takes one URL at most, and %q is one more", d.Val())
+		return d.Errf("callback takes at most one URL; unexpected %q", d.Val())
 	}
 	return parseBlock(d, 0, "callback", options{
 		"profile":       {parse: h.alone(oneOf(&h.Profile, profile.Names()...))},
@@ -132,7 +132,8 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	})
 }
 
-// alone makes an option's parser check that the option goes with those before it.
+// alone wraps the parser of an option to check that it can be combined with those
+// before it.
 func (h *Handler) alone(parse func(*caddyfile.Dispenser) error) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
 		if err := parse(d); err != nil {
@@ -150,7 +151,7 @@ func (h *Handler) parseFrom(d *caddyfile.Dispenser) error {
 	case len(args) == 1 && args[0] == "none":
 		h.FromNone = true
 	case len(args) != 2 || args[0] != "header":
-		return d.Err("from takes the word header and the name of the header that has the URL, or the word none")
+		return d.Err("from takes header and the name of a header, or none")
 	case !isToken(args[1]):
 		return d.Errf("from header: %q is not a header name", args[1])
 	default:
@@ -174,7 +175,7 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// parseApp reads the global options
+// parseApp parses the global options
 //
 //	callback {
 //	    engine sqlite [<folder>] {
@@ -205,11 +206,11 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 //	    }
 //	}
 //
-// There is one engine at most. Options that are left out have the defaults of
-// [App], [SQLiteEngine], [NATSEngine] and [Delivery].
+// At most one engine is allowed. Omitted options have the defaults of [App],
+// [SQLiteEngine], [NATSEngine] and [Delivery].
 func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	if existing != nil {
-		d.Next() // for the line's number
+		d.Next() // for the line number
 		return nil, d.Err("the global option callback is given twice")
 	}
 	app := new(App)
@@ -219,11 +220,11 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	return httpcaddyfile.App{Name: "callback", Value: caddyconfig.JSON(app, nil)}, nil
 }
 
-// UnmarshalCaddyfile reads the global options; see parseApp for their grammar.
+// UnmarshalCaddyfile parses the global options. See parseApp for their grammar.
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
 	if d.NextArg() {
-		return d.Errf("the global option callback takes a block and no value, and here is %q", d.Val())
+		return d.Errf("the global option callback takes a block and no value; unexpected %q", d.Val())
 	}
 	return parseBlock(d, 0, "callback", options{
 		"engine":       {parse: a.parseEngine, expands: true},
@@ -238,7 +239,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	})
 }
 
-// parseEngine reads the options of an engine, which is a module.
+// parseEngine parses an engine, which is a module.
 func (a *App) parseEngine(d *caddyfile.Dispenser) error {
 	known := make([]string, 0, 2)
 	for _, module := range caddy.GetModules(engineNamespace) {
@@ -260,7 +261,7 @@ func (a *App) parseEngine(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// replacedBy is the parser of an option that there is no more.
+// replacedBy is the parser of an option that was replaced.
 func replacedBy(option string) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
 		return d.Errf("the option %s is replaced by %s", d.Val(), option)
@@ -269,7 +270,7 @@ func replacedBy(option string) func(*caddyfile.Dispenser) error {
 
 func (a *App) parseDelivery(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
-		return d.Errf("delivery takes a block and no value, and here is %q", d.Val())
+		return d.Errf("delivery takes a block and no value; unexpected %q", d.Val())
 	}
 	a.Delivery = new(Delivery)
 	o := a.Delivery
@@ -298,12 +299,12 @@ func (o *Delivery) parseRetry(d *caddyfile.Dispenser) error {
 		o.Retry = append(o.Retry, wait)
 	}
 	if len(o.Retry) == 0 {
-		return d.Err("retry takes the waits between attempts, one or more")
+		return d.Err("retry takes one or more durations, the waits between attempts")
 	}
 	return nil
 }
 
-// parseInbox reads
+// parseInbox parses
 //
 //	callback_inbox [<matcher>] {
 //	    keep    <n>
@@ -312,17 +313,17 @@ func (o *Delivery) parseRetry(d *caddyfile.Dispenser) error {
 //	    forward_to <origin…>
 //	}
 //
-// Options that are left out have the defaults of [Inbox].
+// Omitted options have the defaults of [Inbox].
 func parseInbox(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	inbox := new(Inbox)
 	return inbox, inbox.UnmarshalCaddyfile(h.Dispenser)
 }
 
-// UnmarshalCaddyfile reads the directive; see parseInbox for its grammar.
+// UnmarshalCaddyfile parses the directive. See parseInbox for its grammar.
 func (i *Inbox) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
 	if d.NextArg() {
-		return d.Errf("callback_inbox takes a block and no value, and here is %q", d.Val())
+		return d.Errf("callback_inbox takes a block and no value; unexpected %q", d.Val())
 	}
 	return parseBlock(d, 0, "callback_inbox", options{
 		"keep":       {parse: count(&i.Keep)},

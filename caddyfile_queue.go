@@ -14,7 +14,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/profile"
 )
 
-// parseTaskQueue reads
+// parseTaskQueue parses
 //
 //	task_queue [<matcher>] <name> {
 //	    callback [<url>] { … } | off
@@ -22,10 +22,9 @@ import (
 //	    <directives…>
 //	}
 //
-// The options of callback are those of the directive; without it they have their
-// defaults. The other directives are the task; they run later, as `handle` would run
-// them. A matcher that is a path without `*` matches what is under the path, too:
-// tasks are looked up there.
+// callback has the options of the directive of that name. The other directives are the
+// task: they run later, as in a `handle` block. A path matcher without `*` also matches
+// the paths below it, where tasks are looked up.
 func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	matchers, path, err := matchersBelow(h)
 	if err != nil {
@@ -33,7 +32,7 @@ func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	}
 	h.Next()
 	if !h.NextArg() {
-		return nil, h.Err("task_queue takes the queue's name")
+		return nil, h.Err("task_queue takes the name of a queue")
 	}
 	q := &TaskQueue{Name: h.Val()}
 	if !isQueueName(q.Name) {
@@ -43,7 +42,7 @@ func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	if err := q.takeOptions(h.Dispenser); err != nil {
 		return nil, err
 	}
-	// What is left is a block like that of handle.
+	// The rest is a block like that of handle.
 	h.Reset()
 	defer inBlockOf(h, q.Name)()
 	block, err := httpcaddyfile.ParseSegmentAsSubroute(h)
@@ -52,7 +51,7 @@ func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	}
 	routes, ok := block.(*caddyhttp.Subroute)
 	if !ok || len(routes.Routes) == 0 {
-		return nil, h.Errf("task_queue %s: the block is empty; it is what the tasks run", q.Name)
+		return nil, h.Errf("task_queue %s: the block is empty; write the directives that tasks run into it", q.Name)
 	}
 	q.Routes = routes.Routes
 	h.Reset()
@@ -63,8 +62,9 @@ func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	return h.NewRoute(matchers, q), addQueueName(h, q)
 }
 
-// matchersBelow reads the matcher of a directive that tasks are looked up with, and
-// returns its path, if it is one without `*`. Such a path matches what is under it, too.
+// matchersBelow parses the matcher of a directive that serves look-ups of tasks. It also
+// returns the matcher's path if that has no `*`. Such a matcher also matches the paths
+// below it.
 func matchersBelow(h httpcaddyfile.Helper) (matchers caddy.ModuleMap, path string, err error) {
 	h.Next() // the directive's name
 	if h.NextArg() && strings.HasPrefix(h.Val(), "/") && !strings.Contains(h.Val(), "*") {
@@ -81,8 +81,8 @@ func matchersBelow(h httpcaddyfile.Helper) (matchers caddy.ModuleMap, path strin
 	return matchers, path, nil
 }
 
-// takeOptions reads the options in the block that the dispenser stands before,
-// and takes them out of the directives.
+// takeOptions parses the options in the block that follows, and removes them from the
+// directives.
 func (q *TaskQueue) takeOptions(d *caddyfile.Dispenser) error {
 	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
@@ -121,12 +121,12 @@ func parseProfile(to *string, d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// parseCallback reads the callback options of a queue.
+// parseCallback parses the callback options of a queue.
 func (q *TaskQueue) parseCallback(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
 	if d.NextArg() && d.Val() == "off" {
 		if d.NextArg() || d.NextBlock(d.Nesting()) {
-			return d.Errf("callback off takes no value and no block, and here is %q", d.Val())
+			return d.Errf("callback off takes no value and no block; unexpected %q", d.Val())
 		}
 		q.NoCallback = true
 		return nil
@@ -136,30 +136,31 @@ func (q *TaskQueue) parseCallback(d *caddyfile.Dispenser) error {
 	return q.Callback.UnmarshalCaddyfile(d)
 }
 
-// block is what the directives of one block of a Caddyfile know of each other.
+// block has the directives of one block of a Caddyfile that affect each other.
 type block struct {
 	id       blockID
-	callback string // where a callback with a URL or options is
+	callback string // the place of a callback with a URL or options
 	queues   []blockQueue
 }
 
 // blockQueue is a task_queue of a block.
 type blockQueue struct {
 	name, place string
-	path        string // its matcher, if that is a path without *
+	path        string // the matcher, if it is a path without *
 	plain       bool   // it has no callback options
 }
 
-// blockID tells blocks apart. Blocks within a block have its state, or a copy of it,
-// and all sites have the same.
+// blockID identifies a block. Nested blocks share the state of the outer block, or copy
+// it, and all sites share one state.
 type blockID struct{ state, site uintptr }
 
 const blockKey, queueKey, namesKey = "callback.block", "callback.queue", "callback.names"
 
-// blockOf returns what is known of the block that a directive is in.
+// blockOf returns the block that a directive is in.
 func blockOf(h httpcaddyfile.Helper) *block {
-	// The helper does not export which site it is of. If a version of Caddy keeps that
-	// elsewhere, nothing is known of the block, rather than something of another site.
+	// The helper does not export its site. If another version of Caddy keeps it
+	// elsewhere, an empty block is returned, so that blocks of different sites are not
+	// mixed up.
 	site := reflect.ValueOf(h).FieldByName("parentBlock")
 	if site.Kind() != reflect.Struct || site.FieldByName("Segments").Kind() != reflect.Slice {
 		return new(block)
@@ -180,8 +181,8 @@ func placeOf(h httpcaddyfile.Helper) string {
 	return fmt.Sprintf("%s:%d", h.File(), h.Line())
 }
 
-// addCallback notes a callback directive, and refuses one that looks as if it were
-// for a queue beside it.
+// addCallback adds a callback directive. It refuses one that seems to be meant for a
+// queue beside it.
 func (b *block) addCallback(h httpcaddyfile.Helper, handler *Handler) error {
 	place := placeOf(h)
 	if queue, ok := h.BlockState[queueKey].(string); ok {
@@ -193,18 +194,18 @@ func (b *block) addCallback(h httpcaddyfile.Helper, handler *Handler) error {
 	b.callback = place
 	for _, q := range b.queues {
 		if q.plain {
-			return h.Errf("callback: its URL and options are not those of task_queue %s at %s; write them, or callback alone, into its block", q.name, q.place)
+			return h.Errf("callback: its URL and options do not apply to task_queue %s at %s; move them, or write callback without options, into its block", q.name, q.place)
 		}
 	}
 	return nil
 }
 
-// addQueue notes a task_queue directive. It refuses one that a callback beside it
-// seems to be for, and one whose requests go to another that is before it.
+// addQueue adds a task_queue directive. It refuses one beside a callback that seems to
+// be meant for it, and one whose requests an earlier queue takes.
 func (b *block) addQueue(h httpcaddyfile.Helper, q *TaskQueue, path string) error {
 	plain := q.Callback == nil && !q.NoCallback && q.Profile == ""
 	if plain && b.callback != "" {
-		return h.Errf("task_queue %s: the URL and options of the callback at %s are not those of the queue; write them, or callback alone, into its block", q.Name, b.callback)
+		return h.Errf("task_queue %s: the URL and options of the callback at %s do not apply to the queue; move them, or write callback without options, into its block", q.Name, b.callback)
 	}
 	for _, other := range b.queues {
 		if path != "" && other.path != "" && strings.HasPrefix(path, strings.TrimSuffix(other.path, "/")+"/") {
@@ -215,17 +216,18 @@ func (b *block) addQueue(h httpcaddyfile.Helper, q *TaskQueue, path string) erro
 	return nil
 }
 
-// inBlockOf notes that what is parsed until end is called is in the block of a queue.
+// inBlockOf records, until end is called, that directives are inside the block of a
+// queue.
 func inBlockOf(h httpcaddyfile.Helper, queue string) (end func()) {
 	before := h.BlockState[queueKey]
 	h.BlockState[queueKey] = queue
 	return func() { h.BlockState[queueKey] = before }
 }
 
-// namedQueue is where a queue's name was used first, and for what.
+// namedQueue is the first block with a queue's name, and its place.
 type namedQueue struct{ json, place string }
 
-// addQueueName refuses a name that is in use for another block.
+// addQueueName refuses a name that another block uses.
 func addQueueName(h httpcaddyfile.Helper, q *TaskQueue) error {
 	names, ok := h.State[namesKey].(map[string]namedQueue)
 	if !ok {
@@ -242,7 +244,7 @@ func addQueueName(h httpcaddyfile.Helper, q *TaskQueue) error {
 	return nil
 }
 
-// parseQueue reads the global options of a queue
+// parseQueue parses the global options of a queue
 //
 //	queue <name> {
 //	    workers           <n>
@@ -258,11 +260,11 @@ func addQueueName(h httpcaddyfile.Helper, q *TaskQueue) error {
 //	    }
 //	}
 //
-// Options that are left out have the defaults of [QueueOptions] and [Schedule].
+// Omitted options have the defaults of [QueueOptions] and [Schedule].
 func (a *App) parseQueue(d *caddyfile.Dispenser) error {
 	var name string
 	if !d.AllArgs(&name) {
-		return d.Err("queue takes the queue's name")
+		return d.Err("queue takes the name of a queue")
 	}
 	if !isQueueName(name) {
 		return d.Errf("queue: %q is not made of letters, digits, - and _ (at most %d)", name, maxQueueName)
@@ -288,7 +290,7 @@ func (a *App) parseQueue(d *caddyfile.Dispenser) error {
 func (o *QueueOptions) parseAttempts(d *caddyfile.Dispenser) error {
 	args := d.RemainingArgs()
 	if len(args) == 0 {
-		return d.Err("attempts takes a count, and may take statuses")
+		return d.Err("attempts takes a count and, optionally, statuses")
 	}
 	for i, arg := range args {
 		n, err := strconv.Atoi(arg)
@@ -310,11 +312,11 @@ func (o *QueueOptions) parseSchedule(d *caddyfile.Dispenser) error {
 	s := new(Schedule)
 	args := d.RemainingArgs()
 	if len(args) == 0 {
-		return d.Err(`schedule takes a time such as "30 2 * * *" or "@every 10m", and may take a time zone`)
+		return d.Err(`schedule takes a time such as "30 2 * * *" or "@every 10m" and, optionally, a time zone`)
 	}
 	s.Cron = args[0]
 	rest := args[1:]
-	if s.Cron == "@every" && len(rest) > 0 { // its two words may stand unquoted
+	if s.Cron == "@every" && len(rest) > 0 { // the quotes around @every 10m are optional
 		s.Cron, rest = "@every "+rest[0], rest[1:]
 	}
 	switch len(rest) {
@@ -322,7 +324,7 @@ func (o *QueueOptions) parseSchedule(d *caddyfile.Dispenser) error {
 	case 1:
 		s.Zone = rest[0]
 	default:
-		return d.Errf("schedule: %q is one too many; cron fields go in quotes", rest[1])
+		return d.Errf("schedule: unexpected %q; write cron fields in quotes", rest[1])
 	}
 	err := parseBlock(d, d.Nesting(), "schedule", options{
 		"method": {parse: text(&s.Method), expands: true},

@@ -18,8 +18,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// The values of options. Each function makes a parser of what is left of an
-// option's line; its errors name the option and the bad value.
+// Each of these functions returns a parser for the values of an option. Its errors name
+// the option and the invalid value.
 
 func text(field *string) func(*caddyfile.Dispenser) error {
 	return one(func(d *caddyfile.Dispenser, name, value string) error {
@@ -135,7 +135,8 @@ func size(field *int64) func(*caddyfile.Dispenser) error {
 	})
 }
 
-// storeSize reads how large a store may become. Less would not hold its own files.
+// storeSize parses the maximum size of a store. The files of an empty one need the
+// minimum.
 func storeSize(field *int64) func(*caddyfile.Dispenser) error {
 	return one(func(d *caddyfile.Dispenser, name, value string) error {
 		n, err := humanize.ParseBytes(value)
@@ -147,12 +148,12 @@ func storeSize(field *int64) func(*caddyfile.Dispenser) error {
 	})
 }
 
-// durationAndCount reads a duration and, if there is one, a count.
+// durationAndCount parses a duration and an optional count.
 func durationAndCount(period *caddy.Duration, n *int64) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
 		name := d.Val()
 		if args := d.CountRemainingArgs(); args < 1 || args > 2 {
-			return d.Errf("%s takes a duration and perhaps a count, not %d values", name, args)
+			return d.Errf("%s takes a duration and an optional count, not %d values", name, args)
 		}
 		d.NextArg()
 		if err := setDuration(d, name, period); err != nil || !d.NextArg() {
@@ -167,11 +168,11 @@ func durationAndCount(period *caddy.Duration, n *int64) func(*caddyfile.Dispense
 	}
 }
 
-// onOff reads one of the words on and off.
+// onOff parses on or off.
 func onOff(field **bool) func(*caddyfile.Dispenser) error {
 	return one(func(d *caddyfile.Dispenser, name, value string) error {
 		if value != "on" && value != "off" {
-			return d.Errf("%s: %q is neither on nor off", name, value)
+			return d.Errf("%s: unknown value %q; expected on or off", name, value)
 		}
 		on := value == "on"
 		*field = &on
@@ -185,14 +186,14 @@ const maxSize = 1 << 30
 func oneOf(field *string, allowed ...string) func(*caddyfile.Dispenser) error {
 	return one(func(d *caddyfile.Dispenser, name, value string) error {
 		if !slices.Contains(allowed, value) {
-			return d.Errf("%s: %q is none of %s", name, value, strings.Join(allowed, ", "))
+			return d.Errf("%s: unknown value %q; expected one of %s", name, value, strings.Join(allowed, ", "))
 		}
 		*field = value
 		return nil
 	})
 }
 
-// secrets reads keys. A placeholder is checked when it is expanded.
+// secrets parses keys. Keys with placeholders are checked after expansion.
 func secrets(field *[]string, parse func(string) (webhook.Key, error)) func(*caddyfile.Dispenser) error {
 	return words(field, func(values []string) error {
 		for i, value := range values {
@@ -207,14 +208,13 @@ func secrets(field *[]string, parse func(string) (webhook.Key, error)) func(*cad
 	})
 }
 
-// checkPolicy returns what is wrong with the words of one option; it names the
-// option.
+// checkPolicy checks the values of one option. Its error names the option.
 func checkPolicy(c safedial.Config) error {
 	_, err := safedial.NewPolicy(c)
 	return err
 }
 
-// one reads the option's only value.
+// one parses the single value of an option.
 func one(set func(d *caddyfile.Dispenser, name, value string) error) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
 		name := d.Val()
@@ -227,13 +227,13 @@ func one(set func(d *caddyfile.Dispenser, name, value string) error) func(*caddy
 	}
 }
 
-// words reads one value or more.
+// words parses one or more values.
 func words(field *[]string, check func([]string) error) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
 		name := d.Val()
 		values := d.RemainingArgs()
 		if len(values) == 0 {
-			return d.Errf("%s takes one value or more", name)
+			return d.Errf("%s takes one or more values", name)
 		}
 		if err := check(values); err != nil {
 			return d.WrapErr(err)
@@ -243,11 +243,10 @@ func words(field *[]string, check func([]string) error) func(*caddyfile.Dispense
 	}
 }
 
-// placeholder matches what Caddy's replacer may expand: not the braces of JSON.
+// placeholder matches placeholders of Caddy's replacer, but not JSON in braces.
 var placeholder = regexp.MustCompile(`\{[A-Za-z_$][A-Za-z0-9_$.:/*<>=-]*\}`)
 
-// hasPlaceholder says whether a value is known only when the configuration is
-// loaded.
+// hasPlaceholder reports whether a value contains a placeholder.
 func hasPlaceholder(value string) bool { return placeholder.MatchString(value) }
 
 // known returns the values without placeholders.
@@ -255,8 +254,7 @@ func known(values []string) []string {
 	return slices.DeleteFunc(slices.Clone(values), hasPlaceholder)
 }
 
-// expand expands the placeholders that need no request, such as {env.NAME}, in each
-// of the fields.
+// expand expands placeholders that need no request, such as {env.NAME}, in each field.
 func expand(fields ...*string) {
 	repl := caddy.NewReplacer()
 	for _, field := range fields {
@@ -264,7 +262,7 @@ func expand(fields ...*string) {
 	}
 }
 
-// expandAll is expand for a list. The list is replaced, not changed.
+// expandAll is expand for a list. It replaces the list instead of changing it.
 func expandAll(values *[]string) {
 	*values = slices.Clone(*values)
 	for i := range *values {

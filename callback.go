@@ -21,9 +21,9 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// callbackOf returns what the request is owed, and the host and port that it
-// goes to, or nil if it is owed none. One that may have wanted a callback is counted
-// then. The error is a *problem.
+// callbackOf returns the request's callback, with its host and port, or nil if it has
+// none. It counts requests that may have meant to name a callback. The error is a
+// *problem.
 func (h *Handler) callbackOf(w http.ResponseWriter, r *http.Request) (*task.Callback, string, error) {
 	callback, host, reason, err := h.findCallback(w, r)
 	if callback == nil && err == nil && reason != "" {
@@ -32,7 +32,7 @@ func (h *Handler) callbackOf(w http.ResponseWriter, r *http.Request) (*task.Call
 	return callback, host, err
 }
 
-// findCallback is callbackOf with the reason why there is no callback.
+// findCallback is callbackOf that also returns the reason why there is no callback.
 func (h *Handler) findCallback(w http.ResponseWriter, r *http.Request) (_ *task.Callback, host string, reason capture.Reason, _ error) {
 	target, host, trusted := h.URL, h.own, true
 	hops, named, err := claimedHops(r), "", error(nil)
@@ -71,21 +71,22 @@ func (h *Handler) findCallback(w http.ResponseWriter, r *http.Request) (_ *task.
 	return callback, host, "", err
 }
 
-// maxTraceparent is more than any version of Trace Context has had, in bytes.
+// maxTraceparent is longer than a traceparent of any version of Trace Context, in
+// bytes.
 const maxTraceparent = 128
 
-// maxFields is how large the values may be, in bytes, that placeholders put into
-// the header of a callback. The engine keeps them in the task's record, which
-// must fit in a message; most receivers refuse more.
+// maxFields bounds the values, in bytes, that placeholders add to the header of a
+// callback. They are part of the task's record, which must fit in a message of the
+// engine; most receivers refuse more.
 const maxFields = 16 << 10
 
-// sendsHeaders says whether what the operator adds goes to a URL: to the operator's
-// own, or where there is none, to the one that the request names. A client that
-// names a URL of its own must not get a secret that is meant for the operator's.
+// sendsHeaders reports whether the operator's headers are sent to a URL: to the
+// operator's own or, if there is none, to the one that the request names. Otherwise a
+// client could name a URL and receive a secret that is meant for the operator's.
 func (h *Handler) sendsHeaders(own bool) bool { return own || h.URL == "" }
 
-// callbackHeader returns what the operator adds to a callback, with what the
-// request puts in the place of placeholders. The error is a *problem.
+// callbackHeader returns the headers that the operator adds to a callback, with
+// placeholders expanded from the request. The error is a *problem.
 func (h *Handler) callbackHeader(r *http.Request) (header [][2]string, _ error) {
 	if len(h.Headers) == 0 {
 		return nil, nil
@@ -96,17 +97,16 @@ func (h *Handler) callbackHeader(r *http.Request) (header [][2]string, _ error) 
 		value := fieldValue(repl.ReplaceAll(field.Value, ""))
 		if size += len(value); size > maxFields {
 			return nil, &problem{http.StatusBadRequest,
-				fmt.Sprintf("what the request gives the callback's header %s is too long: %d bytes at most", field.Name, maxFields)}
+				fmt.Sprintf("the request makes the callback's header %s too large; the limit is %d bytes", field.Name, maxFields)}
 		}
 		header = append(header, [2]string{field.Name, value})
 	}
 	return header, nil
 }
 
-// within returns h with the options of the handler further out that has claimed a
-// request, where h does not say otherwise. What belongs together stays together: the
-// header fields with the URL that they are meant for, and the profile with what it
-// changes the defaults of.
+// within returns h, with unset options taken from the outer handler that has claimed
+// the request. Two groups are taken only as a whole: the headers with the URL that they
+// are meant for, and the profile with the options whose defaults it changes.
 func (h *Handler) within(outer *Handler) (*Handler, error) {
 	merged, from := *h.written, outer.written
 	if merged.URL == "" {
@@ -153,8 +153,8 @@ func (h *Handler) newCallback(target string, trusted bool, path string, repl *ca
 	}, nil
 }
 
-// fieldValue removes the control characters from s: a placeholder may expand to
-// what a client sent. Other bytes stay as they are, UTF-8 or not.
+// fieldValue removes the control characters from s, because placeholders may expand to
+// what a client sent. It keeps all other bytes, even if they are not UTF-8.
 func fieldValue(s string) string {
 	value := make([]byte, 0, len(s))
 	for _, c := range []byte(s) {
@@ -165,10 +165,8 @@ func fieldValue(s string) string {
 	return string(value)
 }
 
-// findURL returns the value of the member that names a URL in the request's body,
-// "" if there is none. The body is put back byte for byte. The error is a *problem:
-// the request must be refused. w is the response to the request, nil if there is
-// none.
+// findURL returns the URL that the request's body names, or "". It restores the body
+// byte for byte. The error is a *problem. w is the response to the request, or nil.
 func (h *Handler) findURL(w http.ResponseWriter, r *http.Request) (string, capture.Reason, error) {
 	value, reason, err := capture.Find(r, capture.Options{
 		Field: h.Field, Limit: h.MaxRequest, Folder: h.app.spool, Response: w,
@@ -179,7 +177,7 @@ func (h *Handler) findURL(w http.ResponseWriter, r *http.Request) (string, captu
 // hopsReached is the reason for a request that too many callbacks led to.
 const hopsReached capture.Reason = "hops"
 
-// skipped counts a request that could have been a task and is none.
+// skipped counts a request that could have been a task and is not.
 func (h *Handler) skipped(r *http.Request, reason capture.Reason) {
 	h.app.metrics.taskSkipped(reason)
 	if c := h.log.Check(zap.DebugLevel, "request is no task"); c != nil {
@@ -187,42 +185,42 @@ func (h *Handler) skipped(r *http.Request, reason capture.Reason) {
 	}
 }
 
-// A callback may reach a gateway and become a task there, which has a callback of
-// its own. So that this ends, each callback says how many came before it, in
-// callback-hop. A client can send that header too. The operator's callback must
-// not be suppressed by it, so there the number counts only with the MAC of a
-// gateway of the same store.
+// A callback may reach a gateway and become a task that has a callback itself. To end
+// such loops, each callback carries the number of callbacks before it in callback-hop.
+// Clients can send that header too, and must not be able to suppress the operator's
+// callback with it. So for the operator's callback the number counts only with the MAC
+// of a gateway of the same store.
 
-// The headers of a callback that end loops, in canonical form.
+// Headers of a callback that end loops, in canonical form.
 const (
 	hopHeader    = "Callback-Hop"
 	hopMACHeader = "Callback-Hop-Mac"
 )
 
-// maxHops is how many callbacks can follow from each other.
+// maxHops is the most callbacks that can follow from each other.
 const maxHops = 8
 
-// addHops notes in a task's callback how many callbacks led to its request.
+// addHops stores the number of callbacks that led to a task's request in its callback.
 func addHops(callback *task.Callback, hops int) {
 	if hops > 0 {
 		callback.Header = append(callback.Header, [2]string{hopHeader, strconv.Itoa(hops + 1)})
 	}
 }
 
-// setHop marks a callback: as the first of its kind, unless its task says otherwise.
+// setHop sets the hop headers of a callback. Without a stored number it is the first.
 func (a *App) setHop(ctx context.Context, header http.Header, u *url.URL) {
 	hop, err := strconv.Atoi(header.Get(hopHeader))
 	if err != nil {
 		hop = 1
 		header.Set(hopHeader, "1")
 	}
-	if secret, err := a.secret(ctx); err == nil { // without one it is a client's like any other
+	if secret, err := a.secret(ctx); err == nil { // unproven without a secret
 		header.Set(hopMACHeader, hopMAC(secret, hop, u.Host, u.RequestURI()))
 	}
 }
 
-// claimedHops returns the number that a request has in callback-hop: 0 if it has
-// none, more than maxHops if it is not a number.
+// claimedHops returns the number in callback-hop: 0 if the header is missing, and more
+// than maxHops if it is not a number.
 func claimedHops(r *http.Request) int {
 	hops := 0
 	for _, line := range r.Header[hopHeader] {
@@ -235,8 +233,8 @@ func claimedHops(r *http.Request) int {
 	return hops
 }
 
-// provenHops is claimedHops if the request is a callback of this store's gateways
-// and came to the URL that it was sent to, else 0.
+// provenHops returns claimedHops if a gateway of this store has sent the request, and
+// to this URL. Otherwise it returns 0.
 func (a *App) provenHops(r *http.Request) int {
 	hops := claimedHops(r)
 	if hops == 0 {
@@ -254,8 +252,8 @@ func (a *App) provenHops(r *http.Request) int {
 	return hops
 }
 
-// hopMAC returns the MAC of a number of hops at a URL. The scheme is not part of
-// it: a proxy before the gateway may end TLS.
+// hopMAC returns the MAC of a number of hops at a URL. It does not cover the scheme,
+// because a proxy in front of the gateway may terminate TLS.
 func hopMAC(secret []byte, hops int, host, uri string) string {
 	mac := hmac.New(sha256.New, secret)
 	host = strings.ToLower(host)
@@ -269,9 +267,9 @@ func hopMAC(secret []byte, hops int, host, uri string) string {
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// urlOf returns the URL that the request names, "" if it names none, and why one
-// that may have wanted a callback names none. The error is a *problem: the request
-// must be refused. w is the response to the request, nil if there is none.
+// urlOf returns the URL that the request names, or "". It also returns the reason if
+// the request may have meant to name one. The error is a *problem. w is the response to
+// the request, or nil.
 func (h *Handler) urlOf(w http.ResponseWriter, r *http.Request) (string, capture.Reason, error) {
 	switch {
 	case h.FromNone:
@@ -283,7 +281,7 @@ func (h *Handler) urlOf(w http.ResponseWriter, r *http.Request) (string, capture
 	return h.findURL(w, r)
 }
 
-// source is what clients know the place of the URL by.
+// source returns the name of the field or header that has the URL.
 func (h *Handler) source() string {
 	if h.FromHeader != "" {
 		return h.FromHeader
@@ -291,8 +289,8 @@ func (h *Handler) source() string {
 	return h.Field
 }
 
-// headerURL returns the URL in a header. It allocates nothing unless the request
-// is refused: every request passes here, and none is read.
+// headerURL returns the URL in a header. Every request passes here, so it does not
+// allocate unless it refuses the request.
 func headerURL(values []string, name string) (string, error) {
 	switch len(values) {
 	case 0:
@@ -300,6 +298,6 @@ func headerURL(values []string, name string) (string, error) {
 	case 1:
 		return values[0], nil
 	default:
-		return "", &problem{http.StatusBadRequest, name + ": the header is there twice, and servers disagree on which one counts"}
+		return "", &problem{http.StatusBadRequest, name + ": the header occurs twice; send it once"}
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestHopsCountOnlyWithProof(t *testing.T) {
+func TestHopsNeedMAC(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
 	a, other := newTestApp(t, folder), newTestApp(t, t.TempDir())

@@ -11,11 +11,11 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/cli"
 )
 
-// command is `caddy callback`.
+// command is the command `caddy callback`.
 var command = caddycmd.Command{
 	Name:  "callback",
 	Usage: "<command>",
-	Short: "Runs tasks, and shows and changes those of a running gateway",
+	Short: "Runs tasks, and manages those of a running gateway",
 	CobraFunc: func(cmd *cobra.Command) {
 		cmd.AddCommand(shell.NewRunCommand(defaultTimeout, "caddy-callback/"+Version, runOnce),
 			shell.NewKeyCommand(loadSecrets), newMigrateCommand(), newRepairCommand())
@@ -25,12 +25,12 @@ var command = caddycmd.Command{
 			if len(args) == 0 {
 				return cmd.Help()
 			}
-			return shell.Misused(cmd, fmt.Errorf("there is no command %q", args[0]))
+			return shell.Misused(cmd, fmt.Errorf("unknown command %q", args[0]))
 		}
 	},
 }
 
-// shell gives the commands what they need of Caddy.
+// shell gives the commands access to Caddy.
 var shell = &cli.Caddy{
 	Address: func(address, config, adapter string) (string, error) {
 		return caddycmd.DetermineAdminAPIAddress(address, nil, config, adapter)

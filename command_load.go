@@ -16,10 +16,10 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 )
 
-// newRun returns a run with its store in a folder. Its errors name the flag.
+// newRun returns a run that keeps its task in a folder. Its errors name the flag.
 func newRun(o *cli.Run, log *cli.Progress, folder string) (*run, error) {
 	h, err := loadQuietly(func() (app *App, h *Handler, err error) {
-		// A power failure ends the command too, so that its store needs no sync.
+		// The command does not survive a power failure, so its store is not synced.
 		store := &SQLiteEngine{Folder: folder, Sync: caddy.Duration(time.Hour)}
 		app = &App{EngineRaw: caddyconfig.JSONModuleObject(store, "engine", "sqlite", nil)}
 		if o.Config != "" || o.Adapter != "" {
@@ -53,8 +53,7 @@ func newRun(o *cli.Run, log *cli.Progress, folder string) (*run, error) {
 	return r, nil
 }
 
-// loadDelivery returns the delivery options of a configuration, nil if it has
-// none.
+// loadDelivery returns the delivery options of a configuration, or nil if it has none.
 func loadDelivery(file, adapter string) (*Delivery, error) {
 	text, _, _, err := caddycmd.LoadConfig(file, adapter)
 	if err != nil {
@@ -83,15 +82,14 @@ func loadSecrets(file, adapter string) ([]string, error) {
 	return delivery.Secret, nil
 }
 
-// namedIn returns the callback that the request's own body names, "" if none.
+// namedIn returns the callback URL in the request's body, or "" if there is none.
 func namedIn(r *http.Request, field string) (string, error) {
 	value, _, err := bodies.Find(r, bodies.Options{Field: field, Limit: r.ContentLength})
 	return value, err
 }
 
-// loadQuietly loads the app and a handler as a configuration with both would,
-// with a log of warnings only. The configuration is known by f once there is
-// such a log.
+// loadQuietly provisions the app and a handler, with a log of warnings only. It calls f
+// for the configuration once that log is in place.
 func loadQuietly(f func() (*App, *Handler, error)) (*Handler, error) {
 	apps := make(caddy.ModuleMap)
 	ctx, err := quietContext(apps)
@@ -110,7 +108,7 @@ func loadQuietly(f func() (*App, *Handler, error)) (*Handler, error) {
 	return module.(*Handler), nil
 }
 
-// quietContext returns a context of Caddy's whose modules log warnings only.
+// quietContext returns a Caddy context whose modules log warnings only.
 func quietContext(apps caddy.ModuleMap) (caddy.Context, error) {
 	return caddy.ProvisionContext(&caddy.Config{
 		AppsRaw: apps,
@@ -118,7 +116,7 @@ func quietContext(apps caddy.ModuleMap) (caddy.Context, error) {
 	})
 }
 
-// quietLog returns a logger of warnings for what is no module.
+// quietLog returns a logger of warnings for code outside of modules.
 func quietLog() (*zap.Logger, error) {
 	if _, err := quietContext(nil); err != nil {
 		return nil, err

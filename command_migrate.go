@@ -24,7 +24,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// migrateFlags are the flags of `caddy callback migrate` as they are given.
+// migrateFlags are the flags of `caddy callback migrate`.
 type migrateFlags struct {
 	config, adapter string
 	from, to        storeFlags
@@ -33,7 +33,7 @@ type migrateFlags struct {
 // storeFlags name a store.
 type storeFlags struct {
 	flag, store, credentials string
-	replicas                 int // of what is created in a cluster; 0 is its default
+	replicas                 int // of the streams created in a cluster; 0 for the cluster's default
 }
 
 func newMigrateCommand() *cobra.Command {
@@ -76,7 +76,7 @@ configuration is wrong.`,
 	return cmd
 }
 
-// run checks the flags and copies.
+// run checks the flags and copies the tasks.
 func (f *migrateFlags) run(cmd *cobra.Command) error {
 	from, to, err := f.stores()
 	if err != nil {
@@ -101,7 +101,7 @@ func (f *migrateFlags) run(cmd *cobra.Command) error {
 // stores returns the stores that the flags name. Its errors name the flag.
 func (f *migrateFlags) stores() (from, to *store, err error) {
 	if f.from.store == "" && f.to.store == "" {
-		return nil, nil, errors.New("--from or --to is missing; at most one of them can be that of the configuration")
+		return nil, nil, errors.New("--from and --to are missing; at most one of them can default to the store of the configuration")
 	}
 	log, err := quietLog()
 	if err != nil {
@@ -117,7 +117,7 @@ func (f *migrateFlags) stores() (from, to *store, err error) {
 		return nil, nil, errors.New("--from and --to are the same store")
 	}
 	if source, ok := from.module.(*SQLiteEngine); ok {
-		// Opening it would create it, and a folder that is misspelt has no tasks.
+		// Opening a folder creates it. A misspelt name would become an empty store.
 		if _, err := os.Stat(source.Folder); err != nil {
 			return nil, nil, fmt.Errorf("--from: %w", err)
 		}
@@ -125,7 +125,7 @@ func (f *migrateFlags) stores() (from, to *store, err error) {
 	return from, to, nil
 }
 
-// storeOf returns the store that some flags name, or the configuration.
+// storeOf returns the store that the flags name, or else that of the configuration.
 func (f *migrateFlags) storeOf(s *storeFlags, log *zap.Logger) (*store, error) {
 	if s.store != "" {
 		module, err := s.parse()
@@ -135,7 +135,7 @@ func (f *migrateFlags) storeOf(s *storeFlags, log *zap.Logger) (*store, error) {
 		return &store{module: module, log: log}, nil
 	}
 	if s.credentials != "" {
-		return nil, fmt.Errorf("%s-credentials: the store is that of the configuration; use %[1]s to name one", s.flag)
+		return nil, fmt.Errorf("%s-credentials: credentials are only for a store named by %[1]s", s.flag)
 	}
 	app, err := loadApp(f.config, f.adapter)
 	if err != nil {
@@ -144,29 +144,29 @@ func (f *migrateFlags) storeOf(s *storeFlags, log *zap.Logger) (*store, error) {
 	return &store{module: app.engine, settings: app.settings(), log: log}, nil
 }
 
-// store is a store that can be opened.
+// store is a store that is not open yet.
 type store struct {
 	module   engineModule
 	settings engine.Settings
 	log      *zap.Logger
 }
 
-// parse reads the name of a store: "sqlite:<folder>", or URLs of a cluster with
-// commas between them. The scheme may be left out of all but the first.
+// parse parses the name of a store: "sqlite:<folder>", or the URLs of a cluster,
+// separated by commas. Only the first URL needs a scheme.
 func (s *storeFlags) parse() (engineModule, error) {
 	if folder, ok := strings.CutPrefix(s.store, "sqlite:"); ok {
 		switch {
 		case folder == "":
 			return nil, errors.New(`"sqlite:" needs a folder, such as sqlite:/var/lib/caddy/callback`)
 		case s.credentials != "":
-			return nil, errors.New("a folder has no credentials")
+			return nil, errors.New("a folder takes no credentials")
 		}
 		module := &SQLiteEngine{Folder: folder}
 		return module, module.Provision(caddy.Context{})
 	}
 	scheme, _, ok := strings.Cut(s.store, "://")
 	if !ok {
-		return nil, errors.New(`it is neither "sqlite:<folder>" nor "nats://<host>:4222"`)
+		return nil, errors.New(`expected "sqlite:<folder>" or "nats://<host>:4222"`)
 	}
 	module := &NATSEngine{Credentials: s.credentials, Replicas: s.replicas}
 	for url := range strings.SplitSeq(s.store, ",") {
@@ -181,7 +181,7 @@ func (s *storeFlags) parse() (engineModule, error) {
 	return module, module.Validate()
 }
 
-// loadApp returns the app of a configuration as it would run.
+// loadApp returns the provisioned app of a configuration.
 func loadApp(file, adapter string) (*App, error) {
 	text, _, _, err := caddycmd.LoadConfig(file, adapter)
 	if err != nil {
@@ -206,15 +206,15 @@ func loadApp(file, adapter string) (*App, error) {
 	return h.app, nil
 }
 
-// openStoreTimeout and closeStoreTimeout bound how long a store may take to open
-// and to close: a cluster may not answer.
+// openStoreTimeout and closeStoreTimeout bound opening and closing a store, because a
+// cluster may not answer.
 const (
 	openStoreTimeout  = 30 * time.Second
 	closeStoreTimeout = 30 * time.Second
 )
 
-// copyStore opens the stores, copies, closes them, and reports its progress on w.
-// The counts are nil if a store could not be opened.
+// copyStore opens both stores, copies the tasks, and closes the stores. It reports its
+// progress on w. The counts are nil if a store could not be opened.
 func copyStore(ctx context.Context, from, to *store, w io.Writer) (_ *migrate.Counts, err error) {
 	source, err := from.open(ctx)
 	if err != nil {
@@ -257,7 +257,7 @@ func (s *store) close(e engine.Engine) error {
 	return nil
 }
 
-// printCopied prints what was copied.
+// printCopied prints the counts of copied tasks.
 func printCopied(w io.Writer, c *migrate.Counts) {
 	for _, state := range []task.State{task.Queued, task.Running, task.Delivering, task.Dead, task.Done} {
 		fmt.Fprintf(w, "%7d tasks %s\n", c.Copied[state], state)

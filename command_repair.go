@@ -32,7 +32,7 @@ is wrong.`,
 		Example: `  caddy callback repair /var/lib/caddy/callback`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
-				return shell.Misused(cmd, fmt.Errorf("it takes one folder, not %d", len(args)))
+				return shell.Misused(cmd, fmt.Errorf("expected one folder, got %d", len(args)))
 			}
 			return nil
 		},

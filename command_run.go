@@ -21,18 +21,18 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// run is one task from the command line: a Handler without a server, in front of
-// an endpoint, with standard output for a client.
+// run is one task from the command line: a Handler without a server, in front of an
+// endpoint. Standard output is its client.
 type run struct {
 	app      *App
 	h        *Handler
 	request  *http.Request
 	callback *task.Callback // nil if there is none
-	host     string         // of the callback, and its port
+	host     string         // host and port of the callback
 	log      *cli.Progress
 
-	reported int         // attempts
-	unheard  atomic.Bool // part of the response could not be written
+	reported int         // number of attempts already printed
+	unheard  atomic.Bool // writing the response to standard output failed
 }
 
 // runOnce runs one task from the command line.
@@ -43,7 +43,7 @@ func runOnce(cmd *cobra.Command, o *cli.Run) error {
 		log.Line("making a folder for the task: %v", err)
 		return shell.End(cmd, cli.ExitFailed)
 	}
-	defer os.RemoveAll(folder) //nolint:errcheck // what is left is in a temporary folder
+	defer os.RemoveAll(folder) //nolint:errcheck // the folder is a temporary one
 	r, err := newRun(o, log, folder)
 	if err != nil {
 		return shell.Misused(cmd, err)
@@ -60,16 +60,15 @@ func runOnce(cmd *cobra.Command, o *cli.Run) error {
 }
 
 const (
-	// refreshInterval is how often the line that shows the phase is refreshed.
+	// refreshInterval is how often the progress line is refreshed.
 	refreshInterval = 500 * time.Millisecond
 
-	// sameInterrupt is how close two interrupts come if they are one: a shell's,
-	// and the same again from a program such as timeout or make.
+	// sameInterrupt is the interval within which two interrupts count as one: programs
+	// such as timeout and make repeat the shell's.
 	sameInterrupt = 300 * time.Millisecond
 )
 
-// main runs the task, waits for its callback to be delivered, and returns the
-// exit code.
+// main runs the task, waits until its callback is delivered, and returns the exit code.
 func (r *run) main(interrupts <-chan os.Signal) int {
 	s, leave, err := r.app.enter()
 	if err != nil {
@@ -98,13 +97,13 @@ func (r *run) main(interrupts <-chan os.Signal) int {
 		<-watched
 	}()
 	var interrupted time.Time
-	var rec *task.Record // as it was last seen
+	var rec *task.Record // the latest version
 	for {
 		select {
 		case <-served:
 			served = nil
 			if out.last != 0 && out.last != '\n' {
-				r.log.FreshLine() // or the response's last line would be written over
+				r.log.FreshLine() // the progress line must not overwrite the response
 			}
 			r.log.Begin("calling back")
 		case rec = <-changes:
@@ -128,8 +127,8 @@ func (r *run) main(interrupts <-chan os.Signal) int {
 	}
 }
 
-// watch sends the task as it is, and again whenever it has changed, until ctx
-// ends; then it closes done.
+// watch sends the task, and sends it again after every change, until ctx ends. Then it
+// closes done.
 func (r *run) watch(ctx context.Context, e engine.Engine, id string) (changes <-chan *task.Record, done <-chan struct{}) {
 	c, ended := make(chan *task.Record), make(chan struct{})
 	go func() {
@@ -153,22 +152,21 @@ func (r *run) watch(ctx context.Context, e engine.Engine, id string) (changes <-
 	return c, ended
 }
 
-// serve runs the task to its verdict.
+// serve runs the task until it has its verdict.
 func (r *run) serve(x *execution) {
 	defer func() {
-		// A response that broke off panics so that a server cuts its client off.
+		// An aborted response panics so that a server closes its client's connection.
 		if cause := recover(); cause != nil && cause != http.ErrAbortHandler {
 			panic(cause)
 		}
 	}()
-	_ = x.serve(r.request, caddyhttp.HandlerFunc(r.forward)) // the verdict says it
+	_ = x.serve(r.request, caddyhttp.HandlerFunc(r.forward)) // the verdict has the error
 }
 
-// forward is the endpoint: it sends the request and passes on the response as it
-// comes.
+// forward is the endpoint: it sends the request and streams the response.
 func (r *run) forward(w http.ResponseWriter, req *http.Request) error {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.DisableCompression = true // the response as it is sent
+	transport.DisableCompression = true // keep the response's own encoding
 	defer transport.CloseIdleConnections()
 	client := http.Client{
 		Transport:     transport,
@@ -192,8 +190,8 @@ func (r *run) forward(w http.ResponseWriter, req *http.Request) error {
 	return nil
 }
 
-// withoutURL is what went wrong with a request; its URL may have secrets in its
-// query.
+// withoutURL returns the error of a request without its URL, whose query may contain
+// secrets.
 func withoutURL(err error) error {
 	var ue *url.Error
 	if errors.As(err, &ue) {
@@ -202,7 +200,7 @@ func withoutURL(err error) error {
 	return err
 }
 
-// cancel gives the task the verdict FAILED, unless it has one.
+// cancel sets the verdict FAILED, unless the task has a verdict.
 func (r *run) cancel(x *execution) {
 	x.settle(verdict{status: task.Failed, message: errCanceled, cut: context.Canceled})
 	if r.callback != nil {
@@ -210,11 +208,11 @@ func (r *run) cancel(x *execution) {
 	}
 }
 
-// look reports what has happened to the task since it was last looked at, and
-// returns the exit code if nothing more will.
+// look prints the attempts made since the last call. It returns the exit code if the
+// task is over.
 func (r *run) look(rec *task.Record) (code int, over bool) {
 	for ; r.reported < rec.Tries; r.reported++ {
-		// Of many attempts only the last are kept.
+		// The record keeps only the last attempts.
 		i := len(rec.Attempts) - (rec.Tries - r.reported)
 		if i >= 0 && !rec.Attempts[i].At.IsZero() {
 			r.report(rec, r.reported+1, rec.Attempts[i])
@@ -227,7 +225,7 @@ func (r *run) look(rec *task.Record) (code int, over bool) {
 	return r.codeOf(rec), true
 }
 
-// outcome is the last line of the command.
+// outcome is the last line that the command prints.
 func (r *run) outcome(rec *task.Record) string {
 	line := string(rec.Status)
 	if rec.Status != task.Complete {
@@ -242,7 +240,7 @@ func (r *run) outcome(rec *task.Record) string {
 	return line + "; task " + rec.ID
 }
 
-// report prints an attempt that failed.
+// report prints a failed attempt.
 func (r *run) report(rec *task.Record, number int, a task.Attempt) {
 	if a.StatusCode >= 200 && a.StatusCode < 300 {
 		return
@@ -262,7 +260,7 @@ func (r *run) report(rec *task.Record, number int, a task.Attempt) {
 	r.log.Line("callback, attempt %d: %s%s", number, said, next)
 }
 
-// reasonOf says why a task is not COMPLETE.
+// reasonOf says why a task has failed or timed out.
 func reasonOf(rec *task.Record) string {
 	if rec.Error != "" {
 		return rec.Error
@@ -270,7 +268,7 @@ func reasonOf(rec *task.Record) string {
 	return fmt.Sprintf("the endpoint answered %d %s", rec.UpstreamStatus, http.StatusText(rec.UpstreamStatus))
 }
 
-// giveUp returns the exit code of a task that is not waited for any more.
+// giveUp stops waiting for a task, and returns the exit code.
 func (r *run) giveUp(s *sharedStore, id string) int {
 	rec, err := s.Get(s.quit, id)
 	switch {
@@ -283,7 +281,7 @@ func (r *run) giveUp(s *sharedStore, id string) int {
 	return r.codeOf(rec)
 }
 
-// codeOf returns the exit code of a task that is over.
+// codeOf returns the exit code of a finished task.
 func (r *run) codeOf(rec *task.Record) int {
 	switch {
 	case rec.State == task.Dead:
@@ -297,37 +295,37 @@ func (r *run) codeOf(rec *task.Record) int {
 	}
 }
 
-// closeTimeout bounds what a program that reads standard output, and does not,
-// can hold up.
+// closeTimeout bounds the wait for a program that does not read the command's standard
+// output.
 const closeTimeout = 5 * time.Second
 
-// close ends the task and closes the engine. Cleanup would do that in the background.
+// close ends the task and closes the engine. Cleanup alone would close it in the
+// background.
 func (r *run) close() {
 	s := r.app.store.Load()
 	if s == nil {
 		return
 	}
-	s.log.Store(zap.NewNop()) // what is left in it has been reported
+	s.log.Store(zap.NewNop()) // remaining tasks have been reported
 	s.quitNow(errStopped)
-	_ = r.app.Stop()    // it returns no error
-	_ = r.app.Cleanup() // nor does it
+	_ = r.app.Stop()    // it never fails
+	_ = r.app.Cleanup() // it never fails
 	select {
 	case <-s.closed:
 	case <-time.After(closeTimeout):
 	}
 }
 
-// output is the client of a run: the body of the response goes to standard
-// output.
+// output is the client of a run: it writes the body of the response to standard output.
 type output struct {
 	header http.Header
 	run    *run
-	last   byte // written; 0 before
+	last   byte // the last byte written; 0 if none
 }
 
 func (o *output) Header() http.Header { return o.header }
 func (o *output) WriteHeader(int)     {}
-func (o *output) Flush()              {} // nothing is held back
+func (o *output) Flush()              {} // writes are not buffered
 
 func (o *output) Write(p []byte) (int, error) {
 	o.run.log.End()
@@ -335,7 +333,7 @@ func (o *output) Write(p []byte) (int, error) {
 		o.last = p[len(p)-1]
 	}
 	n, err := os.Stdout.Write(p)
-	if err != nil && !errors.Is(err, syscall.EPIPE) { // who has left needs no more
+	if err != nil && !errors.Is(err, syscall.EPIPE) { // the reader of a pipe may leave early
 		o.run.unheard.Store(true)
 		o.run.log.Line("standard output: %v", err)
 	}

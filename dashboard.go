@@ -12,9 +12,9 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// Dashboard is the operator's page and its JSON API: tasks by state, queue and
-// host, one task with every attempt, redelivery, cancellation, counts and rates.
-// Every client that reaches it can do all of that: put it behind authentication.
+// Dashboard is the operator's page and its JSON API: tasks by state, queue and host,
+// each task with its attempts, redelivery, cancellation, counts and rates. Put it
+// behind authentication: every client that reaches it has full access.
 type Dashboard struct {
 	dashboard *web.Dashboard
 }
@@ -24,7 +24,7 @@ func (*Dashboard) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "http.handlers.task_dashboard", New: func() caddy.Module { return new(Dashboard) }}
 }
 
-// Provision sets the dashboard up on the app's API.
+// Provision connects the dashboard to the app's API.
 func (d *Dashboard) Provision(ctx caddy.Context) error {
 	module, err := ctx.App("callback")
 	if err != nil {
@@ -33,8 +33,8 @@ func (d *Dashboard) Provision(ctx caddy.Context) error {
 	app := module.(*App)
 	d.dashboard = web.NewDashboard(app.api, web.DashboardPage())
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
-		// The server waits for the streams that browsers have open before it lets
-		// go of its modules: they must end first.
+		// The server waits for open event streams before it cleans up its modules, so the
+		// streams must end first.
 		server.RegisterOnShutdown(app.api.Close)
 	}
 	return nil
@@ -58,14 +58,14 @@ func (d *Dashboard) UnmarshalCaddyfile(disp *caddyfile.Dispenser) error {
 	return parseBare(disp, "task_dashboard")
 }
 
-// parseBare reads a directive that has a matcher at most.
+// parseBare parses a directive that takes nothing but a matcher.
 func parseBare(d *caddyfile.Dispenser, directive string) error {
 	d.Next() // its name
 	if d.NextArg() {
-		return d.Errf("%s takes no value, and here is %q", directive, d.Val())
+		return d.Errf("%s takes no value; unexpected %q", directive, d.Val())
 	}
 	if d.NextBlock(0) {
-		return d.Errf("%s has no options, and here is %q", directive, d.Val())
+		return d.Errf("%s has no options; unexpected %q", directive, d.Val())
 	}
 	return nil
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestDefaultRetryScheduleIsTheDocumentedOne(t *testing.T) {
+func TestDefaultRetrySchedule(t *testing.T) {
 	t.Parallel()
 	o := new(Delivery)
 	if err := o.provision(); err != nil {
@@ -27,9 +27,9 @@ func TestDefaultRetryScheduleIsTheDocumentedOne(t *testing.T) {
 	}
 }
 
-// A callback that is given up because its window has ended is an event and counts,
-// like one that is given up after its last attempt.
-func TestExpiredCallbacksAreDeadInEventsAndMetrics(t *testing.T) {
+// A callback whose delivery window has ended counts as dead, like one whose last
+// attempt has failed.
+func TestExpiredCallbacksCountAsDead(t *testing.T) {
 	t.Parallel()
 	metrics, registry := newTestMetrics(t)
 	o := attemptObserver{&App{metrics: metrics, log: zap.NewNop()}}
@@ -42,8 +42,8 @@ func TestExpiredCallbacksAreDeadInEventsAndMetrics(t *testing.T) {
 	}
 }
 
-// queuedEvent takes a task's event from those that wait for a generation, of which
-// there is none here, and returns its name.
+// queuedEvent removes a task's event from the queue of events, and returns its name. No
+// generation takes it, because none runs here.
 func queuedEvent(id string) (name string) {
 	events.mu.Lock()
 	defer events.mu.Unlock()

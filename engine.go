@@ -19,41 +19,40 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine/sqlite"
 )
 
-// engineNamespace is where the modules are that keep tasks.
+// engineNamespace is the Caddy namespace of the engine modules.
 const engineNamespace = "callback.engines"
 
 // engineModule is a module of that namespace: the options of an engine.
 type engineModule interface {
 	caddy.Module
 	caddyfile.Unmarshaler
-	// storeKey identifies what can be open only once: the same key is the same store.
+	// storeKey identifies the store. Equal keys share one open store.
 	storeKey() string
-	// place says where the tasks are, as `caddy callback migrate` takes it. It holds
-	// no credentials.
+	// place names the store as `caddy callback migrate` takes it, without credentials.
 	place() string
-	// spoolFolder is the folder for the bodies of requests that are being read.
+	// spoolFolder is the folder for bodies of requests while they are read.
 	spoolFolder() string
-	// bodyFolder is where large callbacks are kept between their attempts; empty for
+	// bodyFolder is the folder for large callbacks between their attempts. Empty means
 	// the system's folder for temporary files.
 	bodyFolder() string
-	// open opens the store. It returns when ctx ends at the latest.
+	// open opens the store. It returns when ctx ends.
 	open(ctx context.Context, settings engine.Settings, log *zap.Logger) (engine.Engine, error)
 }
 
-// SQLiteEngine keeps tasks in a folder of this machine, in an SQLite database and,
-// if they are large, in files beside it. Only one process can use the folder.
+// SQLiteEngine keeps tasks in a local folder: in an SQLite database, and large bodies
+// in files beside it. Only one process can use the folder.
 type SQLiteEngine struct {
 	// The folder. Placeholders expand. Default: `callback` in Caddy's data directory.
 	Folder string `json:"folder,omitempty"`
 
-	// How often what was written is synced to disk. With `0` nothing is
-	// acknowledged before it is synced, so that a power failure loses nothing. A
-	// duration is faster, and a power failure loses what was accepted since the last
-	// sync. A killed process loses nothing either way. Default: zero.
+	// How often writes are synced to disk. With `0` a task is synced before it is
+	// acknowledged, so a power failure loses nothing. With a duration, the gateway is
+	// faster, and a power failure loses the tasks accepted since the last sync. A killed
+	// process never loses tasks. Default: zero.
 	Sync caddy.Duration `json:"sync,omitempty"`
 
-	// How large the store may become, in bytes, bodies included. A full one
-	// refuses new callbacks with 503. Default: `10737418240` (10 GiB).
+	// The maximum size of the store, in bytes, bodies included. A full store refuses new
+	// callbacks with 503. Default: `10737418240` (10 GiB).
 	MaxSize int64 `json:"max_size,omitempty"`
 }
 
@@ -136,18 +135,18 @@ func (e *SQLiteEngine) parseSync(d *caddyfile.Dispenser) error {
 	})(d)
 }
 
-// NATSEngine keeps tasks in an existing JetStream cluster, so that several
-// gateways can share them.
+// NATSEngine keeps tasks in an existing JetStream cluster, which several gateways can
+// share.
 type NATSEngine struct {
-	// The URLs of its servers: `nats://host:4222` or, encrypted,
-	// `tls://host:4222`. A URL may hold a user and password, or a token.
-	// Placeholders such as `{env.NATS_LOGIN}` expand. Required.
+	// The URLs of the servers: `nats://host:4222` or, encrypted, `tls://host:4222`. A
+	// URL may contain a user and password, or a token. Placeholders such as
+	// `{env.NATS_LOGIN}` expand. Required.
 	URLs []string `json:"urls"`
 
 	// A NATS credentials file. Placeholders expand. Default: none.
 	Credentials string `json:"credentials,omitempty"`
 
-	// On how many servers each stream is kept. Default: `3`.
+	// The number of servers that each stream is kept on. Default: `3`.
 	Replicas int `json:"replicas,omitempty"`
 }
 
@@ -158,8 +157,8 @@ func (*NATSEngine) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: engineNamespace + ".nats", New: func() caddy.Module { return new(NATSEngine) }}
 }
 
-// Provision expands placeholders and applies the defaults: a password need not be
-// in the configuration. It connects to nothing.
+// Provision expands placeholders, so that passwords can stay out of the configuration,
+// and applies the defaults. It does not connect.
 func (e *NATSEngine) Provision(caddy.Context) error {
 	expand(&e.Credentials)
 	expandAll(&e.URLs)
@@ -178,8 +177,8 @@ func (e *NATSEngine) Validate() error {
 	return checkNATS(e.URLs)
 }
 
-// checkNATS checks the URLs of servers. Its error does not name the bad one: it may
-// hold a password.
+// checkNATS checks the URLs of servers. Its error does not contain the URL, which may
+// have a password.
 func checkNATS(urls []string) error {
 	for _, raw := range urls {
 		u, err := url.Parse(raw)
@@ -225,9 +224,9 @@ func (e *NATSEngine) open(ctx context.Context, settings engine.Settings, log *za
 func (e *NATSEngine) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the engine's name
 	if e.URLs = d.RemainingArgs(); len(e.URLs) == 0 {
-		return d.Err("engine nats: expected one URL or more")
+		return d.Err("engine nats: expected one or more URLs")
 	}
-	// Those with placeholders are checked once these are known.
+	// URLs with placeholders are checked after expansion.
 	known := slices.DeleteFunc(slices.Clone(e.URLs), hasPlaceholder)
 	if err := checkNATS(known); err != nil {
 		return d.WrapErr(err)

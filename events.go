@@ -14,14 +14,14 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// The events that are emitted to Caddy's events app, by the outcome of the attempt
-// that ended a delivery.
+// eventNames are the events emitted to Caddy's events app, by the outcome of the last
+// attempt of a delivery.
 var eventNames = map[deliver.Outcome]string{
 	deliver.Delivered: "callback_delivered",
 	deliver.Dead:      "callback_dead",
 }
 
-// event describes a delivery that has ended. It has no URL, secret or body.
+// event describes a finished delivery. It contains no URL, secret or body.
 type event struct {
 	name string
 	data map[string]any
@@ -34,32 +34,32 @@ func newEvent(rec *task.Record, outcome deliver.Outcome) event {
 	}}
 }
 
-// maxEvents bounds how many events wait in memory for a handler that is slow.
+// maxEvents bounds the events that wait in memory for slow handlers.
 const maxEvents = 1024
 
-// eventsGrace is how long a generation that stops waits for the handlers of its
-// events. Caddy cancels them then.
+// eventsGrace is how long a stopping generation waits for its event handlers. Then
+// Caddy cancels them.
 const eventsGrace = 5 * time.Second
 
-// events emits the events of this process, in order and beside the deliveries: a
-// handler may be slow. A delivery may outlive the generation that started it, whose
-// handlers are cleaned up by then. So an event goes to the generation that is newest
-// when the event is next, and waits while there is none.
+// events emits the events of this process, in order and outside of the deliveries,
+// because handlers may be slow. A delivery may outlive its generation, whose handlers
+// are cleaned up by then. So an event goes to the newest generation at the time it is
+// emitted, and waits while there is none.
 var events eventQueue
 
-// eventQueue hands events to the newest of [generations]. The zero value is ready for
+// eventQueue passes events to the newest of [generations]. The zero value is ready to
 // use. Its methods may be called from several goroutines at once.
 type eventQueue struct {
 	mu       sync.Mutex
 	waiting  []event
 	dropped  int
-	emitting chan struct{} // closed when the goroutine that emits ends; nil if none runs
-	busy     *App          // whose handlers run; nil if none do
+	emitting chan struct{} // closed when the emitting goroutine ends; nil if there is none
+	busy     *App          // the generation whose handlers run, or nil
 	handled  chan struct{} // closed when they return
 }
 
 // provisionEvents subscribes to Caddy's events. The events app takes subscriptions
-// until all apps have started, and must get no event before.
+// until all apps have started, and must not get an event before.
 func (a *App) provisionEvents(ctx caddy.Context) error {
 	app, err := ctx.App("events")
 	if err != nil {
@@ -81,8 +81,7 @@ func (h *startedHandler) Handle(context.Context, caddy.Event) error {
 	return nil
 }
 
-// join makes this generation alive: it works on tasks, and events go to its
-// handlers.
+// join makes this generation alive: it claims tasks, and gets events.
 func (a *App) join() {
 	generations.add(a)
 	events.resume()
@@ -95,8 +94,7 @@ func (q *eventQueue) resume() {
 	q.start()
 }
 
-// leave returns a channel that is closed when no handler of a removed generation
-// runs.
+// leave returns a channel that is closed when no handler of a removed generation runs.
 func (q *eventQueue) leave(a *App) (handled <-chan struct{}) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -122,8 +120,8 @@ func (q *eventQueue) idle() <-chan struct{} {
 	return q.emitting
 }
 
-// endEvents ends this generation's events. It waits up to eventsGrace for a handler
-// that runs, and, if the process exits, for the events that wait.
+// endEvents ends this generation's events. It waits up to eventsGrace for the running
+// handler and, if the process exits, for queued events.
 func (a *App) endEvents() {
 	grace := time.NewTimer(eventsGrace)
 	defer grace.Stop()
@@ -140,7 +138,7 @@ func (a *App) endEvents() {
 	}
 }
 
-// add queues the event of a delivery that has ended. It does not wait.
+// add queues the event of a finished delivery. It does not wait.
 func (q *eventQueue) add(rec *task.Record, outcome deliver.Outcome, log *zap.Logger) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -157,7 +155,7 @@ func (q *eventQueue) add(rec *task.Record, outcome deliver.Outcome, log *zap.Log
 	q.start()
 }
 
-// start starts emitting what waits, unless that runs already. q.mu is held.
+// start starts the emitting goroutine, unless it runs already. The caller holds q.mu.
 func (q *eventQueue) start() {
 	if q.emitting != nil || generations.newestRunning() == nil || len(q.waiting) == 0 {
 		return
@@ -174,7 +172,7 @@ func (q *eventQueue) start() {
 	}()
 }
 
-// next ends the last event and takes the next, with the generation that handles it.
+// next ends the current event and returns the next one, with its generation.
 func (q *eventQueue) next() (*App, event, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -200,10 +198,10 @@ func (q *eventQueue) next() (*App, event, bool) {
 	return q.busy, e, true
 }
 
-// emit gives an event to this generation's handlers.
+// emit passes an event to this generation's handlers.
 func (a *App) emit(e event) {
 	defer func() {
-		// Elsewhere a plugin's panic ends a request; here it would end the process.
+		// Outside of an HTTP request, a panic of a plugin would end the process.
 		if cause := recover(); cause != nil {
 			a.log.Error("event handler panicked", zap.String("event", e.name), zap.Any("panic", cause))
 		}

@@ -9,7 +9,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestWaitingEventsAreBounded(t *testing.T) {
+func TestQueuedEventsAreBounded(t *testing.T) {
 	t.Parallel()
 	var n eventQueue
 	for range maxEvents + 5 {
@@ -18,7 +18,7 @@ func TestWaitingEventsAreBounded(t *testing.T) {
 	if len(n.waiting) != maxEvents || n.dropped != 5 || n.emitting != nil {
 		t.Errorf("%d events wait, %d were dropped, emitting: %v", len(n.waiting), n.dropped, n.emitting != nil)
 	}
-	// A generation that never came can leave.
+	// A generation that never joined can leave.
 	<-n.leave(new(App))
 	<-n.idle()
 }

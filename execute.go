@@ -20,9 +20,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// execution runs the handlers of one task, and sees to it that the task gets its
-// verdict. There may be a client that waits for the response; a queue's task has
-// none.
+// execution runs the handlers of one task, and makes sure that the task gets its
+// verdict. A client may wait for the response; a queue's task has no client.
 type execution struct {
 	settings
 	app      *App
@@ -31,36 +30,36 @@ type execution struct {
 	lease    engine.Lease
 	rec      task.Record
 	response *capture.Response
-	ctx      context.Context // the handlers': ends with the task, not with the client
+	ctx      context.Context // of the handlers; ends with the task, not with the client
 	cancel   context.CancelCauseFunc
-	// recorded is closed when the verdict is in the engine, or another decides.
+	// recorded is closed when the verdict is stored, or the lease is lost.
 	recorded chan struct{}
-	// again, if set, may give the task back to its queue instead of recording a
-	// verdict on it, and says whether it did.
+	// again, if set, may requeue the task instead of recording a verdict. It reports
+	// whether it did.
 	again func() bool
-	// failedWith is the status that the task failed with, the endpoint's or the
-	// one of the gateway's own error; 0 if there is none.
+	// failedWith is the status that the task failed with, from the endpoint or from the
+	// gateway's own error, or 0.
 	failedWith int
-	// claimedBy is the handler that made the request a task; nil if the task runs
-	// from a queue. Only a task that was claimed can be released, or taken over.
+	// claimedBy is the handler that made the request a task, or nil if the task runs
+	// from a queue. Only a claimed task can be released or handed to a queue.
 	claimedBy *Handler
-	handed    bool // to a queue; perhaps in vain
+	handed    bool // to a queue, which may have refused it
 	left      bool
-	// stopping ends when a task that still runs must be given up.
+	// stopping ends when running tasks must be given up.
 	stopping context.Context
 	request  *requestContext
 	deadline *time.Timer
 }
 
-// settings are what an execution needs to know of a configuration.
+// settings are the parts of a configuration that an execution needs.
 type settings struct {
 	timeout    time.Duration
-	taskHeader string // the header of the task's ID
+	taskHeader string // name of the header with the task's ID
 	kept       capture.ResponseOptions
 }
 
-// newExecution returns the execution of a task. ctx has what the handlers need; its
-// end is not that of the execution. client is nil if nobody waits.
+// newExecution returns the execution of a task. ctx provides values for the handlers;
+// its end does not end the execution. client is nil if no client waits.
 func (a *App) newExecution(ctx context.Context, s *sharedStore, set settings, rec *task.Record, client http.ResponseWriter) *execution {
 	x := &execution{
 		settings: set, app: a, log: a.log, store: s, rec: *rec,
@@ -71,8 +70,8 @@ func (a *App) newExecution(ctx context.Context, s *sharedStore, set settings, re
 	return x
 }
 
-// serve runs the handlers on the request, detached from the client, and sees to it
-// that the verdict is recorded before the response ends.
+// serve runs the handlers on the request, detached from the client. The verdict is
+// recorded before the response ends.
 func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	defer x.cancel(nil)
 	x.deadline = time.AfterFunc(x.timeout, x.reachDeadline)
@@ -81,8 +80,8 @@ func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 
 	header.LimitConnection(r.Header)
 	if x.claimedBy != nil && header.IsUpgrade(r) {
-		// The client can go on in another protocol if the endpoint agrees. Then the
-		// request turns out to be no task.
+		// If the endpoint agrees, the client can switch to another protocol. Then the
+		// request is not a task.
 		x.response.OnSwitch = x.release
 	} else {
 		header.DropUpgrade(r.Header)
@@ -106,8 +105,8 @@ func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	defer inFlight.add(x)()
 	x.request = &requestContext{client: r.Context(), execution: x}
 	defer x.request.over.Store(true)
-	// In place: Caddy's placeholders, {http.request.body} for one, read the request
-	// that it has prepared, not a copy of it.
+	// The request is changed in place: Caddy's placeholders, such as
+	// {http.request.body}, read the request that Caddy prepared, not a copy.
 	*r = *r.WithContext(x.request)
 	err = next.ServeHTTP(x.response, r)
 	if err == nil && !x.response.Begun() && hasSwitched(r) {
@@ -125,11 +124,11 @@ func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	return err
 }
 
-// errSwitched is what becomes of a response 101 to a request that did not ask for
-// another protocol. reverse_proxy takes it for its own and writes nothing.
+// errSwitched replaces a response 101 to a request that did not ask for another
+// protocol. reverse_proxy takes it for its own and writes nothing.
 var errSwitched = caddyhttp.Error(http.StatusBadGateway, errors.New("the endpoint switched to a protocol that was not asked for"))
 
-// hasSwitched says whether reverse_proxy's upstream has answered 101.
+// hasSwitched reports whether reverse_proxy's upstream has answered 101.
 func hasSwitched(r *http.Request) bool {
 	repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if !ok {
@@ -139,9 +138,9 @@ func hasSwitched(r *http.Request) bool {
 	return status == http.StatusSwitchingProtocols
 }
 
-// requestContext is the context of a request that is a task: the task's while
-// the handlers have it, then the client's again. The request itself is not written
-// to a second time: who still sends its body upstream reads it.
+// requestContext is the context of a request that is a task: the task's while the
+// handlers run, and the client's afterwards. The request is not changed a second time,
+// because a transport that still sends the body reads it.
 type requestContext struct {
 	client    context.Context
 	execution *execution
@@ -166,17 +165,17 @@ func (c *requestContext) Value(key any) any {
 	return c.current().Value(key)
 }
 
-// executionKey finds the execution of a request that is a task.
+// executionKey is the context key of the execution of a request.
 type executionKey struct{}
 
-// executionOf returns the execution of a request that is a task, else nil.
+// executionOf returns the execution of a request that is a task, or nil.
 func executionOf(r *http.Request) *execution {
 	x, _ := r.Context().Value(executionKey{}).(*execution)
 	return x
 }
 
-// claimOf returns the execution of a request that a callback handler has made a task,
-// else nil: a queue's task that runs cannot be released.
+// claimOf returns the execution of a request that a callback handler has made a task.
+// It returns nil for a running task of a queue, which cannot be released.
 func claimOf(r *http.Request) *execution {
 	if x := executionOf(r); x != nil && x.claimedBy != nil {
 		return x
@@ -184,10 +183,10 @@ func claimOf(r *http.Request) *execution {
 	return nil
 }
 
-// cutOff answers the client of a task that was ended before its endpoint was.
+// cutOff ends the response to the client of a task that was ended before its handlers.
 func (x *execution) cutOff() error {
 	if x.response.HasWritten() {
-		// The client must not take the part it has for the whole.
+		// The client must not mistake a partial response for a complete one.
 		panic(http.ErrAbortHandler)
 	}
 	x.response.DiscardHeader()
@@ -198,9 +197,9 @@ func (x *execution) cutOff() error {
 	return caddyhttp.Error(http.StatusServiceUnavailable, cause)
 }
 
-// endpointError says in a sentence that the endpoint gave no answer, and with
-// which status Caddy answers for it, if it does. What the error itself says may
-// name internal addresses and is left to the log.
+// endpointError describes, in a sentence, that the endpoint gave no response, and
+// returns the status that Caddy responds with. The error itself may name internal
+// addresses, so it is only logged.
 func endpointError(err error) (message string, code int) {
 	var he caddyhttp.HandlerError
 	switch {
@@ -215,21 +214,21 @@ func endpointError(err error) (message string, code int) {
 
 const noAnswer = "the endpoint gave no answer"
 
-// drainTime is how long after the deadline the rest of a response is read that a
-// client which does not read has held up.
+// drainTime is how long after the deadline the rest of a response is read if a slow
+// client has delayed it.
 const drainTime = 10 * time.Second
 
-// reachDeadline ends a task whose deadline has passed. If its client has held up the
-// response, the client is cut off first: the endpoint may have finished long ago.
+// reachDeadline ends a task whose deadline has passed. If a slow client has delayed the
+// response, only the client is cut off: the endpoint may have finished long ago.
 func (x *execution) reachDeadline() {
 	if x.response.DropStalled() {
-		time.AfterFunc(drainTime, x.timeOut) // nothing happens if there is a verdict
+		time.AfterFunc(drainTime, x.timeOut) // does nothing if there is a verdict
 		return
 	}
 	x.timeOut()
 }
 
-// timeOut ends a task, whatever its handlers do.
+// timeOut ends a task with TIMEOUT, even if its handlers still run.
 func (x *execution) timeOut() {
 	x.settle(verdict{
 		status:  task.TimedOut,
@@ -243,8 +242,8 @@ func (x *execution) abandon() {
 	x.settle(verdict{status: task.Failed, message: "the gateway was stopped before the endpoint answered", cut: errStopped})
 }
 
-// supersede ends the execution of a task whose verdict somebody else decides: it was
-// canceled, or another gateway has it.
+// supersede ends the execution of a task after its lease was lost: the task was
+// canceled, or another gateway runs it.
 func (x *execution) supersede() {
 	x.log.Info("lease lost", zap.String("task_id", x.rec.ID))
 	if x.response.Close(true) {
@@ -254,7 +253,7 @@ func (x *execution) supersede() {
 	}
 }
 
-// enqueue hands the task to a queue: its verdict is no longer decided here.
+// enqueue hands the task to a queue, which decides its verdict from now on.
 func (x *execution) enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
 	if !x.response.Close(false) {
 		return "", false, engine.ErrLost
@@ -268,8 +267,8 @@ func (x *execution) enqueue(ctx context.Context, rec *task.Record, body io.Reade
 	return id, created, err
 }
 
-// leave makes the request a plain one again: its context is the client's, its
-// response names no task, and it has no deadline.
+// leave makes the request a plain one again: it has the client's context, no deadline,
+// and a response without the task's ID.
 func (x *execution) leave() {
 	x.left = true
 	x.deadline.Stop()
@@ -277,7 +276,7 @@ func (x *execution) leave() {
 	x.response.NameTask("", "")
 }
 
-// release undoes the claim: the request turned out to be no task. x may be nil, and
+// release undoes the claim of a request that is not a task after all. x may be nil, and
 // release may be called again.
 func (x *execution) release() {
 	if x == nil || x.left {
@@ -285,7 +284,7 @@ func (x *execution) release() {
 	}
 	if !x.handed {
 		if !x.response.Close(false) {
-			return // it has its verdict, and gets its callback
+			return // it has a verdict, so its callback is sent
 		}
 		close(x.recorded)
 	}
@@ -299,16 +298,16 @@ func (x *execution) release() {
 	})
 }
 
-// verdict is how a task ends without a whole response.
+// verdict is the verdict on a task without a complete response.
 type verdict struct {
 	status  task.Verdict
 	message string // one sentence, for the receiver
-	code    int    // of the error that stands for a response; 0 if there is none
-	// cut ends the work and what the client gets; nil leaves both as they are.
+	code    int    // status of the error that replaces the response, or 0
+	// cut ends the handlers and the client's response. Nil leaves both running.
 	cut error
 }
 
-// settle gives the verdict, unless there is one.
+// settle decides the verdict, unless there is one.
 func (x *execution) settle(v verdict) {
 	if !x.response.Close(v.cut != nil) {
 		return
@@ -320,8 +319,7 @@ func (x *execution) settle(v verdict) {
 	x.record(v.status, v.message, nil, nil)
 }
 
-// settleBroken gives the verdict on a response that ended before it was whole,
-// unless there is one.
+// settleBroken decides the verdict on an incomplete response, unless there is one.
 func (x *execution) settleBroken() {
 	message := noAnswer
 	if x.response.Begun() {
@@ -330,8 +328,7 @@ func (x *execution) settleBroken() {
 	x.settle(verdict{status: task.Failed, message: message})
 }
 
-// settleResponse gives the verdict on a response that is whole, unless there is
-// one.
+// settleResponse decides the verdict on a complete response, unless there is one.
 func (x *execution) settleResponse() {
 	if x.response.Status() == http.StatusSwitchingProtocols {
 		x.settle(verdict{status: task.Failed, message: noAnswer})
@@ -349,7 +346,7 @@ func (x *execution) settleResponse() {
 	}
 }
 
-// record puts the verdict into the engine. Only who closed the response's copy gets
+// record stores the verdict. Only the caller that closed the copy of the response gets
 // here.
 func (x *execution) record(status task.Verdict, message string, result *task.Result, body []byte) {
 	defer close(x.recorded)
@@ -364,9 +361,9 @@ func (x *execution) record(status task.Verdict, message string, result *task.Res
 	x.store.endLease(x.log, x.rec.ID, func(ctx context.Context) error { return x.settleOnce(ctx, body) })
 }
 
-// settleOnce makes one attempt to store the verdict.
+// settleOnce tries once to store the verdict.
 func (x *execution) settleOnce(ctx context.Context, body []byte) error {
-	rec := x.rec // an attempt that failed may have changed it
+	rec := x.rec // a failed attempt may have changed it
 	if rec.Result == nil {
 		return x.lease.Settle(ctx, &rec, nil)
 	}

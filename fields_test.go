@@ -20,8 +20,8 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// source is this package as it was written: structs by name, and which of them
-// are registered as Caddy modules.
+// source is the parsed source of this package: its structs by name, and the names of
+// those that are Caddy modules.
 type source struct {
 	structs map[string]*ast.StructType
 	modules map[string]bool
@@ -112,33 +112,33 @@ func (src source) options(name string) (fields []optionField) {
 	return fields
 }
 
-// saysDefault reports whether the last sentence of a comment gives the default,
-// or says that there is none.
+// saysDefault reports whether the last sentence of a comment gives the default, or says
+// that the field is required.
 func saysDefault(doc string) bool {
 	i := max(strings.LastIndex(doc, "Default: "), strings.LastIndex(doc, "Required."))
 	return i >= 0 && strings.HasSuffix(doc, ".") && !strings.Contains(doc[i:], ". ")
 }
 
-func TestEveryJSONFieldIsDocumentedWithItsDefault(t *testing.T) {
+func TestJSONFieldsAreDocumented(t *testing.T) {
 	t.Parallel()
 	src := readSource(t)
 	page := readPages(t)
 	for _, module := range slices.Sorted(maps.Keys(src.modules)) {
 		for _, f := range src.options(module) {
 			if f.json == "" || f.json != strings.ToLower(f.json) {
-				t.Errorf("%s.%s: %q is no JSON name in snake_case", f.owner, f.name, f.json)
+				t.Errorf("%s.%s: the JSON name %q is not in snake_case", f.owner, f.name, f.json)
 			}
 			if !saysDefault(f.doc) {
-				t.Errorf("%s.%s: the comment ends neither with a default nor with Required: %q", f.owner, f.name, f.doc)
+				t.Errorf("%s.%s: the comment must end with a default or Required: %q", f.owner, f.name, f.doc)
 			}
 			if !strings.Contains(page, "`"+f.json+"`") && !strings.Contains(page, `"`+f.json+`"`) {
-				t.Errorf("%s.%s: no page in docs/ tells of %s", f.owner, f.name, f.json)
+				t.Errorf("%s.%s: %s is missing in docs/", f.owner, f.name, f.json)
 			}
 		}
 	}
 }
 
-// readPages returns what stands in docs/.
+// readPages returns the text of all pages in docs/.
 func readPages(t *testing.T) string {
 	t.Helper()
 	files, err := filepath.Glob("docs/*.md")
@@ -156,10 +156,10 @@ func readPages(t *testing.T) string {
 	return all.String()
 }
 
-// saidValue is a default that is given as a value.
+// saidValue matches a default that is given as a value.
 var saidValue = regexp.MustCompile("Default: `([^`]+)`")
 
-func TestDefaultsAreWhatTheCommentsSay(t *testing.T) {
+func TestDefaultsMatchComments(t *testing.T) {
 	ctx, err := caddy.ProvisionContext(&caddy.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -202,7 +202,7 @@ func TestDefaultsAreWhatTheCommentsSay(t *testing.T) {
 	}
 }
 
-// written is a value as a comment has it.
+// written formats a value as comments do.
 func written(v reflect.Value) string {
 	switch value := v.Interface().(type) {
 	case caddy.Duration:
@@ -222,7 +222,7 @@ func written(v reflect.Value) string {
 	}
 }
 
-// shortDuration is 2h and not 2h0m0s, and 30d and not 720h.
+// shortDuration formats 2h0m0s as 2h, and 720h as 30d.
 func shortDuration(d caddy.Duration) string {
 	const day = caddy.Duration(24 * time.Hour)
 	if d >= 2*day && d%day == 0 {
@@ -237,7 +237,7 @@ func shortDuration(d caddy.Duration) string {
 	return s
 }
 
-// documentedIn are the pages with the tables of options.
+// documentedIn has the page with the table of each struct's options.
 var documentedIn = map[string]string{
 	"App":      "docs/options.md",
 	"Delivery": "docs/options.md",
@@ -248,7 +248,7 @@ var documentedIn = map[string]string{
 	"NATSEngine":   "docs/options.md",
 }
 
-func TestDefaultsInTheDocsAreThoseInTheComments(t *testing.T) {
+func TestDocumentedDefaultsMatchComments(t *testing.T) {
 	t.Parallel()
 	src := readSource(t)
 	compared := 0
@@ -264,10 +264,10 @@ func TestDefaultsInTheDocsAreThoseInTheComments(t *testing.T) {
 			}
 			row := regexp.MustCompile("(?m)^\\| `" + f.json + "` \\|.*\\| (.*) \\|$").FindSubmatch(page)
 			if row == nil {
-				continue // in the Caddyfile it is a part of another option
+				continue // part of another option in the Caddyfile
 			}
 			compared++
-			// What belongs to the option may follow: 24h 100000.
+			// Further values of the same option may follow: 24h 100000.
 			cell := strings.TrimPrefix(string(row[1]), "`")
 			size, err := humanize.ParseBytes(strings.TrimSuffix(cell, "`"))
 			if !strings.HasPrefix(cell, said[1]) && (err != nil || strconv.FormatUint(size, 10) != said[1]) {

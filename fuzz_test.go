@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// What receivers and clients write into headers, paths and answers. Bodies and
-// URLs have targets beside their tests.
+// Fuzz targets for headers, paths and responses. The targets for bodies and URLs are in
+// the packages that parse them.
 
 func FuzzPreferredWait(f *testing.F) {
 	for _, value := range []string{
@@ -29,7 +29,7 @@ func FuzzPreferredWait(f *testing.F) {
 	})
 }
 
-// canonicalID is how a task's ID is written.
+// canonicalID matches a task's ID.
 var canonicalID = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
 
 func FuzzLookup(f *testing.F) {
@@ -44,12 +44,12 @@ func FuzzLookup(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, method, path string) {
 		l, ok := lookupOf(method, path)
-		// The ID becomes part of a subject, where * and > stand for other tasks.
+		// The ID becomes part of a NATS subject, where * and > would match other tasks.
 		if ok != canonicalID.MatchString(l.id) {
-			t.Errorf("%s %q asks for %+v, %v", method, path, l, ok)
+			t.Errorf("%s %q looks up %+v, %v", method, path, l, ok)
 		}
 		if ok && !strings.Contains(strings.ToLower(path), l.id) {
-			t.Errorf("%s %q asks for another task, %s", method, path, l.id)
+			t.Errorf("%s %q looks up another task, %s", method, path, l.id)
 		}
 	})
 }
@@ -70,7 +70,7 @@ func FuzzSchedule(f *testing.F) {
 		}
 		times, err := s.times()
 		if err != nil {
-			t.Fatalf("%q is valid, and has no times: %v", cron, err)
+			t.Fatalf("%q is valid but has no run times: %v", cron, err)
 		}
 		if next := times.Next(now); !next.After(now) {
 			t.Errorf("%q runs at %v after %v", cron, next, now)

@@ -11,24 +11,23 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// Inbox records whatever is sent to it and shows it: a receiver of one's own,
-// for trying callbacks out. A browser sees the callbacks, decoded; with
-// `Accept: application/json` they are listed.
+// Inbox records every request that is sent to it, to try callbacks out. Browsers get a
+// page with the decoded callbacks, and clients with `Accept: application/json` a list.
 type Inbox struct {
-	// How many callbacks are remembered, in memory; the oldest are forgotten
-	// first. Default: `500`.
+	// How many callbacks are kept, in memory. The oldest are removed first. Default:
+	// `500`.
 	Keep int `json:"keep,omitempty"`
 
-	// The keys that signatures are verified with: `whsec_…`, `whsk_…` or the
-	// public `whpk_…`. Placeholders such as `{env.KEY}` expand. Default: none;
-	// signatures are not verified.
+	// The keys to verify signatures with: `whsec_…`, `whsk_…` or the public `whpk_…`.
+	// Placeholders such as `{env.KEY}` expand. Default: none; signatures are not
+	// verified.
 	Secret []string `json:"secret,omitempty"`
 
-	// The status that senders get, to try out failures. Default: `200`.
+	// The status of the inbox's responses, to try out failures. Default: `200`.
 	Respond int `json:"respond,omitempty"`
 
-	// The origins, such as `http://localhost:3000`, that a callback can be forwarded
-	// to from the page. Any path below them is allowed. Default: none.
+	// The origins, such as `http://localhost:3000`, that the page can forward a callback
+	// to, at any path. Default: none.
 	ForwardTo []string `json:"forward_to,omitempty"`
 
 	inbox *web.Inbox
@@ -39,7 +38,7 @@ func (*Inbox) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "http.handlers.callback_inbox", New: func() caddy.Module { return new(Inbox) }}
 }
 
-// Provision sets the inbox up, empty.
+// Provision creates the empty inbox.
 func (i *Inbox) Provision(ctx caddy.Context) error {
 	var keys []webhook.Key
 	expandAll(&i.Secret)
@@ -57,8 +56,8 @@ func (i *Inbox) Provision(ctx caddy.Context) error {
 	}
 	i.inbox = web.NewInbox(web.InboxConfig{Keep: i.Keep, Keys: keys, Respond: i.Respond, ForwardTo: origins})
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
-		// The server waits for the streams that browsers have open before it lets
-		// go of its modules: they must end first.
+		// The server waits for open event streams before it cleans up its modules, so the
+		// streams must end first.
 		server.RegisterOnShutdown(i.inbox.Close)
 	}
 	return nil
@@ -75,7 +74,7 @@ func parseOrigins(list []string) (origins []string, err error) {
 	return origins, nil
 }
 
-// checkOrigins returns what is wrong with the values of forward_to.
+// checkOrigins checks the values of forward_to.
 func checkOrigins(list []string) error {
 	_, err := parseOrigins(list)
 	return err
@@ -92,7 +91,7 @@ func (i *Inbox) Validate() error {
 	return nil
 }
 
-// Cleanup ends the streams that browsers have open.
+// Cleanup ends the open event streams.
 func (i *Inbox) Cleanup() error {
 	if i.inbox != nil {
 		i.inbox.Close()

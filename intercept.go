@@ -22,37 +22,35 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// Handler gives the handlers after it callbacks: a request whose JSON body
-// names a `callback_url`, or whose header does, is a task. The response goes to
-// the client as it would without the handler, and to that URL.
+// Handler adds callbacks to the handlers after it. A request that names a
+// `callback_url`, in its JSON body or in a header, becomes a task. The response goes to
+// the client unchanged, and is posted to that URL.
 type Handler struct {
-	// The callback of every request on this route that names none itself. It
-	// may point at private addresses and any port. Default: none; then only
-	// requests that name one are tasks.
+	// The callback URL of requests that do not name one. It may have a private address
+	// and any port. Default: none; then only requests that name a URL are tasks.
 	URL string `json:"url,omitempty"`
 
-	// How long a task may take, from forwarding to the end of the response;
-	// then the client gets 504 and the callback says TIMEOUT. Default: `1h`.
+	// How long a task may take, from forwarding the request to the end of the
+	// response. After that the client gets 504 and the callback says TIMEOUT.
+	// Default: `1h`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
-	// The service whose clients and receivers are served as they are: `openfaas`
-	// (the URL in a header, the function's response as it is) or `beam2` (JSON,
-	// with a signature of its own). It changes the defaults of other options.
-	// Default: none.
+	// The service to be compatible with: `openfaas` (URL in a header, the function's
+	// response unchanged) or `beam2` (JSON, with its own signature). It changes the
+	// defaults of other options. Default: none.
 	Profile string `json:"profile,omitempty"`
 
-	// The member of the JSON body that names the callback's URL. Not together
+	// The member of the JSON body that names the callback URL. It cannot be combined
 	// with `from_header`. Default: `callback_url`.
 	Field string `json:"field,omitempty"`
 
-	// The header that names the callback's URL, in the place of a member of the
-	// body. Requests with any body can be tasks then, and none is read for it. The
-	// profile `openfaas` sets it to `X-Callback-Url`. Default: none.
+	// The header that names the callback URL, instead of a member of the body. Requests
+	// with any body can then be tasks, because bodies are not parsed. The profile
+	// `openfaas` sets it to `X-Callback-Url`. Default: none.
 	FromHeader string `json:"from_header,omitempty"`
 
-	// Whether requests cannot name a URL: every request's callback goes to `url`,
-	// which is then required. Not together with `field` or `from_header`.
-	// Default: `false`.
+	// Ignore URLs in requests: every callback goes to `url`, which is required. It
+	// cannot be combined with `field` or `from_header`. Default: `false`.
 	FromNone bool `json:"from_none,omitempty"`
 
 	// What is posted: `form` (URL-encoded pairs), `json` (an envelope), `raw` (the
@@ -61,35 +59,35 @@ type Handler struct {
 	// choice. Default: `form`.
 	Format string `json:"format,omitempty"`
 
-	// The header that carries the task's ID: upstream, to the client and to the
-	// receiver. The profile `openfaas` sets it to `X-Call-Id`, `beam2` to
-	// `X-Task-ID`. Default: `beam-task-id`.
+	// The header that carries the task's ID to the endpoint, the client and the
+	// receiver. The profile `openfaas` sets it to `X-Call-Id`, `beam2` to `X-Task-ID`.
+	// Default: `beam-task-id`.
 	TaskHeader string `json:"task_header,omitempty"`
 
 	// The header of the callback that carries the task's status. The profile
 	// `beam2` sets it to `X-Task-Status`. Default: `x-beam-task-status`.
 	StatusHeader string `json:"status_header,omitempty"`
 
-	// Headers added to the callback. If there is a `url`, they go there only, and
-	// not to a URL that a request names: they may hold a secret. Placeholders in
-	// their values expand when the request is accepted; a request that makes more
-	// than 16 KiB of them is refused. Default: none.
+	// Headers added to the callback. If there is a `url`, they are sent only there, not
+	// to a URL that a request names, because they may contain a secret. Placeholders in
+	// their values expand when the request is accepted. A request whose values are
+	// larger than 16 KiB is refused. Default: none.
 	Headers []HeaderField `json:"headers,omitempty"`
 
-	// The largest body, in bytes, of a request that can be a task.
-	// Default: `8388608` (8 MiB).
+	// The largest body of a request that can be a task, in bytes. Default: `8388608` (8
+	// MiB).
 	MaxRequest int64 `json:"max_request,omitempty"`
 
-	// The largest result, in bytes, that is posted whole; of a larger one the
-	// beginning is posted. Default: `8388608` (8 MiB).
+	// The largest result that is posted whole, in bytes. A larger one is truncated.
+	// Default: `8388608` (8 MiB).
 	MaxResult int64 `json:"max_result,omitempty"`
 
 	app     *App
 	log     *zap.Logger
 	route   string
-	fromKey string   // FromHeader in canonical form
+	fromKey string   // FromHeader, in canonical form
 	own     string   // host and port of URL
-	written *Handler // the options without their defaults
+	written *Handler // the options as configured, without defaults
 }
 
 // HeaderField is one header of a callback.
@@ -97,7 +95,7 @@ type HeaderField struct {
 	// The name of the header. Required.
 	Name string `json:"name"`
 
-	// Its value; placeholders expand. Default: empty.
+	// Its value. Placeholders expand. Default: empty.
 	Value string `json:"value,omitempty"`
 }
 
@@ -157,7 +155,7 @@ func (h *Handler) Validate() error {
 	}
 	own := profile.Of(h.Profile).Traits().OwnFormat && h.Format == profile.Of(h.Profile).Traits().Format
 	if formats := encode.Formats(); !own && !slices.Contains(formats, h.Format) {
-		return fmt.Errorf("format: %q is none of %s", h.Format, strings.Join(formats, ", "))
+		return fmt.Errorf("format: unknown format %q; expected one of %s", h.Format, strings.Join(formats, ", "))
 	}
 	if err := h.validateProfile(); err != nil {
 		return err
@@ -169,7 +167,7 @@ func (h *Handler) Validate() error {
 		return fmt.Errorf("timeout: %v is negative", time.Duration(h.Timeout))
 	}
 	if min(h.MaxRequest, h.MaxResult) < 0 || max(h.MaxRequest, h.MaxResult) > maxSize {
-		return fmt.Errorf("max_request and max_result can be %d bytes at most, and not negative", maxSize)
+		return fmt.Errorf("max_request and max_result must be from 0 to %d bytes", maxSize)
 	}
 	for _, name := range []string{h.TaskHeader, h.StatusHeader} {
 		if !isToken(name) {
@@ -194,28 +192,28 @@ func (h *Handler) Validate() error {
 	return nil
 }
 
-// conflict says which two of the options cannot stand together. It looks at
-// them as they were written, before the defaults: in a Caddyfile after each
-// one, so that the error has the line of the second.
+// conflict returns an error if two options exclude each other. It checks them as
+// configured, before defaults. A Caddyfile is checked after each option, so that the
+// error has the line of the second one.
 func (h *Handler) conflict() error {
 	p := profile.Of(h.Profile).Traits()
 	switch {
 	case h.FromNone && (h.Field != "" || h.FromHeader != ""):
-		return errors.New("from none lets no request name a URL; leave out field and from header")
+		return errors.New("from none cannot be combined with field or from header; remove them")
 	case h.Field != "" && h.FromHeader != "":
-		return fmt.Errorf("field %s and from header %s are two places for one URL; give one of them", h.Field, h.FromHeader)
+		return fmt.Errorf("field %s and from header %s cannot be combined; remove one of them", h.Field, h.FromHeader)
 	case h.Field != "" && p.FromHeader != "":
-		return fmt.Errorf("field %s: the profile %s has the URL in the header %s; only from header can change that", h.Field, h.Profile, p.FromHeader)
+		return fmt.Errorf("field %s: the profile %s reads the URL from the header %s; use from header to change it", h.Field, h.Profile, p.FromHeader)
 	case h.Format != "" && p.OwnFormat:
-		return fmt.Errorf("format %s: the profile %s has a format of its own", h.Format, h.Profile)
+		return fmt.Errorf("format %s: the profile %s has a fixed format", h.Format, h.Profile)
 	}
 	return nil
 }
 
-// applyProfile sets what the profile has another default for.
+// applyProfile sets the defaults that the profile changes.
 func (h *Handler) applyProfile() error {
 	if h.Profile != "" && !slices.Contains(profile.Names(), h.Profile) {
-		return fmt.Errorf("profile: %q is none of %s", h.Profile, strings.Join(profile.Names(), ", "))
+		return fmt.Errorf("profile: unknown profile %q; expected one of %s", h.Profile, strings.Join(profile.Names(), ", "))
 	}
 	if err := h.conflict(); err != nil {
 		return err
@@ -231,12 +229,12 @@ func (h *Handler) applyProfile() error {
 	return nil
 }
 
-// validateProfile checks the header that names the URL against those that the
-// gateway sets, and these against those of the profile.
+// validateProfile checks that the header with the URL and the headers of the profile do
+// not collide with those that the gateway sets.
 func (h *Handler) validateProfile() error {
 	switch {
 	case h.FromNone && h.URL == "":
-		return errors.New("from none lets no request name a URL, and there is no other; write callback <url>")
+		return errors.New("from none needs a URL; write callback <url>")
 	case h.FromHeader == "":
 	case !isToken(h.FromHeader):
 		return fmt.Errorf("from header: %q is not a header name", h.FromHeader)
@@ -251,7 +249,7 @@ func (h *Handler) validateProfile() error {
 	return nil
 }
 
-// isToken says whether s can be a header's name (RFC 9110, section 5.1).
+// isToken reports whether s can be the name of a header (RFC 9110, section 5.1).
 func isToken(s string) bool {
 	for _, c := range []byte(s) {
 		if c <= ' ' || c >= 0x7f || strings.IndexByte(`"(),/:;<=>?@[\]{}`, c) >= 0 {
@@ -261,8 +259,8 @@ func isToken(s string) bool {
 	return s != ""
 }
 
-// ServeHTTP passes the request on, as a task if it is owed a callback. If a request
-// passes several handlers, the first one makes it a task.
+// ServeHTTP forwards the request, as a task if it has a callback. If a request passes
+// several of these handlers, the first one makes it a task.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if name, isTask := taskHeaderOf(r); isTask {
 		if !strings.EqualFold(name, h.TaskHeader) {
@@ -270,7 +268,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		}
 		return next.ServeHTTP(w, r)
 	}
-	// Only the gateway names tasks to the endpoint.
+	// Only the gateway tells the endpoint a task's ID.
 	header.Drop(r.Header, h.TaskHeader)
 	if !mayBeTask(r) {
 		return next.ServeHTTP(w, r)
@@ -292,7 +290,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return err
 }
 
-// serve makes the request a task, and passes it on.
+// serve makes the request a task and forwards it.
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, callback *task.Callback, host string) error {
 	s, leave, err := h.app.enter()
 	if err != nil {
@@ -306,7 +304,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	return x.serve(r, next)
 }
 
-// claim makes a task of the request: from here on it gets its callback.
+// claim stores a task for the request. From then on its callback is guaranteed.
 func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w http.ResponseWriter, r *http.Request) (*execution, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -320,7 +318,7 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 	}
 	set := settings{timeout: time.Duration(h.Timeout), taskHeader: h.TaskHeader, kept: capture.ResponseOptions{
 		Limit: h.MaxResult, AsSent: h.Format == encode.FormatRaw, KeepHeader: profile.Of(h.Profile).Traits().KeepHeader,
-		ToHEAD: r.Method == http.MethodHead, // of the command line only
+		ToHEAD: r.Method == http.MethodHead, // from the command line only
 	}}
 	x := h.app.newExecution(r.Context(), s, set, rec, w)
 	x.claimedBy = h
@@ -333,19 +331,19 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 	return x, nil
 }
 
-// maxPathKept bounds what a client makes the store keep of each request, in bytes.
+// maxPathKept bounds the path that is stored of each request, in bytes.
 const maxPathKept = 2048
 
-// pathForOperators returns the path as the client wrote it. The query may hold a
-// secret.
+// pathForOperators returns the request's path as the client wrote it, without the
+// query, which may contain a secret.
 func pathForOperators(r *http.Request) string {
 	path, _, _ := strings.Cut(r.RequestURI, "?")
 	return path[:min(len(path), maxPathKept)]
 }
 
-// taskHeaderOf returns the header of the ID of the task that the request belongs
-// to already: a handler before this one has made it a task, or the templates of a
-// task's page have made the request.
+// taskHeaderOf returns the name of the header with the task's ID if the request belongs
+// to a task already: an earlier handler made it a task, or the task's own templates
+// made the request.
 func taskHeaderOf(r *http.Request) (name string, isTask bool) {
 	if x := executionOf(r); x != nil {
 		return x.taskHeader, true

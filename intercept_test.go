@@ -10,7 +10,7 @@ import (
 	"go.uber.org/zap"
 )
 
-func TestWithoutAnEngineOnlyCallbacksAreRefused(t *testing.T) {
+func TestUnavailableStoreRefusesOnlyCallbacks(t *testing.T) {
 	t.Parallel()
 	app := &App{Delivery: new(Delivery)}
 	if err := app.Delivery.provision(); err != nil {

@@ -9,9 +9,9 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// In a Caddyfile the parser refuses such numbers; JSON comes as it is. A limit that
-// is negative would refuse everything, or remove it.
-func TestLimitsInJSONAreChecked(t *testing.T) {
+// The Caddyfile parser refuses negative numbers, but JSON may contain them. A negative
+// limit would refuse everything, or remove the limit.
+func TestValidateJSONLimits(t *testing.T) {
 	app := func(options string) string { return `{"apps":{"callback":{` + options + `}}}` }
 	handler := func(options string) string {
 		return `{"apps":{"http":{"servers":{"s":{"listen":["127.0.0.1:0"],"routes":[{"handle":[{"handler":"callback",` + options + `}]}]}}}}}`
@@ -56,7 +56,7 @@ func TestLimitsInJSONAreChecked(t *testing.T) {
 			}
 			switch err := caddy.Validate(&config); {
 			case tt.wrong == "" && err != nil:
-				t.Errorf("it is refused: %v", err)
+				t.Errorf("unexpected error: %v", err)
 			case tt.wrong != "" && !strings.Contains(fmt.Sprint(err), tt.wrong):
 				t.Errorf("the error is %v; expected %q in it", err, tt.wrong)
 			}

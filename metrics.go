@@ -15,9 +15,9 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// metrics of one generation of the configuration; Caddy gives each a registry of
-// its own. Labels are bounded: never a URL, a host or an ID. What is counted for
-// each task is looked up by its labels once.
+// metrics are the metrics of one generation; Caddy gives each generation a new
+// registry. Labels have a bounded set of values: never a URL, a host or an ID. Metrics
+// that are updated for each task are looked up by their labels once.
 type metrics struct {
 	tasks            *prometheus.CounterVec
 	skips            map[capture.Reason]prometheus.Counter
@@ -30,10 +30,10 @@ type metrics struct {
 	queueStarts      *prometheus.CounterVec
 	queueWorkers     *prometheus.GaugeVec
 	queueMax         *prometheus.GaugeVec
-	queues           map[string]queueMetrics // those of the configuration
+	queues           map[string]queueMetrics // of the configured queues
 }
 
-// queueMetrics are those of one queue.
+// queueMetrics are the metrics of one queue.
 type queueMetrics struct {
 	wait, run prometheus.Observer
 	starts    prometheus.Counter
@@ -41,7 +41,7 @@ type queueMetrics struct {
 
 const metricsNamespace, metricsSubsystem = "caddy", "callback"
 
-// registrar makes metrics and registers them; err is the first error.
+// registrar creates and registers metrics; err is the first error.
 type registrar struct {
 	registry *prometheus.Registry
 	err      error
@@ -77,7 +77,7 @@ func (r *registrar) histogram(name, help string, buckets []float64, labels ...st
 	return h
 }
 
-// Buckets, in seconds: tasks take from milliseconds to hours, waits less.
+// Buckets, in seconds: tasks take milliseconds to hours, waits less.
 var (
 	taskBuckets     = prometheus.ExponentialBuckets(0.005, 4, 11)
 	lagBuckets      = prometheus.ExponentialBuckets(0.0005, 4, 11)
@@ -103,8 +103,7 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 		queueMax:         r.gauge("queue_max_tasks", "Tasks that can wait in a queue before more are refused.", "queue"),
 		queues:           make(map[string]queueMetrics),
 	}
-	// What has not happened yet is 0, not missing: the first dead callback must show
-	// as an increase.
+	// Counters start at 0, so that an alert sees the first dead callback as an increase.
 	for _, outcome := range []deliver.Outcome{deliver.Delivered, deliver.Retry, deliver.Dead} {
 		m.outcomes[outcome] = deliveries.WithLabelValues(string(outcome))
 	}
@@ -126,8 +125,8 @@ func (a *App) provisionMetrics(registry *prometheus.Registry) (err error) {
 	return r.err
 }
 
-// taskCounts asks the engine for the number of tasks in each state whenever it is
-// scraped. While the engine is away, only that is reported.
+// taskCounts asks the engine for the number of tasks in each state at every scrape.
+// While the engine is unavailable, it reports only that.
 type taskCounts struct {
 	app                                *App
 	tasks, queued, delayed, due, ready *prometheus.Desc
@@ -147,7 +146,7 @@ func newTaskCounts(a *App) *taskCounts {
 	}
 }
 
-// countsTimeout keeps an engine that is away from holding up a scrape.
+// countsTimeout bounds how long an unresponsive engine delays a scrape.
 const countsTimeout = 2 * time.Second
 
 // Describe implements [prometheus.Collector].
@@ -195,7 +194,7 @@ func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
 	}
 }
 
-// use keeps the store open until leave is called; it is nil if it is not open.
+// use returns the open store, which stays open until leave, or nil.
 func (c *taskCounts) use() (s *sharedStore, leave func()) {
 	if c.app.store.Load() == nil {
 		return nil, nil
@@ -216,7 +215,7 @@ func (c *taskCounts) configured() map[string]engine.QueueStats {
 	return queues
 }
 
-// taskAccepted counts tasks. A negative number takes back tasks that were released.
+// taskAccepted counts accepted tasks. A negative number uncounts released ones.
 func (m *metrics) taskAccepted(n int64) { nodeCounts.Add(web.Tally{Accepted: n}) }
 
 // taskSkipped counts a request that could have been a task and is not. It does not
@@ -232,8 +231,8 @@ func (m *metrics) taskEnded(rec *task.Record) {
 	}
 }
 
-// countCanceled counts the verdict of a task that was canceled. The engine gives that
-// verdict, and no execution counts it.
+// countCanceled counts a canceled task. No execution counts it, because the engine
+// decides its verdict.
 func (a *App) countCanceled(ctx context.Context, e engine.Engine, id string) {
 	rec, err := e.Get(ctx, id)
 	if err != nil || !rec.Ended() {
@@ -255,15 +254,15 @@ func (m *metrics) attempted(rec *task.Record, outcome deliver.Outcome, at time.T
 // expired counts a callback whose delivery window has ended.
 func (m *metrics) expired() { m.outcomes[deliver.Dead].Inc() }
 
-// taskStarted counts a start of a queue's task.
+// taskStarted counts the start of a queue's task.
 func (m *metrics) taskStarted(rec *task.Record) {
 	q := m.queue(rec.Queue)
 	q.wait.Observe(rec.StartedAt.Sub(rec.WaitsSince()).Seconds())
 	q.starts.Inc()
 }
 
-// queue returns the metrics of a queue, which need not be in this configuration: a
-// task of another gateway's can be canceled here.
+// queue returns the metrics of a queue. The queue may be missing in this configuration,
+// because a task of another gateway can be canceled here.
 func (m *metrics) queue(name string) queueMetrics {
 	if q, ok := m.queues[name]; ok {
 		return q
@@ -273,8 +272,8 @@ func (m *metrics) queue(name string) queueMetrics {
 	}
 }
 
-// queueOpened sets the gauges of a queue's options. It is called before the queue
-// has tasks.
+// queueOpened sets the gauges of a queue's options. It is called before the queue gets
+// tasks.
 func (m *metrics) queueOpened(name string, opts *QueueOptions) {
 	m.queues[name] = m.queue(name)
 	m.queueWorkers.WithLabelValues(name).Set(float64(opts.Workers))

@@ -14,8 +14,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// gather returns the counters and the counts of the histograms of a registry, by
-// their name and labels as a scrape has them.
+// gather returns the counters and the histogram counts of a registry, by name and
+// labels.
 func gather(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 	t.Helper()
 	families, err := registry.Gather()
@@ -55,8 +55,8 @@ func newTestMetrics(t *testing.T) (*metrics, *prometheus.Registry) {
 	return m, registry
 }
 
-// An alert on an increase does not see a series that begins at 1.
-func TestCountersBeginAtZero(t *testing.T) {
+// An alert on an increase misses a series that starts at 1.
+func TestCountersStartAtZero(t *testing.T) {
 	t.Parallel()
 	_, registry := newTestMetrics(t)
 	values := gather(t, registry)
@@ -104,11 +104,11 @@ func TestTasksAreCountedByRouteAndQueue(t *testing.T) {
 		return known && old == value
 	})
 	if !maps.Equal(got, want) {
-		t.Errorf("counted are %v at %v", slices.Sorted(maps.Keys(got)), got)
+		t.Errorf("counts %v of %v", slices.Sorted(maps.Keys(got)), got)
 	}
 }
 
-func TestTheLagIsThatOfFirstAttempts(t *testing.T) {
+func TestDeliveryLagOfFirstAttempts(t *testing.T) {
 	t.Parallel()
 	m, registry := newTestMetrics(t)
 	now := time.Now()

@@ -1,7 +1,7 @@
-// Package callback gives any HTTP service behind Caddy callbacks, without a
-// line changed in it: a client adds callback_url to its JSON request, and when
-// the response is there the gateway POSTs it to that URL, with the task's ID
-// and status in the headers.
+// Package callback adds callbacks to any HTTP service behind Caddy, without a change to
+// the service. A client adds callback_url to its JSON request. When the service has
+// responded, the gateway POSTs the response to that URL, with the task's ID and status
+// in the headers.
 //
 //	client ── POST {…, "callback_url": …} ─▶ Handler ─▶ reverse_proxy ─▶ app
 //	                                            │ claim        │
@@ -10,7 +10,7 @@
 //	                                            │
 //	receiver ◀── POST response=… ─────────── deliverer
 //
-// The package reads in the order in which the data flows:
+// The files, in the order in which data flows through them:
 //
 //   - module.go: what is registered with Caddy
 //   - app.go: the app's options and lifecycle; app_store.go: the store that is
@@ -18,8 +18,8 @@
 //     app_order.go: a warning about callbacks in front of authentication
 //   - engine.go: the engines as modules
 //   - caddyfile.go, caddyfile_queue.go, caddyfile_values.go: the grammars
-//   - intercept.go: the `callback` handler makes a task of a request; callback.go
-//     finds out what the request is owed, request.go keeps or refuses it
+//   - intercept.go: the `callback` handler makes a request a task; callback.go
+//     finds its callback, request.go stores or refuses its body
 //   - execute.go: a task's handlers run, and the task gets its verdict
 //   - deliver.go: the delivery options; internal/deliver makes the attempts
 //   - queue.go: the `task_queue` handler accepts a request, or takes it over from
@@ -30,14 +30,13 @@
 //   - schedule.go: the schedules of a queue, and their runs
 //   - admin.go, dashboard.go: the operators' API and page
 //   - inbox.go: a receiver for trying things out
-//   - command.go: the command line, which internal/cli has; command_load.go reads a
+//   - command.go: the command line, see internal/cli; command_load.go loads a
 //     configuration for it, command_run.go runs one task without a server,
 //     command_migrate.go and command_repair.go change stores
-//   - metrics.go, tracing.go, events.go: what monitoring sees
+//   - metrics.go, tracing.go, events.go: monitoring
 //
-// What is promised: a request that was accepted with a callback gets its
-// callback, at least once, with exactly one verdict, whatever crashes, a power
-// failure included.
+// The package promises that a request accepted with a callback gets its callback, at
+// least once, with exactly one verdict, whatever crashes, a power failure included.
 package callback
 
 import (
@@ -64,9 +63,9 @@ func init() {
 	httpcaddyfile.RegisterHandlerDirective("callback", parseHandler)
 	httpcaddyfile.RegisterDirective("task_queue", parseTaskQueue)
 	httpcaddyfile.RegisterDirective("task_status", parseTaskStatus)
-	// Outside of task_queue and callback, whose requests are tasks. These are
-	// outside of what changes a response, so that a callback has what the client gets,
-	// and inside of what compresses it.
+	// Before intercept, so that a callback has the response that the client gets, but
+	// after encode, so that it is not compressed. task_status is first: its requests are
+	// no tasks.
 	httpcaddyfile.RegisterDirectiveOrder("task_status", httpcaddyfile.Before, "intercept")
 	httpcaddyfile.RegisterDirectiveOrder("task_queue", httpcaddyfile.Before, "intercept")
 	httpcaddyfile.RegisterDirectiveOrder("callback", httpcaddyfile.Before, "intercept")
@@ -76,6 +75,6 @@ func init() {
 	httpcaddyfile.RegisterDirectiveOrder("task_dashboard", httpcaddyfile.Before, "respond")
 }
 
-// Version is that of this module; it goes out in the user-agent of every
+// Version is the version of this module. It is part of the User-Agent of every
 // callback.
 const Version = "0.1.0"

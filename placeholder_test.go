@@ -13,7 +13,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 )
 
-// placeholderBlocks are the blocks of the grammar; OPTION stands for the line of an
+// placeholderBlocks are the blocks of the grammar. OPTION is replaced by the line of an
 // option.
 var placeholderBlocks = map[string]string{
 	"app":       "{\n callback {\n OPTION\n }\n}\n",
@@ -27,9 +27,8 @@ var placeholderBlocks = map[string]string{
 	"inbox":     "http://localhost:0 {\n callback_inbox {\n OPTION\n }\n}\n",
 }
 
-// TestPlaceholdersExpandInEveryOptionOrAreRefused has each option of each block with
-// a placeholder as its value.
-func TestPlaceholdersExpandInEveryOptionOrAreRefused(t *testing.T) {
+// TestPlaceholdersInOptions sets each option of each block to a placeholder.
+func TestPlaceholdersInOptions(t *testing.T) {
 	const key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 	type loaded struct {
 		app *App
@@ -39,8 +38,8 @@ func TestPlaceholdersExpandInEveryOptionOrAreRefused(t *testing.T) {
 	schedule := func(l loaded) *Schedule { return l.app.Queues["q"].Schedules[0] }
 	for _, c := range []struct {
 		block, line string
-		value       string              // of the environment
-		got         func(loaded) string // where the value arrives; nil: the line is refused
+		value       string              // of the environment variable
+		got         func(loaded) string // returns the expanded value; nil if the option is refused
 	}{
 		{"app", "engine sqlite {env.V}", "/v", func(l loaded) string { return l.app.engine.(*SQLiteEngine).Folder }},
 		{"app", "engine nats {env.V}", "nats://v:4222", func(l loaded) string { return l.app.engine.(*NATSEngine).URLs[0] }},
@@ -75,7 +74,7 @@ func TestPlaceholdersExpandInEveryOptionOrAreRefused(t *testing.T) {
 		{"queue", "max_queued {env.V}", "1", nil},
 		{"queue", "max_delay {env.V}", "1h", nil},
 		{"queue", "idempotency_scope {env.V}", "v", func(l loaded) string {
-			return caddy.NewReplacer().ReplaceAll(l.app.Queues["q"].IdempotencyScope, "") // with each request
+			return caddy.NewReplacer().ReplaceAll(l.app.Queues["q"].IdempotencyScope, "") // expands for each request
 		}},
 		{"queue", "schedule {env.V}", "@hourly", func(l loaded) string { return schedule(l).Cron }},
 		{"queue", "schedule @daily {env.V}", "Europe/Paris", func(l loaded) string { return schedule(l).Zone }},
@@ -97,7 +96,7 @@ func TestPlaceholdersExpandInEveryOptionOrAreRefused(t *testing.T) {
 		{"callback", "status_header {env.V}", "X-V", nil},
 		{"callback", "header {env.V} v", "X-V", nil},
 		{"callback", "header X-V {env.V}", "v", func(l loaded) string {
-			return caddy.NewReplacer().ReplaceAll(firstHandler(t, l.ctx).(*Handler).Headers[0].Value, "") // with each request
+			return caddy.NewReplacer().ReplaceAll(firstHandler(t, l.ctx).(*Handler).Headers[0].Value, "") // expands for each request
 		}},
 		{"callback", "max_request {env.V}", "1MiB", nil},
 		{"callback", "max_result {env.V}", "1MiB", nil},
@@ -113,7 +112,7 @@ func TestPlaceholdersExpandInEveryOptionOrAreRefused(t *testing.T) {
 			switch {
 			case c.got == nil:
 				if err == nil || !strings.Contains(err.Error(), option) || !strings.Contains(err.Error(), "{env.V}") {
-					t.Errorf("the error does not say what is wrong: %v", err)
+					t.Errorf("the error does not name the option and the placeholder: %v", err)
 				}
 			case err != nil:
 				t.Error(err)
@@ -123,7 +122,7 @@ func TestPlaceholdersExpandInEveryOptionOrAreRefused(t *testing.T) {
 					t.Fatal(err)
 				}
 				if got := c.got(loaded{app.(*App), ctx}); got != c.value {
-					t.Errorf("%q arrives", got)
+					t.Errorf("expanded to %q", got)
 				}
 			}
 		})
@@ -141,22 +140,21 @@ func TestPlaceholdersExpandInEveryOptionOrAreRefused(t *testing.T) {
 	}
 }
 
-// optionsOf returns the options of a block, as the error about an unknown one has
-// them.
+// optionsOf returns the options of a block, from the error for an unknown one.
 func optionsOf(t *testing.T, block string) []string {
 	t.Helper()
 	_, err := load(t, strings.Replace(block, "OPTION", "unknown", 1))
 	if err == nil {
 		t.Fatalf("an unknown option is accepted in %s", block)
 	}
-	names := regexp.MustCompile(`it has ([a-z_, ]+), at`).FindStringSubmatch(err.Error())
+	names := regexp.MustCompile(`expected one of ([a-z_, ]+), at`).FindStringSubmatch(err.Error())
 	if names == nil {
 		t.Fatalf("the error names no options: %v", err)
 	}
 	return strings.Split(names[1], ", ")
 }
 
-// load provisions a Caddyfile, and starts nothing.
+// load provisions a Caddyfile without starting it.
 func load(t *testing.T, caddyfile string) (caddy.Context, error) {
 	t.Helper()
 	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(caddyfile), map[string]any{"filename": "Caddyfile"})

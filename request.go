@@ -20,7 +20,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// mayBeTask says whether a request could be made a task at all.
+// mayBeTask reports whether requests with this method can be tasks.
 func mayBeTask(r *http.Request) bool {
 	switch r.Method {
 	case http.MethodHead, http.MethodOptions, http.MethodConnect:
@@ -29,9 +29,9 @@ func mayBeTask(r *http.Request) bool {
 	return true
 }
 
-// release frees what is kept of a request's body, if anything, once its handlers have
-// returned. After an error, those of handle_errors may still read it, until the
-// client's request ends.
+// release frees the stored part of a request's body, if any, once its handlers have
+// returned. After an error, handle_errors may still read it, until the client's request
+// ends.
 func release(client context.Context, body *capture.Body, err error) {
 	switch {
 	case body == nil:
@@ -42,21 +42,21 @@ func release(client context.Context, body *capture.Body, err error) {
 	}
 }
 
-// inFlight are the tasks that endpoints are at work on in this process.
+// inFlight are the tasks whose handlers run in this process.
 var inFlight flights
 
 type flights struct{ tasks sync.Map } // *execution, by task ID
 
-// add notes a task until the function that it returns is called.
+// add registers a task until remove is called.
 func (f *flights) add(x *execution) (remove func()) {
 	f.tasks.Store(x.rec.ID, x)
 	return func() { f.tasks.Delete(x.rec.ID) }
 }
 
-// headerOf returns the header of the ID of the task that a request belongs to
-// because an endpoint within this process made it: httpInclude of Caddy's templates
-// copies the header of the request that it answers. Clients cannot claim that.
-// Their requests came over a connection, and the server has noted its address.
+// headerOf returns the name of the header with the task's ID if a task's own handlers
+// made the request: httpInclude of Caddy's templates copies the header of the request
+// that is being answered. Clients cannot pretend that, because the server sets the
+// local address of their connections.
 func (f *flights) headerOf(r *http.Request) (header string, ok bool) {
 	if r.Context().Value(http.LocalAddrContextKey) != nil {
 		return "", false
@@ -76,7 +76,7 @@ func (f *flights) headerOf(r *http.Request) (header string, ok bool) {
 // taskIDLength is the length of a task's ID in bytes.
 const taskIDLength = 36
 
-// storedRequest is what is kept of a request.
+// storedRequest returns the parts of a request that are stored.
 func storedRequest(r *http.Request) *task.Request {
 	stored := &task.Request{
 		Method: r.Method, URI: r.RequestURI, Proto: r.Proto, Host: r.Host,
@@ -85,10 +85,10 @@ func storedRequest(r *http.Request) *task.Request {
 	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	for name, value := range vars {
 		if name == caddyhttp.ClientIPVarKey || name == caddyhttp.TrustedProxyVarKey {
-			continue // made anew from the address and the headers
+			continue // derived again from the address and the headers
 		}
 		switch value.(type) {
-		case string, bool, int, int64, float64: // as the vars directive has them
+		case string, bool, int, int64, float64: // the types of the vars directive
 			if stored.Vars == nil {
 				stored.Vars = make(map[string]string)
 			}
@@ -102,10 +102,10 @@ func storedRequest(r *http.Request) *task.Request {
 type boundedBody struct {
 	r    io.Reader
 	left int64
-	hash hash.Hash // nil if nobody asks for it
+	hash hash.Hash // nil if not needed
 
 	limit int64
-	err   error // why the body cannot be read to its end
+	err   error // why the body could not be read to its end
 }
 
 var errBodyTooLarge = errors.New("the body is too large")
@@ -133,20 +133,20 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// problem says why the body could not be read.
+// problem returns the response to a request whose body could not be read.
 func (b *boundedBody) problem() *problem {
 	var bounded *http.MaxBytesError
 	switch {
-	case errors.As(b.err, &bounded): // by request_body before the queue
-		return &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("a task can have %d bytes at most", bounded.Limit)}
+	case errors.As(b.err, &bounded): // from request_body in front of the queue
+		return &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("the request's body is limited to %d bytes", bounded.Limit)}
 	case errors.Is(b.err, errBodyTooLarge):
-		return &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("a task can have %d bytes at most", b.limit)}
+		return &problem{http.StatusRequestEntityTooLarge, fmt.Sprintf("the request's body is limited to %d bytes", b.limit)}
 	}
-	return &problem{http.StatusBadRequest, "the request's body broke off"}
+	return &problem{http.StatusBadRequest, "the request's body is incomplete"}
 }
 
-// problem is a request that cannot be accepted: status and detail of an
-// RFC 9457 document.
+// problem is the response to a request that cannot be accepted: the status and detail
+// of an RFC 9457 document.
 type problem struct {
 	status int
 	detail string
@@ -154,10 +154,10 @@ type problem struct {
 
 func (p *problem) Error() string { return p.detail }
 
-// retryAfter is what clients are told while tasks cannot be stored, in seconds.
+// retryAfter is the Retry-After, in seconds, while tasks cannot be stored.
 const retryAfter = 5
 
-// writeProblem answers a request that cannot be accepted with an RFC 9457
+// writeProblem writes the response to a request that cannot be accepted, as an RFC 9457
 // document.
 func writeProblem(w http.ResponseWriter, err error) error {
 	var p *problem
@@ -166,7 +166,7 @@ func writeProblem(w http.ResponseWriter, err error) error {
 	}
 	switch p.status {
 	case http.StatusRequestTimeout:
-		w.Header().Set("Connection", "close") // what is left of the body is not waited for
+		w.Header().Set("Connection", "close") // do not wait for the rest of the body
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
 	}
@@ -180,8 +180,7 @@ func writeProblem(w http.ResponseWriter, err error) error {
 	}{"about:blank", http.StatusText(p.status), p.status, p.detail})
 }
 
-// unavailable answers what cannot be answered without the store, or what has no
-// room in it.
+// unavailable writes the response to a request that the store cannot serve.
 func unavailable(w http.ResponseWriter, log *zap.Logger, err error) error {
 	log.Warn("request refused", zap.Error(err))
 	if errors.Is(err, engine.ErrQuota) {
@@ -191,7 +190,7 @@ func unavailable(w http.ResponseWriter, log *zap.Logger, err error) error {
 	return writeProblem(w, &problem{http.StatusServiceUnavailable, "callbacks are not available at the moment"})
 }
 
-// problemOf makes a *problem of what package capture refuses a request for.
+// problemOf converts a *capture.Refusal to a *problem.
 func problemOf(err error) error {
 	if err == nil {
 		return nil

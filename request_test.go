@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/profile"
 )
 
-func TestWhatIsNoTaskCostsNoAllocation(t *testing.T) {
+func TestPlainRequestsDoNotAllocate(t *testing.T) {
 	metrics, err := newMetrics(prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
-	_ "time/tzdata" // schedules name zones on machines that have no database of them
+	_ "time/tzdata" // time zones work on machines without a zone database
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/google/uuid"
@@ -24,18 +24,18 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Schedule puts a task into the queue at every run time. A run is one task,
-// however many gateways have the schedule. Runs that were missed while no gateway
-// ran are made up for by one. A run is skipped while the one before waits unstarted.
+// Schedule adds a task to the queue at every run time. Gateways that share a schedule
+// create one task per run. Runs that were missed while no gateway ran are replaced by
+// one. A run is skipped while the task of the previous one has not started.
 type Schedule struct {
-	// When: five fields of cron (minute, hour, day of month, month, day of
-	// week), `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`, or `@every`
-	// and a duration of at least a second, such as `@every 1d`. When the clocks
-	// change, a fixed hour that does not exist runs right after the change, and one
-	// that exists twice runs once. Required.
+	// When to run: five cron fields (minute, hour, day of month, month, day of week),
+	// `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`, or `@every` and a duration
+	// of at least a second, such as `@every 1d`. At a change of daylight saving time, a
+	// fixed hour that does not exist runs right after the change, and one that occurs
+	// twice runs once. Required.
 	Cron string `json:"cron"`
 
-	// The time zone that the fields are in, such as `Europe/Paris`. Not with
+	// The time zone of the fields, such as `Europe/Paris`. It cannot be combined with
 	// `@every`. Default: `UTC`.
 	Zone string `json:"zone,omitempty"`
 
@@ -45,12 +45,11 @@ type Schedule struct {
 	// The request's path and query. Default: `/`.
 	URI string `json:"uri,omitempty"`
 
-	// The request's headers; a `Host` is the request's host. Default: none; with
-	// a body, `Content-Type: application/json`.
+	// The request's headers. `Host` sets the request's host. Default: none; with a body,
+	// `Content-Type: application/json`.
 	Headers []HeaderField `json:"headers,omitempty"`
 
-	// The request's body. If it is JSON and names a callback, that is called.
-	// Default: none.
+	// The request's body. If it is JSON, it can name a callback. Default: none.
 	Body string `json:"body,omitempty"`
 }
 
@@ -73,8 +72,8 @@ func (s *Schedule) times() (*schedule.Schedule, error) {
 	return schedule.Parse(s.Cron, zone)
 }
 
-// location returns the time zone. Local is refused: it would be another one on
-// each gateway that shares the schedule.
+// location returns the time zone. Local is refused, because gateways that share the
+// schedule may have different ones.
 func (s *Schedule) location() (*time.Location, error) {
 	if s.Zone == "Local" {
 		return nil, errors.New(`the time zone "Local" differs between machines; name it, such as Europe/Paris`)
@@ -86,8 +85,8 @@ func (s *Schedule) location() (*time.Location, error) {
 	return zone, nil
 }
 
-// expand expands placeholders such as {env.NAME}: there is no request whose
-// placeholders could expand later.
+// expand expands placeholders such as {env.NAME}. A schedule has no request, so
+// placeholders of requests do not expand.
 func (s *Schedule) expand() {
 	expand(&s.Cron, &s.Zone, &s.Method, &s.URI, &s.Body)
 	s.Headers = slices.Clone(s.Headers)
@@ -96,8 +95,7 @@ func (s *Schedule) expand() {
 	}
 }
 
-// hasPlaceholders says whether the schedule can be checked only when they are
-// expanded.
+// hasPlaceholders reports whether the schedule can only be checked after expansion.
 func (s *Schedule) hasPlaceholders() bool {
 	return slices.ContainsFunc([]string{s.Cron, s.Zone, s.Method, s.URI}, hasPlaceholder) ||
 		slices.ContainsFunc(s.Headers, func(f HeaderField) bool { return hasPlaceholder(f.Name) })
@@ -121,12 +119,12 @@ func (s *Schedule) validate() error {
 	return nil
 }
 
-// validateSchedules checks the schedules of a queue. Two equal ones would share
-// their runs.
+// validateSchedules checks the schedules of a queue. Two equal ones are refused,
+// because they would have the same ID.
 func (o *QueueOptions) validateSchedules() error { return validateSchedules(o.Schedules) }
 
-// checkSchedules is validateSchedules in the Caddyfile: those with placeholders are
-// not known yet.
+// checkSchedules is validateSchedules for the Caddyfile. It leaves out schedules with
+// placeholders.
 func (o *QueueOptions) checkSchedules() error {
 	return validateSchedules(slices.DeleteFunc(slices.Clone(o.Schedules), (*Schedule).hasPlaceholders))
 }
@@ -146,8 +144,8 @@ func validateSchedules(schedules []*Schedule) error {
 	return nil
 }
 
-// id identifies a schedule of a queue in the store: by what it says, so that its
-// run times stay whatever is added before it.
+// id identifies a schedule of a queue in the store. It is a hash of the content, so
+// that reordering schedules keeps their run times.
 func (s *Schedule) id(queue string) string {
 	words := []string{strings.Join(strings.Fields(s.Cron), " "), cmp.Or(s.Zone, "UTC"), cmp.Or(s.Method, http.MethodPost), s.uri(), s.Body}
 	for _, field := range s.Headers {
@@ -163,7 +161,7 @@ func (s *Schedule) uri() string {
 	return s.URI
 }
 
-// request is what a run runs.
+// request returns the request that a run sends.
 func (s *Schedule) request() *task.Request {
 	stored := &task.Request{
 		Method: s.Method, URI: s.uri(), Proto: "HTTP/1.1", Host: "localhost",
@@ -185,17 +183,17 @@ func (s *Schedule) request() *task.Request {
 	return stored
 }
 
-// plan is a schedule of the configuration, with all that its runs need.
+// plan is a configured schedule, prepared for its runs.
 type plan struct {
 	id       string
 	queue    *TaskQueue
 	schedule *Schedule
 	times    *schedule.Schedule
 	record   task.Record // without an ID and times
-	next     time.Time   // as the store has it; zero if that is not known
+	next     time.Time   // as stored; zero if unknown
 }
 
-// setSchedules makes plans of the schedules of all queues.
+// setSchedules makes a plan for each schedule of all queues.
 func (a *App) setSchedules() error {
 	for _, q := range a.queues {
 		for _, s := range q.opts.Schedules {
@@ -227,7 +225,7 @@ func (q *TaskQueue) newPlan(s *Schedule) (*plan, error) {
 	return p, err
 }
 
-// newRecord makes the task of a run.
+// newRecord returns a task for one run.
 func (p *plan) newRecord(now time.Time) (*task.Record, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -242,8 +240,8 @@ func (p *plan) newRecord(now time.Time) (*task.Record, error) {
 	return &rec, nil
 }
 
-// callbackOfSchedule returns what a scheduled request is owed: the callback that
-// its body names, or the route's own.
+// callbackOfSchedule returns the callback of a scheduled request: the URL that its body
+// names, or else that of the handler.
 func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.Callback, string, error) {
 	r, err := http.NewRequest(stored.Method, stored.URI, strings.NewReader(s.Body))
 	if err != nil {
@@ -256,7 +254,7 @@ func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.C
 		return nil, "", err
 	}
 	if named != "" {
-		// The operator wrote it.
+		// The operator wrote the body.
 		u, err := h.app.Delivery.trusted.CheckURL(named)
 		if err != nil {
 			return nil, "", fmt.Errorf("%s: %w", h.source(), err)
@@ -280,12 +278,12 @@ func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.C
 	return callback, host, nil
 }
 
-// scheduler puts the runs of schedules into the queues of a store. The store has
-// each schedule's next run time; a run is an enqueue whose key is the schedule and
-// the run time, so that gateways that share the store make one task of it.
+// scheduler enqueues the runs of schedules in a store. The store has the next run time
+// of each schedule. The idempotency key of a run is the schedule and the run time, so
+// that gateways that share the store create one task.
 type scheduler struct {
 	store  engine.Engine
-	now    func() time.Time   // the system's clock, which may be set
+	now    func() time.Time   // the wall clock, which may be set
 	cancel context.CancelFunc // nil while no schedules run
 	loop   sync.WaitGroup
 }
@@ -299,7 +297,7 @@ func (s *scheduler) start(owner *App) {
 	s.loop.Go(func() { s.run(ctx, owner) })
 }
 
-// stop returns when no more runs are stored. It may be called twice, and before
+// stop returns when no more runs are enqueued. It may be called twice, and before
 // start.
 func (s *scheduler) stop() {
 	if s.cancel != nil {
@@ -310,7 +308,7 @@ func (s *scheduler) stop() {
 }
 
 const (
-	// maxSleep bounds how late a run is after the system's clock was set forward.
+	// maxSleep bounds the delay of a run after the wall clock was set forward.
 	maxSleep = 10 * time.Second
 	// runRetry is the wait after a run could not be stored.
 	runRetry = time.Second
@@ -343,7 +341,7 @@ func (s *scheduler) run(ctx context.Context, owner *App) {
 	}
 }
 
-// advance makes a task of the run that is due, if one is, and sets p.next.
+// advance enqueues the run that is due, if any, and sets p.next.
 func (s *scheduler) advance(ctx context.Context, owner *App, p *plan) error {
 	if p.next.IsZero() {
 		known, err := s.store.NextRun(ctx, p.id, p.times.Next(s.now()))
@@ -364,13 +362,13 @@ func (s *scheduler) advance(ctx context.Context, owner *App, p *plan) error {
 	switch {
 	case err == nil:
 		p.next = next
-	case errors.Is(err, engine.ErrLost): // another gateway was first; look again
+	case errors.Is(err, engine.ErrLost): // another gateway was first
 		p.next, err = time.Time{}, nil
 	}
 	return err
 }
 
-// enqueue stores the run that is due, once.
+// enqueue enqueues the run that is due, once.
 func (s *scheduler) enqueue(ctx context.Context, owner *App, p *plan) error {
 	rec, err := p.newRecord(s.now())
 	if err != nil {
@@ -382,7 +380,7 @@ func (s *scheduler) enqueue(ctx context.Context, owner *App, p *plan) error {
 	}
 	id, created, err := s.store.Enqueue(ctx, rec, strings.NewReader(p.schedule.Body), engine.EnqueueOptions{Key: key})
 	switch {
-	case errors.Is(err, engine.ErrTooLarge): // and will be so at every run
+	case errors.Is(err, engine.ErrTooLarge): // every run will fail
 		owner.log.Error("schedule skipped", zap.String("schedule", p.id), zap.Time("run_time", p.next), zap.Error(err))
 		return nil
 	case err != nil:
@@ -390,7 +388,7 @@ func (s *scheduler) enqueue(ctx context.Context, owner *App, p *plan) error {
 	case created:
 		owner.metrics.taskAccepted(1)
 	default:
-		owner.log.Debug("schedule skipped: the run is there, or the one before has not started",
+		owner.log.Debug("schedule skipped: already enqueued, or the previous run has not started",
 			zap.String("schedule", p.id), zap.Time("run_time", p.next), zap.String("task_id", id))
 	}
 	return nil

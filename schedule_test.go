@@ -18,7 +18,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestSchedulesAreCheckedWhenTheyAreLoaded(t *testing.T) {
+func TestValidateSchedules(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ cron, zone, wrong string }{
 		{"30 2 * * *", "", ""},
@@ -42,7 +42,7 @@ func TestSchedulesAreCheckedWhenTheyAreLoaded(t *testing.T) {
 			t.Parallel()
 			err := (&Schedule{Cron: c.cron, Zone: c.zone}).validate()
 			if c.wrong == "" && err != nil {
-				t.Errorf("it is refused: %v", err)
+				t.Errorf("unexpected error: %v", err)
 			}
 			if c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong)) {
 				t.Errorf("the error is %v; expected %q in it", err, c.wrong)
@@ -51,7 +51,7 @@ func TestSchedulesAreCheckedWhenTheyAreLoaded(t *testing.T) {
 	}
 }
 
-func TestAScheduleIsIdentifiedByItsContent(t *testing.T) {
+func TestScheduleIDDependsOnContent(t *testing.T) {
 	t.Parallel()
 	base := Schedule{Cron: "0 3 * * *", URI: "/nightly"}
 	same := []Schedule{
@@ -84,7 +84,7 @@ func TestAScheduleIsIdentifiedByItsContent(t *testing.T) {
 	}
 }
 
-func TestEqualSchedulesOfAQueueAreRefused(t *testing.T) {
+func TestEqualSchedulesAreRefused(t *testing.T) {
 	t.Parallel()
 	o := &QueueOptions{Schedules: []*Schedule{{Cron: "@daily"}, {Cron: "@hourly"}, {Cron: "@daily", Zone: "UTC"}}}
 	if err := o.validateSchedules(); err == nil || !strings.Contains(err.Error(), "given twice") {
@@ -96,7 +96,7 @@ func TestEqualSchedulesOfAQueueAreRefused(t *testing.T) {
 	}
 }
 
-func TestScheduleRequestsHaveTheirHostAndType(t *testing.T) {
+func TestScheduleRequestHeaders(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		schedule Schedule
@@ -125,7 +125,7 @@ func TestScheduleRequestsHaveTheirHostAndType(t *testing.T) {
 	}
 }
 
-func TestEveryTakesDays(t *testing.T) {
+func TestScheduleEveryDay(t *testing.T) {
 	t.Parallel()
 	times, err := (&Schedule{Cron: "@every 1d"}).times()
 	if err != nil {
@@ -137,8 +137,8 @@ func TestEveryTakesDays(t *testing.T) {
 	}
 }
 
-// runStore is an engine that keeps the run times of one schedule, and by which clock
-// each run was stored.
+// runStore is an engine that keeps the run times of one schedule, and the wall clock
+// time at which each run was stored.
 type runStore struct {
 	engine.Engine
 	next time.Time
@@ -174,10 +174,10 @@ func TestSchedulesRunOnceWhenTheClockIsSet(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		cron   string
-		after  time.Duration // since midnight, when the clock is set
+		after  time.Duration // time since midnight when the clock is set
 		change time.Duration
-		until  time.Duration // how long the test lasts, by no clock that is set
-		want   []string      // when the runs are stored, by the clock
+		until  time.Duration // duration of the test, by a monotonic clock
+		want   []string      // wall clock times at which the runs are stored
 	}{
 		"not set":                      {"0 * * * *", 0, 0, 2*time.Hour + time.Minute, []string{"01:00", "02:00"}},
 		"forward past a run":           {"0 * * * *", 30 * time.Minute, time.Hour, 2 * time.Hour, []string{"01:30", "02:00", "03:00"}},
@@ -189,7 +189,7 @@ func TestSchedulesRunOnceWhenTheClockIsSet(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) { // it begins at midnight UTC
+			synctest.Test(t, func(t *testing.T) { // starts at midnight UTC
 				var offset atomic.Int64
 				store := &runStore{keys: make(map[string]bool)}
 				s := newScheduler(store)

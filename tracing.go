@@ -22,17 +22,16 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Traces are Caddy's: its `tracing` directive decides which requests have a
-// span and where spans go. The span of the request that made a task goes with
-// the task, as a traceparent, so that what happens to the task hours later, on
-// another node, belongs to the same trace.
+// Caddy's `tracing` directive decides which requests have a span and where spans are
+// exported. The task keeps the span of its request as a traceparent. So later work on
+// the task belongs to the same trace, even hours later and on another node.
 
-// traceContext writes and reads spans as Trace Context does, whatever Caddy's
-// propagators are: callbacks promise a traceparent.
+// traceContext reads and writes spans in the Trace Context format, whatever propagators
+// Caddy uses: a callback has a traceparent.
 var traceContext propagation.TraceContext
 
-// spanOf returns the span of a request as a traceparent, "" if it has none. It
-// allocates nothing then.
+// spanOf returns the span of a request as a traceparent, or "". Without a span it does
+// not allocate.
 func spanOf(ctx context.Context) string {
 	if !trace.SpanContextFromContext(ctx).IsValid() {
 		return ""
@@ -42,24 +41,23 @@ func spanOf(ctx context.Context) string {
 	return header.Get("traceparent")
 }
 
-// inSpan returns a context with the span of that traceparent, which ended or
-// belongs to somebody else.
+// inSpan returns a context whose parent span is that of the traceparent.
 func inSpan(ctx context.Context, traceparent string) context.Context {
 	return traceContext.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent})
 }
 
-// noSpan is the span where nothing is traced. It does nothing.
+// noSpan is a span that records nothing.
 var noSpan = trace.SpanFromContext(context.Background())
 
-// tracing is what a generation of the configuration has of `tracing`. It has spans of
-// its own only if a route has a tracing handler.
+// tracing is the tracing setup of a generation. It exports spans only if a route has a
+// tracing handler.
 type tracing struct {
 	provider *traceProvider
 	tracer   trace.Tracer    // nil if nothing is traced
-	queues   map[string]bool // those behind a tracing handler
+	queues   map[string]bool // queues behind a tracing handler
 }
 
-// open looks for tracing handlers. All apps must be provisioned.
+// open looks for tracing handlers. All apps must be provisioned before.
 func (t *tracing) open(a *App) error {
 	app, err := a.ctx.AppIfConfigured("http")
 	if err != nil {
@@ -85,7 +83,7 @@ func (t *tracing) open(a *App) error {
 	return nil
 }
 
-// close exports the spans that are left, unless another generation traces too.
+// close exports the remaining spans, unless another generation uses the exporter.
 func (t *tracing) close() error {
 	if t.provider == nil {
 		return nil
@@ -95,14 +93,14 @@ func (t *tracing) close() error {
 	return err
 }
 
-// traceProviders has the provider of the process. Generations share it, so that a
-// reload loses no span.
+// traceProviders has the provider of the process. Generations share it, so that no
+// span is lost in a reload.
 var traceProviders = caddy.NewUsagePool()
 
 const traceProviderKey = "spans"
 
-// traceProvider exports spans as the OTEL_ variables of the environment say, as
-// Caddy's own provider does, which is not exported.
+// traceProvider exports spans as configured by the OTEL_ environment variables. It does
+// the same as Caddy's provider, which other modules cannot use.
 type traceProvider struct{ *sdktrace.TracerProvider }
 
 func newTraceProvider() (caddy.Destructor, error) {
@@ -113,7 +111,7 @@ func newTraceProvider() (caddy.Destructor, error) {
 	return &traceProvider{sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter))}, nil
 }
 
-// exportTimeout is how long the end of the process waits for a collector.
+// exportTimeout bounds the wait for a collector when the process exits.
 const exportTimeout = 5 * time.Second
 
 // Destruct implements [caddy.Destructor].
@@ -126,9 +124,9 @@ func (p *traceProvider) Destruct() error {
 	return nil
 }
 
-// walk goes through routes in the order of a request and notes which queues are
-// behind a tracing handler. before says that there is one before the routes. It
-// returns whether there is one in them.
+// walk visits the routes in the order of a request, and records which queues are
+// behind a tracing handler. before means that the request has passed one already.
+// walk reports whether the routes contain one.
 func (t *tracing) walk(routes caddyhttp.RouteList, before bool) (found bool) {
 	for _, route := range routes {
 		for _, handler := range route.Handlers {
@@ -148,8 +146,8 @@ func (t *tracing) walk(routes caddyhttp.RouteList, before bool) (found bool) {
 	return found
 }
 
-// span starts a span below the one that made the task; noSpan if there is none,
-// or nowhere to send it to.
+// span starts a child of the span that made the task. It returns noSpan if there is
+// none, or tracing is off.
 func (a *App) span(rec *task.Record, name string, opts ...trace.SpanStartOption) trace.Span {
 	tracer := a.tracing.tracer
 	if tracer == nil {
@@ -163,16 +161,16 @@ func (a *App) span(rec *task.Record, name string, opts ...trace.SpanStartOption)
 	return span
 }
 
-// traceTask notes in the span of a waiting client's request what its task came to.
+// traceTask adds the task's outcome to the span of the client's request.
 func traceTask(ctx context.Context, rec *task.Record) {
 	if span := trace.SpanFromContext(ctx); rec.Queue == "" && span.IsRecording() {
 		span.SetAttributes(attribute.String("callback.task_id", rec.ID), attribute.String("callback.status", string(rec.Status)))
 	}
 }
 
-// startRun begins the span of one run of a queue's task: below the request that
-// was accepted, or, for a run of a schedule, at the root of a trace if `tracing`
-// is in front of the queue. What the block sends upstream is part of it.
+// startRun starts the span of one run of a queue's task. Its parent is the request that
+// was accepted. A run of a schedule starts a trace if the queue is behind `tracing`.
+// Requests of the handlers are part of the span.
 func (q *TaskQueue) startRun(x *execution, r *http.Request) trace.Span {
 	rec := &x.rec
 	if rec.Span == "" && (rec.Schedule == "" || !q.app.tracing.queues[q.Name]) {
@@ -206,9 +204,9 @@ func endRun(span trace.Span, rec *task.Record) {
 	span.End()
 }
 
-// startAttempt begins the span of one attempt and makes it the parent of what the
-// receiver does. There is no url.full, which the conventions for clients ask for:
-// a callback's URL may hold a secret.
+// startAttempt starts the span of one attempt and sends it to the receiver as the
+// parent. It does not set url.full, which the conventions for HTTP clients require,
+// because a callback URL may contain a secret.
 func (a *App) startAttempt(rec *task.Record, req *http.Request, at time.Time) trace.Span {
 	if rec.Span == "" {
 		return noSpan
@@ -223,15 +221,15 @@ func (a *App) startAttempt(rec *task.Record, req *http.Request, at time.Time) tr
 			attribute.Int("http.request.resend_count", rec.Tries), attribute.Int("callback.attempt", rec.Tries+1),
 			attribute.String("callback.task_id", rec.ID), attribute.String("callback.status", string(rec.Status)))
 		if host, port, err := net.SplitHostPort(rec.CallbackHost); err == nil {
-			number, _ := strconv.Atoi(port) // it was parsed when the task was accepted
+			number, _ := strconv.Atoi(port) // valid, because it was parsed when the task was accepted
 			span.SetAttributes(attribute.String("server.address", host), attribute.Int("server.port", number))
 		}
 	}
 	return span
 }
 
-// endAttempt ends the span of an attempt; nil if it has none. outcome is empty if
-// the attempt does not count.
+// endAttempt ends the span of an attempt, which may be nil. outcome is empty if the
+// attempt does not count.
 func endAttempt(span trace.Span, ans *send.Answer, outcome deliver.Outcome) {
 	if span == nil || !span.IsRecording() {
 		return
@@ -243,7 +241,7 @@ func endAttempt(span trace.Span, ans *send.Answer, outcome deliver.Outcome) {
 		span.SetAttributes(attribute.Int("http.response.status_code", ans.Status))
 	}
 	if !ans.Accepted() {
-		kind := "_OTHER" // as the conventions have it
+		kind := "_OTHER" // as in the semantic conventions
 		if ans.Status != 0 {
 			kind = strconv.Itoa(ans.Status)
 		}

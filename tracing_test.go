@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestWithoutTracingNothingIsAllocatedForIt(t *testing.T) {
+func TestNoTracingDoesNotAllocate(t *testing.T) {
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://receiver.example/", http.NoBody)
 	if err != nil {
 		t.Fatal(err)

@@ -79,9 +79,9 @@ var nestings = []nesting{
 	{name: "refused", site: "callback\nhandle {\ntask_queue refused {\nrespond ok\n}\n}",
 		header: []string{"Idempotency-Key", "1", "Idempotency-Key", "2"}, status: 400, body: "twice", noTask: true},
 	{name: "too-large", site: "callback\nhandle {\ntask_queue large {\ncallback {\nmax_request 10\n}\nrespond ok\n}\n}",
-		status: 413, body: "10 bytes at most", noTask: true},
+		status: 413, body: "limited to 10 bytes", noTask: true},
 	{name: "refused-by-the-queue-alone", site: "task_queue alone {\ncallback {\nmax_request 10\n}\nrespond ok\n}",
-		status: 413, body: "10 bytes at most", noTask: true},
+		status: 413, body: "limited to 10 bytes", noTask: true},
 }
 
 // TestCallbackHasWhatTheClientGets sends a request to every nesting of the directives.

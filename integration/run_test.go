@@ -367,7 +367,7 @@ func TestRunUsageErrorsNameFlag(t *testing.T) {
 	}
 	c := runCaddy(t, t.TempDir(), "callback", "rum")
 	c.wantCode(t, 2)
-	if !strings.Contains(c.stderr, `there is no command "rum"`) {
+	if !strings.Contains(c.stderr, `unknown command "rum"`) {
 		t.Errorf("it writes %q", c.stderr)
 	}
 }

@@ -11,38 +11,38 @@ import (
 )
 
 const (
-	// maxMemory is how much of a body is kept in memory, in bytes. The rest is kept
-	// in a file, or some hundred connections would take a gateway's memory.
+	// maxMemory is how much of a body is kept in memory, in bytes. The rest goes to a
+	// file. Otherwise some hundred connections could use up the memory.
 	maxMemory = 256 << 10
 
-	// firstRead is how much room is made for a body at once, in bytes. More is made
-	// as it comes: a client that announces megabytes and sends nothing must not cost
-	// them.
+	// firstRead is the initial size of a body's buffer, in bytes. The buffer grows as
+	// data arrives, so that a client cannot allocate megabytes by announcing a large
+	// body.
 	firstRead = 64 << 10
 
-	// searchEvery is how much is read, in bytes, before it is searched: what has just
-	// been read is in the processor's cache.
+	// searchEvery is how much is read before each search, in bytes. The data is then
+	// still in the processor's cache.
 	searchEvery = 64 << 10
 
-	// maxPooled keeps a large body from holding its memory in the pool.
+	// maxPooled keeps large buffers out of the pool.
 	maxPooled = 2 * maxMemory
 )
 
-// Body is a request body of which the beginning has been read already. It reads as
-// the body that it was made of would have.
+// Body is a request body whose beginning was read ahead. It reads like the original
+// body.
 //
 // Close may be called while another goroutine reads.
 type Body struct {
 	rest   *Watched
 	folder string
-	size   int64 // what has been read of rest
+	size   int64 // bytes read from rest
 
 	mu     sync.Mutex    // a transport may close while it reads
-	head   *bytes.Buffer // what was read first; nil once it has been read again
-	spool  *os.File      // what was read after it; nil if there is none, or none left
-	at     int64         // how much of the spool has been read again
-	tail   []byte        // what was read last and found no room in the spool
-	err    error         // what follows, in the place of rest
+	head   *bytes.Buffer // the beginning; nil once it has been read again
+	spool  *os.File      // the part after head; nil if there is none, or it was read again
+	at     int64         // read position in the spool
+	tail   []byte        // the last part, which could not be written to the spool
+	err    error         // returned instead of reading rest
 	closed bool
 }
 
@@ -52,15 +52,15 @@ func newBody(r *http.Request, o Options) *Body {
 	return b
 }
 
-// Spool reads a request's body as far as o.Limit and one byte more, so that what
-// stalls or is slow costs a file and no memory. The body is put back as a [Body].
-// The error is a [*Refusal]. What is wrong with the body itself is for its reader.
+// Spool reads a request's body up to one byte more than o.Limit, so that a slow or
+// stalled client uses a file instead of memory. It replaces the body with a [Body]. The
+// error is a [*Refusal]. Errors of the body itself are returned by the Body's Read.
 func Spool(r *http.Request, o Options) error {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
 	if b, ok := r.Body.(*Body); ok && (b.err != nil || b.size > o.Limit) {
-		return nil // it was read already
+		return nil // already read
 	}
 	body := newBody(r, o)
 	r.Body = body
@@ -71,8 +71,8 @@ func Spool(r *http.Request, o Options) error {
 	return refusalOf(err)
 }
 
-// Release frees what the body keeps of what was read of it. Its reader gets an
-// error from then on. The body that it was made of stays open.
+// Release frees the buffer and the file. Later reads return an error. The original body
+// stays open.
 func (b *Body) Release() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -80,9 +80,9 @@ func (b *Body) Release() {
 	b.free()
 }
 
-// begin reads the first part of the body and reports whether it may be a JSON
-// object. An array, or a message with a binary header, need not be read any further.
-// The reason says whether it is no JSON at all.
+// begin reads the first part of the body and reports whether it may be a JSON object.
+// Arrays and messages with a binary header are not read any further. reason is NotJSON
+// if no JSON begins so.
 func (b *Body) begin() (object bool, _ Reason, _ error) {
 	for b.err == nil && b.size < searchEvery {
 		b.head.Grow(bytes.MinRead)
@@ -104,8 +104,8 @@ func (b *Body) begin() (object bool, _ Reason, _ error) {
 	return true, "", b.stall()
 }
 
-// beginning returns [NotJSON] if no JSON text begins with c: a second byte order
-// mark, UTF-16 with one, JSONP.
+// beginning returns [NotJSON] if no JSON text begins with c: examples are a second byte
+// order mark, UTF-16 with a byte order mark, and JSONP.
 func beginning(c byte) Reason {
 	if strings.IndexByte(`{["-0123456789tfn`, c) >= 0 {
 		return ""
@@ -113,9 +113,9 @@ func beginning(c byte) Reason {
 	return NotJSON
 }
 
-// readTo reads the body as far as limit bytes, and says whether what was read could
-// have a member of that name. The error is [ErrStalled] or errSpool; the body's own
-// is kept for its reader.
+// readTo reads the body up to limit bytes. It reports whether the data may have a
+// member with that name. The error is [ErrStalled] or errSpool. Errors of the body
+// itself are kept for Read.
 func (b *Body) readTo(limit int64, field string) (named bool, err error) {
 	defer b.rest.Unbind()
 	overlap := max(len(field), len(escape)+2) - 1
@@ -158,22 +158,22 @@ func (b *Body) readTo(limit int64, field string) (named bool, err error) {
 		keep := min(overlap, chunk.Len())
 		rest := chunk.Bytes()[chunk.Len()-keep:]
 		chunk.Reset()
-		chunk.Write(rest) // to the beginning of the same memory, from behind it
+		chunk.Write(rest) // rest is the end of the same buffer
 	}
 	return named, b.stall()
 }
 
-// errSpool is that the body cannot be kept in a file.
-var errSpool = errors.New("the body cannot be kept in a file")
+// errSpool means that the body cannot be stored in a file.
+var errSpool = errors.New("the body cannot be stored in a file")
 
-// end notes how the body ended, if it did.
+// end records the error or EOF that the body ended with.
 func (b *Body) end(err error) {
 	if err != nil {
 		b.err = err
 	}
 }
 
-// stall returns ErrStalled if that is how the body ended.
+// stall returns ErrStalled if the body ended with it.
 func (b *Body) stall() error {
 	if b.err == ErrStalled {
 		return ErrStalled
@@ -181,7 +181,7 @@ func (b *Body) stall() error {
 	return nil
 }
 
-// store appends data to the spool. What it cannot store becomes the tail.
+// store appends data to the spool. Data that it cannot write becomes the tail.
 func (b *Body) store(data []byte) bool {
 	if len(data) == 0 {
 		return true
@@ -201,7 +201,7 @@ func (b *Body) store(data []byte) bool {
 	return true
 }
 
-// newSpool makes a file that is gone once it is closed, or the process ends.
+// newSpool creates a file that is removed when it is closed or the process ends.
 func newSpool(folder string) (*os.File, error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, err
@@ -210,14 +210,14 @@ func newSpool(folder string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = os.Remove(f.Name()) // Windows removes no open file; free does it there
+	_ = os.Remove(f.Name()) // Windows cannot remove an open file; free removes it
 	return f, nil
 }
 
 // spooled returns the size of the spool.
 func (b *Body) spooled() int64 { return b.size - int64(b.head.Len()) - int64(len(b.tail)) }
 
-// bytes returns the first n bytes of the body. It is for before the body is read.
+// bytes returns the first n bytes of the body. It is called before the body is read.
 func (b *Body) bytes(n int64) ([]byte, error) {
 	head := b.head.Bytes()
 	if n <= int64(len(head)) {
@@ -229,7 +229,8 @@ func (b *Body) bytes(n int64) ([]byte, error) {
 	return data, err
 }
 
-// reader reads what was read of the body. It is for before the body is read.
+// reader returns a reader of the data read so far. It is called before the body is
+// read.
 func (b *Body) reader() io.Reader {
 	head := bytes.NewReader(b.head.Bytes())
 	if b.spool == nil {
@@ -243,12 +244,12 @@ func (b *Body) Read(p []byte) (int, error) {
 	if n, err := b.readAgain(p); n > 0 || err != nil || len(p) == 0 {
 		return n, err
 	}
-	// Without the lock: a transport that gives up closes the body to end a read
-	// that waits for the client.
+	// No lock is held: a transport that gives up closes the body, to end a read that
+	// waits for the client.
 	return b.rest.Read(p)
 }
 
-// readAgain reads what has been read already.
+// readAgain reads from the data that was read ahead.
 func (b *Body) readAgain(p []byte) (n int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -259,7 +260,7 @@ func (b *Body) readAgain(p []byte) (n int, err error) {
 		return 0, nil
 	}
 	if b.head != nil {
-		n, _ = b.head.Read(p) // its end is not that of the body
+		n, _ = b.head.Read(p) // the end of head is not the end of the body
 		if b.head.Len() > 0 || n > 0 && (b.spool != nil || len(b.tail) > 0) {
 			return n, nil
 		}
@@ -273,7 +274,7 @@ func (b *Body) readAgain(p []byte) (n int, err error) {
 		}
 		b.closeSpool()
 		if err != io.EOF {
-			b.err = err // the disk's
+			b.err = err // a disk error
 		}
 	}
 	if n == 0 && len(b.tail) > 0 {
@@ -284,7 +285,7 @@ func (b *Body) readAgain(p []byte) (n int, err error) {
 	return n, b.err
 }
 
-// free frees the buffer and the file. Caller holds the lock.
+// free frees the buffer and the file. The caller holds the lock.
 func (b *Body) free() {
 	if b.head != nil {
 		putBuffer(b.head)
@@ -298,12 +299,12 @@ func (b *Body) closeSpool() {
 	if b.spool == nil {
 		return
 	}
-	_ = b.spool.Close()           // it was read, or nobody wants it
-	_ = os.Remove(b.spool.Name()) // mostly it is gone
+	_ = b.spool.Close()           // the data is not needed any more
+	_ = os.Remove(b.spool.Name()) // usually it is removed already
 	b.spool = nil
 }
 
-// Close ends a read that waits, as far as the body below does.
+// Close closes the original body, which ends a waiting read.
 func (b *Body) Close() error {
 	b.Release()
 	return b.rest.Close()

@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// object returns a JSON object of about size bytes whose last member names a URL.
+// object returns a JSON object of about size bytes whose last member is a callback URL.
 func object(size int) []byte {
 	letters := make([]byte, size)
 	rand.NewChaCha8([32]byte{}).Read(letters)
@@ -35,7 +35,7 @@ func newRequest(body io.Reader) *http.Request {
 	return r
 }
 
-func TestLargeBodiesAreInAFileAndReadBackWhole(t *testing.T) {
+func TestLargeBodiesAreSpooled(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{10, firstRead, maxMemory - 60, maxMemory, maxMemory + 1, 3*maxMemory + 7, 2 << 20} {
 		for name, wrap := range map[string]func(io.Reader) io.Reader{
@@ -52,22 +52,22 @@ func TestLargeBodiesAreInAFileAndReadBackWhole(t *testing.T) {
 			}
 			body := r.Body.(*Body)
 			if spooled := body.spool != nil; spooled != (len(want) > maxMemory) || body.head.Len() > maxMemory {
-				t.Errorf("%d bytes %s: %d in memory, in a file: %v", size, name, body.head.Len(), spooled)
+				t.Errorf("%d bytes %s: %d bytes in memory, spooled: %v", size, name, body.head.Len(), spooled)
 			}
 			got, err := io.ReadAll(iotest.OneByteReader(io.LimitReader(r.Body, 3)))
 			rest, err2 := io.ReadAll(r.Body)
 			if got = append(got, rest...); err != nil || err2 != nil || !bytes.Equal(got, want) {
-				t.Errorf("%d bytes %s: %d are read back, %v %v", size, name, len(got), err, err2)
+				t.Errorf("%d bytes %s: %d bytes read back, %v %v", size, name, len(got), err, err2)
 			}
 			body.Release()
 			if left, _ := os.ReadDir(dir + "/spool"); len(left) > 0 {
-				t.Errorf("%d bytes %s: %d files are left", size, name, len(left))
+				t.Errorf("%d bytes %s: %d files remain", size, name, len(left))
 			}
 		}
 	}
 }
 
-func TestABodyBeyondTheLimitIsReadBackWhole(t *testing.T) {
+func TestBodyBeyondLimitIsRestored(t *testing.T) {
 	t.Parallel()
 	want := append(object(2<<20), object(1<<20)...)
 	r := newRequest(bytes.NewReader(want))
@@ -80,7 +80,7 @@ func TestABodyBeyondTheLimitIsReadBackWhole(t *testing.T) {
 	}
 }
 
-func TestABodyThatFindsNoFilePassesWhole(t *testing.T) {
+func TestBodyIsRestoredWithoutSpool(t *testing.T) {
 	t.Parallel()
 	file := t.TempDir() + "/file"
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -95,7 +95,7 @@ func TestABodyThatFindsNoFilePassesWhole(t *testing.T) {
 	if got, err := io.ReadAll(r.Body); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes of %d, %v", len(got), len(want), err)
 	}
-	// One whose member has been seen already wants a callback, and gets none.
+	// A body that has shown its member already wants a callback, so it is refused.
 	early := append([]byte(`{"callback_url":"http://c.example/",`), want[1:]...)
 	var refusal *Refusal
 	if _, _, err = Find(newRequest(bytes.NewReader(early)), Options{Field: field, Limit: 8 << 20, Folder: file}); !errors.As(err, &refusal) || refusal.Status != 503 {
@@ -103,7 +103,7 @@ func TestABodyThatFindsNoFilePassesWhole(t *testing.T) {
 	}
 }
 
-// stalling is a connection: its body ends when the deadline is set.
+// stalling is a connection whose body ends when the read deadline is set.
 type stalling struct {
 	http.ResponseWriter
 	w *io.PipeWriter
@@ -111,7 +111,7 @@ type stalling struct {
 
 func (s stalling) SetReadDeadline(time.Time) error { return s.w.CloseWithError(os.ErrDeadlineExceeded) }
 
-func TestAStalledBodyIsRefused(t *testing.T) {
+func TestStalledBodyIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, read := range map[string]func(*http.Request, Options) error{
 		"found":   func(r *http.Request, o Options) error { _, _, err := Find(r, o); return err },
@@ -121,7 +121,7 @@ func TestAStalledBodyIsRefused(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				body, client := io.Pipe()
 				go func() {
-					for range 5 { // slow, but it goes on
+					for range 5 { // slow, but not stalled
 						time.Sleep(StallTimeout - time.Second)
 						_, _ = io.WriteString(client, `{"a":[`)
 					}
@@ -140,7 +140,7 @@ func TestAStalledBodyIsRefused(t *testing.T) {
 	}
 }
 
-func TestWhatIsPassedOnMayStall(t *testing.T) {
+func TestForwardedBodyMayStall(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		body, client := io.Pipe()
@@ -161,7 +161,7 @@ func TestWhatIsPassedOnMayStall(t *testing.T) {
 	})
 }
 
-func TestWhatIsNotReadToItsEnd(t *testing.T) {
+func TestSearchStopsEarly(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		contentType, begin string
@@ -190,7 +190,7 @@ func TestWhatIsNotReadToItsEnd(t *testing.T) {
 			body, client := io.Pipe()
 			defer client.Close()
 			go func() { _, _ = io.WriteString(client, tt.begin) }()
-			r := newRequest(body) // a body without an end: reading to it would wait
+			r := newRequest(body) // the body never ends, so reading to its end would block
 			r.Header.Set("Content-Type", tt.contentType)
 			value, reason, err := Find(r, Options{Field: field, Limit: 8 << 20})
 			if value != "" || reason != tt.reason || err != nil {
@@ -204,9 +204,9 @@ func TestWhatIsNotReadToItsEnd(t *testing.T) {
 	}
 }
 
-func TestARequestWithoutABodyIsNotCounted(t *testing.T) {
+func TestRequestWithoutBodyIsNotCounted(t *testing.T) {
 	t.Parallel()
-	r := newRequest(io.NopCloser(strings.NewReader(""))) // as servers that count bytes wrap it
+	r := newRequest(io.NopCloser(strings.NewReader(""))) // wrapped, as in servers that count bytes
 	r.ContentLength = 0
 	r.Header.Del("Content-Type")
 	if value, reason, err := Find(r, Options{Field: field, Limit: 8 << 20}); value != "" || reason != "" || err != nil {
@@ -217,7 +217,7 @@ func TestARequestWithoutABodyIsNotCounted(t *testing.T) {
 func gzipped(data []byte) []byte {
 	var out bytes.Buffer
 	w := gzip.NewWriter(&out)
-	_, _ = w.Write(data) // a buffer takes all there is
+	_, _ = w.Write(data) // a buffer never fails
 	_ = w.Close()
 	return out.Bytes()
 }
@@ -267,8 +267,8 @@ func TestCodingsOfRequests(t *testing.T) {
 	}
 }
 
-// incompressible returns a JSON object whose member is the first, and that gzip makes
-// hardly smaller, and what gzip makes of it.
+// incompressible returns a JSON object whose first member is the callback URL and that
+// gzip hardly compresses, and its gzip encoding.
 func incompressible(size int) (body, encoded []byte) {
 	padding := make([]byte, size)
 	rand.NewChaCha8([32]byte{1}).Read(padding)
@@ -276,20 +276,21 @@ func incompressible(size int) (body, encoded []byte) {
 	return body, gzipped(body)
 }
 
-func TestBodiesAreTasksUpToTheLimit(t *testing.T) {
+func TestFindUpToLimit(t *testing.T) {
 	t.Parallel()
 	plain, encoded := incompressible(3 << 10)
-	// One that gzip makes larger: it is cut off where it was sent, not as it is decoded.
+	// gzip makes this body larger. It is cut off at its encoded size, not at its decoded
+	// one.
 	var stored bytes.Buffer
 	w, err := gzip.NewWriterLevel(&stored, gzip.NoCompression)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _ = w.Write(plain) // a buffer takes all there is
+	_, _ = w.Write(plain) // a buffer never fails
 	_ = w.Close()
 	last := append([]byte(`{"a":"`+strings.Repeat("x", 1000)), `","callback_url":"http://c.example/"}`...)
 	tooLarge := func(limit int) string {
-		return fmt.Sprintf("callback_url: a request with a callback can have %d bytes at most", limit)
+		return fmt.Sprintf("callback_url: the body of a request with a callback is limited to %d bytes", limit)
 	}
 	for name, tt := range map[string]struct {
 		body   []byte
@@ -345,24 +346,24 @@ func TestSpoolReadsOneByteMoreThanTheLimit(t *testing.T) {
 				t.Fatal(err)
 			}
 			if read := size - from.Len(); read != min(size, limit+1) {
-				t.Errorf("%d bytes are read", read)
+				t.Errorf("%d bytes read", read)
 			}
 			if got, err := io.ReadAll(r.Body); err != nil || !bytes.Equal(got, want) {
-				t.Errorf("%d bytes are read back, %v", len(got), err)
+				t.Errorf("%d bytes read back, %v", len(got), err)
 			}
 		})
 	}
 }
 
-// TestDecodingStopsEarly looks at decode itself: from outside, only time tells how
-// much of a body was decoded.
+// TestDecodingStopsEarly calls decode directly: from outside, only the time taken shows
+// how much of a body was decoded.
 func TestDecodingStopsEarly(t *testing.T) {
 	t.Parallel()
 	const limit = 8 << 20
 	for name, tt := range map[string]struct {
 		coding string
 		body   []byte
-		most   int // bytes of the body that are read
+		most   int // bytes read from the body
 	}{
 		"a bomb":                  {"gzip", gzipped(make([]byte, 64<<20)), 64 << 10},
 		"empty metadata blocks":   {"br", append([]byte("\x0c"), bytes.Repeat([]byte("\x06"), limit)...), 1 << 20},
@@ -377,14 +378,15 @@ func TestDecodingStopsEarly(t *testing.T) {
 				t.Fatalf("decoded to %d bytes", len(data))
 			}
 			if read := len(tt.body) - body.Len(); read > tt.most {
-				t.Errorf("%d of %d bytes are read", read, len(tt.body))
+				t.Errorf("read %d of %d bytes", read, len(tt.body))
 			}
 		})
 	}
 }
 
-// TestHonestBodiesAreDecoded has what compresses least and takes longest, base64.
-func TestHonestBodiesAreDecoded(t *testing.T) {
+// TestDecodeBase64 decodes base64, the real data that compresses least and takes
+// longest.
+func TestDecodeBase64(t *testing.T) {
 	t.Parallel()
 	random := make([]byte, 5<<20)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(random) // never fails
@@ -397,7 +399,7 @@ func TestHonestBodiesAreDecoded(t *testing.T) {
 	}
 }
 
-// BenchmarkFindHostile has bodies that are made to cost much.
+// BenchmarkFindHostile has bodies that are made to be expensive.
 func BenchmarkFindHostile(b *testing.B) {
 	for name, tt := range map[string]struct {
 		coding string
@@ -418,20 +420,20 @@ func BenchmarkFindHostile(b *testing.B) {
 				if value, _, err := Find(r, Options{Field: field, Limit: 8 << 20, Folder: folder}); value != "" || err != nil {
 					b.Fatalf("%q, %v", value, err)
 				}
-				_ = r.Body.Close() // of a body that was read whole
+				_ = r.Body.Close() // the body was read whole
 			}
 		})
 	}
 }
 
-// dynamicBlocks returns deflate blocks of which each has tables of its own and
-// stands for text bytes, 144 at most.
+// dynamicBlocks returns deflate blocks that each have their own tables and hold text
+// bytes, at most 144.
 func dynamicBlocks(size, text int) []byte {
 	var out bytes.Buffer
 	w, _ := gzip.NewWriterLevel(&out, gzip.HuffmanOnly)
 	few := []byte(strings.Repeat("abcdefghijklmnopqrstuvwxyz0123456789", 4)[:text])
 	for out.Len() < size {
-		_, _ = w.Write(few) // a buffer takes all there is
+		_, _ = w.Write(few) // a buffer never fails
 		_ = w.Flush()
 	}
 	const header = 10

@@ -1,12 +1,12 @@
-// Package capture reads the beginning of a request's body, finds in it the member
-// that makes the request a task, and puts the body back byte for byte.
+// Package capture reads the beginning of a request's body, looks for the member that
+// makes the request a task, and restores the body byte for byte.
 //
-// What strangers send is bounded in every way. A body has 256 KiB of memory, and
-// beyond that a file; one that stalls is given up after 30 seconds; one that is
-// compressed is decoded within limits of size, ratio and concurrency.
+// Everything that untrusted clients send is bounded. A body uses 256 KiB of memory and
+// then a file. A stalled body is given up after 30 seconds. A compressed body is
+// decoded within limits of size, ratio and concurrency.
 //
-// [Find] searches, [Spool] only reads, [Watch] only waits, and [Body] is what the
-// handlers after them read.
+// [Find] looks for the member, [Spool] only reads the body, and [Watch] only detects
+// stalled clients. The handlers then read a [Body].
 package capture
 
 import (
@@ -21,61 +21,59 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/form"
 )
 
-// Reason says why a request that could have been a task is none. The zero value
-// is that it is one, or that it never could have been.
+// Reason says why a request that could have been a task is not. The zero value means
+// that it is a task, or never could have been one.
 type Reason string
 
-// The reasons, as metrics name them.
+// The reasons, named as in metrics.
 const (
-	// ContentType: the body's type is not JSON, but may be one that a client sends
-	// JSON with by mistake.
+	// ContentType: the type is not JSON, but one that clients often send JSON with.
 	ContentType Reason = "content_type"
-	// Stream: the type is one whose messages are answered before the body ends.
+	// Stream: the type is a stream of messages, answered before the body ends.
 	Stream Reason = "stream"
-	// Coding: the body has a content coding that is not known, or more than one.
+	// Coding: the body has an unknown content coding, or several.
 	Coding Reason = "content_encoding"
-	// Encoded: the body cannot be decoded within the limits, or is corrupt.
+	// Encoded: the body is corrupt, or cannot be decoded within the limits.
 	Encoded Reason = "not_decodable"
-	// NotJSON: the body has the member's name, but is not valid JSON, or it begins as
-	// no JSON does.
+	// NotJSON: the body contains the name of the member, but is not valid JSON; or its
+	// first byte cannot begin JSON.
 	NotJSON Reason = "not_json"
-	// TooLarge: the member is not within the first bytes that are read.
+	// TooLarge: the member does not appear within the first bytes of the body.
 	TooLarge Reason = "max_request"
-	// NoSpool: the body could not be kept in a file.
+	// NoSpool: the body could not be stored in a file.
 	NoSpool Reason = "no_spool"
 )
 
-// Refusal is why a request must be refused.
+// Refusal is the response to a request that must be refused.
 type Refusal struct {
-	Status int    // of HTTP
-	Detail string // a short phrase for the client
+	Status int    // HTTP status
+	Detail string // a short text for the client
 }
 
 func (e *Refusal) Error() string { return e.Detail }
 
-// Options say what to look for and how.
+// Options configure the search.
 type Options struct {
 	// Field is the name of the member.
 	Field string
-	// Limit is how much of a body is read, in bytes, before it is passed on. It is
-	// also how much is decoded of one that is compressed.
+	// Limit is how much of a body is read before it is forwarded, in bytes. It is also
+	// how much of a compressed body is decoded.
 	Limit int64
-	// Folder is the folder for files of large bodies. It is made when it is needed.
-	// If it is empty, they are kept in memory.
+	// Folder is the folder for files of large bodies. It is created when needed. If it
+	// is empty, bodies are kept in memory.
 	Folder string
-	// Response is what ends a read from a client that stalls. If it is nil, reads
-	// wait for as long as the body does.
+	// Response is used to end reads from a stalled client. If it is nil, reads are not
+	// bounded in time.
 	Response http.ResponseWriter
 }
 
-// Find reads a request's body as far as o.Limit and returns the value of its
-// member o.Field: "" if there is none, if it is null or empty, or if the body is
-// not valid JSON. reason says why a request that may have wanted a callback gets
-// none.
+// Find reads a request's body up to o.Limit and returns the value of its member
+// o.Field. The value is "" if the member is missing, null or empty, or the body is not
+// valid JSON. reason says why a request that may have named a callback is not a task.
 //
-// The body is put back as a [Body]. The error is a [*Refusal].
+// Find replaces the body with a [Body]. The error is a [*Refusal].
 func Find(r *http.Request, o Options) (value string, reason Reason, _ error) {
-	// Not only http.NoBody: servers wrap the body of every request, to count its bytes.
+	// Not only http.NoBody: some servers wrap every body to count its bytes.
 	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
 		return "", "", nil
 	}
@@ -99,7 +97,7 @@ func Find(r *http.Request, o Options) (value string, reason Reason, _ error) {
 	return body.find(r.Context(), o)
 }
 
-// find is [Find] for a body that has no content coding.
+// find is [Find] for a body without a content coding.
 func (b *Body) find(ctx context.Context, o Options) (string, Reason, error) {
 	defer b.rest.Unbind()
 	switch object, reason, err := b.begin(); {
@@ -126,7 +124,7 @@ func (b *Body) find(ctx context.Context, o Options) (string, Reason, error) {
 	}
 	leave, err := enter(ctx, b.size)
 	if err != nil {
-		return "", "", nil // the client is gone
+		return "", "", nil // the client has left
 	}
 	defer leave()
 	data, err := b.bytes(min(b.size, o.Limit))
@@ -136,7 +134,7 @@ func (b *Body) find(ctx context.Context, o Options) (string, Reason, error) {
 	return o.valueIn(data, cut)
 }
 
-// findEncoded is [Find] for a body in a content coding.
+// findEncoded is [Find] for a body with a content coding.
 func (b *Body) findEncoded(ctx context.Context, coding string, o Options) (string, Reason, error) {
 	_, err := b.readTo(o.Limit+1, "")
 	switch {
@@ -147,19 +145,19 @@ func (b *Body) findEncoded(ctx context.Context, coding string, o Options) (strin
 	}
 	leave, err := enter(ctx, largeBody)
 	if err != nil {
-		return "", "", nil // the client is gone
+		return "", "", nil // the client has left
 	}
 	defer leave()
 	sent := min(b.size, o.Limit)
 	data, cut, err := decode(coding, io.LimitReader(b.reader(), sent), o.Limit, b.size > o.Limit)
 	if err != nil {
-		return "", Encoded, nil // not JSON to us; the endpoint's to judge
+		return "", Encoded, nil // the endpoint may be able to decode it
 	}
 	return o.valueIn(data, cut)
 }
 
-// valueIn returns the value of the member in a body, decoded. cut says that data is
-// only its beginning.
+// valueIn returns the value of the member in a decoded body. cut means that data is
+// only the beginning of the body.
 func (o Options) valueIn(data []byte, cut bool) (string, Reason, error) {
 	value, reason, err := member(bytes.TrimPrefix(data, utf8BOM), o.Field, cut)
 	switch {
@@ -171,12 +169,11 @@ func (o Options) valueIn(data []byte, cut bool) (string, Reason, error) {
 		return "", TooLarge, nil
 	}
 	return "", "", &Refusal{http.StatusRequestEntityTooLarge,
-		fmt.Sprintf("%s: a request with a callback can have %d bytes at most", o.Field, o.Limit)}
+		fmt.Sprintf("%s: the body of a request with a callback is limited to %d bytes", o.Field, o.Limit)}
 }
 
-// refusalOf returns the refusal for a client that stalls. What else breaks while we
-// read would have broken in the handler's hands: it gets the same bytes and the
-// same error.
+// refusalOf returns the refusal for a stalled client or a full disk. Other errors are
+// left to the handler, which reads the same bytes and gets the same error.
 func refusalOf(err error) error {
 	if err == ErrStalled {
 		return stalled
@@ -189,15 +186,15 @@ var (
 	noRoom  = &Refusal{http.StatusServiceUnavailable, "callbacks are not available at the moment"}
 )
 
-// largeBody is the size in bytes from which the search of a body waits for a place:
-// it is in memory whole meanwhile.
+// largeBody is the size, in bytes, from which the search of a body waits for a place.
+// The search needs the whole body in memory.
 const largeBody = maxMemory
 
-// places bound how many large bodies are decoded and parsed at once. More would not
-// be faster.
+// places bound how many large bodies are decoded and parsed at once. One per processor
+// is enough.
 var places = make(chan struct{}, runtime.GOMAXPROCS(0))
 
-// enter waits for a place for a body of the given size, until ctx ends.
+// enter waits for a place for a body of the given size, or for the end of ctx.
 func enter(ctx context.Context, size int64) (leave func(), _ error) {
 	if size < largeBody {
 		return func() {}, nil

@@ -9,28 +9,28 @@ import (
 )
 
 const (
-	// maxRatio is how many times as large as what was sent a body may become. JSON
-	// shrinks to a tenth, and rarely to a fiftieth; a bomb to a thousandth.
+	// maxRatio is the largest allowed ratio of decoded to encoded size. JSON compresses
+	// to a tenth, rarely to a fiftieth; a decompression bomb to a thousandth.
 	maxRatio = 100
 
-	// freeOutput is how much a body may become whatever its ratio, in bytes.
+	// freeOutput is the decoded size, in bytes, up to which any ratio is allowed.
 	freeOutput = 1 << 20
 
-	// freeInput is how much a decoder may take before what it returns must be more, in
-	// bytes. Text always shrinks, base64 by a quarter. There are streams that do not,
-	// and that cost a hundred times as much, such as those with a new table for every
-	// few bytes.
+	// freeInput is the encoded size, in bytes, from which a body must decode to more
+	// than its encoded size. Real data always shrinks, base64 by a quarter. Crafted
+	// streams, such as those with new tables every few bytes, do not, and cost a hundred
+	// times as much.
 	freeInput = 512 << 10
 )
 
-// errRatio is returned for a body that decodes to too much, or to too little.
+// errRatio is returned for a body that decodes to too much or too little data.
 var errRatio = errors.New("the body expands too much, or too little")
 
-// decode returns the first limit bytes of src without its content coding, and
-// whether there are more. cut says that src is only the beginning of the body.
+// decode returns the first limit decoded bytes of src, and whether there are more. cut
+// means that src is only the beginning of the body.
 //
-// What it costs is bounded by what it reads and returns, not by a clock: honest
-// bodies, such as compressed base64, take half as long as the worst that pass.
+// The cost is bounded by the bytes read and returned, not by time. Real data, such as
+// compressed base64, takes half as long as the worst accepted data.
 func decode(coding string, src io.Reader, limit int64, cut bool) (_ []byte, more bool, _ error) {
 	counted := &counter{r: src}
 	reader, err := form.NewReader(coding, counted)
@@ -53,7 +53,7 @@ func decode(coding string, src io.Reader, limit int64, cut bool) (_ []byte, more
 	case errors.Is(err, form.ErrIdle):
 		return nil, false, err
 	case cut:
-		// It had to end in an error; what came before may be of use.
+		// A cut body ends in an error. The data before it may have the member.
 		return out.Bytes(), true, nil
 	case err != io.EOF:
 		return nil, false, err
@@ -61,7 +61,7 @@ func decode(coding string, src io.Reader, limit int64, cut bool) (_ []byte, more
 	return out.Bytes(), false, nil
 }
 
-// counter counts what a decoder reads.
+// counter counts the bytes that a decoder reads.
 type counter struct {
 	r io.Reader
 	n int64

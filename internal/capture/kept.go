@@ -10,9 +10,9 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/form"
 )
 
-// keptBody keeps the beginning of a body that is written to it. An encoded body
-// that is longer than the limit is decoded as it comes, so that what is kept is
-// the beginning of the result and not that of its encoding.
+// keptBody keeps the beginning of the body that is written to it. It decodes an encoded
+// body that is longer than the limit, so that it keeps the beginning of the content and
+// not of its encoding.
 type keptBody struct {
 	coding string
 	limit  int64
@@ -37,8 +37,8 @@ func (b *keptBody) write(p []byte) {
 	}
 }
 
-// take returns what was kept, the size of the whole and the coding that both
-// are in. It ends what decodes; nothing may be written afterwards.
+// take returns the kept data, the size of the whole body, and the coding of both. It
+// ends the decoder; nothing may be written afterwards.
 func (b *keptBody) take() (kept []byte, size int64, coding string) {
 	if b.inflow != nil {
 		if kept, size, err := b.inflow.end(); err == nil {
@@ -48,7 +48,7 @@ func (b *keptBody) take() (kept []byte, size int64, coding string) {
 	return b.kept, b.size, b.coding
 }
 
-// inflow decodes what is written to it, in a goroutine that ends with it.
+// inflow decodes written data in a goroutine of its own.
 type inflow struct {
 	pipe *io.PipeWriter
 	done chan struct{}
@@ -57,8 +57,8 @@ type inflow struct {
 	err  error
 }
 
-// MaxDecoded is how far the encoded body of a result is decoded, in bytes, to learn its size: a few
-// kilobytes can stand for terabytes. Beyond it the size is a lower bound.
+// MaxDecoded is how much of an encoded result is decoded to determine its size, in
+// bytes. A few kilobytes can expand to terabytes. Beyond it the size is a lower bound.
 const MaxDecoded = 64 << 20
 
 func newInflow(coding string, limit int64) *inflow {
@@ -91,7 +91,7 @@ func (f *inflow) run(coding string, encoded io.Reader, limit int64) error {
 	return err
 }
 
-// write never fails: the goroutine reads to the end.
+// write never fails, because the goroutine reads to the end.
 func (f *inflow) write(p []byte) { _, _ = f.pipe.Write(p) }
 
 func (f *inflow) end() (kept []byte, size int64, err error) {
@@ -100,14 +100,13 @@ func (f *inflow) end() (kept []byte, size int64, err error) {
 	return f.kept.Bytes(), f.size, f.err
 }
 
-// maxKeptHeader bounds the header that is kept with a result, in bytes: it must
-// fit in the task's record.
+// maxKeptHeader bounds the stored header of a result, in bytes. It must fit in the
+// task's record.
 const maxKeptHeader = 32 << 10
 
-// endToEnd returns the fields of the response's header that are its own and not
-// the connection's (RFC 9110, section 7.6.1); of one that is too large to be kept
-// only those without which the body cannot be read. The fields that describe the
-// body are those of the handler, as is the body.
+// endToEnd returns the end-to-end fields of the response's header (RFC 9110, section
+// 7.6.1). If they are too large, it returns only the fields needed to read the body.
+// The fields that describe the body are those that the handler wrote.
 func (c *Response) endToEnd() http.Header {
 	kept := maps.Clone(c.header)
 	if c.begun {
@@ -137,8 +136,8 @@ func (c *Response) endToEnd() http.Header {
 	return kept
 }
 
-// maxKeptField bounds what is kept of the type and of the codings of a result,
-// which must fit in the task's record. Longer ones are nobody's.
+// maxKeptField bounds the stored content type and codings of a result, in bytes. They
+// must fit in the task's record.
 const maxKeptField = 1 << 10
 
 // head returns the first n bytes of s.

@@ -12,29 +12,29 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// utf8BOM is no part of JSON (RFC 8259, section 8.1), but parsers may ignore it,
-// and clients on Windows send it.
+// utf8BOM is the byte order mark. JSON does not have one, but parsers may ignore it
+// (RFC 8259, section 8.1), and clients on Windows send it.
 var utf8BOM = []byte("\uFEFF")
 
-// member returns the value of a JSON object's member. cut says that data is
-// only the beginning of the object.
+// member returns the value of a member of a JSON object. cut means that data is only
+// the beginning of the object.
 func member(data []byte, field string, cut bool) (string, Reason, error) {
 	if !mayName(data, field) {
 		return "", "", nil
 	}
 	var found []gjson.Result
-	// gjson takes strings and returns parts of them, and a copy would double the
-	// memory of a body. Nobody writes to it, and no part outlives it.
+	// gjson takes strings. A copy would double the memory of a body, so the string
+	// shares the bytes: nothing writes to them, and no substring is kept.
 	gjson.Parse(unsafe.String(unsafe.SliceData(data), len(data))).ForEach(func(key, value gjson.Result) bool {
 		if key.Type == gjson.String && key.Str == field {
 			found = append(found, value)
 		}
 		return len(found) < 2
 	})
-	// Not gjson.Valid: it is recursive, and a body of brackets alone would
-	// exhaust the stack and end the process.
+	// gjson.Valid recurses: a body of brackets would overflow the stack and end the
+	// process.
 	if !cut && !json.Valid(data) {
-		return "", NotJSON, nil // the endpoint's to judge
+		return "", NotJSON, nil // the endpoint decides what to do with it
 	}
 	switch {
 	case len(found) == 0:
@@ -57,28 +57,27 @@ func badMember(field, detail string) error {
 	return &Refusal{http.StatusBadRequest, field + ": " + detail}
 }
 
-// stringOf returns the value of a JSON string. It does not share memory with
-// it, or the whole body would be kept for as long as the task runs.
+// stringOf returns the value of a JSON string. It copies the value, so that the body
+// can be freed while the task runs.
 func stringOf(raw, field string) (value string, _ error) {
 	if !utf8.ValidString(raw) {
 		return "", badMember(field, "has a control or invalid character")
 	}
-	// Not by gjson: after half of a surrogate pair it drops a character.
+	// Not gjson: it drops the character after half of a surrogate pair.
 	if err := json.Unmarshal([]byte(raw), &value); err != nil {
-		return "", nil // the beginning of something that is no JSON
+		return "", nil // not valid JSON
 	}
 	return value, nil
 }
 
-// mayName says whether data could have a member of that name. Searching for the
-// bytes is many times faster than parsing; a name may also be spelled with
-// escapes.
+// mayName reports whether data may have a member of that name. A search for the bytes
+// is many times faster than parsing. A name can also be written with escapes.
 func mayName(data []byte, field string) bool {
 	return !isPlain(field) || contains(data, field) || spells(data, field)
 }
 
-// isPlain reports whether a name is written in JSON as it is, but for escapes by
-// code.
+// isPlain reports whether JSON can write a name only as its own bytes or with \u
+// escapes.
 func isPlain(name string) bool {
 	for _, c := range []byte(name) {
 		if c <= ' ' || c >= 0x7f || strings.IndexByte(`"/\`, c) >= 0 {
@@ -88,8 +87,8 @@ func isPlain(name string) bool {
 	return name != ""
 }
 
-// contains is [bytes.Contains] for a name in a text. That one looks for the first
-// byte of what it searches; for a letter it finds one on each line.
+// contains is [bytes.Contains] for a name in a text. bytes.Contains looks for the first
+// byte of the name, and a letter occurs in every line.
 func contains(data []byte, name string) bool {
 	rare := max(strings.IndexAny(name, "_-."), 0)
 	misses := 0
@@ -103,14 +102,14 @@ func contains(data []byte, name string) bool {
 			return true
 		}
 	}
-	return bytes.Contains(data, []byte(name)) // the byte is not so rare here
+	return bytes.Contains(data, []byte(name)) // the byte is not rare enough here
 }
 
-// escape begins the spelling of an ASCII character in a JSON string by its code,
-// two digits.
+// escape begins the escape of an ASCII character in a JSON string. Two hexadecimal
+// digits follow.
 const escape = `\u00`
 
-// spells says whether a character of an ASCII name is spelled by its code in data.
+// spells reports whether data contains the escape of a character of an ASCII name.
 func spells(data []byte, name string) bool {
 	for {
 		i := bytes.Index(data, []byte(escape))

@@ -18,14 +18,14 @@ import (
 
 const field = "callback_url"
 
-// find is [Find] for a request with JSON, without a folder.
+// find calls [Find] for a JSON request, without a folder.
 func find(r *http.Request, limit int64) (string, error) {
 	r.Header.Set("Content-Type", "application/json")
 	value, _, err := Find(r, Options{Field: field, Limit: limit})
 	return value, err
 }
 
-func TestABodyCanBeClosedWhileItsReaderWaits(t *testing.T) {
+func TestCloseWhileReading(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*Body, *io.PipeWriter) error{
 		"closed":                  func(b *Body, _ *io.PipeWriter) error { return b.Close() },
@@ -34,7 +34,7 @@ func TestABodyCanBeClosedWhileItsReaderWaits(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				rest, client := io.Pipe() // a client that sends no more
+				rest, client := io.Pipe() // a client that has stopped sending
 				r := newRequest(rest)
 				go func() { _, _ = io.WriteString(client, "[head") }()
 				if _, err := find(r, 8<<20); err != nil {
@@ -50,7 +50,8 @@ func TestABodyCanBeClosedWhileItsReaderWaits(t *testing.T) {
 					done <- err
 				}()
 				synctest.Wait() // the reader waits for the client
-				// With the lock held, Close would wait for ever, and the test with it.
+				// If the reader held the lock, Close would block for ever, and the test
+				// too.
 				if !body.mu.TryLock() {
 					client.Close()
 					t.Fatal("the reader holds the lock while it waits")
@@ -60,17 +61,17 @@ func TestABodyCanBeClosedWhileItsReaderWaits(t *testing.T) {
 					t.Fatal(err)
 				}
 				if err := <-done; err == nil {
-					t.Error("the reader got something")
+					t.Error("the reader got data")
 				}
 				if _, err := body.Read(make([]byte, 1)); !errors.Is(err, http.ErrBodyReadAfterClose) {
-					t.Errorf("after that: %v", err)
+					t.Errorf("reading after Close: %v", err)
 				}
 			})
 		})
 	}
 }
 
-func TestAClosedBodyLeavesItsBufferAlone(t *testing.T) {
+func TestClosedBodyDoesNotUseItsBuffer(t *testing.T) {
 	t.Parallel()
 	want := bytes.Repeat([]byte("mine "), 1000)
 	for range 200 {
@@ -82,12 +83,12 @@ func TestAClosedBodyLeavesItsBufferAlone(t *testing.T) {
 		wg.Go(func() {
 			got, _ := io.ReadAll(r.Body)
 			if !bytes.HasPrefix(want, got) {
-				t.Errorf("a body read %q, of another", got)
+				t.Errorf("a closed body read %q from another body", got)
 			}
 		})
 		wg.Go(func() {
 			r.Body.Close()
-			b := getBuffer() // perhaps that of the body
+			b := getBuffer() // may be the buffer of the body
 			defer putBuffer(b)
 			b.Write(bytes.Repeat([]byte("yours"), 1000))
 		})
@@ -95,7 +96,7 @@ func TestAClosedBodyLeavesItsBufferAlone(t *testing.T) {
 	}
 }
 
-func TestABodyThatBreaksOffBreaksOffForTheHandlerToo(t *testing.T) {
+func TestHandlerGetsErrorOfBody(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("broken")
 	r := httptest.NewRequest("POST", "/", io.MultiReader(strings.NewReader(`{"callback_url":"http://c.example"}`), errorReader{broken}))
@@ -107,8 +108,8 @@ func TestABodyThatBreaksOffBreaksOffForTheHandlerToo(t *testing.T) {
 	}
 }
 
-// A body is searched in parts, while it comes.
-func TestAMemberIsFoundWhereverItStands(t *testing.T) {
+// A body is searched in parts while it arrives.
+func TestMemberIsFoundAtEveryOffset(t *testing.T) {
 	t.Parallel()
 	for _, member := range []string{`"callback_url":"http://c.example/"`, `"callback\u005Furl":"http://c.example/"`} {
 		for _, border := range []int{searchEvery, 2 * searchEvery} {
@@ -127,7 +128,7 @@ func TestAMemberIsFoundWhereverItStands(t *testing.T) {
 	}
 }
 
-// BenchmarkFindURL reads and searches texts that have no such member.
+// BenchmarkFindURL reads and searches texts without the member.
 func BenchmarkFindURL(b *testing.B) {
 	for _, size := range []int{1 << 10, 1 << 20} {
 		text := strings.Repeat("a prompt, such as this_one, can be called caf\\u00e9.\\n", size/52)
@@ -154,7 +155,7 @@ type errorReader struct{ error }
 
 func (r errorReader) Read([]byte) (int, error) { return 0, r.error }
 
-// bodies are seeds: documents and what is none.
+// bodies are fuzzing seeds: valid and invalid documents.
 var bodies = []string{
 	``, ` `, `{}`, `[]`, `null`, `"callback_url"`, `5`, `{`, `{"callback_url"`, `{"callback_url":`,
 	`{"callback_url":"http://c.example/"}`,
@@ -169,8 +170,8 @@ var bodies = []string{
 	strings.Repeat(`{"a":`, 20_000) + `"callback_url"`, strings.Repeat(`[`, 20_000),
 }
 
-// expected is what encoding/json finds, whose reading of JSON is that of most
-// Go programs. refused says that the request is not to be accepted.
+// expected returns what encoding/json finds, which most Go programs use. refused means
+// that the request must be refused.
 func expected(data []byte, field string) (value string, refused bool) {
 	if !json.Valid(data) {
 		return "", false

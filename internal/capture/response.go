@@ -14,62 +14,62 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// ResponseOptions say what is kept of a response.
+// ResponseOptions configure which parts of a response are kept.
 type ResponseOptions struct {
 	// Limit is how much of the body is kept, in bytes.
 	Limit int64
-	// AsSent keeps an encoded body as it is, however long. Without it, one that is
-	// longer than the limit is decoded.
+	// AsSent keeps the encoding of an encoded body. Without it, a body that is longer
+	// than the limit is decoded.
 	AsSent bool
-	// KeepHeader keeps the response's header with the result, which can be
-	// fetched, or is passed on with it.
+	// KeepHeader keeps the response's header with the result, for receivers or look-ups
+	// that need it.
 	KeepHeader bool
-	// ToHEAD says that the response is to HEAD: the length it names is not that of
-	// its body.
+	// ToHEAD means that the request is HEAD, so the Content-Length is not the length of
+	// the body.
 	ToHEAD bool
 }
 
-// Response is the response to a task's request. It keeps a copy, and passes the
-// response on to the client as it comes, if there is one. The handler does not
-// notice a client that has left: its task goes on.
+// Response is the response to a task's request. It keeps a copy, and forwards the
+// response to the client, if there is one. The handler does not notice when the client
+// leaves, so the task continues.
 //
-// Only the handler's goroutine writes. Another one (the deadline's) may give the
-// verdict and close the copy.
+// Only the handler's goroutine writes. Another goroutine, such as the one for the
+// deadline, may decide the verdict and close the copy.
 type Response struct {
-	// OnWhole, if set, is called once, when the response is known to be whole:
-	// before its last byte reaches the client. No lock is held.
+	// OnWhole, if set, is called once, when the response is complete and before its last
+	// byte reaches the client. No lock is held.
 	OnWhole func()
-	// OnSwitch, if set, is called before the client is told that the connection
-	// goes on in another protocol, as it asked.
+	// OnSwitch, if set, is called before the client gets a response that switches
+	// protocols.
 	OnSwitch func()
 
 	client     http.ResponseWriter // nil if nobody waits
 	header     http.Header
-	before     http.Header // as it was before the handler
-	own        http.Header // the fields that describe the body as the handler wrote it
-	taskHeader [2]string   // set on the response whatever the endpoint says
+	before     http.Header // the header before the handler ran
+	own        http.Header // the handler's fields that describe the body
+	taskHeader [2]string   // replaces the endpoint's own
 	ResponseOptions
 
-	begun  bool // the handler has given its status
-	told   bool // OnWhole was called
-	gone   bool // the client takes no more
+	begun  bool // the handler has set a status
+	told   bool // OnWhole has been called
+	gone   bool // the client has left
 	expect int64
 
-	// sending is since when the handler waits for the client to take something, in
-	// nanoseconds since 1970; 0 if it does not. stall fires if that lasts too long.
+	// sending is the time since which the handler waits for the client, in nanoseconds
+	// since 1970, or 0. stall fires if the wait takes too long.
 	sending atomic.Int64
 	stall   *time.Timer
 
 	mu     sync.Mutex
-	closed bool // the copy is taken; nothing is added to it
-	muted  bool // the client gets nothing more either
-	wrote  bool // the client has its header
-	status int  // 0 until the endpoint has answered
+	closed bool // the copy is complete; nothing is added
+	muted  bool // nothing is sent to the client either
+	wrote  bool // the header was sent to the client
+	status int  // 0 until the endpoint has responded
 	body   keptBody
 }
 
-// NewResponse returns a response that is passed on to client. If client is nil,
-// it is only kept.
+// NewResponse returns a response that is forwarded to client. If client is nil, it is
+// only kept.
 func NewResponse(client http.ResponseWriter, o ResponseOptions) *Response {
 	c := &Response{client: client, ResponseOptions: o, expect: -1}
 	if client == nil {
@@ -81,8 +81,8 @@ func NewResponse(client http.ResponseWriter, o ResponseOptions) *Response {
 	return c
 }
 
-// NameTask makes the response carry the ID of a task in a header. An empty name
-// takes back what was named before.
+// NameTask adds a task's ID to the response, in the given header. An empty name removes
+// the previous one.
 func (c *Response) NameTask(header, id string) {
 	if c.taskHeader[0] != "" {
 		c.header.Del(c.taskHeader[0])
@@ -100,8 +100,7 @@ func (c *Response) setTaskHeader() {
 // Header implements [http.ResponseWriter].
 func (c *Response) Header() http.Header { return c.header }
 
-// Unwrap returns the client's response for [http.ResponseController], nil if there
-// is none.
+// Unwrap returns the client's response for [http.ResponseController], or nil.
 func (c *Response) Unwrap() http.ResponseWriter { return c.client }
 
 // Push implements [http.Pusher].
@@ -114,10 +113,10 @@ func (c *Response) Push(target string, opts *http.PushOptions) error {
 
 // WriteHeader implements [http.ResponseWriter].
 func (c *Response) WriteHeader(status int) {
-	c.setTaskHeader() // a proxied endpoint may have sent one of its own
+	c.setTaskHeader() // a proxied endpoint may have sent the same header
 	if status < 200 && status != http.StatusSwitchingProtocols {
-		// Informational: there will be more. But the body's reader has told the
-		// client to continue already.
+		// An informational response; the final one follows. 100 Continue was already sent
+		// when the body was read.
 		if status != http.StatusContinue && c.hasClient() {
 			c.client.WriteHeader(status)
 		}
@@ -137,18 +136,18 @@ func (c *Response) WriteHeader(status int) {
 	if wrote {
 		c.client.WriteHeader(status)
 	}
-	// Only now, as the handlers further out change the header as it passes. It stays
-	// in the server's buffer until the handler writes, flushes or returns.
+	// Written only now, because outer handlers change the header as it passes. The
+	// server buffers it until the handler writes, flushes or returns.
 	if c.expect == 0 {
 		c.tell()
 	}
 }
 
-// bodyFields are the fields of a header that describe the body as it is sent. A
-// handler further out that encodes the body for the client changes them.
+// bodyFields are the header fields that describe the body as sent. An outer handler
+// that encodes the body for the client changes them.
 var bodyFields = []string{"Content-Encoding", "Content-Length", "Etag", "Vary"}
 
-// begin notes what the endpoint answers with.
+// begin records the status and the header of the endpoint's response.
 func (c *Response) begin(status int) {
 	c.begun = true
 	if c.expect = bodyLength(status, c.header); c.ToHEAD {
@@ -171,8 +170,7 @@ func (c *Response) begin(status int) {
 	}
 }
 
-// bodyLength returns how long the body of a response will be, or -1 if only its
-// end will tell.
+// bodyLength returns the length of a response's body, or -1 if it is unknown.
 func bodyLength(status int, header http.Header) int64 {
 	if status == http.StatusNoContent || status == http.StatusNotModified {
 		return 0
@@ -184,8 +182,8 @@ func bodyLength(status int, header http.Header) int64 {
 	return n
 }
 
-// Write implements [io.Writer]. It never fails: the handler must not give up its
-// work because the client has.
+// Write implements [io.Writer]. It never fails, because the handler must continue when
+// the client has left.
 func (c *Response) Write(p []byte) (int, error) {
 	if !c.begun {
 		c.WriteHeader(http.StatusOK)
@@ -208,12 +206,12 @@ func (c *Response) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// ClientStallTimeout is how long a client may take nothing of a response before it
-// counts as gone. The endpoint waits for its client until then: without an end, a
-// client that stays and does not read would keep the callback until the deadline.
+// ClientStallTimeout is how long a client may read nothing of a response before it is
+// treated as gone. The handler blocks until then. Without a timeout, a client that does
+// not read could delay the callback until the deadline.
 const ClientStallTimeout = 10 * time.Second
 
-// beginSend notes that the handler waits for the client.
+// beginSend records that the handler waits for the client.
 func (c *Response) beginSend() {
 	c.sending.Store(time.Now().UnixNano())
 	if c.stall == nil {
@@ -223,32 +221,32 @@ func (c *Response) beginSend() {
 	}
 }
 
-// endSend notes that the handler does not wait any more.
+// endSend records that the handler does not wait any more.
 func (c *Response) endSend(err error) {
 	c.stall.Stop()
 	c.sending.Store(0)
 	c.gone = err != nil
 }
 
-// dropClient makes a write that waits fail, so that the client counts as gone. It
-// reports whether the server can do that. A deadline that is set before each write
-// would replace the server's own.
+// dropClient makes a waiting write fail, so that the client is treated as gone. It
+// reports whether the server supports that. Setting a deadline before each write
+// instead would replace the server's own.
 func (c *Response) dropClient() bool {
 	return http.NewResponseController(c.client).SetWriteDeadline(time.Now()) == nil
 }
 
-// stalledClient is how long a client that takes nothing has held up the handler before
-// [Response.DropStalled] cuts it off.
+// stalledClient is how long the handler must have waited for a client before
+// [Response.DropStalled] cuts the client off.
 const stalledClient = 500 * time.Millisecond
 
-// DropStalled cuts off a client that holds up the handler because it does not read,
-// and says whether there was one. It may be called by any goroutine.
+// DropStalled cuts off a client that blocks the handler because it does not read, and
+// reports whether there was one. It may be called from any goroutine.
 func (c *Response) DropStalled() bool {
 	since := c.sending.Load()
 	return since != 0 && time.Since(time.Unix(0, since)) >= stalledClient && c.dropClient()
 }
 
-// tell says, once, that the response is whole.
+// tell calls OnWhole, once.
 func (c *Response) tell() {
 	if c.told {
 		return
@@ -259,21 +257,21 @@ func (c *Response) tell() {
 	}
 }
 
-// Begun says whether the handler has given its status. It belongs to the handler's
-// goroutine.
+// Begun reports whether the handler has set a status. It may be called only from the
+// handler's goroutine.
 func (c *Response) Begun() bool { return c.begun }
 
-// Short says whether the handler wrote less than it had announced. It belongs
-// to the handler's goroutine.
+// Short reports whether the handler wrote less than the announced length. It may be
+// called only from the handler's goroutine.
 func (c *Response) Short() bool { return c.expect > 0 && !c.told }
 
-// ReadFrom copies through Write: a response that goes from a file to the
-// socket inside the kernel could not be captured.
+// ReadFrom copies through Write. The kernel's copy from a file to a socket could not be
+// captured.
 func (c *Response) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(struct{ io.Writer }{c}, r)
 }
 
-// FlushError flushes to the client, if it is still there.
+// FlushError flushes to the client, unless it has left.
 func (c *Response) FlushError() error {
 	if !c.begun {
 		c.WriteHeader(http.StatusOK)
@@ -292,10 +290,10 @@ func (c *Response) FlushError() error {
 }
 
 // Flush implements [http.Flusher].
-func (c *Response) Flush() { _ = c.FlushError() } // a Flusher cannot say that it is not supported
+func (c *Response) Flush() { _ = c.FlushError() } // Flush has no error
 
-// Close ends the copy; mute also ends what the client gets. It reports false if
-// the copy was ended already.
+// Close ends the copy; mute also ends the response to the client. It reports false if
+// the copy had already ended.
 func (c *Response) Close(mute bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -306,32 +304,32 @@ func (c *Response) Close(mute bool) bool {
 	return true
 }
 
-// Muted says whether the client was cut off.
+// Muted reports whether the client was cut off.
 func (c *Response) Muted() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.muted
 }
 
-// hasClient says whether there is a client that gets what is written.
+// hasClient reports whether a client still gets the response.
 func (c *Response) hasClient() bool { return c.client != nil && !c.Muted() }
 
-// HasWritten says whether the client has its header.
+// HasWritten reports whether the header was sent to the client.
 func (c *Response) HasWritten() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.wrote
 }
 
-// Status returns the endpoint's status, 0 if it has given none. It belongs to the
-// handler's goroutine.
+// Status returns the endpoint's status, or 0. It may be called only from the handler's
+// goroutine.
 func (c *Response) Status() int { return c.status }
 
-// Result returns the captured response. It belongs to the handler's goroutine;
-// the response must be closed.
+// Result returns the captured response. It may be called only from the handler's
+// goroutine, after Close.
 func (c *Response) Result() (status int, _ *task.Result, body []byte) {
 	if status = c.status; status == 0 {
-		status = http.StatusOK // as net/http has it for a handler that writes nothing
+		status = http.StatusOK // as in net/http, for a handler that writes nothing
 	}
 	body, size, coding := c.body.take()
 	result := &task.Result{
@@ -345,8 +343,8 @@ func (c *Response) Result() (status int, _ *task.Result, body []byte) {
 	return status, result, body
 }
 
-// Discard forgets the copy and returns the endpoint's status, 0 if it has given
-// none. The response must be closed.
+// Discard drops the copy and returns the endpoint's status, or 0. It is called after
+// Close.
 func (c *Response) Discard() (status int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -354,8 +352,8 @@ func (c *Response) Discard() (status int) {
 	return c.status
 }
 
-// DiscardHeader takes back what the handler set for a response that the client
-// does not get.
+// DiscardHeader removes the header that the handler set for a response that is not sent
+// to the client.
 func (c *Response) DiscardHeader() {
 	clear(c.header)
 	maps.Copy(c.header, c.before)

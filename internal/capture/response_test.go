@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// client is a response writer that notes what it gets, in order.
+// client is a response writer that records events in order.
 type client struct {
 	header http.Header
 	events []string
@@ -33,8 +33,7 @@ func (c *client) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// capturing returns a response that notes among the client's events when the
-// response is whole.
+// capturing returns a response that adds an event when it is complete.
 func capturing(o ResponseOptions) (*Response, *client) {
 	to := &client{header: make(http.Header)}
 	c := NewResponse(to, o)
@@ -46,7 +45,7 @@ func capturing(o ResponseOptions) (*Response, *client) {
 	return c, to
 }
 
-func TestAResponseIsRecordedBeforeItsLastByteGoesOut(t *testing.T) {
+func TestResponseIsRecordedBeforeItsLastByte(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		status int
@@ -79,16 +78,16 @@ func TestAResponseIsRecordedBeforeItsLastByteGoesOut(t *testing.T) {
 				}
 			}
 			if got := strings.Join(to.events, " "); got != c.want {
-				t.Errorf("the client gets %q, not %q", got, c.want)
+				t.Errorf("the client got %q, want %q", got, c.want)
 			}
 			if name == "less than the length" && !cap.Short() {
-				t.Error("it does not know that it is short")
+				t.Error("Short is false for a short response")
 			}
 		})
 	}
 }
 
-func TestAResponseToHEADIsWholeWithoutTheBodyItTellsOf(t *testing.T) {
+func TestResponseToHEADIsCompleteWithoutBody(t *testing.T) {
 	t.Parallel()
 	c, to := capturing(ResponseOptions{ToHEAD: true})
 	c.Header().Set("Content-Length", "1234")
@@ -98,9 +97,9 @@ func TestAResponseToHEADIsWholeWithoutTheBodyItTellsOf(t *testing.T) {
 	}
 }
 
-// What is kept of a response must fit in the task's record, or its callback would
-// never come.
-func TestWhatIsKeptOfAHeaderIsBounded(t *testing.T) {
+// The kept header must fit in the task's record; otherwise the callback could not be
+// stored.
+func TestKeptHeaderIsBounded(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		header http.Header
@@ -120,7 +119,7 @@ func TestWhatIsKeptOfAHeaderIsBounded(t *testing.T) {
 			capture.NameTask("", "")
 			_, result, _ := capture.Result()
 			if got := strings.Join(slices.Sorted(maps.Keys(result.Header)), " "); got != c.kept {
-				t.Errorf("%q is kept, not %q", got, c.kept)
+				t.Errorf("kept %q, want %q", got, c.kept)
 			}
 			if n := len(result.ContentType) + len(result.ContentEncoding); n > 2*maxKeptField {
 				t.Errorf("%d bytes of type and coding are kept", n)
@@ -129,30 +128,30 @@ func TestWhatIsKeptOfAHeaderIsBounded(t *testing.T) {
 	}
 }
 
-func TestAMutedCaptureSendsNothing(t *testing.T) {
+func TestMutedResponseSendsNothing(t *testing.T) {
 	t.Parallel()
 	c, to := capturing(ResponseOptions{Limit: 100})
 	c.OnWhole = func() {
 		if c.Close(false) {
-			t.Error("there is a second verdict")
+			t.Error("Close succeeded twice")
 		}
 	}
 	if !c.Close(true) {
-		t.Fatal("there was a verdict")
+		t.Fatal("Close failed the first time")
 	}
 	c.Header().Set("Content-Length", "4")
 	c.WriteHeader(http.StatusEarlyHints)
 	c.WriteHeader(http.StatusOK)
 	_, err := io.WriteString(c, "late")
 	if err := errors.Join(err, c.FlushError()); err != nil {
-		t.Errorf("the handler learns of it: %v", err)
+		t.Errorf("the handler got an error: %v", err)
 	}
 	if len(to.events) != 0 || c.HasWritten() {
-		t.Errorf("the client gets %q", to.events)
+		t.Errorf("the client got %q", to.events)
 	}
 }
 
-func TestAnErrorOfTheGatewayHasTheHeaderThatWasSetBefore(t *testing.T) {
+func TestGatewayErrorKeepsOuterHeader(t *testing.T) {
 	t.Parallel()
 	to := &client{header: http.Header{"X-Before": {"1", "2"}, "X-Changed": {"before"}}}
 	c := NewResponse(to, ResponseOptions{Limit: 100})
@@ -163,14 +162,14 @@ func TestAnErrorOfTheGatewayHasTheHeaderThatWasSetBefore(t *testing.T) {
 	c.DiscardHeader()
 	want := http.Header{"X-Before": {"1", "2"}, "X-Changed": {"before"}, "Beam-Task-Id": {"the-task"}}
 	if !reflect.DeepEqual(to.header, want) {
-		t.Errorf("the client's header is %v, not %v", to.header, want)
+		t.Errorf("the client's header is %v, want %v", to.header, want)
 	}
 }
 
-func TestTheVerdictOfTheDeadlineStopsTheLastByte(t *testing.T) {
+func TestDeadlineStopsLastByte(t *testing.T) {
 	t.Parallel()
 	c, to := capturing(ResponseOptions{Limit: 100})
-	c.OnWhole = func() { c.Close(true) } // the deadline is a moment faster
+	c.OnWhole = func() { c.Close(true) } // the deadline is reached just before
 	c.Header().Set("Content-Length", "6")
 	_, err := io.WriteString(c, "abc")
 	_, err2 := io.WriteString(c, "def")
@@ -178,11 +177,11 @@ func TestTheVerdictOfTheDeadlineStopsTheLastByte(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := strings.Join(to.events, " "); got != "OK abc" {
-		t.Errorf("the client gets %q", got)
+		t.Errorf("the client got %q", got)
 	}
 }
 
-func TestAClientThatIsGoneIsNotNoticed(t *testing.T) {
+func TestHandlerDoesNotNoticeGoneClient(t *testing.T) {
 	t.Parallel()
 	c, to := capturing(ResponseOptions{Limit: 100})
 	to.fails = true
@@ -200,7 +199,7 @@ func TestAClientThatIsGoneIsNotNoticed(t *testing.T) {
 	}
 }
 
-func TestAWriterThatCannotFlushGetsTheWholeResponse(t *testing.T) {
+func TestClientWithoutFlusher(t *testing.T) {
 	t.Parallel()
 	c, to := capturing(ResponseOptions{Limit: 100})
 	if err := c.FlushError(); !errors.Is(err, http.ErrNotSupported) {
@@ -211,18 +210,18 @@ func TestAWriterThatCannotFlushGetsTheWholeResponse(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := strings.Join(to.events, " "); got != "OK abc" {
-		t.Errorf("the client gets %q", got)
+		t.Errorf("the client got %q", got)
 	}
 }
 
-func TestACaptureThatIsGivenUpLeavesNothingRunning(t *testing.T) {
+func TestDiscardEndsDecoder(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
 	_, _ = w.Write(make([]byte, 10<<20))
 	_ = w.Close()
 	encoded := b.Bytes()
-	// A goroutine that is left waiting makes synctest.Test panic.
+	// synctest.Test panics if a goroutine is left waiting.
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := capturing(ResponseOptions{Limit: 1000})
 		c.Header().Set("Content-Encoding", "gzip")
@@ -233,11 +232,11 @@ func TestACaptureThatIsGivenUpLeavesNothingRunning(t *testing.T) {
 		if status := c.Discard(); status != 200 {
 			t.Errorf("the endpoint's status was %d", status)
 		}
-		_, _ = c.Write(encoded[len(encoded)/2:]) // the handler has not noticed yet
+		_, _ = c.Write(encoded[len(encoded)/2:]) // the handler still writes
 	})
 }
 
-// idle is a client that takes nothing until its connection is cut off.
+// idle is a client that reads nothing until its connection is cut off.
 type idle struct {
 	client
 	cut chan struct{}
@@ -253,18 +252,18 @@ func (c *idle) SetWriteDeadline(time.Time) error {
 	return nil
 }
 
-func TestStalledClientHoldsUpNothing(t *testing.T) {
+func TestStalledClientIsDropped(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name string
-		// drop is called after a second.
+		// drop is called after one second.
 		drop  func(t *testing.T, c *Response)
 		after time.Duration
 	}{
 		{"that nobody cuts off", func(*testing.T, *Response) {}, ClientStallTimeout},
 		{"that is cut off at the deadline", func(t *testing.T, c *Response) {
 			if !c.DropStalled() {
-				t.Error("it does not count as stalled")
+				t.Error("the client is not treated as stalled")
 			}
 		}, time.Second},
 	} {
@@ -274,7 +273,7 @@ func TestStalledClientHoldsUpNothing(t *testing.T) {
 				to := &idle{client{header: make(http.Header)}, make(chan struct{})}
 				c := NewResponse(to, ResponseOptions{Limit: 100})
 				if c.DropStalled() {
-					t.Error("it counts as stalled before anything was sent")
+					t.Error("the client is treated as stalled before anything was sent")
 				}
 				time.AfterFunc(time.Second, func() { tt.drop(t, c) })
 				begin := time.Now()
@@ -287,7 +286,7 @@ func TestStalledClientHoldsUpNothing(t *testing.T) {
 					t.Errorf("flushing: %v", err)
 				}
 				if took := time.Since(begin); took != tt.after {
-					t.Errorf("the handler waited for %v, not %v", took, tt.after)
+					t.Errorf("the handler waited %v, want %v", took, tt.after)
 				}
 				c.Close(false)
 				if _, result, body := c.Result(); string(body) != "abcdef" || result.Size != 6 {
@@ -298,7 +297,7 @@ func TestStalledClientHoldsUpNothing(t *testing.T) {
 	}
 }
 
-func TestResponseWithoutAClientIsKept(t *testing.T) {
+func TestResponseWithoutClientIsKept(t *testing.T) {
 	t.Parallel()
 	c := NewResponse(nil, ResponseOptions{Limit: 100, KeepHeader: true})
 	c.NameTask("beam-task-id", "the-task")
@@ -319,8 +318,8 @@ func TestResponseWithoutAClientIsKept(t *testing.T) {
 	}
 }
 
-// A handler further out encodes the body, and changes the header for that.
-func TestHeaderOfTheBodyIsTheHandlers(t *testing.T) {
+// An outer handler encodes the body and changes the header accordingly.
+func TestKeptHeaderDescribesHandlersBody(t *testing.T) {
 	t.Parallel()
 	to := &encoding{client{header: make(http.Header)}}
 	c := NewResponse(to, ResponseOptions{Limit: 100, KeepHeader: true})

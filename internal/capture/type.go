@@ -5,15 +5,15 @@ import (
 	"strings"
 )
 
-// bodyType is what a request's Content-Type makes of its body.
+// bodyType classifies a request's Content-Type.
 type bodyType int
 
 const (
 	isOther bodyType = iota
 	isJSON
 	isStream
-	// isMistaken are types that clients send JSON with by mistake: curl -d, for one,
-	// says that all is a form. Misspelled types of JSON are among them.
+	// isMistaken are types that clients often send JSON with by mistake: curl -d
+	// declares every body a form. Misspelled JSON types are among them.
 	isMistaken
 )
 
@@ -21,7 +21,7 @@ const (
 // before the request is forwarded.
 func IsJSON(header http.Header) bool { return typeOf(header) == isJSON }
 
-// typeOf allocates nothing: every request passes here.
+// typeOf does not allocate, because every request passes here.
 func typeOf(header http.Header) bodyType {
 	values := header["Content-Type"]
 	if len(values) == 0 {
@@ -43,13 +43,12 @@ func typeOf(header http.Header) bodyType {
 		}
 	}
 	if containsFold(mediaType, "application/json") || strings.EqualFold(mediaType, "application/x-json") {
-		return isMistaken // written twice, quoted, without the semicolon
+		return isMistaken // given twice, quoted, or without the semicolon
 	}
 	return isOther
 }
 
-// containsFold reports whether s contains part, whatever the case. It allocates
-// nothing.
+// containsFold reports whether s contains part, ignoring case. It does not allocate.
 func containsFold(s, part string) bool {
 	for ; len(s) >= len(part); s = s[1:] {
 		if strings.EqualFold(s[:len(part)], part) {
@@ -59,10 +58,10 @@ func containsFold(s, part string) bool {
 	return false
 }
 
-// isStreamType reports whether a type of JSON is a sequence of messages, of which
-// the first may be answered before the last is sent: gRPC, gRPC-Web, Connect, and
-// what Spring calls a stream. To read one to its end would be to wait for an answer
-// that the client waits for.
+// isStreamType reports whether a JSON type is a stream of messages, the first of which
+// may be answered before the last is sent: gRPC, gRPC-Web, Connect, and Spring's stream
+// type. Reading one to its end could block: the client may wait for the answer before
+// it sends more.
 func isStreamType(mediaType string) bool {
 	for _, prefix := range [...]string{"application/grpc", "application/connect+", "application/stream+"} {
 		if len(mediaType) >= len(prefix) && strings.EqualFold(mediaType[:len(prefix)], prefix) {
@@ -72,7 +71,8 @@ func isStreamType(mediaType string) bool {
 	return false
 }
 
-// hasSuffixFold reports whether s is longer than suffix and ends in it.
+// hasSuffixFold reports whether s is longer than suffix and ends with it, ignoring
+// case.
 func hasSuffixFold(s, suffix string) bool {
 	return len(s) > len(suffix) && strings.EqualFold(s[len(s)-len(suffix):], suffix)
 }

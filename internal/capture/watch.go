@@ -8,25 +8,25 @@ import (
 	"time"
 )
 
-// StallTimeout is how long a client may send nothing of a body that is read before
-// it is forwarded. Without an end, each connection would cost its memory and its
-// file for as long as its owner likes.
+// StallTimeout is how long a client may send nothing while its body is read before
+// forwarding. Without a timeout, idle connections could hold their memory and file for
+// ever.
 const StallTimeout = 30 * time.Second
 
 // ErrStalled is the error of a body whose client sent nothing for [StallTimeout].
 var ErrStalled = errors.New("the body stalled")
 
-// Watched reads a body and gives it up if its client stalls.
+// Watched reads a body and fails if its client stalls.
 type Watched struct {
 	body    io.ReadCloser
 	timer   *time.Timer // nil without a response
 	stalled atomic.Bool
-	unbound bool // nobody watches any more
+	unbound bool // the timeout does not apply any more
 }
 
-// Watch returns a reader of a request's body whose reads fail with [ErrStalled]
-// once the client has sent nothing for [StallTimeout]. The response to the request
-// is what can end a read. If w is nil, nothing does.
+// Watch returns a reader of a request's body. A read fails with [ErrStalled] once the
+// client has sent nothing for [StallTimeout]. w is the response to the request, which
+// can end a read. If w is nil, there is no timeout.
 func Watch(w http.ResponseWriter, body io.ReadCloser) *Watched {
 	b := &Watched{body: body}
 	if w == nil {
@@ -36,9 +36,9 @@ func Watch(w http.ResponseWriter, body io.ReadCloser) *Watched {
 	control := http.NewResponseController(w)
 	b.timer = time.AfterFunc(StallTimeout, func() {
 		b.stalled.Store(true)
-		// Ends the read that waits. A deadline that is set for each read would be
-		// one that the server's own does not count against any more.
-		_ = control.SetReadDeadline(time.Now()) // a response without one cannot be helped
+		// This ends the waiting read. Setting a deadline before each read instead would
+		// replace the server's own.
+		_ = control.SetReadDeadline(time.Now()) // some responses do not support it
 	})
 	b.timer.Stop()
 	return b
@@ -61,7 +61,7 @@ func (b *Watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Unbind ends the watch: what is read from now on may take as long as it likes.
+// Unbind ends the timeout for later reads.
 func (b *Watched) Unbind() { b.unbound = true }
 
 // Close closes the body.

@@ -12,18 +12,18 @@ import (
 
 // Body is the body of a callback, in memory or in a file.
 type Body struct {
-	// Head describes the body, which it does not hold.
+	// Head describes the body, without its content.
 	Head form.Callback
 	Size int64 // in bytes
 
 	content []byte
-	file    *file // nil if it is in memory
+	file    *file // nil if the body is in memory
 	release func()
 	reserve func(context.Context) (func(), error)
 	once    sync.Once
 }
 
-// inMemory returns a body that is in memory.
+// inMemory returns a body in memory.
 func (e *Encoder) inMemory(cb form.Callback) *Body {
 	b := &Body{content: cb.Body, Size: int64(len(cb.Body))}
 	cb.Body = nil
@@ -33,8 +33,8 @@ func (e *Encoder) inMemory(cb form.Callback) *Body {
 	return b
 }
 
-// Open returns a reader of the whole body. It may be called again, also while
-// other readers are open, until Release.
+// Open returns a reader of the whole body. It may be called several times until
+// Release, also while other readers are open.
 func (b *Body) Open() (io.ReadCloser, error) {
 	if b.file == nil {
 		return io.NopCloser(bytes.NewReader(b.content)), nil
@@ -45,8 +45,8 @@ func (b *Body) Open() (io.ReadCloser, error) {
 // InFile reports whether the body is in a file.
 func (b *Body) InFile() bool { return b.file != nil }
 
-// Reserve waits until the whole of a body that is in a file may be read into
-// memory, and returns what ends that. Encodings wait meanwhile.
+// Reserve waits until a body in a file may be read into memory as a whole. Its memory
+// counts against the budget of the encodings until free is called.
 func (b *Body) Reserve(ctx context.Context) (free func(), err error) {
 	if b.file == nil {
 		return func() {}, nil
@@ -54,11 +54,11 @@ func (b *Body) Reserve(ctx context.Context) (free func(), err error) {
 	return b.reserve(ctx)
 }
 
-// Release ends the use of the body. Readers that are open can be read to their
-// end. It may be called twice.
+// Release ends the use of the body. Open readers can still be read to their end.
+// Release may be called twice.
 func (b *Body) Release() { b.once.Do(b.release) }
 
-// reader is an open file that its body's file outlives.
+// reader is an open file. The file is kept until the reader is closed.
 type reader struct {
 	*os.File
 	file *file

@@ -6,23 +6,22 @@ import (
 	"sync"
 )
 
-// budget is memory that encodings share. Those that wait get it in turn by their
-// destination, so that many large results for one of them delay the others by one
-// encoding each, and no more.
+// budget is memory that encodings share. Destinations take turns, so that many large
+// results for one destination delay each encoding for another by only one encoding.
 type budget struct {
 	mu      sync.Mutex
 	all     int64
 	free    int64
-	waiting map[string][]*waiter // by destination
-	turns   []string             // the destinations in waiting; the first is next
+	waiting map[string][]*waiter // waiting encodings, by destination
+	turns   []string             // destinations in waiting, the next one first
 }
 
 type waiter struct {
 	need    int64
-	granted chan struct{} // closed when it has what it needs
+	granted chan struct{} // closed when the memory is reserved
 }
 
-// acquire waits until n bytes are free, or all of them if n is more.
+// acquire waits until n bytes are free, or the whole budget if n is larger.
 func (b *budget) acquire(ctx context.Context, destination string, n int64) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -51,7 +50,7 @@ func (b *budget) acquire(ctx context.Context, destination string, n int64) error
 	default:
 		b.remove(destination, w)
 	}
-	b.grant() // it may have been in the way of others
+	b.grant() // others may have waited behind this one
 	return ctx.Err()
 }
 
@@ -62,13 +61,13 @@ func (b *budget) release(n int64) {
 	b.grant()
 }
 
-// grant lets waiters go on as long as there is room. b.mu is held.
+// grant reserves memory for waiters while there is room. The caller holds b.mu.
 func (b *budget) grant() {
 	for len(b.turns) > 0 {
 		destination := b.turns[0]
 		w := b.waiting[destination][0]
 		if w.need > b.free {
-			return // smaller ones behind it must not keep it waiting for ever
+			return // smaller requests behind it must not starve it
 		}
 		b.free -= w.need
 		close(w.granted)
@@ -79,7 +78,7 @@ func (b *budget) grant() {
 	}
 }
 
-// remove takes a waiter out of the order. b.mu is held.
+// remove removes a waiter. The caller holds b.mu.
 func (b *budget) remove(destination string, w *waiter) {
 	rest := slices.DeleteFunc(b.waiting[destination], func(other *waiter) bool { return other == w })
 	b.waiting[destination] = rest

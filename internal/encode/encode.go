@@ -1,16 +1,16 @@
-// Package encode turns the result of a task into the body of its callback.
+// Package encode encodes the result of a task as the body of its callback.
 //
 //	encoder := encode.New(encode.Options{Folder: folder})
 //	body, err := encoder.Encode(ctx, rec, delivery.Result)
 //	defer body.Release()
-//	r, err := body.Open() // for each request that posts it
+//	r, err := body.Open() // for each attempt
 //
-// A small body is in memory until it is released. A large one is encoded once, into
-// a file that all attempts read, and stays there until [Encoder.Drop].
+// A small body stays in memory until it is released. A large one is encoded once, into
+// a file that all attempts read until [Encoder.Drop].
 //
-// Encoding takes several times the memory of the result. The encodings at work at
-// one time share a budget, which destinations with many large results have to wait
-// for in turn with all others. Nobody waits for a receiver with a part of it.
+// Encoding takes several times the memory of the result. Concurrent encodings share a
+// budget, for which destinations take turns. No memory of the budget is held while a
+// receiver is slow.
 package encode
 
 import (
@@ -24,22 +24,22 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Options are the limits of an Encoder. A zero field has its default.
+// Options are the limits of an Encoder. Zero fields have their defaults.
 type Options struct {
-	// Folder is where large bodies are. It belongs to the Encoder alone: what is
-	// left there of a process that died is removed. Default: a new folder in the
-	// system's folder for temporary files.
+	// Folder is the folder for large bodies. It belongs to one Encoder, which removes
+	// files that a previous process has left. Default: a new folder in the system's
+	// folder for temporary files.
 	Folder string
-	// Large is the size from which on a body is kept in a file, in bytes, and
-	// InMemory how much all others together may take; past it they are kept in
-	// files from 16 KiB on. Defaults: 256 KiB and 64 MiB.
+	// Large is the size, in bytes, from which a body is kept in a file. InMemory bounds
+	// the memory of all other bodies; beyond it, bodies from 16 KiB are kept in files.
+	// Defaults: 256 KiB and 64 MiB.
 	Large, InMemory int64
-	// Budget is how much memory encodings may use at one time. One that needs more
-	// runs alone. Default: 128 MiB.
+	// Budget is the memory, in bytes, that concurrent encodings may use. An encoding
+	// that needs more runs alone. Default: 128 MiB.
 	Budget int64
-	// Files and FilesSize bound the files that wait for their next attempt, in
-	// number and bytes. The one not used for longest is removed first, and encoded
-	// again when it is needed. Defaults: 4,096 and 1 GiB.
+	// Files and FilesSize bound the number and the bytes of files that wait for their
+	// next attempt. The least recently used file is evicted first, and encoded again
+	// when needed. Defaults: 4,096 and 1 GiB.
 	Files     int
 	FilesSize int64
 }
@@ -53,11 +53,11 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// tiny is the size up to which bodies stay in memory, whatever others take: an
-// attempt itself costs as much.
+// tiny is the size up to which bodies always stay in memory. An attempt itself costs as
+// much.
 const tiny = 16 << 10
 
-// Encoder makes the bodies of callbacks. Its methods can be called from several
+// Encoder encodes the bodies of callbacks. Its methods may be called from several
 // goroutines at once.
 type Encoder struct {
 	opts   Options
@@ -65,8 +65,7 @@ type Encoder struct {
 	files  files
 }
 
-// New returns an Encoder, and removes what its folder contains. The folder is
-// created when it is first needed.
+// New returns an Encoder, and empties its folder. The folder is created when needed.
 func New(o Options) *Encoder {
 	o = o.withDefaults()
 	e := &Encoder{opts: o}
@@ -75,20 +74,20 @@ func New(o Options) *Encoder {
 	return e
 }
 
-// Close removes all files. Bodies in use stay readable where the system permits.
+// Close removes all files. Bodies in use stay readable where the system permits it.
 func (e *Encoder) Close() error { return e.files.close() }
 
-// Drop removes the file with the body of a task, if there is one: its callback was
-// delivered or given up. A body in use stays until it is released.
+// Drop removes the file with the body of a task, if there is one, because its callback
+// was delivered or is dead. A body in use is kept until it is released.
 func (e *Encoder) Drop(taskID string) { e.files.drop(taskID) }
 
 // Result opens the result of a task.
 type Result func(context.Context) (io.ReadCloser, error)
 
-// Encode returns the body of a task's callback. rec has its verdict; result is
-// called only if rec.Result is set and the body is not in a file yet.
+// Encode returns the body of a task's callback. rec has a verdict. result is called
+// only if rec.Result is set and the body is not in a file yet.
 //
-// The errors are those of result and of reading it, ctx's, and [ErrSpool].
+// Encode returns the errors of result, of reading it and of ctx, and [ErrSpool].
 func (e *Encoder) Encode(ctx context.Context, rec *task.Record, result Result) (*Body, error) {
 	if rec.Result == nil {
 		return e.inMemory(encode(rec, nil)), nil
@@ -130,9 +129,8 @@ func (e *Encoder) reserve(destination string, n int64) func(context.Context) (fu
 	}
 }
 
-// cost returns about how much memory encoding a result takes: the result, and up
-// to four times as much as is posted of it. What is compressed may expand to the
-// limit.
+// cost estimates the memory for encoding a result: the result, and up to four times the
+// posted part. A compressed result may expand to the limit.
 func cost(rec *task.Record) int64 {
 	kept, posted := rec.Result.Kept, rec.Result.Kept
 	switch {
@@ -150,7 +148,7 @@ func read(ctx context.Context, rec *task.Record, result Result) ([]byte, error) 
 		return nil, err
 	}
 	defer r.Close()
-	// In one piece: a buffer that grows would be there twice.
+	// Allocated in one piece: a growing buffer would need twice the memory.
 	content := bytes.NewBuffer(make([]byte, 0, rec.Result.Kept+bytes.MinRead))
 	if _, err := content.ReadFrom(r); err != nil {
 		return nil, err
@@ -158,8 +156,7 @@ func read(ctx context.Context, rec *task.Record, result Result) ([]byte, error) 
 	return content.Bytes(), nil
 }
 
-// encode makes the body of a callback in memory. content is the result as it was
-// captured.
+// encode encodes the body of a callback in memory. content is the captured result.
 func encode(rec *task.Record, content []byte) form.Callback {
 	var resp *form.Response
 	if rec.Result != nil {
@@ -169,7 +166,7 @@ func encode(rec *task.Record, content []byte) form.Callback {
 		}
 	}
 	write, ok := formats[rec.Callback.Format]
-	if !ok { // a record of a later version
+	if !ok { // the record is from a later version
 		write = writeForm
 	}
 	return write(rec, resp)

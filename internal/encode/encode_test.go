@@ -15,7 +15,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// record returns a task whose result is content, and what opens it.
+// record returns a task whose result is content, and its Result.
 func record(id, host, content string) (*task.Record, Result) {
 	rec := &task.Record{
 		Task:     task.Task{ID: id, Status: task.Complete, UpstreamStatus: 200, CallbackHost: host},
@@ -80,11 +80,11 @@ func TestFormats(t *testing.T) {
 			rec.Callback.Format, rec.Callback.Profile = test.format, test.profile
 			body := mustEncode(t, e, rec, open)
 			if got := content(t, body); got != test.want || body.InFile() {
-				t.Errorf("the body is %s, not %s", got, test.want)
+				t.Errorf("the body is %s, want %s", got, test.want)
 			}
 			rec.Result, rec.Error = nil, "no answer"
 			if got := content(t, mustEncode(t, e, rec, nil)); got != test.wantWithout {
-				t.Errorf("the body without a result is %s, not %s", got, test.wantWithout)
+				t.Errorf("the body without a result is %s, want %s", got, test.wantWithout)
 			}
 		})
 	}
@@ -120,13 +120,13 @@ func TestLargeBodyIsEncodedOnceUntilDropped(t *testing.T) {
 	body.Release()
 	body.Release()
 	if all, err := io.ReadAll(r); err != nil || len(all) != len(large) {
-		t.Errorf("a reader that is open got %d bytes, %v", len(all), err)
+		t.Errorf("an open reader got %d bytes, %v", len(all), err)
 	}
 	if err := errors.Join(r.Close(), r.Close()); err != nil {
 		t.Error(err)
 	}
 	if n := filesIn(t, folder); n != 0 {
-		t.Errorf("%d files are left", n)
+		t.Errorf("%d files remain", n)
 	}
 	mustEncode(t, e, rec, counting).Release()
 	if opened != 2 {
@@ -148,18 +148,18 @@ func TestFilesAreBounded(t *testing.T) {
 				used = append(used, mustEncode(t, e, rec, open))
 			}
 			if n := filesIn(t, o.Folder); n != 8 {
-				t.Errorf("%d files are there while 8 are in use", n)
+				t.Errorf("%d files while 8 are in use", n)
 			}
 			for _, body := range used {
 				body.Release()
 			}
 			if n := filesIn(t, o.Folder); n != 3 {
-				t.Errorf("%d files wait, not 3", n)
+				t.Errorf("%d files wait, want 3", n)
 			}
-			// The first is encoded again.
+			// The first body is encoded again.
 			rec, open := record("0", "a:80", strings.Repeat("x", size))
 			if got := content(t, mustEncode(t, e, rec, open)); len(got) != size {
-				t.Errorf("it has %d bytes", len(got))
+				t.Errorf("the body has %d bytes", len(got))
 			}
 		})
 	}
@@ -176,7 +176,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		}
 	}
 	if inFile != 3 {
-		t.Errorf("%d of 5 bodies are in files, not 3", inFile)
+		t.Errorf("%d of 5 bodies are in files, want 3", inFile)
 	}
 	rec, open := record("tiny", "a:80", "x")
 	if mustEncode(t, e, rec, open).InFile() {
@@ -195,7 +195,7 @@ func TestNewAndCloseEmptyTheFolder(t *testing.T) {
 	}
 	e := New(Options{Folder: folder})
 	if n := filesIn(t, folder); n != 0 {
-		t.Errorf("%d files are left of a process that died", n)
+		t.Errorf("%d files of the previous process remain", n)
 	}
 	rec, open := record("1", "a:80", strings.Repeat("x", 300<<10))
 	mustEncode(t, e, rec, open).Release()
@@ -203,11 +203,11 @@ func TestNewAndCloseEmptyTheFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(folder); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the folder is still there: %v", err)
+		t.Errorf("the folder remains: %v", err)
 	}
 }
 
-func TestSomebodyClearsTheFolderOut(t *testing.T) {
+func TestFolderRemovedFromOutside(t *testing.T) {
 	t.Parallel()
 	folder := filepath.Join(t.TempDir(), "encoded")
 	e := New(Options{Folder: folder})
@@ -244,7 +244,7 @@ func TestErrors(t *testing.T) {
 		gone := errors.New("gone")
 		rec, _ := record("1", "a:80", large)
 		e := New(Options{Folder: t.TempDir(), Budget: 1})
-		for range 3 { // what was reserved is free again
+		for range 3 { // each failure frees its memory
 			_, err := e.Encode(t.Context(), rec, func(context.Context) (io.ReadCloser, error) { return nil, gone })
 			if !errors.Is(err, gone) {
 				t.Errorf("the error is %v", err)
@@ -253,8 +253,8 @@ func TestErrors(t *testing.T) {
 	})
 }
 
-// TestHostsTakeTurns holds the whole budget while a host with many results waits,
-// and then another one with one.
+// TestHostsTakeTurns holds the whole budget while one host waits with many results, and
+// then another one with a single result.
 func TestHostsTakeTurns(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -300,7 +300,7 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 		go func() { small <- b.acquire(t.Context(), "b", 6) }()
 		synctest.Wait()
 		if len(small) != 0 {
-			t.Error("a small one went ahead of one that waited before")
+			t.Error("a small encoding overtook one that waited before")
 		}
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) {
@@ -317,7 +317,7 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	})
 }
 
-func TestCloudEventsNameTheTask(t *testing.T) {
+func TestCloudEventAttributes(t *testing.T) {
 	t.Parallel()
 	rec, result := record("0193b1de-7a4c-7cc3-98c4-dc0c0c07398f", "c.example:443", "done")
 	rec.Callback.Format, rec.Route, rec.Status = FormatCloudEvents, "train queue", task.Failed

@@ -12,25 +12,25 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/form"
 )
 
-// ErrSpool is wrapped by errors of the folder of large bodies: the disk may be
-// full. The callback has not been attempted, and can be later.
+// ErrSpool is wrapped by errors of the folder of large bodies, such as a full disk. The
+// callback was not attempted, and can be attempted later.
 var ErrSpool = errors.New("a large callback cannot be stored")
 
-// files are the bodies that are kept in files.
+// files are the bodies in files.
 type files struct {
 	used atomic.Int64 // bytes of bodies in memory
 
 	mu      sync.Mutex
-	folder  string // empty until it is known
+	folder  string // empty until created
 	ready   bool   // the folder exists, and is ours
 	byTask  map[string]*file
-	waiting list.List // of *file: those not in use, the one not used for longest first
-	size    int64     // of those not in use
+	waiting list.List // of *file: files not in use, least recently used first
+	size    int64     // bytes of the files in waiting
 	max     int
 	maxSize int64
 }
 
-// file is a body that is kept in a file.
+// file is a body in a file.
 type file struct {
 	owner *files
 	task  string
@@ -40,19 +40,19 @@ type file struct {
 
 	// Guarded by owner.mu.
 	users   int           // bodies and readers
-	waits   *list.Element // its place in owner.waiting; nil while it is in use
-	dropped bool          // to be removed when the last user leaves
+	waits   *list.Element // the element in owner.waiting; nil while in use
+	dropped bool          // removed when the last user leaves
 }
 
 func (fs *files) init(o Options) {
 	if o.Folder != "" {
-		_ = os.RemoveAll(o.Folder) // what cannot be removed is in nobody's way
+		_ = os.RemoveAll(o.Folder) // remaining files do no harm
 	}
 	fs.folder, fs.max, fs.maxSize = o.Folder, o.Files, o.FilesSize
 	fs.byTask = make(map[string]*file)
 }
 
-// prepare creates the folder. fs.mu is held.
+// prepare creates the folder. The caller holds fs.mu.
 func (fs *files) prepare() (err error) {
 	if fs.ready {
 		return nil
@@ -66,7 +66,7 @@ func (fs *files) prepare() (err error) {
 	return err
 }
 
-// find returns the body of a task if it is in a file.
+// find returns the body of a task if it is in a file, or nil.
 func (fs *files) find(taskID string) *Body {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -75,13 +75,13 @@ func (fs *files) find(taskID string) *Body {
 		return nil
 	}
 	if _, err := os.Stat(f.path); err != nil {
-		fs.forget(f) // somebody has cleared the folder out
+		fs.forget(f) // the file was removed from outside
 		return nil
 	}
 	return fs.use(f)
 }
 
-// use returns a body that is in a file. fs.mu is held.
+// use returns a body that is in a file. The caller holds fs.mu.
 func (fs *files) use(f *file) *Body {
 	f.users++
 	if f.waits != nil {
@@ -100,7 +100,7 @@ func (fs *files) leave(f *file) {
 	switch {
 	case f.users > 0:
 	case f.dropped:
-		_ = os.Remove(f.path) // what stays there is removed at the next start
+		_ = os.Remove(f.path) // remaining files are removed at the next start
 	default:
 		f.waits = fs.waiting.PushBack(f)
 		fs.size += f.size
@@ -110,7 +110,7 @@ func (fs *files) leave(f *file) {
 	}
 }
 
-// forget removes a file now, or when its last user leaves. fs.mu is held.
+// forget removes a file now, or when its last user leaves. The caller holds fs.mu.
 func (fs *files) forget(f *file) {
 	if fs.byTask[f.task] == f {
 		delete(fs.byTask, f.task)
@@ -132,7 +132,7 @@ func (fs *files) drop(taskID string) {
 	}
 }
 
-// add writes a body to a file of its own.
+// add writes a body to a new file.
 func (fs *files) add(taskID string, cb form.Callback) (*Body, error) {
 	path, err := fs.write(cb.Body)
 	if err != nil {
@@ -158,7 +158,7 @@ func (fs *files) write(content []byte) (path string, err error) {
 		return "", err
 	}
 	f, err := os.CreateTemp(folder, "body-*")
-	if errors.Is(err, os.ErrNotExist) { // somebody has removed the folder
+	if errors.Is(err, os.ErrNotExist) { // the folder was removed from outside
 		if err = os.MkdirAll(folder, 0o700); err == nil {
 			f, err = os.CreateTemp(folder, "body-*")
 		}

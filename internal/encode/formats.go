@@ -19,8 +19,8 @@ const (
 	FormatCloudEvents = "cloudevents"
 )
 
-// formats write the body of a callback. A format is one function and a line here.
-// resp is nil if the task has no result.
+// formats are the encoders, by the name of the format. resp is nil if the task has no
+// result.
 var formats = map[string]func(rec *task.Record, resp *form.Response) form.Callback{
 	FormatForm:        writeForm,
 	FormatJSON:        writeJSON,
@@ -65,11 +65,11 @@ func writeCloudEvent(rec *task.Record, resp *form.Response) form.Callback {
 	return form.EncodeCloudEvent(eventOf(rec), resp, rec.Callback.MaxResult)
 }
 
-// eventTypes are the types of the events that tell of verdicts.
+// eventTypes is the prefix of the event types of verdicts.
 const eventTypes = "io.github.caddy-callback.task."
 
-// eventOf returns the attributes of the event that tells of a task's verdict. Every
-// attempt has the same: receivers know an event by its source and ID.
+// eventOf returns the attributes of a task's event. They are the same in every attempt,
+// because receivers identify an event by its source and ID.
 func eventOf(rec *task.Record) form.Event {
 	return form.Event{
 		ID: rec.ID, Subject: rec.ID, Time: rec.FinishedAt,
