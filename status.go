@@ -30,7 +30,11 @@ func (t *TaskStatus) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading the callback app: %w", err)
 	}
-	t.tasks = collection{app: module.(*App), log: ctx.Logger()}
+	app := module.(*App)
+	t.tasks = collection{app: app, log: ctx.Logger()}
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		app.endWaitsOf(server)
+	}
 	return nil
 }
 
