@@ -218,8 +218,8 @@ func TestMigrateUsageErrors(t *testing.T) {
 	}{
 		{"a spare word", []string{"now"}, 2, `unexpected argument "now"`},
 		{"an unknown flag", []string{"--into", "x"}, 2, "unknown flag: --into"},
-		{"no store", nil, 2, "--from or --to is missing"},
-		{"no engine", []string{"--from", here, "--to", "nats://127.0.0.1:1"}, 2, "--from: it is neither"},
+		{"no store", nil, 2, "--from and --to are missing"},
+		{"no engine", []string{"--from", here, "--to", "nats://127.0.0.1:1"}, 2, "--from: expected "},
 		{"no configuration", []string{"--from", "sqlite:" + here, "--config", "/nowhere/Caddyfile"}, 2, "--config: "},
 		{"no folder", []string{"--from", "sqlite:/nowhere/store", "--to", "nats://127.0.0.1:1"}, 2, "--from: "},
 		{"the same folder", []string{"--from", "sqlite:" + here, "--to", "sqlite:" + here + "/"}, 2, "the same store"},
@@ -243,7 +243,7 @@ func TestRepairUsageErrors(t *testing.T) {
 		args []string
 		want string
 	}{
-		{"two folders", []string{"a", "b"}, "it takes one folder, not 2"},
+		{"two folders", []string{"a", "b"}, "expected one folder, got 2"},
 		{"no folder", []string{"/nowhere/store"}, "/nowhere/store"},
 		{"an unknown flag", []string{"--force"}, "unknown flag: --force"},
 	} {

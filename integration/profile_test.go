@@ -210,8 +210,8 @@ func TestURLInHeaderIsChecked(t *testing.T) {
 		"no URL":                 {[]string{"X-Reply-To", "<script>"}, "not an http or https URL"},
 		"bytes that are no text": {[]string{"X-Reply-To", "http://c.example/\xff"}, "has a control or invalid character"},
 		"a long one":             {[]string{"X-Reply-To", "http://c.example/" + strings.Repeat("a", 2048)}, "longer than 2048 bytes"},
-		"two of one name":        {[]string{"X-Reply-To", "http://c.example/", "X-Reply-To", "http://c.example/"}, "the header is there twice"},
-		"one of them empty":      {[]string{"X-Reply-To", "", "X-Reply-To", "http://c.example/"}, "the header is there twice"},
+		"two of one name":        {[]string{"X-Reply-To", "http://c.example/", "X-Reply-To", "http://c.example/"}, "the header occurs twice"},
+		"one of them empty":      {[]string{"X-Reply-To", "", "X-Reply-To", "http://c.example/"}, "the header occurs twice"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			resp, text := g.Do(http.MethodPost, "/", "Hi", test.header...)

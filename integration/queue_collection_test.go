@@ -212,7 +212,7 @@ func TestResultIsAppResponse(t *testing.T) {
 			<-r.Context().Done()
 		}
 	})
-	g := gatewaytest.Start(t, "", "task_queue /q* q {\ncallback {\ntimeout 2s\n}\nreverse_proxy "+app+"\n}")
+	g := gatewaytest.Start(t, "", "task_queue /q* q {\ncallback {\ntimeout 10s\n}\nreverse_proxy "+app+"\n}")
 	for path, want := range map[string]struct {
 		status int
 		body   string
@@ -249,7 +249,7 @@ func TestResultIsAppResponse(t *testing.T) {
 		}
 	}
 	resp, text := g.Do(http.MethodPost, "/q/late", "", "Prefer", "wait=60")
-	if resp.StatusCode != http.StatusGatewayTimeout || !strings.Contains(text, "did not finish within 2s") {
+	if resp.StatusCode != http.StatusGatewayTimeout || !strings.Contains(text, "did not finish within 10s") {
 		t.Errorf("a task that timed out: %s %s", resp.Status, text)
 	}
 	if strings.Contains(g.Log.String(), `"level":"error"`) {

@@ -186,7 +186,7 @@ func TestTasksUsageErrors(t *testing.T) {
 		{[]string{"show"}, 2, "one task"},
 		{[]string{"show", "nonsense"}, 1, "no such task"},
 		{[]string{"show", "../tasks"}, 1, "no such task"},
-		{[]string{"show", ".."}, 1, "no such task"},
+		{[]string{"show", ".."}, 1, "at least 4 characters"},
 		{[]string{"show", "a/b?c"}, 1, "no such task"},
 		{[]string{"redeliver"}, 2, "--all"},
 		{[]string{"redeliver", "x", "--all"}, 2, "not both"},

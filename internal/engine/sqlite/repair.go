@@ -272,6 +272,9 @@ func (r *repair) save(ctx context.Context, seq int64) error {
 	}
 	if doubtful {
 		r.doubtful++
+		if rec.State == task.Delivering {
+			rec.NextAttemptAt = time.Now().UTC() // the stored time may be a year away
+		}
 	}
 	r.saved++
 	doc, err := encode(rec)
