@@ -1,5 +1,6 @@
-// Package header edits the header of a request that becomes a task: what the client
-// must not say to the endpoint, and what the gateway has answered for it.
+// Package header edits the headers of a request that becomes a task. It removes headers
+// that a client must not send to the endpoint, and preferences that the gateway has
+// handled.
 package header
 
 import (
@@ -7,9 +8,9 @@ import (
 	"strings"
 )
 
-// Drop removes a header from a request, and every other header that the
-// endpoint cannot tell from it: CGI, FastCGI, WSGI and Rack call both Beam-Task-Id
-// and Beam_Task_Id HTTP_BEAM_TASK_ID.
+// Drop removes a header from a request, and every other header that the endpoint cannot
+// distinguish from it: CGI, FastCGI, WSGI and Rack turn both Beam-Task-Id and
+// Beam_Task_Id into HTTP_BEAM_TASK_ID.
 func Drop(h http.Header, name string) {
 	for key := range h {
 		if sameVariable(key, name) {
@@ -18,8 +19,8 @@ func Drop(h http.Header, name string) {
 	}
 }
 
-// sameVariable reports whether two header names become one CGI variable
-// (RFC 3875, section 4.1.18).
+// sameVariable reports whether two header names map to the same CGI variable (RFC 3875,
+// section 4.1.18).
 func sameVariable(a, b string) bool {
 	if len(a) != len(b) {
 		return false
@@ -43,13 +44,13 @@ func variableByte(c byte) byte {
 	}
 }
 
-// connectionOptions are the options that a client's Connection header can ask for.
-// Any other option names a header that a proxy removes, and the client could name
-// the task's ID or what the operator has set.
+// connectionOptions are the options that a client's Connection header may contain. Any
+// other option names a header that a proxy removes: a client could have the task's ID
+// removed, or a header that the operator has set.
 var connectionOptions = []string{"close", "keep-alive", "te", "upgrade", "http2-settings", "proxy-connection"}
 
-// LimitConnection removes from a task's Connection header every option that names
-// a header of the request itself.
+// LimitConnection removes every option that is not one of connectionOptions from the
+// Connection header of a task.
 func LimitConnection(h http.Header) {
 	lines := h["Connection"]
 	if len(lines) == 0 {
@@ -63,9 +64,9 @@ func LimitConnection(h http.Header) {
 	}
 }
 
-// TakePreferences removes from a request what a queue has answered for it: the
-// preferences wait and respond-async (RFC 7240, sections 4.1 and 4.3). The others
-// are the endpoint's.
+// TakePreferences removes the preferences that a queue handles from a request: wait and
+// respond-async (RFC 7240, sections 4.1 and 4.3). Other preferences are for the
+// endpoint and are kept.
 func TakePreferences(h http.Header) {
 	lines := h["Prefer"]
 	if len(lines) == 0 {
@@ -82,9 +83,8 @@ func TakePreferences(h http.Header) {
 	}
 }
 
-// filterList returns the lines of a header whose value is a list, with those of
-// its elements that keep accepts. Lines of which it removes nothing stay byte for
-// byte.
+// filterList returns the lines of a header whose value is a list, with only the
+// elements that keep accepts. A line that loses no element is returned byte for byte.
 func filterList(lines []string, keep func(element string) bool) []string {
 	var kept []string
 	for _, line := range lines {
@@ -107,8 +107,8 @@ func filterList(lines []string, keep func(element string) bool) []string {
 	return kept
 }
 
-// SplitList splits a list at its commas, but not at those within a quoted string
-// (RFC 9110, section 5.6.4).
+// SplitList splits a list at its commas. It does not split at commas within a quoted
+// string (RFC 9110, section 5.6.4).
 func SplitList(line string) []string {
 	var elements []string
 	start, quoted := 0, false
@@ -135,7 +135,7 @@ func containsFold(list []string, s string) bool {
 	return false
 }
 
-// hasOption reports whether a Connection header has an option.
+// hasOption reports whether the Connection header contains an option.
 func hasOption(h http.Header, option string) bool {
 	for _, line := range h["Connection"] {
 		for element := range strings.SplitSeq(line, ",") {
@@ -147,13 +147,13 @@ func hasOption(h http.Header, option string) bool {
 	return false
 }
 
-// IsUpgrade says whether a server may answer a request by going on in another
-// protocol (RFC 9110, section 7.8). A client that only names one, without the
-// option of Connection, or with a body to be answered, gets a response.
+// IsUpgrade reports whether a server may answer a request by switching to another
+// protocol (RFC 9110, section 7.8). A client that names a protocol without the
+// Connection option upgrade, or with a method other than GET, gets a response.
 //
-// An offer of HTTP/2 or TLS is not meant so: clients make it with requests like any
-// other, Java's own and curl's --http2 with each, and a server that ignores it
-// answers as always (RFC 9113, section 3.1; RFC 2817, section 3.1).
+// An offer of HTTP/2 or TLS does not count. Clients add it to ordinary requests: Java's
+// own client and curl --http2 send it with each one. A server that ignores it answers
+// as usual (RFC 9113, section 3.1; RFC 2817, section 3.1).
 func IsUpgrade(r *http.Request) bool {
 	offers := r.Header["Upgrade"]
 	if len(offers) == 0 || r.Method != http.MethodGet || !r.ProtoAtLeast(1, 1) || !hasOption(r.Header, "upgrade") {
@@ -170,8 +170,8 @@ func IsUpgrade(r *http.Request) bool {
 	return false
 }
 
-// DropUpgrade takes out of a task's request what its client offered to do with the
-// connection: if the endpoint took it up, there would be no response.
+// DropUpgrade removes the client's offer to upgrade the connection from a task's
+// request. If the endpoint accepted the offer, there would be no response.
 func DropUpgrade(h http.Header) {
 	if len(h["Upgrade"]) == 0 {
 		return
