@@ -19,7 +19,7 @@ const (
 	functionDurationHeader = "X-Duration-Seconds"
 )
 
-// The paths that OpenFaaS's clients know a function by.
+// The paths under which OpenFaaS's clients call a function.
 const (
 	functionPath      = "/function/"
 	asyncFunctionPath = "/async-function/"
@@ -27,8 +27,8 @@ const (
 
 type openFaaS struct{ none }
 
-// Traits implements [Profile]. Its status header says that there was no function to
-// answer, so that such a callback needs no body.
+// Traits implements [Profile]. A callback without a response needs no body: the status
+// header says that no function answered.
 func (openFaaS) Traits() Traits {
 	return Traits{
 		Name: OpenFaaS, FromHeader: "X-Callback-Url", Format: "raw", TaskHeader: "X-Call-Id",
@@ -44,19 +44,20 @@ func (openFaaS) Function(path string) string {
 		rest, ok = strings.CutPrefix(path, functionPath)
 	}
 	name, _, _ := strings.Cut(rest, "/")
-	// What OpenFaaS lets a function be called. It goes into a header.
+	// OpenFaaS permits only these characters in a function's name. The name is sent in
+	// a header.
 	strange := strings.ContainsFunc(name, func(c rune) bool {
 		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && c != '-' && c != '_' && c != '.'
 	})
-	dots := strings.Trim(name, ".") == "" // receivers may make a path of it
+	dots := strings.Trim(name, ".") == "" // receivers may use the name in a path
 	if !ok || strange || dots || len(name) > maxFunctionName {
 		return ""
 	}
 	return name
 }
 
-// maxFunctionName is more than Kubernetes lets a service and its namespace have
-// together, in bytes. The name is kept in the task's record.
+// maxFunctionName is longer, in bytes, than Kubernetes permits the names of a service
+// and its namespace to be together. The name is stored in the task's record.
 const maxFunctionName = 128
 
 // BlockURI implements [Profile]: OpenFaaS's queue worker calls a function under its
@@ -68,8 +69,8 @@ func (openFaaS) BlockURI(uri string) string {
 	return uri
 }
 
-// SetHeader implements [Profile]. Call it last: headers that are there already are
-// not replaced by the function's.
+// SetHeader implements [Profile]. Call it last: the function's headers do not replace
+// headers that are already set.
 func (openFaaS) SetHeader(h http.Header, rec *task.Record, _ time.Time) {
 	addFunctionHeader(h, rec)
 	h.Set(functionStatusHeader, strconv.Itoa(functionStatus(rec)))
@@ -79,8 +80,8 @@ func (openFaaS) SetHeader(h http.Header, rec *task.Record, _ time.Time) {
 	}
 }
 
-// addFunctionHeader adds the header of the function's response, as OpenFaaS does.
-// A function cannot set what the gateway says, nor a signature.
+// addFunctionHeader adds the headers of the function's response, as OpenFaaS does. A
+// function cannot set the gateway's own headers or a signature.
 func addFunctionHeader(h http.Header, rec *task.Record) {
 	if rec.Result == nil {
 		return
@@ -93,8 +94,8 @@ func addFunctionHeader(h http.Header, rec *task.Record) {
 	}
 }
 
-// functionStatus returns the status code of the function's response. As in
-// OpenFaaS it is 503 if there was no complete response, and 504 after a timeout.
+// functionStatus returns the status code of the function's response. As in OpenFaaS, it
+// is 503 if there was no complete response, and 504 after a timeout.
 func functionStatus(rec *task.Record) int {
 	switch {
 	case rec.Status == task.TimedOut:
@@ -106,8 +107,8 @@ func functionStatus(rec *task.Record) int {
 	}
 }
 
-// duration returns how long the task ran, 0 if it never did. It is never negative:
-// wall clocks may have been set meanwhile, or be those of two nodes.
+// duration returns how long the task ran, and 0 if it never ran. It is never negative:
+// the wall clock may have been set meanwhile, or the two times may come from two nodes.
 func duration(rec *task.Record) time.Duration {
 	if rec.StartedAt.IsZero() || rec.FinishedAt.IsZero() {
 		return 0

@@ -1,8 +1,8 @@
-// Package profile has the contracts of other services whose clients and receivers
-// the gateway serves as they are: how a request asks for a callback, and what the
-// callback carries.
+// Package profile contains the contracts of other services, so that their clients and
+// receivers can use the gateway unchanged. A contract defines how a request asks for a
+// callback, and what the callback contains.
 //
-// A profile is one file of this package and a line in all.
+// Each profile is one file of this package and one element of all.
 package profile
 
 import (
@@ -16,57 +16,60 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// all are the profiles that there are.
+// all lists the profiles.
 var all = []Profile{beam2{}, openFaaS{}}
 
 // Profile is the contract of one service. Its methods can be called from several
 // goroutines at once.
 type Profile interface {
-	// Traits returns what does not depend on a task.
+	// Traits returns the properties that do not depend on a task.
 	Traits() Traits
-	// Function returns the name of the function that a request for a path calls. It
-	// is kept with the task; empty if the service knows no functions.
+	// Function returns the name of the function that a request for a path calls. The
+	// name is stored with the task. It is empty if the service has no functions.
 	Function(path string) string
 	// BlockURI returns the path and query that a queue's block sees for a URI.
 	BlockURI(uri string) string
-	// SetHeader adds headers to those of a callback that is sent at a time. Headers
-	// that are there already stay.
+	// SetHeader adds headers to those of a callback that is sent at the given time.
+	// Headers that are already set are kept.
 	SetHeader(h http.Header, rec *task.Record, at time.Time)
-	// Signer returns what signs a body that is sent at a time, nil if nothing does.
+	// Signer returns the signer of a body that is sent at the given time, and nil if
+	// the profile has no signature.
 	Signer(keys []webhook.Key, at time.Time) Signer
-	// CanSign reports whether the callbacks are signed with these keys as receivers
-	// expect it; true if they expect nothing.
+	// CanSign reports whether these keys can sign callbacks as the service's receivers
+	// expect. It is true if receivers expect no signature.
 	CanSign(keys []webhook.Key) bool
 }
 
-// Traits are what a profile has another default for, and what it decides. The zero
-// value is that of no profile.
+// Traits are the defaults and the fixed properties of a profile. The zero value means
+// no profile.
 type Traits struct {
 	Name string
 	// FromHeader, Format, TaskHeader and StatusHeader are the defaults of these
-	// options; empty: the option's own.
+	// options. If one is empty, the option keeps its own default.
 	FromHeader, Format, TaskHeader, StatusHeader string
-	// OwnFormat: the format cannot be changed.
+	// OwnFormat means that the format cannot be changed.
 	OwnFormat bool
-	// KeepHeader: the callback has headers of the endpoint's response.
+	// KeepHeader means that the callback contains headers of the endpoint's response.
 	KeepHeader bool
-	// EmptyResult: a callback in format raw has no body if there was no response.
+	// EmptyResult means that a callback in format raw has no body if there was no
+	// response.
 	EmptyResult bool
-	// EmptyAccepted: the 202 of a queue has no body.
+	// EmptyAccepted means that a queue's 202 response has no body.
 	EmptyAccepted bool
-	// Headers are those that SetHeader and Signer set.
+	// Headers lists the headers that SetHeader and Signer set.
 	Headers []string
 }
 
-// Signer signs a body that is written to it piece by piece.
+// Signer signs a body that is written to it in pieces.
 type Signer interface {
 	io.Writer
-	// SetHeader sets the headers of the signature. Nothing may be written after it.
+	// SetHeader sets the headers of the signature. Do not write to the Signer
+	// afterwards.
 	SetHeader(h http.Header)
 }
 
-// Of returns the profile with a name; an empty or unknown name is no profile, which
-// changes nothing.
+// Of returns the profile with the given name. For an empty or unknown name it returns a
+// profile that changes nothing.
 func Of(name string) Profile {
 	for _, p := range all {
 		if p.Traits().Name == name {
@@ -85,13 +88,13 @@ func Names() (names []string) {
 	return names
 }
 
-// Sets reports whether a profile sets the header.
+// Sets reports whether the named profile sets a header.
 func Sets(name, header string) bool {
 	return slices.ContainsFunc(Of(name).Traits().Headers, func(set string) bool { return strings.EqualFold(set, header) })
 }
 
-// Reserved reports whether a header of a callback is the gateway's to set,
-// whatever the profile.
+// Reserved reports whether only the gateway may set a header of a callback, whatever
+// the profile.
 func Reserved(header string) bool {
 	header = strings.ToLower(header)
 	switch header {
@@ -102,7 +105,8 @@ func Reserved(header string) bool {
 	return strings.HasPrefix(header, "webhook-") || strings.HasPrefix(header, "callback-")
 }
 
-// none is no profile. The others embed it for what they leave as it is.
+// none is the profile that changes nothing. The other profiles embed it and override
+// what they change.
 type none struct{}
 
 func (none) Traits() Traits                                 { return Traits{} }
