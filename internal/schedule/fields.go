@@ -16,7 +16,7 @@ type fields struct {
 	everyInstant                      bool // the hour field has a star or a step
 }
 
-// descriptors stand for expressions.
+// descriptors maps names such as @daily to their expressions.
 var descriptors = map[string]string{
 	"@yearly":   "0 0 1 1 *",
 	"@annually": "0 0 1 1 *",
@@ -30,12 +30,12 @@ var descriptors = map[string]string{
 // Descriptors returns the names that stand for expressions, such as @daily.
 func Descriptors() []string { return slices.Sorted(maps.Keys(descriptors)) }
 
-// bounds are what a field can be.
+// bounds are the permitted values of a field.
 type bounds struct {
 	name     string
 	min, max int
-	names    []string // of the values from min on
-	week     bool     // ranges go past the end, where max+1 is min again
+	names    []string // the names of the values, from min on
+	week     bool     // ranges wrap around: max+1 is min again
 }
 
 var (
@@ -73,7 +73,7 @@ func parseFields(expression string) (f fields, err error) {
 	return f, err
 }
 
-// isStar says whether one of a field's items is a star without a step.
+// isStar reports whether one of a field's items is a star without a step.
 func isStar(word string) bool {
 	for item := range strings.SplitSeq(word, ",") {
 		if item == "*" || item == "?" || item == "*/1" {
@@ -83,7 +83,7 @@ func isStar(word string) bool {
 	return false
 }
 
-// parse reads a field.
+// parse returns the values of a field as a bit set.
 func (b bounds) parse(word string) (bits uint64, _ error) {
 	for item := range strings.SplitSeq(word, ",") {
 		first, last, step, err := b.parseItem(item)
@@ -97,8 +97,8 @@ func (b bounds) parse(word string) (bits uint64, _ error) {
 	return bits, nil
 }
 
-// parseItem reads an item of a field's list: a star, a value or a range, and a
-// step. A value with a step is a range to the end.
+// parseItem parses one item of a field's list: a star, a value or a range, with an
+// optional step. A value with a step is a range from the value to the end.
 func (b bounds) parseItem(item string) (first, last, step int, err error) {
 	values, steps, hasStep := strings.Cut(item, "/")
 	step = 1
@@ -133,14 +133,14 @@ func (b bounds) parseItem(item string) (first, last, step int, err error) {
 	return first, last, step, nil
 }
 
-// value reads a number or a name.
+// value parses a number or a name.
 func (b bounds) value(word string) (int, error) {
 	if i := slices.Index(b.names, strings.ToLower(word)); i >= 0 {
 		return b.min + i, nil
 	}
 	highest := b.max
 	if b.week {
-		highest++ // Sunday
+		highest++ // 7 is Sunday too
 	}
 	n, err := strconv.Atoi(word)
 	if err != nil || n < b.min || n > highest || word[0] == '+' {
@@ -149,8 +149,8 @@ func (b bounds) value(word string) (int, error) {
 	return n, nil
 }
 
-// next returns the first minute from a local time on, and before another, that
-// matches. Both are written as times in UTC.
+// next returns the first matching minute that is not before from and is before until.
+// It reports false if there is none. Local times are represented as times in UTC.
 func (f *fields) next(from, until time.Time) (time.Time, bool) {
 	for t := from; t.Before(until); {
 		year, month, day := t.Date()

@@ -3,19 +3,19 @@
 //	s, err := schedule.Parse("30 2 * * mon-fri", paris)
 //	next := s.Next(time.Now())
 //
-// An expression has the five fields of crontab(5): minute, hour, day of month,
-// month, day of week. A field is a list of values, ranges and stars, each with an
-// optional step. Months and days have their English names too, Sunday is 0 or 7,
-// and a range of days may go past the end of the week. If both day fields are
-// restricted, either one is enough.
+// An expression has the five fields of crontab(5): minute, hour, day of month, month,
+// day of week. A field is a list of values, ranges and stars, each with an optional
+// step. Months and days of the week also have their English names. Sunday is 0 or 7,
+// and a range of days may wrap around the end of the week. If both day fields are
+// restricted, a day matches if either one does.
 //
-// When the clocks change, the hour field decides, as in cron daemons. If it has a
-// star or a step, every instant whose local time matches is a run time. With fixed
-// hours, a local time that does not exist runs at the first instant after the gap,
-// once a gap; one that exists twice runs at the first of the two.
+// When the clocks change, the hour field decides, as in cron daemons. If it has a star
+// or a step, every instant whose local time matches is a run time. If the hours are
+// fixed, a local time that does not exist runs at the first instant after the gap, once
+// per gap. A local time that exists twice runs at the first of the two.
 //
-// The libraries that were looked at skip dates around clock changes, or do not
-// know 7 and fri-mon; so the fields are parsed here as well.
+// This package parses the fields itself: the libraries that were evaluated skip dates
+// around clock changes, or do not support 7 and fri-mon.
 package schedule
 
 import (
@@ -24,24 +24,26 @@ import (
 	"time"
 )
 
-// Schedule has run times. It is immutable.
+// Schedule computes run times. It is immutable.
 type Schedule struct {
 	every  time.Duration // zero for a cron expression
 	fields fields
 	zone   *time.Location
 }
 
-// searchYears is more than the eight years from 29 February 2096 to the next.
+// searchYears is how far ahead Next searches. It is more than the eight years from 29
+// February 2096 to the next.
 const searchYears = 10
 
-// ErrNever is the error of an expression that has no run times, such as the 30th
-// of February.
+// ErrNever is the error for an expression without run times, such as the 30th of
+// February.
 var ErrNever = errors.New("there is no such date")
 
 // MinInterval is the shortest interval of [Every].
 const MinInterval = time.Second
 
-// Every returns a schedule with the same interval between all its run times.
+// Every returns a schedule whose run times are one interval apart. It returns an error
+// if the interval is shorter than [MinInterval].
 func Every(interval time.Duration) (*Schedule, error) {
 	if interval < MinInterval {
 		return nil, fmt.Errorf("%v is shorter than a second", interval)
@@ -49,8 +51,8 @@ func Every(interval time.Duration) (*Schedule, error) {
 	return &Schedule{every: interval}, nil
 }
 
-// Parse returns the schedule of a cron expression or of one of [Descriptors], whose
-// fields are local times of zone.
+// Parse returns the schedule of a cron expression or of one of [Descriptors]. The
+// fields are local times of zone. The error wraps [ErrNever] if there are no run times.
 func Parse(expression string, zone *time.Location) (*Schedule, error) {
 	f, err := parseFields(expression)
 	if err != nil {
@@ -63,8 +65,8 @@ func Parse(expression string, zone *time.Location) (*Schedule, error) {
 	return s, nil
 }
 
-// Following returns the first run time after now of a schedule whose run time due
-// is over: runs that were missed are skipped.
+// Following returns the first run time after both due, which is a run time of the
+// schedule, and now. Missed runs are skipped.
 func (s *Schedule) Following(due, now time.Time) time.Time {
 	if now.Before(due) {
 		now = due
@@ -75,7 +77,8 @@ func (s *Schedule) Following(due, now time.Time) time.Time {
 	return due.Add((now.Sub(due)/s.every + 1) * s.every)
 }
 
-// Next returns the first run time after t, in UTC. An interval begins at t.
+// Next returns the first run time after t, in UTC. An interval begins at t. The result
+// is zero if there is no run time within searchYears.
 func (s *Schedule) Next(t time.Time) time.Time {
 	if s.every != 0 {
 		return t.Add(s.every).UTC()
@@ -91,11 +94,11 @@ func (s *Schedule) Next(t time.Time) time.Time {
 	}
 }
 
-// period is a time in which a zone's offset from UTC stays the same.
+// period is a time during which a zone's offset from UTC does not change.
 type period struct {
-	start, end time.Time // zero if it has none
+	start, end time.Time // zero if the period has none
 	offset     time.Duration
-	before     time.Duration // offset of the period before
+	before     time.Duration // offset of the previous period
 }
 
 func periodAt(t time.Time, zone *time.Location) period {
@@ -115,17 +118,19 @@ func offsetOf(t time.Time) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-// inPeriod returns the first run time after t in a period. Within it a local time
-// is an instant plus the offset; local times are written as times in UTC.
+// inPeriod returns the first run time after t in a period. Within a period, a local
+// time is an instant plus the offset. Local times are represented as times in UTC.
 func (s *Schedule) inPeriod(p period, t time.Time) (time.Time, bool) {
 	from := t.UTC().Add(p.offset).Truncate(time.Minute).Add(time.Minute)
 	if !p.start.IsZero() && p.start.After(t) {
 		local := p.start.UTC().Add(p.offset)
 		from = ceilMinute(local)
 		if !s.fields.everyInstant {
-			// Local times that the period before has had as well are over.
+			// Local times that have already occurred in the previous period are
+			// skipped.
 			from = ceilMinute(latest(local, p.start.UTC().Add(p.before)))
-			// Those that neither has are due now.
+			// Local times that occur in neither period are due at the start of this
+			// one.
 			if _, ok := s.fields.next(ceilMinute(p.start.UTC().Add(p.before)), local); ok {
 				return p.start.UTC(), true
 			}

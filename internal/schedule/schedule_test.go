@@ -7,8 +7,8 @@ import (
 	_ "time/tzdata" // the zones are the same on every machine
 )
 
-// expressions with their meaning, written a second time: hours are the fixed ones,
-// nil if every instant counts.
+// expressions are cron expressions with an independent implementation of their meaning.
+// fixed is set if the hour field has neither a star nor a step.
 var expressions = []struct {
 	cron    string
 	matches func(w wall) bool
@@ -40,7 +40,7 @@ type wall struct {
 	month             time.Month
 	day, hour, minute int
 	weekday           time.Weekday
-	n                 int64 // minutes on a clock that never changes
+	n                 int64 // local minutes since the epoch
 }
 
 func wallAt(t time.Time) wall {
@@ -48,7 +48,7 @@ func wallAt(t time.Time) wall {
 	return wall{t.Month(), t.Day(), t.Hour(), t.Minute(), t.Weekday(), t.Unix()/60 + int64(offset)/60}
 }
 
-// minute after minute of a year, what the clocks show.
+// wallsOf returns the start of a year in UTC and the local time at every minute of it.
 func wallsOf(year int, zone *time.Location) (start time.Time, walls []wall) {
 	start = time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)
 	for t := start; t.Year() == year; t = t.Add(time.Minute) {
@@ -57,14 +57,14 @@ func wallsOf(year int, zone *time.Location) (start time.Time, walls []wall) {
 	return start, walls
 }
 
-// runsOf finds the run times by looking at every minute.
+// runsOf finds the run times by checking every minute.
 func runsOf(walls []wall, matches func(wall) bool, fixed bool) (runs []int) {
 	highest := walls[0].n
 	for i, w := range walls {
 		due := matches(w)
 		if fixed && i > 0 {
 			due = due && w.n > highest
-			for n := highest + 1; n < w.n; n++ { // what the clocks have skipped
+			for n := highest + 1; n < w.n; n++ { // local times that the clock change skips
 				due = due || matches(wallAt(time.Unix(n*60, 0).UTC()))
 			}
 		}
@@ -125,7 +125,7 @@ func TestNextFromWithinARepeatedHour(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// 02:10 for the second time: today's run was at 02:30 for the first time.
+	// It is 02:10 for the second time today. Today's run was at the first 02:30.
 	got := s.Next(time.Date(2025, 10, 26, 1, 10, 0, 0, time.UTC))
 	if want := time.Date(2025, 10, 27, 1, 30, 0, 0, time.UTC); !got.Equal(want) {
 		t.Errorf("the next run is at %v, not at %v", got, want)
