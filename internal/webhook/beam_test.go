@@ -23,8 +23,8 @@ const (
 	beamOther  = "whsk_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 )
 
-// The signatures were made with Python's hmac and base64, as Beam's
-// documentation tells receivers to verify them.
+// The expected signatures come from Python's hmac and base64, used as Beam's
+// documentation tells receivers to verify signatures.
 func TestSignaturesAreThoseThatBeamsReceiversCompute(t *testing.T) {
 	t.Parallel()
 	at := time.Unix(1735689600, 999_999_999)

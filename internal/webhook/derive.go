@@ -7,18 +7,18 @@ import (
 	"encoding/base64"
 )
 
-// derivedInfo keeps derived keys apart from other uses of the same secret. It must
-// not change: receivers have the keys that it made.
+// derivedInfo separates derived keys from other uses of the same secret. It must not
+// change: receivers have keys that were derived with it.
 const derivedInfo = "caddy-callback derived webhook key v1\n"
 
-// Derive returns the key of one receiver, made from k and a value that stands for
-// the receiver, such as a customer's ID. Who has a derived key can make neither k
-// nor the key of another value from it. It is of the kind of k, and the zero Key
-// for a public one.
+// Derive returns the key of one receiver, derived from k and a value that identifies
+// the receiver, such as a customer's ID. The owner of a derived key can compute neither
+// k nor the key of another value. The derived key has the kind of k. It is the zero Key
+// if k is the zero Key or a public key.
 //
-// It is HKDF (RFC 5869) with SHA-256, no salt, and the info
-// "caddy-callback derived webhook key v1\n" followed by the value: 32 bytes, the
-// secret of a whsec_ key or the seed of a whsk_ key.
+// The derivation is HKDF (RFC 5869) with SHA-256, no salt, and the info "caddy-callback
+// derived webhook key v1\n" followed by the value. The 32 bytes are the secret of a
+// whsec_ key or the seed of a whsk_ key.
 func (k Key) Derive(value string) Key {
 	m := k.material()
 	from := m.secret
@@ -30,7 +30,7 @@ func (k Key) Derive(value string) Key {
 	}
 	derived, err := hkdf.Key(sha256.New, from, nil, derivedInfo+value, ed25519.SeedSize)
 	if err != nil {
-		return Key{} // only for a length that no hash function can give
+		return Key{} // HKDF fails only if the length is too large
 	}
 	if m.secret != nil {
 		return newKey(material{prefix: secretPrefix, secret: derived})
@@ -39,9 +39,9 @@ func (k Key) Derive(value string) Key {
 	return newKey(material{prefix: privatePrefix, private: private, public: ed25519.PublicKey(private[ed25519.SeedSize:])})
 }
 
-// VerifyText returns what a receiver verifies with, as [ParseVerifyKey] reads it: a
-// whsec_ key, which is secret, or the whpk_ half of an ed25519 key, which is not. It
-// is empty for the zero Key.
+// VerifyText returns the key with which a receiver verifies, in the format that
+// [ParseVerifyKey] reads: a whsec_ key, which is secret, or the whpk_ half of an
+// ed25519 key, which is public. It is empty for the zero Key.
 func (k Key) VerifyText() string {
 	switch m := k.material(); {
 	case m.secret != nil:

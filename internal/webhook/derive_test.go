@@ -57,7 +57,8 @@ func TestDerivedKeysAreOfOneReceiver(t *testing.T) {
 	}
 }
 
-// TestDerivedKeysStayTheSame has keys that another implementation of HKDF made.
+// TestDerivedKeysStayTheSame compares with keys that another implementation of HKDF
+// made.
 func TestDerivedKeysStayTheSame(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{

@@ -9,7 +9,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// A sender signs with all its keys; a receiver verifies with those it has.
+// A sender signs with all its keys. A receiver verifies with the keys that it has.
 func Example() {
 	key, err := webhook.ParseKey("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 	if err != nil {

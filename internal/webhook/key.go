@@ -11,28 +11,27 @@ import (
 	"strings"
 )
 
-// How the specification writes keys, so that each names its own scheme.
+// The prefixes of keys in the specification. Each one identifies the scheme of its key.
 const (
 	secretPrefix  = "whsec_" // HMAC-SHA256, shared by both ends
 	privatePrefix = "whsk_"  // ed25519, the sender's
 	publicPrefix  = "whpk_"  // ed25519, the receivers'
 )
 
-// The lengths of an HMAC secret that the specification permits, in bytes.
-// A shorter one can be guessed offline from a single callback.
+// The lengths of an HMAC secret that the specification permits, in bytes. An attacker
+// can guess a shorter one offline from a single callback.
 const (
 	minSecret = 24
 	maxSecret = 64
 )
 
-// A Key signs callbacks, verifies them, or both. Whichever way it is printed
-// or encoded, it shows its kind and nothing of the secret. The zero Key signs
-// nothing and verifies nothing. Keys are immutable and may be used from
-// several goroutines at once.
+// A Key signs callbacks, verifies them, or both. However it is printed or encoded, it
+// shows only its kind, never the secret. The zero Key neither signs nor verifies. Keys
+// are immutable and may be used from several goroutines at once.
 type Key struct {
-	// A function, because fmt cannot call the methods of a Key that is in
-	// somebody's unexported field: there it prints what it finds, and follows
-	// pointers to do so. Into a function it cannot look. Nil in the zero Key.
+	// reveal is a function because fmt cannot call the methods of a Key in an
+	// unexported field: fmt prints the content of such a field, and follows pointers.
+	// It cannot look into a function. reveal is nil in the zero Key.
 	reveal func() material
 }
 
@@ -45,7 +44,7 @@ type material struct {
 
 func newKey(m material) Key { return Key{reveal: func() material { return m }} }
 
-// material is empty for the zero Key.
+// material returns the parts of the key. They are empty for the zero Key.
 func (k Key) material() material {
 	if k.reveal == nil {
 		return material{}
@@ -53,9 +52,9 @@ func (k Key) material() material {
 	return k.reveal()
 }
 
-// ParseKey reads a key that signs: whsec_ with 24 to 64 bytes, or whsk_ with
-// an ed25519 private key (64 bytes, or its seed of 32), in padded standard
-// base64. Its errors never hold any part of the key.
+// ParseKey parses a key that signs: whsec_ with 24 to 64 bytes, or whsk_ with an
+// ed25519 private key (64 bytes, or its seed of 32 bytes), in padded standard base64.
+// Its errors contain no part of the key.
 func ParseKey(s string) (Key, error) {
 	if strings.HasPrefix(s, publicPrefix) {
 		return Key{}, errors.New("a whpk_ key is public: it verifies but cannot sign")
@@ -63,7 +62,7 @@ func ParseKey(s string) (Key, error) {
 	return ParseVerifyKey(s)
 }
 
-// ParseVerifyKey is ParseKey for a receiver: it also reads a whpk_ public key.
+// ParseVerifyKey is ParseKey for a receiver: it also parses a whpk_ public key.
 func ParseVerifyKey(s string) (Key, error) {
 	prefix, encoded, found := strings.Cut(s, "_")
 	if !found {
@@ -71,11 +70,13 @@ func ParseVerifyKey(s string) (Key, error) {
 	}
 	prefix += "_"
 	if prefix != secretPrefix && prefix != privatePrefix && prefix != publicPrefix {
-		// Not quoted: of a key pasted wrongly, the start is part of the secret.
+		// The error does not quote the prefix: if the key was pasted incorrectly, its
+		// beginning is part of the secret.
 		return Key{}, errors.New("a key starts with whsec_ or whsk_")
 	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(encoded)
-	// The decoder skips line breaks: a key broken in two is a broken key.
+	// The decoder skips line breaks, but a key with a line break was copied
+	// incorrectly.
 	if err != nil || strings.ContainsAny(encoded, "\r\n") {
 		return Key{}, fmt.Errorf("what follows %s is not base64", prefix)
 	}
@@ -102,8 +103,8 @@ func parsePrivate(raw []byte) (Key, error) {
 			ed25519.PrivateKeySize, ed25519.SeedSize, len(raw))
 	}
 	private := ed25519.NewKeyFromSeed(raw[:ed25519.SeedSize])
-	// Signing one message under two public keys gives the private one away
-	// ("double public key signing oracle"), so a foreign half is never used.
+	// Signing one message under two public keys reveals the private key ("double public
+	// key signing oracle"), so a public half that does not match is refused.
 	if len(raw) == ed25519.PrivateKeySize && !private.Equal(ed25519.PrivateKey(raw)) {
 		return Key{}, errors.New("the two halves of the whsk_ key do not belong together")
 	}
@@ -118,8 +119,8 @@ func parsePublic(raw []byte) (Key, error) {
 	return newKey(material{prefix: publicPrefix, public: raw}), nil
 }
 
-// verifier returns the identifier of the key's scheme and a function that
-// judges signatures of one message, and does what they share only once.
+// verifier returns the identifier of the key's scheme and a function that verifies
+// signatures of one message. The work that all signatures share is done once.
 func (k Key) verifier(head string, body []byte) (scheme string, verify func(signature []byte) bool) {
 	switch m := k.material(); {
 	case m.secret != nil:
@@ -148,11 +149,12 @@ func (k Key) String() string {
 	return k.material().prefix + "[redacted]"
 }
 
-// GoString is String.
+// GoString returns the same as String.
 func (k Key) GoString() string { return k.String() }
 
-// Format writes String whatever the verb: %x and %d must not reach the bytes.
+// Format writes String for every verb: %x and %d must not show the bytes.
 func (k Key) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, k.String()) }
 
-// MarshalText makes String what encoders and structured loggers write.
+// MarshalText returns String, so that encoders and structured loggers do not write the
+// secret.
 func (k Key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }

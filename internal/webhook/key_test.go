@@ -13,8 +13,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// Keys and signatures of the specification's own examples and of the tests of
-// its reference implementations.
+// Keys and signatures from the specification's own examples and the tests of its
+// reference implementations.
 const (
 	specSecret  = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 	specPrivate = "whsk_6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg=="
@@ -144,8 +144,8 @@ func TestKeysDoNotPrintThemselves(t *testing.T) {
 	}
 }
 
-// assertNoLeak fails if text has any of the forms in which %v, %x or %d would
-// show a run of the key's bytes.
+// assertNoLeak fails if text contains a run of the key's bytes in any of the forms that
+// %v, %x and %d write.
 func assertNoLeak(t *testing.T, key, text string) {
 	t.Helper()
 	_, encoded, found := strings.Cut(key, "_")
@@ -190,7 +190,7 @@ func FuzzParseKey(f *testing.F) {
 			}
 			return
 		}
-		// One spelling for one key: what was read is what would be written.
+		// A key has only one spelling: encoding the parsed key returns the same text.
 		prefix, encoded, _ := strings.Cut(s, "_")
 		raw, err := base64.StdEncoding.DecodeString(encoded)
 		if err != nil || prefix+"_"+base64.StdEncoding.EncodeToString(raw) != s {

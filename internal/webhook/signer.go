@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// Signer makes the value of the signature header, as [Sign] does, for a body that
-// is written to it piece by piece.
+// Signer computes the value of the signature header, as [Sign] does, for a body that is
+// written to it in pieces.
 //
-// An ed25519 signature needs the whole message twice: with such a key a Signer
-// keeps the body in memory. See [NeedBody].
+// An ed25519 signature needs the whole message twice, so with such a key a Signer keeps
+// the body in memory. See [NeedBody].
 type Signer struct {
 	keys []material
 	macs []hash.Hash // by key; nil for ed25519
@@ -47,14 +47,14 @@ func NewSigner(keys []Key, id string, at time.Time) *Signer {
 		s.keys, s.macs = append(s.keys, m), append(s.macs, h)
 	}
 	s.w = io.MultiWriter(writers...)
-	_, _ = io.WriteString(s.w, head) // hashes and buffers take all that is written
+	_, _ = io.WriteString(s.w, head) // writes to hashes and buffers never fail
 	return s
 }
 
 // Write implements [io.Writer]. It returns no error.
 func (s *Signer) Write(p []byte) (int, error) { return s.w.Write(p) }
 
-// Signature returns the value of the header; empty if no key signs.
+// Signature returns the value of the header. It is empty if no key signs.
 func (s *Signer) Signature() string {
 	signatures := make([]string, len(s.keys))
 	for i, m := range s.keys {
@@ -79,8 +79,8 @@ func NeedBody(keys []Key) bool {
 	return false
 }
 
-// BeamSigner makes the value of Beam's signature header, as [SignBeam] does, for a
-// body that is written to it piece by piece.
+// BeamSigner computes the value of Beam's signature header, as [SignBeam] does, for a
+// body that is written to it in pieces.
 type BeamSigner struct {
 	at  time.Time
 	mac hash.Hash // nil if no key signs
@@ -108,13 +108,13 @@ func (s *BeamSigner) Write(p []byte) (int, error) {
 	return s.w.Write(p)
 }
 
-// Signature returns the value of the header; empty if no key signs. Nothing may be
-// written after it.
+// Signature returns the value of the header. It is empty if no key signs. Do not write
+// to the BeamSigner afterwards.
 func (s *BeamSigner) Signature() string {
 	if s.mac == nil {
 		return ""
 	}
-	_ = s.w.Close() // a hash takes all that is written to it
+	_ = s.w.Close() // writes to a hash never fail
 	_, _ = io.WriteString(s.mac, ":"+strconv.FormatInt(s.at.Unix(), 10))
 	return hex.EncodeToString(s.mac.Sum(nil))
 }

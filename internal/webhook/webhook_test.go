@@ -133,7 +133,7 @@ func TestVerifyBoundsTheAgeOfASignature(t *testing.T) {
 	keys := mustParse(t, specSecret)
 	tests := []struct {
 		name string
-		at   time.Time // when it was signed; it is verified at specTime
+		at   time.Time // when it is signed; it is verified at specTime
 		want error
 	}{
 		{"now", specTime, nil},
@@ -184,7 +184,7 @@ func TestReceiversVerifyThroughoutARotation(t *testing.T) {
 	}
 }
 
-// A body must not be able to stand for the timestamp of a shorter ID.
+// A part of a captured body must not pass as the timestamp of a longer ID.
 func TestTheTimestampOfACapturedCallbackCannotBeChosen(t *testing.T) {
 	t.Parallel()
 	keys := mustParse(t, specSecret)
@@ -256,7 +256,7 @@ func FuzzVerify(f *testing.F) {
 	f.Add("id", "9223372036854775807", "v1 v1a, v1,AAAA", []byte("\xff"))
 	keys := mustParse(f, specSecret, specPrivate, specPublic)
 	f.Fuzz(func(t *testing.T, id, timestamp, signature string, body []byte) {
-		// Nothing but a signature that we made ourselves may pass.
+		// Only a signature that we made ourselves may pass.
 		if err := webhook.Verify(keys, header(id, timestamp, signature), body, specTime); err == nil {
 			seconds, err := strconv.ParseInt(timestamp, 10, 64)
 			if err != nil {
@@ -270,7 +270,7 @@ func FuzzVerify(f *testing.F) {
 			}
 			t.Fatalf("the signature %q passed", signature)
 		}
-		// And whatever we sign passes, unless its ID is ambiguous.
+		// Everything that we sign passes, unless the ID is empty or ambiguous.
 		ours := header(id, "1614265330", webhook.Sign(keys, id, specTime, body))
 		if err := webhook.Verify(keys, ours, body, specTime); err != nil && id != "" && !strings.Contains(id, ".") {
 			t.Fatalf("our own signature of %q: %v", id, err)
