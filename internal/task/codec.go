@@ -14,25 +14,25 @@ import (
 // row or one message, and read it at each step of its task.
 const MaxEncoded = 256 << 10
 
-// maxNew is the largest encoded record of a task that has not run yet. The other
-// half of MaxEncoded is for what runs and attempts add to it.
+// maxNew is the largest encoded record of a task that has not run yet. The other half
+// of MaxEncoded is reserved for the data that runs and attempts add.
 const maxNew = MaxEncoded / 2
 
-// ErrTooLarge is returned by [Encode] for a record of more than [MaxEncoded] bytes,
-// and of more than half of that for a queued task that has never run. Request
-// headers are the usual cause.
+// ErrTooLarge is returned by [Encode] for a record of more than [MaxEncoded] bytes, and
+// of more than half of that for a queued task that has never run. Large request headers
+// are the usual cause.
 var ErrTooLarge = errors.New("the task's record is too large")
 
 // Encode returns the record as one line of JSON, which [Decode] reads. It does not
 // change rec.
 //
-// Strings that are valid UTF-8 are stored as they are. Header values, URIs and
-// query strings may be of any bytes: such a string is stored as a NUL character
-// followed by one character for each byte, U+0000 to U+00FF. A string that begins
-// with a NUL is stored that way too.
+// Strings that are valid UTF-8 are stored unchanged. Header values, URIs and query
+// strings may contain any bytes: such a string is stored as a NUL character followed by
+// one character for each byte, U+0000 to U+00FF. A string that begins with a NUL is
+// stored that way too.
 //
-// If the record exceeds [MaxEncoded], parts that nothing depends on are left out
-// until it fits: traces of attempts, excerpts of receivers' responses, then the error
+// If the record is too large, Encode omits parts that nothing depends on until it fits:
+// first the traces of attempts, then excerpts of receivers' responses, then the error
 // texts of attempts, then the result's header. If it still does not fit, the error is
 // [ErrTooLarge]. A time that JSON cannot express is an error too.
 func Encode(rec *Record) ([]byte, error) {
@@ -57,8 +57,8 @@ func Encode(rec *Record) ([]byte, error) {
 	return nil, ErrTooLarge
 }
 
-// reductions make a record smaller, the least missed part first. They replace
-// what they change: the rest is shared with the caller's record.
+// reductions make a record smaller, the least important part first. They replace the
+// parts that they change, because the record shares its parts with the caller's.
 var reductions = []func(*Record){
 	func(r *Record) { r.Traces = nil },
 	func(r *Record) {
@@ -99,16 +99,17 @@ func marshal(rec any) ([]byte, error) {
 	return bytes.TrimSuffix(line.Bytes(), []byte("\n")), nil
 }
 
-// escaped is how a string that was escaped begins in JSON.
+// escaped is the beginning of an escaped string in JSON.
 var escaped = []byte(`"\u0000`)
 
-// mayLose says whether the line may stand for other strings than it was made of:
-// encoding/json replaces what is not UTF-8.
+// mayLose reports whether the line may decode to other strings than it was made from:
+// encoding/json replaces bytes that are not UTF-8.
 func mayLose(line []byte) bool {
 	return bytes.Contains(line, []byte(`\ufffd`)) || bytes.Contains(line, []byte("\uFFFD")) || bytes.Contains(line, escaped)
 }
 
-// Decode reads a record that [Encode] returned. The error is that of encoding/json.
+// Decode decodes a record that [Encode] returned. It returns the error of
+// encoding/json.
 func Decode(line []byte) (*Record, error) {
 	rec := new(Record)
 	if err := json.Unmarshal(line, rec); err != nil {
@@ -120,7 +121,7 @@ func Decode(line []byte) (*Record, error) {
 	return rec, nil
 }
 
-// escape returns s in valid UTF-8; unescape undoes it.
+// escape encodes s in valid UTF-8. unescape decodes it.
 func escape(s string) string {
 	if utf8.ValidString(s) && (s == "" || s[0] != 0) {
 		return s
@@ -139,15 +140,15 @@ func unescape(s string) string {
 	b := make([]byte, 0, len(s))
 	for _, c := range s[1:] {
 		if c > 0xFF {
-			return s // not one of escape's
+			return s // escape did not write this
 		}
 		b = append(b, byte(c))
 	}
 	return string(b)
 }
 
-// mapStrings returns a copy of v in which f was applied to every string, so that
-// no field can be forgotten. It is slow; few records need it.
+// mapStrings returns a copy of v with f applied to every string. It uses reflection so
+// that no field can be forgotten. It is slow, but few records need it.
 func mapStrings(v reflect.Value, f func(string) string) reflect.Value {
 	if v.Type() == reflect.TypeFor[time.Time]() {
 		return v

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// fill sets every field in v, however deep, strings to text.
+// fill sets every field of v, at every depth. Strings are set to text.
 func fill(v reflect.Value, text string) {
 	if v.Type() == reflect.TypeFor[time.Time]() {
 		v.Set(reflect.ValueOf(time.Date(2026, 11, 23, 20, 15, 0, 123_000_000, time.UTC)))
@@ -52,7 +52,7 @@ func fill(v reflect.Value, text string) {
 	}
 }
 
-// everyByte has each byte once, in no order that is UTF-8.
+// everyByte contains each byte once, in an order that is not UTF-8.
 var everyByte = func() string {
 	var b []byte
 	for c := range 256 {
@@ -114,7 +114,7 @@ func TestDecodeReadsWhatEncodingJSONReads(t *testing.T) {
 			t.Errorf("%s is read as %+v", line, rec)
 		}
 	}
-	// Not one of Encode's: the character has no byte.
+	// Encode does not write this: the character does not fit in a byte.
 	rec, err := Decode([]byte(`{"task_id":"\u0000\u0100"}`))
 	if err != nil || rec.ID != "\x00\u0100" {
 		t.Errorf("the ID is read as %q: %v", rec.ID, err)
@@ -196,7 +196,7 @@ func TestATaskThatWasAcceptedCanBeSettled(t *testing.T) {
 	if _, err := Encode(request(maxNew)); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("a request of %d bytes and more: %v", maxNew, err)
 	}
-	rec := request(maxNew/2 - 1<<10) // each byte takes two
+	rec := request(maxNew/2 - 1<<10) // each byte is stored as two
 	if _, err := Encode(rec); err != nil {
 		t.Fatal(err)
 	}

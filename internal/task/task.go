@@ -1,8 +1,6 @@
-// Package task names the things the gateway works on: a task, its verdict,
-// the result it came to, the callback it owes and the attempts made to
-// deliver it. It holds no behaviour beyond what these are made of and imports
-// nothing but the standard library, so that every other package can speak
-// in its terms.
+// Package task defines the data of the gateway: a task, its verdict, its result, its
+// callback and the attempts to deliver it. It contains only the behaviour of this data
+// and imports only the standard library, so that every other package can use it.
 package task
 
 import (
@@ -12,40 +10,41 @@ import (
 	"time"
 )
 
-// Verdict is how a task ended. It is given once; the first one stands.
+// Verdict is how a task ended. It is decided once: the first verdict is final.
 type Verdict string
 
 const (
-	// Complete: the endpoint answered with a status below 400.
+	// Complete means that the endpoint answered with a status below 400.
 	Complete Verdict = "COMPLETE"
-	// Failed: the endpoint answered 400 or above or not at all, the task was
-	// canceled, or the gateway that held it died.
+	// Failed means that the endpoint answered with 400 or above or not at all, that the
+	// task was canceled, or that the gateway that ran it died.
 	Failed Verdict = "FAILED"
-	// TimedOut: the deadline passed before the response was whole.
+	// TimedOut means that the deadline passed before the response was complete.
 	TimedOut Verdict = "TIMEOUT"
 )
 
-// State is where a task stands. The engine derives it from the subject that
-// holds the task; it is stored nowhere else.
+// State is the position of a task in its lifecycle. The engine keeps it outside the
+// record, and sets it when it reads the task.
 type State string
 
 const (
-	// Queued: accepted, waiting for a worker. A claim moves it to Running.
+	// Queued means that the task waits for a worker. A claim moves it to Running.
 	Queued State = "queued"
-	// Running: the endpoint is at work. Settling, or lease expiry,
-	// moves it to Delivering, Done, or back to Queued.
+	// Running means that the endpoint processes the task. The verdict moves it to
+	// Delivering or Done; lease expiry can also move it back to Queued.
 	Running State = "running"
-	// Delivering: it has its verdict; the callback is in flight, waiting for
-	// its host's turn or for its next attempt.
+	// Delivering means that the task has its verdict. Its callback is in flight, or
+	// waits for its host or for the next attempt.
 	Delivering State = "delivering"
-	// Done: ended, and its callback (if it had one) was accepted.
+	// Done means that the task has ended and its callback, if it has one, was accepted.
 	Done State = "done"
-	// Dead: ended, and its callback was given up. It can be redelivered.
+	// Dead means that the task has ended and its callback was given up. The callback
+	// can be redelivered.
 	Dead State = "dead"
 )
 
-// Task is the task document: the same on a queue's path, the dashboard, the
-// admin endpoint and the command line. Times are UTC.
+// Task is the task document. It is the same on a queue's path, in the dashboard, in the
+// admin endpoint and on the command line. Times are UTC.
 type Task struct {
 	ID             string    `json:"task_id"`
 	Queue          string    `json:"queue,omitempty"`
@@ -68,101 +67,102 @@ type Attempt struct {
 	StatusCode int       `json:"status_code,omitempty"`
 	DurationMS int64     `json:"duration_ms"`
 	Error      string    `json:"error,omitempty"`
-	// Response is the beginning of what the receiver answered, at most 1 KiB.
+	// Response is the beginning of the receiver's answer, at most 1 KiB.
 	Response string `json:"response,omitempty"`
 }
 
-// Callback is what a task owes: where its result goes and in which form.
-// It is fixed when the task is accepted; later changes of the configuration
-// do not touch it.
+// Callback describes where the result of a task is posted, and in which form. It is
+// fixed when the task is accepted: later changes of the configuration do not affect it.
 type Callback struct {
 	URL string `json:"url"`
-	// Trusted marks the operator's own URL, which may point at private
-	// addresses and any port.
+	// Trusted marks the operator's own URL, which may use private addresses and any
+	// port.
 	Trusted      bool        `json:"trusted,omitempty"`
 	Format       string      `json:"format,omitempty"`
 	TaskHeader   string      `json:"task_header,omitempty"`
 	StatusHeader string      `json:"status_header,omitempty"`
 	Header       [][2]string `json:"header,omitempty"`
-	// Profile names the service as which the callback is made; "" for our own.
+	// Profile names the profile of the callback. It is empty for the gateway's own
+	// contract.
 	Profile string `json:"profile,omitempty"`
-	// Function is what the profile openfaas calls the endpoint.
+	// Function is the name of the endpoint in the profile openfaas.
 	Function string `json:"function,omitempty"`
-	// MaxResult is the largest result posted whole, in bytes.
+	// MaxResult is the largest result that is posted whole, in bytes.
 	MaxResult   int64  `json:"max_result,omitempty"`
 	Traceparent string `json:"traceparent,omitempty"`
-	// KeyFor is the value from which, with each secret, the keys are derived that sign
-	// the callback; nil: the secrets sign.
+	// KeyFor is the value from which the signing keys are derived, one from each
+	// secret. If it is nil, the secrets themselves sign.
 	KeyFor *string `json:"key_for,omitempty"`
 }
 
-// Result describes the endpoint's response as it was captured. The body
-// itself travels beside the record.
+// Result describes the endpoint's response as it was captured. The body is stored
+// beside the record.
 type Result struct {
 	ContentType     string `json:"content_type,omitempty"`
 	ContentEncoding string `json:"content_encoding,omitempty"`
-	// Size is the length of the whole body in bytes; larger than the captured
-	// body if that was cut.
+	// Size is the length of the whole body in bytes. It is larger than the captured
+	// body if that was truncated.
 	Size int64 `json:"size,omitempty"`
-	// Kept is the length of the body that was captured. Only of a queue's task.
+	// Kept is the length of the captured body. It is set only for a queue's task.
 	Kept int64 `json:"kept,omitempty"`
-	// Header is the response's whole header. Only of a queue's task, whose
-	// result can be fetched, and where the callback's profile passes it on.
+	// Header is the response's whole header. It is set only for a queue's task, whose
+	// result can be fetched, and if the callback's profile passes it on.
 	Header http.Header `json:"header,omitempty"`
 }
 
-// Record is a task with all that is needed to go on with it after a crash:
-// what the engine stores. The body of the result, or of the request while it
-// waits, is stored beside it.
+// Record is a task as the engine stores it, with everything that is needed to continue
+// after a crash. The body of the result, or of the request while the task waits, is
+// stored beside it.
 type Record struct {
 	Task
-	// Tries is how many attempts were made; more than len(Attempts) if some were
-	// forgotten. A redelivery by hand starts it anew.
+	// Tries is how many attempts were made. It is more than len(Attempts) if old
+	// attempts were dropped. A manual redelivery resets it.
 	Tries int `json:"tries,omitempty"`
-	// Redelivered is when redeliveries by hand were asked for, the last few.
+	// Redelivered has the times of the last manual redeliveries.
 	Redelivered []time.Time `json:"redelivered,omitempty"`
-	// Span is the span of the request that made the task, as a traceparent; empty
-	// if it was not traced here.
+	// Span is the span of the request that created the task, as a traceparent. It is
+	// empty if the request was not traced here.
 	Span string `json:"span,omitempty"`
 	// Route names the directive that accepted the task, for metrics.
 	Route    string    `json:"route,omitempty"`
 	Callback *Callback `json:"callback,omitempty"`
-	// Result is nil if there was no answer: then Error says why.
+	// Result is nil if there was no response. Then Error says why.
 	Result *Result `json:"result,omitempty"`
-	// Version changes with every transition. Set by the engine, not stored in the
-	// record.
+	// Version changes with every transition. The engine sets it. It is not stored in
+	// the record.
 	Version uint64 `json:"-"`
 	// CallbackDomain is the registrable domain or network of a URL that a request
-	// named, for quotas; empty for the operator's own URL.
+	// named, for quotas. It is empty for the operator's own URL.
 	CallbackDomain string `json:"callback_domain,omitempty"`
-	// Request is what a queue's task runs; nil for a waiting client's.
+	// Request is the request that a queue's task runs. It is nil for a waiting client's
+	// task.
 	Request *Request `json:"request,omitempty"`
-	// Starts is how often a queue's task was begun.
+	// Starts is how often a queue's task was started.
 	Starts int `json:"starts,omitempty"`
-	// NotBefore is when the client lets a queue's task start; zero if it asked for no
-	// delay.
+	// NotBefore is the earliest start of a queue's task. It is zero if the client asked
+	// for no delay.
 	NotBefore time.Time `json:"not_before,omitzero"`
 	// Timeout bounds one run of a queue's task.
 	Timeout time.Duration `json:"timeout,omitempty"`
-	// Schedule identifies the schedule that made the task; empty if none did.
+	// Schedule identifies the schedule that created the task. It is empty if none did.
 	Schedule string `json:"schedule,omitempty"`
-	// RequestMethod, RequestPath (without the query) and RequestSize (of the body,
-	// in bytes) are of a waiting client's request; a queue's has them in Request.
+	// RequestMethod, RequestPath (without the query) and RequestSize (of the body, in
+	// bytes) describe a waiting client's request. A queue's task has them in Request.
 	RequestMethod string `json:"request_method,omitempty"`
 	RequestPath   string `json:"request_path,omitempty"`
 	RequestSize   int64  `json:"request_size,omitempty"`
-	// Traces are of the last attempts. Clients do not see them. The list is replaced
-	// as a whole, so copies of a record may share it.
+	// Traces are the traces of the last attempts. Clients do not see them. The list is
+	// replaced as a whole, so copies of a record may share it.
 	Traces []Trace `json:"traces,omitempty"`
 }
 
-// Trace is what operators see of an attempt beside [Attempt].
+// Trace is what operators see of an attempt in addition to [Attempt].
 type Trace struct {
 	At time.Time `json:"at"` // of the attempt
-	// RemoteAddr is the address and port that it connected to.
+	// RemoteAddr is the address and port to which the attempt connected.
 	RemoteAddr string `json:"remote_addr,omitempty"`
-	// The parts of its duration, in milliseconds. Those of connecting are missing if
-	// a connection was used again. FirstByte is from the connection to the first
+	// The parts of the duration, in milliseconds. DNS, Connect and TLS are missing if
+	// the connection was reused. FirstByte is the time from the connection to the first
 	// byte of the answer.
 	DNS       float64 `json:"dns_ms,omitempty"`
 	Connect   float64 `json:"connect_ms,omitempty"`
@@ -173,11 +173,11 @@ type Trace struct {
 	Received [][2]string `json:"response_headers,omitempty"`
 }
 
-// Request is a request that was accepted into a queue, as it stood before the
-// queue's block. Its body is stored beside the record.
+// Request is a request that was accepted into a queue, as it was before the queue's
+// block. Its body is stored beside the record.
 type Request struct {
 	Method     string            `json:"method"`
-	URI        string            `json:"uri"`           // as the client wrote it
+	URI        string            `json:"uri"`           // as the client sent it
 	Path       string            `json:"path,omitzero"` // path and query after rewrites, if they differ
 	Proto      string            `json:"proto,omitempty"`
 	Host       string            `json:"host,omitempty"`
@@ -188,15 +188,15 @@ type Request struct {
 	Vars       map[string]string `json:"vars,omitempty"`
 }
 
-// What is kept of a task that is redelivered by hand again and again: its record
-// must fit in a message.
+// Limits of what a record keeps. A task can be redelivered manually again and again,
+// and its record must fit in a message.
 const (
 	maxAttemptsKept  = 50
-	maxResponsesKept = 12 // as many as the default schedule makes attempts
+	maxResponsesKept = 12 // the number of attempts of the default retry schedule
 )
 
-// AddAttempt appends a to the record, forgetting the oldest when there are too
-// many to keep.
+// AddAttempt appends an attempt to the record, and drops the oldest if there are too
+// many. Only the last maxResponsesKept attempts keep their responses.
 func (r *Record) AddAttempt(a Attempt) {
 	r.Tries++
 	if len(r.Attempts) >= maxAttemptsKept {
@@ -208,14 +208,14 @@ func (r *Record) AddAttempt(a Attempt) {
 	}
 }
 
-// AddTrace adds the trace of the attempt that was added last, and drops the oldest
-// if there are too many to keep.
+// AddTrace adds the trace of the last attempt, and drops the oldest if there are too
+// many.
 func (r *Record) AddTrace(t Trace) {
 	kept := r.Traces[max(0, len(r.Traces)-maxResponsesKept+1):]
 	r.Traces = append(slices.Clone(kept), t)
 }
 
-// TraceOf returns the trace of an attempt; ok is false if it is not kept.
+// TraceOf returns the trace of an attempt. ok is false if the trace is not kept.
 func (r *Record) TraceOf(a Attempt) (t Trace, ok bool) {
 	i := slices.IndexFunc(r.Traces, func(t Trace) bool { return t.At.Equal(a.At) })
 	if i < 0 {
@@ -224,7 +224,7 @@ func (r *Record) TraceOf(a Attempt) (t Trace, ok bool) {
 	return r.Traces[i], true
 }
 
-// Line returns the method and the path, without its query, of the request that made
+// Line returns the method and the path, without the query, of the request that created
 // the task, and the size of its body in bytes.
 func (r *Record) Line() (method, path string, size int64) {
 	if r.Request == nil {
@@ -243,7 +243,7 @@ func (r *Record) WaitsSince() time.Time {
 	return r.CreatedAt
 }
 
-// LastAttempt returns the latest attempt, the zero value if there was none.
+// LastAttempt returns the latest attempt, and the zero value if there was none.
 func (r *Record) LastAttempt() Attempt {
 	if len(r.Attempts) == 0 {
 		return Attempt{}
@@ -251,25 +251,27 @@ func (r *Record) LastAttempt() Attempt {
 	return r.Attempts[len(r.Attempts)-1]
 }
 
-// ErrorHolderDied is the error of a task whose holder died before its verdict.
+// ErrorHolderDied is the error of a task if the gateway that ran it died before the
+// verdict.
 const ErrorHolderDied = "the gateway that held the task stopped before the endpoint answered"
 
-// maxRedelivered is how many redeliveries by hand are remembered.
+// maxRedelivered is how many manual redeliveries a record keeps.
 const maxRedelivered = 10
 
-// Redeliver starts the attempts anew, at the given time. Those made so far stay.
+// Redeliver starts the attempts again, for a manual redelivery at the given time. The
+// record keeps the attempts that were made so far.
 func (r *Record) Redeliver(at time.Time) {
 	r.Tries, r.NextAttemptAt, r.DeliveredAt, r.State = 0, time.Time{}, time.Time{}, ""
 	r.Redelivered = append(r.Redelivered[max(0, len(r.Redelivered)-maxRedelivered+1):], at)
 }
 
-// ForgetRequest drops what is of no use once the task has its verdict: headers
-// hold credentials, and the record of the result needs the room.
+// ForgetRequest drops the parts of the request that are not needed after the verdict:
+// headers contain credentials, and the record of the result needs the space.
 func (r *Record) ForgetRequest() {
 	if r.Request != nil {
 		r.Request = &Request{Method: r.Request.Method, URI: r.Request.URI, Size: r.Request.Size}
 	}
 }
 
-// Ended says whether the task has its verdict.
+// Ended reports whether the task has its verdict.
 func (r *Record) Ended() bool { return r.Status != "" }

@@ -30,5 +30,5 @@ func TestARequestIsForgottenButForItsName(t *testing.T) {
 	if rec.Request.Header != nil || rec.Request.Method != "POST" || rec.Request.URI != "/x" {
 		t.Errorf("the request is %+v", rec.Request)
 	}
-	new(Record).ForgetRequest() // a waiting client's task has none
+	new(Record).ForgetRequest() // a waiting client's task has no request
 }
