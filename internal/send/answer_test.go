@@ -19,7 +19,7 @@ import (
 
 func TestRetryAfterIsSecondsOrADateAndElseNothing(t *testing.T) {
 	t.Parallel()
-	// The clock of synctest stands still: a date is as far away as it says.
+	// The clock of synctest does not advance here, so the wait until a date is exact.
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
 		in := func(d time.Duration, layout string) string { return now.Add(d).UTC().Format(layout) }

@@ -9,10 +9,10 @@ import (
 	"sync/atomic"
 )
 
-// patientConn is a connection on which an answer counts though the receiver has
-// closed before it read the whole request. net/http gives an attempt up at the
-// first error of a write, even if the answer has arrived. So such an error is held
-// back until everything that arrived has been read.
+// patientConn is a connection that delivers an answer even if the receiver closes
+// before it has read the whole request. net/http gives up an attempt at the first write
+// error, even if the answer has arrived, so patientConn delays such an error until
+// everything that arrived has been read.
 type patientConn struct {
 	net.Conn
 	read chan struct{} // closed when nothing more can be read
@@ -32,9 +32,9 @@ func (c *patientConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write implements [net.Conn]. After an error it returns once Read has failed or
-// the connection is closed; net/http always reads, and closes when the attempt's
-// time is over.
+// Write implements [net.Conn]. After an error it returns once Read has failed or the
+// connection is closed. net/http always reads, and closes the connection when the
+// attempt times out.
 func (c *patientConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -52,25 +52,25 @@ func (c *patientConn) Close() error {
 func (c *patientConn) end() { c.once.Do(func() { close(c.read) }) }
 
 const (
-	// piece is how many bytes net/http gets at a time. It quotes in the process's
-	// log what it has read beyond an answer, and no option turns that off: a receiver
-	// that echoes would have the callback's body there. So that is not more than this.
+	// piece is how many bytes net/http gets at a time. net/http writes bytes that it
+	// has read beyond an answer to the process's log, and no option turns that off: a
+	// receiver that echoes would put the callback's body there. piece bounds what is
+	// logged.
 	piece = 16
-	// readAhead is the buffer that saves a system call for each piece.
+	// readAhead is the size of the buffer that saves a system call for each piece.
 	readAhead = 2 << 10
 )
 
-// quietConn is a connection over HTTP/1 that ends when the receiver sends what
-// nobody has asked for: before the first request, or while the connection is kept
-// for the next one. Without it net/http closes the connection too, and quotes what
-// came in the process's log.
+// quietConn is an HTTP/1 connection that ends when the receiver sends unsolicited data:
+// before the first request, or while the connection is kept for the next one. Without
+// it, net/http closes the connection too, but quotes the data in the process's log.
 type quietConn struct {
 	net.Conn
 	buffer  []byte
 	unread  []byte
 	written atomic.Bool
-	// requests counts those that have the connection. The hook that ends one can run
-	// after the one that begins the next.
+	// requests counts the requests that use the connection. The hook that ends one
+	// request can run after the hook that begins the next.
 	requests atomic.Int64
 }
 
@@ -78,13 +78,13 @@ func newQuietConn(conn net.Conn) *quietConn {
 	return &quietConn{Conn: conn, buffer: make([]byte, readAhead)}
 }
 
-// Read implements [net.Conn]. It is called by one goroutine.
+// Read implements [net.Conn]. Only one goroutine calls it.
 func (c *quietConn) Read(p []byte) (int, error) {
 	if len(c.unread) == 0 {
 		n, err := c.Conn.Read(c.buffer)
 		c.unread = c.buffer[:n]
 		if n == 0 {
-			return 0, err // an error with bytes comes again
+			return 0, err // the next read returns an error that came with bytes
 		}
 	}
 	if !c.written.Load() || c.requests.Load() < 1 {

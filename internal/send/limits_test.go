@@ -38,9 +38,9 @@ func startBoth(t *testing.T, timeout time.Duration, answer http.HandlerFunc) (s 
 func TestAnswersAreReadToTheLimitExactly(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		sent    int // and then no more, without an end
+		sent    int // then the receiver sends nothing, and does not end the answer
 		timeout time.Duration
-		whole   bool // more would be read
+		whole   bool // whether the sender waits for more
 	}{
 		"one byte less": {16<<10 - 1, 300 * time.Millisecond, true},
 		"the limit":     {16 << 10, time.Minute, false},
@@ -48,7 +48,7 @@ func TestAnswersAreReadToTheLimitExactly(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s, urls := startBoth(t, test.timeout, func(w http.ResponseWriter, r *http.Request) {
-				_, _ = io.Copy(io.Discard, r.Body) // it is of one byte
+				_, _ = io.Copy(io.Discard, r.Body) // the body is one byte
 				_, _ = w.Write(bytes.Repeat([]byte("x"), test.sent))
 				_ = http.NewResponseController(w).Flush()
 				<-r.Context().Done() // the sender hangs up
@@ -101,7 +101,7 @@ func TestHeadersOfAnswersAreReadTo64KiB(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s, urls := startBoth(t, time.Minute, func(w http.ResponseWriter, r *http.Request) {
-				_, _ = io.Copy(io.Discard, r.Body) // it is of one byte
+				_, _ = io.Copy(io.Discard, r.Body) // the body is one byte
 				w.Header().Set("X-Large", strings.Repeat("x", test.size))
 			})
 			for version, url := range urls {

@@ -20,7 +20,7 @@ func (s *Sender) request(ctx context.Context, c Callback, at time.Time) (*http.R
 	rec, head := c.Record, &c.Body.Head
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, rec.Callback.URL, http.NoBody)
 	if err != nil {
-		return nil, errUnusable // its text would have the URL's query
+		return nil, errUnusable // the text of err contains the URL's query
 	}
 	h := req.Header
 	setHeader(h, rec, head, s.opts.UserAgent)
@@ -36,8 +36,8 @@ func (s *Sender) request(ctx context.Context, c Callback, at time.Time) (*http.R
 	return req, setBody(req, c)
 }
 
-// setHeader sets the headers of a callback but for what a profile and the signatures
-// add.
+// setHeader sets the headers of a callback, except those of a profile and the
+// signatures.
 func setHeader(h http.Header, rec *task.Record, head *form.Callback, userAgent string) {
 	set := func(name, value string) {
 		if value != "" {
@@ -54,7 +54,8 @@ func setHeader(h http.Header, rec *task.Record, head *form.Callback, userAgent s
 		h.Set("Callback-Truncated", strconv.FormatInt(head.Truncated, 10))
 	}
 	setDefault(h, "User-Agent", userAgent)
-	// The OWASP core rule set of web application firewalls refuses requests without.
+	// The OWASP core rule set of web application firewalls refuses requests without
+	// Accept.
 	setDefault(h, "Accept", "*/*")
 	h.Set("Idempotency-Key", deliveryKey(rec))
 	h.Set(rec.Callback.TaskHeader, rec.ID)
@@ -66,8 +67,8 @@ func setHeader(h http.Header, rec *task.Record, head *form.Callback, userAgent s
 	set("Traceparent", rec.Callback.Traceparent)
 }
 
-// setBody makes the body that of the request. net/http opens it again if a
-// connection that was kept turns out to be closed.
+// setBody sets the body of the request. net/http opens it again if a reused connection
+// turns out to be closed.
 func setBody(req *http.Request, c Callback) (err error) {
 	if c.Body.Size == 0 {
 		return nil
@@ -83,7 +84,7 @@ func setDefault(h http.Header, name, value string) {
 	}
 }
 
-// sign adds the signatures of the body, which is read once.
+// sign adds the signatures of the body. It reads the body once.
 func (s *Sender) sign(ctx context.Context, h http.Header, c Callback, service profile.Profile, at time.Time) error {
 	keys := s.keysOf(c.Record.Callback)
 	if len(keys) == 0 {
@@ -131,11 +132,11 @@ func (s *Sender) keysOf(callback *task.Callback) []webhook.Key {
 	return derived
 }
 
-// deliveryKey is the idempotency key of a callback: the task's ID, and after a
-// redelivery by hand the ID and the time of that redelivery. A receiver drops what
-// it has seen under a key, and an operator who sends a callback again wants it
-// handled. With the header, net/http repeats a request on a new connection if a
-// kept one turns out to be closed.
+// deliveryKey returns the idempotency key of a callback: the task's ID, and after a
+// manual redelivery the ID and the time of that redelivery. A receiver drops duplicates
+// by this key, but an operator who redelivers a callback wants it handled again.
+// Because of the header, net/http repeats a request on a new connection if a reused one
+// turns out to be closed.
 func deliveryKey(rec *task.Record) string {
 	n := len(rec.Redelivered)
 	if n == 0 {
@@ -144,9 +145,9 @@ func deliveryKey(rec *task.Record) string {
 	return rec.ID + "-" + strconv.FormatInt(rec.Redelivered[n-1].UnixMilli(), 10)
 }
 
-// dropUnsendable removes what net/http refuses to send, or the callback would
-// never be delivered. Stored headers can have it: reverse_proxy keeps unannounced
-// trailers as "Trailer:Name", and handlers may set anything.
+// dropUnsendable removes headers that net/http refuses to send. With one of them, the
+// callback could never be delivered. Stored headers can contain them: reverse_proxy
+// keeps unannounced trailers as "Trailer:Name", and handlers may set any header.
 func (s *Sender) dropUnsendable(h http.Header, id string) {
 	for name, values := range h {
 		if httpguts.ValidHeaderFieldName(name) && sendable(values) {

@@ -4,8 +4,8 @@
 //	sender := send.New(send.Options{Timeout: …, Policy: …, Trusted: …, Keys: …})
 //	answer := sender.Send(ctx, send.Callback{Record: rec, Body: body})
 //
-// The answer says whether the callback was accepted, and whether another attempt
-// may help. When that is made is not decided here.
+// The answer says whether the callback was accepted, and whether another attempt may
+// succeed. The caller decides when to make that attempt.
 package send
 
 import (
@@ -25,22 +25,23 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// Options say how attempts are made.
+// Options are the options of a Sender.
 type Options struct {
 	// Timeout is how long an attempt may take, from connecting to the last byte of
 	// the answer.
 	Timeout time.Duration
-	// Policy is for URLs that a request has named, Trusted for the operator's.
+	// Policy applies to URLs that a request has named, Trusted to the operator's URLs.
 	Policy, Trusted *safedial.Policy
-	// TLS is the configuration of connections to https URLs; nil for Go's own.
+	// TLS is the configuration of connections to https URLs. If it is nil, Go's
+	// defaults apply.
 	TLS *tls.Config
-	// Keys sign, each of them.
+	// Keys sign each callback. Every key adds one signature.
 	Keys []webhook.Key
-	// UserAgent is for callbacks whose headers have none.
+	// UserAgent is sent with callbacks whose headers have no User-Agent.
 	UserAgent string
-	// PerHost is how many connections to one host are kept open.
+	// PerHost is how many connections to one host are kept for reuse.
 	PerHost int
-	// Dropped is called for each header that cannot be sent. Optional.
+	// Dropped is called for each header that cannot be sent. It may be nil.
 	Dropped func(taskID, name string)
 }
 
@@ -55,35 +56,35 @@ func New(o Options) *Sender {
 	return &Sender{opts: o, guarded: newConnections(o, o.Policy), owners: newConnections(o, o.Trusted)}
 }
 
-// Close closes the connections that are kept for reuse. Attempts in flight go on.
+// Close closes the connections that are kept for reuse. Attempts in flight continue.
 func (s *Sender) Close() {
 	s.guarded.close()
 	s.owners.close()
 }
 
-// Callback is what is sent.
+// Callback is a callback to send.
 type Callback struct {
 	Record *task.Record // with its Callback; Tries counts the attempts before this one
 	Body   *encode.Body
-	// Prepare is called with the request when all but the signature is set. It may
-	// add headers. Optional.
+	// Prepare is called with the request before it is signed. It may add headers. It
+	// may be nil.
 	Prepare func(req *http.Request, at time.Time)
 }
 
-// errUnusable is a stored callback that can never be sent.
+// errUnusable is returned for a stored callback that can never be sent.
 var errUnusable = errors.New("the callback cannot be sent")
 
 const (
-	// maxAnswer is how much of an answer is read: enough for the connection to
-	// be used again, and no more, however much a receiver sends.
+	// maxAnswer is how much of an answer is read, however much a receiver sends. It is
+	// enough for the connection to be reused.
 	maxAnswer = 16 << 10
-	// maxExcerpt is how much of it is kept.
+	// maxExcerpt is how much of an answer is kept.
 	maxExcerpt = 1 << 10
 )
 
-// Send makes one attempt. If ctx ends before there was an answer, the attempt has
-// its error; the receiver may have got the callback all the same. An error that
-// wraps encode.ErrSpool is not the receiver's: no attempt was made.
+// Send makes one attempt. If ctx ends before there is an answer, Err is set; the
+// receiver may have received the callback nevertheless. An error that wraps
+// encode.ErrSpool is local: no attempt was made.
 func (s *Sender) Send(ctx context.Context, c Callback) Answer {
 	at := time.Now().UTC()
 	req, err := s.request(ctx, c, at)
@@ -92,14 +93,14 @@ func (s *Sender) Send(ctx context.Context, c Callback) Answer {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeout)
 	defer cancel()
-	ans := Answer{At: time.Now().UTC()} // signing a large body is not the receiver's time
+	ans := Answer{At: time.Now().UTC()} // the time to sign a large body is not the receiver's
 	t, hidden := new(trace), newMask(c.Record, req.Header)
 	req = req.WithContext(httptrace.WithClientTrace(ctx, t.hooks()))
 	header := s.post(req, c.Record, &ans)
 	ans.Excerpt = hidden.text(ans.Excerpt)
 	ans.Trace = t.record(ans.At)
 	ans.Trace.Sent, ans.Trace.Received = hidden.headers(req.Header), hidden.headers(header)
-	// What limits connecting may end a moment before ctx does.
+	// The timeout of connecting may expire a moment before ctx.
 	if timedOut := cmp.Or(ctx.Err(), ans.Err); ans.Status == 0 && errors.Is(timedOut, context.DeadlineExceeded) {
 		ans.Err = fmt.Errorf("no answer within %v", s.opts.Timeout)
 	}
@@ -107,8 +108,8 @@ func (s *Sender) Send(ctx context.Context, c Callback) Answer {
 	return ans
 }
 
-// post makes the request and reads the answer. It returns the answer's header, nil if
-// there was none.
+// post makes the request and reads the answer. It returns the answer's header, and nil
+// if there was no answer.
 func (s *Sender) post(req *http.Request, rec *task.Record, ans *Answer) http.Header {
 	conns := s.guarded
 	if rec.Callback.Trusted {
@@ -120,8 +121,7 @@ func (s *Sender) post(req *http.Request, rec *task.Record, ans *Answer) http.Hea
 			conns.stranger(req.URL.Host)
 		}
 	}()
-	// Not through an http.Client: it would follow redirects, out of the reach of
-	// the URL's check.
+	// An http.Client would follow redirects, and the URL's check does not cover those.
 	resp, err := conns.current().RoundTrip(req)
 	if err != nil {
 		ans.Err = err
@@ -130,10 +130,10 @@ func (s *Sender) post(req *http.Request, rec *task.Record, ans *Answer) http.Hea
 	defer resp.Body.Close()
 	ans.Status = resp.StatusCode
 	if ans.Status == http.StatusSwitchingProtocols {
-		return resp.Header // what follows is no body, and would be waited for without end
+		return resp.Header // no body follows, and reading would not end
 	}
-	// The status has been given; a body that drips or breaks off takes nothing
-	// from it.
+	// The status decides. A body that arrives slowly or incompletely does not change
+	// it.
 	if resp.ContentLength != 0 {
 		var body []byte
 		body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))

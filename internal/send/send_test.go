@@ -79,7 +79,7 @@ func newPeer(t *testing.T, serve func(net.Conn)) (url string) {
 	return "http://" + ln.Addr().String()
 }
 
-// The keys of the specification's examples, shared by nobody.
+// The keys of the specification's examples, which nobody uses.
 const (
 	hmacKey    = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 	ed25519Key = "whsk_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -212,7 +212,7 @@ func (b *syncBuffer) String() string {
 	return b.b.String()
 }
 
-// TestNothingUnaskedIsInTheLog is not parallel: it looks at the process's log.
+// TestNothingUnaskedIsInTheLog is not parallel because it reads the process's log.
 func TestNothingUnaskedIsInTheLog(t *testing.T) {
 	const secret = "hunter2-hunter2-hunter2-hunter2"
 	var written syncBuffer
@@ -260,7 +260,7 @@ func TestNothingUnaskedIsInTheLog(t *testing.T) {
 				if name != "first" && !ans.Accepted() {
 					t.Errorf("the answer is %+v", ans)
 				}
-				<-ended // the connection was closed, at once and not when it was idle for long
+				<-ended // the connection is closed at once, not after the idle timeout
 			}
 			if strings.Contains(written.String(), secret[:piece]) {
 				t.Errorf("the log has %s", written.String())

@@ -18,9 +18,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// trace learns of an attempt what operators see of it, and tells a quietConn when
-// it is in use. Its hooks can run at once, and after the attempt: a transport goes
-// on connecting.
+// trace records an attempt for operators, and tells a quietConn when it is in use. Its
+// hooks can run concurrently, and after the attempt: a transport continues to connect.
 type trace struct {
 	used atomic.Pointer[quietConn]
 
@@ -30,7 +29,8 @@ type trace struct {
 	ready, answered      time.Time
 }
 
-// span is from the first beginning to the last end: several addresses may be tried.
+// span is the time from the first start to the last end: a transport may try several
+// addresses.
 type span struct{ begin, end time.Time }
 
 func (s *span) started() {
@@ -83,8 +83,8 @@ func (t *trace) hooks() *httptrace.ClientTrace {
 	}
 }
 
-// shaking tells the trace of a request that a TLS handshake begins, and returns what
-// tells it of the end. net/http does so only for handshakes of its own.
+// shaking reports to the trace of a request that a TLS handshake begins, and returns a
+// function that reports its end. net/http reports only its own handshakes.
 func shaking(ctx context.Context) (done func()) {
 	t := httptrace.ContextClientTrace(ctx)
 	if t == nil || t.TLSHandshakeStart == nil {
@@ -94,7 +94,7 @@ func shaking(ctx context.Context) (done func()) {
 	return func() { t.TLSHandshakeDone(tls.ConnectionState{}, nil) }
 }
 
-// record returns what is kept of the attempt that began at a time.
+// record returns the trace of the attempt that began at the given time.
 func (t *trace) record(at time.Time) task.Trace {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -105,25 +105,25 @@ func (t *trace) record(at time.Time) task.Trace {
 }
 
 const (
-	// masked stands for a value that may be a secret.
+	// masked replaces a value that may be a secret.
 	masked = "[masked]"
-	// maxKept and maxValue bound the headers that are kept of a request or an answer,
-	// and each value, in bytes: a receiver would fill the store with its own.
+	// maxKept bounds the headers that are kept of a request or an answer, and maxValue
+	// each value, in bytes. Without them, a receiver could fill the store.
 	maxKept  = 2 << 10
 	maxValue = 512
-	// minSecret is the length from which on a value is looked for in what receivers
-	// answer. Shorter ones are in any text.
+	// minSecret is the shortest value, in bytes, that is masked in receivers' answers.
+	// Shorter ones occur in any text.
 	minSecret = 6
 )
 
-// mask hides the secrets of a callback: values of the operator's headers, which hold
-// credentials, the query of its URL, and signatures.
+// mask hides the secrets of a callback: the values of the operator's headers, which
+// contain credentials, the query of the URL, and signatures.
 type mask struct {
 	names    map[string]bool // of the headers that the operator has set
 	replacer *strings.Replacer
 }
 
-// newMask returns the mask of a task's callback. sent are the headers of a request.
+// newMask returns the mask of a task's callback. sent is the header of the request.
 func newMask(rec *task.Record, sent http.Header) *mask {
 	m := &mask{names: make(map[string]bool)}
 	secrets := make([]string, 0, 2*len(rec.Callback.Header)+4)
@@ -148,7 +148,7 @@ func newMask(rec *task.Record, sent http.Header) *mask {
 			secrets = append(secrets, password)
 		}
 	}
-	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) }) // the longest that matches
+	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) }) // the longest match is replaced
 	var pairs []string
 	for _, secret := range slices.Compact(secrets) {
 		if len(secret) >= minSecret {
@@ -170,10 +170,10 @@ func isSecret(name string) bool {
 	return false
 }
 
-// text hides secrets that a receiver has sent back.
+// text masks secrets in what a receiver sent.
 func (m *mask) text(s string) string { return m.replacer.Replace(s) }
 
-// headers returns headers as they are kept: sorted by name, secrets masked, at most
+// headers returns the headers to keep: sorted by name, with secrets masked, at most
 // maxKept bytes.
 func (m *mask) headers(h http.Header) (kept [][2]string) {
 	names := make([]string, 0, len(h))
@@ -197,8 +197,8 @@ func (m *mask) headers(h http.Header) (kept [][2]string) {
 	return kept
 }
 
-// Preview returns the headers of the next attempt as an operator may see them,
-// without its signatures.
+// Preview returns the headers of the next attempt as operators may see them, without
+// signatures.
 func Preview(rec *task.Record, body *encode.Body) [][2]string {
 	h := make(http.Header)
 	setHeader(h, rec, &body.Head, "")

@@ -12,32 +12,35 @@ import (
 )
 
 const (
-	// maxAnswerHeader keeps a receiver from filling memory with headers.
+	// maxAnswerHeader bounds the header of an answer, so that a receiver cannot fill
+	// the memory.
 	maxAnswerHeader = 64 << 10
-	// maxAhead is how much of an answer over HTTP/2 may be on its way before it is
-	// read; the default of 4 MiB for each attempt would be the receivers' to fill.
+	// maxAhead is how much of an HTTP/2 answer a receiver may send before it is read.
+	// With the default of 4 MiB, receivers could fill that much memory for each
+	// attempt.
 	maxAhead = 64 << 10
-	// idleConnections and idleTimeout are how many connections are kept for
-	// reuse, and how long.
+	// idleConnections and idleTimeout are how many connections are kept for reuse, and
+	// for how long.
 	idleConnections = 1024
 	idleTimeout     = 90 * time.Second
-	// quietTimeout and pingTimeout are when a connection over HTTP/2 on which
-	// nothing comes is tried, and given up. All attempts to a host go over it: one
-	// that died without a word would fail them for as long as TCP resends.
+	// quietTimeout is when a silent HTTP/2 connection is pinged, and pingTimeout is
+	// when it is closed if there is no answer. All attempts to a host share the
+	// connection: if it died silently, they would fail for as long as TCP retransmits.
 	quietTimeout = 10 * time.Second
 	pingTimeout  = 5 * time.Second
-	// maxStrangers bounds the hosts of which an http.Transport remembers, for good
-	// and at about 4 KB each, that somebody waited for a connection.
+	// maxStrangers bounds the hosts that an http.Transport remembers. Once a request
+	// has waited for a connection to a host, the transport keeps about 4 KB for that
+	// host for ever.
 	maxStrangers = 2048
 )
 
-// connections are those to the hosts that a policy permits.
+// connections are the connections to the hosts that a policy permits.
 type connections struct {
 	create func() *http.Transport
 
 	mu        sync.Mutex
 	transport *http.Transport
-	strangers map[string]struct{} // hosts that left no connection to be used again
+	strangers map[string]struct{} // hosts that left no reusable connection
 	closed    bool
 }
 
@@ -52,9 +55,9 @@ func (c *connections) current() *http.Transport {
 	return c.transport
 }
 
-// stranger notes that an attempt to a host left no connection to be used again.
-// After many such hosts there is a new transport. Hosts that do keep connections
-// are connected to once more.
+// stranger records that an attempt to a host left no reusable connection. After many
+// such hosts, a new transport replaces the old one. Attempts to hosts with reusable
+// connections then connect once more.
 func (c *connections) stranger(host string) {
 	c.mu.Lock()
 	c.strangers[host] = struct{}{}
@@ -80,15 +83,15 @@ func (c *connections) close() {
 	transport.CloseIdleConnections()
 }
 
-// newTransport makes a transport that connects only where the policy permits.
+// newTransport returns a transport that connects only where the policy permits.
 func newTransport(o Options, policy *safedial.Policy) *http.Transport {
 	config := new(tls.Config)
 	if o.TLS != nil {
 		config = o.TLS.Clone()
 	}
 	config.NextProtos = []string{"h2", "http/1.1"}
-	// A transport goes on connecting when the attempt is over. Without limits of
-	// their own, connections that never come about would pile up.
+	// A transport continues to connect when the attempt is over. Without their own
+	// timeout, connections that are never established would pile up.
 	dial := func(ctx context.Context, network, hostPort string) (net.Conn, error) {
 		conn, err := policy.DialContext(ctx, network, hostPort)
 		if err != nil {
@@ -97,7 +100,7 @@ func newTransport(o Options, policy *safedial.Policy) *http.Transport {
 		return newPatientConn(conn), nil
 	}
 	return &http.Transport{
-		Proxy: nil, // a proxy would connect for us, unchecked
+		Proxy: nil, // a proxy would connect for us, without the policy
 		DialContext: func(ctx context.Context, network, hostPort string) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, o.Timeout)
 			defer cancel()
@@ -120,7 +123,7 @@ func newTransport(o Options, policy *safedial.Policy) *http.Transport {
 		MaxIdleConns:           idleConnections,
 		MaxIdleConnsPerHost:    o.PerHost,
 		IdleConnTimeout:        idleTimeout,
-		DisableCompression:     true, // an answer is never expanded
+		DisableCompression:     true, // an answer is never decompressed
 		MaxResponseHeaderBytes: maxAnswerHeader,
 		HTTP2: &http.HTTP2Config{
 			MaxReceiveBufferPerStream: maxAhead,
@@ -130,8 +133,8 @@ func newTransport(o Options, policy *safedial.Policy) *http.Transport {
 	}
 }
 
-// handshake sets up TLS on a connection. net/http recognises HTTP/2 by the type of
-// what it returns.
+// handshake sets up TLS on a connection. It returns a *tls.Conn for HTTP/2, because
+// net/http recognises HTTP/2 by this type.
 func handshake(ctx context.Context, conn net.Conn, hostPort string, config *tls.Config) (net.Conn, error) {
 	host, _, err := net.SplitHostPort(hostPort)
 	if err == nil {
