@@ -8,21 +8,20 @@ import (
 // slotTime is how long an attempt keeps a slot of the fast pool.
 const slotTime = 500 * time.Millisecond
 
-// Grant allows attempts to be started. Every one of them must be ended by Done
-// or Short.
+// Grant allows attempts to start. Each of them must be ended with Done or Short.
 type Grant struct {
 	Host     string
-	Attempts []*Attempt // one for each delivery to be taken from the engine
+	Attempts []*Attempt // one for each delivery to take from the engine
 }
 
 // Attempt is one attempt, from its grant to its end.
 type Attempt struct {
 	host        *host
-	participant *participant // that it counts for; nil once it has ended
+	participant *participant // the participant whose share it uses; nil once it has ended
 	started     time.Time
-	arrived     int64         // deliveries of the host that had been reported by then
-	late        bool          // has left the fast pool
-	fast        *list.Element // its place among those in the fast pool
+	arrived     int64         // deliveries of the host that were reported before the start
+	late        bool          // whether it has left the fast pool
+	fast        *list.Element // its element in Dispatcher.running; nil outside the fast pool
 }
 
 // Kind says how an attempt ended.
@@ -30,10 +29,10 @@ type Kind int
 
 // The ways in which an attempt ends.
 const (
-	Answered    Kind = iota // with a status code, whatever it is
-	TimedOut                // connected, but not answered, or not in time
+	Answered    Kind = iota // with any status code
+	TimedOut                // connected, but no answer in time
 	Unreachable             // not connected
-	Cancelled               // not by the host, or not made at all
+	Cancelled               // ended by the sender, or never made
 )
 
 // Outcome is how an attempt ended.
@@ -42,9 +41,9 @@ type Outcome struct {
 	Took time.Duration // from connecting to the end
 }
 
-// Next returns a host to which attempts may start now, and reserves slots for
-// them. It returns false if there is none. Then ask again after any other call,
-// and at NextChange.
+// Next returns a host to which attempts may start now, and reserves slots for them. It
+// returns false if there is none. Then call it again after any other call, and at
+// NextChange.
 func (d *Dispatcher) Next(now time.Time) (Grant, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -87,7 +86,7 @@ func (d *Dispatcher) grant(who *participant, now time.Time) Grant {
 	return g
 }
 
-// passOn moves attempts that turned out not to be fast to the slow pool, as far
+// passOn moves attempts that have taken longer than slotTime to the slow pool, as far
 // as their participants have a share of it.
 func (d *Dispatcher) passOn(now time.Time) {
 	if now.Before(d.nextPass) {
@@ -108,11 +107,12 @@ func (d *Dispatcher) passOn(now time.Time) {
 	}
 }
 
-// move moves an attempt to the slow pool, if its participant has a share of it.
+// move moves an attempt to the slow pool. It returns false if the participant has no
+// share left.
 func (d *Dispatcher) move(a *Attempt) bool {
 	old, who := a.participant, d.participant(&d.slow, a.host)
 	if d.slow.share(who) < 1 {
-		return false // and who exists, because it has attempts in flight
+		return false // this call did not create who: it has attempts in flight
 	}
 	d.running.Remove(a.fast)
 	a.fast, a.late, a.participant = nil, true, who
@@ -125,8 +125,8 @@ func (d *Dispatcher) move(a *Attempt) bool {
 	return true
 }
 
-// NextChange returns when to call Next again though nothing has happened. The
-// time is zero if nothing changes by itself.
+// NextChange returns when to call Next again if nothing else happens. The time is zero
+// if nothing changes by itself.
 func (d *Dispatcher) NextChange(now time.Time) time.Time {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -140,7 +140,7 @@ func (d *Dispatcher) NextChange(now time.Time) time.Time {
 	return at
 }
 
-// earlier returns the earlier of two times, of which the first can be zero.
+// earlier returns the earlier of two times. A zero a means no time.
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || b.Before(a) {
 		return b
@@ -148,9 +148,9 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// Short ends the attempts of a grant for which there was no delivery: Take
-// returned only n. The host then has no more due than was reported since the
-// grant.
+// Short ends the attempts of a grant for which there was no delivery, because Take
+// returned only n. The host then has no more deliveries due than were reported since
+// the grant.
 func (d *Dispatcher) Short(g Grant, n int, now time.Time) {
 	if n >= len(g.Attempts) {
 		return
@@ -166,9 +166,9 @@ func (d *Dispatcher) Short(g Grant, n int, now time.Time) {
 	}
 }
 
-// Done ends an attempt and returns what is now known of the host, for the engine
-// to keep. A second call for the same attempt changes nothing. If the delivery is
-// still due, report it with Due.
+// Done ends an attempt and returns the stats of the host, for the engine to store. A
+// second call for the same attempt changes nothing. If the delivery is still due,
+// report it with Due.
 func (d *Dispatcher) Done(a *Attempt, o Outcome, now time.Time) Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// BenchmarkNext is one attempt, from Due to Done, while others wait.
+// BenchmarkNext measures one attempt, from Due to Done, while others wait.
 func BenchmarkNext(b *testing.B) {
 	for _, bb := range []struct {
 		hosts, due int

@@ -14,19 +14,19 @@ const (
 	DefaultHosts       = 20_000
 )
 
-// Limits bound what is in flight and in memory, and how often attempts start. A field
-// below 1 has its default.
+// Limits bound what is in flight and in memory, and how often attempts start. Every
+// field except Interval has a default, which applies if it is below 1.
 type Limits struct {
-	// Concurrency is how many attempts are in flight at once to hosts that
-	// usually answer within 100 ms.
+	// Concurrency is how many attempts are in flight at once to hosts that usually
+	// answer within 100 ms.
 	Concurrency int
-	// Slow is how many are in flight at once to all other hosts. An attempt that
-	// was expected to be fast counts here once it has taken half a second.
+	// Slow is how many attempts are in flight at once to all other hosts. An attempt
+	// that was expected to be fast counts here after half a second.
 	Slow int
-	// PerHost is how many are in flight at once to one host.
+	// PerHost is how many attempts are in flight at once to one host.
 	PerHost int
-	// Interval is the time between the starts of attempts to one host, on average; 0
-	// sets no rate.
+	// Interval is the average time between the starts of attempts to one host. 0 means
+	// no rate.
 	Interval time.Duration
 	// Hosts is how many hosts are in memory, at about 400 bytes each.
 	Hosts int
@@ -47,32 +47,32 @@ func setDefault(field *int, value int) {
 }
 
 const (
-	// slowPaceTime is how soon half of the second half of the slow pool is taken.
+	// slowPaceTime is the paceTime of the slow pool.
 	slowPaceTime = 2 * time.Second
-	// hostsPart: the hosts of one participant that wait are at most this part of
-	// those in memory, so that the names of one domain do not keep others out.
+	// hostsPart bounds the waiting hosts of one participant to 1/hostsPart of the hosts
+	// in memory, so that the names of one domain do not keep others out.
 	hostsPart = 8
 )
 
-// Dispatcher decides which deliveries may be attempted now. Its methods can be
-// called from several goroutines at once. None of them waits for anything.
+// Dispatcher decides which deliveries may be attempted now. Its methods can be called
+// from several goroutines at once. They never block.
 type Dispatcher struct {
 	mu       sync.Mutex
 	limits   Limits
 	hosts    map[string]*host
-	idle     list.List // of *host: those only remembered, the longest ago first
+	idle     list.List // of *host: those with nothing due or in flight, the oldest first
 	fast     pool
 	slow     pool
 	running  list.List           // of *Attempt: those in the fast pool, the oldest first
-	nextPass time.Time           // when passOn has something to do
-	paused   map[string]struct{} // hosts
+	nextPass time.Time           // when passOn is due
+	paused   map[string]struct{} // by host
 	paced    paces
 	ticks    int64
-	refused  bool // a host, because so many are in memory
+	refused  bool // a host was refused because the memory is full
 	reread   bool
 }
 
-// New returns a dispatcher that knows no hosts.
+// New returns a dispatcher that has no hosts.
 func New(l Limits) *Dispatcher {
 	d := &Dispatcher{hosts: make(map[string]*host), paused: make(map[string]struct{})}
 	d.fast.participants = make(map[string]*participant)
@@ -82,8 +82,8 @@ func New(l Limits) *Dispatcher {
 	return d
 }
 
-// SetLimits changes the limits. Attempts in flight go on, even if there are more
-// of them than the new limits allow.
+// SetLimits changes the limits. Attempts in flight continue, even if there are more
+// than the new limits allow.
 func (d *Dispatcher) SetLimits(l Limits) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -95,18 +95,17 @@ func (d *Dispatcher) SetLimits(l Limits) {
 	}
 }
 
-// Due is a report that deliveries of a host have become due.
+// Due reports that deliveries of a host have become due.
 type Due struct {
 	Host    string // host:port
-	N       int    // how many, beyond those that were reported before
+	N       int    // how many, in addition to those that were reported before
 	Trusted bool   // the operator has named the host, not a client
-	Stats   Stats  // what the engine has of the host; ignored if it is in memory
+	Stats   Stats  // the host's stats in the engine; ignored if the host is in memory
 }
 
-// Due takes note of deliveries that have become due. It returns false if so many
-// hosts wait that this one cannot be kept in memory; Reread says when to report
-// it again. A report of more deliveries than there are costs one Take that
-// returns too few.
+// Due records that deliveries have become due. It returns false if so many hosts wait
+// that this one cannot be kept in memory; Reread says when to report it again.
+// Reporting more deliveries than there are costs one Take that returns too few.
 func (d *Dispatcher) Due(due Due, now time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -131,7 +130,7 @@ func (d *Dispatcher) Due(due Due, now time.Time) bool {
 	return true
 }
 
-// admit takes a host into memory, or returns nil.
+// admit takes a host into memory. It returns nil if there is no room.
 func (d *Dispatcher) admit(due Due, now time.Time) *host {
 	h := &host{name: due.Host, trusted: due.Trusted, group: due.Host}
 	if !h.trusted {
@@ -148,15 +147,15 @@ func (d *Dispatcher) admit(due Due, now time.Time) *host {
 			d.refused = true
 			return nil
 		}
-		delete(d.hosts, d.idle.Remove(oldest).(*host).name) // the engine has its stats
+		delete(d.hosts, d.idle.Remove(oldest).(*host).name) // the engine stores its stats
 	}
 	h.rank = d.firstRank(h)
 	d.hosts[h.name] = h
 	return h
 }
 
-// Reread reports, once, that there is room again for hosts that Due has refused.
-// Then all hosts with deliveries due are to be reported again.
+// Reread reports, once, that there is room again after Due has refused hosts. Then
+// report all hosts with deliveries due again.
 func (d *Dispatcher) Reread() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -165,8 +164,8 @@ func (d *Dispatcher) Reread() bool {
 	return again
 }
 
-// Pause stops attempts to a host from being started, or allows them again.
-// Attempts in flight go on. A pause outlives what else is known of a host.
+// Pause stops attempts to a host from being started, or allows them again. Attempts in
+// flight continue. A host stays paused even if it is removed from memory.
 func (d *Dispatcher) Pause(hostPort string, paused bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -180,7 +179,8 @@ func (d *Dispatcher) Pause(hostPort string, paused bool) {
 	}
 }
 
-// InFlight returns how many attempts are in flight to each host that has any.
+// InFlight returns the number of attempts in flight, by host. Hosts without any are
+// omitted.
 func (d *Dispatcher) InFlight() map[string]int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -193,8 +193,8 @@ func (d *Dispatcher) InFlight() map[string]int {
 	return counts
 }
 
-// allowed returns how many attempts may start to a host, for all that concerns
-// the host alone.
+// allowed returns how many attempts may start to a host. It considers only the limits
+// of the host itself.
 func (d *Dispatcher) allowed(h *host) int {
 	if _, paused := d.paused[h.name]; paused {
 		return 0
@@ -209,8 +209,8 @@ func (d *Dispatcher) allowed(h *host) int {
 	return n
 }
 
-// settle puts a host where it belongs now: in the order of its participant, or
-// among those that are only remembered.
+// settle moves a host to where it belongs now: into the order of its participant, or
+// into the list of idle hosts.
 func (d *Dispatcher) settle(h *host) {
 	var who *participant
 	if d.allowed(h) > 0 {
@@ -235,8 +235,8 @@ func (d *Dispatcher) settle(h *host) {
 	}
 }
 
-// unrefuse has refused hosts reported again once half of those that waited are
-// gone.
+// unrefuse makes Reread return true once half of the waiting hosts of a participant
+// that had refused hosts are gone.
 func (d *Dispatcher) unrefuse(who *participant) {
 	if who.refused && len(who.hosts) <= d.limits.Hosts/hostsPart/2 {
 		who.refused, d.reread = false, true
@@ -265,10 +265,10 @@ func (d *Dispatcher) tick() int64 {
 	return d.ticks
 }
 
-// firstRank returns the rank of a host that had nothing due, and of its
-// participant: ahead of all that were served, and of those that came before.
-// Thousands of hosts can wait for their first attempt, and a new one must not
-// wait for all of them. A host that failed last comes after all others.
+// firstRank returns the rank of a host that had nothing due, and of its participant. It
+// is ahead of all that were served, and of those that came before: thousands of hosts
+// can wait for their first attempt, and a new one must not wait for all of them. A host
+// whose last attempt failed comes after all others.
 func (d *Dispatcher) firstRank(h *host) int64 {
 	if h.stats.Window < firstWindow {
 		return d.tick()

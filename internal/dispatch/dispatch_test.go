@@ -9,8 +9,8 @@ import (
 
 var good = Stats{Window: 8, Average: 10 * time.Millisecond, Answered: anHourAgo}
 
-// grants calls Next until there is no more, and returns how many attempts each
-// host may start.
+// grants calls Next until it returns false, and returns how many attempts each host may
+// start.
 func grants(d *Dispatcher, now time.Time) (map[string]int, []*Attempt) {
 	counts := make(map[string]int)
 	var all []*Attempt
@@ -271,7 +271,7 @@ func TestGroup(t *testing.T) {
 	}
 }
 
-// check reports what must always hold and does not.
+// check reports violations of the dispatcher's invariants.
 func (d *Dispatcher) check(t *testing.T, limits Limits, attempts map[*Attempt]bool) {
 	t.Helper()
 	running, counted := make(map[*pool]int), make(map[*participant]int)
@@ -317,8 +317,8 @@ func (d *Dispatcher) check(t *testing.T, limits Limits, attempts map[*Attempt]bo
 	}
 }
 
-// operate calls the dispatcher at random, checks it after each call, and then
-// expects that everything that is due is started.
+// operate calls the dispatcher at random and checks it after each call. At the end it
+// expects that every due delivery is started.
 func operate(t *testing.T, rng *rand.Rand, calls int) {
 	limits := Limits{Concurrency: 1 + rng.IntN(8), Slow: 1 + rng.IntN(16), PerHost: 1 + rng.IntN(6), Hosts: 8 + rng.IntN(40)}
 	d, now := New(limits), epoch
@@ -354,7 +354,7 @@ func operate(t *testing.T, rng *rand.Rand, calls int) {
 			report(host, 1, 1)
 		case 1:
 			n := rng.IntN(20)
-			report(host, n, n*rng.IntN(2)) // all or none of them are there
+			report(host, n, n*rng.IntN(2)) // the engine has all of them or none
 		case 2:
 			d.Pause(host, rng.IntN(4) == 0)
 		case 3, 4, 5:

@@ -7,16 +7,17 @@ import (
 	"time"
 )
 
-// load is what goes on beside the healthy hosts.
+// load is what runs in addition to the callbacks of the healthy hosts.
 type load struct {
 	name string
 	add  func(s *simulation, stored bool)
-	// beyond is true of a load that is more than the promise covers: it may delay
-	// some callbacks for as long as an attempt has a slot of the fast pool.
+	// beyond marks a load that exceeds the promise: it may delay some callbacks for as
+	// long as an attempt has a slot of the fast pool.
 	beyond bool
 }
 
-// backlogOf gives each of n receivers a backlog. If stored, the engine knows them.
+// backlogOf gives each of n receivers a backlog. If stored is set, the engine has their
+// stats.
 func backlogOf(n, callbacks int, receiverOf func(i int) *receiver, stats Stats) func(*simulation, bool) {
 	return func(s *simulation, stored bool) {
 		for i := range n {
@@ -37,11 +38,11 @@ func together(loads ...func(*simulation, bool)) func(*simulation, bool) {
 	}
 }
 
-// anHourAgo is when hosts that the engine knows have answered.
+// anHourAgo is when hosts with stats in the engine answered last.
 var anHourAgo = epoch.Add(-time.Hour)
 
-// holding is hosts that answer a few callbacks and then hold every connection.
-// If stored, they have answered these before.
+// holding is a load of hosts that answer a few callbacks and then hold every
+// connection. If stored is set, they have answered these callbacks before.
 func holding(answers, n, callbacks int, format string) func(*simulation, bool) {
 	stats := Stats{Window: min(firstWindow+answers, DefaultPerHost), Average: 5 * time.Millisecond, Answered: anHourAgo}
 	return func(s *simulation, stored bool) {
@@ -53,7 +54,7 @@ func holding(answers, n, callbacks int, format string) func(*simulation, bool) {
 	}
 }
 
-// slow is hosts that answer late, or never if takes is the attempt timeout.
+// slow is a load of hosts that answer late, or never if takes is the attempt timeout.
 func slow(n, callbacks int, takes time.Duration, format string) func(*simulation, bool) {
 	stats := Stats{Window: DefaultPerHost, Average: takes, Answered: anHourAgo}
 	if takes >= attemptTimeout {
@@ -88,7 +89,7 @@ var loads = []load{
 	{name: "all", add: together(holders, wildcard, hosting, network6, crowd)},
 }
 
-// figures are what is measured of a run.
+// figures are the measurements of a run.
 type figures struct {
 	p99   time.Duration // of the healthy hosts' callbacks, from being due to the answer
 	first time.Duration // the longest until a new host's first callback was answered
@@ -100,8 +101,8 @@ func (f figures) String() string {
 	return fmt.Sprintf("p99 %v, first %v, %d lost, %d answered", f.p99, f.first, f.lost, f.total)
 }
 
-// measure runs 200 callbacks a second to 50 healthy hosts, and one a second to a
-// new host, beside a load, for a minute.
+// measure runs 200 callbacks a second to 50 healthy hosts, and one a second to a new
+// host, in addition to a load, for a minute.
 func measure(r rules, add func(*simulation, bool), stored bool, seed uint64) figures {
 	const runTime = time.Minute
 	s := newSimulation(r, seed)
@@ -138,7 +139,7 @@ func measure(r rules, add func(*simulation, bool), stored bool, seed uint64) fig
 	}
 }
 
-// fair reports whether figures are as good as promised, beside those without the
+// fair reports whether the figures keep the promise, compared with those without the
 // load.
 func (f figures) fair(alone figures) bool {
 	return f.p99 <= max(alone.p99*6/5, alone.p99+5*time.Millisecond) && f.first <= 2*time.Second && f.lost == 0
@@ -175,7 +176,7 @@ func TestSlowHonestReceiverKeepsUp(t *testing.T) {
 			var late []time.Duration
 			r := steady("slow.example:443", 1500*time.Millisecond)
 			r.onDone = func(delay time.Duration) {
-				if s.now > time.Minute { // its window has grown
+				if s.now > time.Minute { // the window has grown by then
 					late = append(late, delay)
 				}
 			}
@@ -198,7 +199,7 @@ func TestBacklogIsDelivered(t *testing.T) {
 		name             string
 		hosts, callbacks int
 		format           string
-		workers          int // of the client loop it is compared with
+		workers          int // of the client loop to compare with
 	}{
 		{"of 1,000 hosts", 1000, 50, "host%d.example:443", DefaultConcurrency},
 		{"of one host", 1, 5000, "host%d.example:443", DefaultPerHost},
@@ -268,8 +269,8 @@ func TestFloodOfNewHostsStarvesNobody(t *testing.T) {
 		r.onDone = func(time.Duration) { answered++ }
 		s.after(0, func() { s.due(r, 1) })
 	}
-	slow(100, 1, attemptTimeout, "first%d.example:443")(s, false) // the newest are first
-	// Attempts to these names can end at a fifth of the rate at which they come.
+	slow(100, 1, attemptTimeout, "first%d.example:443")(s, false) // the newest hosts come first
+	// Attempts to these names end at most at a fifth of the rate at which they arrive.
 	s.every(100*time.Millisecond, flood, func(i int) {
 		s.due(steady(fmt.Sprintf("flood%d.example:443", i), attemptTimeout), 1)
 	})

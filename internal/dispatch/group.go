@@ -8,13 +8,13 @@ import (
 	"golang.org/x/net/publicsuffix"
 )
 
-// Group returns what hosts must have in common to share a limit: the
-// registrable domain of a name, the /24 of an IPv4 address, or the /48 of an
-// IPv6 address. One person can have any number of names or addresses within it.
+// Group returns the group of a host, whose members share a limit: the registrable
+// domain of a name, the /24 of an IPv4 address, or the /48 of an IPv6 address. One
+// person can have any number of names or addresses within a group.
 //
-// Only the ICANN part of the public suffix list counts. In the private part are
-// the domains under which hosting companies give names away for free, and there
-// a thousand names cost no more than one.
+// Only the ICANN part of the public suffix list counts. The private part lists the
+// domains under which hosting companies give away names for free: a thousand names
+// there cost no more than one.
 func Group(hostPort string) string {
 	host, _, err := net.SplitHostPort(hostPort)
 	if err != nil {
@@ -28,7 +28,7 @@ func Group(hostPort string) string {
 	for !icann {
 		_, parent, ok := strings.Cut(suffix, ".")
 		if !ok {
-			break // no list knows this top-level domain
+			break // the list does not have this top-level domain
 		}
 		suffix, icann = publicsuffix.PublicSuffix(parent)
 	}

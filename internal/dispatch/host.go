@@ -6,41 +6,38 @@ import (
 )
 
 const (
-	// firstWindow is how many attempts at once a host gets that has not answered
-	// lately.
+	// firstWindow is the window of a host that has not answered lately.
 	firstWindow = 2
-	// fastAverage is the average from which on a host is no longer fast.
+	// fastAverage is the average from which a host is no longer fast.
 	fastAverage = 100 * time.Millisecond
-	// answerLifetime is how long it counts that a host has answered.
+	// answerLifetime is how long an answer of a host counts.
 	answerLifetime = 24 * time.Hour
 )
 
-// Stats is what is known of a host. The engine keeps it, because a restart loses
-// what is in memory, and memory is bounded. The zero value means that nothing is
-// known.
+// Stats is what is known about a host. The engine stores it, because a restart loses
+// the memory, and the memory is bounded. The zero value means that nothing is known.
 type Stats struct {
 	Window   int           // attempts at once that the host has earned
-	Average  time.Duration // of its attempts, the last ones counting most
-	Answered time.Time     // when it answered last
+	Average  time.Duration // of the durations of attempts, weighted towards the last ones
+	Answered time.Time     // when the host answered last
 }
 
-// host is one host:port with deliveries due or attempts in flight, or one that
-// is only remembered.
+// host is one host:port. Without deliveries due and attempts in flight, it is idle.
 type host struct {
 	position
 	name    string
 	group   string
 	trusted bool
 	stats   Stats
-	due     int   // deliveries that wait in the engine, as far as is known
-	arrived int64 // deliveries that were ever reported
+	due     int   // deliveries that wait in the engine, as reported
+	arrived int64 // deliveries that were reported in total
 	late    int   // attempts in flight that have left the fast pool
 
-	next  time.Time // when its next attempt may start, if there is a rate
-	paced int       // its place among those that wait for that, from 1; 0 if it does not
+	next  time.Time // when the next attempt may start, if there is a rate
+	paced int       // the position in Dispatcher.paced, from 1; 0 if the host is not in it
 
-	queued *participant  // in whose order it waits
-	idle   *list.Element // its place among those that are only remembered
+	queued *participant  // the participant in whose order the host waits
+	idle   *list.Element // the element in Dispatcher.idle
 }
 
 // fast reports whether the next attempt is expected to end soon.
@@ -48,7 +45,8 @@ func (h *host) fast() bool {
 	return h.stats.Average < fastAverage && h.late == 0 && (h.trusted || !h.stats.Answered.IsZero())
 }
 
-// load sets what is known of a host.
+// load sets the stats of a host. It replaces empty and expired stats with those of a
+// new host.
 func (h *host) load(s Stats, now time.Time) {
 	if s.Window < 1 || !s.Answered.IsZero() && now.Sub(s.Answered) > answerLifetime {
 		s = Stats{Window: firstWindow}
@@ -56,7 +54,7 @@ func (h *host) load(s Stats, now time.Time) {
 	h.stats = s
 }
 
-// learn adjusts what is known of a host to how an attempt ended.
+// learn updates the stats of a host after an attempt.
 func (h *host) learn(o Outcome, now time.Time, perHost int) {
 	s := &h.stats
 	switch o.Kind {
@@ -68,7 +66,7 @@ func (h *host) learn(o Outcome, now time.Time, perHost int) {
 		s.Window = max(1, s.Window/2)
 	}
 	if o.Kind == Unreachable {
-		return // how long that took says nothing about answers
+		return // the duration says nothing about answers
 	}
 	if s.Average == 0 {
 		s.Average = o.Took

@@ -2,17 +2,17 @@ package dispatch
 
 import "container/heap"
 
-// position is where a host or a participant is in an order.
+// position is the position of a host or a participant in an order.
 type position struct {
 	running int   // attempts in flight
-	rank    int64 // decides between those with as many in flight: the lowest is next
-	index   int   // in the order, from 1; 0 if it is in none
+	rank    int64 // decides among those with equally many in flight: the lowest is next
+	index   int   // in the order, from 1; 0 if it is in no order
 }
 
 func (p *position) at() *position { return p }
 
-// order is a queue of hosts or participants. The one with the fewest attempts in
-// flight is first.
+// order is a priority queue of hosts or participants. The one with the fewest attempts
+// in flight is first.
 type order[T interface{ at() *position }] []T
 
 func (o order[T]) Len() int { return len(o) }
@@ -30,14 +30,14 @@ func (o order[T]) Swap(i, j int) {
 	o[i].at().index, o[j].at().index = i+1, j+1
 }
 
-// Push is for container/heap; call add.
+// Push implements [heap.Interface]; call add.
 func (o *order[T]) Push(x any) {
 	item := x.(T)
 	*o = append(*o, item)
 	item.at().index = len(*o)
 }
 
-// Pop is for container/heap; call remove.
+// Pop implements [heap.Interface]; call remove.
 func (o *order[T]) Pop() any {
 	last := len(*o) - 1
 	item := (*o)[last]
@@ -47,7 +47,7 @@ func (o *order[T]) Pop() any {
 	return item
 }
 
-// add puts an item in, or moves it to where it belongs now.
+// add inserts an item, or moves it to its new position.
 func (o *order[T]) add(item T) {
 	if i := item.at().index; i > 0 {
 		heap.Fix(o, i-1)
@@ -62,8 +62,8 @@ func (o *order[T]) remove(item T) {
 	}
 }
 
-// lead returns how many attempts the first item may start before the second has
-// fewer in flight. It is at most n.
+// lead returns how many attempts the first item may start before the second has fewer
+// in flight. The result is at most n and at least 1.
 func (o order[T]) lead(n int) int {
 	first := o[0].at().running
 	for i := 1; i < min(len(o), 3); i++ {

@@ -6,10 +6,11 @@ import (
 )
 
 // paceSlack is how late an attempt may start without delaying those after it: timers
-// are not exact, and neither is a busy machine.
+// are not exact, and a busy machine is late too.
 const paceSlack = 20 * time.Millisecond
 
-// paces are the hosts whose next attempt the rate delays, the earliest first.
+// paces are the hosts that wait because of the rate, ordered by the start of their next
+// attempt.
 type paces []*host
 
 func (p paces) Len() int           { return len(p) }
@@ -19,14 +20,14 @@ func (p paces) Swap(i, j int) {
 	p[i].paced, p[j].paced = i+1, j+1
 }
 
-// Push is for container/heap.
+// Push implements [heap.Interface].
 func (p *paces) Push(x any) {
 	h := x.(*host)
 	*p = append(*p, h)
 	h.paced = len(*p)
 }
 
-// Pop is for container/heap.
+// Pop implements [heap.Interface].
 func (p *paces) Pop() any {
 	last := len(*p) - 1
 	h := (*p)[last]
@@ -36,7 +37,7 @@ func (p *paces) Pop() any {
 	return h
 }
 
-// started counts an attempt to a host against the rate.
+// started counts the start of an attempt against the rate of its host.
 func (d *Dispatcher) started(h *host, now time.Time) {
 	if d.limits.Interval <= 0 {
 		return
@@ -49,7 +50,7 @@ func (d *Dispatcher) started(h *host, now time.Time) {
 	}
 }
 
-// notStarted takes back what started has counted.
+// notStarted undoes started for an attempt that was not made.
 func (d *Dispatcher) notStarted(h *host) {
 	if d.limits.Interval <= 0 {
 		return
@@ -60,15 +61,14 @@ func (d *Dispatcher) notStarted(h *host) {
 	}
 }
 
-// resume lets the hosts start attempts again whose time has come.
+// resume allows attempts to the hosts whose next start has come.
 func (d *Dispatcher) resume(now time.Time) {
 	for len(d.paced) > 0 && !d.paced[0].next.After(now) {
 		d.settle(heap.Pop(&d.paced).(*host))
 	}
 }
 
-// setInterval changes the rate. What has been counted against another one is
-// forgotten.
+// setInterval changes the rate. It discards what was counted against the old rate.
 func (d *Dispatcher) setInterval(interval time.Duration) {
 	if interval == d.limits.Interval {
 		return
@@ -80,8 +80,8 @@ func (d *Dispatcher) setInterval(interval time.Duration) {
 	}
 }
 
-// RateLimited reports whether deliveries to a host wait because of the rate. It is
-// also true for a moment after the last one.
+// RateLimited reports whether deliveries to a host wait because of the rate. The result
+// stays true for a moment after the last delivery.
 func (d *Dispatcher) RateLimited(hostPort string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -5,37 +5,36 @@ import (
 	"time"
 )
 
-// pool is a number of slots, and who waits for them.
+// pool is a number of slots and the participants that wait for them.
 type pool struct {
 	size         int
 	running      int // attempts in flight
 	active       int // participants with attempts in flight
 	participants map[string]*participant
-	ready        order[*participant] // those with hosts that may start an attempt
-	waiting      list.List           // those of ready with no attempt in flight, the longest waiting first
-	passed       int                 // grants since the one to the longest waiting
-	// paceTime makes the second half of the slots last, unless it is zero: half
-	// of it is taken after this time at the earliest, half of the rest after
-	// twice this time, and so on. Thousands of hosts can wait, for instance after
-	// a restart, and all of them can hold their connections. A new host then still
-	// finds a slot.
+	ready        order[*participant] // participants with hosts that may start an attempt
+	waiting      list.List           // those in ready without attempts in flight, the longest waiting first
+	passed       int                 // grants since the last one to the longest waiting
+	// paceTime makes the second half of the slots last, unless it is zero. Half of it
+	// is taken after paceTime at the earliest, half of the rest after twice that time,
+	// and so on. Thousands of hosts can wait, for instance after a restart, and all of
+	// them can hold their connections. A new host then still finds a slot.
 	paceTime time.Duration
 	last     time.Time // when the last attempt started
 }
 
-// participant is what shares are equal between: the hosts of one group that wait
-// for one pool, or have attempts in it.
+// participant is the unit of fairness: the hosts of one group that wait for a pool or
+// have attempts in it. All participants of a pool have equal shares.
 type participant struct {
 	position
 	pool    *pool
 	group   string
-	hosts   order[*host]  // those that may start an attempt
-	waits   *list.Element // its place in waiting
-	refused bool          // a host, because so many wait already
+	hosts   order[*host]  // hosts that may start an attempt
+	waits   *list.Element // the element in pool.waiting
+	refused bool          // a host was refused because too many wait
 }
 
-// longestEvery is how often the participant that has waited longest is next.
-// Without that, some could wait as long as new ones arrive.
+// longestEvery is how often the participant that has waited longest is next. Without
+// it, a participant could wait for as long as new ones arrive.
 const longestEvery = 8
 
 // choose returns the participant that is next, or nil if no attempt may start.
@@ -48,7 +47,7 @@ func (p *pool) choose(now time.Time) *participant {
 		next = front.Value.(*participant)
 	}
 	if p.share(next) < 1 {
-		return nil // and the others have as many in flight
+		return nil // the others have at least as many in flight
 	}
 	return next
 }
@@ -65,7 +64,7 @@ func (p *pool) free(now time.Time) int {
 	return free
 }
 
-// pace returns how long after the last attempt the next may start.
+// pace returns the minimum time between the last attempt and the next one.
 func (p *pool) pace() time.Duration {
 	free := max(1, p.size-p.running)
 	if p.paceTime == 0 || free > p.size/2 {
@@ -74,8 +73,8 @@ func (p *pool) pace() time.Duration {
 	return min(p.paceTime/2, p.paceTime*time.Duration(p.size)/time.Duration(2*free*free))
 }
 
-// share returns how many attempts a participant may start now. It never has so
-// many that less is left for one more participant.
+// share returns how many more attempts a participant may start now. It leaves an equal
+// share for one more participant.
 func (p *pool) share(who *participant) int {
 	active := p.active
 	if who.running == 0 {
@@ -84,7 +83,8 @@ func (p *pool) share(who *participant) int {
 	return max(1, p.size/(active+1)) - who.running
 }
 
-// nextChange returns when an attempt may start that may not start now, or zero.
+// nextChange returns when an attempt may start that may not start now. It is zero if
+// there is no such time.
 func (p *pool) nextChange(now time.Time) time.Time {
 	if len(p.ready) == 0 || p.running >= p.size {
 		return time.Time{}
@@ -95,7 +95,7 @@ func (p *pool) nextChange(now time.Time) time.Time {
 	return time.Time{}
 }
 
-// count changes how many attempts of a participant are in flight.
+// count adds n to the attempts in flight of a participant.
 func (p *pool) count(who *participant, n int) {
 	if who.running == 0 {
 		p.active++
@@ -107,7 +107,7 @@ func (p *pool) count(who *participant, n int) {
 	p.running += n
 }
 
-// granted notes that a participant starts n attempts.
+// granted records that a participant starts n attempts.
 func (p *pool) granted(who *participant, n int, now time.Time) {
 	p.passed++
 	if who.waits == p.waiting.Front() {
@@ -117,7 +117,8 @@ func (p *pool) granted(who *participant, n int, now time.Time) {
 	p.count(who, n)
 }
 
-// place puts a participant where it belongs now, or drops it.
+// place moves a participant to where it belongs now. It drops a participant without
+// hosts and without attempts in flight.
 func (p *pool) place(who *participant) {
 	waits := len(who.hosts) > 0 && who.running == 0
 	switch {

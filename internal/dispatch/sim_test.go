@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// rules are what the simulator tries: the Dispatcher, or simpler ones.
+// rules are the rules under simulation: the Dispatcher, or simpler ones.
 type rules interface {
 	Due(Due, time.Time) bool
 	Next(time.Time) (Grant, bool)
@@ -26,11 +26,11 @@ type receiver struct {
 	name    string
 	trusted bool
 	stored  Stats
-	// takes returns how long an attempt takes. From attemptTimeout on it gets no
+	// takes returns how long an attempt takes. From attemptTimeout on there is no
 	// answer.
 	takes   func(*rand.Rand) time.Duration
-	onDone  func(delay time.Duration) // of a first attempt that was answered
-	waiting []*callback               // in the engine
+	onDone  func(delay time.Duration) // called when a first attempt was answered
+	waiting []*callback               // due in the engine
 }
 
 type callback struct {
@@ -61,7 +61,7 @@ func (e *events) Pop() any {
 	return last
 }
 
-// simulation is a deliverer, an engine and receivers in simulated time.
+// simulation has a deliverer, an engine and receivers in simulated time.
 type simulation struct {
 	rules     rules
 	rng       *rand.Rand
@@ -86,7 +86,7 @@ func (s *simulation) after(wait time.Duration, do func()) {
 	heap.Push(&s.events, event{s.now + wait, s.seq, do})
 }
 
-// due lets n callbacks of a receiver become due now.
+// due makes n callbacks of a receiver due now.
 func (s *simulation) due(r *receiver, n int) {
 	s.receivers[r.name] = r
 	for range n {
@@ -101,7 +101,7 @@ func (s *simulation) report(r *receiver, n int) {
 	}
 }
 
-// run goes on until the time, and from then on no further.
+// run simulates until the given time.
 func (s *simulation) run(until time.Duration) {
 	for len(s.events) > 0 && s.events[0].at <= until {
 		e := heap.Pop(&s.events).(event)
@@ -115,7 +115,7 @@ func (s *simulation) run(until time.Duration) {
 	s.now = until
 }
 
-// start starts what may be started now.
+// start starts all attempts that may start now.
 func (s *simulation) start() {
 	for {
 		g, ok := s.rules.Next(s.clock())
@@ -158,7 +158,7 @@ func (s *simulation) attempt(r *receiver, c *callback, a *Attempt) {
 	})
 }
 
-// every calls do until the time, at random intervals of this mean.
+// every calls do until the given time, at random intervals with the given mean.
 func (s *simulation) every(mean, until time.Duration, do func(i int)) {
 	at := time.Duration(0)
 	for i := 0; ; i++ {
@@ -170,12 +170,12 @@ func (s *simulation) every(mean, until time.Duration, do func(i int)) {
 	}
 }
 
-// steady is a receiver that takes as long each time.
+// steady returns a receiver that takes equally long each time.
 func steady(name string, takes time.Duration) *receiver {
 	return &receiver{name: name, takes: func(*rand.Rand) time.Duration { return takes }}
 }
 
-// holdsAfter is a receiver that answers n times at once and then holds every
+// holdsAfter returns a receiver that answers n times at once and then holds every
 // connection.
 func holdsAfter(name string, n int) *receiver {
 	return &receiver{name: name, takes: func(*rand.Rand) time.Duration {

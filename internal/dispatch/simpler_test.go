@@ -8,27 +8,27 @@ import (
 	"time"
 )
 
-// simple is simpler rules: limits on all attempts and on those to one host, and
+// simple implements simpler rules: limits on all attempts and on those to one host, and
 // an order.
 type simple struct {
-	// order compares two hosts of which both may start an attempt.
+	// order compares two hosts that both may start an attempt.
 	order func(a, b *simpleHost) int
-	// slow is the size of a pool in which attempts go on after a second. An attempt
-	// to a host that has not answered, or takes longer, starts only if the pool has
-	// room for it.
+	// slow is the size of a pool to which attempts move after a second. An attempt to a
+	// host that has not answered, or takes longer, starts only if the pool has room for
+	// it.
 	slow int
 
 	hosts   map[string]*simpleHost
 	list    []*simpleHost
-	running []*Attempt // that hold a slot, the oldest first
+	running []*Attempt // those that use a slot, the oldest first
 	inSlow  map[*Attempt]bool
 	starts  int
 }
 
 type simpleHost struct {
 	h        *host
-	due      []time.Time // since when each delivery has been due
-	served   int         // when it was last served
+	due      []time.Time // when each delivery became due
+	served   int         // the number of the last start
 	slotTime time.Duration
 }
 
@@ -120,7 +120,7 @@ func (s *simple) NextChange(now time.Time) time.Time {
 	return time.Time{}
 }
 
-// Each of the simpler rules fails a row. If one passes, use it.
+// Each simpler rule fails under one load. If one passes, use it.
 func TestSimplerRulesFail(t *testing.T) {
 	t.Parallel()
 	alone := measure(New(Limits{}), nil, true, 1)
