@@ -17,7 +17,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// attempt makes an attempt that has been granted, and stores what follows from it.
+// attempt makes an attempt that has been granted, and stores its outcome.
 func (d *Deliverer) attempt(granted *dispatch.Attempt, dl engine.Delivery) {
 	rec := dl.Record()
 	release := func() { d.end(granted, dispatch.Outcome{Kind: dispatch.Cancelled}) }
@@ -28,7 +28,7 @@ func (d *Deliverer) attempt(granted *dispatch.Attempt, dl engine.Delivery) {
 		return
 	}
 	switch {
-	case rec.Callback == nil: // a damaged record: nobody is called
+	case rec.Callback == nil: // a corrupt record: there is no callback to send
 		d.conclude(rec, dl.Done)
 		return
 	case o.expired(rec, time.Now()):
@@ -64,11 +64,12 @@ func (d *Deliverer) attempt(granted *dispatch.Attempt, dl engine.Delivery) {
 	d.follows(o, dl, &ans, span)
 }
 
-// postponement is how long a callback waits that could not be attempted because the
-// store or its disk did not answer.
+// postponement is the wait before the next attempt of a callback if the store or its
+// disk did not answer.
 const postponement = 10 * time.Second
 
-// end ends an attempt for the dispatcher: its slot is free.
+// end ends an attempt for the dispatcher, which frees its slot. It calls learn with the
+// new stats of the host.
 func (d *Deliverer) end(granted *dispatch.Attempt, o dispatch.Outcome, learn ...func(dispatch.Stats)) {
 	stats := d.dispatcher.Done(granted, o, time.Now())
 	for _, f := range learn {
@@ -89,7 +90,7 @@ func outcomeOf(ans *send.Answer) dispatch.Outcome {
 	return o
 }
 
-// expired reports whether the time is over in which a callback may be delivered.
+// expired reports whether the window in which a callback may be delivered is over.
 func (o *Options) expired(rec *task.Record, now time.Time) bool {
 	since := rec.FinishedAt
 	if n := len(rec.Redelivered); n > 0 {
@@ -98,7 +99,7 @@ func (o *Options) expired(rec *task.Record, now time.Time) bool {
 	return !since.IsZero() && now.Sub(since) > o.Window
 }
 
-// post makes the request.
+// post encodes the body of a callback and sends it.
 func (d *Deliverer) post(o *Options, dl engine.Delivery) (ans send.Answer, span trace.Span) {
 	rec := dl.Record()
 	body, err := d.bodies.Encode(d.Quit, rec, dl.Result)
@@ -112,7 +113,7 @@ func (d *Deliverer) post(o *Options, dl engine.Delivery) (ans send.Answer, span 
 	return ans, span
 }
 
-// follows stores what follows from an attempt's answer.
+// follows determines the outcome of an attempt from its answer, and stores it.
 func (d *Deliverer) follows(o *Options, dl engine.Delivery, ans *send.Answer, span trace.Span) {
 	rec := dl.Record()
 	rec.NextAttemptAt = time.Time{}
@@ -149,20 +150,21 @@ func (d *Deliverer) follows(o *Options, dl engine.Delivery, ans *send.Answer, sp
 }
 
 const (
-	// storeTimeout bounds one try to store what follows from an attempt.
+	// storeTimeout bounds one try to store an outcome.
 	storeTimeout = 30 * time.Second
-	// firstStoreWait and maxStoreWait are the waits between tries.
+	// firstStoreWait is the first wait between tries. It doubles up to maxStoreWait.
 	firstStoreWait, maxStoreWait = 100 * time.Millisecond, 5 * time.Second
 )
 
-// conclude ends a delivery. If the store does not store it, it is tried until it
-// does, or somebody else has decided. When the process exits it is tried once more.
-// What is not stored is logged.
+// conclude stores the end of a delivery by calling step. If the store is unavailable or
+// full, it retries until step succeeds; when the process exits, it tries once more. Any
+// other error is final, for instance if another gateway has decided. conclude logs what
+// it cannot store.
 func (d *Deliverer) conclude(rec *task.Record, step func(context.Context) error) (stored bool) {
 	d.storing.Add(1)
 	defer d.storing.Add(-1)
 	for wait := firstStoreWait; ; wait = min(2*wait, maxStoreWait) {
-		last := d.Stopping.Err() != nil // or quit: the process exits
+		last := d.Stopping.Err() != nil // the process exits
 		ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 		err := step(ctx)
 		cancel()
@@ -185,7 +187,7 @@ func (d *Deliverer) conclude(rec *task.Record, step func(context.Context) error)
 	}
 }
 
-// block stops new attempts until the store stores again.
+// block stops new attempts until the store works again.
 func (d *Deliverer) block(err error) {
 	if d.blocked.CompareAndSwap(false, true) {
 		d.Log().Error("store does not record deliveries; no more are attempted until it does",
@@ -200,11 +202,11 @@ func (d *Deliverer) unblock() {
 	d.wake()
 }
 
-// maxJitter bounds what is added to a long wait.
+// maxJitter bounds the jitter that is added to a long wait.
 const maxJitter = 15 * time.Minute
 
-// retryIn returns the wait after the given number of attempts. What the
-// receiver asks for counts if it is longer.
+// retryIn returns the wait after the given number of attempts: that of the retry
+// schedule with jitter, or what the receiver asks for if that is longer.
 func (o *Options) retryIn(tries int, ans *send.Answer) time.Duration {
 	wait := o.Retry[tries-1]
 	wait += rand.N(min(wait/5, maxJitter) + 1)

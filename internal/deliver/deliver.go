@@ -1,16 +1,16 @@
-// Package deliver attempts the callbacks that a store owes.
+// Package deliver makes the attempts to deliver the callbacks in a store.
 //
 //	d := deliver.New(deliver.Config{Engine: engine, …})
 //	d.Follow(&deliver.Options{Sender: sender, Retry: waits, …}) // at start, and after each reload
 //	d.Follow(nil)                                               // take no more
 //	d.Close(ctx)
 //
-// The engine says which hosts have deliveries due, package dispatch which of them
-// may be attempted now, package encode makes the body and package send the attempt.
-// What follows from it is stored before the next one is due.
+// The engine says which hosts have deliveries due. Package dispatch decides which of
+// them may be attempted now, package encode makes the body and package send makes the
+// attempt. The outcome is stored before the next attempt is due.
 //
-// A Deliverer lives as long as its store. New options change how attempts are made
-// from then on, not those in flight, nor what counts against the limits.
+// A Deliverer lives as long as its store. New options apply to later attempts. They do
+// not change attempts in flight, nor what counts against the limits.
 package deliver
 
 import (
@@ -30,31 +30,34 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Config is what a Deliverer works with as long as it lives.
+// Config is the configuration of a Deliverer. It does not change.
 type Config struct {
 	Engine Engine
-	// Folder is where large bodies wait for their next attempt; see [encode.Options].
+	// Folder is where large bodies are kept for their next attempt; see
+	// [encode.Options].
 	Folder string
-	// Quit ends when attempts in flight are to be cut off: they do not count.
-	// Stopping ends before it, when nothing that fails is tried again.
+	// Quit ends when attempts in flight must be aborted. Aborted attempts do not count.
+	// Stopping ends before Quit, when nothing that fails is retried any more.
 	Quit, Stopping context.Context
 	// Hold keeps the engine open until Unhold is called.
 	Hold, Unhold func()
-	// Log returns the log for what concerns the store.
+	// Log returns the log for events of the store.
 	Log func() *zap.Logger
 }
 
-// Engine is the part of an engine that deliveries need.
+// Engine is the part of an engine that a Deliverer needs.
 type Engine interface {
 	engine.Deliveries
 	Hosts(ctx context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error)
 }
 
-// Options say how attempts are made. They do not change while they are followed.
+// Options say how attempts are made. They must not change while a Deliverer follows
+// them.
 type Options struct {
 	Sender *send.Sender
 	Limits dispatch.Limits
-	// Retry are the waits between attempts: one more attempt than there are waits.
+	// Retry has the waits between attempts. There is one more attempt than there are
+	// waits.
 	Retry []time.Duration
 	// Window is how long after its verdict a callback may be delivered.
 	Window   time.Duration
@@ -62,24 +65,25 @@ type Options struct {
 	Observer Observer
 }
 
-// Observer learns what becomes of attempts. Its methods are called from several
-// goroutines at once.
+// Observer is notified of attempts. Its methods are called from several goroutines at
+// once.
 type Observer interface {
 	// Begin is called with an attempt's request before it is signed. It may add
-	// headers. The span that it returns, which may be nil, goes to End.
+	// headers. The span that it returns is passed to End. It may be nil.
 	Begin(ctx context.Context, rec *task.Record, req *http.Request, at time.Time) trace.Span
-	// End is called after each attempt. outcome is empty if it does not count.
+	// End is called after each attempt. outcome is empty if the attempt does not count.
 	End(rec *task.Record, outcome Outcome, ans *send.Answer, span trace.Span)
-	// Expired is called when the window of a callback ended before it was delivered,
-	// and that is stored.
+	// Expired is called when a callback is stored as dead because its window ended
+	// before it was delivered.
 	Expired(rec *task.Record)
-	// Ended is called when an attempt was the last one, and that is stored.
+	// Ended is called when the outcome of the last attempt is stored.
 	Ended(rec *task.Record, outcome Outcome)
-	// Failed is called for a task whose holder died: the engine gave its verdict.
+	// Failed is called for a task whose gateway died, so that the engine decided its
+	// verdict.
 	Failed(rec *task.Record)
 }
 
-// Outcome is what became of an attempt, as metrics and the log name it.
+// Outcome is the outcome of an attempt, as metrics and the log name it.
 type Outcome string
 
 // The outcomes of attempts.
@@ -89,29 +93,30 @@ const (
 	Dead      Outcome = "dead"
 )
 
-// Deliverer attempts deliveries. Follow and Close are not called at once.
+// Deliverer attempts deliveries. Follow and Close must not be called concurrently.
 type Deliverer struct {
 	Config
 	dispatcher *dispatch.Dispatcher
 	bodies     *encode.Encoder
 	hosts      hostStates
-	opts       atomic.Pointer[Options] // nil while nothing is taken
+	opts       atomic.Pointer[Options] // nil while no deliveries are taken
 
-	// changed has a value when the dispatcher is to be asked again.
+	// changed has a value when start must ask the dispatcher again.
 	changed chan struct{}
-	// blocked is set while the store does not store. Then nothing is attempted:
-	// what follows from it would be lost, and the callback attempted again and again.
+	// blocked is set while the store does not store. Then nothing is attempted: the
+	// outcome would be lost, and the callback would be attempted again and again.
 	blocked atomic.Bool
-	// storing counts attempts that have ended and are not stored yet.
+	// storing counts attempts that have ended but are not stored yet.
 	storing atomic.Int64
-	// awayLogged is when it was last logged that the store does not answer.
+	// awayLogged is the time of the last log entry about a store that does not answer,
+	// in Unix nanoseconds.
 	awayLogged atomic.Int64
 
 	stop  context.CancelFunc
 	loops sync.WaitGroup
 }
 
-// New returns a Deliverer that takes nothing before Follow.
+// New returns a Deliverer that takes no deliveries before Follow.
 func New(c Config) *Deliverer {
 	return &Deliverer{
 		Config: c, dispatcher: dispatch.New(dispatch.Limits{}), bodies: encode.New(encode.Options{Folder: c.Folder}),
@@ -119,15 +124,15 @@ func New(c Config) *Deliverer {
 	}
 }
 
-// Follow makes attempts go by other options. With nil no more deliveries are taken;
-// attempts in flight go on.
+// Follow changes the options. With nil, no more deliveries are taken. Attempts in
+// flight continue.
 func (d *Deliverer) Follow(opts *Options) {
 	if opts != nil {
 		d.dispatcher.SetLimits(opts.Limits)
 	}
 	before := d.opts.Swap(opts)
 	if before != nil {
-		before.Sender.Close() // its idle connections; it may be followed again
+		before.Sender.Close() // closes idle connections; the Sender may be used again
 	}
 	switch {
 	case opts == nil:
@@ -143,8 +148,8 @@ func (d *Deliverer) Follow(opts *Options) {
 	d.wake()
 }
 
-// Close stores what is known of hosts and removes the bodies of callbacks that were
-// kept for their next attempts. No attempt is in flight any more.
+// Close stores the states of hosts, and removes the bodies that were kept for the next
+// attempts. Call it when no attempt is in flight.
 func (d *Deliverer) Close(ctx context.Context) {
 	if err := d.saveNow(ctx); err != nil {
 		d.Log().Warn("saving the state of hosts failed", zap.Error(err))
@@ -154,11 +159,11 @@ func (d *Deliverer) Close(ctx context.Context) {
 	}
 }
 
-// RateLimited reports whether callbacks to a host wait because of the rate of the
+// RateLimited reports whether callbacks to a host wait because of the rate in the
 // options.
 func (d *Deliverer) RateLimited(hostPort string) bool { return d.dispatcher.RateLimited(hostPort) }
 
-// wake has the dispatcher asked again. It does not wait.
+// wake makes start ask the dispatcher again. It does not block.
 func (d *Deliverer) wake() {
 	select {
 	case d.changed <- struct{}{}:
@@ -166,10 +171,10 @@ func (d *Deliverer) wake() {
 	}
 }
 
-// dueBatch is how many hosts the engine is asked for at once.
+// dueBatch is how many hosts the engine returns at once.
 const dueBatch = 256
 
-// watch learns which hosts have deliveries due.
+// watch reports hosts with deliveries due from the engine to the dispatcher.
 func (d *Deliverer) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		hosts, err := d.Engine.DueHosts(ctx, dueBatch)
@@ -182,7 +187,7 @@ func (d *Deliverer) watch(ctx context.Context) {
 	}
 }
 
-// due tells the dispatcher of a host with deliveries due.
+// due reports a host with deliveries due to the dispatcher.
 func (d *Deliverer) due(host engine.HostDue, now time.Time) {
 	d.hosts.load(host.HostState)
 	d.dispatcher.Due(dispatch.Due{
@@ -192,14 +197,14 @@ func (d *Deliverer) due(host engine.HostDue, now time.Time) {
 }
 
 const (
-	// awayInterval is how often it is logged that the store does not answer.
+	// awayInterval is the time between log entries about a store that does not answer.
 	awayInterval = time.Minute
-	// awayPause is the wait before it is asked again.
+	// awayPause is the wait before the store is asked again.
 	awayPause = time.Second
 )
 
-// failed logs an error of the engine and waits a moment, so that an engine that is
-// away is not asked in a tight loop.
+// failed logs an error of the engine and waits, so that an unavailable engine is not
+// called in a tight loop.
 func (d *Deliverer) failed(ctx context.Context, event string, err error) {
 	if err == nil || ctx.Err() != nil {
 		return
@@ -214,7 +219,7 @@ func (d *Deliverer) failed(ctx context.Context, event string, err error) {
 	}
 }
 
-// maxStoring bounds the attempts that wait for a slow store.
+// maxStoring bounds the ended attempts that wait for a slow store.
 const maxStoring = 2048
 
 // start starts the attempts that the dispatcher grants.
@@ -245,8 +250,8 @@ func (d *Deliverer) start(ctx context.Context) {
 	}
 }
 
-// reread reports all hosts with deliveries due again: the dispatcher had no room
-// for some of them.
+// reread reports all hosts with deliveries due again, because the dispatcher had no
+// room for some of them.
 func (d *Deliverer) reread(ctx context.Context) {
 	const page = 1000
 	var cursor engine.Cursor
@@ -280,7 +285,8 @@ func (d *Deliverer) carryOut(ctx context.Context, grant dispatch.Grant) {
 	now := time.Now()
 	d.dispatcher.Short(grant, len(taken), now)
 	if err != nil {
-		// The engine does not report the host again, for it thinks that it is served.
+		// The engine does not report the host again, because it expects that Take was
+		// successful.
 		defer d.again(grant.Host, len(grant.Attempts))
 		defer d.failed(ctx, "store does not hand out callbacks that are due", err)
 	} else if len(taken) == len(grant.Attempts) {
@@ -300,8 +306,8 @@ func (d *Deliverer) carryOut(ctx context.Context, grant dispatch.Grant) {
 	d.attempt(grant.Attempts[0], taken[0])
 }
 
-// again has the engine asked once more for deliveries of a host. If there are none,
-// that costs one look.
+// again makes the dispatcher grant attempts to a host once more, because the engine may
+// have more deliveries. If there are none, that costs one Take.
 func (d *Deliverer) again(host string, n int) {
 	d.dispatcher.Due(dispatch.Due{Host: host, N: n}, time.Now())
 	d.wake()

@@ -63,7 +63,7 @@ func TestLongerOfRetryScheduleAndRetryAfterCounts(t *testing.T) {
 	}
 }
 
-// ending is a delivery whose end is stored, or fails with err.
+// ending is a delivery whose end is stored if err is nil.
 type ending struct {
 	engine.Delivery
 	rec *task.Record
@@ -74,7 +74,7 @@ func (e ending) Record() *task.Record       { return e.rec }
 func (e ending) Done(context.Context) error { return e.err }
 func (e ending) Dead(context.Context) error { return e.err }
 
-// observer notes how deliveries ended.
+// observer records how deliveries ended.
 type observer struct {
 	Observer
 	ended map[string]Outcome // by task ID

@@ -13,30 +13,31 @@ import (
 )
 
 const (
-	// saveInterval is how often the engine is told what was learned of hosts. A
-	// crash loses what was learned since.
+	// saveInterval is how often new states of hosts are saved in the engine. A crash
+	// loses the changes since the last time.
 	saveInterval = time.Second
-	// saveTimeout bounds one time of that.
+	// saveTimeout bounds one save.
 	saveTimeout = 10 * time.Second
-	// maxFailing bounds the hosts whose failures are counted in memory. The engine
-	// has those of all others.
+	// maxFailing bounds the hosts whose failures are counted in memory. The engine has
+	// the failures of all others.
 	maxFailing = 20_000
 )
 
-// hostStates are what is kept of hosts beside what the dispatcher knows: since when
-// they fail, and why. Its methods can be called from several goroutines at once.
+// hostStates has what the dispatcher does not know about hosts: since when they fail,
+// and why. Its methods can be called from several goroutines at once.
 type hostStates struct {
 	mu      sync.Mutex
 	failing map[string]engine.HostState // hosts whose last attempt failed
 	unsaved map[string]engine.HostState
-	last    engine.HostState // the latest that was learned
+	last    engine.HostState // the latest state
 }
 
 func newHostStates() hostStates {
 	return hostStates{failing: make(map[string]engine.HostState), unsaved: make(map[string]engine.HostState)}
 }
 
-// load takes note of what the engine has of a host.
+// load adds the state of a failing host from the engine, unless a newer state is in
+// memory.
 func (hs *hostStates) load(state engine.HostState) {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
@@ -47,18 +48,18 @@ func (hs *hostStates) load(state engine.HostState) {
 	}
 }
 
-// note remembers a host that fails. hs.mu is held.
+// note stores the state of a host that fails. The caller holds hs.mu.
 func (hs *hostStates) note(state engine.HostState) {
 	if len(hs.failing) >= maxFailing {
 		for host := range hs.failing {
-			delete(hs.failing, host) // any
+			delete(hs.failing, host) // any one
 			break
 		}
 	}
 	hs.failing[state.Host] = state
 }
 
-// learn adds what an attempt has shown of a host.
+// learn updates the state of a host after an attempt.
 func (hs *hostStates) learn(host string, stats dispatch.Stats, ans *send.Answer) {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
@@ -78,7 +79,8 @@ func (hs *hostStates) learn(host string, stats dispatch.Stats, ans *send.Answer)
 	hs.unsaved[host], hs.last = state, state
 }
 
-// take returns what is to be saved; with always the latest state if that is nothing.
+// take returns the states to save. If there are none and always is set, it returns the
+// latest state.
 func (hs *hostStates) take(always bool) []engine.HostState {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
@@ -93,7 +95,8 @@ func (hs *hostStates) take(always bool) []engine.HostState {
 	return states
 }
 
-// putBack is for states that could not be saved.
+// putBack marks states as unsaved again after a save failed, unless there is a newer
+// state.
 func (hs *hostStates) putBack(states []engine.HostState) {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
@@ -104,8 +107,8 @@ func (hs *hostStates) putBack(states []engine.HostState) {
 	}
 }
 
-// saveHosts saves what was learned of hosts from time to time. While the store does
-// not store, it finds out when it does again.
+// saveHosts regularly saves new states of hosts. While the store does not store, a
+// successful save shows that it works again.
 func (d *Deliverer) saveHosts(ctx context.Context) {
 	ticker := time.NewTicker(saveInterval)
 	defer ticker.Stop()
