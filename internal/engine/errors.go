@@ -5,32 +5,36 @@ import (
 	"fmt"
 )
 
-// The errors that callers branch on. Engines wrap them.
+// The errors that callers compare. Engines wrap them.
 var (
-	// ErrLost: somebody else has decided; the lease or delivery is over.
+	// ErrLost means that the lease or delivery is over, because another holder has
+	// decided.
 	ErrLost = errors.New("the lease is no longer held")
-	// ErrHeld: the store is open in another process.
+	// ErrHeld means that the store is open in another process.
 	ErrHeld = errors.New("the store is in use")
-	// ErrNotFound: there is no such task, or its body is not kept any more.
+	// ErrNotFound means that there is no such task, or that its body is no longer kept.
 	ErrNotFound = errors.New("no such task")
-	// ErrEnded: the task is not in a state that the action applies to.
+	// ErrEnded means that the action does not apply to the state of the task.
 	ErrEnded = errors.New("the task has ended")
-	// ErrNotKept: the result that a redelivery needs was removed. It is an ErrEnded.
+	// ErrNotKept means that the result that a redelivery needs was removed. It wraps
+	// ErrEnded.
 	ErrNotKept = fmt.Errorf("%w, and its result is not kept", ErrEnded)
-	// ErrFull: the store has no room for new tasks.
+	// ErrFull means that the store has no room for new tasks.
 	ErrFull = errors.New("the store is full")
-	// ErrQuota: the store is filling, and the destination of the callback has its
-	// share of it. It is an ErrFull.
+	// ErrQuota means that the store is filling up and the destination of the callback
+	// has used its share. It wraps ErrFull.
 	ErrQuota = fmt.Errorf("%w for this destination", ErrFull)
-	// ErrQueueFull: as many tasks wait in the queue as may. It is no ErrFull.
+	// ErrQueueFull means that the queue has reached its limit of waiting tasks. It does
+	// not wrap ErrFull.
 	ErrQueueFull = errors.New("the queue is full")
-	// ErrKeyReused: the idempotency key was used with another request.
+	// ErrKeyReused means that the idempotency key was used with another request.
 	ErrKeyReused = errors.New("the idempotency key was used with another request")
-	// ErrUnavailable: the store does not answer. What was asked for may have been
-	// stored all the same.
+	// ErrUnavailable means that the store does not answer. The operation may have been
+	// stored nevertheless.
 	ErrUnavailable = errors.New("the store is unavailable")
-	// ErrCursor: the cursor is not one that this engine returned.
+	// ErrCursor means that this engine did not return the cursor.
 	ErrCursor = errors.New("the cursor is not valid")
-	// ErrTooLarge: the record does not fit, whatever is tried.
+	// ErrTooLarge means that the record is too large to be stored. Retrying does not
+	// help.
 	ErrTooLarge = errors.New("the task is too large to be stored")
 )

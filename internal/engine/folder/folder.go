@@ -1,5 +1,6 @@
-// Package folder checks the folder of a store. A user who can write to it can make
-// the gateway call anything: a stored task says itself whether its URL is the operator's.
+// Package folder checks the permissions of a store's folder. A user who can write to it
+// can make the gateway call any URL: the stored task itself says whether its URL is the
+// operator's.
 package folder
 
 import (
@@ -9,11 +10,11 @@ import (
 	"path/filepath"
 )
 
-// Check returns an error that says what to do if somebody other than this process's
-// user and root can change what is in the folder: if it, or the folder that a
-// symbolic link stands for, is writable by its group or by others, or belongs to
-// another user, or if the link does. On Windows, where access is not a matter of
-// mode bits, it checks only that there is a folder.
+// Check returns an error if users other than root and the owner of this process can
+// change the folder's contents. This is the case if the folder, or the target of a
+// symbolic link, is writable by its group or by others or belongs to another user, or
+// if the link itself belongs to another user. The error says what to do. On Windows,
+// where mode bits do not control access, Check only requires that the folder exists.
 func Check(path string) error {
 	link, err := os.Lstat(path)
 	if err != nil {

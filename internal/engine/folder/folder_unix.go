@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// writableByOthers are the mode bits of the group and of others.
+// writableByOthers has the write bits of the group and of others.
 const writableByOthers = 0o022
 
 func checkMode(path string, mode fs.FileMode) error {

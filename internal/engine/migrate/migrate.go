@@ -1,9 +1,9 @@
-// Package migrate copies a store into another one, whatever their engines are.
+// Package migrate copies a store into another one, whatever their engines.
 //
-// It copies every task with its bodies, and idempotency keys, run times of
-// schedules and pauses. The source is only read. What the target has already is
-// left as it is there, so that a copy that was interrupted is repeated from the
-// beginning, at the cost of one look-up a task.
+// It copies every task with its bodies, and the idempotency keys, run times of
+// schedules and pauses. It only reads the source. It does not change what the target
+// already has. You can therefore repeat an interrupted copy from the beginning, at the
+// cost of one look-up a task.
 package migrate
 
 import (
@@ -19,31 +19,31 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Migration copies a store. No gateway may use the source meanwhile; the target
+// Migration copies a store. No gateway may use the source during the copy. The target
 // may be in use.
 type Migration struct {
 	From, To engine.Engine
-	// Progress is called about once a second, and once more at the end. Default:
-	// nothing is reported.
+	// Progress is called about once a second, and once more at the end. If it is nil,
+	// progress is not reported.
 	Progress func(Counts)
 }
 
 // Counts are what a migration has copied.
 type Counts struct {
-	// Total is how many tasks the source had at the beginning.
+	// Total is how many tasks the source had at the start.
 	Total int64
-	// Copied counts the tasks that were copied, by the state in which they were.
+	// Copied counts the copied tasks by their state.
 	Copied map[task.State]int64
-	// Known counts the tasks that the target had already, Failed those that could
-	// not be copied.
+	// Known counts the tasks that the target already had, Failed those that could not
+	// be copied.
 	Known, Failed int64
 	// Bytes is the size of the bodies that were copied.
 	Bytes int64
-	// Keys, Schedules and Pauses count those that were copied or known.
+	// Keys, Schedules and Pauses count those that were copied or already known.
 	Keys, Schedules, Pauses int64
 }
 
-// Done is how many tasks have been looked at.
+// Done returns how many tasks have been processed.
 func (c *Counts) Done() int64 {
 	n := c.Known + c.Failed
 	for _, copied := range c.Copied {
@@ -53,18 +53,18 @@ func (c *Counts) Done() int64 {
 }
 
 const (
-	// pageSize bounds the memory for records: one is at most some 100 KiB.
+	// pageSize bounds the memory for records, each of at most about 100 KiB.
 	pageSize = 100
-	// parallel is how many copies are in flight, so that the target commits them
-	// together: one at a time would wait for a sync each.
+	// parallel is how many copies are in flight. The target commits them together; one
+	// at a time, each would wait for its own fsync.
 	parallel = 32
 	// progressInterval is how often progress is reported.
 	progressInterval = time.Second
 )
 
-// Run copies. It returns what was copied, also beside an error: the error of the
-// context, one of an engine, or [ErrIncomplete] if all tasks but some could be
-// copied. It can be repeated after each of them.
+// Run copies the store. It returns the counts, also together with an error. The error
+// is that of the context, one of an engine, or [ErrIncomplete] if some tasks could not
+// be copied. You can repeat Run after any error.
 func (m Migration) Run(ctx context.Context) (Counts, error) {
 	r := &run{Migration: m, counts: Counts{Copied: make(map[task.State]int64)}}
 	stats, err := m.From.Stats(ctx)
@@ -76,8 +76,8 @@ func (m Migration) Run(ctx context.Context) (Counts, error) {
 	}
 	stop := r.report()
 	defer stop()
-	// Where gateways use the target already, what keeps them from starting a task
-	// twice or too early has to be there before the tasks.
+	// Gateways may already use the target. Pauses, keys and schedules are copied before
+	// the tasks, so that no task starts twice or too early.
 	for _, step := range []func(context.Context) error{r.pauses, r.keys, r.schedules, r.tasks} {
 		if err := step(ctx); err != nil {
 			return r.read(), err
@@ -89,10 +89,10 @@ func (m Migration) Run(ctx context.Context) (Counts, error) {
 	return r.read(), nil
 }
 
-// ErrIncomplete means that some tasks could not be copied, and all others were.
+// ErrIncomplete means that some tasks could not be copied. All others were copied.
 var ErrIncomplete = errors.New("some tasks were not copied")
 
-// run is a migration that runs.
+// run is a migration in progress.
 type run struct {
 	Migration
 
@@ -101,7 +101,7 @@ type run struct {
 	failed error // of the first task that could not be copied
 }
 
-// count changes the counts.
+// count changes the counts under the lock.
 func (r *run) count(f func(*Counts)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -146,7 +146,7 @@ func (r *run) report() (stop func()) {
 	}
 }
 
-// pauses copies which queues and hosts are paused.
+// pauses copies the pauses of queues and hosts.
 func (r *run) pauses(ctx context.Context) error {
 	queues, err := r.From.Queues(ctx)
 	if err != nil {
@@ -232,10 +232,11 @@ func (r *run) schedules(ctx context.Context) error {
 	return nil
 }
 
-// schedule copies the run times of one schedule. One that has run is stored as
-// due at its last run time and then moved on, so that the target knows that time
-// too. If this is interrupted in between, a repetition goes on there; a gateway
-// that sees it due finds the idempotency key of that run.
+// schedule copies the run times of one schedule. A schedule that has run is stored as
+// due at its last run time and then advanced, so that the target knows the last run
+// too. If the migration is interrupted in between, repeating it continues from there. A
+// gateway that finds the schedule due finds the idempotency key of that run, and does
+// not repeat it.
 func (r *run) schedule(ctx context.Context, schedule string, times engine.Run) error {
 	if times.Last.IsZero() {
 		_, err := r.To.NextRun(ctx, schedule, times.Next)
@@ -248,5 +249,5 @@ func (r *run) schedule(ctx context.Context, schedule string, times engine.Run) e
 	if err := r.To.Advance(ctx, schedule, times.Last, times.Next); !errors.Is(err, engine.ErrLost) {
 		return err
 	}
-	return nil // a gateway that uses the target has moved it on
+	return nil // a gateway that uses the target has advanced it
 }

@@ -16,12 +16,12 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// interrupted is a target whose migration is interrupted, or which becomes
-// unavailable, after some steps.
+// interrupted is a target whose migration is interrupted after some steps. Without
+// cancel, the target becomes unavailable instead.
 type interrupted struct {
 	engine.Engine
 	left   atomic.Int64
-	cancel context.CancelFunc // nil: it becomes unavailable
+	cancel context.CancelFunc // nil: the target becomes unavailable
 }
 
 func (e *interrupted) step() error {
@@ -41,7 +41,7 @@ func (e *interrupted) Import(ctx context.Context, rec *task.Record, request, res
 		if err := e.Engine.Import(ctx, rec, request, result); err != nil {
 			return err
 		}
-		after = e.step() // stored, and nobody heard of it
+		after = e.step() // stored, but the caller gets an error
 	}
 	return errors.Join(before, after)
 }
@@ -184,7 +184,7 @@ func TestQueuesKeepTheirOrder(t *testing.T) {
 	}
 }
 
-// unreadable is a source one of whose bodies cannot be read.
+// unreadable is a source that cannot read one of its bodies.
 type unreadable struct {
 	engine.Engine
 	id string

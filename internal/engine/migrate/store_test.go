@@ -39,14 +39,14 @@ func openStore(t *testing.T) engine.Engine {
 	return e
 }
 
-// filler puts random tasks into a store.
+// filler stores random tasks.
 type filler struct {
 	t      *testing.T
 	e      engine.Engine
 	random *rand.Rand
 }
 
-// body returns random bytes, some too many to be kept in a row of a database.
+// body returns random bytes. Some bodies are too large for a database row.
 func (f *filler) body() []byte {
 	size := f.random.IntN(1000)
 	if f.random.IntN(10) == 0 {
@@ -75,7 +75,8 @@ func (f *filler) must(err error) {
 	}
 }
 
-// queued stores a queue's task, some with a key, of a schedule or ready later.
+// queued stores a queue's task. Some tasks have a key, belong to a schedule or are
+// ready later.
 func (f *filler) queued() {
 	f.t.Helper()
 	rec, opts := f.record(), engine.EnqueueOptions{}
@@ -121,7 +122,7 @@ func (f *filler) settled() {
 	}
 }
 
-// fill makes a random store.
+// fill stores random tasks, keys, schedules and pauses.
 func (f *filler) fill(n int) {
 	f.t.Helper()
 	for range n {
@@ -144,7 +145,7 @@ func (f *filler) fill(n int) {
 	}
 }
 
-// contents are what a migration copies, for comparison.
+// contents is everything that a migration copies, for comparison.
 type contents struct {
 	order  []string          // IDs, newest first
 	tasks  map[string]string // records by ID
@@ -237,7 +238,7 @@ func paused(t *testing.T, e engine.Engine) (names []string) {
 	return names
 }
 
-// compare reports what of the source is not the same in the target.
+// compare reports the differences between the source and the target.
 func compare(t *testing.T, from, to contents) {
 	t.Helper()
 	if !slices.Equal(from.order, to.order) {

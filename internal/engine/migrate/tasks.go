@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// tasks copies all tasks, the newest first.
+// tasks copies all tasks, newest first.
 func (r *run) tasks(ctx context.Context) error {
 	for cursor := engine.Cursor(""); ; {
 		page, err := r.From.List(ctx, engine.Filter{}, cursor, pageSize)
@@ -34,10 +34,10 @@ func (r *run) tasks(ctx context.Context) error {
 	}
 }
 
-// task copies one task unless the target has it. Its error ends the migration; a
-// task that cannot be copied while others can is counted.
+// task copies one task unless the target has it. An error ends the migration. If only
+// this task cannot be copied, it is counted and task returns nil.
 func (r *run) task(ctx context.Context, rec *task.Record) error {
-	// Looking it up costs less than opening its bodies for nothing.
+	// Looking up the task costs less than opening its bodies for nothing.
 	switch _, err := r.To.Get(ctx, rec.ID); {
 	case err == nil:
 		r.count(func(c *Counts) { c.Known++ })
@@ -75,7 +75,7 @@ func (r *run) task(ctx context.Context, rec *task.Record) error {
 func (r *run) copy(ctx context.Context, rec *task.Record, request, result *body) error {
 	defer request.close()
 	defer result.close()
-	// A request's body is removed with the verdict, and only results have one.
+	// The request's body is removed when the verdict is stored.
 	if rec.Request != nil && !rec.Ended() {
 		if err := request.open(ctx, r.From, rec.ID); err != nil {
 			return err
@@ -89,10 +89,10 @@ func (r *run) copy(ctx context.Context, rec *task.Record, request, result *body)
 	return r.To.Import(ctx, rec, request.reader(), result.reader())
 }
 
-// body is a body of a task that is being copied.
+// body is a body of a task that is copied.
 type body struct {
 	part engine.Part
-	from io.ReadCloser // nil if there is none, or it is not kept any more
+	from io.ReadCloser // nil if there is no body, or it is no longer kept
 	n    int64         // bytes read
 	err  error         // of opening or reading it
 }
