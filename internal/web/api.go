@@ -17,47 +17,49 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// APIConfig is what the API reports, and where it finds it.
+// APIConfig has the data sources and the callbacks of an API.
 type APIConfig struct {
-	// Open returns the engine and keeps it open until leave is called. The API
-	// answers an error with 503.
+	// Open returns the engine and keeps it open until leave is called. If it fails, the
+	// API answers with 503.
 	Open func() (e engine.Engine, leave func(), err error)
-	// Queues and Schedules return those of the configuration. They are called while
-	// the engine is kept open. Of a queue the options are set, of a schedule all
-	// but LastRun; NextRun as it is computed, for a schedule that the engine does
-	// not know yet.
+	// Queues and Schedules return the queues and schedules of the configuration. They
+	// are called while the engine is kept open. Of a queue they set the options. Of a
+	// schedule they set all fields but LastRun; NextRun is the computed run time, used
+	// if the engine does not know the schedule yet.
 	Queues    func() []Queue
 	Schedules func() ([]Schedule, error)
-	// Node is this node's name, and Counts what it has counted.
+	// Node is this node's name, Counts its counters.
 	Node   string
 	Counts *NodeCounts
-	// CheckURL returns a URL to which a callback may be redelivered, normalised, with
-	// its host and port. trusted is set if the URL before was the operator's own. Its
-	// errors are fit to be shown. Nil refuses all.
+	// CheckURL checks a URL to which a callback is to be redelivered. It returns the
+	// normalised URL with its host and port. trusted is set if the previous URL was the
+	// operator's own. The client sees its errors. If CheckURL is nil, every URL is
+	// refused.
 	CheckURL func(raw string, trusted bool) (url, hostPort string, err error)
-	// Run puts a task of the schedule with an ID into its queue, with created false
-	// not: the task with that ID waits. It is called while e is kept open. Nil if there
-	// are no schedules.
+	// Run puts a task of the schedule into its queue now and returns its ID. created is
+	// false if an earlier run is still queued; the ID is then that task's. Run is
+	// called while e is kept open. It is nil if there are no schedules.
 	Run func(ctx context.Context, e engine.Engine, schedule string) (id string, created bool, err error)
-	// Canceled is called after a task was canceled; nil calls nothing.
+	// Canceled is called after a task was canceled. It may be nil.
 	Canceled func(ctx context.Context, e engine.Engine, id string)
-	// RateLimited reports whether the rate holds back callbacks to a host on this node.
-	// It is called while the engine is kept open; nil if there is no rate.
+	// RateLimited reports whether the rate limit delays callbacks to a host on this
+	// node. It is called while the engine is kept open. It is nil if there is no rate
+	// limit.
 	RateLimited func(hostPort string) bool
-	// Failed is called with each error that was answered with 503.
+	// Failed is called with each error that caused a 503.
 	Failed func(error)
 }
 
 // API is the JSON API of the dashboard and of the admin endpoint. openapi.json
-// describes it. It authenticates nobody: what is in front of it does. It may be
-// used from several goroutines at once.
+// describes it. It does not authenticate clients; put authentication in front of it. It
+// may be used from several goroutines at once.
 type API struct {
 	config  APIConfig
-	viewers chan struct{} // a place for each stream
+	viewers chan struct{} // one slot for each stream
 	closed  chan struct{}
 	close   sync.Once
 	summary summary
-	encoder *encode.Encoder // of callbacks that are shown
+	encoder *encode.Encoder // of callbacks for display
 }
 
 // NewAPI returns an API. It starts no goroutine.
@@ -65,16 +67,16 @@ func NewAPI(config APIConfig) *API {
 	return &API{config: config, viewers: make(chan struct{}, maxViewers), closed: make(chan struct{}), encoder: newEncoder()}
 }
 
-// Close ends the streams and lets no new ones begin; see [Inbox.Close]. It may
-// be called again.
+// Close ends the streams and refuses new ones; see [Inbox.Close]. It may be called
+// again.
 func (a *API) Close() { a.close.Do(func() { close(a.closed) }) }
 
-// route is something that can be asked of the API.
+// route is an operation of the API.
 type route struct {
 	method  string
 	pattern string // relative to the API's base; {id} stands for an ID or a name
-	// params are the query's parameters. Others are refused: with a misspelt filter,
-	// deleting a few tasks would delete all of them.
+	// params are the allowed query parameters. Others are refused: with a misspelt
+	// filter, a request to delete a few tasks would delete all of them.
 	params []string
 	serve  func(*API, *call) (status int, answer any, err error)
 }
@@ -117,10 +119,10 @@ type call struct {
 	query url.Values
 }
 
-// maxID is longer than any ID of a task.
+// maxID is an upper bound of the length of a task's ID.
 const maxID = 100
 
-// match says whether path is that of the route, and what {id} stands for.
+// match reports whether path matches the route, and returns the value of {id}.
 func (rt *route) match(path string) (id string, ok bool) {
 	before, after, hasID := strings.Cut(rt.pattern, "{id}")
 	if !hasID {
@@ -133,15 +135,15 @@ func (rt *route) match(path string) (id string, ok bool) {
 	return id, ok && id != "" && !strings.Contains(id, "/")
 }
 
-// isID says whether s can be a task's ID. An engine may use IDs in names where
-// other characters have a meaning.
+// isID reports whether s can be a task's ID. It refuses characters that have a meaning
+// in the names of an engine.
 func isID(s string) bool {
 	return s != "" && len(s) <= maxID && strings.IndexFunc(s, func(c rune) bool {
 		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && c != '-' && c != '_'
 	}) < 0
 }
 
-// serves says whether the API has something at a path relative to its base.
+// serves reports whether the API has an operation for a path relative to its base.
 func (a *API) serves(path string) bool {
 	for i := range routes {
 		if _, ok := routes[i].match(path); ok {
@@ -151,8 +153,8 @@ func (a *API) serves(path string) bool {
 	return false
 }
 
-// Serve answers a request; path is that of the request relative to the API's
-// base, without a slash in front.
+// Serve answers a request. path is the request's path relative to the API's base,
+// without a leading slash.
 func (a *API) Serve(w http.ResponseWriter, r *http.Request, path string) {
 	setSafeHeaders(w.Header())
 	var allowed []string
@@ -187,19 +189,19 @@ func (a *API) answer(rt *route, c *call) {
 	switch {
 	case err != nil:
 		a.fail(c, err)
-	case status == 0: // it has been answered
+	case status == 0: // the response has been written
 	case answer == nil:
 		c.w.WriteHeader(status)
 	default:
 		c.w.Header().Set("Content-Type", "application/json")
 		c.w.WriteHeader(status)
-		// The encoder escapes <, > and &, and replaces what is not UTF-8: receivers
-		// and clients wrote much of this.
-		_ = json.NewEncoder(c.w).Encode(answer) // an error is the reader's going away
+		// The encoder escapes <, > and &, and replaces invalid UTF-8: receivers and
+		// clients wrote much of this text.
+		_ = json.NewEncoder(c.w).Encode(answer) // an error means that the client disconnected
 	}
 }
 
-// parse reads the query and the ID.
+// parse reads the query and the ID of the request.
 func (c *call) parse(rt *route) (err error) {
 	if c.query, err = url.ParseQuery(c.r.URL.RawQuery); err != nil {
 		return badRequest("the query cannot be read: it is not encoded as application/x-www-form-urlencoded")
@@ -231,7 +233,7 @@ func contains(list []string, s string) bool {
 	return false
 }
 
-// apiError is an answer that is the client's fault.
+// apiError is an error that the client caused.
 type apiError struct {
 	status int
 	detail string
@@ -243,10 +245,10 @@ func badRequest(format string, args ...any) error {
 	return &apiError{http.StatusBadRequest, fmt.Sprintf(format, args...)}
 }
 
-// retryAfter is the Retry-After of a 503.
+// retryAfter is the Retry-After header of a 503.
 const retryAfter = 5 * time.Second
 
-// fail answers with an error.
+// fail writes the response for an error.
 func (a *API) fail(c *call, err error) {
 	var own *apiError
 	switch {
@@ -269,11 +271,11 @@ func (a *API) fail(c *call, err error) {
 	}
 }
 
-// writeProblem answers with an RFC 9457 document.
+// writeProblem writes a problem document (RFC 9457).
 func writeProblem(w http.ResponseWriter, status int, detail string) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(struct { // an error is the reader's going away
+	_ = json.NewEncoder(w).Encode(struct { // an error means that the client disconnected
 		Type   string `json:"type"`
 		Title  string `json:"title"`
 		Status int    `json:"status"`

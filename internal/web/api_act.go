@@ -19,13 +19,13 @@ import (
 // errCanceled is the error of a canceled task.
 const errCanceled = "canceled"
 
-// action is something that is done to tasks by hand.
+// action is an operation of operators on tasks.
 type action struct {
 	engine.Action
-	// possible are the states in which it applies, standard those that are meant if
-	// a filter names no state.
+	// possible are the states in which the action applies. standard are the states that
+	// a filter without a state selects.
 	possible, standard []task.State
-	status             int // of the answer
+	status             int // of the response
 }
 
 var (
@@ -35,8 +35,8 @@ var (
 	doStop = action{
 		engine.Action{Kind: engine.Stop}, []task.State{task.Delivering}, []task.State{task.Delivering}, http.StatusAccepted,
 	}
-	// Done tasks are redelivered only if they are asked for by their state: their
-	// callbacks have been delivered.
+	// Done tasks are redelivered only if the filter names their state: their callbacks
+	// have been delivered already.
 	doRedeliver = action{
 		engine.Action{Kind: engine.Redeliver}, []task.State{task.Dead, task.Done}, []task.State{task.Dead}, http.StatusAccepted,
 	}
@@ -59,7 +59,7 @@ func (do *action) states() string {
 	return strings.Join(names, " or ")
 }
 
-// refusal says why a task is not changed: err is an ErrEnded.
+// refusal says why the action does not apply to a task; err is an ErrEnded.
 func (do *action) refusal(err error) string {
 	switch {
 	case errors.Is(err, engine.ErrNotKept):
@@ -76,7 +76,7 @@ func (a *API) stop(c *call) (int, any, error)   { return a.act(c, doStop) }
 func (a *API) cancel(c *call) (int, any, error) { return a.act(c, doCancel) }
 func (a *API) delete(c *call) (int, any, error) { return a.act(c, doDelete) }
 
-// redeliver delivers a callback once more, to another URL if one is given.
+// redeliver delivers a callback again, to another URL if the request has one.
 func (a *API) redeliver(c *call) (int, any, error) {
 	var to struct {
 		URL string `json:"url"`
@@ -102,21 +102,21 @@ func (a *API) redeliver(c *call) (int, any, error) {
 	case a.config.CheckURL == nil:
 		return 0, nil, badRequest("url: it cannot be changed here")
 	}
-	// The URL goes to destinations that the task's own URL could name.
+	// The URL may only name destinations that the task's own URL could name.
 	if do.URL, do.Host, err = a.config.CheckURL(to.URL, rec.Callback.Trusted); err != nil {
 		return 0, nil, badRequest("url: %v", err)
 	}
 	return a.act(c, do)
 }
 
-// act does something to one task.
+// act applies an action to one task.
 func (a *API) act(c *call, do action) (int, any, error) {
 	e, leave, err := a.config.Open()
 	if err != nil {
 		return 0, nil, err
 	}
 	defer leave()
-	// A client that disconnects now has asked for it all the same.
+	// The action is completed even if the client disconnects now.
 	err = a.apply(context.WithoutCancel(c.r.Context()), e, c.id, do)
 	switch {
 	case errors.Is(err, engine.ErrEnded):
@@ -129,7 +129,7 @@ func (a *API) act(c *call, do action) (int, any, error) {
 	return do.status, map[string]string{"task_id": c.id}, nil
 }
 
-// apply does something to one task.
+// apply applies an action to one task.
 func (a *API) apply(ctx context.Context, e engine.Engine, id string, do action) error {
 	err := e.Act(ctx, id, do.Action)
 	if err == nil && do.Kind == engine.Cancel && a.config.Canceled != nil {
@@ -139,13 +139,13 @@ func (a *API) apply(ctx context.Context, e engine.Engine, id string, do action) 
 }
 
 const (
-	// maxBody keeps a request from filling memory, in bytes.
+	// maxBody bounds a request's body, in bytes, to bound memory.
 	maxBody = 256 << 10
 	// maxIDs is how many tasks one request can name.
 	maxIDs = 1000
 )
 
-// body decodes the request's JSON body into v, if there is one.
+// body decodes the request's JSON body into v. It reports whether there is a body.
 func (c *call) body(v any) (given bool, err error) {
 	text, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, maxBody))
 	switch {
@@ -162,27 +162,28 @@ func (c *call) body(v any) (given bool, err error) {
 	return true, nil
 }
 
-// bulk counts what became of the tasks that match.
+// bulk counts the outcomes of an action on many tasks.
 type bulk struct {
 	Matched int `json:"matched"`
 	Changed int `json:"changed"`
 	Failed  int `json:"failed"`
-	// Reason is that of the first that failed.
+	// Reason is the reason of the first failure.
 	Reason string `json:"reason,omitempty"`
 	Next   string `json:"next,omitempty"`
 }
 
 const (
-	// bulkPage is how many tasks are changed before the bounds below are checked.
+	// bulkPage is how many tasks are changed between two checks of the bounds below.
 	bulkPage = 100
-	// bulkScanned, bulkMatched and bulkTime bound one request, so that it is
-	// answered before a proxy gives it up.
+	// bulkScanned, bulkMatched and bulkTime bound one request, so that it is answered
+	// before a proxy times out.
 	bulkScanned = 2000
 	bulkMatched = 1000
 	bulkTime    = 3 * time.Second
 )
 
-// onMany does something to the tasks that are named, or to all that match.
+// onMany applies an action to the tasks that the request names, or to all that match
+// its filter.
 func onMany(do action) func(*API, *call) (int, any, error) {
 	return func(a *API, c *call) (int, any, error) {
 		var named struct {
@@ -211,7 +212,7 @@ func onMany(do action) func(*API, *call) (int, any, error) {
 	}
 }
 
-// onNamed does something to the tasks with the given IDs.
+// onNamed applies an action to the tasks with the given IDs.
 func (a *API) onNamed(c *call, do action, ids []string, dryRun bool) (int, any, error) {
 	switch {
 	case len(ids) == 0:
@@ -238,8 +239,8 @@ func (a *API) onNamed(c *call, do action, ids []string, dryRun bool) (int, any, 
 	return http.StatusOK, b, nil
 }
 
-// onMatching does something to all tasks that match, by default to those in the
-// action's standard states.
+// onMatching applies an action to all tasks that match. Without a state in the filter,
+// it selects the action's standard states.
 func (a *API) onMatching(c *call, do action, filter engine.Filter, dryRun bool) (int, any, error) {
 	for _, state := range filter.States {
 		if !slices.Contains(do.possible, state) {
@@ -281,7 +282,8 @@ func (a *API) onMatching(c *call, do action, filter engine.Filter, dryRun bool) 
 	return http.StatusOK, b, nil
 }
 
-// try counts a task as one that would be changed, or as failed if it would not.
+// try is count for a dry run: the task counts as matched if the action applies to it,
+// and as failed otherwise.
 func (b *bulk) try(do *action, get func() (*task.Record, error)) {
 	rec, err := get()
 	if err == nil && !slices.Contains(do.possible, rec.State) {
@@ -294,7 +296,7 @@ func (b *bulk) try(do *action, get func() (*task.Record, error)) {
 	b.Matched++
 }
 
-// count counts what became of one task.
+// count counts the outcome for one task.
 func (b *bulk) count(do *action, err error) {
 	b.Matched++
 	if err == nil {
@@ -314,7 +316,7 @@ func (b *bulk) count(do *action, err error) {
 	b.Reason = cmp.Or(b.Reason, reason)
 }
 
-// flag reads a parameter that is true or false; false if it is not given.
+// flag reads a boolean parameter. It returns false if the parameter is missing.
 func (c *call) flag(name string) (bool, error) {
 	switch value := c.query.Get(name); value {
 	case "true":

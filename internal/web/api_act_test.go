@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// document is what the API says of a task.
+// document is the JSON of a task.
 type document struct {
 	State          task.State `json:"state"`
 	CallbackHost   string     `json:"callback_host"`
@@ -51,7 +51,7 @@ func (g *gateway) bulk(path, content string) (b bulk) {
 func TestRetryMakesAWaitingCallbackDue(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
-	id := g.finish(task.Delivering, nil) // waits an hour
+	id := g.finish(task.Delivering, nil) // waits an hour for its retry
 	g.ask(http.MethodPost, "tasks/"+id+"/retry", http.StatusAccepted)
 	taken, err := g.engine.Take(t.Context(), "c.example:443", 1)
 	if err != nil || len(taken) != 1 || taken[0].Record().ID != id {

@@ -18,21 +18,21 @@ import (
 )
 
 const (
-	// encodings is how much memory callbacks take that are encoded to be shown.
+	// encodings bounds the memory for callbacks that are encoded for display.
 	encodings = 64 << 20
-	// maxShown is how much of a callback's body the JSON document has.
+	// maxShown bounds the part of a callback's body in the JSON document.
 	maxShown = 1 << 20
 )
 
-// newEncoder returns what encodes callbacks to show them: always in memory.
+// newEncoder returns an encoder of callbacks for display. It encodes in memory only.
 func newEncoder() *encode.Encoder {
 	return encode.New(encode.Options{Large: math.MaxInt64, InMemory: math.MaxInt64, Budget: encodings})
 }
 
-// errNoResult answers for a body that is not there.
+// errNoResult is the error for a result that does not exist or is no longer kept.
 var errNoResult = &apiError{http.StatusNotFound, "the task has no result, or it is not kept any more"}
 
-// result answers with the endpoint's response as it was captured.
+// result writes the endpoint's response as it was captured.
 func (a *API) result(c *call) (int, any, error) {
 	e, leave, err := a.config.Open()
 	if err != nil {
@@ -58,8 +58,8 @@ func (a *API) result(c *call) (int, any, error) {
 	return 0, nil, nil
 }
 
-// attach answers with bytes that somebody else has written. A browser saves them
-// and shows none of them: a page of a client's would have the operator's rights.
+// attach writes bytes of another origin as a download. A browser must not display them:
+// a page of a client would have the operator's rights.
 func (c *call) attach(name string, size int64, body io.Reader) {
 	h := c.w.Header()
 	h.Set("Content-Type", "application/octet-stream")
@@ -67,26 +67,25 @@ func (c *call) attach(name string, size int64, body io.Reader) {
 	h.Set("Content-Length", strconv.FormatInt(size, 10))
 	c.w.WriteHeader(http.StatusOK)
 	if c.r.Method != http.MethodHead {
-		_, _ = io.Copy(c.w, body) // an error is the reader's going away
+		_, _ = io.Copy(c.w, body) // an error means that the client disconnected
 	}
 }
 
-// sentCallback is a callback as it is sent.
+// sentCallback describes the request of a callback.
 type sentCallback struct {
 	Method string `json:"method"`
-	// URL is without its userinfo and query, which may hold secrets.
+	// URL has no userinfo and no query: they may hold secrets.
 	URL string `json:"url"`
-	// Headers are those of the last attempt, or of the first one that is to be made.
+	// Headers are those of the last attempt, or of the first one if none was made yet.
 	// Secrets are masked.
 	Headers [][2]string `json:"headers"`
-	// Body has at most maxShown bytes, as text or in base64; BodySize is that of all.
+	// Body has at most maxShown bytes, as text or in base64. BodySize is the full size.
 	Body       string `json:"body,omitempty"`
 	BodyBase64 string `json:"body_base64,omitempty"`
 	BodySize   int64  `json:"body_size"`
 }
 
-// callback answers with a task's callback as it is sent, or with raw=true with its
-// body alone.
+// callback writes the request of a task's callback, or with raw=true only its body.
 func (a *API) callback(c *call) (int, any, error) {
 	raw, err := c.flag("raw")
 	if err != nil {
@@ -142,11 +141,11 @@ func (a *API) callback(c *call) (int, any, error) {
 	return http.StatusOK, answer, nil
 }
 
-// shownAttempt is an attempt with all that is kept of it.
+// shownAttempt is an attempt with all its details.
 type shownAttempt struct {
-	Number int `json:"attempt"` // after a redelivery they count anew
+	Number int `json:"attempt"` // restarts at 1 after a redelivery
 	task.Attempt
-	// The parts of the duration, and what was sent and received.
+	// The durations of the phases, and the data sent and received.
 	RemoteAddr string      `json:"remote_addr,omitempty"`
 	DNS        float64     `json:"dns_ms,omitempty"`
 	Connect    float64     `json:"connect_ms,omitempty"`

@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// NodeCounts counts what happens on this node, for the last ten minutes, in a
-// fixed amount of memory. The zero value is ready; its methods may be called at
-// once.
+// NodeCounts counts the events on this node during the last ten minutes, in a fixed
+// amount of memory. The zero value is ready for use. It may be used from several
+// goroutines at once.
 type NodeCounts struct {
 	mu      sync.Mutex
 	seconds [countedSeconds]second
 	spans   [latencySpans]span
 }
 
-// Tally is what is counted.
+// Tally has the counters.
 type Tally struct {
 	Accepted       int64 `json:"accepted"`
 	Completed      int64 `json:"completed"`
@@ -35,30 +35,30 @@ func (t *Tally) add(o Tally) {
 }
 
 const (
-	// historyStep and historyPoints are the ten minutes as they are drawn.
+	// historyStep and historyPoints define the ten minutes of the history.
 	historyStep   = 5 // seconds
 	historyPoints = 120
-	// countedSeconds are those of the history, and of the point that is not whole.
+	// countedSeconds covers the history and the point that is still incomplete.
 	countedSeconds = historyStep * (historyPoints + 2)
-	// rateSeconds are those that rates are the average of.
+	// rateSeconds is the period over which rates are averaged.
 	rateSeconds = 60
-	// latencySpans of latencyStep seconds each are the minute that latencies are of.
+	// latencySpans of latencyStep seconds each are the minute that latencies cover.
 	latencyStep  = 5
 	latencySpans = rateSeconds / latencyStep
 )
 
 type second struct {
-	at int64 // Unix time; of another one it is out of date
+	at int64 // Unix time; another time means that the entry is out of date
 	Tally
 }
 
-// span has the latencies of some seconds.
+// span has the latencies of a few seconds.
 type span struct {
 	at             int64
 	task, delivery latencies
 }
 
-// Add counts what o says. A negative number takes back what was counted.
+// Add adds o to the counters. A negative number subtracts.
 func (n *NodeCounts) Add(o Tally) {
 	now := time.Now().Unix()
 	n.mu.Lock()
@@ -70,22 +70,22 @@ func (n *NodeCounts) Add(o Tally) {
 	s.add(o)
 }
 
-// TaskTook notes how long a task took, from its acceptance to its verdict.
+// TaskTook records how long a task took from its acceptance to its verdict.
 func (n *NodeCounts) TaskTook(d time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.span().task.add(d)
 }
 
-// DeliveryTook notes how long it took to deliver a callback, from the verdict to
-// the answer that accepted it.
+// DeliveryTook records how long a delivery took from the verdict to the response that
+// accepted the callback.
 func (n *NodeCounts) DeliveryTook(d time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.span().delivery.add(d)
 }
 
-// span returns the present one. Caller holds the lock.
+// span returns the current span. The caller holds the lock.
 func (n *NodeCounts) span() *span {
 	at := time.Now().Unix() / latencyStep
 	s := &n.spans[at%latencySpans]
@@ -101,7 +101,7 @@ type point struct {
 	Tally
 }
 
-// rates are averages of the last minute, per second.
+// rates are per second, averaged over the last minute.
 type rates struct {
 	Accepted       float64 `json:"accepted"`
 	Completed      float64 `json:"completed"`
@@ -111,8 +111,8 @@ type rates struct {
 	AttemptsFailed float64 `json:"attempts_failed"`
 }
 
-// latency are quantiles of the last minute, in milliseconds; nil if there was
-// nothing.
+// latency has quantiles of the last minute in milliseconds. They are nil without a
+// measurement.
 type latency struct {
 	TaskP50     *float64 `json:"task_p50_ms"`
 	TaskP95     *float64 `json:"task_p95_ms"`
@@ -120,7 +120,7 @@ type latency struct {
 	DeliveryP95 *float64 `json:"delivery_p95_ms"`
 }
 
-// read returns what was counted.
+// read returns the current rates, latencies and history.
 func (n *NodeCounts) read(now time.Time) (r rates, l latency, history []point) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -155,8 +155,8 @@ func (n *NodeCounts) read(now time.Time) (r rates, l latency, history []point) {
 	return r, latency{task.quantile(0.5), task.quantile(0.95), delivery.quantile(0.5), delivery.quantile(0.95)}, history
 }
 
-// latencies counts durations in buckets, each a quarter longer than the one
-// before: from half a millisecond to ten days. A quantile is that much exact.
+// latencies counts durations in buckets from half a millisecond to ten days. Each
+// bucket is a quarter wider than the one before, which is the precision of a quantile.
 type latencies [buckets]uint32
 
 const (
@@ -180,7 +180,7 @@ func (l *latencies) merge(o *latencies) {
 	}
 }
 
-// quantile returns the middle of the bucket that has it, in milliseconds.
+// quantile returns the middle of the bucket that has the quantile, in milliseconds.
 func (l *latencies) quantile(q float64) *float64 {
 	var total uint32
 	for _, n := range l {

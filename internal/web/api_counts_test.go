@@ -48,7 +48,7 @@ func TestQuantilesAreExactToAQuarter(t *testing.T) {
 			n.TaskTook(time.Duration(i+1) * time.Millisecond)
 			n.DeliveryTook(time.Duration(i+1) * time.Second)
 		}
-		n.TaskTook(-time.Second) // a clock that was set back
+		n.TaskTook(-time.Second) // the clock was set back
 		n.TaskTook(1e6 * time.Hour)
 		_, l, _ := n.read(time.Now())
 		for _, q := range []struct{ got, want float64 }{

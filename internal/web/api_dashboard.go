@@ -5,10 +5,9 @@ import (
 	"strings"
 )
 
-// Dashboard is the operator's page, and the API that it reads, below wherever
-// it is mounted: a path that ends with /api/ and something that the API has is
-// the API's, every other is the page. It may be used from several goroutines at
-// once.
+// Dashboard serves the operator's page and its API below the path where it is mounted.
+// A path that has /api/ followed by an operation of the API goes to the API; any other
+// path goes to the page. It may be used from several goroutines at once.
 type Dashboard struct {
 	api     *API
 	page    http.Handler
@@ -26,8 +25,9 @@ func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		d.page.ServeHTTP(w, r)
 		return
 	}
-	// A page of another site that the operator has open could otherwise cancel and
-	// purge: their browser would send the request, with their credentials.
+	// Without this check, a page of another site that the operator has open could
+	// cancel and delete tasks: the browser would send the request with the operator's
+	// credentials.
 	if err := d.foreign.Check(r); err != nil {
 		setSafeHeaders(w.Header())
 		writeProblem(w, http.StatusForbidden, "another site may not do that")
@@ -36,8 +36,8 @@ func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.api.Serve(w, r, path)
 }
 
-// apiPath returns the path relative to the API's base if the request is for the
-// API. The page may be mounted below a path that has /api/ in it too.
+// apiPath returns the path relative to the API's base, and whether the request is for
+// the API. The path that the page is mounted at may contain /api/ too.
 func (d *Dashboard) apiPath(r *http.Request) (string, bool) {
 	i := strings.LastIndex(r.URL.Path, "/api/")
 	if i < 0 {

@@ -9,8 +9,8 @@ import (
 // eventInterval is how often an overview is sent.
 const eventInterval = time.Second
 
-// events sends overviews as server-sent events, until the reader leaves or the
-// API is closed. While the engine does not answer it sends comments.
+// events sends overviews as server-sent events until the client disconnects or the API
+// is closed. While the engine does not answer, it sends comments.
 func (a *API) events(c *call) (int, any, error) {
 	select {
 	case <-a.closed:
@@ -24,12 +24,12 @@ func (a *API) events(c *call) (int, any, error) {
 		return 0, nil, &apiError{http.StatusServiceUnavailable, "too many are looking"}
 	}
 	control := http.NewResponseController(c.w)
-	// The admin endpoint gives a request ten seconds to be read, and takes what
-	// comes after that for the client's leaving.
-	_ = control.SetReadDeadline(time.Time{}) // unsupported: the client connects again
+	// The admin endpoint sets a read deadline of ten seconds. When it expires, the
+	// server takes the client for disconnected.
+	_ = control.SetReadDeadline(time.Time{}) // if unsupported, the client reconnects
 	w := deadlineWriter{c.w, control}
 	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("X-Accel-Buffering", "no") // nginx would collect events before it passes them on
+	w.Header().Set("X-Accel-Buffering", "no") // nginx would buffer events
 	if c.r.Method == http.MethodHead {
 		return http.StatusOK, nil, nil
 	}
@@ -50,5 +50,5 @@ func (a *API) events(c *call) (int, any, error) {
 			return 0, nil, nil
 		}
 	}
-	return 0, nil, nil // the reader has gone away
+	return 0, nil, nil // the client disconnected
 }

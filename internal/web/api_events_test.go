@@ -60,7 +60,7 @@ func TestOverviewsComeToThoseWhoWatchUntilTheAPIIsClosed(t *testing.T) {
 		t.Errorf("%d overviews came: %v", overviews, err)
 	}
 	g.ask(http.MethodGet, "events", http.StatusServiceUnavailable)
-	g.ask(http.MethodGet, "overview", http.StatusOK) // everything else goes on
+	g.ask(http.MethodGet, "overview", http.StatusOK) // all other requests are still served
 }
 
 func TestWatchersAreBounded(t *testing.T) {
@@ -95,7 +95,7 @@ func TestAnEngineThatIsAwayIsWaitedForOnceByAllWhoLook(t *testing.T) {
 		if opened != 1 {
 			t.Errorf("it was asked for %d times", opened)
 		}
-		time.Sleep(summaryAge) // of the fake clock
+		time.Sleep(summaryAge) // on the fake clock
 		if look(); opened != 2 {
 			t.Errorf("a moment later it was asked for %d times in all", opened)
 		}

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// FuzzAPIQuery reads the parameters of the API as a client writes them.
+// FuzzAPIQuery parses the query parameters of clients.
 func FuzzAPIQuery(f *testing.F) {
 	for _, query := range []string{
 		"", "state=dead&state=queued&queue=q&host=c.example:443", "status=FAILED&older_than=7d", "newer_than=1e400d",
@@ -15,12 +15,12 @@ func FuzzAPIQuery(f *testing.F) {
 		f.Add(query)
 	}
 	f.Fuzz(func(t *testing.T, query string) {
-		values, _ := url.ParseQuery(query) // what could be read of it
+		values, _ := url.ParseQuery(query) // the part that can be parsed
 		c := &call{query: values}
 		if filter, said, err := c.filter(); err == nil {
 			if named := len(filter.States)+len(filter.Statuses) > 0 || filter.Queue != "" || filter.Host != "" ||
 				!filter.Before.IsZero() || !filter.After.IsZero(); named && !said {
-				// It would be taken for a request that means all tasks.
+				// Such a request would apply to all tasks.
 				t.Errorf("%q says nothing, and is %+v", query, filter)
 			}
 		}

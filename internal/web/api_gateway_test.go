@@ -20,10 +20,10 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web/openapitest"
 )
 
-// computedRun is when the configuration says that the schedules run next.
+// computedRun is the next run of all schedules as the configuration computes it.
 var computedRun = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// gateway is an API in front of an engine, behind a dashboard at /ops/.
+// gateway is an API with an engine, below a dashboard at /ops/.
 type gateway struct {
 	t      *testing.T
 	url    string // of the API's base
@@ -84,7 +84,8 @@ func newGateway(t *testing.T) *gateway {
 	return g
 }
 
-// ask sends a request, holds the answer against the document, and returns it.
+// ask sends a request, checks the response against the OpenAPI document, and returns
+// it.
 func (g *gateway) ask(method, path string, want int, header ...string) map[string]any {
 	g.t.Helper()
 	body := g.askRaw(method, path, want, header...)
@@ -102,8 +103,8 @@ func (g *gateway) askRaw(method, path string, want int, header ...string) []byte
 	return g.send(method, path, "", want, header...)
 }
 
-// send sends a request with a body, holds the answer against the document, and
-// returns it.
+// send sends a request with a body, checks the response against the OpenAPI document,
+// and returns it.
 func (g *gateway) send(method, path, content string, want int, header ...string) []byte {
 	g.t.Helper()
 	req, err := http.NewRequestWithContext(g.t.Context(), method, g.url+path, strings.NewReader(content))
@@ -131,7 +132,7 @@ func (g *gateway) send(method, path, content string, want int, header ...string)
 	return body
 }
 
-// newRecord returns a task that a client has just sent.
+// newRecord returns a new task.
 func newRecord() *task.Record {
 	rec := &task.Record{Task: task.Task{
 		ID: uuid.Must(uuid.NewV7()).String(), CreatedAt: time.Now().UTC(), CallbackHost: "c.example:443",
@@ -156,8 +157,8 @@ func (g *gateway) enqueue(change func(*task.Record)) string {
 	return id
 }
 
-// finish stores a task that has its verdict and an attempt, in the given state: a
-// queue's if it has one, else a waiting client's.
+// finish stores a task with a verdict and an attempt in the given state. The task is a
+// queue's if it has a queue, and otherwise a waiting client's.
 func (g *gateway) finish(state task.State, change func(*task.Record)) string {
 	g.t.Helper()
 	rec := newRecord()
@@ -192,7 +193,7 @@ func (g *gateway) finish(state task.State, change func(*task.Record)) string {
 	return rec.ID
 }
 
-// start stores a task that runs.
+// start stores a running task.
 func (g *gateway) start(rec *task.Record) (*task.Record, engine.Lease) {
 	g.t.Helper()
 	if rec.Queue == "" {

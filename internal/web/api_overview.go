@@ -14,31 +14,30 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Queue is a queue as it is configured, with what waits and runs in it.
+// Queue has the options of a queue and the counts of its tasks.
 type Queue struct {
 	Name string `json:"name"`
-	// Queued, Delayed, Running and Oldest are of all gateways of the store. Delayed
-	// counts the queued tasks that are ready later; Oldest is when the oldest queued
+	// Queued, Delayed, Running and Oldest cover all gateways of the store. Delayed
+	// counts the queued tasks that become ready later. Oldest is when the oldest queued
 	// task was accepted.
 	Queued  int64     `json:"queued"`
 	Delayed int64     `json:"delayed"`
 	Running int64     `json:"running"`
 	Oldest  time.Time `json:"oldest,omitzero"`
 	Paused  bool      `json:"paused"`
-	// Workers is how many tasks of the queue this node runs at once; 0 if its
-	// configuration does not have the queue.
+	// Workers is how many tasks of the queue this node runs at once. It is 0 if the
+	// node's configuration does not have the queue.
 	Workers   int `json:"workers"`
 	MaxQueued int `json:"max_queued"`
 	Attempts  int `json:"attempts"`
 }
 
-// set sets what the engine counts.
+// set sets the counts of the engine.
 func (q *Queue) set(s engine.QueueStats) {
 	q.Queued, q.Delayed, q.Running, q.Oldest, q.Paused = s.Queued, s.Delayed, s.Running, s.Oldest, s.Paused
 }
 
-// Schedule is a schedule of a queue. URI is without its query, which may hold a
-// secret.
+// Schedule is a schedule of a queue. URI has no query: it may hold a secret.
 type Schedule struct {
 	Queue    string    `json:"queue"`
 	Schedule string    `json:"schedule"`
@@ -47,7 +46,7 @@ type Schedule struct {
 	URI      string    `json:"uri"`
 	LastRun  time.Time `json:"last_run,omitzero"`
 	NextRun  time.Time `json:"next_run,omitzero"`
-	// ID is the engine's name of the schedule.
+	// ID is the schedule's name in the engine.
 	ID string `json:"id"`
 }
 
@@ -65,7 +64,7 @@ type host struct {
 	RateLimited   bool      `json:"rate_limited,omitempty"`
 }
 
-// overview counts tasks by state, and has what this node has counted.
+// overview has the number of tasks by state, and the counters of this node.
 type overview struct {
 	Node    string               `json:"node"`
 	At      time.Time            `json:"at"`
@@ -76,16 +75,16 @@ type overview struct {
 }
 
 const (
-	// summaryAge is how old an overview may be: all who look share one, so that
-	// the engine is asked once a second however many they are.
+	// summaryAge is how long an overview is reused. All viewers share it, so that the
+	// engine is asked once a second however many viewers there are.
 	summaryAge = 900 * time.Millisecond
-	// summaryTimeout keeps an engine that is away from holding them up.
+	// summaryTimeout bounds how long viewers wait for an engine that does not answer.
 	summaryTimeout = 2 * time.Second
 )
 
-// summary remembers the latest overview, or why there was none: if each who looks
-// waited in turn for an engine that is away, the last of them would wait for
-// minutes, and a reload for all of them.
+// summary caches the latest overview or error. Otherwise, if the engine does not
+// answer, viewers would wait for it one after the other: the last one, and a reload,
+// would wait for minutes.
 type summary struct {
 	mu     sync.Mutex
 	made   time.Time
@@ -93,7 +92,7 @@ type summary struct {
 	failed error
 }
 
-// summarize returns an overview, made a moment ago at most.
+// summarize returns an overview that is at most summaryAge old.
 func (a *API) summarize() (json.RawMessage, error) {
 	s := &a.summary
 	s.mu.Lock()
@@ -135,7 +134,7 @@ func (a *API) overview(*call) (int, any, error) {
 	return http.StatusOK, state, err
 }
 
-// queues lists the queues of the configuration, and others that have tasks or are
+// queues lists the queues of the configuration, and other queues that have tasks or are
 // paused.
 func (a *API) queues(c *call) (int, any, error) {
 	e, leave, err := a.config.Open()
@@ -167,8 +166,8 @@ func (a *API) allQueues(ctx context.Context, e engine.Engine) ([]Queue, error) {
 	return list, nil
 }
 
-// hosts lists the hosts that have callbacks pending, are failing or are paused,
-// those with the most pending first.
+// hosts lists the hosts that have callbacks pending, are failing or are paused. Hosts
+// with the most pending callbacks come first.
 func (a *API) hosts(c *call) (int, any, error) {
 	limit, err := c.limit(defaultLimit)
 	if err != nil {
@@ -200,8 +199,7 @@ func (a *API) hosts(c *call) (int, any, error) {
 	return http.StatusOK, list, nil
 }
 
-// schedules lists the schedules of the configuration with the run times that the
-// engine keeps of them.
+// schedules lists the schedules of the configuration with the run times of the engine.
 func (a *API) schedules(c *call) (int, any, error) {
 	e, leave, err := a.config.Open()
 	if err != nil {
@@ -224,7 +222,7 @@ func (a *API) schedules(c *call) (int, any, error) {
 	return http.StatusOK, orEmpty(list), nil
 }
 
-// orEmpty keeps an empty list from being null in JSON.
+// orEmpty returns an empty list for nil, which JSON would encode as null.
 func orEmpty[T any](list []T) []T {
 	if list == nil {
 		return []T{}

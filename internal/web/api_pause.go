@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// pausing pauses a queue, or goes on with it.
+// pausing pauses or resumes a queue.
 func (a *API) pausing(c *call, paused bool) (int, any, error) {
 	e, leave, err := a.config.Open()
 	if err != nil {
@@ -31,8 +31,8 @@ func (a *API) pausing(c *call, paused bool) (int, any, error) {
 func (a *API) pauseQueue(c *call) (int, any, error)  { return a.pausing(c, true) }
 func (a *API) resumeQueue(c *call) (int, any, error) { return a.pausing(c, false) }
 
-// pausingHost pauses the deliveries to a host, or goes on with them. The host need
-// not be known: a receiver can be paused before its first callback.
+// pausingHost pauses or resumes the deliveries to a host. The host may be unknown: you
+// can pause a receiver before its first callback.
 func (a *API) pausingHost(c *call, paused bool) (int, any, error) {
 	host := strings.ToLower(c.id)
 	name, port, err := net.SplitHostPort(host)
@@ -47,7 +47,7 @@ func (a *API) pausingHost(c *call, paused bool) (int, any, error) {
 	return c.pause(e, engine.Target{Host: host}, paused)
 }
 
-// maxHost is longer than any host name with its port, in bytes.
+// maxHost is an upper bound of the length of a host name with its port, in bytes.
 const maxHost = 300
 
 func (a *API) pauseHost(c *call) (int, any, error)  { return a.pausingHost(c, true) }
@@ -60,7 +60,8 @@ func (c *call) pause(e engine.Engine, t engine.Target, paused bool) (int, any, e
 	return http.StatusOK, map[string]any{"name": t.Queue + t.Host, "paused": paused}, nil
 }
 
-// runSchedule puts a task of a schedule into its queue now. Its next run stays.
+// runSchedule puts a task of a schedule into its queue now. The next run of the
+// schedule does not change.
 func (a *API) runSchedule(c *call) (int, any, error) {
 	e, leave, err := a.config.Open()
 	if err != nil {

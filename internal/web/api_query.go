@@ -10,13 +10,13 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// filterParams are the parameters that say which tasks are meant.
+// filterParams are the parameters that select tasks.
 var filterParams = []string{
 	"state", "status", "queue", "host", "method", "path", "route", "last_status_code", "last_error", "id",
 	"older_than", "newer_than", "before", "after_time",
 }
 
-// bulkParams are those of an action on many tasks.
+// bulkParams are the parameters of an action on many tasks.
 var bulkParams = append([]string{"after", "dry_run"}, filterParams...)
 
 var (
@@ -24,7 +24,7 @@ var (
 	verdicts = []task.Verdict{task.Complete, task.Failed, task.TimedOut}
 )
 
-// filter reads which tasks are meant, and says whether anything was said.
+// filter reads the filter of the query. said is false if the query has none.
 func (c *call) filter() (f engine.Filter, said bool, err error) {
 	f.Queue, f.Host, f.Route = c.query.Get("queue"), strings.ToLower(c.query.Get("host")), c.query.Get("route")
 	f.Method, f.Path, f.LastError = c.query.Get("method"), c.query.Get("path"), c.query.Get("last_error")
@@ -53,7 +53,8 @@ func (c *call) filter() (f engine.Filter, said bool, err error) {
 	return f, said, nil
 }
 
-// timeRange reads when the tasks were accepted. Of two bounds the narrower counts.
+// timeRange reads the bounds of the acceptance time. If a bound is given in two ways,
+// the narrower one applies.
 func (c *call) timeRange(f *engine.Filter) error {
 	now := time.Now()
 	for _, bound := range []struct {
@@ -84,8 +85,7 @@ func (c *call) timeRange(f *engine.Filter) error {
 	return nil
 }
 
-// oneOf reads a parameter that may be given more than once. An empty one asks
-// for nothing.
+// oneOf reads a parameter that may be repeated. An empty value is ignored.
 func oneOf[T ~string](name string, values []string, known []T) (list []T, err error) {
 	for _, value := range values {
 		switch {
@@ -103,10 +103,10 @@ func oneOf[T ~string](name string, values []string, known []T) (list []T, err er
 	return list, nil
 }
 
-// maxAgeDays keeps a number of days from overflowing a duration.
+// maxAgeDays prevents that a number of days overflows a duration.
 const maxAgeDays = 36500
 
-// parseAge reads a duration as Go writes it, or a number of days: 7d.
+// parseAge reads a duration in Go's syntax, or a number of days such as 7d.
 func parseAge(s string) (time.Duration, bool) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		n, err := strconv.ParseFloat(days, 64)
@@ -124,7 +124,7 @@ const (
 	maxLimit     = 1000
 )
 
-// limit reads how much is wanted.
+// limit reads the size of a page.
 func (c *call) limit(standard int) (int, error) {
 	value := c.query.Get("limit")
 	if value == "" {
@@ -137,11 +137,11 @@ func (c *call) limit(standard int) (int, error) {
 	return n, nil
 }
 
-// maxCursor is longer than any cursor of an engine, in bytes.
+// maxCursor is an upper bound of the length of an engine's cursor, in bytes.
 const maxCursor = 4096
 
-// cursor reads where a list goes on; empty is the beginning. Whether it is one of
-// the engine's, the engine says.
+// cursor reads the position at which a list continues; empty is the start. The engine
+// checks the cursor itself.
 func (c *call) cursor() (engine.Cursor, error) {
 	value := c.query.Get("after")
 	if len(value) > maxCursor {

@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// taskPage is a page of a list.
+// taskPage is one page of the list of tasks.
 type taskPage struct {
 	Tasks   []listedTask `json:"tasks"`
 	Next    string       `json:"next,omitempty"`
@@ -48,7 +48,7 @@ func (a *API) list(c *call) (int, any, error) {
 	return http.StatusOK, page, nil
 }
 
-// listedTask is a task with what made it and why it is as it is.
+// listedTask is a task with its origin and the reason of its state.
 type listedTask struct {
 	task.Task
 	Method      string `json:"method,omitempty"`
@@ -71,7 +71,7 @@ func newListedTask(rec *task.Record) listedTask {
 	return t
 }
 
-// brief is a task in a list: without what receivers answered.
+// brief returns a task for a list, without the responses of receivers.
 func brief(rec *task.Record) listedTask {
 	t := newListedTask(rec)
 	t.Attempts = slices.Clone(t.Attempts)
@@ -81,7 +81,7 @@ func brief(rec *task.Record) listedTask {
 	return t
 }
 
-// reason says why a callback is not delivered, else why the task failed.
+// reason returns why a callback is not delivered, or otherwise why the task failed.
 func reason(rec *task.Record) string {
 	last := rec.LastAttempt()
 	undelivered := rec.State == task.Delivering || rec.State == task.Dead
@@ -100,17 +100,17 @@ func reason(rec *task.Record) string {
 	return ""
 }
 
-// wholeTask is a task with all that happened to it.
+// wholeTask is a task with all its details.
 type wholeTask struct {
 	listedTask
-	Attempts []shownAttempt `json:"attempts,omitempty"` // in place of those of a list
-	// CallbackURL is without its userinfo and query.
+	Attempts []shownAttempt `json:"attempts,omitempty"` // replaces the attempts of listedTask
+	// CallbackURL has no userinfo and no query.
 	CallbackURL string       `json:"callback_url,omitempty"`
 	Result      *shownResult `json:"result,omitempty"`
 	Timeline    []happening  `json:"timeline"`
 }
 
-// shownResult describes a result. ContentEncoding is that of the bytes that are kept.
+// shownResult describes a result. ContentEncoding is that of the stored bytes.
 type shownResult struct {
 	ContentType     string `json:"content_type,omitempty"`
 	ContentEncoding string `json:"content_encoding,omitempty"`
@@ -118,19 +118,19 @@ type shownResult struct {
 	Kept            int64  `json:"kept"`
 }
 
-// happening is something that happened to a task, or is to happen.
+// happening is a past or future event of a task.
 type happening struct {
 	At    time.Time `json:"at"`
 	Event string    `json:"event"`
-	// Of a verdict.
+	// Fields of a verdict.
 	Status         task.Verdict `json:"status,omitempty"`
 	UpstreamStatus int          `json:"upstream_status,omitempty"`
-	// Attempt counts the attempts, and those after a redelivery anew.
+	// Attempt is the number of the attempt. It restarts at 1 after a redelivery.
 	Attempt    int    `json:"attempt,omitempty"`
 	StatusCode int    `json:"status_code,omitempty"`
 	DurationMS *int64 `json:"duration_ms,omitempty"`
 	Response   string `json:"response,omitempty"`
-	// Start counts how often a queue's task was begun.
+	// Start is how often the queue's task has been started.
 	Start int    `json:"start,omitempty"`
 	Error string `json:"error,omitempty"`
 }
@@ -168,7 +168,7 @@ func (a *API) show(c *call) (int, any, error) {
 	return http.StatusOK, whole, nil
 }
 
-// timeline is what happened to a task, in its order.
+// timeline returns the events of a task in order.
 func timeline(rec *task.Record) []happening {
 	events := []happening{{At: rec.CreatedAt, Event: eventAccepted}}
 	add := func(at time.Time, h happening) {
@@ -211,11 +211,11 @@ func timeline(rec *task.Record) []happening {
 	return events
 }
 
-// attemptNumbers numbers the attempts that are remembered as their callbacks
-// were: after each redelivery from 1.
+// attemptNumbers returns the numbers that the stored attempts had in their callbacks.
+// They restart at 1 after each redelivery.
 func attemptNumbers(rec *task.Record) []int {
 	numbers := make([]int, len(rec.Attempts))
-	var since time.Time // of the last redelivery
+	var since time.Time // time of the last redelivery
 	if n := len(rec.Redelivered); n > 0 {
 		since = rec.Redelivered[n-1]
 	}
@@ -227,7 +227,7 @@ func attemptNumbers(rec *task.Record) []int {
 		}
 		number++
 		numbers[i] = number
-		// Of the latest the record knows the number, however many were forgotten.
+		// The record has the number of the latest attempt, however many were dropped.
 		if !attempt.At.Before(since) {
 			numbers[i] = max(number, rec.Tries-(len(rec.Attempts)-1-i))
 		}

@@ -57,7 +57,7 @@ func TestEveryRouteAnswersAsTheDocumentHasIt(t *testing.T) {
 	} {
 		g.askRaw(http.MethodGet, path, http.StatusOK)
 	}
-	g.ask(http.MethodPost, "tasks/"+done+"/redeliver", http.StatusConflict) // its result is not kept
+	g.ask(http.MethodPost, "tasks/"+done+"/redeliver", http.StatusConflict) // its result is no longer kept
 	g.ask(http.MethodPost, "tasks/"+done+"/cancel", http.StatusConflict)
 	g.askRaw(http.MethodGet, "tasks/"+dead+"/result", http.StatusOK)
 	g.askRaw(http.MethodGet, "tasks/"+done+"/result", http.StatusNotFound)
@@ -267,7 +267,7 @@ func TestRedeliveringAllRepeatsNoDeliveredCallback(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		query      string
-		dead, done int // how many are delivered again
+		dead, done int // how many are redelivered
 	}{
 		{"queue=q", 1, 0},
 		{"host=c.example", 1, 0},
@@ -321,7 +321,7 @@ func TestThePageIsEverywhereButWhereTheAPIIs(t *testing.T) {
 	} {
 		accept := "*/*"
 		if path == "api/ops/" {
-			accept = "text/html" // a browser, at a dashboard below /api/
+			accept = "text/html" // a browser, for a dashboard below /api/
 		}
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+path, http.NoBody)
 		if err != nil {

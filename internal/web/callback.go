@@ -14,20 +14,21 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// The gateway's own headers. Those with the task's ID and status are configured.
+// The gateway's default headers. The headers with the task's ID and status are
+// configurable.
 const (
 	headerAttempt        = "callback-attempt"
 	headerUpstreamStatus = "callback-upstream-status"
 )
 
-// Where else they stand: in callbacks of the profiles beam2 and openfaas, and in
-// those of other senders of Standard Webhooks.
+// Other headers with the ID or status: those of callbacks in the profiles beam2 and
+// openfaas, and those of other senders of Standard Webhooks.
 var (
 	otherTaskHeaders   = []string{webhook.HeaderID, "X-Task-ID", "X-Call-Id"}
 	otherStatusHeaders = []string{"X-Task-Status"}
 )
 
-// What became of a signature.
+// The outcomes of verifying a signature.
 const (
 	signatureVerified  = "verified"
 	signatureFailed    = "failed"
@@ -35,42 +36,43 @@ const (
 	signatureUnchecked = "unchecked"
 )
 
-// callback is a request as it was received. Its tags are the inbox's JSON.
+// callback is a recorded request. Its tags are the inbox's JSON.
 type callback struct {
 	// Number counts the callbacks of this inbox, from 1.
 	Number uint64 `json:"number"`
-	// ReceivedAt is when all of it was there.
+	// ReceivedAt is when the whole request had been received.
 	ReceivedAt time.Time `json:"received_at"`
 	Method     string    `json:"method"`
-	// Path is decoded, Query as it was sent.
+	// Path is decoded; Query is as sent.
 	Path  string `json:"path"`
 	Query string `json:"query"`
 	Proto string `json:"proto"`
-	// RemoteAddr is the address and port of the sender, or of the proxy before us.
+	// RemoteAddr is the address and port of the sender, or of the nearest proxy.
 	RemoteAddr string `json:"remote_addr"`
 
-	// TaskID is the header beam-task-id, else one of otherTaskHeaders, else empty.
+	// TaskID is the header beam-task-id, or else one of otherTaskHeaders. It is empty
+	// if there is none.
 	TaskID string `json:"task_id"`
-	// Status is the header x-beam-task-status, else one of otherStatusHeaders, else
-	// empty.
+	// Status is the header x-beam-task-status, or else one of otherStatusHeaders. It is
+	// empty if there is none.
 	Status string `json:"status"`
-	// Attempt and UpstreamStatus are missing if the sender does not say.
+	// Attempt and UpstreamStatus are missing if the sender does not send them.
 	Attempt        int `json:"attempt,omitempty"`
 	UpstreamStatus int `json:"upstream_status,omitempty"`
-	// SincePreviousMS is the time since the callback before of the same task, in
-	// milliseconds; missing if there is none that is remembered.
+	// SincePreviousMS is the time since the previous callback of the same task, in
+	// milliseconds. It is missing if no previous callback is remembered.
 	SincePreviousMS *int64 `json:"since_previous_ms,omitempty"`
 
-	// Signature is verified, failed, unsigned or unchecked, and SignatureError
-	// says why it failed or could not be checked.
+	// Signature is verified, failed, unsigned or unchecked. SignatureError says why it
+	// failed or could not be checked.
 	Signature      string `json:"signature"`
 	SignatureError string `json:"signature_error,omitempty"`
 
-	// Headers are sorted by name, in lower case; repeated ones keep their order.
+	// Headers are sorted by name, in lower case. Repeated headers keep their order.
 	Headers []pair `json:"headers"`
 
-	// BodySize is what came of the body in bytes, BodyKept what is remembered of
-	// it, and BodyError why not all of it came.
+	// BodySize is how many bytes of the body were received, BodyKept how many are kept.
+	// BodyError says why the body is incomplete.
 	BodySize  int64  `json:"body_size"`
 	BodyKept  int    `json:"body_kept"`
 	BodyError string `json:"body_error,omitempty"`
@@ -78,32 +80,31 @@ type callback struct {
 	body []byte
 }
 
-// pair is a header, or a pair of a body. In jq, from_entries makes an object of
-// a list of them.
+// pair is a header, or a name and value of a body. In jq, from_entries turns a list of
+// pairs into an object.
 type pair struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
 }
 
-// shownCallback is a callback with as much of its body as is shown in JSON.
+// shownCallback is a callback with the part of its body that JSON shows.
 type shownCallback struct {
 	*callback
 
-	// Pairs are those of a form or the members of a JSON object, in their order,
-	// repeats kept. They are an empty list if the body is neither, or is JSON
-	// that is not all there.
+	// Pairs are the fields of a form or the members of a JSON object, in order and with
+	// duplicates. The list is empty if the body is neither, or is JSON that was cut.
 	Pairs []pair `json:"pairs"`
-	// PairsTruncated: there are more, or the last one is longer.
+	// PairsTruncated is set if there are more pairs, or the last one is cut.
 	PairsTruncated bool `json:"pairs_truncated,omitempty"`
 
-	// Body is the body if it is UTF-8, BodyBase64 if it is not.
+	// Body is the body if it is UTF-8; otherwise BodyBase64 is.
 	Body       string `json:"body"`
 	BodyBase64 []byte `json:"body_base64,omitempty"`
-	// BodyTruncated: what stands here is not all that was sent.
+	// BodyTruncated is set if the body that is shown is not complete.
 	BodyTruncated bool `json:"body_truncated,omitempty"`
 }
 
-// newCallback describes a request. What only the memory knows is missing yet.
+// newCallback describes a request. The memory sets the remaining fields.
 func (in *Inbox) newCallback(r *http.Request, body received) *callback {
 	c := &callback{
 		Method:         r.Method,
@@ -127,8 +128,8 @@ func (in *Inbox) newCallback(r *http.Request, body received) *callback {
 	return c
 }
 
-// firstOf returns the header of the given name, or the first of the others that is
-// there.
+// firstOf returns the header with the given name, or else the first of the others that
+// is present.
 func firstOf(h http.Header, name string, others []string) string {
 	value := h.Get(name)
 	for _, other := range others {
@@ -137,7 +138,7 @@ func firstOf(h http.Header, name string, others []string) string {
 	return value
 }
 
-// judge says what the signature of a callback is worth, and why.
+// judge verifies the signature of a callback, and returns the outcome and its reason.
 func (in *Inbox) judge(h http.Header, body received) (verdict, reason string) {
 	switch {
 	case h.Get(webhook.HeaderSignature) == "":
@@ -153,14 +154,14 @@ func (in *Inbox) judge(h http.Header, body received) (verdict, reason string) {
 	switch {
 	case err == nil:
 		return signatureVerified, ""
-	case errors.Is(err, webhook.ErrUnsigned): // there is a signature, but no ID or no time
+	case errors.Is(err, webhook.ErrUnsigned): // a signature without an ID or a time
 		return signatureFailed, "the ID or the timestamp is missing"
 	default:
 		return signatureFailed, err.Error()
 	}
 }
 
-// positive reads a number above zero; anything else is 0.
+// positive parses a number above zero. It returns 0 for any other value.
 func positive(s string) int {
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 0 {
@@ -169,7 +170,8 @@ func positive(s string) int {
 	return n
 }
 
-// headersOf lists a request's headers. net/http keeps Host elsewhere.
+// headersOf lists a request's headers. net/http keeps the Host header in a field of its
+// own.
 func headersOf(r *http.Request) []pair {
 	list := []pair{{"host", r.Host}}
 	for name, values := range r.Header {
@@ -181,11 +183,11 @@ func headersOf(r *http.Request) []pair {
 	return list
 }
 
-// cost is about what a callback takes in memory.
+// cost estimates the memory that a callback uses.
 func (c *callback) cost() int64 {
 	const (
-		itself  = 1 << 10 // with its places in the memory's list and map
-		perPair = 64      // of a header's two strings, beside their bytes
+		itself  = 1 << 10 // with its entries in the memory's list and map
+		perPair = 64      // for the two strings of a header, besides their bytes
 	)
 	cost := itself + cap(c.body) + len(c.Path) + len(c.Query)
 	for _, h := range c.Headers {
@@ -199,7 +201,7 @@ func (c *callback) shown(limit int) shownCallback {
 	part := c.body[:min(limit, len(c.body))]
 	s := shownCallback{callback: c, BodyTruncated: int64(len(part)) < c.BodySize}
 	if text := part[:len(part)-splitRune(part)]; s.BodyTruncated && utf8.Valid(text) {
-		part = text // what is cut off stands between characters
+		part = text // cut between characters
 	}
 	if utf8.Valid(part) {
 		s.Body = string(part)
@@ -219,8 +221,7 @@ func (c *callback) contentType() string {
 	return ""
 }
 
-// splitRune returns how many bytes at the end of b are the beginning of a
-// character whose end is missing.
+// splitRune returns the length of an incomplete character at the end of b.
 func splitRune(b []byte) int {
 	for n := 1; n < utf8.UTFMax && n <= len(b); n++ {
 		if tail := b[len(b)-n:]; utf8.RuneStart(tail[0]) {

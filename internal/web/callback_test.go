@@ -158,7 +158,7 @@ func TestBodies(t *testing.T) {
 		body        io.Reader
 		maxBody     int64
 		want        callback
-		kept        string // what ?body= gives
+		kept        string // the response to ?body=
 	}{
 		{"text is text", "", strings.NewReader("ä\x00"), 0, callback{Body: "ä\x00", BodySize: 3, BodyKept: 3}, "ä\x00"},
 		{"bytes are base64", "", strings.NewReader("\xff\x00"), 0, callback{BodyBase64: []byte("\xff\x00"), BodySize: 2, BodyKept: 2}, "\xff\x00"},
@@ -209,7 +209,7 @@ func TestBodies(t *testing.T) {
 	}
 }
 
-// discard is a ResponseWriter that keeps the status only.
+// discard is a ResponseWriter that keeps only the status.
 type discard struct {
 	header http.Header
 	status int
@@ -226,7 +226,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		keep         int
 		sent         int
 		body, header int // bytes of each
-		least, most  int // how many may be left
+		least, most  int // how many callbacks may remain
 	}{
 		{"by number", 3, 5, 0, 0, 3, 3},
 		{"by the size of bodies", 0, 12, 10 * mib, 0, 4, 6},
@@ -234,7 +234,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		{"but the newest is kept whatever its size", 0, 2, 80 * mib, 0, 1, 1},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) { // one after the other: they are large
+		t.Run(tt.name, func(t *testing.T) { // sequential, because they are large
 			inbox := web.NewInbox(web.InboxConfig{Keep: tt.keep, MaxBody: 64 * mib})
 			body, header := bytes.Repeat([]byte("x"), tt.body), strings.Repeat("h", tt.header)
 			for range tt.sent {
@@ -262,7 +262,7 @@ func TestBodiesThatComeAtOnceShareABound(t *testing.T) {
 		large := bytes.Repeat([]byte("x"), 40*mib)
 		rest, more := io.Pipe()
 		go serve(inbox, http.MethodPost, "/", io.MultiReader(bytes.NewReader(large), rest))
-		synctest.Wait() // the first 40 MiB are there, and it hangs
+		synctest.Wait() // the first 40 MiB are received, and the sender blocks
 		serve(inbox, http.MethodPost, "/", bytes.NewReader(large))
 		if c := list(t, inbox, "/")[0]; c.BodyKept != 24*mib || c.BodySize != 40*mib {
 			t.Errorf("beside 40 MiB that are coming in, %d of %d bytes are kept", c.BodyKept, c.BodySize)
@@ -290,7 +290,8 @@ func TestABodyThatDoesNotEndIsNotReadForEver(t *testing.T) {
 	}
 }
 
-// Whatever is sent, the list is JSON that holds no tag, and every pair is text.
+// FuzzCallback checks that the list is JSON without a tag, and every pair is text, for
+// any request.
 func FuzzCallback(f *testing.F) {
 	f.Add(form, []byte("a=%3C/script%3E&%zz&&=\xff+%e2%80%ae"), "</script>")
 	f.Add("application/json", []byte(`{"<":{"</script>":1e999},"<":"\ud800"}`), "\u202e\x1b[31m")

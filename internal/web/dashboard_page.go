@@ -9,7 +9,8 @@ import (
 //go:embed dashboard
 var dashboardFiles embed.FS
 
-// dashboardScripts are in the order of the declarations that they make as they begin.
+// dashboardScripts are ordered so that each script follows those whose declarations it
+// uses when it starts.
 var dashboardScripts = []string{
 	"format.js", "api.js", "charts.js", "tables.js", "actions.js", "filters.js", "tasks.js", "attempts.js", "sent.js",
 	"task.js", "overview.js", "lists.js", "keys.js", "app.js",
@@ -21,17 +22,17 @@ func dashboardText(names ...string) string {
 	for _, name := range names {
 		content, err := dashboardFiles.ReadFile("dashboard/" + name)
 		if err != nil {
-			panic(err) // the file is embedded: this cannot happen in a build whose tests pass
+			panic(err) // cannot happen in a build whose tests pass: the file is embedded
 		}
 		text.Write(content)
 	}
 	return text.String()
 }
 
-// DashboardPage serves the dashboard's page. It is one document, which reads
-// all it shows from the API below the path that the page itself was read from:
-// of a page at /dashboard, from /dashboard/api/. Where it stands in a view is
-// in the fragment of its URL. It may be used from several goroutines at once.
+// DashboardPage serves the dashboard's page. The page is one document. It reads all its
+// data from the API below its own path: a page at /dashboard reads from
+// /dashboard/api/. The fragment of its URL has the state of the view. It may be used
+// from several goroutines at once.
 func DashboardPage() http.Handler {
 	style, script := baseCSS+dashboardText("style.css", "task.css", "narrow.css"), baseJS+dashboardText(dashboardScripts...)
 	page := newPage(dashboardText("index.html"), style, script, nil)

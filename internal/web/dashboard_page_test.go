@@ -63,7 +63,7 @@ func TestTheDashboardHasNothingThatThePolicyBlocks(t *testing.T) {
 			t.Errorf("the page uses %s", sink)
 		}
 	}
-	// It draws by attributes, in one place, of numbers and its own words.
+	// The script sets attributes in one place only, from numbers and its own constants.
 	if n := strings.Count(page, "setAttribute"); n != 1 {
 		t.Errorf("the page sets attributes in %d places", n)
 	}

@@ -13,7 +13,7 @@ import (
 func ExampleNewInbox() {
 	inbox := web.NewInbox(web.InboxConfig{Keep: 100})
 	server := httptest.NewUnstartedServer(inbox)
-	server.Config.RegisterOnShutdown(inbox.Close) // or its pages would hold it up
+	server.Config.RegisterOnShutdown(inbox.Close) // otherwise a shutdown would wait for its pages
 	server.Start()
 	defer server.Close()
 

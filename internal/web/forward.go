@@ -16,16 +16,15 @@ import (
 )
 
 const (
-	// forwardTimeout bounds one forwarding: whoever asked for it waits.
+	// forwardTimeout bounds one forwarding, because the viewer waits for it.
 	forwardTimeout = 15 * time.Second
-	// forwardShown is how much of the receiver's answer is shown.
+	// forwardShown is how much of the receiver's response is shown.
 	forwardShown = 1 << 10
-	// maxForwardRequest is more than any URL takes.
+	// maxForwardRequest is an upper bound of the length of a URL.
 	maxForwardRequest = 16 << 10
 )
 
-// notForwarded are headers of one connection, and those that the new request has
-// of its own.
+// notForwarded are the hop-by-hop headers, and those that the new request sets itself.
 var notForwarded = []string{
 	"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade",
 	"content-length", "host", "accept-encoding",
@@ -44,8 +43,8 @@ func ParseForwardOrigin(s string) (string, error) {
 	return strings.ToLower(u.Scheme + "://" + u.Host), nil
 }
 
-// forwardWanted is the number in a POST's query ?forward=n. Without origins that may
-// be forwarded to, such a request is a callback like any other.
+// forwardWanted returns the number in a POST's query ?forward=n. If no origins are
+// configured, such a request is an ordinary callback.
 func (in *Inbox) forwardWanted(r *http.Request) (number uint64, ok bool) {
 	digits, ok := strings.CutPrefix(r.URL.RawQuery, "forward=")
 	if !ok || r.Method != http.MethodPost || len(in.config.ForwardTo) == 0 {
@@ -55,7 +54,7 @@ func (in *Inbox) forwardWanted(r *http.Request) (number uint64, ok bool) {
 	return number, err == nil
 }
 
-// forwarded is what became of a callback that was forwarded.
+// forwarded is the outcome of forwarding a callback.
 type forwarded struct {
 	StatusCode int    `json:"status_code,omitempty"`
 	DurationMS int64  `json:"duration_ms"`
@@ -63,12 +62,12 @@ type forwarded struct {
 	Error      string `json:"error,omitempty"`
 }
 
-// forward sends a callback on, as it came, to a URL of an origin that the
-// configuration allows. Any other would let whoever reaches the inbox send requests
-// from inside the network.
+// forward sends a callback unchanged to a URL of an allowed origin. Without this
+// restriction, anybody who can reach the inbox could send requests from inside the
+// network (SSRF).
 func (in *Inbox) forward(w http.ResponseWriter, r *http.Request, number uint64) {
-	// A page of another site could send callbacks on otherwise, with its viewer's
-	// credentials.
+	// Without this check, a page of another site could forward callbacks with the
+	// credentials of its viewer.
 	if err := in.foreign.Check(r); err != nil {
 		http.Error(w, "another site may not forward callbacks", http.StatusForbidden)
 		return
@@ -91,11 +90,11 @@ func (in *Inbox) forward(w http.ResponseWriter, r *http.Request, number uint64) 
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(sendOn(r.Context(), c, u)) // an error is the reader's going away
+	_ = json.NewEncoder(w).Encode(sendOn(r.Context(), c, u)) // an error means that the client disconnected
 }
 
-// forwarder opens a connection for each callback and follows no redirect, which could
-// lead to another origin.
+// forwarder opens a connection for each callback. It does not follow redirects, which
+// could lead to another origin.
 var forwarder = &http.Client{
 	Timeout:       forwardTimeout,
 	Transport:     &http.Transport{DisableKeepAlives: true},
@@ -118,7 +117,7 @@ func sendOn(ctx context.Context, c *callback, to *url.URL) (f forwarded) {
 	if err != nil {
 		var failed *url.Error
 		if errors.As(err, &failed) {
-			err = failed.Err // without the URL, which the reader knows
+			err = failed.Err // without the URL, which the viewer knows
 		}
 		return forwarded{Error: err.Error()}
 	}

@@ -20,81 +20,82 @@ import (
 // Defaults of the inbox.
 const (
 	defaultKeep         = 500
-	defaultMaxBody      = 16 << 20 // a result of 8 MiB fits, though escaping lengthens it
+	defaultMaxBody      = 16 << 20 // fits a result of 8 MiB, which escaping makes longer
 	defaultTaskHeader   = "beam-task-id"
 	defaultStatusHeader = "x-beam-task-status"
 )
 
 const (
-	// maxReceiving bounds the bodies that are being received, of all senders
-	// together: a thousand that each send 16 MiB at once must not take 16 GiB.
-	// What does not fit is cut.
+	// maxReceiving bounds the memory for the bodies that are being received from all
+	// senders. Otherwise a thousand senders of 16 MiB each would take 16 GiB. Bytes
+	// over the bound are cut.
 	maxReceiving = 64 << 20
 
-	// maxRead is how much of a body is read at all, kept or not. A sender is let
-	// finish, as it would take a connection that is closed before for an error;
-	// but one that never ends would hold its goroutine for ever.
+	// maxRead bounds how much of a body is read, kept or not. The sender may send the
+	// rest of a long body: it would report an error if the connection was closed early.
+	// An endless body would hold its goroutine forever.
 	maxRead = 1 << 30
 
-	// maxViewers bounds the streams, lists and downloads that are under way. Each
-	// may hold one callback for a reader that is slow, or that never reads.
+	// maxViewers bounds the concurrent streams, lists and downloads. Each may hold one
+	// callback in memory for a reader that is slow or never reads.
 	maxViewers = 64
 
-	// viewTimeout is how long a viewer may take to take in one write. One that
-	// reads no more would otherwise keep its place, and a stream hold up a reload.
+	// viewTimeout bounds one write to a viewer. A viewer that stops reading would
+	// otherwise keep its slot, and its stream would delay a reload.
 	viewTimeout = 10 * time.Second
 
-	// listShown and streamShown bound the part of a body that stands in the JSON
-	// of a callback: one body of 16 MiB takes up to 96 MiB there, and a page
-	// with hundreds of them would not be usable. All that is kept is at ?body=.
+	// listShown and streamShown bound the part of a body in the JSON of a callback. A
+	// body of 16 MiB takes up to 96 MiB as JSON, and a page with hundreds of them would
+	// be unusable. ?body= returns the whole body that is kept.
 	listShown   = 1 << 20
 	streamShown = 64 << 10
 )
 
-// InboxConfig says how an inbox behaves. The zero value is a working one.
+// InboxConfig configures an inbox. The zero value is a working configuration.
 type InboxConfig struct {
-	// Keep is how many callbacks are remembered. Zero means 500. They take at
-	// most 64 MiB together: of large ones, fewer are remembered.
+	// Keep is how many callbacks are remembered. Zero means 500. Together they take at
+	// most 64 MiB; if they are large, fewer are remembered.
 	Keep int
 
-	// Keys verify signatures. Without keys, signatures are not judged.
+	// Keys verify signatures. Without keys, signatures are not checked.
 	Keys []webhook.Key
 
-	// Respond is the status that senders get, from 200 to 599. Zero means 200.
+	// Respond is the status code of the response to senders, from 200 to 599. Zero
+	// means 200.
 	Respond int
 
 	// MaxBody is how many bytes of a body are kept. Zero means 16 MiB.
 	MaxBody int64
 
-	// TaskHeader and StatusHeader name the headers with the task's ID and
-	// status. Empty means beam-task-id and x-beam-task-status.
+	// TaskHeader and StatusHeader name the headers with the task's ID and status. Empty
+	// means beam-task-id and x-beam-task-status.
 	TaskHeader, StatusHeader string
 
-	// ForwardTo are the origins that callbacks may be forwarded to, as
-	// [ParseForwardOrigin] returns them. Without one, none is forwarded.
+	// ForwardTo are the origins that callbacks may be forwarded to, as returned by
+	// [ParseForwardOrigin]. If it is empty, forwarding is disabled.
 	ForwardTo []string
 }
 
-// An Inbox records whatever is sent to it, in memory, and shows it. A request is
-// a callback to be recorded and answered with the configured status unless it
-// is one of these:
+// An Inbox records the requests that are sent to it, in memory, and shows them. It
+// records every request as a callback and answers with the configured status, except
+// these:
 //
 //	GET, Accept: text/html            the page, which shows callbacks as they come
 //	GET, Accept: application/json     {"callbacks":[…]}, newest first; ?limit=n
 //	GET, Accept: text/event-stream    the stream that the page reads (stream.go)
 //	GET ?body=n                       the body of callback n, as it was sent
 //	POST ?forward=n                   sends callback n on, see InboxConfig.ForwardTo
-//	DELETE                            forgets the callbacks; not for other sites
+//	DELETE                            removes the callbacks; refused for other sites
 //
-// So a plain `curl <URL>` is recorded, as webhook.site has it: some senders
-// call back by GET.
+// A plain `curl <URL>` is therefore recorded, as on webhook.site: some senders call
+// back with GET.
 //
-// Every path is an inbox of its own, which holds what was sent to that path and
-// below it.
+// Every path is an inbox of its own. It has the callbacks that were sent to that path
+// and below it.
 //
-// Every client that reaches it can read and clear it: where that matters, put
-// authentication in front of GET and DELETE. It may be used from several
-// goroutines at once.
+// Every client that can reach the inbox can read and clear it. If that matters, put
+// authentication in front of GET and DELETE. It may be used from several goroutines at
+// once.
 type Inbox struct {
 	config  InboxConfig
 	page    page
@@ -102,7 +103,7 @@ type Inbox struct {
 	memory  *memory
 
 	receiving atomic.Int64  // bytes of bodies not yet recorded, see maxReceiving
-	viewers   chan struct{} // a place for each, see maxViewers
+	viewers   chan struct{} // one slot for each, see maxViewers
 	closed    chan struct{}
 	close     sync.Once
 }
@@ -136,14 +137,13 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Close ends the streams and lets no new ones begin. It must be called when the
-// server begins to shut down (http.Server.RegisterOnShutdown), not after that: a
-// graceful shutdown waits for the streams, and they wait for Close. Everything
-// else goes on. It does not wait, and may be called again; a stream whose reader
-// is stuck ends within 10 s.
+// Close ends the streams and refuses new ones. Call it when the server begins to shut
+// down (http.Server.RegisterOnShutdown), not later: a graceful shutdown waits for the
+// streams, and they wait for Close. All other requests are still served. Close does not
+// wait and may be called again. A stream whose reader is stuck ends within 10 s.
 func (in *Inbox) Close() { in.close.Do(func() { close(in.closed) }) }
 
-// ServeHTTP does what the request asks for, see Inbox.
+// ServeHTTP serves a request as described at Inbox.
 func (in *Inbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setSafeHeaders(w.Header())
 	number, wantsBody := bodyWanted(r)
@@ -168,8 +168,8 @@ func (in *Inbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// bodyWanted is the number in the query ?body=n. A sender's query that is the
-// same by accident is not provided for.
+// bodyWanted returns the number in the query ?body=n. A sender's query may look the
+// same by accident; such a request is not recorded.
 func bodyWanted(r *http.Request) (number uint64, ok bool) {
 	digits, ok := strings.CutPrefix(r.URL.RawQuery, "body=")
 	if !ok {
@@ -179,8 +179,8 @@ func bodyWanted(r *http.Request) (number uint64, ok bool) {
 	return number, err == nil
 }
 
-// accepts reports whether the client names the media type. */* is not enough:
-// senders, and curl, accept anything.
+// accepts reports whether the client names the media type. */* does not count: senders,
+// and curl, accept anything.
 func accepts(r *http.Request, mediaType string) bool {
 	for _, line := range r.Header.Values("Accept") {
 		for accepted := range strings.SplitSeq(line, ",") {
@@ -193,7 +193,7 @@ func accepts(r *http.Request, mediaType string) bool {
 	return false
 }
 
-// record remembers a request and answers its sender.
+// record records a request and answers its sender.
 func (in *Inbox) record(w http.ResponseWriter, r *http.Request) {
 	body := in.receive(r)
 	c := in.newCallback(r, body)
@@ -201,17 +201,17 @@ func (in *Inbox) record(w http.ResponseWriter, r *http.Request) {
 	in.receiving.Add(-int64(len(body.kept)))
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(in.config.Respond)
-	_, _ = fmt.Fprintf(w, "recorded as %d\n", c.Number) // an error is the sender's going away
+	_, _ = fmt.Fprintf(w, "recorded as %d\n", c.Number) // an error means that the sender disconnected
 }
 
-// received is the body of a callback, as far as it came and is kept.
+// received is the part of a callback's body that was received and kept.
 type received struct {
 	kept []byte
-	size int64 // of all that came
-	err  error // why not more of it came
+	size int64 // of all that was received
+	err  error // why the rest is missing
 }
 
-// receive reads a body. The bytes it keeps are counted in in.receiving.
+// receive reads a body. It counts the bytes that it keeps in in.receiving.
 func (in *Inbox) receive(r *http.Request) (b received) {
 	if r.Body == nil {
 		return b
@@ -227,7 +227,7 @@ func (in *Inbox) receive(r *http.Request) (b received) {
 				keep = 0
 			}
 			b.kept = append(b.kept, piece[:keep]...)
-			cut = keep < int64(n) // from here on nothing: what is kept has no holes
+			cut = keep < int64(n) // nothing more is kept, so that there are no holes
 		}
 		if errors.Is(err, io.EOF) {
 			return b
@@ -241,7 +241,7 @@ func (in *Inbox) receive(r *http.Request) (b received) {
 	return b
 }
 
-// view shows something if there is a place for one more viewer.
+// view calls show if there is a free slot for a viewer.
 func (in *Inbox) view(w http.ResponseWriter, show func(http.ResponseWriter)) {
 	select {
 	case in.viewers <- struct{}{}:
@@ -254,25 +254,25 @@ func (in *Inbox) view(w http.ResponseWriter, show func(http.ResponseWriter)) {
 	show(deadlineWriter{w, http.NewResponseController(w)})
 }
 
-// deadlineWriter gives each write viewTimeout, where the server can do that. The
-// server lifts the deadline for the next request on the connection.
+// deadlineWriter sets the deadline viewTimeout for each write, if the server supports
+// it. The server clears the deadline for the next request on the connection.
 type deadlineWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
 }
 
 func (w deadlineWriter) Write(b []byte) (int, error) {
-	_ = w.control.SetWriteDeadline(time.Now().Add(viewTimeout)) // unsupported: as patient as the server
+	_ = w.control.SetWriteDeadline(time.Now().Add(viewTimeout)) // if unsupported, the server's own timeouts apply
 	return w.ResponseWriter.Write(b)
 }
 
-// Unwrap lets an http.ResponseController find the server's writer.
+// Unwrap gives http.ResponseController access to the server's writer.
 func (w deadlineWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// clear forgets the callbacks of a path.
+// clear removes the callbacks of a path.
 func (in *Inbox) clear(w http.ResponseWriter, r *http.Request) {
-	// Any page that the viewer has open could otherwise empty the inbox: their
-	// browser would send the request, with their credentials.
+	// Without this check, any page that the viewer has open could empty the inbox: the
+	// browser would send the request with the viewer's credentials.
 	if err := in.foreign.Check(r); err != nil {
 		http.Error(w, "another site may not clear the inbox", http.StatusForbidden)
 		return
@@ -281,8 +281,8 @@ func (in *Inbox) clear(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// list writes the callbacks of a path, newest first, one a line. It fetches one
-// at a time, so that a slow reader keeps no more than that in memory.
+// list writes the callbacks of a path, newest first, one per line. It gets one at a
+// time, so that a slow reader holds only one callback in memory.
 func (in *Inbox) list(w http.ResponseWriter, r *http.Request) {
 	limit := in.config.Keep
 	if s := r.URL.Query().Get("limit"); s != "" {
@@ -301,10 +301,10 @@ func (in *Inbox) list(w http.ResponseWriter, r *http.Request) {
 		}
 		number = c.Number
 		if _, err := io.WriteString(w, separator); err != nil {
-			return // the reader has gone away
+			return // the client disconnected
 		}
-		// The encoder escapes <, > and &, so that no reader, however careless,
-		// finds a tag in it; and it ends the line.
+		// The encoder escapes <, > and &, so that a careless reader does not find a
+		// tag. It also ends the line.
 		if err := json.NewEncoder(w).Encode(c.shown(listShown)); err != nil {
 			return
 		}
@@ -316,8 +316,8 @@ func (in *Inbox) list(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, "]}\n")
 }
 
-// download sends a body as it came. What strangers sent must not run as a page
-// of this site: it is a file, of no type that a browser would show.
+// download sends a body as a file, as it was received. Its type is one that browsers do
+// not display: the bytes of strangers must not run as a page of this site.
 func (in *Inbox) download(w http.ResponseWriter, r *http.Request, number uint64) {
 	c := in.memory.get(scopeOf(r), number)
 	if c == nil {
@@ -328,7 +328,7 @@ func (in *Inbox) download(w http.ResponseWriter, r *http.Request, number uint64)
 	w.Header().Set("Content-Disposition", mime.FormatMediaType("attachment",
 		map[string]string{"filename": fmt.Sprintf("callback-%d", number)}))
 	w.Header().Set("Content-Length", strconv.Itoa(len(c.body)))
-	// Piece by piece (the bytes.Reader is hidden, it would write all at once):
-	// a slow reader makes some progress within each write's deadline.
-	_, _ = io.Copy(w, struct{ io.Reader }{bytes.NewReader(c.body)}) // an error is the reader's going away
+	// The bytes.Reader is hidden because it would write everything at once. In pieces,
+	// a slow reader makes progress within the deadline of each write.
+	_, _ = io.Copy(w, struct{ io.Reader }{bytes.NewReader(c.body)}) // an error means that the client disconnected
 }

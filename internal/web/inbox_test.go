@@ -48,7 +48,7 @@ type pair struct {
 	Value string `json:"value"`
 }
 
-// serve has a handler answer a request; headers are names and values in turn.
+// serve sends a request to a handler. headers are names and values in turn.
 func serve(h http.Handler, method, target string, body io.Reader, headers ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, target, body)
 	for i := 0; i < len(headers); i += 2 {
@@ -303,7 +303,7 @@ func TestInboxShowsTheTimeSinceThePreviousAttempt(t *testing.T) {
 			{"one whose previous attempt is forgotten", "beam-task-id", "b", time.Second, "-"},
 		}
 		for _, step := range steps {
-			time.Sleep(step.wait) // of the fake clock
+			time.Sleep(step.wait) // on the fake clock
 			post(inbox, "/", "", step.header+"x", "", step.header, step.task)
 			got := "-"
 			if since := list(t, inbox, "/?limit=1")[0].SincePreviousMS; since != nil {

@@ -10,40 +10,40 @@ import (
 	"time"
 )
 
-// maxRemembered bounds what the callbacks of an inbox take together, whatever
-// their number: 500 with bodies of 16 MiB would be 8 GiB.
+// maxRemembered bounds the memory for all callbacks of an inbox: 500 with bodies of 16
+// MiB would take 8 GiB.
 const maxRemembered = 64 << 20
 
-// newest is above every callback's number.
+// newest is above the number of every callback.
 const newest = uint64(math.MaxUint64)
 
-// scope is a path whose callbacks, and those below it, are looked at. Empty is
-// everything.
+// scope is the path of a view, which shows the callbacks to this path and below it.
+// Empty means all paths.
 type scope string
 
-// scopeOf returns the scope of a view. /inbox/ is /inbox.
+// scopeOf returns the scope of a view. /inbox/ is the same as /inbox.
 func scopeOf(r *http.Request) scope { return scope(strings.TrimRight(r.URL.Path, "/")) }
 
 func (s scope) holds(c *callback) bool {
 	below, ok := strings.CutPrefix(c.Path, string(s))
-	return s == "" || ok && (below == "" || below[0] == '/') // not /inbox2 in /inbox
+	return s == "" || ok && (below == "" || below[0] == '/') // /inbox2 is not below /inbox
 }
 
-// memory remembers the newest callbacks. They are never changed once they are
-// in it, so that they can be read without its lock.
+// memory keeps the newest callbacks. They are never changed after they are added, and
+// can be read without its lock.
 type memory struct {
 	keep int
 
 	mu        sync.Mutex
-	callbacks []*callback // by number, rising
+	callbacks []*callback // by number, ascending
 	bytes     int64
-	last      uint64               // the newest callback's number; they are never used again
+	last      uint64               // number of the newest callback; numbers are not reused
 	latest    map[string]*callback // by task ID, of those in callbacks
 
-	// epoch is a new random string whenever callbacks are taken out by hand, and
-	// in every new memory: a reader that knows another one begins anew.
+	// epoch is a random string. It changes when callbacks are removed by hand, and in
+	// each new memory. A reader with another epoch starts again.
 	epoch string
-	// changed is closed, and replaced, at each change.
+	// changed is closed and replaced at each change.
 	changed chan struct{}
 }
 
@@ -56,8 +56,8 @@ func newMemory(keep int) *memory {
 	}
 }
 
-// add remembers a callback and completes it: its number, its time, and the time
-// since the one before of the same task.
+// add adds a callback and sets its number, its time, and the time since the previous
+// callback of the same task.
 func (m *memory) add(c *callback) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -73,16 +73,17 @@ func (m *memory) add(c *callback) {
 	}
 	m.callbacks = append(m.callbacks, c)
 	m.bytes += c.cost()
-	// The newest stays whatever it takes: an inbox that stayed empty would puzzle.
+	// The newest callback is kept whatever its size: an inbox that stays empty would be
+	// confusing.
 	for len(m.callbacks) > m.keep || m.bytes > maxRemembered && len(m.callbacks) > 1 {
 		m.forget(m.callbacks[0])
-		m.callbacks[0] = nil // the array behind the slice would hold it still
+		m.callbacks[0] = nil // the slice's array would keep it alive
 		m.callbacks = m.callbacks[1:]
 	}
 	m.announce()
 }
 
-// clear forgets the callbacks of a scope.
+// clear removes the callbacks of a scope.
 func (m *memory) clear(s scope) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -97,8 +98,8 @@ func (m *memory) clear(s scope) {
 	m.announce()
 }
 
-// forget settles the accounts of a callback that leaves m.callbacks. Its caller
-// holds m.mu.
+// forget updates the counters and maps for a callback that leaves m.callbacks. The
+// caller holds m.mu.
 func (m *memory) forget(c *callback) {
 	m.bytes -= c.cost()
 	if m.latest[c.TaskID] == c {
@@ -106,14 +107,14 @@ func (m *memory) forget(c *callback) {
 	}
 }
 
-// announce wakes those who wait for a change. Its caller holds m.mu.
+// announce wakes the readers that wait for a change. The caller holds m.mu.
 func (m *memory) announce() {
 	close(m.changed)
 	m.changed = make(chan struct{})
 }
 
-// before returns the newest callback of a scope whose number is below the given
-// one, nil if there is none.
+// before returns the newest callback of a scope whose number is below the given one. It
+// returns nil if there is none.
 func (m *memory) before(s scope, number uint64) *callback {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -125,7 +126,8 @@ func (m *memory) before(s scope, number uint64) *callback {
 	return nil
 }
 
-// lastOf returns the number of the newest callback of a scope, 0 if there is none.
+// lastOf returns the number of the newest callback of a scope. It returns 0 if there is
+// none.
 func (m *memory) lastOf(s scope) uint64 {
 	if c := m.before(s, newest); c != nil {
 		return c.Number
@@ -133,7 +135,8 @@ func (m *memory) lastOf(s scope) uint64 {
 	return 0
 }
 
-// get returns the callback of a scope with a number, nil if there is none.
+// get returns the callback of a scope with the given number. It returns nil if there is
+// none.
 func (m *memory) get(s scope, number uint64) *callback {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -144,8 +147,8 @@ func (m *memory) get(s scope, number uint64) *callback {
 	return m.callbacks[i]
 }
 
-// search returns the index of the first callback whose number is not below the
-// given one. Its caller holds m.mu.
+// search returns the index of the first callback whose number is not below the given
+// one. The caller holds m.mu.
 func (m *memory) search(number uint64) int {
 	i, _ := slices.BinarySearchFunc(m.callbacks, number, func(c *callback, n uint64) int {
 		if c.Number < n {
@@ -156,19 +159,19 @@ func (m *memory) search(number uint64) int {
 	return i
 }
 
-// position is how far a reader has read: everything up to number, of an epoch.
+// position is how far a reader has read: all callbacks up to number, in an epoch.
 type position struct {
 	epoch  string
 	number uint64
 }
 
-// next returns the oldest callback of a scope that comes after a position, and
-// the position after it. Where there is none, it is nil, and changed is closed
-// when it is worth asking again. If the position is of another epoch, next
-// returns a nil callback and the position at the beginning of this one.
+// next returns the oldest callback of a scope after a position, and the position after
+// it. If there is none, it returns nil and a channel changed, which is closed at the
+// next change. If the position is of another epoch, next returns a nil callback and the
+// start of the current epoch.
 //
-// A reader holds a position, no queue: one that is slow costs nothing, blocks
-// nobody, and misses what is forgotten in the meantime.
+// A reader has a position instead of a queue. A slow reader therefore costs no memory
+// and blocks nobody. It misses the callbacks that are removed in the meantime.
 func (m *memory) next(s scope, p position) (c *callback, after position, changed <-chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

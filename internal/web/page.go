@@ -1,15 +1,14 @@
-// Package web holds the pages that people look at, each with the JSON of the
-// same things for programs: the inbox, which shows callbacks as they come, and
-// the dashboard, on which operators see and steer the tasks.
+// Package web serves the pages for people, and the same data as JSON for programs. The
+// inbox shows callbacks as they are received. On the dashboard, operators see and
+// control the tasks.
 //
 //	inbox := web.NewInbox(web.InboxConfig{})
 //	defer inbox.Close()
 //	http.Handle("/inbox/", inbox)
 //
-// A page is one document without external assets, so that it works wherever it
-// is mounted, offline, and under a Content-Security-Policy that permits its own
-// script and style by hash and nothing else. What came from the network gets
-// into it as text only. (page.go)
+// A page is one document without external assets. It works at any path, offline, and
+// under a Content-Security-Policy that permits only its own script and style by hash.
+// Data from the network is inserted as text only. (page.go)
 package web
 
 import (
@@ -34,14 +33,14 @@ var (
 	inboxJS string
 )
 
-// page is a document as it is sent.
+// page is a document with its headers.
 type page struct {
 	document string
 	policy   string
 }
 
-// newPage puts style and script into a document, and the escaped values where
-// it has their names in double braces.
+// newPage inserts style and script into a document, and the escaped values at their
+// names in double braces.
 func newPage(document, style, script string, values map[string]string) page {
 	for name, value := range values {
 		document = strings.ReplaceAll(document, "{{"+name+"}}", html.EscapeString(value))
@@ -52,20 +51,21 @@ func newPage(document, style, script string, values map[string]string) page {
 		"default-src 'none'",
 		"script-src " + hashSource(script),
 		"style-src " + hashSource(style),
-		"connect-src 'self'", // the live stream
-		"img-src data:",      // the icon
+		"connect-src 'self'", // for the live stream
+		"img-src data:",      // for the icon
 		"base-uri 'none'",
 		"form-action 'none'",
-		// Framed by another site, its buttons could be clicked unseen.
+		// Without this, another site could frame the page and have its buttons clicked
+		// unseen (clickjacking).
 		"frame-ancestors 'none'",
-		// The script cannot make HTML of text, even by mistake.
+		// The script cannot create HTML from text, even by mistake.
 		"require-trusted-types-for 'script'",
 		"trusted-types 'none'",
 	}, "; ")}
 }
 
-// hashSource names a script or style by its content. A hash rather than 'self':
-// the host of an inbox serves other things too, uploads perhaps.
+// hashSource returns the CSP source of a script or style by its content. A hash is
+// stricter than 'self': the host of an inbox also serves other things, perhaps uploads.
 func hashSource(content string) string {
 	sum := sha256.Sum256([]byte(content))
 	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
@@ -74,11 +74,11 @@ func hashSource(content string) string {
 func (p page) serve(w http.ResponseWriter) {
 	w.Header().Set("Content-Security-Policy", p.policy)
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	_, _ = w.Write([]byte(p.document)) // an error is the reader's going away
+	_, _ = w.Write([]byte(p.document)) // an error means that the client disconnected
 }
 
-// setSafeHeaders sets what every answer of this package has: a page, and bytes
-// that some stranger sent and a browser must not take for one.
+// setSafeHeaders sets the headers of every response of this package. Browsers must not
+// take bytes from strangers for a page.
 func setSafeHeaders(h http.Header) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// maxPairs bounds the pairs of one callback: a body of "&a&a&a…" would make
-// tens of thousands, each a row for the browser to lay out.
+// maxPairs bounds the pairs of one callback. A body of "&a&a&a…" would otherwise make
+// tens of thousands of rows in the browser.
 const maxPairs = 1000
 
 // decodePairs returns the pairs of a body, never nil, and whether there are more.
@@ -20,19 +20,19 @@ func decodePairs(contentType, body string, truncated bool) (pairs []pair, more b
 	case mediaType == "application/x-www-form-urlencoded":
 		return formPairs(body, truncated)
 	case mediaType == "application/json" || strings.HasSuffix(mediaType, "+json"):
-		if !truncated { // else it is no JSON any more
+		if !truncated { // JSON that was cut is not valid
 			return memberPairs(body)
 		}
 	}
 	return []pair{}, false
 }
 
-// formPairs decodes a form as it comes: url.ParseQuery would lose the order, and
-// the whole form at the first fault. What is malformed stands as it was sent.
+// formPairs decodes a form in order. url.ParseQuery would lose the order and stop at
+// the first error. Malformed parts are returned as they were sent.
 func formPairs(body string, truncated bool) (pairs []pair, more bool) {
 	pairs = []pair{}
 	if i := strings.LastIndexByte(body, '%'); truncated && i >= 0 && i > len(body)-len("%XX") {
-		body = body[:i] // an escape whose end is cut off
+		body = body[:i] // an escape that was cut
 	}
 	for field := range strings.SplitSeq(body, "&") {
 		if field == "" {
@@ -54,8 +54,8 @@ func unescape(s string) string {
 	return s
 }
 
-// memberPairs lists the members of a JSON object: strings as they are, all else
-// as compact JSON, numbers as they are written.
+// memberPairs lists the members of a JSON object. Strings are decoded; other values are
+// compact JSON, with numbers as they are written.
 func memberPairs(body string) (pairs []pair, more bool) {
 	pairs = []pair{}
 	if !json.Valid([]byte(body)) {
@@ -73,7 +73,7 @@ func memberPairs(body string) (pairs []pair, more bool) {
 		token, err := decoder.Token()
 		name, isName := token.(string)
 		if err != nil || !isName || decoder.Decode(&value) != nil {
-			return pairs, false // cannot be: the JSON is valid
+			return pairs, false // cannot happen: the JSON is valid
 		}
 		pairs = append(pairs, pair{name, memberValue(value)})
 	}
@@ -87,7 +87,7 @@ func memberValue(value json.RawMessage) string {
 	}
 	var compact bytes.Buffer
 	if json.Compact(&compact, value) != nil {
-		return string(value) // cannot be: the JSON is valid
+		return string(value) // cannot happen: the JSON is valid
 	}
 	return compact.String()
 }

@@ -9,20 +9,20 @@ import (
 	"time"
 )
 
-// keepAlive is how often something is sent when there is nothing to send:
-// proxies end connections that are silent for a minute or so, and a reader that
-// is gone shows only in a write.
+// keepAlive is how often a silent stream sends a comment. Proxies close connections
+// that are silent for about a minute, and only a write shows that a reader has
+// disconnected.
 const keepAlive = 15 * time.Second
 
-// stream sends the callbacks of a path as server-sent events, those that are
-// remembered first, until the reader leaves or the inbox is closed:
+// stream sends the callbacks of a path as server-sent events, starting with those that
+// are remembered, until the client disconnects or the inbox is closed:
 //
-//	event: reset      data: {"last":12}     forget what you have; of what follows,
-//	                                        the numbers to 12 are not news
+//	event: reset      data: {"last":12}     forget all callbacks; of those that follow,
+//	                                        the numbers up to 12 are not new
 //	event: callback   data: {"number":…}    one callback, oldest first
 //
-// The ID of the last event, as the header Last-Event-ID or as ?after=, goes on
-// from there, without a reset if that is possible.
+// The client sends the ID of the last event, as the header Last-Event-ID or as ?after=,
+// to continue from there. If possible, the stream then continues without a reset.
 func (in *Inbox) stream(w http.ResponseWriter, r *http.Request) {
 	if in.isClosed() {
 		w.Header().Set("Retry-After", "1")
@@ -30,7 +30,7 @@ func (in *Inbox) stream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("X-Accel-Buffering", "no") // nginx would collect events before it passes them on
+	w.Header().Set("X-Accel-Buffering", "no") // nginx would buffer events
 	quiet := time.NewTicker(keepAlive)
 	defer quiet.Stop()
 	err := writeStream(w, "retry: 3000\n\n")
@@ -67,7 +67,7 @@ func (in *Inbox) isClosed() bool {
 }
 
 func sendEvent(w http.ResponseWriter, event string, id position, data any) error {
-	encoded, err := json.Marshal(data) // on one line, as the format wants it
+	encoded, err := json.Marshal(data) // on one line, as the format requires
 	if err != nil {
 		return fmt.Errorf("encoding an event: %w", err)
 	}
@@ -81,10 +81,10 @@ func writeStream(w http.ResponseWriter, event string) error {
 	return http.NewResponseController(w).Flush()
 }
 
-// positionOf reads the position at which a reader wants to go on. What it makes
-// up is a position of another epoch: it begins anew.
+// positionOf reads the position at which a client wants to continue. An invalid
+// position is of another epoch, and the client starts again.
 func positionOf(r *http.Request) (p position) {
-	id := r.Header.Get("Last-Event-ID") // from an EventSource that connects again by itself
+	id := r.Header.Get("Last-Event-ID") // an EventSource sends it when it reconnects
 	if id == "" {
 		id = r.URL.Query().Get("after")
 	}

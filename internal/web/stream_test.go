@@ -19,7 +19,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// reading is a stream as its reader has it.
+// reading is the reader's end of a stream.
 type reading struct {
 	t      *testing.T
 	lines  *bufio.Scanner
@@ -133,7 +133,7 @@ func TestStreamCutsLongBodies(t *testing.T) {
 	defer inbox.Close()
 	post(inbox, "/", strings.Repeat("x", 100<<10))
 	ctx, leave := context.WithCancel(t.Context())
-	leave() // at once: it still gets what there is
+	leave() // immediately: it still gets the pending events
 	r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/", nil)
 	r.Header.Set("Accept", "text/event-stream")
 	w := httptest.NewRecorder()
@@ -162,7 +162,7 @@ func TestShutdownDoesNotWaitForStreams(t *testing.T) {
 	}
 }
 
-// slowReader is a ResponseWriter that takes an event only when it is let.
+// slowReader is a ResponseWriter that takes an event only when the test permits it.
 type slowReader struct {
 	header http.Header
 	got    bytes.Buffer
@@ -188,7 +188,7 @@ func TestASlowReaderBlocksNobodyAndMissesWhatIsForgotten(t *testing.T) {
 			r.Header.Set("Accept", "text/event-stream")
 			inbox.ServeHTTP(reader, r)
 		}()
-		for range 2 { // the greeting and the reset; callback 1 is being written
+		for range 2 { // the comment and the reset; callback 1 is being written
 			reader.let <- struct{}{}
 		}
 		synctest.Wait()
@@ -219,7 +219,7 @@ func TestAStuckReaderDoesNotHoldUpAShutdown(t *testing.T) {
 		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
-		synctest.Wait() // it writes, and nobody reads
+		synctest.Wait() // it blocks in a write
 		ctx, cancel := context.WithTimeout(t.Context(), 11*time.Second)
 		defer cancel()
 		if err := server.Shutdown(ctx); err != nil {
@@ -238,7 +238,7 @@ func TestAConnectionLivesOnAfterAView(t *testing.T) {
 			"GET / HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\n\r\n",
 			"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
 		} {
-			time.Sleep(time.Minute) // of the fake clock
+			time.Sleep(time.Minute) // on the fake clock
 			if _, err := io.WriteString(conn, request); err != nil {
 				t.Fatal(err)
 			}
@@ -254,8 +254,8 @@ func TestAConnectionLivesOnAfterAView(t *testing.T) {
 	})
 }
 
-// connect serves a handler on one connection, which buffers nothing and whose
-// deadlines follow the fake clock.
+// connect serves a handler on one unbuffered connection, whose deadlines follow the
+// fake clock.
 func connect(inbox *web.Inbox) (*http.Server, net.Conn) {
 	ours, theirs := net.Pipe()
 	server := &http.Server{Handler: inbox}
@@ -264,7 +264,7 @@ func connect(inbox *web.Inbox) (*http.Server, net.Conn) {
 	return server, ours
 }
 
-// oneConn is a listener with one connection to accept.
+// oneConn is a listener with a single connection.
 type oneConn struct {
 	conn   net.Conn
 	closed chan struct{}

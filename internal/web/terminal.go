@@ -14,26 +14,25 @@ import (
 	"unicode/utf8"
 )
 
-// terminalShown bounds the part of a body, and terminalValue that of a value,
-// that is printed: nobody reads a megabyte as it passes by.
+// terminalShown bounds the printed part of a body, and terminalValue that of a value.
 const (
 	terminalShown = 16 << 10
 	terminalValue = 500
 )
 
-// Terminal is an inbox that prints each callback as it comes. Whatever is sent to
+// Terminal is an inbox that prints each callback when it is received. Every request to
 // it is a callback. It may be used from several goroutines at once.
 type Terminal struct {
 	inbox *Inbox
-	// JSON prints each callback as one line of JSON, as the inbox lists it.
+	// JSON prints each callback as one line of JSON, in the format of the inbox.
 	JSON bool
-	// Color marks status and signature with ANSI colors.
+	// Color colors status and signature with ANSI escapes.
 	Color bool
-	// ForwardTo is a URL that each callback is passed on to; the sender gets its
-	// answer's status. Nil means that callbacks are only printed.
+	// ForwardTo is a URL that each callback is forwarded to. The sender gets the status
+	// of its response. If it is nil, callbacks are only printed.
 	ForwardTo *url.URL
-	// Failed is told why a callback could not be printed. Nil is for who does not
-	// mind.
+	// Failed is called with the error if a callback could not be printed. It may be
+	// nil.
 	Failed func(error)
 
 	mu  sync.Mutex
@@ -59,13 +58,13 @@ func (t *Terminal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = fmt.Fprintf(w, "recorded as %d\n", c.Number) // an error is the sender's going away
-	// A terminal that is held up must not hold up the sender.
+	_, _ = fmt.Fprintf(w, "recorded as %d\n", c.Number) // an error means that the sender disconnected
+	// A blocked terminal must not delay the sender.
 	_ = http.NewResponseController(w).Flush()
 	t.print(printedCallback{c.shown(terminalShown), answer})
 }
 
-// passOn passes a callback on if all of it was received.
+// passOn forwards a callback if it was received completely.
 func (t *Terminal) passOn(r *http.Request, c *callback) *forwarded {
 	answer := forwarded{Error: c.BodyError}
 	switch {
@@ -78,8 +77,7 @@ func (t *Terminal) passOn(r *http.Request, c *callback) *forwarded {
 	return &answer
 }
 
-// printedCallback is a callback as it is printed, and what became of it if it was
-// passed on.
+// printedCallback is a callback as it is printed, with the outcome of forwarding it.
 type printedCallback struct {
 	shownCallback
 	Forwarded *forwarded `json:"forwarded,omitempty"`
@@ -88,7 +86,7 @@ type printedCallback struct {
 func (t *Terminal) print(c printedCallback) {
 	var b strings.Builder
 	if t.JSON {
-		_ = json.NewEncoder(&b).Encode(c) // it has nothing that cannot be encoded
+		_ = json.NewEncoder(&b).Encode(c) // all its fields can be encoded
 	} else {
 		t.write(&b, c.shownCallback)
 		if c.Forwarded != nil {
@@ -107,7 +105,7 @@ func (t *Terminal) print(c printedCallback) {
 	}
 }
 
-// write writes a callback for people.
+// write writes a callback as text.
 func (t *Terminal) write(b *strings.Builder, c shownCallback) {
 	words := []string{c.ReceivedAt.Format("15:04:05")}
 	status := c.Status
@@ -141,7 +139,7 @@ func (t *Terminal) write(b *strings.Builder, c shownCallback) {
 	}
 }
 
-// writeForwarded writes what the URL answered.
+// writeForwarded writes the response of the URL that the callback was forwarded to.
 func (t *Terminal) writeForwarded(b *strings.Builder, f *forwarded) {
 	color, what := red, f.Error
 	if f.StatusCode > 0 {
@@ -167,7 +165,7 @@ func signatureText(c *callback) string {
 	}
 }
 
-// cut is a value as it is printed.
+// cut shortens a value for printing.
 func cut(s string) string {
 	if len(s) <= terminalValue {
 		return TerminalText(s)
@@ -179,7 +177,7 @@ func cut(s string) string {
 	return fmt.Sprintf("%s… (%d bytes)", TerminalText(s[:n]), len(s))
 }
 
-// ANSI's colors of letters.
+// ANSI escapes for text colors.
 const (
 	red    = 31
 	green  = 32
@@ -217,9 +215,8 @@ func (t *Terminal) colored(color int, s string) string {
 	return fmt.Sprintf("\x1b[%dm%s\x1b[0m", color, s)
 }
 
-// TerminalText returns s as it can be printed on a terminal: characters that
-// move the cursor, change a color or reverse the direction of the text are escaped.
-// Strangers wrote it.
+// TerminalText escapes the characters of s that move the cursor, change a color or
+// reverse the direction of the text: s may come from strangers.
 func TerminalText(s string) string {
 	if isPlain(s) {
 		return s
@@ -240,9 +237,9 @@ func TerminalText(s string) string {
 	return b.String()
 }
 
-// TerminalJSON returns JSON that says the same as s and can be printed on a
-// terminal: JSON leaves U+009B as it is, which begins an escape as ESC [ does.
-// Line ends stay.
+// TerminalJSON returns JSON that is equal to s and safe to print on a terminal. JSON
+// does not escape U+009B, which starts an escape sequence as ESC [ does. Line ends are
+// kept.
 func TerminalJSON(s string) string {
 	var b strings.Builder
 	for _, c := range s {

@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// printed is what a terminal prints of a callback.
+// printed returns what a terminal prints for a callback.
 func printed(t *testing.T, terminal *Terminal, out *bytes.Buffer, body string, header ...string) string {
 	t.Helper()
 	r := httptest.NewRequest(http.MethodPost, "/hook", strings.NewReader(body))

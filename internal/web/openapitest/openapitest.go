@@ -1,6 +1,6 @@
-// Package openapitest holds answers of the API against its OpenAPI document. It
-// is for tests only, and knows as much of JSON Schema as that document uses: a
-// keyword that it does not know is an error.
+// Package openapitest checks responses of the API against its OpenAPI document. It is
+// for tests only. It supports the keywords of JSON Schema that the document uses; any
+// other keyword is an error.
 package openapitest
 
 import (
@@ -18,7 +18,7 @@ import (
 // Document is an OpenAPI document.
 type Document struct{ root map[string]any }
 
-// Load reads a document.
+// Load parses a document.
 func Load(text []byte) (*Document, error) {
 	d := new(Document)
 	if err := json.Unmarshal(text, &d.root); err != nil {
@@ -30,8 +30,8 @@ func Load(text []byte) (*Document, error) {
 	return d, nil
 }
 
-// Operations are what the document has, as "GET /tasks/{id}", with the names of
-// their parameters.
+// Operations returns the operations of the document, such as "GET /tasks/{id}", with
+// the names of their parameters.
 func (d *Document) Operations() map[string][]string {
 	all := make(map[string][]string)
 	for path, item := range object(d.root["paths"]) {
@@ -48,12 +48,12 @@ func (d *Document) Operations() map[string][]string {
 	return all
 }
 
-// Check says what of an answer the document does not have. path is that of the
-// request below the API's base, and its query.
+// Check returns an error if the document does not describe the response. path is that
+// of the request relative to the API's base, with its query.
 func (d *Document) Check(method, path string, resp *http.Response, body []byte) error {
 	operation := d.operation(method, path)
 	if operation == nil {
-		// What the document does not have gets a problem.
+		// A request that the document does not describe gets a problem document.
 		if resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusMethodNotAllowed {
 			return fmt.Errorf("%s %s is not in the document, and gets %s", method, path, resp.Status)
 		}
@@ -84,7 +84,8 @@ func (d *Document) Check(method, path string, resp *http.Response, body []byte) 
 	return d.valid(object(described["schema"]), decoded(body), method+" "+path)
 }
 
-// operation finds what the document has for a request.
+// operation returns the operation of the document for a request. It returns nil if
+// there is none.
 func (d *Document) operation(method, path string) map[string]any {
 	path, _, _ = strings.Cut("/"+strings.TrimPrefix(path, "/"), "?")
 	if item := object(object(d.root["paths"])[path]); item != nil {
@@ -114,7 +115,7 @@ func (d *Document) resolve(o map[string]any) map[string]any {
 	return object(target)
 }
 
-// valid says what of a value its schema does not allow.
+// valid returns an error if the schema does not allow the value.
 func (d *Document) valid(schema map[string]any, value any, at string) error {
 	schema = d.resolve(schema)
 	if schema == nil {
@@ -203,7 +204,7 @@ func object(v any) map[string]any {
 	return o
 }
 
-// list makes a list of what may stand alone.
+// list returns v as a list. A single value becomes a list of one.
 func list(v any) []any {
 	if v == nil {
 		return nil
