@@ -25,7 +25,7 @@ var actSuite = suite{"act", []testcase{
 	{"what is read while a task is deleted is read to its end", actDeleteWhileRead},
 }}
 
-// stations make a task in each state, and return its ID.
+// stations create a task in each state and return its ID.
 var stations = []struct {
 	name  string
 	make  func(f *fixture) string
@@ -57,7 +57,8 @@ var stations = []struct {
 	{"dead", func(f *fixture) string { return f.dead().ID }, task.Dead},
 }
 
-// actions are all actions, with the states that they apply to and lead to.
+// actions has all actions, the states that they apply to, and the state that they lead
+// to.
 var actions = []struct {
 	name string
 	kind engine.ActionKind
@@ -101,7 +102,7 @@ func actStates(f *fixture) {
 	}
 }
 
-// clear removes what a case has left, but for what is in flight.
+// clear removes the tasks that a case has left, except those in flight.
 func (f *fixture) clear() {
 	f.Helper()
 	for _, rec := range f.list(engine.Filter{}) {
@@ -140,7 +141,7 @@ func actRetryNow(f *fixture) {
 	if d.Record().Tries != 1 || len(d.Record().Attempts) != 1 {
 		f.Errorf("the delivery is %s", encode(d.Record()))
 	}
-	// What is in flight or due already stays so.
+	// RetryNow does not change a delivery that is in flight or due.
 	f.must(f.e.Act(f.ctx, rec.ID, engine.Action{Kind: engine.RetryNow}))
 	f.noneToTake(host)
 	f.must(d.Release(f.ctx))

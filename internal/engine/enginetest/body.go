@@ -26,12 +26,12 @@ var bodySuite = suite{"body", []testcase{
 	{"a body of unknown slowness holds up nobody", slowBody},
 }}
 
-// sizes are those at which engines keep bodies in other ways.
+// sizes are the sizes around which engines change how they store a body.
 var sizes = []int{0, 1, 256<<10 - 1, 256 << 10, 256<<10 + 1, 1 << 20, 9 << 20}
 
 var errBody = errors.New("the body broke off")
 
-// pattern returns n bytes that repeat at no power of two.
+// pattern returns n bytes whose period is not a power of two.
 func pattern(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -40,7 +40,7 @@ func pattern(n int) []byte {
 	return b
 }
 
-// plain hides all methods of a reader but Read.
+// plain hides all methods of a reader except Read.
 func plain(b []byte) io.Reader { return struct{ io.Reader }{bytes.NewReader(b)} }
 
 func (f *fixture) sameBytes(what string, got, want []byte) {
@@ -85,7 +85,7 @@ func resultBytes(f *fixture) {
 		rec, l := f.claim()
 		want := settled(rec, task.Complete, string(pattern(n)))
 		given := clone(want)
-		given.Result.Kept = 0 // the engine says
+		given.Result.Kept = 0 // the engine sets it
 		f.must(l.Settle(f.ctx, given, plain(pattern(n))))
 		f.sameBytes("delivering", f.body(rec.ID, engine.ResultBody), pattern(n))
 		f.sameIn(f.get(rec.ID), want, task.Delivering)
@@ -115,7 +115,7 @@ func bodiesSurvive(f *fixture) {
 	}
 }
 
-// broken returns a reader of n bytes that then fails.
+// broken returns a reader that fails after n bytes.
 func broken(n int) io.Reader {
 	return io.MultiReader(plain(pattern(n)), iotest.ErrReader(errBody))
 }
@@ -162,7 +162,7 @@ func requestRemoved(f *fixture) {
 	}
 }
 
-// oddValues are header values that are not UTF-8, or that encodings like to change.
+// oddValues are header values that are not UTF-8, or that encodings tend to change.
 var oddValues = []string{"caf\xe9", "\xff\xfe\x00", "<&>\u2028", "a\tb", "", "\ufffd", strings.Repeat("\x80", 300)}
 
 func headerBytes(f *fixture) {
@@ -224,8 +224,8 @@ func bodyReaders(f *fixture) {
 	}
 }
 
-// slowBody checks that neither a body that is slow to come nor one that is slow to
-// be read keeps others from being stored.
+// slowBody checks that a body that is written slowly, or read slowly, does not block
+// other tasks from being stored.
 func slowBody(f *fixture) {
 	for _, n := range sizes {
 		r, w := io.Pipe()

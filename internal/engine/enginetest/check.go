@@ -45,7 +45,7 @@ func (f *fixture) becomes(id string, want task.State) *task.Record {
 	}
 }
 
-// goes waits until a task is removed.
+// goes waits until the task does not exist any more.
 func (f *fixture) goes(id string) {
 	f.Helper()
 	var since uint64
@@ -60,7 +60,7 @@ func (f *fixture) goes(id string) {
 	}
 }
 
-// gone checks that there is no trace of a task.
+// gone checks that the task has been removed without a trace.
 func (f *fixture) gone(id string) {
 	f.Helper()
 	_, err := f.e.Get(f.ctx, id)
@@ -134,7 +134,7 @@ func ids(recs []*task.Record) []string {
 	return out
 }
 
-// silent checks that wait does nothing but wait until its context ends.
+// silent checks that wait waits until its context ends.
 func (f *fixture) silent(what string, wait func(ctx context.Context) error) {
 	f.Helper()
 	ctx, cancel := context.WithTimeout(f.ctx, quiet)
@@ -144,7 +144,7 @@ func (f *fixture) silent(what string, wait func(ctx context.Context) error) {
 	}
 }
 
-// noJob checks that no job of a queue is handed out.
+// noJob checks that a queue hands out no job.
 func (f *fixture) noJob(queue string) {
 	f.Helper()
 	f.silent("no job", func(ctx context.Context) error {
@@ -156,7 +156,7 @@ func (f *fixture) noJob(queue string) {
 	})
 }
 
-// noDue checks that no host is reported.
+// noDue checks that DueHosts reports no host.
 func (f *fixture) noDue() {
 	f.Helper()
 	f.silent("no host is due", func(ctx context.Context) error {
@@ -168,7 +168,7 @@ func (f *fixture) noDue() {
 	})
 }
 
-// noneToTake checks that a host has nothing to take.
+// noneToTake checks that Take returns no delivery of a host.
 func (f *fixture) noneToTake(host string) {
 	f.Helper()
 	ds, err := f.e.Take(f.ctx, host, 10)
@@ -178,7 +178,7 @@ func (f *fixture) noneToTake(host string) {
 	}
 }
 
-// same checks that two records are equal, but for their versions.
+// same checks that two records are equal except for their versions.
 func (f *fixture) same(got, want *task.Record) {
 	f.Helper()
 	a, b := clone(got), clone(want)
@@ -187,7 +187,7 @@ func (f *fixture) same(got, want *task.Record) {
 	}
 }
 
-// sameIn is same, but for the state.
+// sameIn checks that two records are equal except for their versions and states.
 func (f *fixture) sameIn(got, want *task.Record, state task.State) {
 	f.Helper()
 	want = clone(want)

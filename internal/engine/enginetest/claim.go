@@ -132,14 +132,14 @@ func leaseOnce(f *fixture) {
 			if after := f.get(rec.ID); after.Version != before.Version {
 				f.Errorf("%s after %s changed the task", second.name, first.name)
 			}
-			if first.name == "release" { // it is the queue's first again
+			if first.name == "release" { // it is the first of the queue again
 				f.must(f.next("q", 5).Lease.Requeue(f.ctx, rec, in(time.Hour)))
 			}
 		}
 	}
 }
 
-// failedByDeath checks what a waiting client's task is after its holder's death.
+// failedByDeath checks a waiting client's task after its holder died.
 func failedByDeath(f *fixture, rec *task.Record) {
 	f.Helper()
 	got := f.becomes(rec.ID, task.Delivering)
@@ -239,7 +239,7 @@ func recordsAreCopies(f *fixture) {
 	rec, l := f.claim()
 	want := clone(rec)
 	change := func(rec *task.Record) {
-		for range 60 { // more than are kept
+		for range 60 { // more than are remembered
 			rec.AddAttempt(task.Attempt{StatusCode: 500, Response: "changed"})
 		}
 		rec.Route, rec.Callback, rec.Request, rec.Result = "changed", nil, nil, nil

@@ -23,7 +23,7 @@ var clusterSuite = suite{"cluster", []testcase{
 	{"a gateway that was cut off decides nothing when it is back", clusterCutOff},
 }}
 
-// pair opens the store of f a second time, as another gateway.
+// pair opens the store of f again, as another gateway.
 func (f *fixture) pair() *fixture {
 	f.Helper()
 	other := *f
@@ -212,14 +212,14 @@ func clusterDeath(f *fixture) {
 		f.Errorf("the job is %s", encode(j.Record))
 	}
 	g.must(g.take("taken:443", 1)[0].Done(g.ctx))
-	g.settle(kept, l) // its own leases stay
+	g.settle(kept, l) // its own leases are kept
 	f.e = f.opener.Open(f, f.store)
 }
 
-// clusterCutOff cuts a gateway off for longer than its leases last.
+// clusterCutOff cuts off a gateway for longer than its leases last.
 func clusterCutOff(f *fixture) {
 	if f.opener.Unavailable == nil {
-		return // nothing cuts it off
+		return // it cannot be cut off
 	}
 	g := f.pair()
 	rec, l := f.claim()

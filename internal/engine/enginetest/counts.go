@@ -21,7 +21,7 @@ var countSuite = suite{"counts", []testcase{
 	{"queues that are paused are listed without tasks", queuesListed},
 }}
 
-// counts are what Stats, Queues and Hosts say.
+// counts are the counts of Stats, Queues and Hosts.
 type counts struct {
 	tasks  map[task.State]int64
 	due    int64
@@ -78,8 +78,8 @@ func (f *fixture) hosts(limit int) map[string]engine.HostStats {
 	}
 }
 
-// counted returns the counts of the tasks that are listed, of which some are in
-// flight. What waits does so for long.
+// counted computes the counts from the list of tasks, some of which are in flight.
+// Retries are due only much later.
 func (f *fixture) counted(inFlight map[string]engine.Delivery) counts {
 	f.Helper()
 	c := counts{tasks: map[task.State]int64{}, queues: map[string]engine.QueueStats{}, hosts: map[string]engine.HostStats{}}
@@ -116,7 +116,7 @@ func (f *fixture) counted(inFlight map[string]engine.Delivery) counts {
 	return c
 }
 
-// countsAgree compares what the engine counts with the tasks.
+// countsAgree compares the counts of the engine with the tasks.
 func (f *fixture) countsAgree(when string, inFlight map[string]engine.Delivery) {
 	f.Helper()
 	got, want := f.counts(), f.counted(inFlight)
@@ -154,7 +154,7 @@ func (f *fixture) countsAgree(when string, inFlight map[string]engine.Delivery) 
 
 func countNothing(f *fixture) { f.countsAgree("at first", nil) }
 
-// walker moves tasks at random.
+// walker changes tasks at random.
 type walker struct {
 	*fixture
 	r        *rand.Rand
@@ -173,7 +173,7 @@ func some[T any](m map[string]T) (string, T, bool) {
 	return "", zero, false
 }
 
-// step moves one task. What was canceled or stopped is refused to its holder.
+// step changes one task. The holder of a canceled or stopped task gets an error.
 func (w *walker) step() {
 	host := pick(w.r, "a:443", "b:443", "c:443", "c:444", "d:443")
 	queue := pick(w.r, "p", "q")
@@ -276,7 +276,7 @@ func countDue(f *fixture) {
 		f.must(d.Retry(f.ctx, in(time.Hour)))
 	}
 	f.owe()
-	// A busy machine makes an engine estimate.
+	// On a busy machine an engine estimates.
 	f.eventually(func() error {
 		if s, err := f.e.Stats(f.ctx); err != nil || s.Due != 1 {
 			return fmt.Errorf("%d are due: %v", s.Due, err)

@@ -170,7 +170,7 @@ func retrySurvives(f *fixture) {
 }
 
 func takenInOrder(f *fixture) {
-	// Deliveries that wait for a retry are due at these times, in this order of storing.
+	// Retries are due at these times; the deliveries are stored in this order.
 	var first []engine.Delivery
 	for range 3 {
 		f.owe()
@@ -221,7 +221,7 @@ func hostPaused(f *fixture) {
 	if d.Record().ID != rec.ID {
 		f.Errorf("task %s is taken", d.Record().ID)
 	}
-	// What is in flight ends.
+	// Deliveries in flight end as usual.
 	f.must(f.e.Pause(f.ctx, engine.Target{Host: host}, true))
 	f.must(d.Retry(f.ctx, in(0)))
 	f.noneToTake(host)
@@ -244,7 +244,7 @@ func resultAgain(f *fixture) {
 	}
 }
 
-// holders knows which deliveries are in flight.
+// holders tracks which deliveries are in flight.
 type holders struct {
 	mu    sync.Mutex
 	taken map[string]bool
@@ -264,7 +264,7 @@ func (h *holders) take(t testing.TB, d engine.Delivery) {
 	h.taken[id] = true
 }
 
-// leave notes that a delivery is ended, before it is.
+// leave records that a delivery is about to end.
 func (h *holders) leave(d engine.Delivery, s task.State) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -274,9 +274,9 @@ func (h *holders) leave(d engine.Delivery, s task.State) {
 	}
 }
 
-// deliveriesRandom plays a dispatcher: it takes deliveries of the hosts that are
-// reported, and of no others, and ends them at random, with deaths in between. In
-// the end each is done or dead.
+// deliveriesRandom acts as a dispatcher. It takes deliveries only of reported hosts,
+// and ends them at random, with deaths in between. In the end each delivery is done or
+// dead.
 func deliveriesRandom(f *fixture) {
 	const tasks, hosts = 240, 7
 	r := f.random()
@@ -291,7 +291,7 @@ func deliveriesRandom(f *fixture) {
 		}
 		if deaths < 3 && r.IntN(20) == 0 {
 			deaths++
-			for _, d := range due { // some are in flight
+			for _, d := range due { // some are still in flight
 				ds, err := f.e.Take(f.ctx, d.Host, 2)
 				f.must(err)
 				for _, d := range ds {

@@ -27,7 +27,8 @@ var dueSuite = suite{"due hosts", []testcase{
 	{"due counts of many deliveries are right", reportedCounts},
 }}
 
-// drainHost takes what a host has until a Take falls short, and ends it at random.
+// drainHost takes deliveries of a host until Take returns fewer than asked for, and
+// ends them at random.
 func (f *fixture) drainHost(seed uint64, h *holders, host string) {
 	f.Helper()
 	r := rand.New(rand.NewPCG(seed, 1))
@@ -73,7 +74,7 @@ func (f *fixture) endAtRandom(h *holders, d engine.Delivery, what int, wait time
 	}
 }
 
-// due waits until hosts are reported, and returns their names.
+// due waits until hosts are reported and returns their names.
 func (f *fixture) due(max int) []string {
 	f.Helper()
 	due, err := f.e.DueHosts(f.ctx, max)
@@ -91,7 +92,7 @@ func (f *fixture) due(max int) []string {
 	return names
 }
 
-// reported waits until exactly these hosts were reported.
+// reported waits until exactly the given hosts have been reported.
 func (f *fixture) reported(want ...string) {
 	f.Helper()
 	var got []string
@@ -112,7 +113,7 @@ func reportedOnce(f *fixture) {
 	f.oweTo("a:443")
 	f.reported("a:443", "b:443")
 	f.noDue()
-	f.oweTo("a:443") // not taken yet: the dispatcher knows
+	f.oweTo("a:443") // nothing was taken yet: the dispatcher knows the host
 	f.noDue()
 }
 
@@ -129,7 +130,7 @@ func reportedAfterRestart(f *fixture) {
 	f.noDue()
 }
 
-// short takes n deliveries of a host, and asks for one more.
+// short takes n deliveries of a host and asks for one more.
 func (f *fixture) short(host string, n int) []engine.Delivery {
 	f.Helper()
 	ds, err := f.e.Take(f.ctx, host, n+1)
@@ -155,7 +156,7 @@ func reportedReleased(f *fixture) {
 	d := f.short("a:443", 1)[0]
 	f.must(d.Release(f.ctx))
 	f.reported("a:443")
-	// Also after a Take that got what it asked for.
+	// The same holds after a Take that returned as many as asked for.
 	ds, err := f.e.Take(f.ctx, "a:443", 1)
 	f.must(err)
 	f.must(ds[0].Release(f.ctx))
@@ -185,8 +186,8 @@ func reportedResumed(f *fixture) {
 	f.noDue()
 	f.must(f.e.Pause(f.ctx, engine.Target{Host: "a:443"}, false))
 	f.reported("a:443")
-	// A host that is paused once it was reported gives nothing, and is reported
-	// again when it goes on.
+	// If a host is paused after it was reported, it hands out nothing. It is reported
+	// again when it is resumed.
 	f.must(f.e.Pause(f.ctx, engine.Target{Host: "a:443"}, true))
 	f.noneToTake("a:443")
 	f.noDue()
@@ -279,7 +280,7 @@ func reportedState(f *fixture) {
 			f.Errorf("reported is %+v, not %+v", due, want)
 		}
 	}
-	// SaveHosts pauses nothing, and resumes nothing.
+	// SaveHosts neither pauses nor resumes a host.
 	want.Paused = true
 	f.must(f.e.SaveHosts(f.ctx, []engine.HostState{want}))
 	f.take("a:443", 1)
@@ -290,7 +291,7 @@ func reportedState(f *fixture) {
 	f.noneToTake("a:443")
 }
 
-// sameHost compares to the millisecond.
+// sameHost compares two states, with times in milliseconds.
 func sameHost(a, b engine.HostState) bool {
 	same := a.AnsweredAt.Equal(b.AnsweredAt) && a.FailingSince.Equal(b.FailingSince)
 	a.AnsweredAt, b.AnsweredAt, a.FailingSince, b.FailingSince = time.Time{}, time.Time{}, time.Time{}, time.Time{}
@@ -337,7 +338,7 @@ func reportedCounts(f *fixture) {
 	if len(ds) != 5 {
 		f.Errorf("%d are taken", len(ds))
 	}
-	f.noDue() // the dispatcher comes back, as it got what it asked for
+	f.noDue() // not reported: Take returned as many as asked for
 	f.short("a:443", 0)
 	f.oweTo("a:443")
 	f.reported("a:443")

@@ -1,13 +1,13 @@
-// Package enginetest is the suite that every engine passes. It knows engines by
-// the interface of package engine alone; an [Opener] says how to open one:
+// Package enginetest is the test suite of all engines. It uses only the interface of
+// package engine; an [Opener] opens the engine under test:
 //
 //	func TestConformance(t *testing.T) {
 //		t.Parallel()
 //		enginetest.Run(t, enginetest.Opener{Open: open, Kill: kill})
 //	}
 //
-// Each case opens a store of its own. Cases with random input log their seed;
-// [SeedVariable] repeats one.
+// Each case opens its own store. Cases with random input log their seed. Set
+// [SeedVariable] to repeat a seed.
 package enginetest
 
 import (
@@ -17,34 +17,34 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// Opener says how to open the engine under test, and what the suite can do to it.
+// Opener opens the engine under test and simulates its failures.
 type Opener struct {
-	// Open opens a store as a new process does: leases and deliveries of engines
-	// that were closed or killed before expire, at once or after LeaseExpiry. The
-	// suite closes the engine, or kills it.
+	// Open opens a store as a new process does. The leases and deliveries of engines
+	// that were closed or killed before expire at once or after LeaseExpiry. The suite
+	// closes or kills the engine.
 	Open func(t testing.TB, s *Store) engine.Engine
-	// Kill drops an engine as kill -9 does: nothing more is stored, and the store
-	// can be opened again.
+	// Kill stops an engine as kill -9 does: it stores nothing more, and the store can
+	// be opened again.
 	Kill func(t testing.TB, e engine.Engine)
-	// LeaseExpiry is how long after its death a holder's leases have expired. Zero:
-	// they have once Open returns.
+	// LeaseExpiry is how long after its holder's death a lease expires. Zero means that
+	// it has expired when Open returns.
 	LeaseExpiry time.Duration
-	// Cluster is set if several engines can have one store open. Its order of
-	// jobs, deliveries and lists is approximate.
+	// Cluster is set if several engines can have one store open. The order of jobs,
+	// deliveries and lists is then approximate.
 	Cluster bool
-	// Full leaves the store no room for new tasks until undo is called. Nil if that
-	// cannot be done.
+	// Full leaves the store no room for new tasks until undo is called. It is nil if
+	// the test cannot do that.
 	Full func(t testing.TB, s *Store, e engine.Engine) (undo func())
-	// Unavailable makes the store fail all that e asks of it until undo is
-	// called; other engines have it. Nil if that cannot be done.
+	// Unavailable makes all operations of e on the store fail until undo is called.
+	// Other engines are not affected. It is nil if the test cannot do that.
 	Unavailable func(t testing.TB, s *Store, e engine.Engine) (undo func())
 }
 
-// Store is a store of one case.
+// Store is the store of one case.
 type Store struct {
-	// Dir is a folder for the store, empty at first.
+	// Dir is a folder for the store, initially empty.
 	Dir string
-	// Settings are those to open it with.
+	// Settings are the settings to open the store with.
 	Settings engine.Settings
 }
 
@@ -54,7 +54,7 @@ type suite struct {
 	cases []testcase
 }
 
-// testcase is one case: its name says what holds.
+// testcase is one case. Its name states the property that holds.
 type testcase struct {
 	name string
 	run  func(f *fixture)

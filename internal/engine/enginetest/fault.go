@@ -31,8 +31,8 @@ func isOneOf(err error, errs ...error) bool {
 	return false
 }
 
-// eventually waits until try returns nil, for engines notice on their own when a
-// store comes back.
+// eventually waits until try returns nil. Engines take a moment to notice that a store
+// is available again.
 func (f *fixture) eventually(try func() error) {
 	f.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -83,7 +83,7 @@ func storeFull(f *fixture) {
 		f.Error("a full store says that the queue is full")
 	}
 	f.gone(queued.ID)
-	// Verdicts and deliveries are stored.
+	// Verdicts and deliveries are still stored.
 	f.must(l.Settle(f.ctx, settled(rec, task.Complete, "r"), strings.NewReader("r")))
 	f.must(j.Lease.Settle(f.ctx, settled(j.Record, task.Failed, "r"), strings.NewReader("r")))
 	waits := f.next("waits", 3)
@@ -104,8 +104,8 @@ func storeFull(f *fixture) {
 	f.gone(queued.ID)
 }
 
-// methods are all methods that a store is needed for, with arguments for which they
-// do not wait, and what they return of a store that is there.
+// methods returns a call of each method that needs a store. The arguments are chosen so
+// that no call waits.
 func methods(f *fixture, rec *task.Record, l engine.Lease, d engine.Delivery) map[string]func(ctx context.Context) error {
 	target := engine.Target{Queue: "x"}
 	return map[string]func(ctx context.Context) error{
@@ -161,8 +161,8 @@ func methods(f *fixture, rec *task.Record, l engine.Lease, d engine.Delivery) ma
 	}
 }
 
-// writes are the methods that cannot return anything but an error of a store that
-// is away: what reads may know the answer.
+// writes are the methods that must fail on an unavailable store. Methods that read may
+// return a cached answer.
 var writes = []string{
 	"Claim", "Enqueue", "Enqueue with a key", "Settle", "Settle with a large result", "Release", "Done", "Dead", "Retry",
 	"NextRun", "Act", "Pause", "Import", "ImportKey",
@@ -170,7 +170,7 @@ var writes = []string{
 
 func storeAway(f *fixture) {
 	if f.opener.Unavailable == nil {
-		return // nothing takes it away
+		return // it cannot be made unavailable
 	}
 	rec, l := f.claim()
 	owed := f.owe()
@@ -196,7 +196,7 @@ func storeAway(f *fixture) {
 	f.becomesError(engine.ErrUnavailable, f.e.Ready)
 	undo()
 	f.eventually(f.e.Ready)
-	// What was perhaps stored is told by repeating the step.
+	// Repeating a step shows whether it was stored.
 	f.eventually(func() error {
 		err := l.Settle(f.ctx, settled(rec, task.Complete, "r"), strings.NewReader("r"))
 		if errors.Is(err, engine.ErrLost) {
@@ -232,7 +232,7 @@ func contextsEnd(f *fixture) {
 		if err != nil && !isOneOf(err, context.Canceled, engine.ErrUnavailable) {
 			f.Errorf("%s with a context that has ended: %v", name, err)
 		}
-		// The task is where it was or where the step leads to, and nothing is stuck.
+		// The task is in its state before or after the step, and can still proceed.
 		if err := l.Release(f.ctx); err != nil && !errors.Is(err, engine.ErrLost) {
 			f.Errorf("releasing after %s: %v", name, err)
 		}
@@ -252,7 +252,7 @@ func contextsEnd(f *fixture) {
 	}
 }
 
-// noLease and noDelivery stand in where only the names of methods are asked for.
+// noLease and noDelivery are used where only the names of the methods are needed.
 type (
 	noLease    struct{ engine.Lease }
 	noDelivery struct{ engine.Delivery }
@@ -304,15 +304,15 @@ func closeEndsWaits(f *fixture) {
 	f.e = f.opener.Open(f, f.store)
 }
 
-// acked is what writers were told.
+// acked is what the engine acknowledged to the writers.
 type acked struct {
 	mu      sync.Mutex
-	claimed map[string]bool // and perhaps settled
+	claimed map[string]bool // and possibly settled
 	settled map[string]bool
 	queued  map[string]bool
 }
 
-// write stores tasks until the engine refuses.
+// write stores tasks until the engine returns an error.
 func (f *fixture) write(a *acked, e engine.Engine, enough func()) {
 	for {
 		rec := f.client()
@@ -344,8 +344,8 @@ func (f *fixture) write(a *acked, e engine.Engine, enough func()) {
 	}
 }
 
-// underLoad ends an engine while 16 writers are at it, opens the store again, and
-// checks that all that was acknowledged is there.
+// underLoad ends an engine while 16 writers use it, opens the store again, and checks
+// that it has all that was acknowledged.
 func underLoad(f *fixture, end func()) {
 	a := &acked{claimed: map[string]bool{}, settled: map[string]bool{}, queued: map[string]bool{}}
 	e := f.e

@@ -19,20 +19,20 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// SeedVariable is the environment variable whose value, a number, replaces the
-// random seed of a case.
+// SeedVariable is the environment variable that replaces the random seed of a case. Its
+// value is a number.
 const SeedVariable = "ENGINETEST_SEED"
 
 // patience bounds what a case waits for.
 var patience = 60 * time.Second
 
-// quiet is how long nothing may happen to be taken for nothing.
+// quiet is how long a case waits before it concludes that nothing happens.
 const quiet = 60 * time.Millisecond
 
-// host is where the callbacks of most cases go.
+// host is the destination of the callbacks of most cases.
 const host = "receiver.example:443"
 
-// fixture is a store of one case and the engine that has it open.
+// fixture is the store of one case and the engine that has it open.
 type fixture struct {
 	*testing.T
 	opener Opener
@@ -59,7 +59,7 @@ func newFixture(t *testing.T, o Opener) *fixture {
 	return f
 }
 
-// other returns a fixture on a second, empty store.
+// other returns a fixture with a second, empty store.
 func (f *fixture) other() *fixture {
 	f.Helper()
 	return newFixture(f.T, f.opener)
@@ -195,14 +195,14 @@ func (f *fixture) settleWith(rec *task.Record, l engine.Lease, result string) *t
 	return rec
 }
 
-// owe makes a task whose callback is due.
+// owe creates a task whose callback is due.
 func (f *fixture) owe() *task.Record {
 	f.Helper()
 	rec, l := f.claim()
 	return f.settle(rec, l)
 }
 
-// oweTo is owe with another host.
+// oweTo creates a task whose callback to a host is due.
 func (f *fixture) oweTo(host string) *task.Record {
 	f.Helper()
 	rec := f.client()
@@ -212,7 +212,7 @@ func (f *fixture) oweTo(host string) *task.Record {
 	return f.settle(rec, l)
 }
 
-// take waits until it has taken n deliveries of a host.
+// take waits until n deliveries of a host have been taken.
 func (f *fixture) take(host string, n int) []engine.Delivery {
 	f.Helper()
 	var all []engine.Delivery
@@ -222,7 +222,7 @@ func (f *fixture) take(host string, n int) []engine.Delivery {
 		if all = append(all, got...); len(all) >= n {
 			break
 		}
-		// Take returned fewer than it was asked for: more are reported.
+		// Take returned fewer than asked for, so that the host is reported again.
 		_, err = f.e.DueHosts(f.ctx, 1000)
 		f.must(err)
 	}
@@ -232,7 +232,7 @@ func (f *fixture) take(host string, n int) []engine.Delivery {
 	return all
 }
 
-// done makes a task whose callback was delivered.
+// done creates a task whose callback was delivered.
 func (f *fixture) done() *task.Record {
 	f.Helper()
 	f.owe()
@@ -244,7 +244,7 @@ func (f *fixture) done() *task.Record {
 	return rec
 }
 
-// dead makes a dead letter.
+// dead creates a dead letter.
 func (f *fixture) dead() *task.Record {
 	f.Helper()
 	f.owe()
@@ -254,7 +254,7 @@ func (f *fixture) dead() *task.Record {
 	return d.Record()
 }
 
-// clone copies a record deeply, without its version.
+// clone returns a deep copy of a record without its version.
 func clone(rec *task.Record) *task.Record {
 	c := *rec
 	c.Version = 0
@@ -278,7 +278,7 @@ func clone(rec *task.Record) *task.Record {
 	return &c
 }
 
-// encode returns a record's fields for comparison. The times are those of UTC.
+// encode encodes a record for comparison, with times in UTC.
 func encode(rec *task.Record) []byte {
 	b, err := json.Marshal(rec)
 	if err != nil {
@@ -287,5 +287,5 @@ func encode(rec *task.Record) []byte {
 	return b
 }
 
-// in returns the time that is d away, in whole milliseconds as all times of the suite.
+// in returns the time after d in whole milliseconds, like all times of the suite.
 func in(d time.Duration) time.Time { return time.Now().UTC().Add(d).Truncate(time.Millisecond) }

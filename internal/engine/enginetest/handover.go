@@ -9,7 +9,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// handOver turns a claimed task into a queue's.
+// handOver turns a claimed task into a queue's task.
 func (f *fixture) handOver(rec *task.Record, l engine.Lease, opts engine.EnqueueOptions) (*task.Record, string, bool, error) {
 	q := f.queued("q")
 	body := "request of " + rec.ID
@@ -39,8 +39,9 @@ func takeOver(f *fixture) {
 	f.take(host, 1)
 }
 
-// takeOverRepeated interrupts the enqueue of a claimed task, each time a little later,
-// and repeats it. The repeated call returns what the first one would have.
+// takeOverRepeated interrupts the enqueue of a claimed task, a little later in each
+// round, and repeats it. The repeated call returns what the first one would have
+// returned.
 func takeOverRepeated(f *fixture) {
 	first := f.queued("other")
 	_, _, err := f.e.Enqueue(f.ctx, first, strings.NewReader("b"), engine.EnqueueOptions{Key: key("known", "d")})
@@ -76,7 +77,7 @@ func takeOverRepeated(f *fixture) {
 			if !isOneOf(err, engine.ErrUnavailable, context.DeadlineExceeded) {
 				f.Fatal(err)
 			}
-			// Perhaps it was stored, and a worker has it already.
+			// The task may be stored, and a worker may already run it.
 			if got, err := f.e.Get(f.ctx, rec.ID); err == nil && got.State == task.Queued && i%2 == 0 {
 				j := f.next("q", 3)
 				job = &j

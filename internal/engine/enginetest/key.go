@@ -47,7 +47,7 @@ func (f *fixture) first(k *engine.Key) *task.Record {
 	return rec
 }
 
-// known checks that a key is that of a task.
+// known checks that a key belongs to the given task.
 func (f *fixture) known(k *engine.Key, want string) {
 	f.Helper()
 	rec, id, created, err := f.keyed(k)
@@ -123,7 +123,7 @@ func keyQueueFull(f *fixture) {
 	_, _, err = f.e.Enqueue(f.ctx, f.queued("q"), strings.NewReader("b"), opts)
 	f.is(err, engine.ErrQueueFull)
 	f.next("q", 3)
-	f.first(key("new", "d")) // the refused one has left none
+	f.first(key("new", "d")) // the refused task has left no key
 }
 
 func keyNotStored(f *fixture) {
@@ -136,7 +136,7 @@ func keyNotStored(f *fixture) {
 	f.first(k)
 }
 
-// endReader notes that it was read to its end.
+// endReader records that it was read to its end.
 type endReader struct {
 	io.Reader
 	ended bool

@@ -32,7 +32,7 @@ func listEmpty(f *fixture) {
 	}
 }
 
-// idAt returns a UUIDv7 of a time.
+// idAt returns a UUIDv7 for a time.
 func idAt(r *rand.Rand, at time.Time) string {
 	var id uuid.UUID
 	binary.BigEndian.PutUint64(id[:8], uint64(at.UnixMilli())<<16|7<<12|r.Uint64N(1<<12))
@@ -42,7 +42,7 @@ func idAt(r *rand.Rand, at time.Time) string {
 
 func pick[T any](r *rand.Rand, s ...T) T { return s[r.IntN(len(s))] }
 
-// arbitrary returns a task of a random state that was accepted at a given time.
+// arbitrary returns a task in a random state, accepted at the given time.
 func arbitrary(r *rand.Rand, at time.Time) *task.Record {
 	rec := &task.Record{Task: task.Task{
 		ID: idAt(r, at), CreatedAt: at, State: pick(r, task.Queued, task.Delivering, task.Done, task.Dead),
@@ -107,8 +107,8 @@ func (f *fixture) importOne(rec *task.Record) error {
 	return f.e.Import(f.ctx, rec, nil, nil)
 }
 
-// someTasks imports n tasks of all states, in a random order, and returns them
-// newest first.
+// someTasks imports n tasks in all states in a random order. It returns them newest
+// first.
 func (f *fixture) someTasks(r *rand.Rand, n int) []*task.Record {
 	f.Helper()
 	f.reconfigure(func(s *engine.Settings) {
@@ -125,7 +125,7 @@ func (f *fixture) someTasks(r *rand.Rand, n int) []*task.Record {
 	return recs
 }
 
-// matches is the meaning of a filter.
+// matches is the reference implementation of a filter.
 func matches(f engine.Filter, rec *task.Record) bool {
 	return (len(f.States) == 0 || slices.Contains(f.States, rec.State)) &&
 		(len(f.Statuses) == 0 || slices.Contains(f.Statuses, rec.Status)) &&
@@ -146,7 +146,7 @@ func hostOf(hostport string) string {
 	return h
 }
 
-// errorsOf are the errors of a task that a filter looks at.
+// errorsOf returns the errors of a task that a filter compares.
 func errorsOf(rec *task.Record) string {
 	if n := len(rec.Attempts); n > 0 {
 		return rec.Error + "\n" + rec.Attempts[n-1].Error
@@ -169,7 +169,7 @@ func pathHas(rec *task.Record, part string) bool {
 	return strings.Contains(path, part)
 }
 
-// arbitraryFilter sets each field now and then.
+// arbitraryFilter returns a filter with random fields set.
 func arbitraryFilter(r *rand.Rand, recs []*task.Record) (f engine.Filter) {
 	some := func() bool { return r.IntN(4) == 0 }
 	if some() {
@@ -258,7 +258,7 @@ func listNewestFirst(f *fixture) {
 	}
 }
 
-// listWhileMoving lists while tasks move between all states that they can.
+// listWhileMoving lists tasks while they change between all states.
 func listWhileMoving(f *fixture) {
 	r := f.random()
 	var all []string

@@ -19,7 +19,7 @@ var migrateSuite = suite{"migrate", []testcase{
 	{"imported keys are known until they expire", importKeys},
 }}
 
-// open opens a body, or returns nil if it is not kept.
+// openIf reads a body. It returns nil if the body is not kept.
 func (f *fixture) openIf(id string, p engine.Part) []byte {
 	f.Helper()
 	r, err := f.e.Open(f.ctx, id, p)
@@ -30,7 +30,7 @@ func (f *fixture) openIf(id string, p engine.Part) []byte {
 	return f.read(r)
 }
 
-// keys lists all keys.
+// keys returns all idempotency keys.
 func (f *fixture) keys() map[string]engine.StoredKey {
 	f.Helper()
 	all := make(map[string]engine.StoredKey)
@@ -50,7 +50,7 @@ func (f *fixture) keys() map[string]engine.StoredKey {
 	}
 }
 
-// copyTo copies all that the interface shows of a store to another.
+// copyTo copies a store to another one through the interface.
 func (f *fixture) copyTo(to *fixture) {
 	f.Helper()
 	for _, rec := range f.pages(engine.Filter{}, 9) {
@@ -69,7 +69,7 @@ func (f *fixture) copyTo(to *fixture) {
 	}
 }
 
-// equal checks that two stores show the same.
+// equal checks that two stores have the same contents.
 func (f *fixture) equal(to *fixture) {
 	f.Helper()
 	want, got := f.list(engine.Filter{}), to.list(engine.Filter{})
@@ -95,7 +95,7 @@ func (f *fixture) equal(to *fixture) {
 	}
 }
 
-// live makes tasks in all states but running, the way that they come about.
+// live creates tasks in all states except running, through the usual methods.
 func (f *fixture) live() {
 	f.Helper()
 	for _, s := range stations {

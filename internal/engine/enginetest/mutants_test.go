@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// faultVariable names the fault of the reference engine that a child process runs
-// the suite with.
+// faultVariable names the fault of the reference engine in a child process that runs
+// the suite.
 const faultVariable = "ENGINETEST_FAULT"
 
-// faults are what can be wrong with the reference engine, each with the part of
-// the suite that notices it.
+// faults are the faults of the reference engine, each with the part of the suite that
+// detects it.
 var faults = []struct{ name, suite string }{
 	{"leases are not fenced", "claim"},
 	{"leases are not fenced", "race"},
@@ -47,7 +47,7 @@ var faults = []struct{ name, suite string }{
 // TestMutants checks that the suite fails on engines with one fault each.
 func TestMutants(t *testing.T) {
 	if fault := os.Getenv(faultVariable); fault != "" {
-		patience = 2 * time.Second // a fault often shows as a wait that does not end
+		patience = 2 * time.Second // many faults show as a wait that does not end
 		t.Run("suite", func(t *testing.T) { Run(t, reference(fault, false)) })
 		return
 	}

@@ -16,7 +16,7 @@ var jobOrderSuite = suite{"job order", []testcase{
 	{"a batch is in order", batchOrder},
 }}
 
-// handed returns the IDs of the next n jobs.
+// handed returns the IDs of the next n jobs of a queue.
 func (f *fixture) handed(queue string, n int) []string {
 	f.Helper()
 	var got []string
@@ -28,7 +28,8 @@ func (f *fixture) handed(queue string, n int) []string {
 	return got
 }
 
-// ordered checks the order of jobs; on a cluster, that they are the same.
+// ordered checks the order of jobs. On a cluster it only checks that the jobs are the
+// same.
 func (f *fixture) ordered(got, want []string) {
 	f.Helper()
 	if f.opener.Cluster {

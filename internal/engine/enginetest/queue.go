@@ -179,13 +179,13 @@ func queueFull(f *fixture) {
 	f.in(rec.ID, task.Running)
 	f.must(l.Release(f.ctx))
 	f.enqueue(f.queued("other"))
-	j := f.next("q", 3) // a running task does not wait
+	j := f.next("q", 3) // a running task does not count
 	_, created, err := f.e.Enqueue(f.ctx, f.queued("q"), strings.NewReader("b"), opts)
 	f.must(err)
 	if !created {
 		f.Error("not created")
 	}
-	f.must(j.Lease.Release(f.ctx)) // a job goes back, full or not
+	f.must(j.Lease.Release(f.ctx)) // a released job returns even if the queue is full
 }
 
 func queuesAreApart(f *fixture) {

@@ -18,19 +18,19 @@ var raceSuite = suite{"race", []testcase{
 	{"each job has one verdict, however many claim and cancel", oneVerdict},
 }}
 
-// model is the state machine of one task, as package engine documents it. The
-// lease and the delivery are those that the trial holds.
+// model is the state machine of one task as documented in package engine. lease and
+// delivery are those that the trial holds.
 type model struct {
 	state    task.State // empty: removed
 	verdict  task.Verdict
 	job      bool // a queue's task
-	lease    bool // is current
-	delivery bool // is current
-	taken    bool // some delivery is current
-	waits    bool // for a time that is far off
+	lease    bool // the lease is current
+	delivery bool // the delivery is current
+	taken    bool // a delivery is current
+	waits    bool // waits for a time far in the future
 }
 
-// trial is one task that steps race for.
+// trial is one task that several steps race for.
 type trial struct {
 	*fixture
 	id, host string
@@ -39,17 +39,17 @@ type trial struct {
 	delivery engine.Delivery
 }
 
-// raceStep is a step with what the model says about it.
+// raceStep is a step with its effect on the model.
 type raceStep struct {
 	name  string
 	do    func(t *trial) error
 	apply func(m *model) error
 }
 
-// errNone is the outcome of a Take that gives nothing.
+// errNone is the outcome of a Take that returns nothing.
 var errNone = errors.New("nothing to take")
 
-// withLease returns the model's step that ends a lease.
+// withLease returns the effect of a step that ends a lease.
 func withLease(do func(m *model)) func(m *model) error {
 	return func(m *model) error {
 		if !m.lease {
@@ -61,7 +61,7 @@ func withLease(do func(m *model)) func(m *model) error {
 	}
 }
 
-// withDelivery returns the model's step that ends a delivery.
+// withDelivery returns the effect of a step that ends a delivery.
 func withDelivery(do func(m *model)) func(m *model) error {
 	return func(m *model) error {
 		if !m.delivery {
@@ -73,7 +73,7 @@ func withDelivery(do func(m *model)) func(m *model) error {
 	}
 }
 
-// byHand returns the model's step of an action.
+// byHand returns the effect of an action.
 func byHand(do func(m *model), from ...task.State) func(m *model) error {
 	return func(m *model) error {
 		if m.state == "" {
@@ -150,7 +150,7 @@ var raceSteps = []raceStep{
 	}},
 }
 
-// starts prepare a trial, and say what the model is then.
+// starts prepare a trial and return the initial model.
 var starts = []struct {
 	name string
 	make func(t *trial) model
@@ -190,8 +190,8 @@ var starts = []struct {
 	}},
 }
 
-// takeNow settles a task and takes its delivery. Trials run at once, so that they
-// cannot wait for their host to be reported.
+// takeNow settles a task and takes its delivery. Trials run concurrently, so that they
+// cannot wait until their host is reported.
 func (t *trial) takeNow() {
 	t.Helper()
 	l, err := t.e.Claim(t.ctx, t.rec)
@@ -224,7 +224,7 @@ func interleavings(f *fixture) {
 	wg.Wait()
 }
 
-// race runs one trial: up to four goroutines make one or two steps each.
+// race runs one trial. Up to four goroutines run one or two steps each.
 func (f *fixture) race(r *rand.Rand, i int) {
 	rec := f.client()
 	host := fmt.Sprintf("race-%d:443", i)
@@ -273,7 +273,7 @@ func (f *fixture) race(r *rand.Rand, i int) {
 	}
 }
 
-// applies says whether the trial has what the step needs.
+// applies reports whether the trial has the lease or delivery that the step needs.
 func (s raceStep) applies(t *trial, m model) bool {
 	switch s.name {
 	case "done", "dead", "retry", "release the delivery":
@@ -286,8 +286,8 @@ func (s raceStep) applies(t *trial, m model) bool {
 	return true
 }
 
-// explained says whether the model, going through the steps in some order that
-// keeps that of each line, has the outcomes and the end that were seen.
+// explained reports whether some order of the steps leads the model to the observed
+// outcomes and the observed end. Each line keeps its order.
 func explained(m model, lines [][]raceStep, outcomes [][]error, end model, loses bool) bool {
 	left := false
 	for n, line := range lines {
@@ -298,7 +298,7 @@ func explained(m model, lines [][]raceStep, outcomes [][]error, end model, loses
 		after := m
 		want := line[0].apply(&after)
 		got := outcomes[n][0]
-		if loses && line[0].name == "take" && errors.Is(got, errNone) { // it lost the race
+		if loses && line[0].name == "take" && errors.Is(got, errNone) { // another gateway took it first
 			after, want = m, errNone
 		}
 		if (want == nil) != (got == nil) || want != nil && !errors.Is(got, want) {
@@ -313,8 +313,8 @@ func explained(m model, lines [][]raceStep, outcomes [][]error, end model, loses
 	return !left && m.state == end.state && (m.state == "" || m.verdict == end.verdict)
 }
 
-// oneVerdict lets workers settle, requeue and release jobs, while others cancel
-// them.
+// oneVerdict checks that each job gets one verdict while workers settle, requeue and
+// release jobs and others cancel them.
 func oneVerdict(f *fixture) {
 	jobs := 300
 	if f.opener.Cluster {

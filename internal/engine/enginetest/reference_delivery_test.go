@@ -11,7 +11,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// dueOf returns the due deliveries of a host that is not paused, by due time.
+// dueOf returns the due deliveries of a host in order of their due time. A paused host
+// has none.
 func (e *memEngine) dueOf(host string) []*memTask {
 	if e.paused[engine.Target{Host: host}] {
 		return nil
@@ -88,7 +89,7 @@ func (e *memEngine) SaveHosts(_ context.Context, hosts []engine.HostState) error
 	return nil
 }
 
-// memDelivery is a delivery that was taken.
+// memDelivery is a taken delivery.
 type memDelivery struct {
 	e   *memEngine
 	t   *memTask
@@ -105,7 +106,7 @@ func (d *memDelivery) Result(context.Context) (io.ReadCloser, error) {
 	return reader(d.t.res)
 }
 
-// end ends the delivery, if it is still taken.
+// end ends the delivery if it is still current.
 func (d *memDelivery) end(do func()) error {
 	if err := d.e.begin(); err != nil {
 		return err

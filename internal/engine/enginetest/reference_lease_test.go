@@ -11,14 +11,14 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// memLease is a lease of a waiting client's task, or of a job.
+// memLease is the lease of a waiting client's task or of a job.
 type memLease struct {
 	e    *memEngine
 	t    *memTask
 	lost func()
 }
 
-// step does what ends a lease, if it is held.
+// step runs a step that ends the lease, if the lease is still held.
 func (l *memLease) step(do func() error) error {
 	begin := l.e.begin
 	if l.e.fault == "a full store refuses verdicts" {
@@ -117,7 +117,8 @@ func (q *memQueue) Next(ctx context.Context, max, maxStarts int) (jobs []engine.
 	return jobs, err
 }
 
-// order is that of the ready time, which is the arrival of what was never delayed.
+// order compares two tasks by ready time. A task that was never delayed is ready when
+// it arrives.
 func (q *memQueue) order(a, b *memTask) int {
 	if q.e.fault == "delayed jobs hold up others" {
 		return cmp.Compare(a.arrival, b.arrival)

@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// versioned is clone with the version.
+// versioned is clone, but keeps the version.
 func versioned(rec *task.Record) *task.Record {
 	c := clone(rec)
 	c.Version = rec.Version
@@ -65,7 +65,7 @@ func (e *memEngine) List(_ context.Context, f engine.Filter, after engine.Cursor
 	}
 	defer e.mu.Unlock()
 	all := e.find(func(t *memTask) bool { return matches(f, t.rec) && (after == "" || t.rec.ID < string(after)) })
-	slices.SortFunc(all, func(a, b *memTask) int { return cmp.Compare(b.rec.ID, a.rec.ID) }) // of UUIDv7
+	slices.SortFunc(all, func(a, b *memTask) int { return cmp.Compare(b.rec.ID, a.rec.ID) }) // they are UUIDv7
 	p := &engine.Page{Scanned: len(all)}
 	for _, t := range all {
 		if len(p.Tasks) == limit {

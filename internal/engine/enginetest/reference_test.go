@@ -18,20 +18,20 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// TestReference runs the suite against the engine below, which is as simple as can
-// be: one mutex, everything in memory.
+// TestReference runs the suite against the reference engine below. It is deliberately
+// simple: one mutex, everything in memory.
 func TestReference(t *testing.T) {
 	t.Parallel()
 	Run(t, reference("", false))
 }
 
-// TestReferenceCluster runs it against several of them on one store.
+// TestReferenceCluster runs the suite against several reference engines on one store.
 func TestReferenceCluster(t *testing.T) {
 	t.Parallel()
 	Run(t, reference("", true))
 }
 
-// reference returns an opener of the reference engine, with a fault if one is named.
+// reference returns an opener of the reference engine with the given fault, if any.
 func reference(fault string, cluster bool) Opener {
 	var mu sync.Mutex
 	stores := make(map[*Store]*memStore)
@@ -77,14 +77,14 @@ type memStore struct {
 	swept   time.Time
 }
 
-// memTask is a task. The pointers are its bodies; nil if they are not kept.
+// memTask is a task. The pointers are its bodies; they are nil if the body is not kept.
 type memTask struct {
 	rec       *task.Record
 	req, res  *[]byte
 	arrival   uint64
-	place     time.Time // ready time of a queued task that a release leads back to
+	place     time.Time // the ready time to which a release returns a queued task
 	maxStarts int
-	holder    holder // that may end it
+	holder    holder // may end it
 	since     time.Time
 }
 
@@ -118,7 +118,7 @@ func (s *memStore) open(set engine.Settings) *memEngine {
 	return e
 }
 
-// expire ends what a dead holder held.
+// expire ends the lease or delivery of a dead holder.
 func (s *memStore) expire(t *memTask) {
 	l, leased := t.holder.(*memLease)
 	if t.holder = nil; !leased || s.fault == "dead holders keep their tasks" {
@@ -143,14 +143,14 @@ func (s *memStore) requeue(t *memTask, ready time.Time) {
 	s.move(t, task.Queued)
 }
 
-// fail gives a task the verdict FAILED.
+// fail sets the verdict FAILED.
 func (s *memStore) fail(t *memTask, reason string) {
 	t.rec.Status, t.rec.Error, t.rec.FinishedAt = task.Failed, reason, in(0)
 	t.rec.ForgetRequest()
 	s.verdict(t)
 }
 
-// verdict moves a task on that has its verdict.
+// verdict changes the state of a task that has got its verdict.
 func (s *memStore) verdict(t *memTask) {
 	t.req, t.holder, t.rec.NextAttemptAt = nil, nil, time.Time{}
 	if t.rec.Callback == nil {
@@ -176,7 +176,8 @@ func (s *memStore) change() {
 	s.changed = make(chan struct{})
 }
 
-// sweep removes what is too old or too much, and gives up what is owed too long.
+// sweep removes tasks over the retention limits, and ends deliveries whose window has
+// ended.
 func (s *memStore) sweep() {
 	if time.Since(s.swept) < 2*time.Millisecond {
 		return
@@ -213,12 +214,12 @@ func (s *memStore) evict(ts []*memTask, age time.Duration, count int64) {
 	}
 }
 
-// memEngine is a memStore that is open.
+// memEngine is an open memStore.
 type memEngine struct {
 	*memStore
-	quiet map[string]bool // hosts that were reported, and not taken short since
+	quiet map[string]bool // hosts that were reported, and for which no Take has returned fewer since
 	over  bool
-	// broken is what calls fail with.
+	// broken is the error that calls fail with.
 	broken error
 }
 
@@ -240,7 +241,7 @@ func (e *memEngine) damage(err error) func() {
 	return func() { set(nil) }
 }
 
-// begin locks the store, if it is there.
+// begin locks the store, or returns an error if the store is unavailable.
 func (e *memEngine) begin() error {
 	e.mu.Lock()
 	if e.over || errors.Is(e.broken, engine.ErrUnavailable) {
@@ -251,7 +252,7 @@ func (e *memEngine) begin() error {
 	return nil
 }
 
-// admit is begin for what makes a new task.
+// admit is begin for methods that create a task.
 func (e *memEngine) admit() error {
 	if err := e.begin(); err != nil {
 		return err
@@ -263,7 +264,7 @@ func (e *memEngine) admit() error {
 	return nil
 }
 
-// until waits until try, called with the lock held, says that it is done.
+// until waits until try returns true. try is called with the lock held.
 func (e *memEngine) until(ctx context.Context, try func() (bool, error)) error {
 	for {
 		if err := e.begin(); err != nil && e.fault != "a close leaves waits" {
@@ -280,7 +281,7 @@ func (e *memEngine) until(ctx context.Context, try func() (bool, error)) error {
 		tick := time.NewTimer(2 * time.Millisecond)
 		select {
 		case <-changed:
-		case <-tick.C: // something may have become due
+		case <-tick.C: // a task may have become due
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -309,7 +310,7 @@ func (e *memEngine) Reconfigure(_ context.Context, s engine.Settings) error {
 
 func (e *memEngine) Secret(context.Context) ([]byte, error) { return slices.Clone(e.secret), nil }
 
-// readBody reads a body; nil stands for an empty one.
+// readBody reads a body. nil stands for an empty body.
 func readBody(r io.Reader) (*[]byte, error) {
 	if r == nil {
 		return &[]byte{}, nil
@@ -318,7 +319,7 @@ func readBody(r io.Reader) (*[]byte, error) {
 	return &b, err
 }
 
-// body is readBody, with a fault.
+// body is readBody with an optional fault.
 func (s *memStore) body(r io.Reader) (*[]byte, error) {
 	b, err := readBody(r)
 	if s.fault == "a broken body is stored" {
@@ -353,7 +354,7 @@ func (e *memEngine) Enqueue(ctx context.Context, rec *task.Record, body io.Reade
 	return e.enqueue(rec, body, o, nil)
 }
 
-// enqueue stores a task as queued; one that is claimed if there is a lease.
+// enqueue stores a task as queued. With a lease, it is the claimed task.
 func (e *memEngine) enqueue(rec *task.Record, body io.Reader, o engine.EnqueueOptions, l *memLease) (string, bool, error) {
 	b, err := e.body(body)
 	if err != nil {
@@ -429,7 +430,7 @@ func (e *memEngine) count(queue string) (n int) {
 	return n
 }
 
-// find returns tasks by arrival.
+// find returns matching tasks by arrival.
 func (e *memEngine) find(match func(t *memTask) bool) []*memTask {
 	var out []*memTask
 	for _, t := range e.tasks {
@@ -441,7 +442,7 @@ func (e *memEngine) find(match func(t *memTask) bool) []*memTask {
 	return out
 }
 
-// sortedPage is a page of a list in memory; its cursor is a number.
+// sortedPage returns a page of an in-memory list. Its cursor is a number.
 func sortedPage[T any](all []T, after engine.Cursor, limit int) ([]T, engine.Cursor) {
 	from, _ := strconv.Atoi(string(after))
 	from = max(0, min(from, len(all)))

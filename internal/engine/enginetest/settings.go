@@ -39,14 +39,14 @@ func deadAge(f *fixture) {
 	f.goes(f.dead().ID)
 }
 
-// latest checks that of the tasks that are made all but the last n are removed.
+// latest checks that all but the last n of the tasks that make creates are removed.
 func (f *fixture) latest(n int, make func() *task.Record) {
 	f.Helper()
 	var made []string
 	for range 3 * n {
 		made = append(made, make().ID)
 	}
-	f.reconfigure(func(*engine.Settings) {}) // limits are looked at now, not in seconds
+	f.reconfigure(func(*engine.Settings) {}) // applies the limits now, not in seconds
 	for _, id := range made[:2*n] {
 		f.goes(id)
 	}
@@ -101,7 +101,7 @@ func resultsNotKept(f *fixture) {
 		f.must(d.Done(f.ctx))
 		f.in(rec.ID, task.Done)
 		if n == 0 {
-			continue // an empty result can be sent again
+			continue // an empty result can be redelivered
 		}
 		f.noBody(rec.ID, engine.ResultBody)
 		err := f.e.Act(f.ctx, rec.ID, engine.Action{Kind: engine.Redeliver})
@@ -117,7 +117,7 @@ func resultsNotKept(f *fixture) {
 	f.settle(j.Record, j.Lease)
 	f.must(f.take(host, 1)[0].Done(f.ctx))
 	f.body(j.Record.ID, engine.ResultBody)
-	// A task without a result can be sent again.
+	// A task without a result can be redelivered.
 	rec, l := f.claim()
 	rec = settled(rec, task.TimedOut, "")
 	rec.Result = nil

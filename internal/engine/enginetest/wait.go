@@ -31,7 +31,8 @@ func waitAtOnce(f *fixture) {
 	f.same(again, got)
 }
 
-// changes are the transitions of one task in turn, each with the state it leads to.
+// changes are the transitions of one task in order, each returning the state that it
+// leads to.
 func changes(f *fixture, id string) []func() task.State {
 	var job engine.Job
 	var d engine.Delivery
@@ -79,7 +80,7 @@ func waitEach(f *fixture) {
 		if a.rec.Version == since {
 			f.Fatalf("change %d: the wait returned for nothing", i)
 		}
-		// A delivery that is taken may count as a change.
+		// Taking a delivery may count as a change.
 		now := f.in(rec.ID, want)
 		for a.rec.Version != now.Version {
 			a.rec, a.err = f.e.Wait(f.ctx, rec.ID, a.rec.Version)
