@@ -17,7 +17,7 @@ import (
 const insertTask = `INSERT INTO task(seq, id, state, version, queue, host, domain, status, starts, holder, at, since, schedule,
 	request, result, doc) VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`
 
-// kept is the size of a body, as its column has it.
+// kept returns the size of a body as its column stores it.
 func kept(b *body) any {
 	if b == nil {
 		return nil
@@ -25,10 +25,10 @@ func kept(b *body) any {
 	return b.size
 }
 
-// errIDInUse is returned for a new task whose ID another one has.
+// errIDInUse is returned for a new task whose ID exists already.
 var errIDInUse = errors.New("the task ID is in use")
 
-// insert stores a new task in a place, of which the state is set.
+// insert stores a new task at a place, whose state is set.
 func (t *tx) insert(rec *task.Record, doc []byte, p *place, at, since int64, request, result *body) (seq int64, err error) {
 	if p.host, err = t.hostID(rec); err != nil {
 		return 0, err
@@ -83,7 +83,8 @@ func sizeOf(b *body) int64 {
 	return b.size
 }
 
-// hostID returns the ID of the host that a task's callback goes to; 0 for none.
+// hostID returns the ID of the host of a task's callback. It returns 0 if there is no
+// callback.
 func (t *tx) hostID(rec *task.Record) (int64, error) {
 	h, err := t.host(hostOf(rec))
 	if err != nil || h == nil {
@@ -132,12 +133,12 @@ func (s *store) Enqueue(ctx context.Context, rec *task.Record, r io.Reader, opts
 	return s.enqueue(ctx, nil, rec, r, opts)
 }
 
-// enqueue stores a task in a queue: a new one, or that of a lease.
+// enqueue stores a task in a queue. The task is new, or with a lease the claimed one.
 func (s *store) enqueue(ctx context.Context, l *lease, rec *task.Record, r io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
 	if rec.Queue == "" {
 		return "", false, errors.New("the task names no queue")
 	}
-	// A known key is answered even if there is no room for the task.
+	// A known key is answered even if the store is full.
 	room := s.admit(ctx, 0)
 	if room != nil && opts.Key == nil {
 		return "", false, room
@@ -166,7 +167,7 @@ func (s *store) enqueue(ctx context.Context, l *lease, rec *task.Record, r io.Re
 		err = l.step(ctx, s, "enqueue", apply)
 	}
 	if errors.Is(err, engine.ErrUnavailable) || ctx.Err() != nil && err != nil {
-		return "", false, err // it may be stored yet
+		return "", false, err // it may still be stored
 	}
 	stored := e
 	if l != nil && err == nil {
@@ -183,7 +184,7 @@ func (s *store) enqueue(ctx context.Context, l *lease, rec *task.Record, r io.Re
 	return stored.id, stored.created, err
 }
 
-// takeBody reads a request's body.
+// takeBody reads the body of a request.
 func (s *store) takeBody(r io.Reader) (*body, error) {
 	b, err := s.bodies.take(r, -1)
 	var source readError
@@ -205,7 +206,7 @@ func files(b *body) []string {
 	return []string{b.file}
 }
 
-// entry is a task about to be queued.
+// entry is a task that is about to be queued.
 type entry struct {
 	rec    *task.Record
 	doc    []byte
@@ -213,9 +214,9 @@ type entry struct {
 	opts   engine.EnqueueOptions
 	digest string
 	lease  *lease // nil for a new task
-	room   error  // why there is no room for it
+	room   error  // the error if there is no room for it
 
-	id      string // of the task that is queued now
+	id      string // of the queued task
 	created bool
 }
 
@@ -280,7 +281,8 @@ func (t *tx) enqueue(e *entry) error {
 	return nil
 }
 
-// known returns the ID of the task that an entry repeats; "" if it is new.
+// known returns the ID of the existing task with the entry's key or schedule. It
+// returns "" if the entry is new.
 func (t *tx) known(e *entry) (id string, err error) {
 	if key := e.opts.Key; key != nil {
 		var digest string

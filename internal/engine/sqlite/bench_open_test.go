@@ -11,8 +11,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// BenchmarkOpen opens a store with a million callbacks due, after kill -9, and has all
-// their hosts reported.
+// BenchmarkOpen opens a store with a million due callbacks after kill -9, and waits
+// until all their hosts are reported.
 func BenchmarkOpen(b *testing.B) {
 	const tasks = 1_000_000
 	for _, hosts := range []int{1, tasks} {
@@ -61,7 +61,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc + m.StackInuse)
 }
 
-// fillDue stores callbacks that are due.
+// fillDue stores due callbacks.
 func fillDue(b *testing.B, folder string, tasks, hosts int) {
 	b.Helper()
 	s, err := open(b.Context(), Config{Folder: folder, MaxSize: 100 << 30, Sync: time.Hour, Settings: engine.Settings{}})

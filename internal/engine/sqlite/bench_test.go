@@ -16,8 +16,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// BenchmarkTask stores the whole life of a waiting client's task, 64 at once:
-// claimed, settled with a small result, taken and delivered.
+// BenchmarkTask stores the whole life of a waiting client's task: it is claimed,
+// settled with a small result, taken and delivered. 64 tasks run at once.
 func BenchmarkTask(b *testing.B) {
 	for name, sync := range map[string]time.Duration{"sync always": 0, "sync 10ms": 10 * time.Millisecond} {
 		b.Run(name, func(b *testing.B) {

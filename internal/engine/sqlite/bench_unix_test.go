@@ -11,7 +11,7 @@ import (
 	"github.com/ncruces/go-sqlite3/vfs"
 )
 
-// meter counts what a store writes.
+// meter measures the CPU time and the writes of a store.
 type meter struct {
 	*fileSystem
 	bytes, frames, commits atomic.Int64
@@ -46,8 +46,8 @@ func (f *metered) WriteAt(p []byte, off int64) (int, error) {
 	return f.file.File.WriteAt(p, off)
 }
 
-// report adds CPU time and writes to a benchmark's result, each per task, since
-// the returned function's creation.
+// report adds the CPU time and writes per task to a benchmark's result. It measures
+// from its call until end is called.
 func (m *meter) report(b *testing.B) (end func(operations int64)) {
 	cpu := func() time.Duration {
 		var u syscall.Rusage

@@ -20,12 +20,12 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// maxInline is the largest body in the database. Larger ones cost less as files.
+// maxInline is the largest body in the database. Larger bodies cost less as files.
 const maxInline = 256 << 10
 
-// bodies are the files of large bodies. A file is there, synced and under its
-// name, before the row that names it is committed, and removed after the commit
-// that removes the row, once nothing streams it.
+// bodies manages the files of large bodies. A file is synced, with its name, before the
+// row that refers to it is committed. It is removed after the commit that removes the
+// row, once no reader streams it.
 type bodies struct {
 	folder string
 	disk   disk
@@ -33,25 +33,25 @@ type bodies struct {
 
 	mu       sync.Mutex
 	bytes    int64            // of all files
-	sizes    map[string]int64 // by name
-	reading  map[string]int   // how many stream a file
-	doomed   map[string]bool  // to be removed once nothing streams them
-	refused  []refused        // of commits that failed
-	unsynced []string         // of rows whose removal was not synced yet
+	sizes    map[string]int64 // by file name
+	reading  map[string]int   // number of readers by file name
+	doomed   map[string]bool  // to be removed once no reader streams them
+	refused  []refused        // files of failed commits
+	unsynced []string         // files whose rows' removal is not synced yet
 }
 
-// refused is a file whose row was not committed. A commit that failed may be found
-// in the log after a crash until another has been written over it.
+// refused is a file whose row was not committed. After a crash, a failed commit may be
+// found in the log until another commit has been written over it.
 type refused struct {
 	name string
 	at   time.Time
 }
 
-// body is a body about to be stored: in memory, or in a file.
+// body is a body that is about to be stored, in memory or in a file.
 type body struct {
 	bytes []byte
 	file  string
-	sum   int64 // CRC-32C of a file's content
+	sum   int64 // CRC-32C of the file's content
 	size  int64
 }
 
@@ -59,7 +59,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func sumOf(data []byte) int64 { return int64(crc32.Checksum(data, castagnoli)) }
 
-// open removes the files that no row names, and counts the others.
+// open removes the files that no row refers to, and counts the others.
 func (b *bodies) open(s *store) error {
 	b.folder, b.disk, b.log = filepath.Join(s.cfg.Folder, bodiesName), s.cfg.disk, s.log
 	b.sizes, b.reading, b.doomed = map[string]int64{}, map[string]int{}, map[string]bool{}
@@ -102,12 +102,12 @@ func (b *bodies) open(s *store) error {
 	}
 }
 
-// readError is an error of the reader that a body comes from.
+// readError is an error of the reader that supplies a body.
 type readError struct{ error }
 
 func (e readError) Unwrap() error { return e.error }
 
-// take reads a body to its end, or to limit if that is not negative.
+// take reads a body to its end, or to limit if limit is not negative.
 func (b *bodies) take(r io.Reader, limit int64) (*body, error) {
 	if r == nil {
 		return &body{bytes: []byte{}}, nil
@@ -126,8 +126,8 @@ func (b *bodies) take(r io.Reader, limit int64) (*body, error) {
 	return b.spool(head.Bytes(), r)
 }
 
-// spool writes a large body to a file. After an error of the disk it returns what
-// of the body it has in memory, too.
+// spool writes a large body to a file. After a disk error it also returns the part of
+// the body that it has in memory.
 func (b *bodies) spool(head []byte, rest io.Reader) (*body, error) {
 	kept := &body{bytes: head, size: int64(len(head))}
 	f, err := b.disk.create(b.folder, "new-*")
@@ -162,7 +162,7 @@ func (b *bodies) spool(head []byte, rest io.Reader) (*body, error) {
 	return &body{file: name, sum: int64(sum.Sum32()), size: n}, nil
 }
 
-// source remembers the error of a reader.
+// source records the error of its reader.
 type source struct {
 	io.Reader
 	err error
@@ -176,7 +176,7 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// discard removes the files of a commit that failed, after a while.
+// discard schedules the files of a failed commit for removal.
 func (b *bodies) discard(names []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -197,9 +197,9 @@ func (b *bodies) removeRefused() {
 	b.remove(names)
 }
 
-// removeSynced removes the files of rows that a commit has removed. If the log is synced
-// at an interval, a power failure may bring the rows back; then the files stay until the
-// next sync.
+// removeSynced removes the files whose rows a commit has removed. If the log is synced
+// at an interval, a power failure may restore the rows. The files are then kept until
+// the next sync.
 func (s *store) removeSynced(names []string) {
 	if s.cfg.Sync <= 0 || s.cfg.skips == skipRetire {
 		s.bodies.remove(names)
@@ -210,7 +210,7 @@ func (s *store) removeSynced(names []string) {
 	s.bodies.mu.Unlock()
 }
 
-// syncLog makes what was committed durable and removes files that waited for it.
+// syncLog makes all commits durable and removes the files that waited for it.
 func (s *store) syncLog() error {
 	s.bodies.mu.Lock()
 	names := s.bodies.unsynced
@@ -226,7 +226,7 @@ func (s *store) syncLog() error {
 	return nil
 }
 
-// remove removes files, or has them removed once nothing streams them.
+// remove removes files. A file that is being streamed is removed later.
 func (b *bodies) remove(names []string) {
 	if len(names) == 0 {
 		return
@@ -256,7 +256,7 @@ func (b *bodies) used() int64 {
 	return b.bytes
 }
 
-// stream opens a body's file for reading.
+// stream opens the file of a body for reading.
 func (b *bodies) stream(want *body) (io.ReadCloser, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -276,8 +276,8 @@ func (b *bodies) stream(want *body) (io.ReadCloser, error) {
 	return &streamed{file: f, bodies: b, want: want}, nil
 }
 
-// streamed is a body's file that is being read. If it is not what was stored, it
-// ends with an error that wraps ErrNotFound.
+// streamed is the file of a body that is being read. If its content is not what was
+// stored, reading it ends with an error that wraps ErrNotFound.
 type streamed struct {
 	file   *os.File
 	bodies *bodies
@@ -317,10 +317,10 @@ func (f *streamed) Close() error {
 
 func bodyID(seq int64, part engine.Part) int64 { return seq<<1 | int64(part) }
 
-// putBody stores a body in the place of what was there.
+// putBody stores a body in place of the previous one.
 func (t *tx) putBody(seq int64, part engine.Part, b *body) error {
 	if b == nil || b.size == 0 {
-		return nil // the column of the task says it
+		return nil // the column of the task has the size
 	}
 	if b.file != "" {
 		t.stored = append(t.stored, b.file)
@@ -349,7 +349,7 @@ func (t *tx) deleteBodies(query string, args ...any) error {
 	})
 }
 
-// openBody opens a body that is kept.
+// openBody opens a body for reading.
 func (s *store) openBody(ctx context.Context, c *conn, seq int64, part engine.Part, size int64) (io.ReadCloser, error) {
 	if size < 0 {
 		return nil, engine.ErrNotFound

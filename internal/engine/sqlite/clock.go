@@ -7,23 +7,24 @@ import (
 	"go.uber.org/zap"
 )
 
-// clock notices that the system's clock was set, or that the machine slept.
+// clock detects that the system's clock was set or that the machine slept.
 type clock struct{ seen time.Time }
 
-// step returns how far the clock was set since the last call.
+// step returns by how much the clock was set since the last call.
 func (c *clock) step() time.Duration {
 	before := c.seen
 	c.seen = time.Now()
 	if before.IsZero() {
 		return 0
 	}
-	return c.seen.Round(0).Sub(before.Round(0)) - c.seen.Sub(before) // on the wall, less what passed
+	return c.seen.Round(0).Sub(before.Round(0)) - c.seen.Sub(before) // the change on the wall clock less the elapsed time
 }
 
-// minStep is the smallest step that counts. A smaller one only delays what is due.
+// minStep is the smallest step that counts. A smaller step only delays due tasks a
+// little.
 const minStep = time.Second
 
-// clockSet finds what is due again after the clock was set.
+// clockSet looks again for due tasks after the clock was set.
 func (s *store) clockSet(step time.Duration) {
 	s.log.Warn("clock was set", zap.Duration("by", step))
 	if step < 0 {
@@ -40,8 +41,8 @@ func (s *store) clockSet(step time.Duration) {
 	s.wakeDue()
 }
 
-// redate makes jobs without a start time and first deliveries due that were stored
-// before the clock was set back.
+// redate corrects times that were stored before the clock was set back. It makes jobs
+// without a start time and first deliveries due.
 func (t *tx) redate() error {
 	err := t.exec("UPDATE task SET at = ?1 WHERE seq > ?1 AND state = 0 AND at <= since", t.now)
 	if err != nil {

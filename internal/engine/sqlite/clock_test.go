@@ -8,7 +8,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// TestClockSetBack has tasks of a clock that was ten minutes ahead.
+// TestClockSetBack opens a store whose tasks were stored while the clock was ten
+// minutes ahead.
 func TestClockSetBack(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Config{})

@@ -14,37 +14,40 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// Group commit. Callers append operations to the current batch; one goroutine
-// applies the batch in one transaction and answers all of them after its commit.
+// This file implements group commit. Callers append operations to the current batch.
+// One goroutine applies the batch in one transaction, and answers all callers after the
+// commit.
 
 // op is one operation.
 type op struct {
 	apply func(*tx) error
-	// read is set for what only reads, on a system where the writer's connection
-	// is the only one. It runs outside of a transaction.
+	// read is set for an operation that only reads, on a system where the writer's
+	// connection is the only one. It runs outside of a transaction.
 	read func(*conn) error
 
-	// done is closed once the next two are set; nil if it was not begun.
+	// done is closed once err and stored are set. It is nil if the operation was not
+	// started.
 	done   <-chan struct{}
 	err    error
-	stored bool // whatever err says
+	stored bool // may be set even if err is not nil
 }
 
-// batch is what is committed at once.
+// batch is a group of operations that are committed together.
 type batch struct {
 	ops  []*op
-	done chan struct{} // closed once all have their err
+	done chan struct{} // closed once all operations have their err
 }
 
-// update applies a change and returns once it is stored. apply may be called
-// again if the batch failed for another's sake, so that it keeps its effects for
-// tx.after. Its error is its own, unless it is SQLite's.
+// update applies a change and returns once it is stored. It may call apply again if the
+// batch failed because of another operation. apply therefore makes changes outside of
+// the database only in tx.after. update returns the error of apply, unless the error is
+// SQLite's.
 func (s *store) update(ctx context.Context, apply func(*tx) error) error {
 	return s.submit(ctx, &op{apply: apply})
 }
 
-// updateOrUndo is update for a change that the caller must know of: if it was
-// stored and update does not say so, undo is called.
+// updateOrUndo is update for a change whose outcome the caller must know. If the change
+// was stored but update returns an error, it calls undo.
 func (s *store) updateOrUndo(ctx context.Context, apply func(*tx) error, undo func()) error {
 	o := &op{apply: func(t *tx) error {
 		if err := ctx.Err(); err != nil {
@@ -63,7 +66,7 @@ func (s *store) updateOrUndo(ctx context.Context, apply func(*tx) error, undo fu
 	return err
 }
 
-// submit hands an operation to the writer and waits for its outcome.
+// submit passes an operation to the writer and waits for its outcome.
 func (s *store) submit(ctx context.Context, o *op) error {
 	if err := s.begin(ctx, o); err != nil {
 		return err
@@ -74,7 +77,7 @@ func (s *store) submit(ctx context.Context, o *op) error {
 	return o.err
 }
 
-// wait waits until the operation has its outcome.
+// wait waits for the outcome of the operation.
 func (o *op) wait(ctx context.Context) error {
 	select {
 	case <-o.done:
@@ -110,7 +113,7 @@ func (s *store) begin(ctx context.Context, o *op) error {
 	return nil
 }
 
-// write is the goroutine of the writing connection.
+// write is the goroutine that owns the writing connection.
 func (s *store) write() {
 	defer close(s.written)
 	retry := time.NewTimer(time.Hour)
@@ -124,12 +127,12 @@ func (s *store) write() {
 		select {
 		case <-s.wake:
 		case <-again:
-			_ = s.overwrite() // it is tried again
+			_ = s.overwrite() // retried later
 			continue
 		case <-s.stop:
 		}
-		// Callers about to append run first. Twice is all that it takes;
-		// sleeping for more is slower.
+		// This lets callers that are about to append run first. Two calls suffice;
+		// sleeping longer is slower.
 		runtime.Gosched()
 		runtime.Gosched()
 		s.batchMu.Lock()
@@ -146,7 +149,7 @@ func (s *store) write() {
 	}
 }
 
-// commit stores a batch and answers its callers.
+// commit commits a batch and answers its callers.
 func (s *store) commit(b *batch) {
 	defer close(b.done)
 	var changing []*op
@@ -162,7 +165,8 @@ func (s *store) commit(b *batch) {
 	}
 	t, err := s.transact(changing)
 	if err != nil && len(changing) > 1 && !isEnvironment(err) {
-		// One of them is refused by SQLite. It must not take the others along.
+		// SQLite refuses one of the operations. Each is committed alone, so that the
+		// others succeed.
 		for _, o := range changing {
 			t, err := s.transact([]*op{o})
 			s.finish(t, []*op{o}, err)
@@ -172,7 +176,7 @@ func (s *store) commit(b *batch) {
 	s.finish(t, changing, err)
 }
 
-// finish applies what a committed transaction changes in memory.
+// finish applies the effects of a committed transaction in memory.
 func (s *store) finish(t *tx, ops []*op, err error) {
 	if err != nil {
 		err = s.explain(err)
@@ -191,8 +195,7 @@ func (s *store) finish(t *tx, ops []*op, err error) {
 	s.removeSynced(t.unneeded)
 }
 
-// transact applies operations in one transaction. After an error nothing of them
-// is stored.
+// transact applies operations in one transaction. After an error nothing is stored.
 func (s *store) transact(ops []*op) (_ *tx, err error) {
 	t := &tx{conn: s.writer, s: s, now: time.Now().UnixNano()}
 	if err := s.present(); err != nil {
@@ -222,14 +225,13 @@ func (s *store) transact(ops []*op) (_ *tx, err error) {
 	if err != nil {
 		s.rollback(t)
 		if s.stale {
-			_ = s.overwrite() // it is tried again
+			_ = s.overwrite() // retried later
 		}
 		return t, fmt.Errorf("committing: %w", err)
 	}
 	s.stale, t.committed = false, true
 	s.broken.Store(nil)
-	// The commit is worth nothing if the file that has it is not the one that the
-	// next process opens.
+	// A commit is lost if it went into a file that the next process does not open.
 	return t, s.present()
 }
 
@@ -242,12 +244,13 @@ func (s *store) rollback(t *tx) {
 	t.undo()
 }
 
-// overwriteInterval is how often it is tried to overwrite a commit that failed.
+// overwriteInterval is how often a failed overwrite is retried.
 const overwriteInterval = 200 * time.Millisecond
 
-// overwrite writes a transaction of its own. The frames of a commit whose fsync
-// failed are in the log, whole: after a crash they would be found there, and what
-// was refused would be a task. The next commit writes to their place.
+// overwrite commits a transaction of its own over a failed commit. If an fsync fails, the
+// frames of its commit are complete in the log. The recovery after a crash would find
+// them, and a refused task would exist. The next commit writes to the same place in the
+// log.
 func (s *store) overwrite() error {
 	if s.cfg.skips == skipOverwrite {
 		s.stale = false
@@ -261,7 +264,7 @@ func (s *store) overwrite() error {
 			err = s.writer.exec("COMMIT")
 		}
 		if err != nil && !s.writer.GetAutocommit() {
-			_ = s.writer.exec("ROLLBACK") // the commit's error says it
+			_ = s.writer.exec("ROLLBACK") // the error of the commit is reported
 		}
 	}
 	s.stale = err != nil
@@ -275,7 +278,7 @@ func (s *store) overwrite() error {
 	return err
 }
 
-// isEnvironment says whether an error is the disk's rather than a statement's.
+// isEnvironment reports whether the disk caused an error, rather than a statement.
 func isEnvironment(err error) bool {
 	code, ok := codeOf(err)
 	if !ok {
@@ -288,7 +291,7 @@ func isEnvironment(err error) bool {
 	return true
 }
 
-// explain turns an error of SQLite into one that callers branch on.
+// explain converts an error of SQLite to one that callers can compare.
 func (s *store) explain(err error) error {
 	code, ok := codeOf(err)
 	if !ok {
@@ -305,7 +308,7 @@ func (s *store) explain(err error) error {
 	return fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
 }
 
-// codeOf returns the code of an error of SQLite. ok is false if it is none.
+// codeOf returns the SQLite code of an error. ok is false if the error is not SQLite's.
 func codeOf(err error) (code sqlite3.ExtendedErrorCode, ok bool) {
 	ok = errors.As(err, &code)
 	return code, ok
@@ -323,7 +326,8 @@ func damaged(file string, err error) error {
 		engine.ErrUnavailable, file, err)
 }
 
-// reportDamage logs once that the database is damaged and refuses new tasks.
+// reportDamage logs once that the database is damaged. From then on, new tasks are
+// refused.
 func (s *store) reportDamage(err error) error {
 	err = damaged(s.file, err)
 	if s.trouble.CompareAndSwap(nil, &err) {
@@ -333,15 +337,15 @@ func (s *store) reportDamage(err error) error {
 }
 
 const (
-	// checkpointPages is after how many pages of log a checkpoint is made. A
-	// longer log makes longer pauses.
+	// checkpointPages is the number of log pages that triggers a checkpoint. A longer
+	// log causes longer pauses.
 	checkpointPages = 1000
-	// maxLogPages is the log's size at which readers are interrupted, so that it
-	// can start again: 64 MiB.
+	// maxLogPages is the log size at which readers are interrupted so that the log can
+	// restart: 64 MiB.
 	maxLogPages = 64 << 20 / pageSize
 )
 
-// checkpoint copies the log to the database if it has grown enough.
+// checkpoint copies the log to the database if the log is long enough.
 func (s *store) checkpoint() {
 	if s.logPages < s.cfg.checkpointPages || s.stale {
 		return
@@ -357,6 +361,6 @@ func (s *store) checkpoint() {
 		return
 	}
 	if pages == moved {
-		s.logPages = 0 // the next commit starts at its beginning
+		s.logPages = 0 // the next commit starts at the beginning of the log
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine/enginetest"
 )
 
-// TestConformance runs the suite of all engines.
+// TestConformance runs the conformance suite of all engines.
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	var disks sync.Map // by engine
@@ -38,8 +38,7 @@ func TestConformance(t *testing.T) {
 			disks.Store(e, d)
 			return e
 		},
-		// Nothing that is written from here on arrives: what a process leaves that was
-		// killed is the same.
+		// From here on nothing is written to the disk, as after kill -9.
 		Kill: func(t testing.TB, e engine.Engine) {
 			t.Helper()
 			disk(e).fails.Store(true)
@@ -58,11 +57,11 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// faultyDisk is a disk that fails all writes, or says that it has no room.
+// faultyDisk is a disk whose writes or fsyncs fail, or that reports that it is full.
 type faultyDisk struct {
 	vfs.VFS
 	fails, isFull atomic.Bool
-	syncFails     atomic.Bool // of fsync alone
+	syncFails     atomic.Bool // only fsync fails
 	noSpace       atomic.Bool // writes fail, as on a full disk
 }
 

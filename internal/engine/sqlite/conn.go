@@ -9,7 +9,7 @@ import (
 	"github.com/ncruces/go-sqlite3"
 )
 
-// conn is a connection with its prepared statements. One goroutine uses it at a
+// conn is a connection with its prepared statements. Only one goroutine uses it at a
 // time.
 type conn struct {
 	*sqlite3.Conn
@@ -18,7 +18,7 @@ type conn struct {
 
 // openConn opens a connection to the database in a file.
 func openConn(file, vfsName string, flags sqlite3.OpenFlag) (*conn, error) {
-	// A drive letter needs a slash before it in a URI.
+	// In a URI, a drive letter needs a leading slash.
 	path := filepath.ToSlash(file)
 	if filepath.VolumeName(file) != "" {
 		path = "/" + path
@@ -50,7 +50,7 @@ func (c *conn) prepare(query string, args []any) (*sqlite3.Stmt, error) {
 	return stmt, nil
 }
 
-// null binds a value that is absent if it is zero.
+// null binds NULL for zero.
 type null int64
 
 func bind(stmt *sqlite3.Stmt, i int, arg any) error {
@@ -104,8 +104,8 @@ func (c *conn) query(query string, args []any, row func(*sqlite3.Stmt) bool) err
 	return err
 }
 
-// number runs a statement and returns the first column of its first row. ok is
-// false if there is none, or it is NULL.
+// number runs a statement and returns the first column of its first row. ok is false if
+// there is no row or the column is NULL.
 func (c *conn) number(query string, args ...any) (n int64, ok bool, err error) {
 	err = c.query(query, args, func(s *sqlite3.Stmt) bool {
 		n, ok = s.ColumnInt64(0), s.ColumnType(0) != sqlite3.NULL

@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// checkCounts compares what is counted in memory with what is stored.
+// checkCounts compares the counts in memory with the database.
 func checkCounts(t *testing.T, s *store) {
 	t.Helper()
 	rows := func(c *conn, query string) map[int64]int64 {
@@ -77,7 +77,7 @@ func checkCounts(t *testing.T, s *store) {
 	}))
 }
 
-// TestCountsAreWhatIsStored takes random steps.
+// TestCountsAreWhatIsStored checks the counts after random steps.
 func TestCountsAreWhatIsStored(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Config{})

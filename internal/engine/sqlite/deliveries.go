@@ -18,33 +18,33 @@ import (
 const never = math.MaxInt64
 
 const (
-	// maxFresh is how many first deliveries are kept in memory, and
-	// maxFreshResult the largest result that is kept with them: 24 MiB at most. The
-	// others wait in the table.
+	// maxFresh is how many first deliveries are kept in memory. maxFreshResult is the
+	// largest result kept with them, so that all take at most 24 MiB. Other deliveries
+	// wait in the table.
 	maxFresh       = 2048
 	maxFreshResult = 8 << 10
 )
 
-// owed is a delivery that is not in flight: in memory, or just read.
+// owed is a delivery that is not in flight. It is in memory or was just read.
 type owed struct {
 	seq, version int64
 	place        place
 	at           int64
 	rec          *task.Record
-	result       []byte // nil if it is to be read
+	result       []byte // nil if it must be read
 	kept         int64  // the result's size; -1 if it is not kept
 }
 
-// delivery implements [engine.Delivery]. It is fenced by the version that the task
-// had when it was taken; that it is in flight is known in memory only.
+// delivery implements [engine.Delivery]. Its fencing token is the version that the task
+// had when it was taken. Only memory has the information that it is in flight.
 type delivery struct {
 	fence
 	*owed
 	s   *store
-	rec *task.Record // a copy, which the caller changes
+	rec *task.Record // a copy that the caller changes
 }
 
-// addFresh makes a delivery due that is in memory. store.mu is held.
+// addFresh adds a due delivery in memory. store.mu is held.
 func (s *store) addFresh(h *host, o *owed) {
 	i := len(h.fresh)
 	for i > 0 && h.fresh[i-1].at > o.at {
@@ -55,7 +55,7 @@ func (s *store) addFresh(h *host, o *owed) {
 	s.dueNow(h)
 }
 
-// dropFresh takes a delivery that is not in flight out of memory. store.mu is held.
+// dropFresh removes a delivery that is not in flight from memory. store.mu is held.
 func (s *store) dropFresh(p place, seq int64) {
 	if h := s.hosts[p.host]; h != nil && p.held {
 		n := len(h.fresh)
@@ -80,7 +80,7 @@ func (s *store) Take(ctx context.Context, name string, n int) (taken []engine.De
 	}
 	s.mu.Unlock()
 	err = s.withTaker(ctx, func(c *conn) error {
-		// Only memory has what is in flight: nothing may change there meanwhile.
+		// Only memory has what is in flight. The lock must be held across the read.
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		h := s.hostNames[name]
@@ -97,7 +97,7 @@ func (s *store) Take(ctx context.Context, name string, n int) (taken []engine.De
 	return taken, err
 }
 
-// withTaker runs f with a connection that is not waited for.
+// withTaker runs f with a connection for Take, which does not wait for other readers.
 func (s *store) withTaker(ctx context.Context, f func(*conn) error) error {
 	if !s.shared {
 		return s.explain(s.submit(context.WithoutCancel(ctx), &op{read: f}))
@@ -110,8 +110,8 @@ func (s *store) withTaker(ctx context.Context, f func(*conn) error) error {
 	return s.explain(f(s.taker))
 }
 
-// takeFrom takes deliveries of a host, by their due time, from memory and from what
-// was read. store.mu is held.
+// takeFrom takes deliveries of a host in order of their due time, from memory and from
+// those that were read. store.mu is held.
 func (s *store) takeFrom(h *host, stored []*owed, n int) (taken []engine.Delivery) {
 	for len(taken) < n && !h.state.Paused && len(h.fresh)+len(stored) > 0 {
 		from := &stored
@@ -218,7 +218,7 @@ func (d *delivery) end(ctx context.Context, kind string, state int, at time.Time
 	return d.step(ctx, d.s, kind, func(t *tx) error { return t.endDelivery(d, state, nanos(at), doc, drop) })
 }
 
-// endDelivery stores what became of an attempt.
+// endDelivery stores the outcome of an attempt.
 func (t *tx) endDelivery(d *delivery, state int, at int64, doc []byte, drop bool) error {
 	t.s.mu.Lock()
 	held := t.s.inFlight[d.seq] == d
@@ -230,7 +230,7 @@ func (t *tx) endDelivery(d *delivery, state int, at int64, doc []byte, drop bool
 	to.state, to.held, to.size = state, false, int64(len(doc))+max(0, d.kept)
 	var err error
 	switch {
-	case state == delivering && !d.place.held: // few indexes have what changes
+	case state == delivering && !d.place.held: // the changed columns are in few indexes
 		err = t.exec("UPDATE task SET version = version + 1, at = ?, doc = ? WHERE seq = ? AND version = ?", at, doc, d.seq, d.version)
 	case state == delivering:
 		err = t.exec("UPDATE task SET version = version + 1, holder = NULL, at = ?, doc = ? WHERE seq = ? AND version = ?",
@@ -258,7 +258,7 @@ func (t *tx) endDelivery(d *delivery, state int, at int64, doc []byte, drop bool
 	return nil
 }
 
-// dropResult removes a result of which size bytes are kept.
+// dropResult removes a result of size bytes.
 func (t *tx) dropResult(seq int64, p *place, size int64) error {
 	if err := t.dropBody(seq, engine.ResultBody); err != nil {
 		return err
@@ -279,7 +279,8 @@ func (s *store) endFlight(seq int64) {
 	}
 }
 
-// Release implements [engine.Delivery]. Nothing was stored that it would undo.
+// Release implements [engine.Delivery]. Taking a delivery stores nothing, so that there
+// is nothing to undo.
 func (d *delivery) Release(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

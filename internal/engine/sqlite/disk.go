@@ -10,8 +10,8 @@ import (
 	"syscall"
 )
 
-// disk is what bodies are written through. A test replaces it to record what a
-// power failure could undo.
+// disk is the disk that bodies are written to. A test replaces it to record the
+// operations that a power failure could undo.
 type disk interface {
 	// makeFolder creates a folder for the owner alone; see [os.Mkdir].
 	makeFolder(name string) error
@@ -19,18 +19,18 @@ type disk interface {
 	create(folder, pattern string) (bodyFile, error)
 	rename(from, to string) error
 	remove(name string) error
-	// syncFolder makes the names in a folder durable.
+	// syncFolder makes the names in a folder durable, as fsync of the folder does.
 	syncFolder(name string) error
 }
 
-// bodyFile is a file that a body is written to.
+// bodyFile is the file of a body that is being written.
 type bodyFile interface {
 	io.WriteCloser
 	Name() string
 	Sync() error
 }
 
-// systemDisk is the system's disk.
+// systemDisk is the disk of the operating system.
 type systemDisk struct{}
 
 func (systemDisk) makeFolder(name string) error { return os.Mkdir(name, 0o700) }
@@ -45,7 +45,7 @@ func (systemDisk) remove(name string) error { return os.Remove(name) }
 
 func (systemDisk) syncFolder(name string) error { return syncFolder(name) }
 
-// createFolder creates a folder, and those above it, if it is not there.
+// createFolder creates a folder and its parents if they do not exist.
 func createFolder(d disk, name string) error {
 	if info, err := os.Stat(name); err == nil && info.IsDir() {
 		return nil
@@ -64,8 +64,8 @@ func createFolder(d disk, name string) error {
 }
 
 // syncNames makes the names in folders durable. It skips a folder that this process may
-// not read, which it has not created, and one on a file system that does not sync
-// folders: that returns EINVAL or ENOTSUP.
+// not read and has therefore not created, and a folder on a file system that does not
+// support syncing folders (EINVAL or ENOTSUP).
 func syncNames(d disk, folders ...string) error {
 	for _, folder := range folders {
 		err := d.syncFolder(folder)

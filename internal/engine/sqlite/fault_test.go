@@ -53,7 +53,7 @@ func TestFolderIsForItsOwnerAlone(t *testing.T) {
 	}
 }
 
-// unsyncedDisk is a disk that does not sync folders.
+// unsyncedDisk is a disk that does not support syncing folders.
 type unsyncedDisk struct {
 	systemDisk
 	err error
@@ -122,8 +122,8 @@ func TestFullDiskIsErrFullAndPasses(t *testing.T) {
 	must(t, s.Ready())
 }
 
-// TestRefusedCommitDoesNotComeBack takes away a database whose last commit failed
-// at its fsync, as a crash at that moment would leave it.
+// TestRefusedCommitDoesNotComeBack copies a database whose last commit failed at its
+// fsync, in the state that a crash at that moment would leave.
 func TestRefusedCommitDoesNotComeBack(t *testing.T) {
 	t.Parallel()
 	disk := &faultyDisk{VFS: vfs.Find("os")}
@@ -170,7 +170,7 @@ func TestLargeBodiesAreFiles(t *testing.T) {
 	r, err := s.Open(t.Context(), rec.ID, engine.ResultBody)
 	must(t, err)
 	must(t, s.Act(t.Context(), rec.ID, engine.Action{Kind: engine.Delete}))
-	// What is being read is read to its end.
+	// A body that is being read can be read to its end.
 	if got, err := io.ReadAll(r); err != nil || string(got) != large {
 		t.Errorf("%d bytes were read: %v", len(got), err)
 	}
@@ -310,10 +310,10 @@ func TestDamageNamesTheFileAndIsRepaired(t *testing.T) {
 	for range 10 {
 		data[pageSize*30+rand.IntN(len(data)-pageSize*30)] ^= 0x55
 	}
-	clear(data[10 : pageSize*3/4]) // the header, and what describes the tables
+	clear(data[10 : pageSize*3/4]) // the header and the schema
 	must(t, os.WriteFile(name, data, 0o600))
 	if s, err := open(t.Context(), Config{Folder: s.cfg.Folder}); err == nil {
-		closeTest(t, s) // the pages that are damaged were not read
+		closeTest(t, s) // the damaged pages were not read
 	} else if !errors.Is(err, engine.ErrUnavailable) || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "caddy callback repair") {
 		t.Errorf("the error is %v", err)
 	}

@@ -7,15 +7,15 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// fence runs the steps of a lease or a delivery, one at a time. If a step was
-// interrupted, the next one waits for its outcome first.
+// fence runs the steps of a lease or a delivery one at a time. If a step was
+// interrupted, the next one first waits for its outcome.
 type fence struct {
 	mu      sync.Mutex
-	pending *op // the step whose outcome the caller does not know
+	pending *op // the step whose outcome is unknown to the caller
 	kind    string
 }
 
-// learn waits for a step whose outcome is not known. f.mu is held.
+// learn waits for a step whose outcome is unknown. f.mu is held.
 func (f *fence) learn(ctx context.Context) error {
 	if f.pending == nil {
 		return nil
@@ -23,8 +23,8 @@ func (f *fence) learn(ctx context.Context) error {
 	return f.pending.wait(ctx)
 }
 
-// step runs a step. If the step before was interrupted, was of the same kind and was
-// stored, nothing is done again.
+// step runs a step. If the previous step was interrupted but stored, and is of the same
+// kind, the step is not repeated.
 func (f *fence) step(ctx context.Context, s *store, kind string, apply func(*tx) error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -51,7 +51,7 @@ func (f *fence) step(ctx context.Context, s *store, kind string, apply func(*tx)
 	return err
 }
 
-// fenced returns ErrLost if the last statement changed nothing.
+// fenced returns ErrLost if the last statement changed no row.
 func (t *tx) fenced() error {
 	if t.Changes() != 1 {
 		return engine.ErrLost

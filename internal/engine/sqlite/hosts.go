@@ -11,30 +11,31 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// host is what is kept of a host in memory, guarded by store.mu. There may be a
-// million in the table: those that need not be in memory are dropped past maxHosts.
+// host is the in-memory state of a host, guarded by store.mu. The table may have a
+// million hosts: when there are more than maxHosts in memory, those that need not be
+// there are dropped.
 type host struct {
 	id      int64
 	state   engine.HostState
 	trusted bool
 
-	stored   bool    // the table may have deliveries of it that memory has not
-	fresh    []*owed // its first deliveries in memory, the oldest first
-	held     int64   // all first deliveries in memory, with those in flight
+	stored   bool    // the table may have deliveries that memory does not have
+	fresh    []*owed // first deliveries in memory, oldest first
+	held     int64   // number of first deliveries in memory, including those in flight
 	inFlight int64
 	reported bool // DueHosts has reported it, and no Take has returned fewer than asked for since
 	ready    bool // it is in store.ready
 	users    int  // transactions that have a pointer to it
 }
 
-// maxHosts is how many hosts may be in memory that have nothing there, and maxReady
-// how many are listed in store.ready.
+// maxHosts is how many hosts without deliveries in memory may be kept there. maxReady
+// is how many hosts store.ready may list.
 const (
 	maxHosts = 4096
 	maxReady = 4096
 )
 
-// What scanHost reads.
+// The columns and the query that scanHost reads.
 const (
 	hostColumns = "id, name, paused, trusted, waiting, window, average, answered, failures, failing_since, last_error, last_status"
 	selectHosts = "SELECT " + hostColumns + " FROM host"
@@ -48,7 +49,7 @@ func scanHost(s *sqlite3.Stmt) *host {
 	}}
 }
 
-// findHost returns a host of the table; nil if it is not there.
+// findHost returns a host of the table. It returns nil if there is none.
 func findHost(c *conn, where string, arg any) (h *host, err error) {
 	err = c.query(selectHosts+where, []any{arg}, func(s *sqlite3.Stmt) bool {
 		h = scanHost(s)
@@ -57,7 +58,7 @@ func findHost(c *conn, where string, arg any) (h *host, err error) {
 	return h, err
 }
 
-// keep puts a host into memory. store.mu is held.
+// keep adds a host to memory. store.mu is held.
 func (s *store) keep(h *host) { s.hosts[h.id], s.hostNames[h.state.Host] = h, h }
 
 func (s *store) drop(h *host) {
@@ -65,8 +66,8 @@ func (s *store) drop(h *host) {
 	delete(s.hostNames, h.state.Host)
 }
 
-// dropHosts drops the hosts that need not be in memory, if there are many. A host that
-// was reported is reported again then, if it has something due. store.mu is held.
+// dropHosts drops hosts that need not be in memory if there are too many. A dropped
+// host that was reported is reported again if it has deliveries due. store.mu is held.
 func (s *store) dropHosts() {
 	if len(s.hosts) < s.hostsAt {
 		return
@@ -79,10 +80,10 @@ func (s *store) dropHosts() {
 	s.hostsAt = 2*len(s.hosts) + maxHosts
 }
 
-// passed is how far the index of what is due has been read.
+// passed is the position up to which the index of due deliveries has been read.
 type passed struct{ at, seq int64 }
 
-// dueNow has a host reported. store.mu is held.
+// dueNow schedules a report of a host. store.mu is held.
 func (s *store) dueNow(h *host) {
 	if h.reported || h.ready || h.state.Paused {
 		return
@@ -92,7 +93,7 @@ func (s *store) dueNow(h *host) {
 	s.wakeDue()
 }
 
-// dueAt records that the table has a delivery of a host that is due at a time.
+// dueAt records that the table has a delivery of a host that becomes due at a time.
 // store.mu is held.
 func (s *store) dueAt(id, at int64) {
 	h := s.hosts[id]
@@ -120,8 +121,8 @@ func (s *store) wakeDue() {
 }
 
 // DueHosts implements [engine.Deliveries]. Hosts whose first deliveries are in memory
-// are in a list. The others are found in the order in which what they have in the
-// table becomes due: that index is read once, from front to back, as time passes.
+// are in a list. The other hosts are found in the order in which their deliveries in
+// the table become due: that index is read once from start to end as time passes.
 func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, error) {
 	for {
 		if err := s.usable(ctx); err != nil {
@@ -175,24 +176,24 @@ func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, erro
 	}
 }
 
-// dueHost is a host that is being reported, with how many deliveries of it were seen in
-// the table; 0 if nobody has looked.
+// dueHost is a host that is being reported. It has the number of its deliveries that
+// were seen in the table, or 0 if they were not counted.
 type dueHost struct {
 	*host
 	seen int
 }
 
-// scanBatch is how much of the index is read at once. Commits wait for it.
+// scanBatch is how much of the index is read at once. Commits wait for the read.
 const scanBatch = 500
 
-// The next that is due after the last one: at the same time, or later.
+// The queries for the next due delivery after the last one: at the same time, or later.
 const (
 	dueWith  = "SELECT at, host, seq FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND at = ? AND seq > ? ORDER BY seq LIMIT ?"
 	dueAfter = "SELECT at, host, seq FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND at > ? ORDER BY at, seq LIMIT ?"
 )
 
-// scanDue adds hosts to due that have come due since the last call, until there are
-// some. wait is how long to wait for more.
+// scanDue appends the hosts whose deliveries have become due since the last call to
+// due. It stops once it has found some. wait is how long to wait for more.
 func (s *store) scanDue(c *conn, due []*dueHost, limit int) (_ []*dueHost, wait time.Duration, err error) {
 	for len(due) < limit && err == nil {
 		s.mu.Lock()
@@ -213,7 +214,7 @@ func (s *store) scanDue(c *conn, due []*dueHost, limit int) (_ []*dueHost, wait 
 	return due, wait, err
 }
 
-// dueScan is one look at the index. store.mu is held.
+// dueScan is one scan of the index. store.mu is held.
 type dueScan struct {
 	s     *store
 	c     *conn
@@ -260,10 +261,10 @@ func (d *dueScan) row(r *sqlite3.Stmt) bool {
 	return true
 }
 
-// maxDue is how many deliveries of a host are counted when it is reported.
+// maxDue is how many deliveries of a host are counted for a report.
 const maxDue = 1000
 
-// report returns what DueHosts says of hosts.
+// report returns the result of DueHosts for the given hosts.
 func (s *store) report(c *conn, due []*dueHost) (reports []engine.HostDue, err error) {
 	now := time.Now().UnixNano()
 	for _, h := range due {

@@ -8,7 +8,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// queue is what is kept of a queue in memory, guarded by store.mu.
+// queue is the in-memory state of a queue, guarded by store.mu.
 type queue struct {
 	id      int64
 	name    string
@@ -18,11 +18,10 @@ type queue struct {
 	waiters []waiter // workers, the longest waiting first
 }
 
-// ready wakes workers for n jobs that have become ready, or may have. store.mu is
-// held.
+// ready wakes workers for n jobs that are ready or may be. store.mu is held.
 func (q *queue) ready(n int) {
 	for ; n > 0 && len(q.waiters) > 0; n-- {
-		q.waiters[0] <- struct{}{} // has room for one, and is in the list until then
+		q.waiters[0] <- struct{}{} // never blocks: it has room for one, and the waiter is removed from the list
 		q.waiters = q.waiters[1:]
 	}
 }
@@ -47,7 +46,8 @@ func (j *jobSource) Next(ctx context.Context, limit, maxStarts int) ([]engine.Jo
 		if len(jobs) == 0 && err == nil {
 			continue
 		}
-		// Another worker tries for what is left, and sets its timer by it.
+		// Another worker tries to claim the remaining jobs and sets its timer
+		// accordingly.
 		j.s.mu.Lock()
 		if q.queued > 0 {
 			q.ready(1)
@@ -57,7 +57,7 @@ func (j *jobSource) Next(ctx context.Context, limit, maxStarts int) ([]engine.Jo
 	}
 }
 
-// next claims what is ready, or waits until something may be.
+// next claims ready jobs, or waits until a job may be ready.
 func (j *jobSource) next(ctx context.Context, q *queue, limit, maxStarts int) ([]engine.Job, error) {
 	w := make(waiter, 1)
 	j.s.mu.Lock()
@@ -71,7 +71,7 @@ func (j *jobSource) next(ctx context.Context, q *queue, limit, maxStarts int) ([
 		if i := slices.Index(q.waiters, w); i >= 0 {
 			q.waiters = slices.Delete(q.waiters, i, i+1)
 		} else if !woken {
-			q.ready(1) // what it was to be woken for is left to another
+			q.ready(1) // passes its wake-up on to another worker
 		}
 	}()
 	var timer <-chan time.Time
@@ -98,7 +98,7 @@ func (j *jobSource) next(ctx context.Context, q *queue, limit, maxStarts int) ([
 	return nil, nil
 }
 
-// queue returns the queue, which is stored if it is new.
+// queue returns the queue. It stores a new queue.
 func (j *jobSource) queue(ctx context.Context) (q *queue, err error) {
 	j.s.mu.Lock()
 	q = j.s.queueNames[j.name]
@@ -121,7 +121,7 @@ func (j *jobSource) queue(ctx context.Context) (q *queue, err error) {
 // claims is the outcome of a claim of jobs.
 type claims struct {
 	jobs []engine.Job
-	next int64 // when a job is ready, if none was; 0 if there is none
+	next int64 // when the next job is ready if none was; 0 if there is none
 }
 
 // claim takes up to limit ready jobs.

@@ -11,21 +11,21 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// lease implements [engine.Lease]. Its fencing token is the version that the task
-// had when it was claimed.
+// lease implements [engine.Lease]. Its fencing token is the version that the task had
+// when it was claimed.
 type lease struct {
 	fence
 	s       *store
 	id      string
-	waiting bool // a waiting client's, not a queue's
+	waiting bool // of a waiting client's task, not of a queue's
 	seq     int64
 	version int64
 	place   place
 
-	// Guarded by store.mu.
+	// The fields below are guarded by store.mu.
 	lost   bool
 	onLost func()
-	queued *entry // what Enqueue has stored
+	queued *entry // the task that Enqueue has stored
 }
 
 // check returns ErrLost if the lease is over.
@@ -37,10 +37,10 @@ func (l *lease) check(t *tx) error {
 	return err
 }
 
-// endLease removes the lease of a task that its holder has ended. store.mu is held.
+// endLease removes the lease of a task after its holder has ended it. store.mu is held.
 func (s *store) endLease(seq int64) { delete(s.leases, seq) }
 
-// loseLease ends the lease of a task that was canceled. store.mu is held.
+// loseLease ends the lease of a canceled task. store.mu is held.
 func (s *store) loseLease(seq int64) {
 	l := s.leases[seq]
 	if l == nil {
@@ -63,7 +63,7 @@ func (l *lease) OnLost(f func()) {
 	}
 }
 
-// cutResult is what is kept of a result while there is hardly any room.
+// cutResult is how much of a result is kept while the store is almost full.
 const cutResult = 64 << 10
 
 // Settle implements [engine.Lease].
@@ -81,7 +81,7 @@ func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) 
 		case err == nil:
 			return nil
 		case errors.Is(err, engine.ErrFull) && b != nil && b.size > 0:
-			// The verdict matters more than the result.
+			// The verdict is stored without the result: it matters more.
 			l.s.bodies.remove(files(b))
 			n := int64(0)
 			if b.size > cutResult && b.file == "" {
@@ -98,7 +98,7 @@ func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) 
 	}
 }
 
-// takeResult reads a result. What does not fit is cut.
+// takeResult reads a result. It cuts a result for which there is no room.
 func (s *store) takeResult(r io.Reader) (*body, error) {
 	limit := int64(-1)
 	if s.room.check(0) != nil {
@@ -110,7 +110,7 @@ func (s *store) takeResult(r io.Reader) (*body, error) {
 	case errors.As(err, &source):
 		return nil, source.error
 	case err != nil:
-		// The disk takes no file, but there is a reserve for the verdict.
+		// The disk accepts no file, but the database has a reserve for verdicts.
 		s.room.suspect()
 		n := min(b.size, cutResult)
 		return &body{bytes: b.bytes[:n], size: n}, nil
@@ -146,7 +146,7 @@ func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
 	return err
 }
 
-// verdict is what a task that was queued or running is settled with.
+// verdict has the values that settle a queued or running task.
 type verdict struct {
 	seq, version int64
 	from         place
@@ -154,18 +154,18 @@ type verdict struct {
 	doc          []byte
 	result       *body
 	dropRequest  bool
-	hold         bool // its delivery may stay in memory
+	hold         bool // the delivery may stay in memory
 }
 
 const (
-	// settleHeld leaves a task in memory: it changes nothing that an index has.
+	// settleHeld settles a task that stays in memory. It changes no indexed column.
 	settleHeld = `UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, at = ?, since = ?,
 		request = NULL, result = ?, doc = ? WHERE seq = ? AND version = ? AND state = ?`
 	settleStored = `UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, at = ?, since = ?,
 		request = NULL, result = ?, doc = ?, holder = NULL WHERE seq = ? AND version = ? AND state = ?`
 )
 
-// settle stores a verdict, with its result and its delivery. If there is room, a first
+// settle stores a verdict with its result and its delivery. If there is room, a first
 // delivery stays in memory.
 func (t *tx) settle(v *verdict) (err error) {
 	to := v.from
@@ -213,7 +213,7 @@ func (t *tx) settle(v *verdict) (err error) {
 	return nil
 }
 
-// owed returns the delivery of a verdict.
+// owed returns the delivery that follows from a verdict.
 func (v *verdict) owed(p place, at int64) *owed {
 	o := &owed{seq: v.seq, version: v.version + 1, place: p, rec: v.rec, at: at, kept: -1}
 	o.rec.State, o.rec.Version = task.Delivering, uint64(o.version)
@@ -270,7 +270,7 @@ func (l *lease) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, o
 	return l.s.enqueue(ctx, l, rec, body, opts)
 }
 
-// toQueue turns a waiting client's task into a queue's.
+// toQueue turns a waiting client's task into a queue's task.
 func (t *tx) toQueue(l *lease, e *entry, at int64) error {
 	q, err := t.queue(e.rec.Queue)
 	if err != nil {
@@ -299,7 +299,7 @@ func (t *tx) toQueue(l *lease, e *entry, at int64) error {
 	return err
 }
 
-// removeClaimed removes a waiting client's task.
+// removeClaimed removes the task of a waiting client.
 func (t *tx) removeClaimed(l *lease) error {
 	if err := t.remove(l.seq, l.id, l.place, false); err != nil {
 		return err
@@ -308,7 +308,7 @@ func (t *tx) removeClaimed(l *lease) error {
 	return nil
 }
 
-// remove removes a task, with its bodies if it has any.
+// remove removes a task, with its bodies if bodies is set.
 func (t *tx) remove(seq int64, id string, from place, bodies bool) error {
 	if err := t.exec("DELETE FROM task WHERE seq = ?", seq); err != nil {
 		return err
@@ -350,7 +350,7 @@ func (l *lease) abandon() {
 	for {
 		err := l.Release(ctx)
 		if err == nil || errors.Is(err, engine.ErrLost) || ctx.Err() != nil || l.s.isClosing() {
-			return // what is left when the process ends is settled at the next start
+			return // at the next start, a task that is still claimed is settled
 		}
 		timer := time.NewTimer(time.Second)
 		select {

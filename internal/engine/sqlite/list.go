@@ -15,12 +15,12 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// scanTime is how long a page looks at tasks that may not match.
+// scanTime bounds how long a page examines tasks that may not match.
 const scanTime = 20 * time.Millisecond
 
 func cursorAt(seq int64) engine.Cursor { return engine.Cursor(strconv.FormatInt(seq, 36)) }
 
-// parseCursor returns the task after which a list continues.
+// parseCursor returns the position of the task after which a list continues.
 func parseCursor(c engine.Cursor) (int64, error) {
 	if c == "" {
 		return math.MaxInt64, nil
@@ -32,21 +32,20 @@ func parseCursor(c engine.Cursor) (int64, error) {
 	return seq, nil
 }
 
-// stream is a part of an index, or the table, that is read backwards, some tasks at a
-// time.
+// stream is a range of an index or of the table. It is read backwards in small batches.
 type stream struct {
-	query  string // with value, and the bounds of seq
+	query  string // with the placeholders of value and the bounds of seq
 	value  int64
-	from   int64 // seq at the earliest
+	from   int64 // the lowest seq
 	next   []int64
 	last   int64
 	atEnd  bool
-	number int // how many to read next
+	number int // size of the next batch
 }
 
 const streamBounds = " AND seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ?"
 
-// streamQueries are by the index that they read.
+// streamQueries has the query of each index.
 var streamQueries = map[string]string{
 	"all":    "SELECT seq FROM task NOT INDEXED WHERE ? = 0" + streamBounds,
 	"holder": "SELECT seq FROM task INDEXED BY task_holder WHERE holder = ?" + streamBounds,
@@ -98,7 +97,7 @@ func (s *store) List(ctx context.Context, f engine.Filter, after engine.Cursor, 
 	return page, nil
 }
 
-// lister makes one page.
+// lister builds one page.
 type lister struct {
 	s     *store
 	c     *conn
@@ -151,8 +150,7 @@ func (l *lister) list(before int64) error {
 	}
 }
 
-// resolve finds the rows of the names that a filter has. ok is false if nothing
-// can match.
+// resolve finds the rows for the names in a filter. ok is false if nothing can match.
 func (l *lister) resolve() (ok bool, err error) {
 	if l.f.Queue != "" {
 		if l.queue, ok, err = l.c.number("SELECT id FROM queue WHERE name = ?", l.f.Queue); err != nil || !ok {
@@ -172,11 +170,10 @@ func (l *lister) resolve() (ok bool, err error) {
 	return len(l.hosts) > 0, err
 }
 
-// fewTasks is how many tasks of a state are few enough to look at all of them.
+// fewTasks is the number of tasks of a state up to which all of them are examined.
 const fewTasks = 1000
 
-// streams returns what is to be read: the smallest index that has all that
-// can match.
+// streams returns the streams to read: the smallest index that has all candidates.
 func (l *lister) streams(before int64) (streams []*stream, err error) {
 	after := int64(0)
 	if !l.f.After.IsZero() {
@@ -228,8 +225,8 @@ func (l *lister) streams(before int64) (streams []*stream, err error) {
 	return streams, nil
 }
 
-// byPrefix returns the tasks whose ID begins with what is asked for, if they are
-// few.
+// byPrefix returns the tasks whose ID has the prefix of the filter. ok is false if
+// there are too many.
 func (l *lister) byPrefix(after, before int64) (*stream, bool, error) {
 	low, high := prefixRange(l.f.IDPrefix)
 	text := append([]byte{0}, l.f.IDPrefix...)
@@ -248,8 +245,8 @@ func (l *lister) byPrefix(after, before int64) (*stream, bool, error) {
 	return st, n <= fewTasks, err
 }
 
-// prefixRange returns the range of the UUIDs that begin with a prefix; an empty one
-// if none does.
+// prefixRange returns the range of the UUIDs with a prefix. The range is empty if no
+// UUID has the prefix.
 func prefixRange(prefix string) (low, high []byte) {
 	digits := strings.ReplaceAll(prefix, "-", "")
 	if len(digits) > 32 {

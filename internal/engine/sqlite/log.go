@@ -13,8 +13,8 @@ import (
 // logHeader is the size of the header of a write-ahead log.
 const logHeader = 32
 
-// logReader reads a write-ahead log as SQLite does when it recovers one, and goes on
-// where SQLite stops.
+// logReader reads a write-ahead log as SQLite's recovery does. It continues where
+// SQLite stops.
 type logReader struct {
 	order binary.ByteOrder
 	salts [8]byte
@@ -23,8 +23,9 @@ type logReader struct {
 
 // lostCommits returns how many commits follow a damaged frame in a write-ahead log.
 // SQLite takes the first frame with a wrong checksum for the end of the log, as it must
-// after a crash, and says nothing. A commit is written once the one before it is
-// durable, so that one which begins after the break tells the two apart.
+// after a crash, and reports no error. A commit is only written after the previous one
+// is durable. A commit that begins after the break therefore proves damage rather than
+// a crash.
 func lostCommits(name string) (int, error) {
 	f, err := os.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -56,7 +57,7 @@ func lostCommits(name string) (int, error) {
 		}
 		ends := binary.BigEndian.Uint32(frame[4:]) != 0
 		switch valid := l.next(frame); {
-		case !valid: // the commit that it is in may be one that a crash has torn
+		case !valid: // a crash may have torn the commit of this frame
 			broken, inside = true, !ends
 		case inside:
 			inside = !ends
@@ -66,7 +67,8 @@ func lostCommits(name string) (int, error) {
 	}
 }
 
-// next adds a frame to the checksum, and goes on with what the frame says that it is.
+// next adds a frame to the checksum, and continues with the checksum that the frame
+// has.
 func (l *logReader) next(frame []byte) (valid bool) {
 	a, b := sumWords(l.order, l.a, l.b, frame[:8])
 	l.a, l.b = sumWords(l.order, a, b, frame[frameHeader:])
@@ -86,7 +88,7 @@ func ignoreEnd(err error) error {
 	return fmt.Errorf("reading the log: %w", err)
 }
 
-// sumWords adds data to a checksum of SQLite's: two sums over words, each added to the
+// sumWords adds data to SQLite's checksum: two sums over words, each added to the
 // other.
 func sumWords(order binary.ByteOrder, a, b uint32, data []byte) (uint32, uint32) {
 	for i := 0; i < len(data); i += 8 {

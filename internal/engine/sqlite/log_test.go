@@ -10,7 +10,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// TestDamagedLogIsReported changes the log of a store that was killed.
+// TestDamagedLogIsReported damages the log of a killed store.
 func TestDamagedLogIsReported(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Config{})

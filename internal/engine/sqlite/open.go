@@ -1,11 +1,11 @@
-// Package sqlite is the embedded engine: it keeps tasks in a SQLite database in
-// a folder of this machine, which one process has open. Bodies over 256 KiB are
-// files beside it.
+// Package sqlite is the embedded engine. It keeps tasks in a SQLite database in a local
+// folder, which one process at a time has open. Bodies over 256 KiB are files next to
+// the database.
 //
-// One goroutine owns the connection that writes and commits what has gathered as
-// one transaction (commit.go). With the default options the log is synced before
-// anything is acknowledged. Reads have connections of their own. schema.sql
-// describes what is stored.
+// One goroutine owns the writing connection and commits pending operations as one
+// transaction (commit.go). With the default options the log is synced before an
+// operation is acknowledged. Reads use their own connections. schema.sql documents the
+// tables.
 package sqlite
 
 import (
@@ -32,33 +32,36 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine/folder"
 )
 
-// Config is how a store is opened.
+// Config configures a store.
 type Config struct {
-	// Folder is where the store is. It is created if it is new.
+	// Folder is the folder of the store. It is created if it does not exist.
 	Folder string
-	// MaxSize bounds database and bodies together, in bytes. Zero: 10 GiB.
+	// MaxSize bounds the size of database and bodies together, in bytes. Zero means 10
+	// GiB.
 	MaxSize int64
-	// Sync is how often the log is synced. Zero: before anything is acknowledged.
+	// Sync is how often the log is synced. Zero means before an operation is
+	// acknowledged.
 	Sync     time.Duration
 	Settings engine.Settings
 	// Logger may be nil.
 	Logger *zap.Logger
 
-	// vfs is what the database's files are written through; nil for the system's.
+	// vfs is the file system of the database. Nil means the operating system's.
 	vfs vfs.VFS
-	// holder replaces the random ID of the process that holds leases.
+	// holder replaces the random ID of this process as a holder of leases.
 	holder int64
-	// disk is what bodies are written through; nil for the system's.
+	// disk is the disk for bodies. Nil means the operating system's.
 	disk disk
-	// checkpointPages replaces the constant of that name.
+	// checkpointPages replaces the constant of the same name.
 	checkpointPages int
-	// skips is what a test leaves out, to see that it is missed.
+	// skips are the precautions that a test leaves out, to check that it detects their
+	// absence.
 	skips precaution
-	// free replaces the measurement of the disk's free space.
+	// free replaces the measurement of the free disk space.
 	free func(folder string) (int64, error)
 }
 
-// precaution is something done for the case of a power failure.
+// precaution is a measure against the effects of a power failure.
 type precaution int
 
 const (
@@ -79,8 +82,8 @@ const (
 // errClosed is returned by all methods after Close.
 var errClosed = fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
 
-// processHolder is the ID under which this process holds leases. It is random, as
-// process IDs are used again.
+// processHolder is the ID of this process as a holder of leases. It is random because
+// process IDs are reused.
 var processHolder = sync.OnceValue(func() int64 {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
@@ -95,19 +98,19 @@ type store struct {
 	fs     *fileSystem
 	lock   *os.File
 	holder int64
-	// shared is whether readers can have connections of their own.
+	// shared reports whether readers can have their own connections.
 	shared bool
 
 	batchMu sync.Mutex // guards the next three
 	batch   *batch
 	closing bool
-	closed  chan struct{} // closed once the files are
+	closed  chan struct{} // closed once the files are closed
 	wake    chan struct{}
 	stop    chan struct{} // closed by Close
-	written chan struct{} // closed by the writer's goroutine
+	written chan struct{} // closed when the writer's goroutine ends
 	tasks   sync.WaitGroup
 
-	// The writer's own.
+	// The fields below belong to the writer.
 	writer   *conn
 	domains  map[string]int64
 	evicted  [states]evicted
@@ -117,17 +120,17 @@ type store struct {
 	// trimmedHosts is the host.id up to which trimHosts has read the table.
 	trimmedHosts int64
 
-	mu         sync.Mutex // guards what commits change
+	mu         sync.Mutex // guards the state that commits change
 	settings   engine.Settings
 	counts     [states]int64
 	queues     map[int64]*queue
 	queueNames map[string]*queue
 	hosts      map[int64]*host
 	hostNames  map[string]*host
-	hostsAt    int     // how many hosts there are when some are dropped
+	hostsAt    int     // the number of hosts at which some are dropped
 	ready      []*host // to be reported
 	passed     passed
-	nextDue    int64 // when the index of what is due has more; never if that is not known
+	nextDue    int64 // when the index of due deliveries has more; never if that is unknown
 	dueWake    chan struct{}
 	inFlight   map[int64]*delivery
 	freshN     int // of all hosts
@@ -138,24 +141,24 @@ type store struct {
 	takeMu  sync.Mutex
 	taker   *conn
 	readMu  sync.Mutex
-	readCtx context.Context // ended to interrupt readers
+	readCtx context.Context // canceled to interrupt readers
 	endRead context.CancelFunc
 
 	secret  []byte
 	room    room
 	bodies  bodies
-	trouble atomic.Pointer[error] // the store is damaged, for good
+	trouble atomic.Pointer[error] // the store is damaged, permanently
 	away    atomic.Pointer[error] // the folder was moved or deleted
 	broken  atomic.Pointer[error] // the last commit failed
-	files   [2]os.FileInfo        // database and log, as they were opened
+	files   [2]os.FileInfo        // database and log, as they were when opened
 }
 
-// Open opens a store. It returns an error that wraps ErrHeld if another process
-// has it open, and ErrUnavailable if the database is damaged.
+// Open opens a store. It returns an error that wraps ErrHeld if another process has the
+// store open, and ErrUnavailable if the database is damaged.
 func Open(ctx context.Context, cfg Config) (engine.Engine, error) {
 	s, err := open(ctx, cfg)
 	if err != nil {
-		return nil, err // not a nil *store in an interface
+		return nil, err // a nil interface, not a nil *store in one
 	}
 	return s, nil
 }
@@ -228,9 +231,9 @@ func sum(counts []int64) (n int64) {
 	return n
 }
 
-// openFolder takes the folder for this process.
+// openFolder creates, checks and locks the folder for this process.
 func (s *store) openFolder() error {
-	// Results and signing material of other people's requests lie here.
+	// The folder has results and signing material of other people's requests.
 	if err := createFolder(s.cfg.disk, s.cfg.Folder); err != nil {
 		return fmt.Errorf("%w: creating the store's folder: %w", engine.ErrUnavailable, err)
 	}
@@ -249,7 +252,7 @@ func (s *store) openFolder() error {
 		return fmt.Errorf("%w: locking the store: %w", engine.ErrUnavailable, err)
 	}
 	s.lock = lock
-	// Who holds the lock is only for the message to others.
+	// The text in the lock file is only for the error message of other processes.
 	if err := lock.Truncate(0); err == nil {
 		_, _ = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
@@ -284,8 +287,8 @@ func (s *store) Ready() error {
 	return s.room.check(0)
 }
 
-// usableForNew returns why no new task is accepted, apart from the room. A failed commit
-// is not a reason: the next one may succeed.
+// usableForNew returns the reason why new tasks are refused, apart from lack of room. A
+// failed commit is not a reason: the next one may succeed.
 func (s *store) usableForNew() error {
 	if err := s.trouble.Load(); err != nil {
 		return *err

@@ -20,14 +20,15 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// history is what was recorded of the log, for telling which steps are certain.
+// history has the syncs of the log in a recording. They determine which steps are
+// durable.
 type history struct {
 	relaxed bool
-	syncs   []int // positions of syncs of the log that succeeded
-	failed  []int // and of those that failed
+	syncs   []int // positions of successful syncs of the log
+	failed  []int // positions of failed syncs
 }
 
-// newHistory looks for the log in a recording.
+// newHistory finds the log in a recording.
 func newHistory(r *recording, relaxed bool) *history {
 	h := &history{relaxed: relaxed}
 	logs := map[int]bool{}
@@ -44,8 +45,8 @@ func newHistory(r *recording, relaxed bool) *history {
 	return h
 }
 
-// durable returns up to where all that was acknowledged must be there after a
-// power failure at a position.
+// durable returns the position up to which acknowledged steps must survive a power
+// failure at the given position.
 func (h *history) durable(at int) int {
 	if !h.relaxed {
 		return at
@@ -57,10 +58,10 @@ func (h *history) durable(at int) int {
 	return h.syncs[i-1]
 }
 
-// undone says whether a step that was refused may not come back after a power
-// failure at a position. A commit that failed is in the log until another one has
-// been written over it, which is done before it is refused. If the fsync of that
-// fails too, it may come back until one has succeeded.
+// undone reports whether a power failure at a position must not restore a refused step.
+// A failed commit is in the log until another commit has been written over it, which
+// happens before the step is refused. If the fsync of that commit fails too, the step
+// may be restored until an fsync has succeeded.
 func (h *history) undone(s stepTaken, at int) bool {
 	i, j := sort.SearchInts(h.failed, s.begin), sort.SearchInts(h.failed, s.end)
 	if j-i < 2 {
@@ -70,7 +71,7 @@ func (h *history) undone(s stepTaken, at int) bool {
 	return next < len(h.syncs) && h.syncs[next] < at
 }
 
-// allowed returns what a task may be after a power failure at a position.
+// allowed returns the shapes that a task may have after a power failure at a position.
 func (h *history) allowed(k *tracked, at int) []shape {
 	list := []shape{{}}
 	durable := h.durable(at)
@@ -89,7 +90,7 @@ func (h *history) allowed(k *tracked, at int) []shape {
 	return list
 }
 
-// reopened returns what a task is once the store is open again.
+// reopened returns the shape of a task after the store was opened again.
 func (s shape) reopened(callback bool) shape {
 	if s.state != task.Running {
 		return s
@@ -125,7 +126,7 @@ func (s shape) String() string {
 		s.state, s.job, s.status, s.failure, s.tries, size(s.request), size(s.result))
 }
 
-// look returns what a task is.
+// look returns the shape of a task.
 func look(e engine.Engine, id string) (s shape, err error) {
 	rec, err := e.Get(context.Background(), id)
 	if errors.Is(err, engine.ErrNotFound) {
@@ -142,7 +143,7 @@ func look(e engine.Engine, id string) (s shape, err error) {
 	return s, err
 }
 
-// readAll reads a body; nil if it is not kept.
+// readAll reads a body. It returns nil if the body is not kept.
 func readAll(e engine.Engine, id string, part engine.Part) ([]byte, error) {
 	r, err := e.Open(context.Background(), id, part)
 	if errors.Is(err, engine.ErrNotFound) {
@@ -159,7 +160,7 @@ func readAll(e engine.Engine, id string, part engine.Part) ([]byte, error) {
 	return b, err
 }
 
-// match returns what a task is, and an error if it may not be so.
+// match returns the shape of a task, and an error if that shape is not allowed.
 func (h *history) match(e engine.Engine, k *tracked, at int) (shape, error) {
 	got, err := look(e, k.id)
 	if err != nil {
@@ -179,7 +180,7 @@ func (h *history) match(e engine.Engine, k *tracked, at int) (shape, error) {
 	return got, fmt.Errorf("task %s is %v; allowed is %v; it took the steps%s", k.id, got, allowed, text)
 }
 
-// noSync are the system's files, of which none is synced.
+// noSync is the system's file system without fsync.
 type noSync struct{ vfs.VFSFilename }
 
 // OpenFilename implements [vfs.VFSFilename].
@@ -195,13 +196,13 @@ type unsyncedFile struct{ *file }
 
 func (unsyncedFile) Sync(vfs.SyncFlag) error { return nil }
 
-// noFolderSync is the system's disk, of which no folder is synced.
+// noFolderSync is the system's disk without syncing folders.
 type noFolderSync struct{ systemDisk }
 
 func (noFolderSync) syncFolder(string) error { return nil }
 
-// check opens what a power failure at a position has left, and returns what is
-// wrong with it.
+// check opens the files that a power failure at a position has left, and returns the
+// first violation.
 func (w *work) check(folder string, at int) error {
 	s, err := open(context.Background(), Config{
 		Folder: filepath.Join(folder, storeName), Sync: w.sync, Settings: engine.Settings{KeepResults: w.keep},
@@ -226,7 +227,7 @@ func (w *work) check(folder string, at int) error {
 	return errors.Join(w.checkCounts(s, counts), w.checkKeys(s, at), w.checkSecret(s, at), checkFiles(s))
 }
 
-// checkCounts compares what is counted with what is there.
+// checkCounts compares the counts with the tasks.
 func (w *work) checkCounts(s *store, counts map[task.State]int64) error {
 	stats, err := s.Stats(context.Background())
 	if err != nil {
@@ -278,7 +279,7 @@ func (w *work) checkCounts(s *store, counts map[task.State]int64) error {
 	return nil
 }
 
-// checkKeys compares the idempotency keys with the tasks that they came with.
+// checkKeys compares the idempotency keys with their tasks.
 func (w *work) checkKeys(s *store, at int) error {
 	stored := map[string]string{}
 	for cursor := engine.Cursor(""); ; {
@@ -298,7 +299,7 @@ func (w *work) checkKeys(s *store, at int) error {
 			if k.key == "" || c.keys[k.key] != k.id {
 				continue
 			}
-			// Its first step enqueued it.
+			// The first step of a task enqueued it.
 			if s := k.steps[0]; s.end <= w.history.durable(at) && s.answer == acknowledged && stored[k.key] != k.id {
 				return fmt.Errorf("the key %s of %s has the task %q", k.key, k.id, stored[k.key])
 			}
@@ -315,8 +316,7 @@ func (w *work) checkSecret(s *store, at int) error {
 	return err
 }
 
-// checkFiles checks the database, and that each body has its file and each file its
-// body.
+// checkFiles checks the database, and that bodies and files match one to one.
 func checkFiles(s *store) error {
 	var rows []string
 	err := s.read(context.Background(), func(c *conn) error {

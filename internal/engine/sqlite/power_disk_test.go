@@ -11,32 +11,32 @@ import (
 	"testing"
 )
 
-// A model of what a power failure leaves on a disk. It follows what POSIX promises
-// rather than what ext4 or xfs with data=ordered do, which is more:
+// modelDisk is a model of a disk after a power failure. It assumes only what POSIX
+// guarantees; ext4 and xfs with data=ordered guarantee more:
 //
-//   - What was written to a file before its last fsync is there. Of what was written
-//     after it, each sector of each write is there or not, in any combination: writes
-//     are lost, torn and reordered. Sectors have 512 or 4096 bytes.
-//   - The size of a file is one of those that it had since its last fsync. What lies
-//     between what arrived are zeros.
+//   - Data that was written to a file before its last fsync is present. Of later writes,
+//     each sector is present or missing, in any combination: writes are lost, torn and
+//     reordered. Sectors have 512 or 4096 bytes.
+//   - The size of a file is one of the sizes that it had since its last fsync. Gaps
+//     between the sectors that are present have zeros.
 //   - A name that was created, renamed or removed after the last fsync of its folder
-//     is there as before or as after; changes of different names arrive in any order.
-//     A rename is atomic. The fsync of a file does not make its name durable.
-//   - After an fsync that failed, what it should have written may be missing for good:
-//     the kernel takes it for written, reads still return it, and an fsync that
-//     succeeds later does not write it.
-//   - The index of the log (-shm) has any contents.
+//     is in its state before or after the change. Changes of different names arrive in
+//     any order. A rename is atomic. The fsync of a file does not make its name durable.
+//   - After a failed fsync, the data that it should have written may be lost permanently:
+//     the kernel marks it as written, reads still return it, and a later fsync that
+//     succeeds does not write it.
+//   - The index of the log (-shm) has arbitrary contents.
 //
-// Not modeled: bytes beside a write that change (SQLite is told that overwriting is
-// safe, IOCAP_POWERSAFE_OVERWRITE), disks that lie about fsync, sectors that cannot
-// be read afterwards, and damage to what was synced.
+// Not modeled: changes of bytes next to a write (SQLite is told that overwriting is
+// safe, IOCAP_POWERSAFE_OVERWRITE), disks that lie about fsync, sectors that become
+// unreadable, and damage to synced data.
 type modelDisk struct {
 	files   map[int]*modelFile
 	folders map[string]*modelFolder
-	at      int // how many changes were applied
+	at      int // number of applied changes
 }
 
-// modelFile is a file with what is durable of it and what may be lost.
+// modelFile is a file with its durable contents and its pending writes.
 type modelFile struct {
 	durable []byte
 	pending []pendingWrite
@@ -44,11 +44,11 @@ type modelFile struct {
 
 type pendingWrite struct {
 	off  int64
-	data []byte // nil for a truncation to off
-	lost bool   // an fsync that failed should have written it
+	data []byte // nil if the file was truncated to off
+	lost bool   // a failed fsync should have written it
 }
 
-// modelFolder is a folder with its names that are durable and what may be lost.
+// modelFolder is a folder with its durable names and its pending changes.
 type modelFolder struct {
 	durable map[string]int
 	pending []change
@@ -76,7 +76,7 @@ func (d *modelDisk) folder(path string) *modelFolder {
 	return f
 }
 
-// replay applies changes up to a position.
+// replay applies the changes up to a position.
 func (d *modelDisk) replay(changes []change, to int) {
 	for ; d.at < to; d.at++ {
 		switch c := changes[d.at]; c.kind {
@@ -106,7 +106,8 @@ func (d *modelDisk) replay(changes []change, to int) {
 	}
 }
 
-// sync makes durable what no fsync that failed should have made so.
+// sync makes pending writes durable, except those that a failed fsync should have
+// written.
 func (f *modelFile) sync() {
 	var lost []pendingWrite
 	for _, w := range f.pending {
@@ -118,7 +119,7 @@ func (f *modelFile) sync() {
 		if w.data == nil {
 			lost = slices.DeleteFunc(lost, func(old pendingWrite) bool { return old.off+int64(len(old.data)) > w.off })
 		}
-		// What was written over it is not undone by a write that was lost.
+		// A lost write does not undo the writes that were made over it.
 		for i, old := range lost {
 			from, to := max(old.off, w.off), min(old.off+int64(len(old.data)), w.off+int64(len(w.data)))
 			if from < to {
@@ -152,7 +153,7 @@ func resize(b []byte, size int64) []byte {
 	return b
 }
 
-// rename applies the change of a name.
+// rename applies a change of a name.
 func rename(names map[string]int, c change) {
 	switch c.kind {
 	case created:
@@ -167,13 +168,13 @@ func rename(names map[string]int, c change) {
 	}
 }
 
-// luck is how much of what may be lost is lost in one power failure.
+// luck determines how much a power failure loses.
 type luck struct {
 	*rand.Rand
 	sector  int64
-	arrives float64 // how probable it is that a sector is written
-	named   float64 // how probable it is that a name is
-	torn    bool    // all writes up to one arrive, and that in part
+	arrives float64 // probability that a sector is written
+	named   float64 // probability that a change of a name is kept
+	torn    bool    // all writes before one arrive, and that one in part
 }
 
 func newLuck(rng *rand.Rand) *luck {
@@ -184,7 +185,7 @@ func newLuck(rng *rand.Rand) *luck {
 	}
 }
 
-// after returns what is in a file after a power failure.
+// after returns the contents of a file after a power failure.
 func (f *modelFile) after(l *luck) []byte {
 	if len(f.pending) == 0 {
 		return f.durable
@@ -219,7 +220,7 @@ func (f *modelFile) after(l *luck) []byte {
 	return b
 }
 
-// arrive says whether a sector of a write is on the disk.
+// arrive reports whether a sector of a write is on the disk.
 func (l *luck) arrive(write, last int) bool {
 	if l.torn {
 		return write < last || write == last && l.IntN(2) == 0
@@ -239,8 +240,8 @@ func (f *modelFolder) after(l *luck) map[string]int {
 	return names
 }
 
-// leave writes what a power failure leaves to a folder. pool is a folder for bodies
-// that several of them have.
+// leave writes the files that a power failure leaves to a folder. pool is a folder for
+// bodies that several such folders share.
 func (d *modelDisk) leave(t *testing.T, l *luck, path, pool string) {
 	t.Helper()
 	d.leaveFolder(t, l, ".", path, pool)
@@ -253,7 +254,7 @@ func (d *modelDisk) leave(t *testing.T, l *luck, path, pool string) {
 	}
 }
 
-// storeName is the folder of a store that is recorded.
+// storeName is the folder of the recorded store.
 const storeName = "store"
 
 func (d *modelDisk) leaveFolder(t *testing.T, l *luck, rel, path, pool string) {

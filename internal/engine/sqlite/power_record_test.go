@@ -12,7 +12,7 @@ import (
 	"github.com/ncruces/go-sqlite3/vfs"
 )
 
-// change is something that was done to the files of a store.
+// change is an operation on the files of a store.
 type change struct {
 	kind   changeKind
 	inode  int    // of the file
@@ -36,14 +36,14 @@ const (
 	folderSynced
 )
 
-// recording is what was done to the files in a folder, in order, by all processes
-// that had the store open. Nothing is really synced.
+// recording has the operations on the files in a folder, in order, by all processes
+// that had the store open. No fsync is really made.
 type recording struct {
 	root string
 
 	mu      sync.Mutex
 	changes []change
-	live    map[string]int // inodes by path below root
+	live    map[string]int // inodes by path relative to root
 	inodes  int
 }
 
@@ -51,14 +51,14 @@ func newRecording(root string) *recording {
 	return &recording{root: root, live: map[string]int{}}
 }
 
-// position is how much was recorded.
+// position returns how many operations were recorded.
 func (r *recording) position() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.changes)
 }
 
-// split returns the folder and the name of a path, the folder relative to the root.
+// split returns the folder and the name of a path. The folder is relative to the root.
 func (r *recording) split(path string) (folder, name string) {
 	rel, err := filepath.Rel(r.root, path)
 	if err != nil || strings.HasPrefix(rel, "..") {
@@ -70,7 +70,7 @@ func (r *recording) split(path string) (folder, name string) {
 // add records a change. r.mu is held.
 func (r *recording) add(c change) { r.changes = append(r.changes, c) }
 
-// find returns the inode of a path, which is created if it is new. r.mu is held.
+// find returns the inode of a path. It creates a new one if necessary. r.mu is held.
 func (r *recording) find(path string) int {
 	if inode, ok := r.live[path]; ok {
 		return inode
@@ -82,19 +82,19 @@ func (r *recording) find(path string) int {
 	return r.inodes
 }
 
-// process is a process that has the store open. It is both the file system of its
-// database and the disk of its bodies.
+// process is a process that has the store open. It is both the file system of the
+// database and the disk of the bodies.
 type process struct {
 	*recording
 	rng      *rand.Rand // guarded by recording.mu
-	failSync float64    // how probable it is that an fsync fails
+	failSync float64    // probability that an fsync fails
 	dead     atomic.Bool
-	// dieAt is the position after which the process dies, with its next write or
-	// in its next fsync; 0 for never.
+	// dieAt is the position after which the process dies, with its next write or during
+	// its next fsync. 0 means never.
 	dieAt     int
 	dieInSync bool
 
-	// What a broken engine leaves out.
+	// The precautions that a broken engine leaves out.
 	keepBodiesUnsynced, keepFoldersUnsynced bool
 }
 
@@ -125,7 +125,7 @@ func (p *process) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.File
 		return nil, out, err
 	}
 	f := &recordedFile{file: &file{File: inner, fs: new(fileSystem)}, p: p, path: name.String(), inode: p.find(name.String())}
-	// The library syncs the folder of a log or journal with the file's first sync.
+	// The library syncs the folder of a log or journal at the first sync of the file.
 	const journal = vfs.OPEN_MAIN_JOURNAL | vfs.OPEN_SUPER_JOURNAL | vfs.OPEN_WAL
 	f.syncFolder = flags&vfs.OPEN_CREATE != 0 && flags&journal != 0
 	return f, out, nil
@@ -147,20 +147,20 @@ func (p *process) Delete(name string, syncFolder bool) error {
 	return nil
 }
 
-// fails says whether an fsync fails. p.mu is held.
+// fails reports whether an fsync fails. p.mu is held.
 func (p *process) fails() bool {
 	p.age(true)
 	return p.dead.Load() || p.rng.Float64() < p.failSync
 }
 
-// age kills the process if it is time. p.mu is held.
+// age kills the process when it is time. p.mu is held.
 func (p *process) age(inSync bool) {
 	if p.dieAt > 0 && len(p.changes) >= p.dieAt && inSync == p.dieInSync {
 		p.dead.Store(true)
 	}
 }
 
-// recordedFile is a file of the database.
+// recordedFile is a database file whose writes are recorded.
 type recordedFile struct {
 	*file
 	p          *process
@@ -190,7 +190,7 @@ func (f *recordedFile) Truncate(size int64) error {
 	return f.file.Truncate(size)
 }
 
-// SizeHint hides that of the system, which allocates.
+// SizeHint disables the system's SizeHint, which allocates space.
 func (f *recordedFile) SizeHint(int64) error { return sqlite3.NOTFOUND }
 
 func (f *recordedFile) Sync(vfs.SyncFlag) error {
@@ -202,7 +202,7 @@ func (f *recordedFile) Sync(vfs.SyncFlag) error {
 	f.syncFolder = false
 	f.p.mu.Unlock()
 	if folder {
-		// Like the library, it does not try again after an error.
+		// Like the library, it does not retry after an error.
 		if err := f.p.syncFolder(filepath.Dir(f.path)); err != nil {
 			return vfs.SystemError(err, sqlite3.IOERR_DIR_FSYNC)
 		}
@@ -215,7 +215,7 @@ func (p *process) sync(inode int) error {
 	defer p.mu.Unlock()
 	alive := !p.dead.Load()
 	if p.fails() {
-		// Of a process that dies in an fsync it is not known whether it failed.
+		// If a process dies during an fsync, it is unknown whether the fsync failed.
 		if alive && p.failSync > 0 {
 			p.add(change{kind: syncFailed, inode: inode})
 		}
@@ -302,9 +302,9 @@ func (p *process) syncFolder(path string) error {
 	return nil
 }
 
-// recordedBody is the file of a body.
+// recordedBody is the file of a body whose writes are recorded.
 type recordedBody struct {
-	f     *os.File // not embedded: it would be written to past Write
+	f     *os.File // not embedded: its other methods would bypass Write
 	p     *process
 	inode int
 	size  int64

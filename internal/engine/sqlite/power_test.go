@@ -16,14 +16,14 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// work is a random workload whose files are recorded.
+// work is a random workload whose file operations are recorded.
 type work struct {
 	seed uint64
 	sync time.Duration
 	keep bool // results are kept
-	// failSync is how probable it is that an fsync fails.
+	// failSync is the probability that an fsync fails.
 	failSync float64
-	// dies is whether every process dies in an fsync.
+	// dies makes every process die during an fsync.
 	dies bool
 	// spoil breaks the engine.
 	spoil func(*process, *store)
@@ -36,8 +36,8 @@ type work struct {
 	opened    []int // positions when the store was open
 }
 
-// perform works, and kills and closes the process in between. It returns what is
-// wrong when the store is open again, after a kill or not.
+// perform runs the workload, and kills or closes the process in between. It returns the
+// first violation after the store was opened again.
 func (w *work) perform(t *testing.T) error {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(w.seed, 1))
@@ -53,14 +53,14 @@ func (w *work) perform(t *testing.T) error {
 			return fmt.Errorf("seed %d, process %d: %w", w.seed, life, err)
 		}
 		if t.Failed() {
-			t.FailNow() // a client tells why
+			t.FailNow() // a client reports the reason
 		}
 	}
 	w.history = newHistory(w.recording, w.sync > 0)
 	return nil
 }
 
-// live is the life of one process.
+// live runs the workload for the life of one process.
 func (w *work) live(t *testing.T, rng *rand.Rand, life int) error {
 	t.Helper()
 	p := &process{recording: w.recording, rng: rand.New(rand.NewPCG(w.seed, uint64(life)+100))}
@@ -91,7 +91,7 @@ func (w *work) live(t *testing.T, rng *rand.Rand, life int) error {
 			}
 			k.now, k.steps = now, append(k.steps, stepTaken{what: "reopen", begin: begin, end: end, after: now})
 			if k.key != "" && now.state != "" {
-				c.keys[k.key] = k.id // the enqueue may not have been heard of
+				c.keys[k.key] = k.id // the enqueue may not have been acknowledged
 			}
 		}
 	}
@@ -105,7 +105,7 @@ func (w *work) live(t *testing.T, rng *rand.Rand, life int) error {
 	return s.Close(context.Background())
 }
 
-// runAll has clients work at once.
+// runAll runs clients concurrently.
 func runAll(clients []*client, n int) {
 	var wg sync.WaitGroup
 	for _, c := range clients {
@@ -114,7 +114,7 @@ func runAll(clients []*client, n int) {
 	wg.Wait()
 }
 
-// cut returns what is wrong after power failures at random positions.
+// cut returns the first violation after power failures at random positions.
 func (w *work) cut(t *testing.T, n int) error {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(w.seed, 3))
@@ -153,10 +153,10 @@ func (w *work) cut(t *testing.T, n int) error {
 	return nil
 }
 
-// powerCuts is how many power failures each workload has.
+// powerCuts is the number of power failures per workload.
 const powerCuts = 20
 
-// seeds is how many workloads are recorded. CALLBACK_POWER_SEEDS asks for more.
+// seeds returns how many workloads are recorded. Set CALLBACK_POWER_SEEDS for more.
 func seeds(t *testing.T) uint64 {
 	text := os.Getenv("CALLBACK_POWER_SEEDS")
 	if text == "" {
@@ -188,8 +188,8 @@ func TestPowerFailure(t *testing.T) {
 	}
 }
 
-// TestPowerFailureFindsBrokenEngines breaks the engine in ways that a kill or a
-// power failure shows.
+// TestPowerFailureFindsBrokenEngines breaks the engine in ways that a kill or a power
+// failure reveals.
 func TestPowerFailureFindsBrokenEngines(t *testing.T) {
 	t.Parallel()
 	base := uint64(time.Now().UnixNano())

@@ -15,10 +15,11 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// shape is what is checked of a task. The zero shape is no task.
+// shape has the properties of a task that are checked. The zero shape means that there
+// is no task.
 type shape struct {
 	state   task.State
-	job     bool // a queue's
+	job     bool // a queue's task
 	status  task.Verdict
 	failure string
 	tries   int
@@ -26,16 +27,16 @@ type shape struct {
 	result  []byte // nil if it is not kept
 }
 
-// answer is what became of a step.
+// answer is the outcome of a step as the client knows it.
 type answer int
 
 const (
 	acknowledged answer = iota
 	refusedStep
-	unheard // the process died
+	unheard // the process died before it answered
 )
 
-// stepTaken is something done to a task, between two positions of the recording.
+// stepTaken is an operation on a task, between two positions of the recording.
 type stepTaken struct {
 	what       string
 	begin, end int
@@ -43,7 +44,7 @@ type stepTaken struct {
 	after      shape
 }
 
-// tracked is a task with all that was done to it, and what it is now.
+// tracked is a task with its steps and its current state.
 type tracked struct {
 	id       string
 	callback bool
@@ -54,7 +55,7 @@ type tracked struct {
 	rec      *task.Record
 }
 
-// client does things to tasks of its own through an engine, one after the other.
+// client operates on its own tasks through an engine, one operation after the other.
 type client struct {
 	t     *testing.T
 	rng   *rand.Rand
@@ -68,8 +69,8 @@ type client struct {
 
 const maxStartsEver = 1000
 
-// do does something to a task and notes it. It is repeated until it is stored if
-// insist is set.
+// do runs an operation on a task and records it. If insist is set, the operation is
+// repeated until it is stored.
 func (c *client) do(k *tracked, what string, insist bool, after *shape, f func() error) bool {
 	for range 100 {
 		s := stepTaken{what: what, begin: c.p.position()}
@@ -101,8 +102,8 @@ func (c *client) do(k *tracked, what string, insist bool, after *shape, f func()
 	return false
 }
 
-// content returns bytes that no other call returns, now and then so many that they
-// are a file.
+// content returns unique bytes. Now and then they are so many that they are stored as a
+// file.
 func (c *client) content() []byte {
 	n := c.rng.IntN(600)
 	switch c.rng.IntN(12) {
@@ -132,7 +133,7 @@ func (c *client) newTracked(callback bool) (*tracked, *task.Record) {
 	return k, rec
 }
 
-// some returns a task in a state, or nil.
+// some returns a random task that fits. It returns nil if there is none.
 func (c *client) some(fits func(*tracked) bool) *tracked {
 	var found []*tracked
 	for _, k := range c.tasks {
@@ -150,7 +151,7 @@ func in(states ...task.State) func(*tracked) bool {
 	return func(k *tracked) bool { return slices.Contains(states, k.now.state) }
 }
 
-// run does n things.
+// run runs n random operations.
 func (c *client) run(ctx context.Context, n int) {
 	for range n {
 		if c.p.dead.Load() || c.t.Failed() {
@@ -207,7 +208,7 @@ func (c *client) enqueue(ctx context.Context) {
 	}
 }
 
-// start claims jobs.
+// start claims jobs of a queue.
 func (c *client) start(ctx context.Context) {
 	if c.some(in(task.Queued)) == nil {
 		return
@@ -238,7 +239,7 @@ func (c *client) start(ctx context.Context) {
 	}
 }
 
-// end ends a lease.
+// end ends a lease in a random way.
 func (c *client) end(ctx context.Context) {
 	k := c.some(in(task.Running))
 	if k == nil {
@@ -335,7 +336,7 @@ func (c *client) deliver(ctx context.Context) {
 	}
 }
 
-// act changes a task by hand.
+// act applies a random action to a task.
 func (c *client) act(ctx context.Context) {
 	var (
 		k     *tracked

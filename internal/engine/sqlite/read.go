@@ -7,8 +7,7 @@ import (
 	"github.com/ncruces/go-sqlite3"
 )
 
-// usable returns the error of a context that has ended, or of a store that is
-// closed.
+// usable returns the error of an ended context or of a closed store.
 func (s *store) usable(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -19,7 +18,7 @@ func (s *store) usable(ctx context.Context) error {
 	return nil
 }
 
-// openReader opens a connection that only reads.
+// openReader opens a read-only connection.
 func (s *store) openReader() (*conn, error) {
 	c, err := openConn(s.file, s.fs.name, sqlite3.OPEN_READONLY)
 	if err != nil {
@@ -31,8 +30,8 @@ func (s *store) openReader() (*conn, error) {
 	return c, nil
 }
 
-// read runs f with a connection that sees one state of the store. f may be run
-// again if it was interrupted so that the log could start again. It must be short.
+// read runs f with a connection that sees one snapshot of the store. It runs f again if
+// f was interrupted so that the log could restart. f must be short.
 func (s *store) read(ctx context.Context, f func(*conn) error) error {
 	if err := s.usable(ctx); err != nil {
 		return err
@@ -96,7 +95,7 @@ func (s *store) readOnce(ctx context.Context, f func(*conn) error) (err error) {
 	return f(c)
 }
 
-// interruptReaders ends what is being read, and has it start again.
+// interruptReaders interrupts all reads and makes them restart.
 func (s *store) interruptReaders() {
 	s.readMu.Lock()
 	defer s.readMu.Unlock()

@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// row is a task as it is stored.
+// row is a task as stored.
 type row struct {
 	seq       int64
 	id        string
@@ -31,7 +31,7 @@ type row struct {
 	doc       []byte
 }
 
-// selectTask is read by scanRow.
+// selectTask selects the columns that scanRow reads.
 const selectTask = `SELECT seq, id, state, version, holder IS NOT NULL, queue, host, domain, coalesce(status, 0), starts, max_starts,
 	at, since, coalesce(request, -1), coalesce(result, -1), doc FROM task`
 
@@ -48,7 +48,7 @@ func scanRow(s *sqlite3.Stmt) *row {
 	return r
 }
 
-// all returns the tasks that the rest of a query finds.
+// all returns the tasks that match a query whose first part is selectTask.
 func all(c *conn, where string, args ...any) (rows []*row, err error) {
 	err = c.query(selectTask+where, args, func(s *sqlite3.Stmt) bool {
 		rows = append(rows, scanRow(s))
@@ -57,7 +57,7 @@ func all(c *conn, where string, args ...any) (rows []*row, err error) {
 	return rows, err
 }
 
-// one returns the task that the rest of a query finds; nil if there is none.
+// one returns the first task that matches. It returns nil if there is none.
 func one(c *conn, where string, args ...any) (*row, error) {
 	rows, err := all(c, where, args...)
 	if err != nil || len(rows) == 0 {
@@ -77,7 +77,7 @@ func stateOf(name task.State) (int, bool) {
 	return 0, false
 }
 
-// record decodes the document of a row. Columns win over what it says.
+// record decodes the document of a row. Columns take precedence over the document.
 func (r *row) record() (*task.Record, error) {
 	rec, err := task.Decode(r.doc)
 	if err != nil {
@@ -96,7 +96,7 @@ func (r *row) record() (*task.Record, error) {
 	return rec, nil
 }
 
-// copyOf returns a record with lists of its own.
+// copyOf returns a copy of a record with its own lists.
 func copyOf(rec *task.Record) *task.Record {
 	r := *rec
 	r.Attempts, r.Redelivered = slices.Clone(rec.Attempts), slices.Clone(rec.Redelivered)
@@ -114,8 +114,8 @@ func encode(rec *task.Record) ([]byte, error) {
 	return doc, nil
 }
 
-// keyOf returns an ID as it is stored: UUIDs, which are all but those of other
-// stores, as 16 bytes.
+// keyOf returns an ID as stored. UUIDs are stored as 16 bytes. Only tasks of other
+// stores have other IDs.
 func keyOf(id string) []byte {
 	if u, err := uuid.Parse(id); err == nil && u.String() == id {
 		return u[:]
@@ -123,9 +123,9 @@ func keyOf(id string) []byte {
 	return append([]byte{0}, id...)
 }
 
-// listedAt returns where lists have a task. Of tasks that were accepted at the same
-// time the IDs, whose 12 bits after the version count up, tell which is newer, in
-// every store that they are copied to.
+// listedAt returns the position of a task in lists. The IDs order tasks that were accepted
+// at the same time: their 12 bits after the version count up. The position is therefore
+// the same in every store that the tasks are copied to.
 func listedAt(created int64, key []byte) int64 {
 	created = min(max(created, 0), 1<<61) // bodyID has room for that
 	if len(key) != 16 {
@@ -134,7 +134,7 @@ func listedAt(created int64, key []byte) int64 {
 	return created + int64(key[6]&0xf)<<8 + int64(key[7])
 }
 
-// nameOf returns an ID that is stored.
+// nameOf returns the ID for a stored ID.
 func nameOf(key []byte) string {
 	if u, err := uuid.FromBytes(key); err == nil && key[0] != 0 {
 		return u.String()
@@ -168,8 +168,8 @@ func nanos(t time.Time) int64 {
 	return t.UnixNano()
 }
 
-// hostOf returns the host and port that a task's callback goes to; "" if none is
-// owed.
+// hostOf returns the host and port of a task's callback. It returns "" if there is no
+// callback.
 func hostOf(rec *task.Record) string {
 	if rec.Callback == nil {
 		return ""
@@ -179,7 +179,7 @@ func hostOf(rec *task.Record) string {
 	}
 	u, err := url.Parse(rec.Callback.URL)
 	if err != nil || u.Host == "" {
-		return "unknown:0" // it is owed all the same, and will be dead
+		return "unknown:0" // the callback exists nevertheless, and will become a dead letter
 	}
 	if u.Port() == "" {
 		port := "80"
@@ -193,7 +193,7 @@ func hostOf(rec *task.Record) string {
 
 var verdicts = []task.Verdict{1: task.Complete, 2: task.Failed, 3: task.TimedOut}
 
-// statusOf returns a verdict as it is stored; 0 for none.
+// statusOf returns a verdict as stored; 0 means none.
 func statusOf(v task.Verdict) int64 {
 	for i, name := range verdicts {
 		if i > 0 && name == v {
@@ -203,7 +203,7 @@ func statusOf(v task.Verdict) int64 {
 	return 0
 }
 
-// find returns a task by its ID, or ErrNotFound.
+// find returns a task by its ID. It returns ErrNotFound if there is none.
 func find(c *conn, id string) (*row, error) {
 	r, err := one(c, " WHERE id = ?", keyOf(id))
 	if err == nil && r == nil {

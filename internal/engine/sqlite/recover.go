@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// load reads what is counted. It takes as long with a million tasks as with none.
+// load reads the counts. It takes as long with a million tasks as with none.
 func (s *store) load() error {
 	c := s.writer
 	err := c.query("SELECT queued, running, delivering, done, dead FROM tally", nil, func(r *sqlite3.Stmt) bool {
@@ -33,8 +33,8 @@ func (s *store) load() error {
 // recoverBatch is how many tasks are recovered in one transaction.
 const recoverBatch = 500
 
-// recover ends the leases that processes before this one have left, and puts the
-// first deliveries that were in memory to the others.
+// recover ends the leases of previous processes, and moves the first deliveries that
+// those had in memory to the table.
 func (s *store) recover(ctx context.Context) error {
 	leases := 0
 	for {
@@ -75,7 +75,7 @@ func (s *store) recover(ctx context.Context) error {
 	return nil
 }
 
-// expire ends the lease of a task whose holder died, and makes a first delivery that was
+// expire ends the lease of a task whose holder died. It makes a first delivery that was
 // in memory due.
 func (t *tx) expire(r *row) error {
 	to := r.place

@@ -18,9 +18,10 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Repair salvages what can be read of a damaged store into a new database, and
-// puts that in its place. The damaged one is kept beside it. It writes to out what
-// was saved and what was lost. It returns ErrHeld if a process has the store open.
+// Repair salvages the readable part of a damaged store into a new database, and
+// replaces the damaged one with it. The damaged database is kept beside it. Repair
+// writes a report of what was saved and lost to out. It returns ErrHeld if a process
+// has the store open.
 func Repair(ctx context.Context, folder string, out io.Writer) (err error) {
 	held := &store{cfg: Config{Folder: folder}, endRead: func() {}}
 	if _, err := os.Stat(filepath.Join(folder, databaseName)); err != nil {
@@ -59,7 +60,7 @@ func Repair(ctx context.Context, folder string, out io.Writer) (err error) {
 			return fmt.Errorf("putting the damaged database aside: %w", err)
 		}
 	}
-	_ = os.Remove(filepath.Join(folder, databaseName+"-shm")) // it describes the log that has gone
+	_ = os.Remove(filepath.Join(folder, databaseName+"-shm")) // describes the log, which was moved
 	if err := os.Rename(filepath.Join(rebuilt, databaseName), filepath.Join(folder, databaseName)); err != nil {
 		return fmt.Errorf("putting the new database in its place: %w", err)
 	}
@@ -85,15 +86,15 @@ func copyFile(to, from string) error {
 	return errors.Join(err, target.Close())
 }
 
-// repair copies what can be read of a database.
+// repair copies the readable part of a database.
 type repair struct {
 	to     *store
-	bodies string // the folder of the files of bodies
+	bodies string // the folder of body files
 
-	// The damaged database: with checksums verified, and without.
+	// Two connections to the damaged database: strict verifies checksums, lax does not.
 	strict, lax *conn
 
-	batch []func(*tx) error // that store tasks
+	batch []func(*tx) error // store the tasks that were read
 
 	saved, doubtful, bodiless, lost int
 }
@@ -133,7 +134,7 @@ func (r *repair) run(ctx context.Context, file string) (err error) {
 		}
 		seq = next + 1
 	}
-	// The counts are elsewhere: they say how many could not be found.
+	// The counts are in another table: they show how many tasks could not be found.
 	_, _ = r.read("SELECT queued + running + delivering + done + dead FROM tally", nil, func(s *sqlite3.Stmt) bool {
 		r.lost = max(r.lost, s.ColumnInt(0)-r.saved)
 		return false
@@ -144,7 +145,7 @@ func (r *repair) run(ctx context.Context, file string) (err error) {
 // repairBatch is how many tasks are copied in one commit.
 const repairBatch = 200
 
-// flush stores the tasks that were read.
+// flush commits the tasks that were read.
 func (r *repair) flush(ctx context.Context) error {
 	batch := r.batch
 	r.batch = nil
@@ -166,14 +167,14 @@ func (r *repair) open(file, vfsName string) (err error) {
 			return err
 		}
 	}
-	// Checksums are turned on by the header, so that it is read before. If either
-	// fails, this connection is as strict as the other.
+	// The header of the database turns checksums on, and must be read first. If either
+	// read fails, this connection is as strict as the other one.
 	_, _, _ = r.lax.number(countTables)
 	_ = r.lax.Exec("PRAGMA checksum_verification = OFF")
 	return nil
 }
 
-// maxSeq bounds the search for rows if the last one cannot be found.
+// maxSeq is the upper bound of the search for rows if the last one cannot be found.
 const maxSeq = 1 << 62
 
 func (r *repair) highest() int64 {
@@ -185,8 +186,8 @@ func (r *repair) highest() int64 {
 	return maxSeq
 }
 
-// next returns the first row from seq on that can be read. Where nothing can be read
-// it looks ahead in growing steps, and then back for the first one.
+// next returns the first readable row from seq on. In an unreadable range it searches
+// ahead in growing steps, and then back for the first readable row.
 func (r *repair) next(seq, last int64) (int64, bool) {
 	bad, step := seq-1, int64(1)
 	for at := seq; at <= last; at, step = at+step, step*2 {
@@ -234,7 +235,8 @@ func (r *repair) from(seq int64) (n int64, _ lookup) {
 	return 0, state
 }
 
-// read runs a query with checksums verified, or without if that fails.
+// read runs a query with checksums verified. If that fails, it runs it again without,
+// and doubtful is true.
 func (r *repair) read(query string, args []any, row func(*sqlite3.Stmt) bool) (doubtful bool, err error) {
 	if err = r.strict.query(query, args, row); err == nil {
 		return false, nil
@@ -288,8 +290,8 @@ func (r *repair) save(ctx context.Context, seq int64) error {
 	return r.flush(ctx)
 }
 
-// body returns a body of which size bytes are kept; nil if that is negative. lost is
-// set if it cannot be read.
+// body returns a body of size bytes. It returns nil if size is negative. lost is set if
+// the body cannot be read.
 func (r *repair) body(seq int64, part engine.Part, size int64) (b *body, lost bool) {
 	if size <= 0 {
 		if size == 0 {
@@ -312,12 +314,12 @@ func (r *repair) body(seq int64, part engine.Part, size int64) (b *body, lost bo
 	return nil, true // its page or its file is damaged
 }
 
-// copyTables copies what is not a task. What cannot be read is made anew: a pause,
-// what was learned of a host, the secret.
+// copyTables copies everything except tasks. If a row cannot be read, it is lost or
+// replaced by a new one: a pause, the measurements of a host, the secret.
 func (r *repair) copyTables(ctx context.Context) {
 	for _, t := range []struct{ name, columns, marks string }{
 		{"meta", "name, value", "?, ?"},
-		{"queue", "id, name, paused", "?, ?, ?"}, // counts are made anew
+		{"queue", "id, name, paused", "?, ?, ?"}, // counts are computed again
 		{"key", "hash, digest, task, expires", "?, ?, ?, ?"},
 		{"schedule", "name, last, next", "?, ?, ?"},
 		{"host", "id, name, paused, trusted, window, average, answered, failures, failing_since, last_error, last_status",
@@ -330,7 +332,7 @@ func (r *repair) copyTables(ctx context.Context) {
 				rows = append(rows, values)
 			}
 			return true
-		}) // what was read before the error is kept
+		}) // rows read before the error are kept
 		for _, values := range rows {
 			_ = r.to.update(ctx, func(tx *tx) error {
 				return tx.exec("INSERT OR REPLACE INTO "+t.name+"("+t.columns+") VALUES ("+t.marks+")", values...)

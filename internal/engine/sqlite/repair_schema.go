@@ -10,8 +10,8 @@ import (
 	"github.com/ncruces/go-sqlite3"
 )
 
-// restoreSchema copies the pages that describe the tables from a new store. They are the
-// same in all stores of a version, and no other page can be read without them.
+// restoreSchema copies the pages that describe the tables from a new store. These pages
+// are the same in all stores of a version, and no other page can be read without them.
 func restoreSchema(ctx context.Context, from *store, file string) error {
 	roots := map[int64]bool{}
 	err := from.submit(ctx, &op{read: func(c *conn) error {
@@ -39,7 +39,7 @@ func restoreSchema(ctx context.Context, from *store, file string) error {
 	if err != nil {
 		return err
 	}
-	// Of the first page only the size differs. The list of free pages is not restored.
+	// Only the size differs in the first page. The list of free pages is not restored.
 	binary.BigEndian.PutUint32(pristine[28:], uint32(info.Size()/pageSize))
 	checksum(pristine[:pageSize])
 	last := slices.Max(slices.Collect(maps.Keys(roots)))
@@ -53,7 +53,7 @@ func restoreSchema(ctx context.Context, from *store, file string) error {
 	return nil
 }
 
-// checksum writes the checksum of a page to its end, as SQLite's cksumvfs does.
+// checksum writes the checksum of a page at its end, as SQLite's cksumvfs does.
 func checksum(page []byte) {
 	end := len(page) - 8
 	a, b := sumWords(binary.LittleEndian, 0, 0, page[:end])

@@ -15,15 +15,16 @@ import (
 )
 
 const (
-	// trimBatch is how many tasks are removed in one commit; others wait for it.
+	// trimBatch is how many tasks are removed in one commit, which delays other
+	// commits.
 	trimBatch = 200
-	// maxTrimInterval is the longest time between two searches for expired tasks.
+	// maxTrimInterval is the longest interval between two searches for expired tasks.
 	maxTrimInterval = 10 * time.Second
 
 	defaultDeliveryWindow = 30 * 24 * time.Hour
 )
 
-// limits returns the settings, with large values in the place of no limit.
+// limits returns the settings, with large values instead of zero for no limit.
 func (s *store) limits() engine.Settings {
 	s.mu.Lock()
 	l := s.settings
@@ -37,7 +38,7 @@ func (s *store) limits() engine.Settings {
 	return l
 }
 
-// maintain removes what has expired, between the commits of others.
+// maintain removes expired tasks, between the commits of others.
 func (s *store) maintain() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -75,7 +76,7 @@ func (s *store) stopped() context.Context {
 	return ctx
 }
 
-// trim removes what has expired.
+// trim removes expired tasks, keys, domains and hosts.
 func (s *store) trim(ctx context.Context, l engine.Settings) error {
 	now := time.Now()
 	for _, batch := range []func(*tx) (int, error){
@@ -95,7 +96,7 @@ func (s *store) trim(ctx context.Context, l engine.Settings) error {
 	return nil
 }
 
-// inBatches repeats a batch until it finds less than it could remove.
+// inBatches repeats a batch until it removes fewer than its maximum.
 func (s *store) inBatches(ctx context.Context, batch func(*tx) (int, error)) error {
 	for {
 		n := 0
@@ -119,7 +120,8 @@ func (t *tx) trimRows(query string, limit int64) (int, error) {
 // bySince finds the oldest tasks of a state, up to a time.
 const bySince = " INDEXED BY task_since WHERE state = ? AND state >= 2 AND holder IS NULL AND since <= ? ORDER BY since LIMIT ?"
 
-// trimEnded removes tasks that ended before a time, or are more than most.
+// trimEnded removes tasks of a state that ended before a time, and the oldest tasks if
+// there are more than most.
 func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
 	t.s.mu.Lock()
 	over := t.s.counts[state] - most
@@ -143,7 +145,7 @@ func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
 	return len(rows), nil
 }
 
-// giveUp makes dead letters of callbacks that have been due for too long.
+// giveUp turns callbacks whose delivery window has ended into dead letters.
 func (t *tx) giveUp(before time.Time, gaveUp func(*task.Record)) (int, error) {
 	rows, err := all(t.conn, bySince, delivering, before.UnixNano(), trimBatch)
 	if err != nil {
@@ -185,14 +187,14 @@ func (t *tx) giveUp(before time.Time, gaveUp func(*task.Record)) (int, error) {
 		}
 		given := *r
 		given.place.state, given.version = dead, r.version+1
-		if rec, err := given.record(); err == nil { // a damaged record has nothing to pass on
+		if rec, err := given.record(); err == nil { // a damaged record is not reported
 			t.after(func() { gaveUp(rec) })
 		}
 	}
 	return n, nil
 }
 
-// giveUpOne makes a dead letter of a callback.
+// giveUpOne turns a callback into a dead letter.
 func (t *tx) giveUpOne(r *row) error {
 	to := r.place
 	to.state, to.held = dead, false
@@ -207,7 +209,8 @@ func (t *tx) giveUpOne(r *row) error {
 // trimDomains removes domains without tasks.
 func (t *tx) trimDomains() (int, error) {
 	clear(t.s.domains)
-	// A domain that was added in this transaction has no bytes until then.
+	// The bytes of a domain that was added in this transaction are not in the table
+	// yet.
 	if err := t.flushDomains(); err != nil {
 		return 0, err
 	}
@@ -217,8 +220,8 @@ func (t *tx) trimDomains() (int, error) {
 // trimHostsBatch is how many hosts are checked in one commit.
 const trimHostsBatch = 2000
 
-// trimHosts removes hosts that have no tasks and have not answered since a time. It
-// continues where it stopped before: there may be a million.
+// trimHosts removes hosts that have no tasks and have not answered since a time. There
+// may be a million hosts, so that it continues where the last call stopped.
 func (t *tx) trimHosts(before time.Time) (int, error) {
 	from := t.s.trimmedHosts
 	last, more, err := t.number("SELECT max(id) FROM (SELECT id FROM host WHERE id > ? ORDER BY id LIMIT ?)", from, trimHostsBatch)
@@ -244,8 +247,8 @@ func (t *tx) trimHosts(before time.Time) (int, error) {
 	return n, err
 }
 
-// evict makes room: first the results of done tasks go, then the oldest dead
-// letters.
+// evict makes room. It first removes the results of done tasks, and then the oldest
+// dead letters.
 func (s *store) evict(ctx context.Context) error {
 	s.room.evicting.Lock()
 	defer s.room.evicting.Unlock()
@@ -266,7 +269,7 @@ func (s *store) evict(ctx context.Context) error {
 			}
 			if s.cfg.Sync > 0 {
 				if err := s.syncLog(); err != nil {
-					return err // the files of what was evicted are still there
+					return err // the files of evicted bodies still exist
 				}
 			}
 			s.measureDisk()
@@ -278,20 +281,20 @@ func (s *store) evict(ctx context.Context) error {
 	return nil
 }
 
-// evicted is how far the tasks of a state have been evicted, by since, of which the
-// results have at least so many bytes.
+// evicted is the position, by since, up to which the tasks of a state whose results
+// have at least a number of bytes have been evicted.
 type evicted struct {
 	least int
 	since int64
 }
 
-// evictBatch is how many tasks are evicted at once. More would be evicted than
-// is needed.
+// evictBatch is how many tasks are evicted at once. A larger batch would evict more
+// than needed.
 const evictBatch = 20
 
-// evict takes the results of done tasks or removes dead letters, the oldest first,
-// if their results have at least so many bytes. It goes on where it stopped before, for
-// a million may be there without a result.
+// evict removes the results of done tasks, or dead letters, oldest first, whose results
+// have at least so many bytes. It continues where the last call stopped: a million
+// tasks may have no result.
 func (t *tx) evict(state, least int) (int, error) {
 	from := &t.s.evicted[state]
 	if from.least != least {

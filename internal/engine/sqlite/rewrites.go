@@ -9,19 +9,20 @@ import (
 	"github.com/ncruces/go-sqlite3/vfs"
 )
 
-// rewrites makes an fsync after a failed one reliable. After an error the kernel marks
-// pages as clean: the next fsync succeeds without writing them, while reads return them
-// until they are evicted. SQLite continues with what it reads. So the file writes again
-// what was written since the last fsync that succeeded.
+// rewrites makes an fsync that follows a failed one reliable. After an error the kernel
+// marks pages as clean: the next fsync succeeds without writing them, and reads return
+// them until they are evicted. SQLite continues with the data that it reads. After an
+// error, the file therefore writes everything again that was written since the last
+// successful fsync.
 type rewrites struct {
 	syncing sync.Mutex // held by an fsync
 
 	mu      sync.Mutex     // held while the file is written
-	blocks  map[int64]bool // written since the last fsync that succeeded, by offset/rewriteBlock
+	blocks  map[int64]bool // written since the last successful fsync, by offset/rewriteBlock
 	suspect bool           // an fsync failed
 }
 
-// rewriteBlock is the granularity of what is written again.
+// rewriteBlock is the unit in which data is written again.
 const rewriteBlock = 64 << 10
 
 // written records a write. r.mu is held.
@@ -66,7 +67,7 @@ func (r *rewrites) sync(f vfs.File, flags vfs.SyncFlag) error {
 	return err
 }
 
-// again writes blocks of a file once more.
+// again rewrites blocks of a file.
 func again(f vfs.File, blocks map[int64]bool) error {
 	buffer := make([]byte, rewriteBlock)
 	for b := range blocks {

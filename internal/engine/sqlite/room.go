@@ -15,29 +15,29 @@ import (
 )
 
 const (
-	// minReserve is the free disk below which nothing new is accepted: at zero
-	// bytes nearly all updates and deletes fail too.
+	// minReserve is the free disk space below which new tasks are refused. With no free
+	// space, nearly all updates and deletes fail too.
 	minReserve = 32 << 20
-	// measureInterval is how old the measurements may be that admission uses.
+	// measureInterval is the maximum age of the measurements that admission uses.
 	measureInterval = 20 * time.Millisecond
 )
 
-// room is how much is used, and how much may be.
+// room has the used and the available space.
 type room struct {
 	mu       sync.Mutex
 	database int64 // live pages
 	log      int64
 	bodies   int64
 	free     int64 // of the disk
-	spare    int64 // pages of the database that are free; it does not shrink
+	spare    int64 // free pages of the database; it does not shrink
 	max      int64
-	wake     chan struct{} // of maintenance
+	wake     chan struct{} // wakes maintenance
 	evicting sync.Mutex
 }
 
 func (r *room) used() int64 { return r.database + r.log + r.bodies }
 
-// check returns an error that wraps ErrFull if there is no room for n bytes more.
+// check returns an error that wraps ErrFull if there is no room for n more bytes.
 func (r *room) check(n int64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -50,16 +50,16 @@ func (r *room) check(n int64) error {
 	return nil
 }
 
-// left returns how many bytes can still be written, and how many of them are kept in
-// reserve. Pages that are free within the database count, or a disk that tasks have
-// filled would be full for good; half of the reserve must be on the disk itself, for
+// left returns how many bytes can still be written, and how many of them are the
+// reserve. Free pages within the database count: otherwise a disk that tasks have
+// filled would stay full forever. Half of the reserve must be on the disk itself, for
 // the log. r.mu is held.
 func (r *room) left() (left, reserve int64) {
 	reserve = max(minReserve, 2*r.log)
 	return r.free + min(r.spare, reserve/2), reserve
 }
 
-// suspect treats the disk as full until it is measured again.
+// suspect treats the disk as full until the next measurement.
 func (r *room) suspect() {
 	r.mu.Lock()
 	r.free = 0
@@ -73,7 +73,7 @@ func (r *room) wakeMaintenance() {
 	}
 }
 
-// measure measures what is used. Only the writer calls it.
+// measure measures the used space. Only the writer calls it.
 func (s *store) measure() {
 	now := time.Now()
 	if now.Sub(s.measured) < measureInterval {
@@ -100,7 +100,7 @@ func (s *store) measure() {
 	}
 }
 
-// measureDisk measures what can change without a commit.
+// measureDisk measures the space that can change without a commit.
 func (s *store) measureDisk() {
 	log := int64(0)
 	if info, err := os.Stat(s.file + "-wal"); err == nil {
@@ -108,7 +108,7 @@ func (s *store) measureDisk() {
 	}
 	free, err := s.cfg.free(s.cfg.Folder)
 	if err != nil {
-		free = 1 << 62 // a write will fail
+		free = 1 << 62 // if the disk is full, a write fails
 	}
 	bodies := s.bodies.used()
 	s.room.mu.Lock()
@@ -116,7 +116,8 @@ func (s *store) measureDisk() {
 	s.room.mu.Unlock()
 }
 
-// crowded says whether results are to be evicted: a little before there is no room.
+// crowded reports whether results should be evicted. This is the case a little before
+// there is no room.
 func (r *room) crowded() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -124,8 +125,8 @@ func (r *room) crowded() bool {
 	return r.used() > r.max/20*19 || left < reserve*5/4
 }
 
-// pagesHelp says whether pages that become free make room. On a disk that others
-// fill, only files do.
+// pagesHelp reports whether freeing pages makes room. On a disk that others fill, only
+// removing files does.
 func (r *room) pagesHelp() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -133,7 +134,7 @@ func (r *room) pagesHelp() bool {
 	return r.used() > r.max/20*19 || r.free >= reserve/2 && r.spare < reserve/2
 }
 
-// admit returns an error if a new task of n bytes is not accepted. It evicts first
+// admit returns an error if there is no room for a new task of n bytes. It first evicts
 // what need not be kept.
 func (s *store) admit(ctx context.Context, n int64) error {
 	if err := s.usableForNew(); err != nil {
@@ -153,8 +154,8 @@ func (s *store) admit(ctx context.Context, n int64) error {
 	return s.room.check(n)
 }
 
-// checkQuota refuses a task whose destination has its share of a store that is
-// filling.
+// checkQuota returns an error if the store is filling up and the task's destination has
+// used its share.
 func (t *tx) checkQuota(domain string) error {
 	if domain == "" {
 		return nil
@@ -173,9 +174,9 @@ func (t *tx) checkQuota(domain string) error {
 	return err
 }
 
-// identify remembers which files are open.
+// identify records which files are open.
 func (s *store) identify() error {
-	// The log is made by the first read or write. Its mode is as the umask has it.
+	// The first read or write creates the log. The umask determines its mode.
 	for i, name := range []string{s.file, s.file + "-wal"} {
 		if err := os.Chmod(name, 0o600); err != nil {
 			return fmt.Errorf("protecting the database's files: %w", err)
@@ -192,8 +193,8 @@ func (s *store) identify() error {
 	return nil
 }
 
-// present returns an error that wraps ErrUnavailable if the files that are open are
-// not those that the next process would open: writes to them go into nothing.
+// present returns an error that wraps ErrUnavailable if the open files are not those
+// that the next process would open: writes to them would be lost.
 func (s *store) present() error {
 	for i, name := range []string{s.file, s.file + "-wal"} {
 		if s.files[i] == nil {
@@ -201,7 +202,7 @@ func (s *store) present() error {
 		}
 		info, err := os.Stat(name)
 		if err == nil && os.SameFile(info, s.files[i]) || err != nil && !errors.Is(err, fs.ErrNotExist) {
-			continue // a disk that returns errors fails the next write
+			continue // if the disk is failing, the next write reports it
 		}
 		gone := fmt.Errorf("%w: %s was moved or deleted while it was open", engine.ErrUnavailable, name)
 		if s.away.Swap(&gone) == nil {
@@ -215,13 +216,14 @@ func (s *store) present() error {
 	return nil
 }
 
-// watch checks the files and the clock every second, and syncs the log at the interval.
+// watch checks the files and the clock every second, and syncs the log at the
+// configured interval.
 func (s *store) watch() {
 	check := time.NewTicker(time.Second)
 	defer check.Stop()
 	var wall clock
 	var syncs <-chan time.Time
-	failing := false // what fails is logged once
+	failing := false // a repeated failure is logged once
 	if s.cfg.Sync > 0 {
 		ticker := time.NewTicker(s.cfg.Sync)
 		defer ticker.Stop()
@@ -232,7 +234,7 @@ func (s *store) watch() {
 		case <-s.stop:
 			return
 		case <-check.C:
-			_ = s.present() // logs it
+			_ = s.present() // logs its error
 			if step := wall.step(); step.Abs() >= minStep {
 				s.clockSet(step)
 			}

@@ -18,22 +18,23 @@ import (
 var schema string
 
 const (
-	// applicationID marks the file as one of ours: "CbTk".
+	// applicationID marks the file as a database of this engine: "CbTk".
 	applicationID = 0x4362546b
-	// schemaVersion is the user_version that schema.sql describes.
+	// schemaVersion is the user_version of schema.sql.
 	schemaVersion = 1
 )
 
-// migrations[i] turns a database of version i+1 into one of version i+2.
+// migrations[i] migrates a database from version i+1 to version i+2.
 var migrations = []string{}
 
-// openDatabase opens the writer's connection, brings the schema up to date,
-// counts what is there and settles what other processes left running.
+// openDatabase opens the writer's connection, migrates the schema, reads the counts,
+// and settles the tasks that previous processes left running.
 func (s *store) openDatabase(ctx context.Context) (err error) {
 	s.fs = registerFileSystem(s.cfg.vfs)
 	_, statErr := os.Stat(s.file)
 	isNew := errors.Is(statErr, os.ErrNotExist)
-	// Others must not read it, whatever the umask is; the log gets the same mode.
+	// Other users must not read the file, whatever the umask. The log gets the same
+	// mode.
 	f, err := os.OpenFile(s.file, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
@@ -87,9 +88,9 @@ func (s *store) openDatabase(ctx context.Context) (err error) {
 	return s.recover(ctx)
 }
 
-// adopt makes durable what a process that was killed has left: it may have written
-// commits and created files without having synced them. What is seen of them from
-// here on is acted on.
+// adopt makes the data of a killed process durable. That process may have written
+// commits and created files without syncing them. From here on, this process acts on
+// what it reads.
 func (s *store) adopt() error {
 	if s.cfg.skips == skipAdopt {
 		return nil
@@ -100,7 +101,7 @@ func (s *store) adopt() error {
 	return syncNames(s.cfg.disk, s.cfg.Folder, filepath.Dir(s.cfg.Folder))
 }
 
-// configure sets what holds for the writer's connection.
+// configure sets the options of the writer's connection.
 func (s *store) configure() error {
 	c := s.writer
 	if id, _, err := c.number("PRAGMA application_id"); err != nil {
@@ -124,7 +125,8 @@ func (s *store) configure() error {
 	}
 	s.shared = mode == "wal"
 	if !s.shared {
-		// Without shared memory a log needs the file for one connection alone.
+		// Without shared memory, a log requires that one connection has the file
+		// exclusively.
 		if err := c.Exec("PRAGMA locking_mode = EXCLUSIVE"); err != nil {
 			return err
 		}
@@ -157,7 +159,7 @@ func (s *store) journal() (mode string, err error) {
 	return mode, stmt.Err()
 }
 
-// migrate creates the tables, or brings those of an earlier version up to date.
+// migrate creates the tables, or migrates those of an earlier version.
 func (s *store) migrate(isNew bool) error {
 	version, _, err := s.writer.number("PRAGMA user_version")
 	if err != nil {
@@ -212,7 +214,7 @@ func (s *store) loadSecret() error {
 	return read()
 }
 
-// release closes what has been opened.
+// release closes everything that has been opened.
 func (s *store) release() {
 	s.endRead()
 	for {
@@ -229,7 +231,7 @@ func (s *store) release() {
 	}
 	if s.writer != nil {
 		if s.stale {
-			_ = s.overwrite() // it is all that can be done
+			_ = s.overwrite() // nothing more can be done
 		}
 		if s.cfg.Sync > 0 {
 			_ = s.syncLog() // orphans are removed at the next start

@@ -14,7 +14,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// openTest opens a store that is closed with the test.
+// openTest opens a store and closes it at the end of the test.
 func openTest(t *testing.T, cfg Config) *store {
 	t.Helper()
 	if cfg.Folder == "" {
@@ -101,7 +101,7 @@ func TestTaskIsStoredAtEachStep(t *testing.T) {
 	}
 }
 
-// TestRepeatedSettleLeavesNoFile repeats a step whose outcome was not heard of.
+// TestRepeatedSettleLeavesNoFile repeats a step whose outcome was unknown.
 func TestRepeatedSettleLeavesNoFile(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Config{})

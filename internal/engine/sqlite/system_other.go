@@ -9,11 +9,11 @@ import (
 
 const errQuota = syscall.ENOSPC
 
-// lockFile has no lock to take here: SQLite's own keeps two writers apart.
+// lockFile takes no lock on this system. SQLite's own lock keeps two writers apart.
 func lockFile(*os.File) (held bool, err error) { return false, nil }
 
-// freeSpace is not known here.
+// freeSpace returns a large number: the free space is unknown on this system.
 func freeSpace(string) (int64, error) { return 1 << 62, nil }
 
-// syncFolder does nothing: folders cannot be synced here.
+// syncFolder does nothing: this system cannot sync folders.
 func syncFolder(string) error { return nil }

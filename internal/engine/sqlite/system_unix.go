@@ -12,8 +12,8 @@ import (
 
 const errQuota = syscall.EDQUOT
 
-// lockFile takes the lock of a file, which ends with the process. held is true if
-// another has it.
+// lockFile locks a file until the process ends. held is true if another process has the
+// lock.
 func lockFile(f *os.File) (held bool, err error) {
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	return errors.Is(err, syscall.EWOULDBLOCK), err

@@ -9,9 +9,9 @@ import (
 
 const errQuota = windows.ERROR_DISK_FULL
 
-// lockFile takes the lock of a file, which ends with the process. held is true if
-// another has it. The byte that is locked is far behind the text in the file, which
-// others could not read if it were locked.
+// lockFile locks a file until the process ends. held is true if another process has the
+// lock. The locked byte is far behind the text in the file, because other processes
+// cannot read locked bytes.
 func lockFile(f *os.File) (held bool, err error) {
 	err = windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY,
 		0, 1, 0, &windows.Overlapped{Offset: 1 << 30})
@@ -31,5 +31,5 @@ func freeSpace(folder string) (int64, error) {
 	return int64(min(free, 1<<62)), nil
 }
 
-// syncFolder does nothing: folders cannot be synced here.
+// syncFolder does nothing: this system cannot sync folders.
 func syncFolder(string) error { return nil }

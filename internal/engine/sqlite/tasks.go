@@ -84,8 +84,8 @@ func (s *store) Stats(ctx context.Context) (engine.Stats, error) {
 	return stats, err
 }
 
-// exactDue is how many deliveries are counted. If more are due, all that wait are
-// taken to be.
+// exactDue is how many due deliveries are counted exactly. If more are due, all waiting
+// deliveries are counted as due.
 const exactDue = 20_000
 
 // Queues implements [engine.Tasks].
@@ -129,7 +129,7 @@ func (s *store) Queues(ctx context.Context) ([]engine.QueueStats, error) {
 	return list, err
 }
 
-// listed is a host of a page.
+// listed is a host in a page.
 type listed struct {
 	*host
 	pending int64
@@ -139,8 +139,8 @@ func (h listed) compare(pending int64, name string) int {
 	return cmp.Or(cmp.Compare(pending, h.pending), cmp.Compare(h.state.Host, name))
 }
 
-// Hosts implements [engine.Tasks]. The table counts what it has of a host; what memory
-// has is added.
+// Hosts implements [engine.Tasks]. It adds the deliveries in memory to the counts of
+// the table.
 func (s *store) Hosts(ctx context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error) {
 	pending, name := int64(never), ""
 	if after != "" {

@@ -72,7 +72,7 @@ func (t *tx) insertImported(rec *task.Record, doc []byte, request, result *body)
 	}
 	switch state {
 	case running:
-		// Its holder is not here. No attempt is known to be its last.
+		// The holder is in the other store. No attempt is known to be the last one.
 		r, err := one(t.conn, " WHERE seq = ?", seq)
 		if err != nil {
 			return err

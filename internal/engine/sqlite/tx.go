@@ -4,23 +4,23 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// The states of a task, as they are stored.
+// The states of a task as stored.
 const (
 	queued = iota
 	running
 	delivering
 	done
 	dead
-	states // how many there are
+	states // the number of states
 
-	gone = -1 // of a place: no task
+	gone = -1 // the state of a place without a task
 )
 
-// place is where a task is counted.
+// place is the set of counters that count a task.
 type place struct {
 	state  int
 	held   bool  // a process has it in memory: its holder is set
-	queue  int64 // 0 for none, as the next two
+	queue  int64 // 0 for none, like the next two
 	host   int64
 	domain int64
 	size   int64 // of its document and bodies
@@ -28,30 +28,30 @@ type place struct {
 
 var nowhere = place{state: gone}
 
-// waits says whether a task is a delivery that the table hands out.
+// waits reports whether a task is a delivery that the table hands out.
 func (p place) waits() bool { return p.state == delivering && !p.held }
 
-// tx is a transaction of the writer, with what it will change in memory.
+// tx is a transaction of the writer with its pending changes in memory.
 type tx struct {
 	*conn
 	s   *store
 	now int64
-	// committed is set once it is stored, whatever is found out afterwards.
+	// committed is set once the transaction is stored, even if an error follows.
 	committed bool
 
 	moves      []move
 	afterwards []func()
-	states     [states]int64   // change of the number of tasks, by state
-	queued     map[int64]int64 // change of the number of queued tasks, by queue
-	running    map[int64]int64 // and of running ones
-	waiting    map[int64]int64 // change of the number of deliveries in the table, by host
-	domains    map[int64]int64 // change of the bytes, by domain
+	states     [states]int64   // changes of the number of tasks by state
+	queued     map[int64]int64 // changes of the number of queued tasks by queue
+	running    map[int64]int64 // changes of the number of running tasks by queue
+	waiting    map[int64]int64 // changes of the number of deliveries in the table by host
+	domains    map[int64]int64 // changes of the number of bytes by domain
 	fresh      int             // first deliveries that will be in memory
-	unneeded   []string        // files of bodies whose row is removed
-	stored     []string        // files of bodies that are referred to if it commits
-	hosts      []*host         // used in it
-	newHosts   []*host         // created in it
-	newQueues  []*queue        // created in it
+	unneeded   []string        // files of bodies whose rows are removed
+	stored     []string        // files of bodies that rows refer to after the commit
+	hosts      []*host         // used in the transaction
+	newHosts   []*host         // created in the transaction
+	newQueues  []*queue        // created in the transaction
 }
 
 type move struct {
@@ -59,10 +59,10 @@ type move struct {
 	from, to place
 }
 
-// after has f called once the transaction has been committed, with store.mu held.
+// after schedules f to be called after the commit, with store.mu held.
 func (t *tx) after(f func()) { t.afterwards = append(t.afterwards, f) }
 
-// move counts a task in another place.
+// move moves a task from the counters of one place to those of another.
 func (t *tx) move(id string, from, to place) {
 	t.moves = append(t.moves, move{id, from, to})
 	t.count(from, -1)
@@ -95,7 +95,7 @@ func (t *tx) count(p place, sign int64) {
 	add(&t.domains, p.domain, sign*p.size)
 }
 
-// flush writes what was counted during the transaction.
+// flush writes the changed counters to the database.
 func (t *tx) flush() error {
 	if t.states != [states]int64{} {
 		err := t.exec("UPDATE tally SET queued = queued + ?, running = running + ?, delivering = delivering + ?, done = done + ?, dead = dead + ?",
@@ -137,7 +137,7 @@ func (t *tx) flushDomains() error {
 	return nil
 }
 
-// publish applies the transaction to what is kept in memory. store.mu is held.
+// publish applies the transaction to the state in memory. store.mu is held.
 func (t *tx) publish() {
 	for _, m := range t.moves {
 		t.s.tally(m.from, -1)
@@ -152,7 +152,7 @@ func (t *tx) publish() {
 	t.release()
 }
 
-// release lets the hosts that were used be dropped. store.mu is held.
+// release allows memory to drop the hosts of the transaction. store.mu is held.
 func (t *tx) release() {
 	for _, h := range t.hosts {
 		h.users--
@@ -160,7 +160,7 @@ func (t *tx) release() {
 	t.s.dropHosts()
 }
 
-// tally counts a task in its place. store.mu is held.
+// tally adds a task to the counters of its place, or subtracts it. store.mu is held.
 func (s *store) tally(p place, sign int64) {
 	if p.state == gone {
 		return
@@ -179,7 +179,7 @@ func (s *store) tally(p place, sign int64) {
 	}
 }
 
-// undo removes what a transaction that was rolled back has added in memory.
+// undo removes what a rolled-back transaction has added in memory.
 func (t *tx) undo() {
 	t.s.mu.Lock()
 	t.release()
@@ -211,10 +211,10 @@ func (t *tx) queue(name string) (*queue, error) {
 	return q, nil
 }
 
-// maxDomains bounds how many names of domains the writer remembers.
+// maxDomains bounds how many domain names the writer caches.
 const maxDomains = 10_000
 
-// domain returns the ID of a domain; 0 for "".
+// domain returns the ID of a domain. It returns 0 for "".
 func (t *tx) domain(name string) (int64, error) {
 	if name == "" {
 		return 0, nil
@@ -232,7 +232,7 @@ func (t *tx) domain(name string) (int64, error) {
 	return id, err
 }
 
-// named returns the ID of a row by its name, which is added if it is new.
+// named returns the ID of the row with a name. It adds a new row if necessary.
 func (t *tx) named(table, name string) (int64, error) {
 	id, ok, err := t.number("SELECT id FROM "+table+" WHERE name = ?", name)
 	if err != nil || ok {
@@ -244,8 +244,8 @@ func (t *tx) named(table, name string) (int64, error) {
 	return t.LastInsertRowID(), nil
 }
 
-// host returns a host by its name; nil for "". It stays in memory until the end of
-// the transaction.
+// host returns a host by its name. It returns nil for "". The host stays in memory
+// until the end of the transaction.
 func (t *tx) host(name string) (*host, error) {
 	if name == "" {
 		return nil, nil
@@ -272,10 +272,10 @@ func (t *tx) host(name string) (*host, error) {
 	return h, nil
 }
 
-// waiter is somebody who waits for a task to change.
+// waiter receives a signal when a task or queue changes.
 type waiter chan struct{}
 
-// wakeWaiters wakes those who wait for a task. store.mu is held.
+// wakeWaiters wakes all waiters of a task. store.mu is held.
 func (s *store) wakeWaiters(id string) {
 	for _, w := range s.waiters[id] {
 		select {

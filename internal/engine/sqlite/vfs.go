@@ -11,21 +11,21 @@ import (
 	"github.com/ncruces/go-sqlite3/vfs"
 )
 
-// fileSystem is the VFS of one opened store. It reports a full disk as FULL, which
-// the library loses, gives access to the log for syncs of our own, and writes the
-// log a commit at a time.
+// fileSystem is the VFS of one open store. It reports a full disk as SQLITE_FULL, an
+// error code that the library loses. It gives the store access to the log for its own
+// syncs, and writes the log one commit at a time.
 type fileSystem struct {
 	vfs.VFS
 	name string
 
 	mu  sync.Mutex
-	log *file // the write-ahead log; nil before the first connection has it open
+	log *file // the write-ahead log; nil until the first connection opens it
 }
 
 var fileSystems atomic.Int64
 
-// registerFileSystem makes inner, or the system's files if that is nil, known to
-// SQLite under a name of its own. It must be unregistered.
+// registerFileSystem registers inner, or the system's files if inner is nil, with
+// SQLite under a unique name. It must be unregistered.
 func registerFileSystem(inner vfs.VFS) *fileSystem {
 	if inner == nil {
 		inner = vfs.Find("os")
@@ -58,13 +58,15 @@ func (fs *fileSystem) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.
 			fs.log = f
 		}
 		fs.mu.Unlock()
-		// Without this the end of a commit is padded, and cannot be recognized.
+		// Without this property, SQLite pads the end of a commit, and the end cannot be
+		// recognized.
 		f.gathers = f.DeviceCharacteristics()&vfs.IOCAP_POWERSAFE_OVERWRITE != 0
 	}
 	return f, flags, nil
 }
 
-// syncLog makes what is in the log durable, while the writer may gather a commit.
+// syncLog makes the contents of the log durable. The writer may gather a commit at the
+// same time.
 func (fs *fileSystem) syncLog() error {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -74,8 +76,8 @@ func (fs *fileSystem) syncLog() error {
 	return fs.log.rewrites.sync(fs.log.File, vfs.SYNC_NORMAL)
 }
 
-// rewriteLog makes the log durable even if another process's fsync of it failed.
-// Nothing may be written to it meanwhile.
+// rewriteLog makes the log durable even if an fsync of another process failed. The log
+// must not be written at the same time.
 func (fs *fileSystem) rewriteLog() error {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -95,11 +97,12 @@ type file struct {
 	vfs.File
 	fs *fileSystem
 
-	// Of the log: SQLite writes each page, and a header before it, by itself. A
-	// commit's are gathered and written at once, which is half of its cost.
+	// The fields below are for the log. SQLite writes each page and its header
+	// separately. Gathering the pages of a commit and writing them at once halves its
+	// cost.
 	gathers  bool
 	gathered []byte
-	at       int64 // where they are to be written
+	at       int64 // offset to write them at
 	last     bool  // they end a commit
 
 	rewrites rewrites
@@ -110,7 +113,7 @@ const (
 	maxGathered = 1 << 20 // bytes
 )
 
-// flush writes what was gathered. Nobody reads it before its commit is written.
+// flush writes the gathered pages. No reader reads them before their commit is written.
 func (f *file) flush() error {
 	if len(f.gathered) == 0 {
 		return nil
@@ -128,7 +131,7 @@ func (f *file) write(p []byte, off int64) (int, error) {
 	return n, full(err)
 }
 
-// full restores the code of an error that says that the disk or a quota is full.
+// full restores the code of an error that means that the disk or a quota is full.
 func full(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, errQuota) {
 		return vfs.SystemError(err, sqlite3.FULL)
@@ -159,7 +162,7 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	}
 	f.gathered = append(f.gathered, p...)
 	if len(p) == frameHeader {
-		// The header of a commit's last page has the size of the database.
+		// The frame header of a commit's last page has the size of the database.
 		f.last = [4]byte(p[4:8]) != [4]byte{}
 	} else if f.last {
 		if err := f.flush(); err != nil {
@@ -190,8 +193,8 @@ func (f *file) Truncate(size int64) error {
 	return full(f.File.Truncate(size))
 }
 
-// Sync reports a full disk as any other failed fsync: pages may be lost. After an
-// error it writes again what may be.
+// Sync reports a full disk like any other failed fsync: pages may be lost. After an
+// error it writes them again.
 func (f *file) Sync(flags vfs.SyncFlag) error {
 	if err := f.flush(); err != nil {
 		return err
