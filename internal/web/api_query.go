@@ -103,7 +103,7 @@ func oneOf[T ~string](name string, values []string, known []T) (list []T, err er
 	return list, nil
 }
 
-// maxAgeDays prevents that a number of days overflows a duration.
+// maxAgeDays keeps a number of days from overflowing a duration.
 const maxAgeDays = 36500
 
 // parseAge reads a duration in Go's syntax, or a number of days such as 7d.
