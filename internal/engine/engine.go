@@ -26,7 +26,7 @@
 // caller has set them. rec.CallbackHost is the host and port of the callback. If the
 // engine itself decides a verdict (a cancel, the death of a holder), it sets Status,
 // Error and FinishedAt. The body of the request is removed when the verdict is stored.
-// A nil reader stands for an empty body.
+// A nil reader means an empty body.
 package engine
 
 import (

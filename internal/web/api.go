@@ -74,7 +74,7 @@ func (a *API) Close() { a.close.Do(func() { close(a.closed) }) }
 // route is an operation of the API.
 type route struct {
 	method  string
-	pattern string // relative to the API's base; {id} stands for an ID or a name
+	pattern string // relative to the API's base; {id} is an ID or a name
 	// params are the allowed query parameters. Others are refused: with a misspelt
 	// filter, a request to delete a few tasks would delete all of them.
 	params []string

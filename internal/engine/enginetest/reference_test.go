@@ -310,7 +310,7 @@ func (e *memEngine) Reconfigure(_ context.Context, s engine.Settings) error {
 
 func (e *memEngine) Secret(context.Context) ([]byte, error) { return slices.Clone(e.secret), nil }
 
-// readBody reads a body. nil stands for an empty body.
+// readBody reads a body. nil means an empty body.
 func readBody(r io.Reader) (*[]byte, error) {
 	if r == nil {
 		return &[]byte{}, nil
