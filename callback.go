@@ -137,9 +137,9 @@ func (h *Handler) within(outer *Handler) (*Handler, error) {
 // the task, and a client may choose it.
 const maxKeyFor = 1 << 10
 
-// newCallback returns what is owed to a request for a path, whose placeholders repl
-// has. All that the profile and derive_keys decide is in it: an accepted task keeps
-// it, whatever the configuration says later. The error is a *problem.
+// newCallback returns the callback of a request for a path; repl has the request's
+// placeholders. It includes the settings of the profile and of derive_keys, so that a
+// reload does not change accepted tasks. The error is a *problem.
 func (h *Handler) newCallback(target string, trusted bool, path string, repl *caddy.Replacer) (*task.Callback, error) {
 	keyFor := h.app.Delivery.keyFor(repl)
 	if keyFor != nil && len(*keyFor) > maxKeyFor {

@@ -22,67 +22,65 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-// Delivery says how callbacks are delivered, and where to.
+// Delivery configures how and where callbacks are delivered.
 type Delivery struct {
-	// How long one attempt may take, from connecting to the last byte of the
-	// answer. Default: `20s`.
+	// How long one attempt may take, from connecting to the last byte of the response.
+	// Default: `20s`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
-	// The waits between attempts: one more attempt than there are waits. Each is
-	// lengthened by up to a fifth, at most 15 minutes, so that callbacks which
-	// failed together are not repeated together.
-	// Default: `5s 30s 2m 10m 30m 2h 5h 10h 14h 20h 24h`.
+	// The waits between attempts. There is one more attempt than there are waits. Each
+	// wait is lengthened by up to a fifth, at most 15 minutes, so that callbacks that
+	// failed together are not retried together. Default: `5s 30s 2m 10m 30m 2h 5h 10h 14h
+	// 20h 24h`.
 	Retry []caddy.Duration `json:"retry,omitempty"`
 
-	// The keys that sign callbacks as Standard Webhooks has it: `whsec_…`
-	// (HMAC-SHA256) or `whsk_…` (ed25519). Every key signs, so that keys can be
-	// rotated. Placeholders such as `{env.KEY}` expand. Default: none; callbacks
-	// are not signed.
+	// The keys that sign callbacks according to Standard Webhooks: `whsec_…`
+	// (HMAC-SHA256) or `whsk_…` (ed25519). Every key signs, so that keys can be rotated.
+	// Placeholders such as `{env.KEY}` expand. Default: none; callbacks are not signed.
 	Secret []string `json:"secret,omitempty"`
 
-	// A text with placeholders, such as `{http.auth.user.id}`, that stands for the
-	// receiver of a callback. It expands when a task is accepted. The callback is
-	// signed with keys that are derived from each secret and the value, so that a
-	// receiver who has its own key, from `caddy callback key <value>`, can neither
-	// verify nor forge callbacks of other values. Default: none; the secrets
-	// themselves sign.
+	// A text with placeholders, such as `{http.auth.user.id}`, that identifies the
+	// receiver of a callback. It expands when a task is accepted. Callbacks are signed
+	// with keys derived from each secret and the value. A receiver gets the key of its
+	// value from `caddy callback key <value>`, and with it can neither verify nor forge
+	// callbacks of other values. Default: none; the secrets themselves sign.
 	DeriveKeys string `json:"derive_keys,omitempty"`
 
-	// Destinations a request may name though they are not public: CIDRs,
-	// addresses or host names. Placeholders such as `{env.HOSTS}` expand. Default: none.
+	// Destinations that a request may name although they are not public: CIDRs, addresses
+	// or host names. Placeholders such as `{env.HOSTS}` expand. Default: none.
 	Allow []string `json:"allow,omitempty"`
 
 	// Destinations that are refused, even if allowed or the operator's own.
 	// Placeholders expand. Default: none.
 	Deny []string `json:"deny,omitempty"`
 
-	// The ports a request may name; `any` lifts the limit. Placeholders expand.
-	// Default: `80 443`.
+	// The ports that a request may name; `any` permits all. Placeholders expand. Default:
+	// `80 443`.
 	Ports []string `json:"ports,omitempty"`
 
-	// Files with certificates (PEM) of authorities that receivers may have beside
-	// the system's: a private CA. Read when the configuration is loaded. Default:
-	// none.
+	// PEM files with certificates of authorities that are trusted in addition to the
+	// system's, for receivers with a private CA. They are read when the configuration is
+	// loaded. Default: none.
 	TrustedCA []string `json:"trusted_ca,omitempty"`
 
-	// How many attempts are made at once to hosts that usually answer within 100 ms.
-	// Default: `256`.
+	// How many attempts run at once to hosts that usually answer within 100 ms. Default:
+	// `256`.
 	Concurrency int `json:"concurrency,omitempty"`
 
-	// How many attempts are made at once to all other hosts, beside those.
-	// Default: `768`.
+	// How many attempts run at once to all other hosts, in addition to those. Default:
+	// `768`.
 	Slow int `json:"slow,omitempty"`
 
-	// How many attempts are made at once to one host and port. Default: `32`.
+	// How many attempts run at once to one host and port. Default: `32`.
 	PerHost int `json:"per_host,omitempty"`
 
-	// How many attempts start to one host and port in how much time, evenly spread:
-	// `10/1s`, or `600/1m` for the same. Each gateway counts its own.
-	// Default: none; the other limits hold.
+	// How many attempts to one host and port may start in a period, evenly spread:
+	// `10/1s`, or `600/1m` for the same rate. Each gateway counts its own. Default: none;
+	// the other limits hold.
 	Rate string `json:"rate,omitempty"`
 
 	policy  *safedial.Policy // for URLs from requests
-	trusted *safedial.Policy // for the operator's own
+	trusted *safedial.Policy // for the operator's URLs
 	keys    []webhook.Key
 	every   time.Duration // between attempts to one host; 0 if there is no rate
 	tls     *tls.Config
@@ -96,7 +94,7 @@ const (
 	defaultPerHost        = dispatch.DefaultPerHost
 )
 
-// minWindow leaves a short retry schedule the time for an outage of the gateway.
+// minWindow keeps callbacks with a short retry schedule through an outage of the gateway.
 const minWindow = time.Hour
 
 var defaultRetry = []caddy.Duration{
@@ -149,8 +147,8 @@ func (o *Delivery) window() time.Duration {
 	return max(total+total/2, minWindow)
 }
 
-// certPool returns the system's authorities and those in the files, nil if there
-// are no files.
+// certPool returns a pool of the system's authorities and those in the files, or nil if
+// there are no files.
 func certPool(files []string) (*x509.CertPool, error) {
 	if len(files) == 0 {
 		return nil, nil
@@ -194,8 +192,8 @@ func (o *Delivery) validate() error {
 	return nil
 }
 
-// keyFor returns the value that the keys of a task's callback are derived from, nil
-// if they are not derived. repl has the placeholders of the request.
+// keyFor returns the value that the signing keys of a task's callback are derived from,
+// or nil if keys are not derived. repl has the placeholders of the request.
 func (o *Delivery) keyFor(repl *caddy.Replacer) *string {
 	if o.DeriveKeys == "" {
 		return nil
@@ -204,7 +202,7 @@ func (o *Delivery) keyFor(repl *caddy.Replacer) *string {
 	return &value
 }
 
-// newDeliveryOptions returns how this generation has callbacks delivered.
+// newDeliveryOptions returns the delivery options of this generation.
 func (a *App) newDeliveryOptions() *deliver.Options {
 	o := a.Delivery
 	waits := make([]time.Duration, len(o.Retry))
@@ -226,8 +224,7 @@ func (a *App) newDeliveryOptions() *deliver.Options {
 	}
 }
 
-// attemptObserver has the attempts of a generation in its metrics, traces and
-// events.
+// attemptObserver records the attempts of a generation in its metrics, traces and events.
 type attemptObserver struct{ app *App }
 
 // Begin implements [deliver.Observer].
@@ -244,8 +241,8 @@ func (o attemptObserver) End(rec *task.Record, outcome deliver.Outcome, ans *sen
 	}
 }
 
-// Expired implements [deliver.Observer]. The engine calls it too, for callbacks that
-// it gives up itself.
+// Expired implements [deliver.Observer]. The engine also calls it, for callbacks that it
+// gives up itself.
 func (o attemptObserver) Expired(rec *task.Record) {
 	o.app.metrics.expired()
 	o.app.log.Warn("callback given up: its delivery window has ended", zap.String("task_id", rec.ID),

@@ -26,31 +26,29 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// TaskQueue accepts requests at once, with 202 and a task ID, and runs its
-// handlers on them later: durably, by any node that has the queue. Its tasks get
-// callbacks as those of the `callback` handler do, and can be polled under the
-// queue's path.
+// TaskQueue accepts requests at once, with 202 and a task ID, and runs its handlers on
+// them later: durably, on any node that has the queue. Its tasks get callbacks like those
+// of the `callback` handler. Clients can poll a task under the queue's path.
 type TaskQueue struct {
 	// The queue's name: letters, digits, `-` and `_`. Required.
 	Name string `json:"name"`
 
-	// The callbacks of the queue's tasks, with the options of the `callback` handler.
-	// If a `callback` handler further out has claimed the request, the options of
-	// that handler hold where these leave one out. Default: the defaults of the
-	// options.
+	// The callbacks of the queue's tasks, with the options of the `callback` handler. If
+	// an outer `callback` handler has claimed the request, its options apply where these
+	// are unset. Default: the defaults of the options.
 	Callback *Handler `json:"callback,omitempty"`
 
-	// Whether no task of the queue gets a callback. Not together with `callback`.
+	// Whether the queue's tasks get no callback. It cannot be combined with `callback`.
 	// Default: `false`.
 	NoCallback bool `json:"no_callback,omitempty"`
 
-	// The service whose clients are served as they are: `openfaas` or `beam2`. It is
-	// the `profile` of the callback options. With `openfaas` the 202 has no body, and
-	// the block sees `/function/…` in the place of `/async-function/…`. Default: that
-	// of `callback`.
+	// The service whose clients can use the queue unchanged: `openfaas` or `beam2`. It
+	// sets the `profile` of the callback options. With `openfaas`, the 202 has no body,
+	// and the block sees `/function/…` instead of `/async-function/…`. Default: that of
+	// `callback`.
 	Profile string `json:"profile,omitempty"`
 
-	// The routes that are the task. Required.
+	// The routes that run a task. Required.
 	Routes caddyhttp.RouteList `json:"routes"`
 
 	app      *App
@@ -58,10 +56,10 @@ type TaskQueue struct {
 	log      *zap.Logger
 	server   *caddyhttp.Server
 	block    caddyhttp.Handler
-	callback *Handler // the options that hold
+	callback *Handler // the callback options with their defaults
 	tasks    collection
-	within   sync.Map // *Handler, by the *Handler further out: callback within it
-	written  string   // what the configuration says of the queue
+	within   sync.Map // *Handler, by the outer *Handler: the merged options
+	written  string   // the configuration of the queue as JSON, to compare with others
 }
 
 // CaddyModule returns the Caddy module information.
@@ -69,7 +67,7 @@ func (*TaskQueue) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "http.handlers.task_queue", New: func() caddy.Module { return new(TaskQueue) }}
 }
 
-// Provision sets up the handlers of the block and tells the app of the queue.
+// Provision sets up the handlers of the block and adds the queue to the app.
 func (q *TaskQueue) Provision(ctx caddy.Context) error {
 	q.log = ctx.Logger()
 	q.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
@@ -124,8 +122,8 @@ func (q *TaskQueue) Validate() error {
 	return nil
 }
 
-// maxQueueName keeps what an engine names after a queue below the 255 characters
-// that NATS allows.
+// maxQueueName keeps the names that an engine derives from a queue below the 255
+// characters that NATS allows.
 const maxQueueName = 100
 
 func isQueueName(s string) bool {
@@ -137,13 +135,13 @@ func isQueueName(s string) bool {
 	return s != "" && len(s) <= maxQueueName
 }
 
-// ServeHTTP accepts a request into the queue, or answers one about a task in
-// it. If a callback handler further out has claimed the request, the claim is taken
-// over with the task, or released before the client gets its answer.
+// ServeHTTP accepts a request into the queue, or answers a request about one of its
+// tasks. If an outer callback handler has claimed the request, the queue takes the claim
+// over with the task, or releases it before the client gets a response.
 func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	claim := claimOf(r)
 	if look, ok := lookupOf(r.Method, originalPath(r)); ok {
-		claim.release() // the request is about a task, not one
+		claim.release() // a request about a task is not a task
 		return q.tasks.serve(w, r, look)
 	}
 	s, leave, err := q.app.enter()
@@ -167,7 +165,7 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 	return q.acknowledge(w, r, s, h, id, start)
 }
 
-// originalURL is the request's URL as the client wrote it, before rewrites.
+// originalURL returns the URL of the request before rewrites.
 func originalURL(r *http.Request) *url.URL {
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
 		return original.URL
@@ -177,9 +175,9 @@ func originalURL(r *http.Request) *url.URL {
 
 func originalPath(r *http.Request) string { return originalURL(r).Path }
 
-// callbackOf returns what the task of a request is owed, nil if nothing, the host
-// and port that it goes to, and the options that hold for the task. claim is nil if
-// nobody has claimed the request. The error is a *problem.
+// callbackOf returns the callback of a request's task, or nil if it has none, with its
+// host and port, and the callback options of the task. claim is nil if no handler has
+// claimed the request. The error is a *problem.
 func (q *TaskQueue) callbackOf(claim *execution, w http.ResponseWriter, r *http.Request) (*task.Callback, string, *Handler, error) {
 	h := q.callback
 	switch _, isTask := taskHeaderOf(r); {
@@ -196,8 +194,8 @@ func (q *TaskQueue) callbackOf(claim *execution, w http.ResponseWriter, r *http.
 	return callback, host, h, err
 }
 
-// callbackWithin returns the queue's options with those of a handler further out in
-// the place of what the queue leaves out.
+// callbackWithin returns the queue's options, with unset ones taken from an outer
+// handler.
 func (q *TaskQueue) callbackWithin(outer *Handler) *Handler {
 	if merged, ok := q.within.Load(outer); ok {
 		return merged.(*Handler)
@@ -212,10 +210,10 @@ func (q *TaskQueue) callbackWithin(outer *Handler) *Handler {
 	return merged
 }
 
-// accept stores the request as a task and returns its ID, when it can start, and the
-// options that hold for it. The error is a *problem if the request must be refused for what it is.
+// accept stores the request as a task. It returns the task's ID, the time at which it can
+// start, and its callback options. The error is a *problem if the request is refused.
 func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWriter, r *http.Request) (id string, start time.Time, h *Handler, err error) {
-	ctx := context.WithoutCancel(r.Context()) // a client that leaves now is accepted all the same
+	ctx := context.WithoutCancel(r.Context()) // accept the task even if the client disconnects
 	if len(r.Header["Idempotency-Key"]) > 1 {
 		return "", time.Time{}, nil, &problem{http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts"}
 	}
@@ -257,25 +255,24 @@ func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWrit
 	case created && claim == nil:
 		q.app.metrics.taskAccepted(1)
 	case !created && claim != nil:
-		q.app.metrics.taskAccepted(-1) // it was counted when it was claimed
+		q.app.metrics.taskAccepted(-1) // the claim has counted it
 	}
 	return id, start, h, nil
 }
 
-// releaseBody frees what is kept of a body that was read ahead.
+// releaseBody frees the buffer of a body that was read ahead.
 func releaseBody(body io.ReadCloser) {
 	if read, ok := body.(*capture.Body); ok {
 		read.Release()
 	}
 }
 
-// newRecord makes the record of a request as it stands now, after what comes
-// before the queue in the route. Its callback is not set. claim is nil if nobody has
-// claimed the request.
+// newRecord returns the record of a request, as changed by the handlers before the queue.
+// It does not set the callback. claim is nil if no handler has claimed the request.
 func (q *TaskQueue) newRecord(claim *execution, h *Handler, r *http.Request) (*task.Record, error) {
 	rec := new(task.Record)
 	if claim != nil {
-		// The deadline may give the verdict at this moment, and change the rest.
+		// Only these fields: the deadline may decide the verdict now and change the rest.
 		rec.ID, rec.CreatedAt = claim.rec.ID, claim.rec.CreatedAt
 	} else {
 		id, err := uuid.NewV7()
@@ -300,8 +297,8 @@ func (q *TaskQueue) newRecord(claim *execution, h *Handler, r *http.Request) (*t
 	return rec, nil
 }
 
-// refusalOf returns the *problem of a request that could not be stored for what it
-// is; any other error as it is.
+// refusalOf returns a *problem if the request must be refused, and any other error
+// unchanged.
 func refusalOf(err error, body *boundedBody) error {
 	switch {
 	case body.err != nil:
@@ -316,9 +313,9 @@ func refusalOf(err error, body *boundedBody) error {
 	return err
 }
 
-// keyOf returns the request's idempotency key, hashed with what it is scoped to, or
-// nil if there is none. Its digest is that of the body. Clients choose keys, "1" for
-// example: without a scope one would get another's task ID, and with it the result.
+// keyOf returns the request's idempotency key, hashed with its scope, or nil if it has
+// none. The key's digest is that of the body. Clients choose keys such as "1": without a
+// scope, one client would get the task ID of another, and with it the result.
 func (q *TaskQueue) keyOf(r *http.Request, body *boundedBody) *engine.Key {
 	key := r.Header.Get("Idempotency-Key")
 	if key == "" {
@@ -335,7 +332,7 @@ func (q *TaskQueue) keyOf(r *http.Request, body *boundedBody) *engine.Key {
 	}
 }
 
-// hashOf returns a digest of some words, and of where one ends and the next begins.
+// hashOf returns a digest of words. It includes their boundaries.
 func hashOf(words ...string) string {
 	sum := sha256.New()
 	for _, word := range words {

@@ -24,7 +24,7 @@ type lookup struct {
 	result bool
 }
 
-// lookupOf reads what a request asks about a task, if it does.
+// lookupOf parses a request about a task. It reports false for other requests.
 func lookupOf(method, path string) (lookup, bool) {
 	path = strings.TrimSuffix(path, "/")
 	var l lookup
@@ -44,17 +44,17 @@ func lookupOf(method, path string) (lookup, bool) {
 	return l, true
 }
 
-// collection answers requests about tasks. A task's ID is the capability: who knows
-// it may see and cancel the task.
+// collection answers requests about tasks. A task's ID is a capability: every client that
+// knows it may see and cancel the task.
 type collection struct {
 	app   *App
 	log   *zap.Logger
-	queue string // whose tasks; those of all queues and of waiting clients if empty
+	queue string // the queue of the tasks; if empty, tasks of all queues and of waiting clients
 }
 
-// serve answers a request about a task. A store that is full can be read.
+// serve answers a request about a task. Tasks can be read while the store is full.
 func (c *collection) serve(w http.ResponseWriter, r *http.Request, l lookup) error {
-	w.Header().Set("Cache-Control", "no-store") // that there is no such task yet, too
+	w.Header().Set("Cache-Control", "no-store") // for a 404 too: the task may be stored later
 	s, leave, err := c.app.look()
 	if err != nil {
 		return unavailable(w, c.log, err)
@@ -78,7 +78,7 @@ func (c *collection) serve(w http.ResponseWriter, r *http.Request, l lookup) err
 	return writeDocument(w, r, rec)
 }
 
-// notFound is the answer for a task that the collection does not have.
+// notFound returns the problem for a task that is not in the collection.
 func (c *collection) notFound() *problem {
 	if c.queue == "" {
 		return &problem{http.StatusNotFound, "no such task"}
@@ -86,9 +86,9 @@ func (c *collection) notFound() *problem {
 	return &problem{http.StatusNotFound, "no such task in this queue"}
 }
 
-// publicTask is the task document as a client sees it: without what
-// receivers answered, and without the host of the operator's own URL and what went
-// wrong there, which may name internal addresses.
+// publicTask returns the task document for clients. It leaves out the responses of
+// receivers. For the operator's own URL, it also leaves out the host and the errors,
+// which may name internal addresses.
 func publicTask(rec *task.Record) task.Task {
 	doc := rec.Task
 	if rec.Callback != nil && rec.Callback.Trusted {
@@ -104,7 +104,7 @@ func publicTask(rec *task.Record) task.Task {
 	return doc
 }
 
-// errCanceled is what the callback of a canceled task says.
+// errCanceled is the error in the callback of a canceled task.
 const errCanceled = "canceled"
 
 func (c *collection) cancel(w http.ResponseWriter, r *http.Request, s *sharedStore, id string) error {
@@ -121,8 +121,8 @@ func (c *collection) cancel(w http.ResponseWriter, r *http.Request, s *sharedSto
 	return writeJSON(w, http.StatusAccepted, map[string]string{"task_id": id})
 }
 
-// statusWithout is what is answered in place of a response that there is none
-// of: what a waiting client would have got.
+// statusWithout returns the status of the response for a task without a result: the one
+// that a waiting client would have got.
 func statusWithout(rec *task.Record) int {
 	switch {
 	case rec.Status == task.TimedOut:
@@ -140,8 +140,8 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 	return json.NewEncoder(w).Encode(v)
 }
 
-// writeResult answers with the task's response as the app gave it. A content
-// coding that the client does not accept is undone.
+// writeResult writes the task's result as the endpoint sent it. It decodes content
+// codings that the client does not accept.
 func (c *collection) writeResult(w http.ResponseWriter, r *http.Request, s *sharedStore, rec *task.Record) error {
 	switch {
 	case !rec.Ended():
@@ -173,20 +173,20 @@ func (c *collection) writeResult(w http.ResponseWriter, r *http.Request, s *shar
 	}
 	if _, err := io.Copy(w, body); err != nil {
 		c.log.Debug("result not sent whole", zap.String("task_id", rec.ID), zap.Error(err))
-		panic(http.ErrAbortHandler) // the client must not take the part for the whole
+		panic(http.ErrAbortHandler) // the client must not mistake a partial result for a complete one
 	}
 	return nil
 }
 
-// setResultHeader sets the header of a response that is a task's result. Of the
-// response to a waiting client, only what describes its body is kept.
+// setResultHeader sets the header of a response from a task's result. For tasks of
+// waiting clients, a result has only the headers that describe its body.
 func (c *collection) setResultHeader(h http.Header, result *task.Result) {
 	for name, values := range result.Header {
 		if isToken(name) { // reverse_proxy keeps a trailer as "Trailer:Name"
 			h[name] = values
 		}
 	}
-	// Not what the header says: a body that was too long may have been decoded.
+	// The stored header may be wrong: a body that was too long may have been decoded.
 	for name, value := range map[string]string{"Content-Type": result.ContentType, "Content-Encoding": result.ContentEncoding} {
 		if h.Del(name); value != "" {
 			h.Set(name, value)
@@ -194,23 +194,23 @@ func (c *collection) setResultHeader(h http.Header, result *task.Result) {
 	}
 	h.Set("Cache-Control", "no-store")
 	if c.queue == "" {
-		// The result may be that of another site. On this one it must neither run
-		// scripts nor set cookies.
+		// The result may come from another site. On this one it must neither run scripts
+		// nor set cookies.
 		h.Add("Content-Security-Policy", "sandbox")
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Del("Set-Cookie")
 	}
 }
 
-// hasBody says whether a response with the status can have a body. Over HTTP/2 one
-// that cannot is malformed with a content-length.
+// hasBody reports whether a response with the status can have a body. Without a body, a
+// content-length makes a response malformed in HTTP/2.
 func hasBody(status int) bool {
 	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
 }
 
-// acceptable returns the result's body as the client accepts it, and changes the
-// header accordingly: as it is stored, or without its content coding. It stays
-// encoded if the coding is not known or only the beginning of the body was kept.
+// acceptable returns the result's body as stored if the client accepts its content
+// codings, and decoded otherwise. It changes the header accordingly. The body stays
+// encoded if a coding is unknown or only the beginning of the body was kept.
 func acceptable(h http.Header, r *http.Request, rec *task.Record, stored io.ReadCloser) io.ReadCloser {
 	codings := strings.Join(h.Values("Content-Encoding"), ",")
 	result := rec.Result
@@ -229,14 +229,14 @@ func acceptable(h http.Header, r *http.Request, rec *task.Record, stored io.Read
 		h.Del(name)
 	}
 	if etag := h.Get("Etag"); strings.HasPrefix(etag, `"`) {
-		h.Set("Etag", "W/"+etag) // other bytes, the same meaning
+		h.Set("Etag", "W/"+etag) // the bytes differ, the meaning does not
 	}
 	return decoded
 }
 
-// acceptsCodings says whether a client accepts all of a body's content codings. A
-// client that sends no Accept-Encoding could be sent any (RFC 9110, section
-// 12.5.3), but curl and most libraries do not decode what they have not asked for.
+// acceptsCodings reports whether a client accepts all content codings of a body. Without
+// Accept-Encoding, any coding may be sent (RFC 9110, section 12.5.3), but curl and most
+// libraries do not decode codings that they did not ask for.
 func acceptsCodings(accepted []string, codings string) bool {
 	weights := make(map[string]bool) // whether the coding is accepted
 	for offer := range strings.SplitSeq(strings.Join(accepted, ","), ",") {
@@ -259,8 +259,8 @@ func acceptsCodings(accepted []string, codings string) bool {
 	return true
 }
 
-// decodeAhead is how much of a result is decoded before its header is sent, in
-// bytes: whether the body is in its coding at all shows there.
+// decodeAhead is how many bytes of a result are decoded before its header is sent. They
+// show whether the body really has the coding that its header names.
 const decodeAhead = 32 << 10
 
 // decodedBody is a result without its content codings.
@@ -271,8 +271,8 @@ type decodedBody struct {
 
 func (b *decodedBody) Close() error { return b.decoder.Close() }
 
-// newDecodedBody returns a decodedBody. It reports false, and returns the body as it
-// is stored, if that is not in its codings.
+// newDecodedBody returns a decodedBody. If the body does not have the codings, it reports
+// false and returns the body as stored.
 func newDecodedBody(codings string, stored io.ReadCloser) (io.ReadCloser, bool) {
 	seen := &recorder{r: stored, read: new(bytes.Buffer)}
 	decoder, err := form.NewReader(codings, seen)
@@ -289,7 +289,7 @@ func newDecodedBody(codings string, stored io.ReadCloser) (io.ReadCloser, bool) 
 	return &decodedBody{Reader: io.MultiReader(bytes.NewReader(ahead), rest), decoder: decoder}, true
 }
 
-// recorder keeps what is read through it, until read is nil.
+// recorder keeps a copy of the bytes that are read through it, until read is nil.
 type recorder struct {
 	r    io.Reader
 	read *bytes.Buffer

@@ -10,15 +10,15 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/header"
 )
 
-// The headers with which a client says when its task can start.
+// The headers with which a client delays its task.
 const (
 	delayHeader     = "Task-Delay"
 	notBeforeHeader = "Task-Not-Before"
 )
 
-// startTime returns the time before which the task of a request must not start;
-// zero if it can start at once. A task can be delayed by longest at most. The error
-// is a *problem that names the header.
+// startTime returns the time before which a request's task must not start, or zero if it
+// can start at once. longest is the longest permitted delay. The error is a *problem that
+// names the header.
 func startTime(h http.Header, now time.Time, longest time.Duration) (time.Time, error) {
 	delays, times := h[delayHeader], h[notBeforeHeader]
 	switch {
@@ -66,7 +66,7 @@ func notBefore(value string, now time.Time, longest time.Duration) (time.Time, e
 	return at.UTC(), nil
 }
 
-// dropDelay removes the headers that say when a task can start.
+// dropDelay removes the headers that delay a task.
 func dropDelay(h http.Header) {
 	header.Drop(h, delayHeader)
 	header.Drop(h, notBeforeHeader)

@@ -8,33 +8,31 @@ import (
 	"go.uber.org/zap"
 )
 
-// QueueOptions say how the tasks of one queue are run.
+// QueueOptions configure how the tasks of a queue run.
 type QueueOptions struct {
-	// How many of its tasks run at once, on this node. Default: `8`.
+	// How many tasks of the queue run at once on this node. Default: `8`.
 	Workers int `json:"workers,omitempty"`
 
-	// How often a task is begun before it is FAILED: again after a crash, and
-	// after one of the statuses in retry_status. Default: `3`.
+	// How often a task is started before it is FAILED. It is started again after a crash,
+	// and after one of the statuses in retry_status. Default: `3`.
 	Attempts int `json:"attempts,omitempty"`
 
-	// The upstream statuses after which a task is begun again.
-	// Default: `502 503 504`.
+	// The upstream statuses after which a task is started again. Default: `502 503 504`.
 	RetryStatus []int `json:"retry_status,omitempty"`
 
-	// How many tasks can wait; more are refused with 429. Default: `100000`.
+	// How many tasks can wait. Further tasks are refused with 429. Default: `100000`.
 	MaxQueued int `json:"max_queued,omitempty"`
 
 	// How long clients can delay a task with the headers `task-delay` and
 	// `task-not-before`, 3650 days at most. Default: `30d`.
 	MaxDelay caddy.Duration `json:"max_delay,omitempty"`
 
-	// What an idempotency key is scoped to, beside the queue, the method and the
-	// URI: requests for which the placeholders in it expand to different values
-	// have keys of their own. Default: `{http.auth.user.id}`; clients that do not
-	// authenticate share their keys.
+	// The scope of idempotency keys, in addition to the queue, the method and the URI.
+	// Requests for which its placeholders expand to different values do not share keys.
+	// Default: `{http.auth.user.id}`; clients that do not authenticate share their keys.
 	IdempotencyScope string `json:"idempotency_scope,omitempty"`
 
-	// Clocks that put tasks into the queue. Default: none.
+	// Schedules that add tasks to the queue. Default: none.
 	Schedules []*Schedule `json:"schedules,omitempty"`
 }
 
@@ -47,7 +45,7 @@ const (
 	defaultScope     = "{http.auth.user.id}"
 )
 
-// longestMaxDelay keeps the time of a start within what engines can store.
+// longestMaxDelay keeps start times within the range that engines can store.
 const longestMaxDelay = 3650 * 24 * time.Hour
 
 var defaultRetryStatus = []int{502, 503, 504}
@@ -87,12 +85,12 @@ func (o *QueueOptions) validate() error {
 	return o.validateSchedules()
 }
 
-// addQueue makes a queue known to the app, while the configuration is
-// provisioned, and returns its options.
+// addQueue adds a queue to the app during provisioning and returns its options. It
+// returns an error if another queue has the same name and a different block.
 func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
 	if first := a.queues[q.Name]; first != nil && first.written == q.written {
-		// One site block that two servers serve, with and without encryption: both
-		// accept tasks, and the first runs them.
+		// Two servers serve one site block, with and without TLS. Both accept tasks, and
+		// the first one runs them.
 		return first.opts, nil
 	} else if first != nil {
 		return nil, fmt.Errorf("the queue %s is defined twice, with different blocks; give one of them another name", q.Name)
@@ -106,8 +104,7 @@ func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
 	return opts, nil
 }
 
-// startQueues makes plans of the schedules of all queues, and says which queues
-// there are.
+// startQueues prepares the schedules and the metrics of all queues.
 func (a *App) startQueues() error {
 	for _, q := range a.queues {
 		a.metrics.queueOpened(q.Name, q.opts)
@@ -116,7 +113,7 @@ func (a *App) startQueues() error {
 	return a.setSchedules()
 }
 
-// warnOfIdleQueues tells the operator of queues whose tasks nobody runs.
+// warnOfIdleQueues warns of configured queues that no task_queue runs.
 func (a *App) warnOfIdleQueues() {
 	for name, opts := range a.Queues {
 		if a.queues[name] == nil {

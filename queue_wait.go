@@ -18,9 +18,9 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// acknowledge answers a request that was accepted: with the task's own response
-// if the client waits for it and it comes in time, else with 202. start is when the
-// task can start; zero is at once.
+// acknowledge responds to an accepted request: with the task's result if the client waits
+// and the task ends in time, and with 202 otherwise. start is the time at which the task
+// can start; zero means at once.
 func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, s *sharedStore, h *Handler, id string, start time.Time) error {
 	w.Header().Set(h.TaskHeader, id)
 	wait, waits := preferredWait(r.Header)
@@ -36,7 +36,7 @@ func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, s *share
 		w.Header().Add("Preference-Applied", "respond-async")
 	}
 	setRetryAfter(w.Header(), time.Now(), start)
-	// Two slashes in front would name another host.
+	// A path that starts with two slashes would name another host.
 	path := strings.Trim(originalURL(r).EscapedPath(), "/")
 	w.Header().Set("Location", strings.TrimSuffix("/"+path, "/")+"/"+id)
 	if profile.Of(h.Profile).Traits().EmptyAccepted {
@@ -49,7 +49,7 @@ func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, s *share
 	return err
 }
 
-// awaitVerdict waits until a task has its verdict.
+// awaitVerdict waits for the verdict of a task and returns the task.
 func awaitVerdict(ctx context.Context, e engine.Tasks, id string) (rec *task.Record, err error) {
 	var version uint64
 	for rec == nil || !rec.Ended() {
@@ -61,10 +61,10 @@ func awaitVerdict(ctx context.Context, e engine.Tasks, id string) (rec *task.Rec
 	return rec, nil
 }
 
-// await returns the task that a client asks about: as it is, or, if the client
-// prefers to wait, once it has changed or the time is over. A client that asks for
-// the result waits for that. One that names the ETag of what it knows gets a change
-// that it has missed at once. The error is that of a task that is gone.
+// await returns the task that a client asks about. If the client prefers to wait, await
+// returns when the task changes or the wait ends. If the client asks for the result,
+// await waits for that. If the client sends the ETag of an older version, await returns
+// at once. The error means that the task is gone.
 func (c *collection) await(w http.ResponseWriter, r *http.Request, s *sharedStore, rec *task.Record, l lookup) (*task.Record, error) {
 	wait, ok := preferredWait(r.Header)
 	if !ok {
@@ -84,7 +84,7 @@ func (c *collection) await(w http.ResponseWriter, r *http.Request, s *sharedStor
 		case errors.Is(err, engine.ErrNotFound):
 			return nil, err
 		case err != nil:
-			return rec, nil // the time is over, or the engine is away
+			return rec, nil // the wait is over, or the engine is unavailable
 		case !l.result || changed.Ended():
 			return changed, nil
 		}
@@ -92,7 +92,7 @@ func (c *collection) await(w http.ResponseWriter, r *http.Request, s *sharedStor
 	}
 }
 
-// writeDocument answers with the task document, or with 304 if the client has it.
+// writeDocument writes the task document, or 304 if the client has it already.
 func writeDocument(w http.ResponseWriter, r *http.Request, rec *task.Record) error {
 	etag := etagOf(rec)
 	w.Header().Set("ETag", etag)
@@ -106,18 +106,18 @@ func writeDocument(w http.ResponseWriter, r *http.Request, rec *task.Record) err
 	return writeJSON(w, http.StatusOK, publicTask(rec))
 }
 
-// isFinal reports whether a task has ended and its callback is settled. Only an
-// operator moves it on.
+// isFinal reports whether a task has ended and its callback is done or dead. After that,
+// only an operator changes it.
 func isFinal(rec *task.Record) bool { return rec.State == task.Done || rec.State == task.Dead }
 
-// etagOf returns the entity tag of a task's document. Versions begin anew when a
-// task is copied to another store: the state keeps a client from taking the end of
-// its task for what it knows.
+// etagOf returns the entity tag of a task document. It includes the state, because
+// versions restart when a task is copied to another store: without the state, the final
+// version could have the tag of an older one.
 func etagOf(rec *task.Record) string {
 	return `W/"` + string(rec.State) + "-" + strconv.FormatUint(rec.Version, 36) + `"`
 }
 
-// matches reports whether the lines of If-None-Match name an entity tag (RFC 9110,
+// matches reports whether the lines of If-None-Match contain an entity tag (RFC 9110,
 // section 13.1.2).
 func matches(lines []string, etag string) bool {
 	for _, line := range lines {
@@ -131,13 +131,13 @@ func matches(lines []string, etag string) bool {
 	return false
 }
 
-// maxRetryAfter is the longest pause that clients are asked to make between two
-// looks at a task that can change at any moment, in seconds.
+// maxRetryAfter is the longest pause, in seconds, between two requests for a task that
+// can change at any moment.
 const maxRetryAfter = 60
 
-// setRetryAfter tells a client when to look at a task again: after a tenth of the
-// time that the task has taken so far, so that short tasks are seen early and long
-// ones cost little; or when it can start or is attempted next, if that is later.
+// setRetryAfter tells a client when to ask for a task again: after a tenth of the task's
+// age, so that clients see short tasks early and poll long ones rarely. If the task
+// starts or is attempted later than that, it is that time.
 func setRetryAfter(h http.Header, created, next time.Time) {
 	seconds := min(int64(time.Since(created)/(10*time.Second)), maxRetryAfter)
 	if wait := time.Until(next); wait > 0 {
@@ -146,13 +146,13 @@ func setRetryAfter(h http.Header, created, next time.Time) {
 	h.Set("Retry-After", strconv.FormatInt(max(seconds, 1), 10))
 }
 
-// setApplied says for how long the gateway waits for a change.
+// setApplied tells the client how long the gateway waits for a change.
 func setApplied(h http.Header, wait time.Duration) {
 	h.Set("Preference-Applied", "wait="+strconv.Itoa(int(wait/time.Second)))
 }
 
-// endWaitsOf ends what clients wait for when a server stops because the process
-// exits: Caddy waits for their requests without end, unless grace_period is set.
+// endWaitsOf ends the waits of clients when a server stops because the process exits.
+// Without a grace_period, Caddy waits for their requests indefinitely.
 func (a *App) endWaitsOf(server *caddyhttp.Server) {
 	server.RegisterOnShutdown(func() {
 		if caddy.Exiting() {
@@ -161,8 +161,8 @@ func (a *App) endWaitsOf(server *caddyhttp.Server) {
 	})
 }
 
-// waitFor returns a context that ends after the time that a client waits, when the
-// client leaves, or when the process exits.
+// waitFor returns a context that ends after wait, when the client disconnects, or when
+// the process exits.
 func (a *App) waitFor(r *http.Request, wait time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(r.Context(), wait)
 	forget := context.AfterFunc(a.waits, cancel)
@@ -188,7 +188,7 @@ func preferredWait(h http.Header) (time.Duration, bool) {
 	return min(time.Duration(n)*time.Second, maxWait), true
 }
 
-// preferenceOf returns the value of a preference; the first of a name counts (RFC
+// preferenceOf returns the value of a preference. The first one of a name counts (RFC
 // 7240, section 2).
 func preferenceOf(h http.Header, name string) (value string, ok bool) {
 	for _, line := range h.Values("Prefer") {

@@ -23,15 +23,15 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// fetchPause keeps an engine that is away from being asked in a tight loop.
+// fetchPause keeps a worker from calling an unavailable engine in a tight loop.
 const fetchPause = time.Second
 
-// work takes the queue's jobs in the order in which they are ready and runs them,
+// work takes the queue's jobs in the order in which they become ready and runs them,
 // until ctx ends.
 func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
 	jobs, slots := s.Jobs(q.Name), s.slotsOf(q.Name)
 	for {
-		// One slot is waited for; what else is free is taken with it.
+		// Wait for one slot, and take all other free slots with it.
 		n := slots.take(ctx, q.opts.Workers)
 		if n == 0 {
 			return
@@ -61,12 +61,12 @@ func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
 	}
 }
 
-// putBack releases a job that came too late to be begun.
+// putBack releases a job that was taken too late to start.
 func (q *TaskQueue) putBack(s *sharedStore, job engine.Job) {
 	s.endLease(q.log, job.Record.ID, job.Lease.Release)
 }
 
-// begin runs a job that has been claimed.
+// begin runs a job.
 func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 	rec := job.Record
 	log := q.log.WithLazy(zap.String("task_id", rec.ID), zap.String("queue", q.Name))
@@ -78,7 +78,7 @@ func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 		log.Error("opening the request of a job", zap.Error(err))
 		if errors.Is(err, engine.ErrNotFound) {
 			x.settle(verdict{status: task.Failed, message: "the task's request was lost"})
-		} else if x.response.Close(false) { // the engine is unwell, the job was not begun
+		} else if x.response.Close(false) { // the engine is unavailable, and the job has not started
 			rec := *rec
 			rec.Starts--
 			q.requeue(x, rec, time.Now().Add(fetchPause))
@@ -89,7 +89,7 @@ func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 	q.run(x, body, log)
 }
 
-// openRequest opens the body of the request that a job runs with.
+// openRequest opens the body of a job's request.
 func openRequest(ctx context.Context, s *sharedStore, rec *task.Record) (io.ReadCloser, error) {
 	switch {
 	case rec.Request == nil: // a damaged record
@@ -100,7 +100,7 @@ func openRequest(ctx context.Context, s *sharedStore, rec *task.Record) (io.Read
 	return s.Open(ctx, rec.ID, engine.RequestBody)
 }
 
-// newExecution makes the execution of one run, for which no client waits.
+// newExecution returns the execution of one run. No client waits for it.
 func (q *TaskQueue) newExecution(s *sharedStore, job engine.Job) *execution {
 	rec := *job.Record
 	kept := capture.ResponseOptions{Limit: q.callback.MaxResult, AsSent: true, KeepHeader: true}
@@ -130,7 +130,7 @@ func (q *TaskQueue) run(x *execution, body io.ReadCloser, log *zap.Logger) {
 		return
 	}
 	defer func() {
-		// A waiting client's panic is Caddy's to handle; here there is nobody else.
+		// Caddy handles panics of a client's request. This run has no other handler.
 		if cause := recover(); cause != nil && cause != http.ErrAbortHandler {
 			log.Error("task panicked", zap.Any("panic", cause))
 		}
@@ -145,7 +145,7 @@ func (q *TaskQueue) run(x *execution, body io.ReadCloser, log *zap.Logger) {
 	}
 }
 
-// request makes the stored request fit for the block's handlers.
+// request returns the stored request, prepared for the block's handlers.
 func (q *TaskQueue) request(x *execution, body io.ReadCloser) (*http.Request, error) {
 	stored := x.rec.Request
 	u, err := url.ParseRequestURI(stored.URI)
@@ -181,11 +181,11 @@ func (q *TaskQueue) request(x *execution, body io.ReadCloser) (*http.Request, er
 	return r, nil
 }
 
-// again puts a job back into its queue if it should run again: after a status that
-// is worth another start, or because the gateway stops.
+// again puts a job back into its queue if it should run again: after a status in
+// retry_status, or because the gateway stops. It reports whether it did.
 func (q *TaskQueue) again(x *execution) bool {
 	if errors.Is(context.Cause(x.ctx), errStopped) {
-		q.putBack(x.store, engine.Job{Record: &x.rec, Lease: x.lease}) // it costs no attempt
+		q.putBack(x.store, engine.Job{Record: &x.rec, Lease: x.lease}) // this does not count as an attempt
 		return true
 	}
 	worth := x.rec.Status == task.Failed && slices.Contains(q.opts.RetryStatus, x.failedWith)
@@ -197,7 +197,7 @@ func (q *TaskQueue) again(x *execution) bool {
 	return true
 }
 
-// requeue puts a job back into its queue, to wait until the given time.
+// requeue puts a job back into its queue. The job runs again at the given time.
 func (q *TaskQueue) requeue(x *execution, rec task.Record, at time.Time) {
 	rec.Status, rec.Error, rec.Result, rec.UpstreamStatus = "", "", nil, 0
 	rec.StartedAt, rec.FinishedAt, rec.NextAttemptAt = time.Time{}, time.Time{}, at
@@ -207,14 +207,14 @@ func (q *TaskQueue) requeue(x *execution, rec task.Record, at time.Time) {
 // runWaits are the waits between the starts of a task.
 var runWaits = []time.Duration{time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute}
 
-// runWait is the wait after a task was begun the given number of times. Jitter
-// only adds, up to a fifth.
+// runWait returns the wait after a task was started the given number of times. It adds
+// jitter of up to a fifth.
 func runWait(starts int) time.Duration {
 	wait := runWaits[min(max(starts, 1), len(runWaits))-1]
 	return wait + rand.N(wait/5+1)
 }
 
-// headerOf is the header of a task's ID.
+// headerOf returns the name of the header that has the task's ID.
 func (q *TaskQueue) headerOf(rec *task.Record) string {
 	if rec.Callback != nil {
 		return rec.Callback.TaskHeader
@@ -222,7 +222,7 @@ func (q *TaskQueue) headerOf(rec *task.Record) string {
 	return q.callback.TaskHeader
 }
 
-// headerOfRequest returns the header of a stored request; one that is empty is not
+// headerOfRequest returns a copy of a stored request's header. An empty header is not
 // stored.
 func headerOfRequest(stored *task.Request) http.Header {
 	if stored.Header == nil {
@@ -231,14 +231,14 @@ func headerOfRequest(stored *task.Request) http.Header {
 	return stored.Header.Clone()
 }
 
-// workers run the jobs of a generation's queues.
+// workers run the jobs of the queues of a generation.
 type workers struct {
 	mu     sync.Mutex
 	loops  sync.WaitGroup
-	cancel context.CancelFunc // nil while they do not run
+	cancel context.CancelFunc // nil while no worker runs
 }
 
-// start begins to take jobs, if the app's store is open. It may be called again.
+// start starts the workers if the app's store is open. It may be called again.
 func (w *workers) start(a *App) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -253,7 +253,7 @@ func (w *workers) start(a *App) {
 	}
 }
 
-// stop stops taking jobs; those that run go on. It may be called again.
+// stop stops taking jobs. Running jobs continue. It may be called again.
 func (w *workers) stop() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -265,13 +265,12 @@ func (w *workers) stop() {
 	w.cancel = nil
 }
 
-// slots bound how many tasks of a queue run at once on this node. The generations
-// of a configuration that overlap share them: a reload must not put a second
-// task beside the one that fills the machine.
+// slots bound how many tasks of a queue run at once on this node. Generations share them
+// during a reload, because together they must not run more tasks than the limit.
 type slots struct {
 	mu    sync.Mutex
 	taken int
-	given chan struct{} // closed when some are given back
+	given chan struct{} // closed when slots become free
 }
 
 // slotsOf returns the slots of a queue on this node.
@@ -280,8 +279,8 @@ func (s *sharedStore) slotsOf(queue string) *slots {
 	return all.(*slots)
 }
 
-// take waits until fewer than limit are taken, takes those that are left, and
-// returns how many; 0 if ctx ends first.
+// take waits until fewer than limit slots are taken. It takes the rest and returns their
+// number, or 0 if ctx ends first.
 func (s *slots) take(ctx context.Context, limit int) int {
 	for ctx.Err() == nil {
 		s.mu.Lock()
@@ -300,7 +299,7 @@ func (s *slots) take(ctx context.Context, limit int) int {
 	return 0
 }
 
-// give gives n slots back.
+// give frees n slots.
 func (s *slots) give(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

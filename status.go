@@ -10,10 +10,10 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// TaskStatus lets clients look up and cancel tasks by their IDs, those of waiting
-// clients and of every queue: `GET …/<id>` is the task document, `GET …/<id>/result`
-// the result while it is kept, `DELETE …/<id>` cancels the task. Every client that
-// reaches it and knows an ID can do that: if that is not enough, put it behind
+// TaskStatus lets clients look up and cancel tasks by ID, those of waiting clients and of
+// all queues: `GET …/<id>` returns the task document, `GET …/<id>/result` the result
+// while it is kept, and `DELETE …/<id>` cancels the task. Every client that reaches the
+// handler and knows an ID can do this. If that is not enough, put the handler behind
 // authentication.
 type TaskStatus struct {
 	tasks collection
@@ -24,7 +24,7 @@ func (*TaskStatus) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "http.handlers.task_status", New: func() caddy.Module { return new(TaskStatus) }}
 }
 
-// Provision finds the app.
+// Provision loads the callback app.
 func (t *TaskStatus) Provision(ctx caddy.Context) error {
 	module, err := ctx.App("callback")
 	if err != nil {
@@ -38,9 +38,10 @@ func (t *TaskStatus) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// ServeHTTP answers every request that it gets: one that is not about a task has 404.
+// ServeHTTP answers every request. It responds with 404 to requests that are not about a
+// task.
 func (t *TaskStatus) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	claimOf(r).release() // a callback further out takes every request for a task
+	claimOf(r).release() // an outer callback handler makes every request a task
 	if look, ok := lookupOf(r.Method, r.URL.Path); ok {
 		return t.tasks.serve(w, r, look)
 	}
@@ -57,7 +58,7 @@ func (t *TaskStatus) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyht
 //
 //	task_status [<matcher>]
 //
-// A matcher that is a path without `*` matches what is under the path, too.
+// A path matcher without `*` also matches the paths below it.
 func parseTaskStatus(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	matchers, _, err := matchersBelow(h)
 	if err != nil {
