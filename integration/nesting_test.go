@@ -12,17 +12,17 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// nesting is a site, a request to it, and what becomes of that. The request's body
-// names the receiver with the site's name as its path.
+// nesting is a site, a request to it, and the expected response and callback. The
+// request's body names the receiver, with the site's name as the path.
 type nesting struct {
 	name, site     string
 	path           string   // of the request; empty: /
 	header         []string // pairs of names and values
 	status         int
-	body           string            // a part of what the client gets
-	callback       string            // the body of the callback; empty: there must be none
-	callbackHeader map[string]string // of which an empty value must not be there
-	noTask         bool              // the response names no task
+	body           string            // a part of the response
+	callback       string            // the body of the callback; empty: no callback
+	callbackHeader map[string]string // an empty value: the header must be missing
+	noTask         bool              // the response has no task ID
 }
 
 var nestings = []nesting{
@@ -84,7 +84,7 @@ var nestings = []nesting{
 		status: 413, body: "limited to 10 bytes", noTask: true},
 }
 
-// TestCallbackHasWhatTheClientGets sends a request to every nesting of the directives.
+// TestCallbackHasWhatTheClientGets sends a request to each nesting of the directives.
 func TestCallbackHasWhatTheClientGets(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -209,19 +209,19 @@ func TestQueueReleasesWhatACallbackFurtherOutClaimed(t *testing.T) {
 		}
 	}
 	last, _ := post("{}", "two")
-	// The callbacks of tasks that were left behind would have come before this one.
+	// Callbacks of leftover tasks would have arrived before this one.
 	if c := rcv.Next(t); c.TaskID() != last.Header.Get("beam-task-id") {
 		t.Errorf("there is a callback of the task %s", c.TaskID())
 	}
 	g.Metered(map[string]float64{`tasks{state="running"}`: 0, `tasks{state="done"}`: 2})
 }
 
-// What a queue refuses was never a task, so that a crash right after the refusal
-// leaves nothing to call back about.
+// A crash right after a queue's refusal causes no callback, because the request was never
+// a task.
 func TestKilledGatewayOwesNothingToARefusedClient(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body) // else the server does not notice that the gateway is gone
+		_, _ = io.Copy(io.Discard, r.Body) // the server notices a disconnect only after it has read the body
 		<-r.Context().Done()
 	})
 	rcv := gatewaytest.NewReceiver(t, nil)

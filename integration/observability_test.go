@@ -16,8 +16,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// scraped is what a scrape has of one metric: its kind, and the values that each
-// of its labels has.
+// scraped is a metric in a scrape: its kind, and the values of each label.
 type scraped struct {
 	kind   string
 	labels map[string][]string
@@ -29,8 +28,8 @@ var (
 	labelPair  = regexp.MustCompile(`([a-z_]+)="([^"]*)"`)
 )
 
-// scrapeAll reads all metrics of the module, by name. Those of a histogram are under
-// its own name and under those of its series.
+// scrapeAll reads all metrics of the module, by name. A histogram is listed under its own
+// name and under the names of its series.
 func scrapeAll(t *testing.T, g *gatewaytest.Gateway) map[string]*scraped {
 	t.Helper()
 	resp, text, err := gatewaytest.Send(http.MethodGet, "http://"+g.Admin+"/metrics", http.NoBody)
@@ -64,7 +63,7 @@ func scrapeAll(t *testing.T, g *gatewaytest.Gateway) map[string]*scraped {
 	return found
 }
 
-// busyGateway returns a gateway with a value for every metric: tasks with each
+// busyGateway returns a gateway that has a value for each metric: tasks with each
 // verdict, attempts with each outcome, and a queue.
 func busyGateway(t *testing.T) *gatewaytest.Gateway {
 	t.Helper()
@@ -73,7 +72,7 @@ func busyGateway(t *testing.T) *gatewaytest.Gateway {
 		case "/fails":
 			w.WriteHeader(http.StatusInternalServerError)
 		case "/hangs":
-			_, _ = io.Copy(io.Discard, r.Body) // until then the server does not see who leaves
+			_, _ = io.Copy(io.Discard, r.Body) // the server notices a disconnect only after this
 			<-r.Context().Done()
 		}
 	})
@@ -100,7 +99,7 @@ func TestMetricsShowUnreachableEngine(t *testing.T) {
 	}
 }
 
-// rowOfMetrics is a row of the table of metrics.
+// rowOfMetrics matches a row of the table of metrics.
 var rowOfMetrics = regexp.MustCompile("(?m)^\\| `(caddy_callback_[a-z_]+)` \\| (\\w+)(?:, by ([^|]+))? \\| ")
 
 func TestMetricsMatchDocsAndGrafana(t *testing.T) {
@@ -146,7 +145,7 @@ func TestMetricsMatchDocsAndGrafana(t *testing.T) {
 	checkSelectors(t, string(alerts), found)
 }
 
-// expressions returns the PromQL expressions of a dashboard, one a line.
+// expressions returns the PromQL expressions of a dashboard, one per line.
 func expressions(t *testing.T, file string) string {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -201,7 +200,7 @@ func checkSelectors(t *testing.T, text string, found map[string]*scraped) {
 		for _, pair := range matcher.FindAllStringSubmatch(s[2], -1) {
 			values, ok := m.labels[pair[1]]
 			if pair[1] == "job" && pair[3] == "$job" {
-				continue // Prometheus's own
+				continue // a label that Prometheus adds
 			}
 			if !ok || (pair[2] == "=" || pair[2] == "!=") && !slices.Contains(values, pair[3]) {
 				t.Errorf("%s: %s has the values %q", s[0], pair[1], values)

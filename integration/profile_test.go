@@ -20,13 +20,13 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// banner is what figlet makes of Hi.
+// banner is the output of figlet for Hi.
 const banner = " _   _ _ \n| | | (_)\n| |_| | |\n|  _  | |\n|_| |_|_|\n"
 
 // curlData are the headers of `curl --data`.
 var curlData = []string{"User-Agent", "curl/8.14.1", "Accept", "*/*", "Content-Type", "application/x-www-form-urlencoded"}
 
-// figlet is a function that reports what it gets.
+// figlet is a function that reports its requests.
 func figlet(t *testing.T, got chan<- *http.Request) string {
 	return gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
@@ -37,11 +37,11 @@ func figlet(t *testing.T, got chan<- *http.Request) string {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("X-Font", "standard")
 		w.Header().Set("Webhook-Signature", "v1,forged")
-		_, _ = io.WriteString(w, banner) // the gateway's to notice
+		_, _ = io.WriteString(w, banner) // the gateway notices an error
 	})
 }
 
-// wantFunction wants a callback as OpenFaaS's queue worker makes it.
+// wantFunction checks for a callback like those of OpenFaaS's queue worker.
 func wantFunction(t *testing.T, got gatewaytest.Callback, id string, header map[string]string, body string) {
 	t.Helper()
 	if got.Body != body {
@@ -75,7 +75,7 @@ func TestOpenFaaSWaitingClient(t *testing.T) {
 		"Content-Type": "text/plain; charset=utf-8", "X-Font": "standard", "Webhook-Signature": "",
 		"X-Function-Status": "200", "X-Function-Name": "figlet", "X-Beam-Task-Status": "COMPLETE",
 	}, banner)
-	// Without the header there is no task, whatever the body says.
+	// Without the header, the request is not a task, even if the body names a URL.
 	resp, _ = g.Do(http.MethodPost, "/function/figlet", "Hi", curlData...)
 	if resp.StatusCode != http.StatusOK || resp.Header.Get("X-Call-Id") != "" {
 		t.Errorf("without the header: %s %v", resp.Status, resp.Header)
@@ -109,7 +109,7 @@ func TestOpenFaaSAsyncClient(t *testing.T) {
 	}, banner)
 	reaches(t, g, "/async-function/figlet", id, task.Done)
 
-	// One that wants no callback is run all the same.
+	// A request that wants no callback runs too.
 	resp, _ = g.Do(http.MethodPost, "/async-function/figlet", "Hi", curlData...)
 	r := <-calls
 	if id = resp.Header.Get("X-Call-Id"); id == "" || r.Header.Get("X-Call-Id") != id || r.Header.Get("Beam-Task-Id") != "" {
@@ -140,7 +140,7 @@ func TestOpenFaaSSchedule(t *testing.T) {
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case calls <- r:
-		default: // a later tick
+		default: // a later run
 		}
 		fmt.Fprint(w, banner)
 	})
@@ -255,15 +255,15 @@ func TestURLInHeaderAllowsAnyBody(t *testing.T) {
 	if got := rcv.Next(t); resp.StatusCode != http.StatusOK || got.Body != fmt.Sprint(length, nil) {
 		t.Errorf("%s; the callback says %q", resp.Status, got.Body)
 	}
-	// A queue keeps the body, and as much as it may.
+	// A queue keeps up to max_result of the body.
 	resp, text := g.Do(http.MethodPost, "/async-function/store", body, "X-Callback-Url", rcv.URL)
 	if resp.StatusCode != http.StatusRequestEntityTooLarge {
 		t.Errorf("the queue answered %s %s", resp.Status, text)
 	}
 }
 
-// beamSigned does what Beam's documentation tells a receiver to do, with the
-// text of the key.
+// beamSigned verifies a callback as Beam's documentation describes, with the text of the
+// key.
 func beamSigned(secret string, got gatewaytest.Callback) bool {
 	h := hmac.New(sha256.New, []byte(secret))
 	h.Write([]byte(base64.StdEncoding.EncodeToString([]byte(got.Body)) + ":" + got.Header.Get("X-Task-Timestamp")))

@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// cancel asks a queue to cancel a task and returns the status of its answer.
+// cancel asks a queue to cancel a task and returns the status of the response.
 func cancel(g *gatewaytest.Gateway, path, id string) int {
 	g.T.Helper()
 	resp, _ := g.Do(http.MethodDelete, path+"/"+id, "")
@@ -42,7 +42,7 @@ func TestCancelBetweenAttempts(t *testing.T) {
 		t.Errorf("the callback is %v %s", c.Header, c.Body)
 	}
 	reaches(t, g, "/q", id, task.Done)
-	// A later task of the same queue has finished: the canceled one would have run
+	// A later task of the same queue has finished. The canceled task would have run
 	// before it.
 	other := accepted(t, g, "/q", "{}")
 	<-runs
@@ -94,7 +94,7 @@ func TestQueueHidesWaitingClientsTasks(t *testing.T) {
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\ntask_queue /q* q {\nrespond yes\n}\ntask_queue /r* r {\nrespond yes\n}\nreverse_proxy "+app)
 	go func() {
 		_, _, _ = gatewaytest.Send(http.MethodPost, g.URL("/"), strings.NewReader(fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)),
-			"Content-Type", "application/json") // its callback tells
+			"Content-Type", "application/json") // the callback shows the result
 	}()
 	id := <-begun
 	for _, method := range []string{http.MethodGet, http.MethodDelete} {
@@ -112,7 +112,7 @@ func TestQueueHidesWaitingClientsTasks(t *testing.T) {
 	}
 }
 
-// A path that ends with a UUID is a look-up only on a route of the queue.
+// A path that ends with a UUID is a lookup only on a route of the queue.
 func TestLookUpPathOutsideQueueIsTask(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Method) })
@@ -127,7 +127,7 @@ func TestLookUpPathOutsideQueueIsTask(t *testing.T) {
 	}
 	for _, method := range []string{http.MethodGet, http.MethodDelete} {
 		resp, _ := g.Do(method, "/users/"+id, "")
-		// The next callback is that of this request: look-ups have none.
+		// The next callback belongs to this request, because lookups have none.
 		if c := rcv.Next(t); c.Body != "response="+method || c.TaskID() != resp.Header.Get("beam-task-id") || c.TaskID() == id {
 			t.Errorf("%s got %v; the callback is %v %s", method, resp.Header, c.Header, c.Body)
 		}
@@ -150,8 +150,8 @@ func TestQueueInNamedRoute(t *testing.T) {
 	}
 }
 
-// A queue accepts any request. A response to HEAD announces a body that it does not
-// have, and no client is there to switch protocols with.
+// A queue accepts any request. A response to HEAD has a content-length without a body,
+// and there is no client to switch protocols with.
 func TestQueueAcceptsHEADAndUpgrade(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {

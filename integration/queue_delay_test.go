@@ -11,14 +11,14 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// appRequest is a task's request as its app got it.
+// appRequest is a task's request as the app received it.
 type appRequest struct {
 	at     time.Time
 	id     string
 	header http.Header
 }
 
-// newRecordingApp starts an app that notes each request.
+// newRecordingApp starts an app that records each request.
 func newRecordingApp(t *testing.T) (app string, requests chan appRequest) {
 	requests = make(chan appRequest, 1000)
 	app = gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {

@@ -17,8 +17,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// killTasks returns how many tasks go through a queue whose gateway is killed.
-// CALLBACK_KILL_TASKS asks for more than CI has time for.
+// killTasks returns the number of tasks for a queue whose gateway is killed.
+// CALLBACK_KILL_TASKS overrides it, for longer runs than those of CI.
 func killTasks(t *testing.T) int {
 	if s := os.Getenv("CALLBACK_KILL_TASKS"); s != "" {
 		n, err := strconv.Atoi(s)
@@ -30,8 +30,8 @@ func killTasks(t *testing.T) int {
 	return gatewaytest.Fewer(2000)
 }
 
-// starts counts at the app how often each task was started, and which tasks each
-// idempotency key has made.
+// starts counts in the app how often each task was started, and records the tasks of each
+// idempotency key.
 type starts struct {
 	mu    sync.Mutex
 	tasks map[string]int
@@ -56,8 +56,8 @@ func (s *starts) count(r *http.Request) {
 	s.keys[key][id] = true
 }
 
-// sendUntilAccepted sends a task until a gateway that is up and down takes it,
-// and returns its ID.
+// sendUntilAccepted sends a task, while the gateway is killed and restarted, until it is
+// accepted. It returns the task's ID.
 func sendUntilAccepted(t *testing.T, client *http.Client, url, body string, header ...string) string {
 	for t.Context().Err() == nil {
 		req, err := http.NewRequest(http.MethodPost, url, strings.NewReader(body))
@@ -150,8 +150,8 @@ func TestKilledGatewayKeepsQueue(t *testing.T) {
 	t.Logf("over 5 kills: %+v", l.Tally())
 }
 
-// A gateway that is killed between storing a key and its task would leave the key
-// alone. With many clients that are cut off and retry, one of them would find it.
+// A gateway that is killed between storing a key and its task would leave a key without a
+// task. Many clients that are cut off and retry would find it.
 func TestIdempotencyKeySurvivesKill(t *testing.T) {
 	t.Parallel()
 	begun := newStarts()

@@ -34,7 +34,7 @@ func TestQueueMetrics(t *testing.T) {
 
 var errNotThere = errors.New("it is not there")
 
-// scrape waits until the metrics have all of the given lines.
+// scrape waits until the metrics contain all of the given lines.
 func scrape(t *testing.T, g *gatewaytest.Gateway, lines ...string) {
 	t.Helper()
 	for _, line := range lines {

@@ -28,7 +28,7 @@ func TestRemovedQueueKeepsTasks(t *testing.T) {
 		}
 	}
 	change("", other)
-	// Caddy says that it has reloaded when the old server is about to be shut down.
+	// Caddy reports a reload as done before the old server has shut down.
 	g.Eventually("the queue is taken out", func() error {
 		if resp, _ := g.Do(http.MethodGet, "/q/"+waiting, ""); resp.Header.Get("Content-Type") != "" {
 			return fmt.Errorf("it answers %s", resp.Status)
@@ -38,7 +38,7 @@ func TestRemovedQueueKeepsTasks(t *testing.T) {
 	added := accepted(t, g, "/r", "{}")
 	reaches(t, g, "/r", added, task.Running)
 	change("queue q {\nworkers 2\n}", site+"\n"+other)
-	reaches(t, g, "/q", running, task.Running) // the reload left it alone
+	reaches(t, g, "/q", running, task.Running) // the reload does not affect it
 	reaches(t, g, "/q", waiting, task.Running) // there are two workers now
 	close(finish)
 	for _, id := range []string{running, waiting} {
@@ -70,7 +70,7 @@ func TestReloadKeepsInFlightTasks(t *testing.T) {
 	g := gatewaytest.Start(t, options(1), site)
 	id := accepted(t, g, "/q", "{}")
 	<-begun
-	for i := range 3 { // the grace period of the first is over when the last is loaded
+	for i := range 3 { // the first grace period ends before the last configuration is loaded
 		g.Configure(options(2+i), site)
 		if err := g.Reload(); err != nil {
 			t.Fatal(err)

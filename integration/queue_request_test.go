@@ -54,7 +54,7 @@ func TestTaskGetsAcceptedRequest(t *testing.T) {
 	}
 }
 
-// certificate writes a certificate for 127.0.0.1 and its key into files.
+// certificate writes a certificate for 127.0.0.1 and its key to files.
 func certificate(t *testing.T) (cert, key string) {
 	t.Helper()
 	borrowed := httptest.NewTLSServer(nil)
@@ -111,7 +111,7 @@ func TestQueueBlockIsLikeHandle(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", "100")
-		_, _ = io.WriteString(w, "part of it") // and breaks off
+		_, _ = io.WriteString(w, "part of it") // and fails
 	})
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, `
@@ -212,7 +212,7 @@ func TestRefusedRequestIsNotStored(t *testing.T) {
 			}
 		}
 	}
-	accepted(t, g, "/q", `{"a":"`+strings.Repeat("x", 1000-len(`{"a":""}`))+`"}`) // of exactly the limit
+	accepted(t, g, "/q", `{"a":"`+strings.Repeat("x", 1000-len(`{"a":""}`))+`"}`) // exactly the limit
 	if n := stored(t, g); n != 1 {
 		t.Errorf("%d tasks are stored", n)
 	}
@@ -282,7 +282,7 @@ func TestLargeTaskIsRemovedWithResult(t *testing.T) {
 			t.Errorf("the result of %s is %s, %d bytes", path, resp.Status, len(text))
 		}
 	}
-	// Nothing of the requests remains.
+	// No request bodies remain.
 	g.Stop()
 	if used := folderSize(t, g.Folder()); used > int64(len(large))*3/2 {
 		t.Errorf("%d bytes are stored; the only body is of %d", used, len(large))
@@ -305,8 +305,8 @@ func (p *pausing) Read(b []byte) (int, error) {
 
 func TestSlowLargeBody(t *testing.T) {
 	t.Parallel()
-	const pause = 6 * time.Second                                                // longer than a step of the engine may take
-	large := bytes.Repeat([]byte("0123456789abcdef"), gatewaytest.Fewer(32)<<16) // more than sockets hold
+	const pause = 6 * time.Second                                                // longer than one step of the engine may take
+	large := bytes.Repeat([]byte("0123456789abcdef"), gatewaytest.Fewer(32)<<16) // more than the sockets buffer
 	var runs atomic.Int32
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		runs.Add(1)
@@ -354,7 +354,7 @@ func TestTooLargeHeaderIsRefused(t *testing.T) {
 			if left := adminAPI(t, g).all(""); len(left) > 0 {
 				t.Errorf("there are %v", left)
 			}
-			reaches(t, g, "/q", accepted(t, g, "/q", "{}"), task.Done) // and the queue goes on
+			reaches(t, g, "/q", accepted(t, g, "/q", "{}"), task.Done) // the queue still works
 			var overview struct{ Rates map[string]float64 }
 			adminAPI(t, g).ask(http.MethodGet, "overview", http.StatusOK, &overview)
 			if n := math.Round(overview.Rates["accepted"] * 60); n != 1 {

@@ -14,7 +14,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// accepted posts a body to a queue and returns the ID of the task it became.
+// accepted posts a body to a queue and returns the task's ID.
 func accepted(t *testing.T, g *gatewaytest.Gateway, path, body string, header ...string) string {
 	t.Helper()
 	resp, text := g.Do(http.MethodPost, path, body, append([]string{"Content-Type", "application/json"}, header...)...)
@@ -133,7 +133,7 @@ func TestCancelInEveryState(t *testing.T) {
 	t.Parallel()
 	stopped := make(chan struct{}, 10)
 	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
-		// A server watches for its client only once it has read the body.
+		// A server detects a disconnect only after it has read the body.
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			t.Error(err)
 		}
@@ -245,7 +245,7 @@ func TestFullQueueRefuses(t *testing.T) {
 	if doc, err := document(g, "/q", first); err != nil || doc.State != task.Queued {
 		t.Errorf("a known key on a full queue has the task %+v: %v", doc, err)
 	}
-	gatewaytest.Pause(time.Second) // the engine counts what it has stored a little later
+	gatewaytest.Pause(time.Second) // the engine updates its counts with a delay
 	resp, text := g.Post("/q", "{}")
 	if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("one too many gave %s %s", resp.Status, text)
@@ -291,7 +291,7 @@ func TestKilledGatewayRetriesUpToAttempts(t *testing.T) {
 	if doc := reaches(t, g, "/q", id, task.Done); doc.Status != task.Failed {
 		t.Errorf("the task is %+v", doc)
 	}
-	// The failed task would run before the one that is accepted now.
+	// The failed task would run before the task accepted now.
 	if got, other := accepted(t, g, "/q", "{}"), next(); got != other {
 		t.Errorf("task %s runs, not %s", other, got)
 	}
@@ -314,7 +314,7 @@ func TestStopUsesNoAttempt(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	g.Start()
-	<-begun // at once, and though it had one attempt only
+	<-begun // at once, although only one attempt is allowed
 	close(block)
 	if c := rcv.Next(t); c.TaskID() != id || c.Status() != "COMPLETE" {
 		t.Errorf("the callback is %v %s", c.Header, c.Body)

@@ -98,7 +98,7 @@ func TestExitEndsLongPolls(t *testing.T) {
 		}
 		answer <- resp
 	}()
-	<-begun // the client waits by now, or will see that the process exits
+	<-begun // the client waits by now, or learns that the process exits
 	if code := g.Stop(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}

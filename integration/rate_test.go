@@ -16,7 +16,7 @@ func TestDeliveryRateSpreadsAttemptsAndHoldsNobodyElseBack(t *testing.T) {
 	starts := make(chan time.Time, 2*tasks)
 	limited := gatewaytest.NewReceiver(t, func(http.ResponseWriter, *http.Request) { starts <- time.Now() })
 	other := gatewaytest.NewReceiver(t, nil)
-	// With one slot, a host that waited in it would hold the other back.
+	// There is one slot: a limited host that kept it would delay the other host.
 	g := gatewaytest.Start(t, gatewaytest.Delivering("rate 50/10s", "concurrency 1", "slow 1"), gatewaytest.ExampleSite(t))
 	g.Tasks(tasks, func(int) string { return limited.URL })
 	g.Eventually("the API says that the rate holds callbacks back", func() error {

@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// refuseWhile lets a receiver refuse, so that nothing is delivered yet.
+// refuseWhile makes a receiver refuse callbacks while refuse is set.
 func refuseWhile(refuse *atomic.Bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		if refuse.Load() {
@@ -21,11 +21,11 @@ func refuseWhile(refuse *atomic.Bool) http.HandlerFunc {
 	}
 }
 
-// retrySoon has a refused callback come again while a test waits.
+// retrySoon retries a refused callback while a test waits.
 var retrySoon = strings.Replace(gatewaytest.ToLocal, "delivery {", "delivery {\nretry"+strings.Repeat(" 300ms", 100), 1)
 
-// When the client has its response, the result is in the store, so that a crash
-// at that moment does not lose it.
+// The result is stored before the client has its whole response, so that a crash does not
+// lose it.
 func TestResultIsStoredBeforeResponseEnds(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -37,7 +37,7 @@ func TestResultIsStoredBeforeResponseEnds(t *testing.T) {
 			_ = http.NewResponseController(w).Flush()
 			_, _ = io.WriteString(w, "world")
 		case "/large":
-			large := bytes.Repeat([]byte("0123456789abcdef"), 128<<10) // goes out as it comes
+			large := bytes.Repeat([]byte("0123456789abcdef"), 128<<10) // sent while it is read
 			w.Header().Set("Content-Length", fmt.Sprint(len(large)))
 			_, _ = w.Write(large)
 		case "/chunked":
@@ -79,7 +79,7 @@ func TestResultIsStoredBeforeResponseEnds(t *testing.T) {
 					g.Start()
 					id := resp.Header.Get("beam-task-id")
 					c := rcv.Next(t)
-					for c.TaskID() != id { // refused before, or delivered twice: at least once is the promise
+					for c.TaskID() != id { // refused before, or delivered twice: delivery is at least once
 						c = rcv.Next(t)
 					}
 					if c.Status() != "COMPLETE" {
@@ -112,7 +112,7 @@ func TestTaskOfKilledGatewayFails(t *testing.T) {
 		go func() {
 			resp, err := http.DefaultTransport.RoundTrip(req)
 			if err != nil {
-				ids <- "" // killed before its header
+				ids <- "" // killed before the response header
 				return
 			}
 			defer resp.Body.Close()
@@ -122,7 +122,7 @@ func TestTaskOfKilledGatewayFails(t *testing.T) {
 	}
 	<-started
 	<-started
-	told := <-ids // the one that streams
+	told := <-ids // the streaming task
 	g.Kill()
 	<-ids
 	g.Start()

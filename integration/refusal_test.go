@@ -33,9 +33,9 @@ func TestPrivateAddressesAreRefused(t *testing.T) {
 	}
 }
 
-// refusedAtTheDial checks that a callback which was accepted, and is tried again
-// and again, dies when the options change, without another call to its
-// receiver. It returns the last attempt.
+// refusedAtTheDial checks that a callback that was accepted and is being retried dies
+// when the options change, without another request to its receiver. It returns the last
+// attempt.
 func refusedAtTheDial(t *testing.T, before, after, site string, send func(g *gatewaytest.Gateway, url string) string) gatewaytest.Attempt {
 	t.Helper()
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
@@ -127,8 +127,7 @@ func TestProxiesInTheEnvironmentAreNotUsed(t *testing.T) {
 	srv := &http.Server{Handler: rcv.Config.Handler}
 	t.Cleanup(func() { srv.Close() })
 	go func() { _ = srv.Serve(ln) }() // until the test ends
-	// 0.0.0.0 is this machine, but not by the name of a loopback address, for
-	// which no proxy would be used anyway.
+	// 0.0.0.0 is this machine. For a loopback address no proxy would be used.
 	target := fmt.Sprintf("http://0.0.0.0:%d/hook", ln.Addr().(*net.TCPAddr).Port)
 	for _, options := range []string{"delivery {\nallow 0.0.0.0\nports any\n}", ""} {
 		site := gatewaytest.ExampleSite(t)
@@ -139,7 +138,7 @@ func TestProxiesInTheEnvironmentAreNotUsed(t *testing.T) {
 		for _, name := range []string{"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"} {
 			g.Env = append(g.Env, name+"="+proxy.URL)
 		}
-		g.Env = append(g.Env, "NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1") // the app is not what this is about
+		g.Env = append(g.Env, "NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1") // no proxy for the app
 		g.Start()
 		if options == "" {
 			g.Post("/", `{}`)

@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// rawSend sends a request as it is written, and reads the answer's header.
+// rawSend sends a request verbatim and returns the response header.
 func rawSend(t *testing.T, g *gatewaytest.Gateway, request string) *http.Response {
 	t.Helper()
 	conn, err := net.Dial("tcp", g.Addr)

@@ -31,7 +31,7 @@ func TestKillRepeatsOnlyInFlightDeliveries(t *testing.T) {
 		g.Start()
 	}
 	rcv.Arrivals(t, seen, tasks)
-	g.Stop() // what is in flight ends
+	g.Stop() // attempts in flight end
 	for len(rcv.Got) > 0 {
 		seen[rcv.Next(t).TaskID()]++
 	}
@@ -42,7 +42,7 @@ func TestKillRepeatsOnlyInFlightDeliveries(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d callbacks were repeated in %d kills", repeated, tasks, kills)
-	// In flight are those that the receiver has, and those it has just answered.
+	// In flight are callbacks that the receiver has, and those that it has just answered.
 	if repeated > 2*kills*perHost {
 		t.Errorf("%d callbacks were repeated, though %d at most were in flight", repeated, 2*kills*perHost)
 	}
@@ -87,7 +87,7 @@ func TestFailedReloadKeepsDeliveries(t *testing.T) {
 	rcv := gatewaytest.NewReceiver(t, nil)
 	site := gatewaytest.ExampleSite(t)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("secret "+hmacSecret), site)
-	// The other site cannot be served: the generation starts and is taken back.
+	// The other site cannot be served: the generation starts and is stopped again.
 	g.Configure(gatewaytest.Delivering("secret "+otherSecret, "per_host 1"), site+"\n}\nhttp://192.0.2.77:1 {\nbind 192.0.2.77\nrespond ok")
 	if err := g.Reload(); err == nil {
 		t.Fatal("the reload succeeded")
@@ -123,7 +123,7 @@ func TestRetrySurvivesKill(t *testing.T) {
 			t.Errorf("attempt %d says it is attempt %s of %s", n, got.Header.Get("callback-attempt"), got.TaskID())
 		}
 		if n < 3 {
-			g.Attempted(id, n) // the next is scheduled
+			g.Attempted(id, n) // the next attempt is scheduled
 			gatewaytest.Pause(200 * time.Millisecond)
 			g.Kill()
 			g.Start()
@@ -136,7 +136,7 @@ func TestInterruptedAttemptIsNotCounted(t *testing.T) {
 	var stopped atomic.Bool
 	rcv := gatewaytest.NewReceiver(t, func(_ http.ResponseWriter, r *http.Request) {
 		if !stopped.Load() {
-			<-r.Context().Done() // it answers nothing until the gateway hangs up
+			<-r.Context().Done() // does not respond until the gateway disconnects
 		}
 	})
 	g := gatewaytest.New(t, gatewaytest.Delivering("retry 1h"), gatewaytest.ExampleSite(t))
@@ -149,7 +149,7 @@ func TestInterruptedAttemptIsNotCounted(t *testing.T) {
 	}
 	stopped.Store(true)
 	g.Start()
-	// At once, not in an hour, and as the first.
+	// The attempt is repeated at once instead of in an hour, and counts as the first.
 	if c := rcv.Next(t); c.TaskID() != id || c.Header.Get("callback-attempt") != "1" {
 		t.Errorf("the callback is %v", c.Header)
 	}
@@ -176,7 +176,7 @@ func TestAttemptLongerThanLeaseIsMadeOnce(t *testing.T) {
 	options := c.Options() + "\ndelivery {\ntimeout 50s\nallow 127.0.0.1\nports any\n}"
 	options = strings.Replace(options, gatewaytest.ToLocal, "", 1)
 	a := gatewaytest.Start(t, options, gatewaytest.ExampleSite(t))
-	b := gatewaytest.Start(t, options, gatewaytest.ExampleSite(t)) // would take what has expired
+	b := gatewaytest.Start(t, options, gatewaytest.ExampleSite(t)) // takes expired leases
 	id := a.Task(rcv.URL)
 	rcv.Next(t)
 	var got []gatewaytest.Attempt
@@ -203,7 +203,7 @@ func TestDeliveriesStopAndContinueWithApp(t *testing.T) {
 	id := g.Task(rcv.URL)
 	rcv.Next(t)
 	g.Attempted(id, 1)
-	// A configuration without callbacks: no app, and its engine closes.
+	// A configuration without callbacks has no app, so the engine closes.
 	plain := fmt.Sprintf("{\nadmin %s\nauto_https off\n}\nhttp://%s {\nrespond plain\n}\n", g.Admin, g.Addr)
 	if err := os.WriteFile(g.File, []byte(plain), 0o600); err != nil {
 		t.Fatal(err)
@@ -211,7 +211,7 @@ func TestDeliveriesStopAndContinueWithApp(t *testing.T) {
 	if err := g.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	gatewaytest.Pause(2 * time.Second) // the second attempt falls due
+	gatewaytest.Pause(2 * time.Second) // the second attempt becomes due
 	if n := len(rcv.Got); n > 0 {
 		t.Errorf("%d attempts were made without the app", n)
 	}

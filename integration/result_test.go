@@ -15,7 +15,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// numbers is a text of n bytes in which every part is another.
+// numbers returns a text of n bytes that does not repeat.
 func numbers(n int) string {
 	var b strings.Builder
 	for i := 0; b.Len() < n; i++ {
@@ -76,7 +76,7 @@ func TestLargeResultIsTruncated(t *testing.T) {
 		t.Run(path, func(t *testing.T) {
 			req := jsonRequest(t, g, rcv)
 			req.URL.Path = path
-			req.Header.Set("Accept-Encoding", "gzip") // ours: the transport decodes nothing
+			req.Header.Set("Accept-Encoding", "gzip") // set by hand, so the transport decodes nothing
 			resp, err := http.DefaultTransport.RoundTrip(req)
 			if err != nil {
 				t.Fatal(err)
@@ -133,7 +133,7 @@ func TestTruncatedRawResultStaysEncoded(t *testing.T) {
 	}
 }
 
-// The store keeps what does not fit in a message elsewhere.
+// The store keeps results that are larger than a message elsewhere.
 func TestLargeResultArrivesWhole(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {

@@ -21,15 +21,15 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
-// oneRun is a `caddy callback run` in a process of its own.
+// oneRun is a `caddy callback run` in its own process.
 type oneRun struct {
 	t              *testing.T
-	dir            string // where it keeps what it keeps
+	dir            string // for its files
 	cmd            *exec.Cmd
 	stdout, stderr gatewaytest.LogBuffer
 }
 
-// newRun makes a run that is not started.
+// newRun returns a run that is not started.
 func newRun(t *testing.T, args ...string) *oneRun {
 	t.Helper()
 	self, err := os.Executable()
@@ -52,7 +52,7 @@ func (r *oneRun) start() *oneRun {
 	return r
 }
 
-// wait returns how the run ended, and wants that nothing of it is left.
+// wait returns how the run ended. It fails the test if files remain.
 func (r *oneRun) wait() command {
 	r.t.Helper()
 	var exit *exec.ExitError
@@ -66,7 +66,7 @@ func (r *oneRun) wait() command {
 	return command{r.stdout.String(), r.stderr.String(), r.cmd.ProcessState.ExitCode()}
 }
 
-// interrupt does what Ctrl-C does.
+// interrupt sends what Ctrl-C sends.
 func (r *oneRun) interrupt() {
 	r.t.Helper()
 	if err := r.cmd.Process.Signal(os.Interrupt); err != nil {
@@ -74,7 +74,7 @@ func (r *oneRun) interrupt() {
 	}
 }
 
-// runTask runs a task to its end.
+// runTask runs a task until it ends.
 func runTask(t *testing.T, args ...string) command {
 	t.Helper()
 	return newRun(t, args...).start().wait()
@@ -136,7 +136,7 @@ func TestRunPrintsResponseAndCallsBack(t *testing.T) {
 	}
 }
 
-// deliveredLine is all that a run prints on standard error if nothing fails.
+// deliveredLine matches the output on standard error if nothing fails.
 var deliveredLine = regexp.MustCompile(`\ACOMPLETE; callback delivered; task [0-9a-f-]{36}\n\z`)
 
 func TestRunCallsURLInData(t *testing.T) {
@@ -148,7 +148,7 @@ func TestRunCallsURLInData(t *testing.T) {
 	if got := rcv.Next(t); got.Header.Get("Content-Type") != "application/json" || !strings.Contains(got.Body, `"data":"done"`) {
 		t.Errorf("the callback is %v %s", got.Header, got.Body)
 	}
-	// The command line's own wins over it.
+	// The option on the command line overrides it.
 	runTask(t, "--to", "http://"+app, "--data", data, "--callback-url", other.URL).wantCode(t, 0)
 	other.Next(t)
 	if len(rcv.Got) > 0 {
@@ -209,7 +209,7 @@ func TestRunExitCodes(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			runTask(t, test.args...).wantCode(t, test.code) // without a callback it is the same
+			runTask(t, test.args...).wantCode(t, test.code) // the same without a callback
 			c := runTask(t, append(test.args, "--callback-url", rcv.URL)...)
 			c.wantCode(t, test.code)
 			got := rcv.Next(t)
@@ -308,7 +308,7 @@ func TestRunInterruptedTwice(t *testing.T) {
 		}
 		return nil
 	})
-	// Two that come at once are one.
+	// Two signals that arrive at once count as one.
 	ended := make(chan command, 1)
 	go func() { ended <- r.wait() }()
 	again := time.NewTicker(100 * time.Millisecond)
@@ -322,7 +322,7 @@ func TestRunInterruptedTwice(t *testing.T) {
 			}
 			return
 		case <-again.C:
-			_ = r.cmd.Process.Signal(os.Interrupt) // it may have ended
+			_ = r.cmd.Process.Signal(os.Interrupt) // the process may have ended
 		case <-t.Context().Done():
 			t.Fatal("it waits on")
 		}
@@ -374,7 +374,7 @@ func TestRunUsageErrorsNameFlag(t *testing.T) {
 
 func TestRunPassesBytesOn(t *testing.T) {
 	t.Parallel()
-	// 20 MB of every byte there is, more than a callback posts whole.
+	// 20 MB with all byte values: more than a callback posts whole.
 	sent := bytes.Repeat([]byte(allBytes()), 20<<20/256)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
@@ -382,7 +382,7 @@ func TestRunPassesBytesOn(t *testing.T) {
 	})
 	rcv := gatewaytest.NewReceiver(t, nil)
 	r := newRun(t, "--to", "http://"+app, "--data", "@-", "--callback-url", rcv.URL,
-		"--config", deliveryFile(t, "timeout 2m")) // the receiver parses it, and the race detector takes its time
+		"--config", deliveryFile(t, "timeout 2m")) // the receiver parses the body, which is slow with the race detector
 	r.cmd.Stdin = bytes.NewReader(sent)
 	c := r.start().wait()
 	c.wantCode(t, 0)

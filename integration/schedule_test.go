@@ -12,13 +12,13 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// run is a task of a schedule that reached the app.
+// run is a task of a schedule that the app received.
 type run struct {
 	id, uri string
 	at      time.Time
 }
 
-// newScheduledApp starts an app that reports each task it gets.
+// newScheduledApp starts an app that reports each task.
 func newScheduledApp(t *testing.T) (addr string, runs chan run) {
 	runs = make(chan run, 1000)
 	addr = gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
@@ -54,9 +54,9 @@ func TestMissedRunsAreMadeUpForByOne(t *testing.T) {
 			g := gatewaytest.Start(t, every("5s", "/t"), "task_queue /t* q {\nreverse_proxy "+app+"\n}")
 			id := nextRun(t, runs).id
 			seen := map[string]bool{id: true}
-			reaches(t, g, "/t", id, task.Done) // or it would run again
+			reaches(t, g, "/t", id, task.Done) // otherwise it would run again
 			end(g)
-			gatewaytest.Pause(11 * time.Second) // two run times, or three
+			gatewaytest.Pause(11 * time.Second) // two or three run times
 			for len(runs) > 0 {
 				t.Fatalf("the task %s came too soon", (<-runs).id)
 			}
@@ -113,8 +113,8 @@ func TestFailedReloadKeepsSchedules(t *testing.T) {
 	site := "task_queue /t* q {\nreverse_proxy " + app + "\n}"
 	g := gatewaytest.Start(t, every("1s", "/t/old"), site)
 	nextRun(t, runs)
-	// The other site cannot be served. Apps start in any order: whether the
-	// schedules are set before that is found out is a matter of luck.
+	// The other site cannot be served. Apps start in any order, so the schedules may or
+	// may not be set before the failure.
 	g.Configure(every("1s", "/t/new"), site+"\n}\nhttp://192.0.2.77:1 {\nbind 192.0.2.77\nrespond ok")
 	for range 6 {
 		if err := g.Reload(); err == nil {
@@ -122,7 +122,7 @@ func TestFailedReloadKeepsSchedules(t *testing.T) {
 		}
 	}
 	for nextRun(t, runs).uri != "/t/old" {
-		// One may have come in the meantime.
+		// A run of the new generation may have arrived in the meantime.
 	}
 	for range 2 {
 		if k := nextRun(t, runs); k.uri != "/t/old" {
@@ -137,7 +137,7 @@ func TestReloadKeepsRunTimes(t *testing.T) {
 	site := "task_queue /t* q {\nreverse_proxy " + app + "\n}"
 	g := gatewaytest.Start(t, every("4s", "/t/kept"), site)
 	started := time.Now()
-	// If a reload began the interval anew, no run would come while they go on.
+	// If a reload restarted the interval, no run would occur while reloads continue.
 	for i := 0; len(runs) == 0; i++ {
 		gatewaytest.Pause(500 * time.Millisecond)
 		if time.Since(started) > gatewaytest.Patience {
@@ -167,7 +167,7 @@ func TestReloadKeepsRunTimes(t *testing.T) {
 	if err := g.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	gatewaytest.Pause(500 * time.Millisecond) // what was under way
+	gatewaytest.Pause(500 * time.Millisecond) // let running tasks end
 	for len(runs) > 0 {
 		<-runs
 	}
@@ -197,7 +197,7 @@ func TestScheduleBodyNamesCallback(t *testing.T) {
 			body `+"`"+`{"callback_url":%q}`+"`"+`
 		}
 	}`, rcv.URL), "callback\ntask_queue /t* q {\nreverse_proxy "+app+"\n}")
-	c := rcv.Next(t) // the operator wrote it: it may be a private address
+	c := rcv.Next(t) // the operator wrote the body, so a private address is allowed
 	if c.Status() != "COMPLETE" || !strings.HasPrefix(c.Body, "response=PUT+reports.example+nightly+") {
 		t.Errorf("the callback is %v %s", c.Header, c.Body)
 	}
@@ -212,7 +212,7 @@ func TestScheduleTimeZones(t *testing.T) {
 	now := time.Now().In(zone(t, "Asia/Tokyo")).Add(90 * time.Second)
 	g := gatewaytest.New(t, fmt.Sprintf("queue q {\nschedule \"%d %d * * *\" Asia/Tokyo\nschedule \"30 2 * * MON-FRI\" Europe/Paris\nschedule @daily\n}",
 		now.Minute(), now.Hour()), "task_queue /t* q {\nrespond yes\n}")
-	g.Start() // the engine takes them all
+	g.Start() // the engine stores all of them
 }
 
 func zone(t *testing.T, name string) *time.Location {

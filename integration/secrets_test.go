@@ -15,24 +15,23 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// plantedKey is a secret with a word in it.
+// plantedKey is a secret that contains a word to search for.
 var plantedKey = "whsec_" + base64.StdEncoding.EncodeToString([]byte("planted-signing-key-of-the-gateway"))
 
-// planted are the words that must be found nowhere but where they belong. Where
-// that is is said at each.
+// planted are words that must appear only in their own places, named at each.
 var planted = []string{
-	strings.TrimPrefix(plantedKey, "whsec_"), // of the options
+	strings.TrimPrefix(plantedKey, "whsec_"), // in the options
 	"planted-signing-key",                    // the same, decoded
-	"planted-callback-header",                // of the option header: for receivers
-	"planted-own-query",                      // of the operator's URL: for that receiver
-	"planted-query",                          // of a client's URL: for that receiver
-	"planted-user", "planted-password",       // in a client's URL: for nobody, it is refused
-	"planted-authorization", "planted-cookie", // of a request: for the app
-	"planted-request-body",  // for the app, and for receivers if it answers with it
+	"planted-callback-header",                // in the option header: for receivers
+	"planted-own-query",                      // in the operator's URL: for that receiver
+	"planted-query",                          // in a client's URL: for that receiver
+	"planted-user", "planted-password",       // in a client's URL: for nobody, because it is refused
+	"planted-authorization", "planted-cookie", // in a request: for the app
+	"planted-request-body",  // for the app, and for receivers if the app echoes it
 	"planted-response-body", // for the client and the receiver
-	"planted-set-cookie",    // of the app's response: for the client
-	"planted-nats-password", // of the options
-	"planted-credentials",   // of a file that the options name
+	"planted-set-cookie",    // in the app's response: for the client
+	"planted-nats-password", // in the options
+	"planted-credentials",   // in a file that the options name
 }
 
 // leaks returns the planted words in a text.
@@ -45,7 +44,7 @@ func leaks(text string) (found []string) {
 	return found
 }
 
-// wantNoSecrets checks a text in which nothing planted belongs.
+// wantNoSecrets checks that a text contains no planted word.
 func wantNoSecrets(t *testing.T, where, text string) {
 	t.Helper()
 	for _, word := range leaks(text) {
@@ -54,7 +53,7 @@ func wantNoSecrets(t *testing.T, where, text string) {
 	}
 }
 
-// plant sends a request with all of a client's secrets.
+// plant sends a request with all secrets of a client.
 func plant(g *gatewaytest.Gateway, path, callbackURL string) (*http.Response, string) {
 	body, err := json.Marshal(map[string]string{"prompt": "planted-request-body", "callback_url": callbackURL})
 	if err != nil {
@@ -64,15 +63,15 @@ func plant(g *gatewaytest.Gateway, path, callbackURL string) (*http.Response, st
 		"Authorization", "Bearer planted-authorization", "Cookie", "session=planted-cookie")
 }
 
-// TestSecretsAreNeverShown plants secrets and takes every
-// path there is from a request to its end, at the level DEBUG. Not looked at are
-// headers that Caddy itself logs at DEBUG, which are all but Authorization, Cookie,
-// Set-Cookie and Proxy-Authorization; its /config/, which is the configuration; what is sent to a
-// callback_inbox, which shows it; and <path>/<id>/result, which is the response.
+// TestSecretsAreNeverShown plants secrets and covers all ways in which a request can end,
+// at the level DEBUG. It leaves out: headers that Caddy itself logs at DEBUG, which are
+// all except Authorization, Cookie, Set-Cookie and Proxy-Authorization; Caddy's /config/,
+// which is the configuration; requests to a callback_inbox, which shows them; and
+// <path>/<id>/result, which is the response.
 func TestSecretsAreNeverShown(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body) // one that is cut was cut by the gateway
+		body, _ := io.ReadAll(r.Body) // on an error, the gateway has cut the body
 		switch {
 		case strings.HasSuffix(r.URL.Path, "/slow"):
 			<-r.Context().Done()
@@ -94,7 +93,7 @@ func TestSecretsAreNeverShown(t *testing.T) {
 			}
 		case "/never":
 			w.WriteHeader(http.StatusInternalServerError)
-		case "/mirror": // sends all back that it got, but the body
+		case "/mirror": // echoes the request without the body
 			w.Header().Set("X-Mirror", r.URL.String()+" "+r.Header.Get("X-Token"))
 			w.Header().Set("Set-Cookie", "id=planted-set-cookie")
 			w.WriteHeader(http.StatusInternalServerError)
@@ -192,13 +191,13 @@ func TestSecretsAreNeverShown(t *testing.T) {
 	}
 }
 
-// lookAtWhatOperatorsSee reads all that operators and those who poll can read.
+// lookAtWhatOperatorsSee reads everything that operators and polling clients can read.
 func lookAtWhatOperatorsSee(t *testing.T, g *gatewaytest.Gateway, ids map[string]string) {
 	t.Helper()
 	admin := "http://" + g.Admin
 	urls := []string{
 		admin + "/metrics", g.URL("/q/" + ids["queue"]), g.URL("/q/" + ids["queue, timeout"]),
-		g.URL("/q/" + ids["success"]), // of no queue: it is not found
+		g.URL("/q/" + ids["success"]), // in no queue: not found
 	}
 	for _, id := range ids {
 		urls = append(urls, g.URL("/status/"+id))
@@ -236,19 +235,19 @@ func lookAtWhatOperatorsSee(t *testing.T, g *gatewaytest.Gateway, ids map[string
 	}
 }
 
-// echoing is a receiver that answers with what it got, and is no HTTP: what Go
-// says of that quotes it.
+// echoing is a receiver that is not an HTTP server and echoes what it receives. Go quotes
+// it in the error.
 func echoing(t *testing.T) string {
 	t.Helper()
 	return gatewaytest.NewPeer(t, func(conn net.Conn) {
 		got := make([]byte, 4096)
-		n, _ := conn.Read(got)     // what came is enough
-		_, _ = conn.Write(got[:n]) // the sender may have left
+		n, _ := conn.Read(got)     // one read is enough
+		_, _ = conn.Write(got[:n]) // the sender may have disconnected
 	})
 }
 
-// TestConfigurationErrorsShowNoSecret starts and reloads with secrets
-// that cannot be used.
+// TestConfigurationErrorsShowNoSecret starts and reloads with secrets that cannot be
+// used.
 func TestConfigurationErrorsShowNoSecret(t *testing.T) {
 	t.Parallel()
 	credentials := filepath.Join(t.TempDir(), "credentials")
@@ -277,8 +276,8 @@ func TestConfigurationErrorsShowNoSecret(t *testing.T) {
 			}
 			c := runCaddy(t, t.TempDir(), "validate", "--config", g.File, "--adapter", "caddyfile")
 			wantNoSecrets(t, "what validate says", c.stdout+c.stderr)
-			// The engine being away is no error: it is said in the log. Either way it
-			// is told to clients.
+			// An unavailable engine is not an error of the configuration: it is logged.
+			// In both cases clients get an error.
 			resp, text := g.Post("/", `{"callback_url":"https://callbacks.example/hook?token=planted-query"}`)
 			if err == nil && resp.StatusCode != http.StatusServiceUnavailable {
 				t.Errorf("nothing is wrong with it: %s", resp.Status)

@@ -22,8 +22,7 @@ const (
 	otherSecret = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 )
 
-// verified checks a callback as a receiver with the specification's own library
-// does.
+// verified checks a callback with the specification's own library, as a receiver does.
 func verified(secret string, got gatewaytest.Callback) error {
 	hook, err := standardwebhooks.NewWebhook(secret)
 	if err != nil {
@@ -153,7 +152,7 @@ func TestReloadRotatesKey(t *testing.T) {
 	}
 }
 
-// derivedKey returns what `caddy callback key` prints.
+// derivedKey returns the output of `caddy callback key`.
 func derivedKey(t *testing.T, value string, args ...string) []string {
 	t.Helper()
 	c := runCaddy(t, t.TempDir(), append([]string{"callback", "key", value}, args...)...)
@@ -220,7 +219,7 @@ func TestDerivedKeysRotateWithTheSecret(t *testing.T) {
 		t.Error(err)
 	}
 
-	// The stored value counts, whatever derive_keys says when the callback is sent.
+	// The stored value counts, even if derive_keys differs when the callback is sent.
 	g.Edit("secret "+hmacSecret, "secret "+otherSecret+" "+signing)
 	g.Edit("{header.x-customer}", "{header.x-other}")
 	if err := g.Reload(); err != nil {

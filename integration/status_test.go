@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// waitingApp is an endpoint that answers when it is told to.
+// waitingApp is an endpoint that responds when the test lets it.
 type waitingApp struct {
 	addr   string
 	begun  chan string // IDs of tasks
@@ -24,7 +24,7 @@ func newWaitingApp(t *testing.T) *waitingApp {
 	t.Helper()
 	a := &waitingApp{begun: make(chan string), finish: make(chan struct{})}
 	a.addr = gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body) // the server sees only then that the gateway leaves
+		_, _ = io.Copy(io.Discard, r.Body) // the server notices a disconnect only after this
 		select {
 		case a.begun <- r.Header.Get("beam-task-id"):
 		case <-r.Context().Done():
@@ -43,8 +43,8 @@ func newWaitingApp(t *testing.T) *waitingApp {
 	return a
 }
 
-// ask sends a request as a client that waits, and returns the task's ID once its
-// endpoint has it, and the status that the client gets.
+// ask sends a request as a client that waits. When the endpoint has the request, ask
+// returns the task's ID. status receives the status that the client gets.
 func (a *waitingApp) ask(t *testing.T, g *gatewaytest.Gateway, callbackURL string) (id string, status <-chan int) {
 	t.Helper()
 	got := make(chan int, 1)
@@ -60,7 +60,7 @@ func (a *waitingApp) ask(t *testing.T, g *gatewaytest.Gateway, callbackURL strin
 	return <-a.begun, got
 }
 
-// wantDetail checks the status of an answer, and a word of its text.
+// wantDetail checks the status of a response and a word of its text.
 func wantDetail(t *testing.T, g *gatewaytest.Gateway, method, path string, status int, detail string) *http.Response {
 	t.Helper()
 	resp, text := g.Do(method, path, "")
@@ -160,7 +160,7 @@ func TestStatusUndoesContentCoding(t *testing.T) {
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		var zipped bytes.Buffer
 		zip := gzip.NewWriter(&zipped)
-		_, _ = io.WriteString(zip, answer) // to memory
+		_, _ = io.WriteString(zip, answer) // in memory
 		_ = zip.Close()
 		w.Header().Set("Content-Encoding", "gzip")
 		_, _ = w.Write(zipped.Bytes())
@@ -188,8 +188,8 @@ func TestStatusOfResultThatIsNotKept(t *testing.T) {
 	wantDetail(t, g, http.MethodGet, "/tasks/"+id, 200, id)
 }
 
-// Requests to task_status are no tasks, even if a callback or a queue around it, or
-// beside it, takes every request.
+// Requests to task_status are not tasks, even if a callback or a queue around or beside
+// it accepts every request.
 func TestStatusRequestIsNoTask(t *testing.T) {
 	t.Parallel()
 	for name, site := range map[string]string{
@@ -256,8 +256,8 @@ func TestStatusBehindAuthentication(t *testing.T) {
 	}
 }
 
-// A client sees the host of a URL that a request named, and how the attempts ended,
-// but nothing of the operator's URL, nor of what receivers answer.
+// A client sees the host of a URL that a request named, and the outcomes of the attempts.
+// It sees neither the operator's URL nor responses of receivers.
 func TestStatusHidesOperatorsURL(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -321,8 +321,7 @@ func TestStatusAfterKill(t *testing.T) {
 	wantDetail(t, g, http.MethodGet, "/tasks/"+id+"/result", 502, "")
 }
 
-// Another gateway of the cluster than the one that runs a task knows it, and can
-// cancel it.
+// All gateways of a cluster can look up and cancel a task, not only the one that runs it.
 func TestStatusOnOtherGateway(t *testing.T) {
 	t.Parallel()
 	c := gatewaytest.StartCluster(t, 1)

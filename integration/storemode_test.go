@@ -13,8 +13,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// withoutUmask makes a gateway's process, which is this binary, start with a umask
-// that takes nothing away.
+// withoutUmask makes a gateway's process, which is this binary, start with an empty
+// umask.
 const withoutUmask = "CALLBACK_TEST_WITHOUT_UMASK"
 
 func init() {
@@ -23,8 +23,8 @@ func init() {
 	}
 }
 
-// TestStorePermissions looks at the store after a start,
-// a reload and a crash: it has other people's requests and results in it.
+// TestStorePermissions checks the store after a start, a reload and a crash, because it
+// contains requests and results.
 func TestStorePermissions(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -41,11 +41,11 @@ func TestStorePermissions(t *testing.T) {
 		store := filepath.Join(g.Dir, "store")
 		err := filepath.WalkDir(store, func(path string, d fs.DirEntry, err error) error {
 			if err != nil {
-				return nil // gone again
+				return nil // already removed
 			}
 			info, err := d.Info()
 			switch {
-			case err != nil: // gone again
+			case err != nil: // already removed
 			case path == store && info.Mode().Perm() != 0o700:
 				t.Errorf("%s: the folder is %v", when, info.Mode())
 			case d.IsDir():

@@ -30,7 +30,7 @@ func jsonRequest(t *testing.T, g *gatewaytest.Gateway, rcv *gatewaytest.Receiver
 
 func TestCapturedEventsReachClientOneByOne(t *testing.T) {
 	t.Parallel()
-	seen := make(chan int) // what the client has seen, before the app sends more
+	seen := make(chan int) // what the client has received before the app sends more
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
 		rc := http.NewResponseController(w)
@@ -41,7 +41,7 @@ func TestCapturedEventsReachClientOneByOne(t *testing.T) {
 			}
 		}
 	})
-	for _, coding := range []string{"identity", "gzip"} { // encode sits between callback and the client
+	for _, coding := range []string{"identity", "gzip"} { // encode is between the callback handler and the client
 		t.Run(coding, func(t *testing.T) {
 			rcv := gatewaytest.NewReceiver(t, nil)
 			g := gatewaytest.Start(t, gatewaytest.ToLocal, "encode gzip {\nminimum_length 0\n}\ncallback\nreverse_proxy "+app)
@@ -120,9 +120,8 @@ func TestTrailersAndEarlyHintsPass(t *testing.T) {
 	}
 }
 
-// Java's own client and curl --http2 offer h2c with a request like any other. It is
-// a task, and the app does not see the offer: a connection that it took up would
-// have no response.
+// Java's client and curl --http2 offer h2c with every request. Such a request is a task,
+// and the app does not see the offer: if it switched, the task would have no response.
 func TestOfferOfHTTP2KeepsCallback(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
@@ -184,7 +183,7 @@ func TestUpgradedConnectionPasses(t *testing.T) {
 	}
 }
 
-// part is what an app sends at once; more than a socket's buffers hold in sum.
+// part is what an app writes at once. Together, the parts exceed the socket buffers.
 var part = strings.Repeat("0123456789abcdef", 4<<10)
 
 func TestTaskContinuesWhenClientDisconnects(t *testing.T) {
@@ -304,7 +303,7 @@ func TestClientDisconnectsDuringRequest(t *testing.T) {
 	if err := errors.Join(err, conn.Close()); err != nil {
 		t.Fatal(err)
 	}
-	// The app may see no request, or one that breaks off.
+	// The app may see no request, or an incomplete one.
 	resp, _ := g.Do("POST", "/", `{"callback_url":"`+rcv.URL+`"}`, "Content-Type", "application/json")
 	if c := rcv.Next(t); c.TaskID() != resp.Header.Get("beam-task-id") {
 		t.Errorf("a request that was not whole had callback %s %q", c.Status(), c.Body)

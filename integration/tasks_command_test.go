@@ -205,7 +205,7 @@ func TestTasksUsageErrors(t *testing.T) {
 	if gone.code != 1 || !strings.Contains(gone.stderr, "--address") {
 		t.Errorf("of no gateway it says %d %q", gone.code, gone.stderr)
 	}
-	// A wrong address, where something says 200 to everything.
+	// A wrong address, where a server responds with 200 to everything.
 	other := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "{}") })
 	for _, args := range [][]string{{"tasks"}, {"tasks", "--json"}, {"show", "x"}, {"show", "x", "--json"}, {"redeliver", "x"}, {"redeliver", "--all"}} {
 		got := runCaddy(t, t.TempDir(), append(append([]string{"callback"}, args...), "--address", other)...)
@@ -250,12 +250,12 @@ func TestShellCompletion(t *testing.T) {
 	}
 }
 
-// listener is `caddy callback listen` as it runs.
+// listener is a running `caddy callback listen`.
 type listener struct {
 	t     *testing.T
 	cmd   *exec.Cmd
 	out   io.Closer      // standard output
-	lines *bufio.Scanner // of it
+	lines *bufio.Scanner // of standard output
 	url   string
 }
 
@@ -286,7 +286,7 @@ func listen(t *testing.T, args ...string) *listener {
 	return &listener{t, cmd, stdout, bufio.NewScanner(stdout), "http://" + addr + "/hook"}
 }
 
-// until reads lines to one that has the text.
+// until reads lines up to one that contains the text.
 func (l *listener) until(text string) (all string) {
 	l.t.Helper()
 	for l.lines.Scan() {
@@ -375,7 +375,7 @@ func TestCallbacksAreForwardedAndTheirAnswersPrinted(t *testing.T) {
 	l := listen(t, "--forward-to", rcv.URL)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1s"), gatewaytest.ExampleSite(t))
 	id := g.Task(l.url)
-	// The answer is passed back, so that the gateway retries.
+	// The response is passed on, so the gateway retries.
 	for _, want := range []string{"forwarded: 503 Service Unavailable in ", "forwarded: 200 OK in "} {
 		l.until(want)
 		if got := l.until("thank you"); strings.Contains(got, "\x1b") {
@@ -437,7 +437,7 @@ func TestQueuesHostsAndSchedulesAreListedFromAShell(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"show", id[:13]}, id}, // the beginning of an ID is enough
+		{[]string{"show", id[:13]}, id}, // a prefix of an ID is enough
 		{[]string{"show", strings.ToUpper(id)}, id},
 		{[]string{"result", id}, `{"response":"example response"}`},
 		{[]string{"result", id, "--callback"}, "response=example+response"},

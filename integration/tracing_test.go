@@ -17,7 +17,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// spans is a receiver of traces, as an OpenTelemetry collector is.
+// spans is a receiver of traces, like an OpenTelemetry collector.
 type spans struct {
 	url string
 
@@ -31,7 +31,7 @@ func newSpans(t *testing.T) *spans {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
-			return // the gateway was killed in the middle
+			return // the gateway was killed while sending
 		}
 		var export collector.ExportTraceServiceRequest
 		if err := proto.Unmarshal(body, &export); err != nil || r.URL.Path != "/v1/traces" {
@@ -57,7 +57,7 @@ func (s *spans) env() []string {
 		"OTEL_SERVICE_NAME=gateway", "OTEL_BSP_SCHEDULE_DELAY=20"}
 }
 
-// find waits for the span that has this traceparent, or, if it is none, this name.
+// find waits for the span that has this traceparent or name.
 func (s *spans) find(t *testing.T, what string) (found *otlp.Span) {
 	t.Helper()
 	gatewaytest.Eventually(t, "the span "+what, func() error {
@@ -85,7 +85,7 @@ func traceparentOf(span *otlp.Span) string {
 	return fmt.Sprintf("00-%x-%x-01", span.GetTraceId(), span.GetSpanId())
 }
 
-// attributes are those of a span, as text.
+// attributes returns the attributes of a span as text.
 func attributes(span *otlp.Span) map[string]string {
 	found := make(map[string]string)
 	for _, a := range span.GetAttributes() {
@@ -110,7 +110,7 @@ func below(t *testing.T, child, parent *otlp.Span, kind otlp.Span_SpanKind) {
 	}
 }
 
-// has checks attributes of a span.
+// has checks that a span has the attributes.
 func has(t *testing.T, span *otlp.Span, want map[string]string) {
 	t.Helper()
 	got := attributes(span)
@@ -153,7 +153,7 @@ func TestTaskAndAttemptsShareTrace(t *testing.T) {
 	below(t, first, accepted, otlp.Span_SPAN_KIND_CLIENT)
 	has(t, first, map[string]string{"callback.task_id": id, "callback.attempt": "1", "callback.outcome": "retry",
 		"http.request.method": "POST", "http.response.status_code": "500", "error.type": "500", "server.address": "127.0.0.1"})
-	if err := g.Reload(); err != nil { // the next attempt is the new generation's
+	if err := g.Reload(); err != nil { // the new generation makes the next attempt
 		t.Fatal(err)
 	}
 	second := traced.find(t, rcv.Next(t).Header.Get("Traceparent"))
@@ -196,7 +196,7 @@ func TestTraceSurvivesKill(t *testing.T) {
 			has(t, traced.find(t, first.Header.Get("Traceparent")),
 				map[string]string{"callback.task_id": first.TaskID(), "callback.attempt": "1"})
 
-			// The process that continues has seen no request.
+			// The process that continues has not seen the request.
 			g.Kill()
 			if another {
 				g = gatewaytest.New(t, options, site)

@@ -75,7 +75,7 @@ func TestTroubleshootingPolling(t *testing.T) {
 	site = strings.ReplaceAll(site, "reverse_proxy app:9000", "respond ok")
 	for name, test := range map[string]struct {
 		site string
-		body string // what polling answers, or a part
+		body string // the response to polling, or a part
 	}{
 		"the fix":           {site, `"state":`},
 		"without the tasks": {strings.Replace(site, " /train/*", "", 1), ""},

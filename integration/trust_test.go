@@ -169,7 +169,7 @@ func TestResultContentEncoding(t *testing.T) {
 			w.Header().Set("Content-Encoding", r.Header.Get("X-Coding"))
 		}
 		w.Header().Set("Etag", `"1"`)
-		_, _ = w.Write(body) // the gateway's to notice
+		_, _ = w.Write(body) // the gateway notices an error
 	})
 	g := gatewaytest.Start(t, "", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
 	for _, c := range []struct {
@@ -236,7 +236,7 @@ func TestUnrequestedUpgradeFails(t *testing.T) {
 	if c := rcv.Next(t); c.Status() != "FAILED" || !strings.HasPrefix(c.Body, "error=") {
 		t.Errorf("the callback is %s %s", c.Status(), c.Body)
 	}
-	// A queue tries again, so its verdict would be long in coming.
+	// A queue retries, so the verdict would take long.
 	id := accepted(t, g, "/q", `{}`)
 	gatewaytest.Eventually(t, "the task is to run again", func() error {
 		doc, err := document(g, "/q", id)
@@ -250,7 +250,7 @@ func TestUnrequestedUpgradeFails(t *testing.T) {
 func TestCanceledTasksAreCounted(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body) // the server watches for its client only then
+		_, _ = io.Copy(io.Discard, r.Body) // the server notices a disconnect only after this
 		<-r.Context().Done()
 	})
 	g := gatewaytest.Start(t, "queue q {\nworkers 1\n}", "task_queue /q* q {\nreverse_proxy "+app+"\n}")
@@ -268,15 +268,15 @@ func TestCanceledTasksAreCounted(t *testing.T) {
 
 func TestUnreadResponseDoesNotChangeVerdict(t *testing.T) {
 	t.Parallel()
-	const size = 32 << 20 // more than sockets buffer
+	const size = 32 << 20 // more than the sockets buffer
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/length" {
 			w.Header().Set("Content-Length", fmt.Sprint(size))
 		}
-		_, _ = io.CopyN(w, zeros{}, size) // the gateway's to notice
+		_, _ = io.CopyN(w, zeros{}, size) // the gateway notices an error
 	})
 	rcv := gatewaytest.NewReceiver(t, nil)
-	// The response has to be held up for a while when the time is up.
+	// The response must be stalled for a while when the deadline passes.
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback {\ntimeout 8s\nmax_result 1KiB\n}\nreverse_proxy "+app)
 	for _, path := range []string{"/length", "/chunked"} {
 		body := fmt.Sprintf(`{"callback_url":%q}`, rcv.URL+path)

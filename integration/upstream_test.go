@@ -83,8 +83,8 @@ func newH2App(t *testing.T, handler http.HandlerFunc) string {
 	return strings.TrimPrefix(app.URL, "http://")
 }
 
-// A request that never ends gets its verdict at the deadline. What the client
-// sends after that is not read.
+// A request that never ends gets its verdict at the deadline. The gateway does not read
+// what the client sends after that.
 func TestStalledUploadTimesOut(t *testing.T) {
 	t.Parallel()
 	stalled := func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }
@@ -125,7 +125,7 @@ func TestStalledUploadTimesOut(t *testing.T) {
 
 func TestTaskContinuesWhenClientStopsReading(t *testing.T) {
 	t.Parallel()
-	const size = 8 << 20 // more than the sockets between take
+	const size = 8 << 20 // more than the sockets between them buffer
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain")
 		_, _ = io.WriteString(w, strings.Repeat("x", size))

@@ -17,7 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// misbehave is a handler that does what handlers should not do.
+// misbehave is a handler with the mistakes that handlers can make.
 type misbehave struct {
 	How string `json:"how"`
 }
@@ -59,16 +59,16 @@ func (m misbehave) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp
 		_, err := io.WriteString(w, "ok")
 		return err
 	case "outlast":
-		<-r.Context().Done() // and then answer all the same
+		<-r.Context().Done() // and respond nevertheless
 		w.Header().Set("X-Late", "yes")
 		w.WriteHeader(http.StatusAccepted)
 		_, err := io.WriteString(w, "late")
 		return err
 	}
-	return nil // and write nothing
+	return nil // without a response
 }
 
-// errorOf is the sentence of a callback that has no result.
+// errorOf returns the error in a callback without a result.
 func errorOf(t *testing.T, c gatewaytest.Callback) string {
 	t.Helper()
 	form, err := url.ParseQuery(c.Body)
@@ -100,7 +100,7 @@ func TestEndpointStatusDecidesVerdict(t *testing.T) {
 	} {
 		req := jsonRequest(t, g, rcv)
 		req.URL.Path = fmt.Sprint("/", status)
-		resp, err := http.DefaultTransport.RoundTrip(req) // follows no redirects
+		resp, err := http.DefaultTransport.RoundTrip(req) // does not follow redirects
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -267,7 +267,8 @@ func TestTaskTimeout(t *testing.T) {
 			if cb.TaskID() != id || cb.Status() != "TIMEOUT" || cb.Header.Get("callback-upstream-status") != "" {
 				t.Errorf("the callback is of task %s, %s, after %q", cb.TaskID(), cb.Status(), cb.Header.Get("callback-upstream-status"))
 			}
-			// What comes late has no callback: it would come before the next task's.
+			// A late response has no callback: it would arrive before that of the next
+			// task.
 			resp, _ = g.Post("/fence", `{"callback_url":"`+rcv.URL+`"}`)
 			if cb := rcv.Next(t); cb.TaskID() != resp.Header.Get("beam-task-id") || cb.Status() != "COMPLETE" {
 				t.Errorf("there is another callback: task %s, %s %q", cb.TaskID(), cb.Status(), cb.Body)
@@ -292,7 +293,7 @@ func TestStreamTimeout(t *testing.T) {
 					select {
 					case <-r.Context().Done():
 						err = r.Context().Err()
-					case <-time.After(10 * time.Millisecond): // a stream's own pace
+					case <-time.After(10 * time.Millisecond): // the pace of a stream
 					}
 				}
 				close(canceled)

@@ -20,7 +20,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// How the README gets the code, and starts the example and a run.
+// The README's commands that get the code, and start the example and a run.
 const (
 	cloneCommand = "git clone https://github.com/caddy-callback/caddy-callback && cd caddy-callback"
 	startExample = "go run ./cmd/caddy run --config Caddyfile.example"
@@ -33,13 +33,12 @@ type walkthrough struct {
 	g    *gatewaytest.Gateway
 	curl func(t *testing.T, args []string) string
 
-	ports *strings.Replacer // the example's ports for free ones
-	last  func() string     // runs the last command again, because its answer can be too early
+	ports *strings.Replacer // replaces the example's ports by free ones
+	last  func() string     // runs the last command again, because its output can be too early
 }
 
-// TestREADMEWalkthrough runs the README's commands in their order on free ports,
-// and compares the output that it shows. It uses curl where there is one, and
-// net/http everywhere.
+// TestREADMEWalkthrough runs the README's commands in order on free ports and compares
+// their output with the README's. It uses net/http, and curl too if it is installed.
 func TestREADMEWalkthrough(t *testing.T) {
 	t.Parallel()
 	clients := map[string]func(*testing.T, []string) string{"net/http": curlByHand}
@@ -71,7 +70,7 @@ func TestREADMEWalkthrough(t *testing.T) {
 	}
 }
 
-// run carries out a command of the README.
+// run runs a command of the README.
 func (w *walkthrough) run(b block) {
 	w.t.Helper()
 	command := strings.TrimSpace(b.text)
@@ -123,7 +122,7 @@ func (w *walkthrough) start(args []string) {
 	if !ok {
 		w.t.Fatal("Caddyfile.example has no options")
 	}
-	// Tests run beside each other: only one can have Caddy's default address.
+	// Tests run in parallel, and only one can use Caddy's default address.
 	example := options + "\n{\n\tadmin " + w.g.Admin + "\n" + w.ports.Replace(sites)
 	if err := os.WriteFile(filepath.Join(w.g.Dir, "Caddyfile.example"), []byte(example), 0o600); err != nil {
 		w.t.Fatal(err)
@@ -132,7 +131,7 @@ func (w *walkthrough) start(args []string) {
 	w.g.Await()
 }
 
-// compare compares what the README shows with what there is.
+// compare compares the output in the README with the actual one.
 func (w *walkthrough) compare(b block) {
 	w.t.Helper()
 	gatewaytest.Eventually(w.t, b.String(), func() error {
@@ -147,8 +146,8 @@ func (w *walkthrough) compare(b block) {
 	})
 }
 
-// compareJSON wants everything that the README shows in the last command's
-// output. There may be more.
+// compareJSON checks that the output of the last command contains everything in the
+// README's. It may contain more.
 func (w *walkthrough) compareJSON(b block) error {
 	var want, got any
 	if err := json.Unmarshal([]byte(b.text), &want); err != nil {
@@ -164,7 +163,7 @@ func (w *walkthrough) compareJSON(b block) error {
 	return nil
 }
 
-// compareResponse wants status, headers and body.
+// compareResponse compares status, headers and body.
 func (w *walkthrough) compareResponse(b block) error {
 	want, wantBody, err := parseResponse(b.text)
 	if err != nil {
@@ -186,7 +185,7 @@ func parseResponse(text string) (*http.Response, string, error) {
 	return resp, body, err
 }
 
-// compareCallback wants a callback in the inbox as the README shows it.
+// compareCallback checks that the inbox has the README's callback.
 func (w *walkthrough) compareCallback(b block) error {
 	head, wantBody, _ := strings.Cut(b.text, "\n\n")
 	request, head, _ := strings.Cut(head, "\n")
@@ -206,7 +205,7 @@ func (w *walkthrough) compareCallback(b block) error {
 	return fmt.Errorf("not among %v", list)
 }
 
-// wantInbox wants one callback in the inbox.
+// wantInbox checks that the inbox has exactly one callback, as in the README.
 func (w *walkthrough) wantInbox(path, status, body string) {
 	w.t.Helper()
 	gatewaytest.Eventually(w.t, path, func() error {
@@ -254,7 +253,7 @@ func (w *walkthrough) inbox(path string) ([]recorded, error) {
 // uuidPattern matches task IDs, which differ in each run.
 var uuidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// same says whether two values are the same, or both are IDs.
+// same reports whether two values are equal or both are task IDs.
 func same(want, got any) bool {
 	w, ok := want.(string)
 	g, ok2 := got.(string)
@@ -270,8 +269,8 @@ func sameHeaders(want, got http.Header) error {
 	return nil
 }
 
-// within says what of want is not in got: members of objects may be left out,
-// of lists the first elements are compared.
+// within returns an error unless got contains want. Objects may have more members, and
+// lists more elements at the end.
 func within(want, got any) error {
 	switch want := want.(type) {
 	case map[string]any:
@@ -302,7 +301,7 @@ func within(want, got any) error {
 	return nil
 }
 
-// shellWords splits a command as a shell does that knows single quotes only.
+// shellWords splits a command like a shell that knows only single quotes.
 func shellWords(t *testing.T, command string) (words []string) {
 	t.Helper()
 	for i, part := range strings.Split(command, "'") {
@@ -318,7 +317,7 @@ func shellWords(t *testing.T, command string) (words []string) {
 	return words
 }
 
-// curl runs curl. A timeout that the command itself sets is as it should be.
+// curl runs curl. It accepts a timeout that the command itself sets.
 func curl(t *testing.T, path string, args []string) string {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), path, args...).Output()
@@ -330,7 +329,7 @@ func curl(t *testing.T, path string, args []string) string {
 	return string(out)
 }
 
-// curlByHand does what curl does with the arguments that the README has.
+// curlByHand implements the curl arguments that the README uses.
 func curlByHand(t *testing.T, args []string) string {
 	t.Helper()
 	method, url, body, include := http.MethodGet, "", "", false

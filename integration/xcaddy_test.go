@@ -19,8 +19,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// TestModuleBuildsIntoCaddy runs xcaddy.md's commands in a fresh
-// folder beside the checkout: they are what xcaddy does.
+// TestModuleBuildsIntoCaddy runs the commands of xcaddy.md that do what xcaddy does, in a
+// new folder beside the checkout.
 func TestModuleBuildsIntoCaddy(t *testing.T) {
 	t.Parallel()
 	root, err := filepath.Abs("..")
@@ -37,7 +37,7 @@ func TestModuleBuildsIntoCaddy(t *testing.T) {
 	for _, b := range blocks(t, "xcaddy.md") {
 		switch {
 		case b.lang == "sh" && strings.HasPrefix(b.text, "xcaddy "):
-			// Not on a machine that has only Go; the next block is what it does.
+			// xcaddy may be missing. The next block has the equivalent commands.
 			if want := "xcaddy build --with github.com/caddy-callback/caddy-callback@v0.0.0=.\n"; b.text != want {
 				t.Errorf("%v: not the command whose equivalent is run", b)
 			}
@@ -66,7 +66,7 @@ func TestModuleBuildsIntoCaddy(t *testing.T) {
 	}
 }
 
-// registered are the IDs of the modules that this one registers with Caddy, in
+// registered returns the IDs of the modules that this package registers with Caddy, in
 // their order.
 func registered(t *testing.T) (ids []string) {
 	t.Helper()
