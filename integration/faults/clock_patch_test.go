@@ -14,16 +14,15 @@ import (
 	"unsafe"
 )
 
-// A clock that steps: the system's own must not be touched, and Go asks the
-// kernel without a library in between. So a gateway that is to have such a clock
-// has time.now, in its own memory, replaced by one that adds what stands in a
-// file. The clock that only runs forward (and times timers) stays what it is, as
-// it would if somebody set the system's.
+// These tests need a clock that steps. They must not set the system's clock, and Go asks
+// the kernel without a library in between. So a gateway replaces its own time.now, in
+// memory, by a function that adds an offset from a file. The monotonic clock, which
+// timers use, is unchanged, as it is when the system's clock is set.
 
-// offset is how far the clock is set, in nanoseconds, shared with the test.
+// offset is the offset of the clock in nanoseconds. It is shared with the test.
 var offset *int64
 
-// steppedNow is time.now with the step.
+// steppedNow is time.now plus the offset.
 func steppedNow() (sec int64, nsec int32, mono int64) {
 	var wall, ever syscall.Timespec
 	const realtime, monotonic = 0, 1
@@ -33,7 +32,7 @@ func steppedNow() (sec int64, nsec int32, mono int64) {
 	return at / 1e9, int32(at % 1e9), ever.Sec*1e9 + ever.Nsec
 }
 
-// patchClock gives this process the clock that the file steps.
+// patchClock makes this process use the clock with the offset in the file.
 func patchClock(file string) error {
 	f, err := os.OpenFile(file, os.O_RDWR, 0)
 	if err != nil {
@@ -62,7 +61,7 @@ func patchClock(file string) error {
 	return syscall.Mprotect(text, syscall.PROT_READ|syscall.PROT_EXEC)
 }
 
-// entryOf finds a function of this program.
+// entryOf returns the entry point of a function of this program.
 func entryOf(name string) (uintptr, error) {
 	exe, err := elf.Open("/proc/self/exe")
 	if err != nil {

@@ -15,14 +15,14 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// clock is that of a gateway, which a test can set.
+// clock is the clock of a gateway. A test can set it.
 type clock struct {
 	t    *testing.T
 	file string
-	now  time.Duration // how far it is set
+	now  time.Duration // the offset
 }
 
-// clockFile names the file of a gateway's clock in its environment.
+// clockFile is the environment variable with the file of a gateway's clock.
 const clockFile = "CALLBACK_TEST_CLOCK"
 
 func init() {
@@ -34,7 +34,7 @@ func init() {
 	}
 }
 
-// newClock gives a gateway that is not started yet a clock of its own.
+// newClock gives a gateway its own clock. It must be called before the gateway starts.
 func newClock(t *testing.T, g *gatewaytest.Gateway) *clock {
 	t.Helper()
 	c := &clock{t: t, file: filepath.Join(t.TempDir(), "clock")}
@@ -43,7 +43,7 @@ func newClock(t *testing.T, g *gatewaytest.Gateway) *clock {
 	return c
 }
 
-// step sets the clock forward, or back.
+// step sets the clock forward, or back if d is negative.
 func (c *clock) step(d time.Duration) {
 	c.t.Helper()
 	c.now += d
@@ -57,7 +57,7 @@ func (c *clock) step(d time.Duration) {
 	}
 }
 
-// told waits until a callback of a gateway says what its clock says.
+// told waits until the signed timestamp of a callback shows the gateway's clock.
 func (c *clock) told(g *gatewaytest.Gateway, rcv *gatewaytest.Receiver) {
 	c.t.Helper()
 	id := g.Task(rcv.URL)
@@ -92,7 +92,7 @@ func TestClocksThatStepTenMinutesEitherWayLoseNothing(t *testing.T) {
 			}
 			end()
 			l.Drain(t)
-			// And over a start.
+			// And over a restart.
 			g.Kill()
 			c.step(d)
 			g.Start()
@@ -103,10 +103,9 @@ func TestClocksThatStepTenMinutesEitherWayLoseNothing(t *testing.T) {
 	}
 }
 
-// A step while tasks are at work, and while callbacks wait for their next
-// attempt: forward, leases and waits expire at once; back, what is on the clock
-// comes when the clock is there again, and an operator who sets it right has it
-// all.
+// The clock steps while tasks run and while callbacks wait for their next attempt. After
+// a step forward, leases and waits expire at once. After a step back, they expire when
+// the clock reaches their time again, so correcting the clock releases all of them.
 func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
 	t.Parallel()
 	for name, d := range map[string]time.Duration{"forward": 10 * time.Minute, "back": -10 * time.Minute} {
@@ -131,7 +130,7 @@ func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
 			for i := range 2 * tasks {
 				go func() {
 					_, _, _ = gatewaytest.Send(http.MethodPost, g.URL([]string{"/", "/q"}[i%2]), strings.NewReader(body),
-						"Content-Type", "application/json", "X-Slow", "1") // it may be given up
+						"Content-Type", "application/json", "X-Slow", "1") // the request may be given up
 				}()
 			}
 			for range 2 * tasks {
@@ -142,7 +141,7 @@ func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
 				id := g.Task(retried.URL)
 				waiting[id] = true
 				<-refused
-				g.Attempted(id, 1) // it waits by the clock as it is now
+				g.Attempted(id, 1) // its next attempt is scheduled by the current clock
 			}
 			c.step(d)
 			gatewaytest.Pause(2 * time.Second) // for leases to expire
@@ -166,14 +165,14 @@ func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
 	}
 }
 
-// A callback waits for its next attempt and nothing else happens, as the clock is set
-// or the machine sleeps: the attempt comes soon after its time has come by the clock.
+// A callback waits for its next attempt while the clock is set or the machine sleeps, and
+// nothing else happens. The attempt must follow soon after its time by the clock.
 func TestWhatWaitsComesSoonAfterItsTimeByAClockThatSteps(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		wait  time.Duration // until the next attempt
 		steps []time.Duration
-		pause time.Duration // before the last: the lease of the task has expired, or its time has come
+		pause time.Duration // before the last step: the lease has expired, or the attempt is due
 	}{
 		"forward over it": {5 * time.Minute, []time.Duration{10 * time.Minute}, 35 * time.Second},
 		"back and right":  {20 * time.Second, []time.Duration{-10 * time.Minute, 10 * time.Minute}, 25 * time.Second},
@@ -206,9 +205,9 @@ func TestWhatWaitsComesSoonAfterItsTimeByAClockThatSteps(t *testing.T) {
 	}
 }
 
-// The servers say when a schedule's time has come, by their clock. A gateway's own
-// may be wrong: what it runs runs on, what it is to try again it tries again in time,
-// and its unfinished tasks go on within the lease.
+// The servers' clock decides when a scheduled message is due. A gateway's own clock may
+// be wrong: running tasks continue, retries are in time, and unfinished tasks continue
+// within the lease.
 func TestAGatewayOfAClusterMayHaveAnyClock(t *testing.T) {
 	t.Parallel()
 	for name, d := range map[string]time.Duration{"fast": 10 * time.Minute, "slow": -10 * time.Minute} {
@@ -231,7 +230,7 @@ func TestAGatewayOfAClusterMayHaveAnyClock(t *testing.T) {
 			begin := func(path string) (id string) {
 				go func() {
 					_, _, _ = gatewaytest.Send(http.MethodPost, g.URL(path), strings.NewReader(fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)),
-						"Content-Type", "application/json", "X-Slow", "1") // it may be killed
+						"Content-Type", "application/json", "X-Slow", "1") // the request may be killed
 				}()
 				id = <-p.begun
 				l.Accept(id)

@@ -22,24 +22,24 @@ func accepts(g *gatewaytest.Gateway, l *gatewaytest.Ledger, callbackURL string) 
 	return nil
 }
 
-// takes waits until a gateway takes a request for a callback.
+// takes waits until a gateway accepts a request for a callback.
 func takes(g *gatewaytest.Gateway, callbackURL string, l *gatewaytest.Ledger) {
 	g.T.Helper()
 	g.Eventually("callbacks are accepted", func() error { return accepts(g, l, callbackURL) })
 }
 
-// rig is a cluster with two gateways that clients send tasks to.
+// rig is a cluster with two gateways to which clients send tasks.
 type rig struct {
 	*gatewaytest.Cluster
 	gateways []*gatewaytest.Gateway
 	network  *gatewaytest.Network // between the first gateway and the cluster
 }
 
-// startRig starts a cluster and its gateways, and waits until both take callbacks.
+// startRig starts a cluster and its gateways, and waits until both accept callbacks.
 func startRig(t *testing.T, app http.HandlerFunc, rcv *gatewaytest.Receiver, l *gatewaytest.Ledger) *rig {
 	t.Helper()
 	r := &rig{Cluster: gatewaytest.NewCluster(t, 3), network: gatewaytest.NewNetwork(t)}
-	r.Config = "cluster { no_advertise: true }" // or the gateway would go around the network
+	r.Config = "cluster { no_advertise: true }" // otherwise the gateway would bypass the network
 	for i := range r.Servers {
 		r.Start(i)
 	}
@@ -56,8 +56,8 @@ func startRig(t *testing.T, app http.HandlerFunc, rcv *gatewaytest.Receiver, l *
 	return r
 }
 
-// clusterFaults makes faults one after the other, some times, while eight writers send
-// tasks through two gateways, and writes a line of the table.
+// clusterFaults injects the faults in order, several times, while eight writers send
+// tasks through two gateways. It reports a line of the table.
 func clusterFaults(t *testing.T, name string, times int, faults ...func(r *rig)) {
 	t.Helper()
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -69,7 +69,7 @@ func clusterFaults(t *testing.T, name string, times int, faults ...func(r *rig))
 			gatewaytest.Pause(500 * time.Millisecond)
 			fault(r)
 			for _, g := range r.gateways {
-				takes(g, rcv.URL, l) // again, without a restart
+				takes(g, rcv.URL, l) // accepts again, without a restart
 			}
 		}
 	}
@@ -78,7 +78,7 @@ func clusterFaults(t *testing.T, name string, times int, faults ...func(r *rig))
 	report(t, name, times*len(faults), l.Tally())
 }
 
-// tasks is the stream that leaders are asked of.
+// tasks is the stream whose leader is killed or cut off.
 const tasks = "CALLBACK"
 
 func TestServersOfAClusterThatAreKilledLoseNothing(t *testing.T) {
@@ -95,7 +95,7 @@ func TestServersOfAClusterThatAreKilledLoseNothing(t *testing.T) {
 		func(r *rig) {
 			leader := r.Leader(tasks)
 			r.Kill(leader)
-			r.Leader(tasks) // another
+			r.Leader(tasks) // another server
 			r.Start(leader)
 			r.Ready()
 		},
@@ -111,7 +111,8 @@ func TestServersOfAClusterThatAreKilledLoseNothing(t *testing.T) {
 		})
 }
 
-// cutTime is how long something is cut off: so long that others take its place.
+// cutTime is how long a server or gateway is cut off: long enough for others to replace
+// it.
 const cutTime = 12 * time.Second
 
 func TestPartsOfAClusterThatAreCutOffLoseNothing(t *testing.T) {
@@ -127,7 +128,7 @@ func TestPartsOfAClusterThatAreCutOffLoseNothing(t *testing.T) {
 		func(r *rig) {
 			leader := r.Leader(tasks)
 			r.Suspend(leader)
-			gatewaytest.Pause(cutTime) // the others elect another meanwhile
+			gatewaytest.Pause(cutTime) // the others elect a new leader meanwhile
 			r.Resume(leader)
 			r.Ready()
 		},
@@ -139,7 +140,7 @@ func TestPartsOfAClusterThatAreCutOffLoseNothing(t *testing.T) {
 		kill(0), kill(1))
 }
 
-// pastLease is how long a node is away: longer than its leases.
+// pastLease is how long a node is away: longer than its leases last.
 const pastLease = 36 * time.Second
 
 func TestANodeThatWasAwayPastItsLeaseSettlesNothingASecondTime(t *testing.T) {
@@ -166,8 +167,8 @@ func TestANodeThatWasAwayPastItsLeaseSettlesNothingASecondTime(t *testing.T) {
 				takes(r.gateways[0], rcv.URL, l)
 				l.Drain(t)
 			}
-			// Whatever the node would settle once more it has settled when it ends, and the
-			// other delivers it before what comes after it.
+			// When the node ends, it has settled everything that it would settle a second
+			// time. The other node delivers that before later tasks.
 			r.gateways[0].Stop()
 			takes(r.gateways[1], rcv.URL, l)
 			l.Drain(t)
@@ -177,13 +178,13 @@ func TestANodeThatWasAwayPastItsLeaseSettlesNothingASecondTime(t *testing.T) {
 	}
 }
 
-// pausedApp answers at once but for the tasks of a round, which it keeps until
-// the round lets them go.
+// pausedApp responds at once, except to the tasks of a round, which it keeps until the
+// round ends.
 type pausedApp struct {
 	begun chan string
 
 	mu   sync.Mutex
-	open chan struct{} // closed when the round lets them go; nil before the first
+	open chan struct{} // closed when the round ends; nil before the first
 }
 
 func (p *pausedApp) round() chan struct{} {
@@ -192,7 +193,7 @@ func (p *pausedApp) round() chan struct{} {
 	return p.open
 }
 
-// next begins another round.
+// next starts another round.
 func (p *pausedApp) next() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -203,25 +204,25 @@ func (p *pausedApp) serve(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("X-Slow") != "" {
 		open := p.round()
 		select {
-		case <-open: // it runs again
+		case <-open: // a later run of the task
 		default:
 			p.begun <- r.Header.Get("beam-task-id")
 			<-open
 		}
 	}
-	// Each run has an answer of its own: two results of one task would show.
+	// Each run has its own response: two results of one task would be noticed.
 	fmt.Fprintf(w, "run at %d", time.Now().UnixNano())
 }
 
-// awayRound has a gateway begin tasks, takes it away past its lease, and lets the
-// endpoint answer meanwhile.
+// awayRound lets a gateway start tasks and makes it unavailable for longer than its
+// lease. Meanwhile the endpoint responds.
 func awayRound(t *testing.T, l *gatewaytest.Ledger, p *pausedApp, g, other *gatewaytest.Gateway, callbackURL string, away func() (end func())) {
 	t.Helper()
 	const each = 8
 	p.next()
 	body := fmt.Sprintf(`{"callback_url":%q}`, callbackURL)
-	// A cluster that has just elected its leaders may refuse a publish; a client that
-	// is told so with 503 sends again.
+	// A cluster that has just elected its leaders may refuse a publish. Clients retry
+	// after a 503.
 	post := func(path string) (resp *http.Response, text string, err error) {
 		for {
 			resp, text, err = gatewaytest.Send(http.MethodPost, g.URL(path), strings.NewReader(body),
@@ -233,18 +234,18 @@ func awayRound(t *testing.T, l *gatewaytest.Ledger, p *pausedApp, g, other *gate
 		}
 	}
 	for range each {
-		go func() { _, _, _ = post("/") }() // the answer comes late, or never
+		go func() { _, _, _ = post("/") }() // the response is late or missing
 		if resp, text, err := post("/q"); err != nil || resp.StatusCode != http.StatusAccepted {
 			t.Fatalf("the queue answered %v %s %v", resp, text, err)
 		}
 	}
 	for range 2 * each {
-		l.Accept(<-p.begun) // the endpoint was told
+		l.Accept(<-p.begun) // the endpoint knows the ID
 	}
 	end := away()
 	gatewaytest.Pause(pastLease / 2)
-	close(p.round()) // the answers lie there when the gateway is back
+	close(p.round()) // the responses are ready when the gateway is back
 	gatewaytest.Pause(pastLease / 2)
-	takes(other, callbackURL, l) // it lacks nothing
+	takes(other, callbackURL, l) // the other gateway is not affected
 	end()
 }

@@ -19,16 +19,15 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// damages are what happens to the files of a store, by what it is called. The
-// gateway was killed, so that the database has the first half of the tasks and the
-// log the second.
+// damages are kinds of damage to the files of a store, by name. The gateway was killed
+// when the database had the first half of the tasks and the log the second half.
 var damages = map[string]struct {
-	file   string // in the folder, as [filepath.Glob] takes it
+	file   string // in the folder, a pattern for [filepath.Glob]
 	change func(data []byte) []byte
-	// loses is what may be lost: "the log", "a body" or "anything".
+	// loses says what may be lost: "the log", "a body" or "anything".
 	loses string
-	// silent is set if the damage is not reported: a log that ends early looks as
-	// after any crash.
+	// silent is set if the damage is not reported: a truncated log looks like a log after
+	// any crash.
 	silent bool
 }{
 	"database, flipped":       {"callback.db", flip(5), "anything", false},
@@ -44,7 +43,7 @@ var damages = map[string]struct {
 
 func halve(data []byte) []byte { return data[:len(data)/2] }
 
-// flip flips bits of a file, spread over it.
+// flip returns a function that flips n bits, spread over the file.
 func flip(n int) func([]byte) []byte {
 	return func(data []byte) []byte {
 		for i := range n {
@@ -57,12 +56,12 @@ func flip(n int) func([]byte) []byte {
 
 func zeroPage(data []byte) []byte {
 	const size = 4096
-	page := 1 + rand.N(len(data)/size-1) // that of the header is another case
+	page := 1 + rand.N(len(data)/size-1) // another case covers the page of the header
 	clear(data[page*size : (page+1)*size])
 	return data
 }
 
-// spoil changes a file of a store; one that becomes nil is removed.
+// spoil changes a file of a store, or removes it if change returns nil.
 func spoil(t *testing.T, folder, pattern string, change func([]byte) []byte) (file string) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(folder, pattern))
@@ -106,8 +105,8 @@ func TestDamagedFilesAreReportedAndSalvaged(t *testing.T) {
 	}
 }
 
-// damageRound has a gateway accept tasks, kills it, changes a file of its store, and
-// delivers what is left, after a repair if the gateway asks for one.
+// damageRound lets a gateway accept tasks, kills it, and changes a file of its store.
+// Then it delivers the remaining callbacks, after a repair if the gateway asks for one.
 func damageRound(t *testing.T, pattern string, change func([]byte) []byte, loses string, silent bool) gatewaytest.Tally {
 	t.Helper()
 	const half = 30
@@ -135,10 +134,10 @@ func damageRound(t *testing.T, pattern string, change func([]byte) []byte, loses
 			ids[n] = append(ids[n], resp.Header.Get("beam-task-id"))
 		}
 		for _, id := range ids[n] {
-			g.Attempted(id, 1) // none is at work
+			g.Attempted(id, 1) // no attempt is in flight
 		}
 		if n == 0 {
-			g.Stop() // all is in the database then, and the log begins anew
+			g.Stop() // this checkpoints everything into the database and starts a new log
 			g.Start()
 		}
 	}
@@ -174,15 +173,15 @@ func damageRound(t *testing.T, pattern string, change func([]byte) []byte, loses
 	return tally
 }
 
-// asksForRepair says whether the log names the command that salvages.
+// asksForRepair reports whether the log names the repair command.
 func asksForRepair(g *gatewaytest.Gateway) bool {
 	return strings.Contains(g.Log.String(), "caddy callback repair")
 }
 
 var lostTasks = regexp.MustCompile(`(?m)^(\d+) tasks lost`)
 
-// repairStore looks what a gateway with a damaged store does, repairs the store and
-// delivers what is in it. It returns how many tasks are said to be lost.
+// repairStore checks a gateway with a damaged store, repairs the store, and delivers the
+// tasks in it. It returns the number of tasks that the repair reports as lost.
 func repairStore(g *gatewaytest.Gateway, receiver string) (lost int) {
 	g.T.Helper()
 	resp, text := g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, receiver))
@@ -211,11 +210,11 @@ func repairStore(g *gatewaytest.Gateway, receiver string) (lost int) {
 	g.Start()
 	g.Eventually("all that was salvaged is delivered", func() error { return undelivered(g) })
 	undamaged(g)
-	_, _ = g.Log.Write([]byte(before.String())) // what was reported
+	_, _ = g.Log.Write([]byte(before.String())) // restore the earlier log
 	return lost
 }
 
-// undelivered returns an error while something is left to deliver.
+// undelivered returns an error while a task is left to deliver.
 func undelivered(g *gatewaytest.Gateway) error {
 	metrics := g.Metrics()
 	if _, ok := metrics[`caddy_callback_tasks{state="delivering"}`]; !ok {
@@ -230,7 +229,7 @@ func undelivered(g *gatewaytest.Gateway) error {
 	return nil
 }
 
-// reportsDamage says whether an error of the log is about damage.
+// reportsDamage reports whether the log has an error about damage.
 func reportsDamage(g *gatewaytest.Gateway) bool {
 	for line := range strings.Lines(g.Log.String()) {
 		if isDamage(line) {
@@ -245,7 +244,7 @@ func isDamage(line string) bool {
 		(strings.Contains(line, "is damaged") || strings.Contains(line, "is missing"))
 }
 
-// undamaged fails a test whose gateway reports damage that nobody made.
+// undamaged fails the test if the gateway reports damage.
 func undamaged(g *gatewaytest.Gateway) {
 	g.T.Helper()
 	for line := range strings.Lines(g.Log.String()) {
@@ -255,27 +254,28 @@ func undamaged(g *gatewaytest.Gateway) {
 	}
 }
 
-// witness is a receiver that knows what each callback must be.
+// witness is a receiver that knows the expected content of each callback.
 type witness struct {
 	mu      sync.Mutex
 	sizes   map[string]int // of results, by task
 	arrived map[string]int
 	status  map[string]string // of the first callback
-	second  int               // callbacks that said something else
+	second  int               // callbacks with another verdict
 }
 
 func newWitness() *witness {
 	return &witness{sizes: make(map[string]int), arrived: make(map[string]int), status: make(map[string]string)}
 }
 
-// diedWith are the beginnings of callbacks without a result: the gateway was killed
-// while the task was at work, or its body could not be salvaged.
+// diedWith are the beginnings of callbacks without a result: the gateway was killed while
+// the task ran, or the task's body could not be salvaged.
 var diedWith = []string{
 	"error=the+gateway+that+held+the+task+stopped+before+the+endpoint+answered",
 	"error=the+body+of+the+request+was+lost",
 }
 
-// result is what the endpoint answers for a task: every sixth result is a file.
+// result returns the endpoint's response for a task. Every sixth result is stored as a
+// file.
 func (w *witness) result(id string) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -288,7 +288,7 @@ func (w *witness) result(id string) string {
 	return strings.Repeat(id+" ", w.sizes[id])
 }
 
-// see checks a callback that has come.
+// see checks a callback.
 func (w *witness) see(c gatewaytest.Callback) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -312,7 +312,7 @@ func (w *witness) see(c gatewaytest.Callback) error {
 	return nil
 }
 
-// tally counts what became of accepted tasks, and of each group how many are lost.
+// tally counts the outcomes of accepted tasks, and the lost tasks of each group.
 func (w *witness) tally(groups ...[]string) (tally gatewaytest.Tally, lost []int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -17,8 +17,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// crowd has n clients that connect, say nothing and leave soon, again and again,
-// until the function it returns is called.
+// crowd runs n clients that connect, send nothing and disconnect soon, repeatedly, until
+// the returned function is called.
 func crowd(n int, addr string) (end func()) {
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
@@ -52,7 +52,7 @@ func TestDescriptorsThatRunOutLoseNothing(t *testing.T) {
 	rounds := pick(1, 2, 20)
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("retry"+strings.Repeat(" 1s", 100)), mixed(t, func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprint(w, r.Header.Get("beam-task-id"), strings.Repeat(" result", 20_000)) // the store's files are many
+		fmt.Fprint(w, r.Header.Get("beam-task-id"), strings.Repeat(" result", 20_000)) // the store has many files
 	}))
 	l := gatewaytest.NewLedger(rcv, t.Context().Done())
 	end := write(l, 8, []*gatewaytest.Gateway{g}, rcv.URL, backOff)

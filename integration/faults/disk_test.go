@@ -19,15 +19,15 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// smallDisk gives a gateway that is not started yet a disk of its own for its
-// store, and returns its folder.
+// smallDisk gives a gateway its own disk for its store and returns the disk's folder. It
+// must be called before the gateway starts.
 func smallDisk(t *testing.T, g *gatewaytest.Gateway, size string) string {
 	t.Helper()
 	disk := filepath.Join(g.Dir, "disk")
 	if err := os.Mkdir(disk, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	// The mount is this process's own, see inOwnNamespace.
+	// Only this process sees the mount, see inOwnNamespace.
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		t.Fatalf("making mounts our own: %v; this needs root or user namespaces", err)
 	}
@@ -51,12 +51,12 @@ func smallDisk(t *testing.T, g *gatewaytest.Gateway, size string) string {
 	return disk
 }
 
-// filesOn lists the files of a folder and their sizes, and what is free.
+// filesOn lists the files of a folder with their sizes, and the free space.
 func filesOn(folder string) string {
 	var list strings.Builder
 	_ = filepath.WalkDir(folder, func(path string, entry os.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
-			return nil // files come and go
+			return nil // files are removed meanwhile
 		}
 		if info, err := entry.Info(); err == nil {
 			fmt.Fprintf(&list, "%10d %s\n", info.Size(), strings.TrimPrefix(path, folder))
@@ -70,8 +70,8 @@ func filesOn(folder string) string {
 	return list.String()
 }
 
-// fill writes a file until the disk has no more than rest bytes free, as another
-// program does that knows nothing of the gateway.
+// fill writes a file until the disk has at most rest bytes free, like another program on
+// the same disk.
 func fill(t *testing.T, disk string, rest int64) (file string) {
 	t.Helper()
 	file = filepath.Join(disk, "other program")
@@ -105,8 +105,8 @@ type outage struct {
 	body string
 }
 
-// newOutage makes a gateway that is not started yet: its receiver refuses until
-// the tests let it accept.
+// newOutage returns a gateway that is not started yet. Its receiver refuses callbacks
+// while refuse returns true.
 func newOutage(t *testing.T, refuse func() bool) *outage {
 	t.Helper()
 	o := new(outage)
@@ -118,18 +118,18 @@ func newOutage(t *testing.T, refuse func() bool) *outage {
 		}
 		o.l.Arrive(c)
 	})
-	// Attempts that fail write their tasks anew: all of them every two seconds would
-	// leave a slow machine no time for more.
+	// Failed attempts rewrite their tasks. Retries every two seconds would leave a slow
+	// machine no time for anything else.
 	waits := "retry 2s 5s" + strings.Repeat(" 15s", 100)
 	o.g = gatewaytest.New(t, gatewaytest.Delivering(waits), mixed(t, func(w http.ResponseWriter, r *http.Request) {
-		// Results take room: the app's own tasks fill the disk too.
+		// Results take space, so the gateway's own tasks fill the disk too.
 		fmt.Fprint(w, r.Header.Get("beam-task-id"), strings.Repeat(" result", 20_000))
 	}))
 	o.body = fmt.Sprintf(`{"callback_url":%q}`, url)
 	return o
 }
 
-// send sends a request for a callback and says whether it was accepted.
+// send sends a request for a callback and reports whether it was accepted.
 func (o *outage) send() bool {
 	o.g.T.Helper()
 	resp, text := o.g.Post([]string{"/", "/q"}[rand.N(2)], o.body)
@@ -143,7 +143,7 @@ func (o *outage) send() bool {
 	return false
 }
 
-// refuses waits until requests for callbacks are refused, and plain ones served.
+// refuses waits until requests for callbacks are refused and plain ones are served.
 func (o *outage) refuses() {
 	o.g.T.Helper()
 	o.g.Eventually("callbacks are refused", func() error {
@@ -168,8 +168,8 @@ func (o *outage) recovers() {
 	})
 }
 
-// fillWithTasks sends tasks until many have been refused. Some are accepted in
-// between: attempts that fail rewrite their tasks, and the server clears out.
+// fillWithTasks sends tasks until many have been refused. Some are accepted in between,
+// because failed attempts rewrite their tasks and the engine frees space.
 func (o *outage) fillWithTasks() {
 	o.g.T.Helper()
 	const many, refusals = 10_000, 30
@@ -188,7 +188,7 @@ func (o *outage) fillWithTasks() {
 	o.g.T.Logf("%d tasks came before the disk was full", accepted)
 }
 
-// gate is shut until it is opened: then callbacks are accepted.
+// gate is shut until it is opened. After that, callbacks are accepted.
 type gate struct{ opened chan struct{} }
 
 func newGate() gate { return gate{make(chan struct{})} }
@@ -204,8 +204,8 @@ func (g gate) isShut() bool {
 	}
 }
 
-// drains waits until every accepted task has its callback, and then for requests
-// for callbacks to be accepted again, one after the other.
+// drains waits until every accepted task has its callback and requests for callbacks are
+// accepted again, one after the other.
 func (o *outage) drains() {
 	o.g.T.Helper()
 	o.l.Drain(o.g.T)
@@ -247,7 +247,8 @@ func TestADiskThatFillsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
 		}
 		o.recovers()
 	}
-	// The gateway's own tasks come to the edge, and the other program takes the rest.
+	// The gateway's own tasks fill most of the disk, and the other program fills the
+	// rest.
 	o.fillWithTasks()
 	other := fill(t, disk, 0)
 	gatewaytest.Pause(2 * time.Second)
@@ -266,7 +267,7 @@ func TestADiskThatTasksHaveFilledDrainsWithoutMoreRoom(t *testing.T) {
 	var receiver atomic.Pointer[gate]
 	o := newOutage(t, func() bool { return receiver.Load().isShut() })
 	disk := smallDisk(t, o.g, "64m")
-	fill(t, disk, 40<<20) // the file of another program stays
+	fill(t, disk, 40<<20) // the file of another program, which stays
 	o.g.Start()
 	for range rounds {
 		shut := newGate()
@@ -282,7 +283,7 @@ func TestADiskThatTasksHaveFilledDrainsWithoutMoreRoom(t *testing.T) {
 	report(t, "4. disk filled by tasks beside a file that stays", rounds, o.l.Tally())
 }
 
-// limit sets a limit of a gateway's process, and returns what it was.
+// limit sets a limit of a gateway's process and returns the previous one.
 func limit(g *gatewaytest.Gateway, resource int, n uint64) (before uint64) {
 	g.T.Helper()
 	var l syscall.Rlimit

@@ -1,6 +1,6 @@
 //go:build !race
 
-// Under the race detector a day of fake time takes minutes.
+// With the race detector, a day of fake time takes minutes.
 
 package faults
 
@@ -25,16 +25,16 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// A fakeGateway is a whole Caddy inside a bubble of testing/synctest: what it
-// does in three days takes seconds. Its own parts talk through pipes, for a clock
-// stands still while anybody waits for a socket; receivers are called over
-// sockets, and must not keep their connections.
+// A fakeGateway is a complete Caddy in a bubble of testing/synctest, where three days
+// take seconds. Its parts communicate through pipes, because fake time stops while a
+// goroutine waits for a socket. Callbacks use sockets, and receivers must not keep
+// connections open.
 type fakeGateway struct {
 	t      *testing.T
 	client *http.Client
 }
 
-// The one listener that a bubble's gateway has.
+// The only listener of the gateway in a bubble.
 var pipes struct {
 	sync.Mutex
 	ln *pipeListener
@@ -76,11 +76,11 @@ type pipeAddr struct{}
 func (pipeAddr) Network() string { return "pipe" }
 func (pipeAddr) String() string  { return "pipe:80" }
 
-// startFake starts a gateway in the bubble that the caller is in. Options are
-// those of the callback app, site the block of its only site.
+// startFake starts a gateway in the caller's bubble. options are those of the callback
+// app, and site is the block of the only site.
 func startFake(t *testing.T, dir, options, site string) *fakeGateway {
 	t.Helper()
-	// What is synced every few milliseconds would take most of a simulated day.
+	// A sync every few milliseconds would take most of a simulated day.
 	text := fmt.Sprintf(`{
 	admin off
 	persist_config off
@@ -132,7 +132,7 @@ func (g *fakeGateway) stop() {
 	if err := caddy.Stop(); err != nil {
 		g.t.Error(err)
 	}
-	gatewaytest.Pause(time.Minute) // the engine closes behind it
+	gatewaytest.Pause(time.Minute) // the engine closes in the background
 }
 
 // post sends a request for a callback and returns the task's ID.
@@ -150,7 +150,7 @@ func (g *fakeGateway) post(path, callbackURL string) string {
 	return resp.Header.Get("beam-task-id")
 }
 
-// document is what the tests read of a task.
+// document has the fields of a task document that the tests read.
 type document struct {
 	State       string     `json:"state"`
 	Status      string     `json:"status"`
@@ -161,7 +161,7 @@ type document struct {
 	} `json:"attempts"`
 }
 
-// admin asks the API that stands on Caddy's admin endpoint.
+// admin sends a request to the API on Caddy's admin endpoint.
 func (g *fakeGateway) admin(method, path string, answer any) {
 	g.t.Helper()
 	info, err := caddy.GetModule("admin.api.callback")
@@ -189,18 +189,18 @@ func (g *fakeGateway) task(id string) (doc document) {
 	return doc
 }
 
-// fakeReceiver is a receiver outside of the bubble, which knows the time in it
-// from the signed timestamps.
+// fakeReceiver is a receiver outside of the bubble. It reads the bubble's time from the
+// signed timestamps.
 type fakeReceiver struct {
 	URL    string
-	ledger *gatewaytest.Ledger // of what was accepted
+	ledger *gatewaytest.Ledger // accepted callbacks
 
 	mu    sync.Mutex
 	calls map[string][]time.Time // by task
 }
 
-// newFakeReceiver starts a receiver that answers as answer says, given how often
-// the task's callback was sent before.
+// newFakeReceiver starts a receiver that responds with answer. before is how often the
+// task's callback was sent before.
 func newFakeReceiver(t *testing.T, answer func(w http.ResponseWriter, path string, before int) (status int)) *fakeReceiver {
 	t.Helper()
 	f := &fakeReceiver{ledger: gatewaytest.NewLedger(&gatewaytest.Receiver{}, t.Context().Done()), calls: make(map[string][]time.Time)}
@@ -219,8 +219,7 @@ func newFakeReceiver(t *testing.T, answer func(w http.ResponseWriter, path strin
 	return f
 }
 
-// times returns when a task's callback was sent, by the seconds of its
-// signatures.
+// times returns when a task's callback was sent, by the timestamps of its signatures.
 func (f *fakeReceiver) times(id string) []time.Time {
 	f.mu.Lock()
 	defer f.mu.Unlock()

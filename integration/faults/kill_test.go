@@ -26,8 +26,8 @@ func mixed(t *testing.T, app http.HandlerFunc) string {
 	return "callback\ntask_queue /q* q {\nreverse_proxy " + addr + "\n}\nreverse_proxy " + addr
 }
 
-// write has n clients send tasks, half of them to the queue, until the function
-// it returns is called.
+// write makes n clients send tasks, half of them to the queue, until the returned
+// function is called.
 func write(l *gatewaytest.Ledger, n int, gateways []*gatewaytest.Gateway, callbackURL string, failed func(error)) (end func()) {
 	stop := make(chan struct{})
 	var writers sync.WaitGroup
@@ -42,7 +42,7 @@ func write(l *gatewaytest.Ledger, n int, gateways []*gatewaytest.Gateway, callba
 	}
 }
 
-// backOff is what a writer does whose gateway is down now and then.
+// backOff makes a writer wait while its gateway is down.
 func backOff(error) { gatewaytest.Pause(10 * time.Millisecond) }
 
 func TestKillsAtRandomMomentsUnderThirtyTwoWritersLoseNothing(t *testing.T) {
@@ -74,7 +74,7 @@ func TestKillsAtRandomMomentsUnderThirtyTwoWritersLoseNothing(t *testing.T) {
 	report(t, "1. kill -9 under 32 writers, while it starts and stops too", kills, l.Tally())
 }
 
-// halt stops every thread of a process where it is.
+// halt stops all threads of a process.
 func halt(g *gatewaytest.Gateway) error {
 	pid := g.Cmd.Process.Pid
 	if err := g.Cmd.Process.Signal(syscall.SIGSTOP); err != nil {
@@ -88,7 +88,7 @@ func halt(g *gatewaytest.Gateway) error {
 		}
 		running := 0
 		for _, thread := range threads {
-			// The state stands after the name, which is in brackets.
+			// The state follows the name, which is in parentheses.
 			stat, err := os.ReadFile(dir + "/" + thread.Name() + "/stat")
 			if errors.Is(err, os.ErrNotExist) {
 				continue
@@ -117,8 +117,8 @@ func TestAKillBetweenTheReceiversAnswerAndItsRecordRepeatsTheCallbackOnce(t *tes
 		if !kill.CompareAndSwap(true, false) {
 			return
 		}
-		<-told // the client has its response: the callback may come before its end
-		// The answer is on its way to a gateway that will not read it.
+		<-told // the client has its response: the callback may arrive before it is complete
+		// The response is on its way to a gateway that will not read it.
 		g := gateway.Load()
 		err := halt(g)
 		w.WriteHeader(http.StatusOK)
@@ -161,7 +161,7 @@ func TestAKillBetweenTheReceiversAnswerAndItsRecordRepeatsTheCallbackOnce(t *tes
 		}
 		all.Accepted, all.Arrived, all.Repeated = all.Accepted+1, all.Arrived+2, all.Repeated+1
 	}
-	// What has been recorded is repeated by no start.
+	// A restart does not repeat a recorded delivery.
 	g.Stop()
 	g.Start()
 	g.Task(rcv.URL)
@@ -193,7 +193,7 @@ func TestAKillWhileTheEndpointWorksFailsWaitingTasksAndRunsQueuedOnesAgain(t *te
 	site := mixed(t, func(w http.ResponseWriter, r *http.Request) {
 		id := r.Header.Get("beam-task-id")
 		if slow.Load() {
-			_ = http.NewResponseController(w).Flush() // some clients have their response's header
+			_ = http.NewResponseController(w).Flush() // some clients have the response header
 			begun <- r.URL.Path + " " + id
 			select {
 			case <-release:
@@ -212,12 +212,12 @@ func TestAKillWhileTheEndpointWorksFailsWaitingTasksAndRunsQueuedOnesAgain(t *te
 		for i := range 2 * clients {
 			go func() {
 				_, _, _ = gatewaytest.Send(http.MethodPost, g.URL([]string{"/", "/q"}[i%2]), strings.NewReader(body),
-					"Content-Type", "application/json") // it is cut off
+					"Content-Type", "application/json") // the request is cut off
 			}()
 		}
 		for range 2 * clients {
 			path, id, _ := strings.Cut(<-begun, " ")
-			l.Accept(id) // the endpoint was told
+			l.Accept(id) // the endpoint knows the ID
 			want[id] = map[string]string{"/": "FAILED", "/q": "COMPLETE"}[path]
 		}
 		g.Kill()

@@ -1,10 +1,9 @@
-// Package faults is the fault suite: what the gateway promises, held to under
-// every fault that can be made here. Each test makes one fault, with real
-// gateways in processes of their own, and writes a line of the table that is
-// printed at the end.
+// Package faults tests the guarantees of the gateway under faults: crashes, full disks,
+// damage, clocks, networks. Each test injects one fault into real gateways in their own
+// processes, and reports a line of the table that is printed at the end.
 //
-// CALLBACK_FAULTS says how often the faults are made: "long" (half an
-// hour), "short" (a few minutes), or without it once each.
+// CALLBACK_FAULTS selects how often the faults are injected: "long" (half an hour),
+// "short" (a few minutes), or once each if it is unset.
 package faults
 
 import (
@@ -33,7 +32,7 @@ func TestMain(m *testing.M) {
 	gatewaytest.Main(m, printTable)
 }
 
-// pick returns how much of something the form of the suite asks for.
+// pick returns the value for the selected form of the suite.
 func pick(once, short, long int) int {
 	switch form := os.Getenv("CALLBACK_FAULTS"); form {
 	case "":
@@ -49,7 +48,7 @@ func pick(once, short, long int) int {
 
 // row is a line of the table.
 type row struct {
-	fault string // as the issue numbers them
+	fault string // as numbered in the issue
 	tried int
 	gatewaytest.Tally
 }
@@ -59,7 +58,7 @@ var table struct {
 	rows []row
 }
 
-// report writes a line of the table and fails the test for what must not be.
+// report adds a line to the table and fails the test for lost tasks and second verdicts.
 func report(t *testing.T, fault string, tried int, tally gatewaytest.Tally) {
 	t.Helper()
 	if tally.Lost > 0 {
@@ -68,7 +67,7 @@ func report(t *testing.T, fault string, tried int, tally gatewaytest.Tally) {
 	reportLosses(t, fault, tried, tally)
 }
 
-// reportLosses is report for a fault that destroys what was stored.
+// reportLosses is report for a fault that destroys stored tasks.
 func reportLosses(t *testing.T, fault string, tried int, tally gatewaytest.Tally) {
 	t.Helper()
 	table.mu.Lock()
@@ -82,14 +81,14 @@ func reportLosses(t *testing.T, fault string, tried int, tally gatewaytest.Tally
 	}
 }
 
-// printTable prints what the tests have reported.
+// printTable prints the reported lines.
 func printTable() {
 	table.mu.Lock()
 	defer table.mu.Unlock()
 	if len(table.rows) == 0 {
 		return
 	}
-	// The faults have numbers; 10 comes after 9.
+	// Sort by number: 10 comes after 9.
 	slices.SortFunc(table.rows, func(a, b row) int {
 		if d := number(a.fault) - number(b.fault); d != 0 {
 			return d
@@ -103,17 +102,16 @@ func printTable() {
 		fmt.Fprintf(w, "| %s\t| %d\t| %d\t| %d\t| %d\t| %d\t| %d\t|\n",
 			r.fault, r.tried, r.Accepted, r.Arrived, r.Lost, r.Repeated, r.Second)
 	}
-	_ = w.Flush() // to standard output, where nobody could be told
+	_ = w.Flush() // an error could not be reported
 }
 
-// receive starts a receiver that is handed each callback as it comes, and says
-// how it answers.
+// receive starts a receiver that responds to each callback with answer.
 func receive(t *testing.T, answer func(w http.ResponseWriter, path string, c gatewaytest.Callback)) (url string) {
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
-			return // the gateway was killed in the middle
+			return // the gateway was killed while sending
 		}
 		answer(w, r.URL.Path, gatewaytest.Callback{Header: r.Header, Body: string(body), At: time.Now()})
 	}))
@@ -122,6 +120,6 @@ func receive(t *testing.T, answer func(w http.ResponseWriter, path string, c gat
 }
 
 func number(fault string) (n int) {
-	_, _ = fmt.Sscanf(fault, "%d.", &n) // 0 if it has none
+	_, _ = fmt.Sscanf(fault, "%d.", &n) // 0 without a number
 	return n
 }

@@ -12,14 +12,13 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// inNamespace marks the process that inOwnNamespace has started.
+// inNamespace marks a process that inOwnNamespace has started.
 const inNamespace = "CALLBACK_TEST_IN_NAMESPACE"
 
-// inOwnNamespace runs the tests again in a process with mounts of its own, so
-// that a test can fill a disk: nobody else sees that disk, and none is left
-// behind. It needs no privileges where the system lets users have namespaces. It
-// says that it has not ended if this is that process, or one that a test has
-// started.
+// inOwnNamespace runs the tests again in a process with its own mount namespace, so that
+// a test can fill a disk that only it sees and that disappears with it. It needs no
+// privileges if the system allows user namespaces. It reports false if this is that
+// process already, or one that a test has started.
 func inOwnNamespace() (code int, ended bool) {
 	for _, name := range []string{inNamespace, gatewaytest.AsCaddy, gatewaytest.AsNATS} {
 		if os.Getenv(name) != "" {
@@ -31,7 +30,7 @@ func inOwnNamespace() (code int, ended bool) {
 		fmt.Fprintln(os.Stderr, err)
 		return 1, true
 	}
-	// The child dies with the thread that started it.
+	// The child ends with the thread that started it.
 	runtime.LockOSThread()
 	cmd := exec.Command(self, os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inNamespace+"=1")
@@ -42,7 +41,7 @@ func inOwnNamespace() (code int, ended bool) {
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
 	}
-	// What ends this process as a user does ends the child first.
+	// Signals that end this process must end the child first.
 	quit := make(chan os.Signal, 1)
 	signal.Notify(quit, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	if err := cmd.Start(); err != nil {
@@ -52,7 +51,7 @@ func inOwnNamespace() (code int, ended bool) {
 	}
 	go func() {
 		for sig := range quit {
-			_ = cmd.Process.Signal(sig) // it may have ended
+			_ = cmd.Process.Signal(sig) // the child may have ended
 		}
 	}()
 	err = cmd.Wait()

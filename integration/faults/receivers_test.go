@@ -12,8 +12,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// peers are hostile receivers that relent at the end of a test. Only then do
-// their callbacks count as arrived.
+// peers are hostile receivers that become well-behaved at the end of a test. Only from
+// then on their callbacks count as arrived.
 type peers struct {
 	ledger *gatewaytest.Ledger
 	relent chan struct{}
@@ -21,7 +21,7 @@ type peers struct {
 	called map[string]int // by kind
 }
 
-// serve is a receiver of one kind.
+// serve returns a receiver of one kind.
 func (p *peers) serve(kind string) func(net.Conn) {
 	return func(conn net.Conn) {
 		p.mu.Lock()
@@ -41,8 +41,8 @@ func (p *peers) serve(kind string) func(net.Conn) {
 	}
 }
 
-// accepting are kinds that answer 200 at once: what they do after it takes
-// nothing from that.
+// accepting are kinds that respond with 200 at once. The callback is delivered, whatever
+// follows.
 var accepting = []string{"responds 200 and resets the body", "responds 200 and drips the body"}
 
 func TestHostileReceiversCostBoundedTimeAndMemory(t *testing.T) {
@@ -112,7 +112,8 @@ func TestABlackHoleWithThousandsOfCallbacksDelaysNoneOfFiftyHealthyHosts(t *test
 	g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 5s", gatewaytest.ManyTimes), gatewaytest.ExampleSite(t))
 	before := g.Memory()
 
-	// Half of the healthy ones' callbacks come among the others, half after them.
+	// Half of the callbacks to healthy receivers are sent among the others, half after
+	// them.
 	toGood := func(i int) string { return good[i%hosts].URL }
 	var clients sync.WaitGroup
 	clients.Go(func() { g.Tasks(waiting, func(int) string { return hole.URL }) })

@@ -12,8 +12,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// reloads loads the configuration n times, every interval, with a change of the
-// global options each second time.
+// reloads loads the configuration n times at an interval. Every second time, the global
+// options change.
 func reloads(t *testing.T, g *gatewaytest.Gateway, n int, interval time.Duration, site string) {
 	t.Helper()
 	for i := range n {
@@ -25,7 +25,7 @@ func reloads(t *testing.T, g *gatewaytest.Gateway, n int, interval time.Duration
 	}
 }
 
-// goroutines is how many the gateway has.
+// goroutines returns the number of goroutines of the gateway.
 func goroutines(g *gatewaytest.Gateway) (n int, err error) {
 	_, text, err := gatewaytest.Send(http.MethodGet, "http://"+g.Admin+"/debug/pprof/goroutine?debug=1", http.NoBody)
 	if err != nil {
@@ -59,7 +59,7 @@ func TestReloadsEveryFifthOfASecondUnderLoadLoseAndRepeatNothing(t *testing.T) {
 	if tally.Repeated > 0 {
 		t.Errorf("%d callbacks were repeated, though nothing was killed", tally.Repeated)
 	}
-	// A store that is opened twice says so.
+	// The log shows if a store was opened twice.
 	if log := g.Log.String(); strings.Contains(log, "in use by another process") || strings.Contains(log, "panic") {
 		t.Error("the log has a panic, or a store that was opened twice")
 	}
@@ -68,7 +68,7 @@ func TestReloadsEveryFifthOfASecondUnderLoadLoseAndRepeatNothing(t *testing.T) {
 
 func TestReloadsLeaveNoGoroutine(t *testing.T) {
 	t.Parallel()
-	const allowed = 10 // connections that are kept for reuse, and what the measurement itself takes
+	const allowed = 10 // kept connections and the measurement itself
 	rounds := pick(20, 20, 200)
 	rcv := gatewaytest.NewReceiver(t, nil)
 	site := mixed(t, gatewaytest.AnswerSoon)
@@ -76,7 +76,7 @@ func TestReloadsLeaveNoGoroutine(t *testing.T) {
 	l := gatewaytest.NewLedger(rcv, t.Context().Done())
 	l.Accept(g.Task(rcv.URL))
 	g.Eventually("the callback has come", l.Settled)
-	reloads(t, g, 1, 0, site) // what the first one starts for good
+	reloads(t, g, 1, 0, site) // the first reload starts goroutines that stay
 	var before int
 	g.Eventually("goroutines are counted", func() (err error) {
 		before, err = goroutines(g)

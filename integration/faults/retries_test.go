@@ -1,6 +1,6 @@
 //go:build !race
 
-// Under the race detector a day of fake time takes minutes.
+// With the race detector, a day of fake time takes minutes.
 
 package faults
 
@@ -14,21 +14,21 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// schedule is the documented one: the waits between the twelve attempts.
+// schedule is the documented retry schedule: the waits between the twelve attempts.
 var schedule = []time.Duration{
 	5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 30 * time.Minute, 2 * time.Hour,
 	5 * time.Hour, 10 * time.Hour, 14 * time.Hour, 20 * time.Hour, 24 * time.Hour,
 }
 
 const (
-	// coarse is what a signed timestamp leaves out.
+	// coarse is the resolution of a signed timestamp.
 	coarse = time.Second
-	// punctual is how late the engine may begin what is due, beside the seconds
-	// that timestamps leave out.
+	// punctual is how late the engine may start an attempt that is due, in addition to
+	// coarse.
 	punctual = time.Second
 )
 
-// written is a schedule as the Caddyfile has it.
+// written returns a retry schedule as written in the Caddyfile.
 func written(waits []time.Duration) string {
 	text := "retry"
 	for _, wait := range waits {
@@ -39,7 +39,7 @@ func written(waits []time.Duration) string {
 
 func TestDaysOfRetriesGoByTheScheduleAndEndInADeadTaskThatCanBeRedelivered(t *testing.T) {
 	tasks := pick(10, 50, 500)
-	waited := schedule[:pick(8, 8, len(schedule))] // 18 hours of it, or all
+	waited := schedule[:pick(8, 8, len(schedule))] // 18 hours, or all of them
 	long := time.Duration(pick(25, 25, 79)) * time.Hour
 	dir := t.TempDir()
 	redelivered := false // set between attempts
@@ -101,7 +101,7 @@ func TestDaysOfRetriesGoByTheScheduleAndEndInADeadTaskThatCanBeRedelivered(t *te
 		}
 		onSchedule(t, rcv, waited, dead)
 
-		// By hand, later.
+		// Redelivery by hand, later.
 		redelivered = true
 		gatewaytest.Pause(time.Hour)
 		for _, id := range append(dead, ids["/gone"]) {
@@ -120,7 +120,7 @@ func TestDaysOfRetriesGoByTheScheduleAndEndInADeadTaskThatCanBeRedelivered(t *te
 	report(t, fmt.Sprintf("12. %v of retries in fake time, give-up and redelivery", long), tasks+5, rcv.ledger.Tally())
 }
 
-// waits checks that a callback was sent twice, with a wait in between.
+// waits checks that a callback was sent twice, and the wait in between.
 func waits(t *testing.T, what string, at []time.Time, least, most time.Duration) {
 	t.Helper()
 	if len(at) != 2 {

@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// says waits until the log has an error with all of the texts.
+// says waits until the log has an error that contains all of the texts.
 func says(g *gatewaytest.Gateway, texts ...string) {
 	g.T.Helper()
 	g.Eventually(fmt.Sprintf("the log says %q", texts), func() error {
@@ -43,15 +43,15 @@ func rename(t *testing.T, from, to string) {
 	}
 }
 
-// What is written to files that the next process does not open is lost, though
-// every write succeeds.
+// Data in files that the next process does not open is lost, although every write
+// succeeds.
 func TestStoreFilesThatAreTakenAway(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		gone string // in the folder; empty is the folder itself
-		// back is set if what was taken away comes back while the gateway runs.
+		gone string // in the folder; empty: the folder itself
+		// back is set if the file or folder comes back while the gateway runs.
 		back bool
-		// lost is set if what was stored is lost with it.
+		// lost is set if the stored data is lost too.
 		lost bool
 	}{
 		"folder moved and back": {gone: "", back: true},

@@ -17,13 +17,14 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// syncs decides whether the fsyncs of a gateway fail.
+// syncs controls whether the fsyncs of a gateway fail.
 type syncs struct {
 	t    *testing.T
 	file string
 }
 
-// newSyncs gives a gateway that is not started yet a disk whose fsync can fail.
+// newSyncs gives a gateway a disk whose fsync can fail. It must be called before the
+// gateway starts.
 func newSyncs(t *testing.T, g *gatewaytest.Gateway) *syncs {
 	t.Helper()
 	s := &syncs{t: t, file: filepath.Join(t.TempDir(), "syncs")}
@@ -48,7 +49,7 @@ func (s *syncs) fail(fails bool) {
 	}
 }
 
-// promises are requests by their number: what the client was told of each.
+// promises records what clients were told of each request, by its number.
 type promises struct {
 	t      *testing.T
 	ledger *gatewaytest.Ledger
@@ -58,7 +59,7 @@ type promises struct {
 	refused map[string]bool // by the path of the callback's URL
 }
 
-// ask sends requests until stop is closed, each with a URL of its own.
+// ask sends requests until stop is closed, each with a different URL.
 func (p *promises) ask(g *gatewaytest.Gateway, path, receiver string, stop <-chan struct{}) {
 	for {
 		select {
@@ -73,7 +74,7 @@ func (p *promises) ask(g *gatewaytest.Gateway, path, receiver string, stop <-cha
 		resp, _, err := gatewaytest.Send(http.MethodPost, g.URL(path), strings.NewReader(fmt.Sprintf(`{"callback_url":%q}`, receiver+callback)),
 			"Content-Type", "application/json")
 		switch {
-		case err != nil: // the gateway was killed: nobody was told anything
+		case err != nil: // the gateway was killed before a response
 			backOff(err)
 		case resp.StatusCode < 300:
 			p.ledger.Accept(resp.Header.Get("beam-task-id"))
@@ -88,8 +89,8 @@ func (p *promises) ask(g *gatewaytest.Gateway, path, receiver string, stop <-cha
 	}
 }
 
-// The gateway is killed while fsyncs fail, or goes on: what it has written and could
-// not sync is still there for the next one to find.
+// The gateway is killed while fsyncs fail, or continues. The next process finds what the
+// gateway has written but could not sync.
 func TestFailedSyncsLoseNothingAndBringNothingBack(t *testing.T) {
 	t.Parallel()
 	rounds := pick(2, 4, 30)
@@ -99,8 +100,8 @@ func TestFailedSyncsLoseNothingAndBringNothingBack(t *testing.T) {
 		p.mu.Lock()
 		refused := p.refused[path]
 		p.mu.Unlock()
-		// A request to a queue is a task of a waiting client's before it is the queue's.
-		// If the gateway can undo that no more before it is killed, the task has died.
+		// A request to a queue is first claimed for a waiting client. If the gateway is
+		// killed before it can release the claim, the task has died.
 		undone := strings.HasPrefix(path, "/q") && c.Status() == "FAILED" && strings.HasPrefix(c.Body, diedWith[0])
 		if refused && !undone {
 			t.Errorf("the request %s was refused, and has a callback", path)

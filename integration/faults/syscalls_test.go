@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A disk whose fsync fails: a gateway that is to have one asks a filter of its own
-// at every fsync, which the kernel calls before it does anything, and the test says
-// through a file whether it fails. It needs no privileges, and holds for all files.
+// These tests need a disk whose fsync fails. The gateway installs a seccomp filter that
+// asks it at every fsync, before the kernel does anything. A file that the test writes
+// decides whether the call fails. This needs no privileges and applies to all files.
 
-// syncFile names the file in the environment of a gateway. Its first byte is 1
-// while every fsync fails.
+// syncFile is the environment variable with the file of a gateway. While the first byte
+// of the file is 1, every fsync fails.
 const syncFile = "CALLBACK_TEST_SYNC"
 
 func init() {
@@ -43,7 +43,7 @@ func filterSyncs(file string) error {
 	}
 	fails := (*uint32)(unsafe.Pointer(&shared[0]))
 	const (
-		load   = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS // at 0 is the number of the call
+		load   = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS // the number of the call is at 0
 		equals = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
 		end    = unix.BPF_RET | unix.BPF_K
 	)
