@@ -15,7 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// asNATS makes this program the nats-server program.
+// asNATS is the environment variable that makes this program run nats-server.
 const asNATS = "CALLBACK_BENCH_AS_NATS"
 
 func runAsNATS() bool {
@@ -46,8 +46,8 @@ func runNATS() error {
 	return nil
 }
 
-// cluster is a JetStream cluster, each server a process; empty if the engine is
-// embedded.
+// cluster is a JetStream cluster with a process for each server. It is empty if the
+// engine is embedded.
 type cluster struct {
 	dir     string
 	servers []*exec.Cmd
@@ -92,7 +92,7 @@ func startCluster(n int) (*cluster, error) {
 	return c, c.ready()
 }
 
-// ready waits until the cluster takes streams.
+// ready waits until the cluster can create streams.
 func (c *cluster) ready() error {
 	var last error
 	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(100 * time.Millisecond) {
@@ -116,7 +116,7 @@ func (c *cluster) ready() error {
 
 func (c *cluster) urls() string { return "nats://" + strings.Join(c.clients, ",nats://") }
 
-// use makes the gateway keep its tasks in the cluster, if there is one.
+// use makes the gateway store its tasks in the cluster, if there is one.
 func (c *cluster) use(g *gateway) {
 	if len(c.servers) > 0 {
 		g.engine = "engine nats " + strings.ReplaceAll(c.urls(), ",", " ")

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// costs counts what one task takes: of a waiting client and of a queue, with the
-// engine in the process and with a cluster of three.
+// costs measures the cost of a task, for tasks of waiting clients and of a queue, with
+// the embedded engine and with a cluster of three servers.
 func costs(b *bench) (table, error) {
 	t := table{head: []string{"a task with a callback", "disk writes, gateway", "CPU, gateway", "disk writes, all servers", "CPU, all servers"}}
 	waiting := func(app string) string { return "callback\nreverse_proxy " + app }
@@ -34,7 +34,7 @@ func costs(b *bench) (table, error) {
 	return t, nil
 }
 
-// cost runs tasks and divides what they took by their number.
+// cost runs tasks and returns the cost per task.
 func cost(b *bench, servers int, site func(app string) string, status int) ([]string, error) {
 	c, err := startCluster(servers)
 	if err != nil {
@@ -72,7 +72,7 @@ func cost(b *bench, servers int, site func(app string) string, status int) ([]st
 	return append(line, served.each(n)...), nil
 }
 
-// usage is what processes have taken.
+// usage is the CPU time and the disk writes of processes.
 type usage struct {
 	cpu  time.Duration
 	disk int64 // bytes
@@ -86,7 +86,7 @@ func usageOf(processes []int) (u usage) {
 			return usage{err: err}
 		}
 		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-		const utime, stime, tick = 11, 12, 10 * time.Millisecond // of what follows the name
+		const utime, stime, tick = 11, 12, 10 * time.Millisecond // fields after the name
 		for _, i := range []int{utime, stime} {
 			n, err := strconv.Atoi(fields[i])
 			if err != nil {

@@ -10,7 +10,7 @@ type point struct {
 	x, y float64
 }
 
-// curves draws what happens as a load grows, a picture each.
+// curves draws a picture for each measurement under a growing load.
 func curves(b *bench) (table, error) {
 	for _, c := range []struct {
 		file, title, x, y string
@@ -45,7 +45,7 @@ func curves(b *bench) (table, error) {
 	return table{}, nil
 }
 
-// beside returns the tasks a second beside a stock.
+// beside returns the tasks per second with other tasks in the store.
 func beside(b *bench, waiting, ended int) (float64, error) {
 	g, err := newGateway()
 	if err != nil {
@@ -63,7 +63,7 @@ func beside(b *bench, waiting, ended int) (float64, error) {
 	return medianOf(b, w)
 }
 
-// medianOf rounds of a workload, after one that warms up.
+// medianOf returns the median of several rounds of a workload, after a warm-up round.
 func medianOf(b *bench, w *workload) (float64, error) {
 	var rates []float64
 	for i := range (b.rounds+1)/2 + 1 {
@@ -78,7 +78,7 @@ func medianOf(b *bench, w *workload) (float64, error) {
 	return median(rates), nil
 }
 
-// sized returns the tasks a second whose results have n bytes.
+// sized returns the tasks per second for results of n bytes.
 func sized(b *bench, n int) (float64, error) {
 	g, err := newGateway()
 	if err != nil {

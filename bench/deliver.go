@@ -20,15 +20,15 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// timed says how long f took.
+// timed returns the duration of f.
 func timed(f func() error) (time.Duration, error) {
 	began := time.Now()
 	err := f()
 	return time.Since(began), err
 }
 
-// fill opens a store and calls put for each task, several at a time. Bodies and
-// records are as a gateway makes them; nothing is synced before the end.
+// fill opens a store and calls put for each task, several at a time. Bodies and records
+// are like those of a gateway. They are only synced at the end.
 func fill(folder string, n int, put func(ctx context.Context, e engine.Engine, i int) error) error {
 	ctx := context.Background()
 	e, err := sqlite.Open(ctx, sqlite.Config{Folder: folder, Sync: time.Minute, MaxSize: 100 << 30, Logger: zap.NewNop(),
@@ -39,7 +39,7 @@ func fill(folder string, n int, put func(ctx context.Context, e engine.Engine, i
 	return errors.Join(parallel(256, n, func(i int) error { return put(ctx, e, i) }), e.Close(ctx))
 }
 
-// record is that of a task which has its result.
+// record returns the record of a task that has its result.
 func record(url, host string) *task.Record {
 	now := time.Now().UTC()
 	return &task.Record{
@@ -54,7 +54,7 @@ func record(url, host string) *task.Record {
 
 var body = []byte(`{"response":"example response"}`)
 
-// newID returns an ID as the gateway makes them.
+// newID returns a task ID like those of the gateway.
 func newID() string { return uuid.Must(uuid.NewV7()).String() }
 
 // owe stores a task whose callback is due.
@@ -67,7 +67,7 @@ func owe(ctx context.Context, e engine.Engine, url, host string) error {
 	return lease.Settle(ctx, rec, bytes.NewReader(body))
 }
 
-// receivers listens on n addresses of this machine, one port, and counts.
+// receivers listens on n addresses of this machine, with one port, and counts requests.
 func receivers(n int, arrived *atomic.Int64) (addrs []string, stop func(), err error) {
 	var all []*peer
 	stop = func() {
@@ -95,8 +95,8 @@ func receivers(n int, arrived *atomic.Int64) (addrs []string, stop func(), err e
 // perHost and concurrency are the gateway's defaults.
 const perHost, concurrency = 32, 256
 
-// deliveries compares how fast a store full of callbacks is delivered with a
-// loop that POSTs the same with as many workers.
+// deliveries compares the delivery rate from a store full of callbacks with that of a
+// loop that sends the same POST requests with the same number of workers.
 func deliveries(b *bench) ([]row, error) {
 	var rows []row
 	for _, c := range []struct {
@@ -121,7 +121,7 @@ func deliveries(b *bench) ([]row, error) {
 	return rows, nil
 }
 
-// drain measures one round: ours, and the plain loop.
+// drain measures one round: the gateway and the plain loop.
 func drain(hosts, workers, n int) (ours, theirs float64, err error) {
 	var arrived atomic.Int64
 	addrs, stop, err := receivers(hosts, &arrived)
@@ -165,8 +165,8 @@ func drain(hosts, workers, n int) (ours, theirs float64, err error) {
 	return float64(n) / time.Since(<-first).Seconds(), theirs, nil
 }
 
-// postLoop posts n callbacks from a plain Go loop, with net/http and kept
-// connections, and returns how many a second.
+// postLoop posts n callbacks from a plain Go loop, with net/http and kept connections. It
+// returns the rate per second.
 func postLoop(addrs []string, workers, n int) (float64, error) {
 	transport := &http.Transport{MaxIdleConns: workers + len(addrs), MaxIdleConnsPerHost: workers, DisableCompression: true}
 	defer transport.CloseIdleConnections()

@@ -10,15 +10,15 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// stock is what a store has in it before it is measured.
+// stock is the content of a store before a measurement.
 type stock struct {
 	what          string
 	queued, ended int
 	least         float64
 }
 
-// depth compares how many tasks with a callback a gateway does a second beside
-// what its store holds, with one whose store is empty.
+// depth compares the rate of tasks with a callback of a gateway that has many tasks in
+// its store with that of a gateway whose store is empty.
 func depth(b *bench) ([]row, error) {
 	var rows []row
 	for _, s := range []stock{
@@ -58,7 +58,7 @@ func depth(b *bench) ([]row, error) {
 			if err != nil {
 				return nil, err
 			}
-			if i > 0 { // the first warms up
+			if i > 0 { // the first round is a warm-up
 				rate.add(ours, theirs)
 			}
 		}
@@ -69,7 +69,7 @@ func depth(b *bench) ([]row, error) {
 	return rows, nil
 }
 
-// stockUp fills a store with tasks that wait in a queue and tasks that ended.
+// stockUp fills a store with tasks that wait in a queue and finished tasks.
 func stockUp(folder string, waiting, ended int) error {
 	return fill(folder, waiting+ended, func(ctx context.Context, e engine.Engine, i int) error {
 		if i < waiting {
@@ -85,8 +85,8 @@ func stockUp(folder string, waiting, ended int) error {
 	})
 }
 
-// starts compares how soon after kill -9 a gateway with 1,000,000 callbacks in its
-// store serves its first request, with plain Caddy.
+// starts compares the time until the first response after kill -9: a gateway with
+// 1,000,000 callbacks in its store, and plain Caddy.
 func starts(b *bench) ([]row, error) {
 	full, err := newGateway()
 	if err != nil {
@@ -120,8 +120,8 @@ func starts(b *bench) ([]row, error) {
 	}}, nil
 }
 
-// toFirst starts a gateway as after kill -9 and says how long it took to serve a
-// request.
+// toFirst starts a gateway as after kill -9. It returns the time until the first
+// response.
 func toFirst(g *gateway, options, site string) (time.Duration, error) {
 	defer g.kill()
 	addr, err := freeAddr()

@@ -13,8 +13,8 @@ const (
 	left, right, top, bottom = 80, 24, 48, 56
 )
 
-// draw makes an SVG of a curve whose x axis is logarithmic and whose y axis
-// begins at zero. It is readable on white and on black.
+// draw returns an SVG of a curve with a logarithmic x axis and a y axis that begins at
+// zero. It is readable on light and dark backgrounds.
 func draw(title, x, y string, points []point) []byte {
 	last, highest := 1.0, 0.0
 	for _, p := range points {
@@ -47,7 +47,7 @@ func draw(title, x, y string, points []point) []byte {
 	return []byte(b.String())
 }
 
-// niceStep divides an axis into about five parts.
+// niceStep returns a step that divides an axis into about five parts.
 func niceStep(highest float64) float64 {
 	if highest <= 0 {
 		return 1
@@ -61,7 +61,7 @@ func niceStep(highest float64) float64 {
 	return step * 2
 }
 
-// short prints 1,000,000 as 1M.
+// short formats 1,000,000 as 1M.
 func short(v float64) string {
 	switch {
 	case v >= 1e6:

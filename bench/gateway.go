@@ -19,7 +19,7 @@ import (
 	_ "github.com/caddy-callback/caddy-callback"
 )
 
-// asCaddy makes this program Caddy with the module.
+// asCaddy is the environment variable that makes this program run Caddy with the module.
 const asCaddy = "CALLBACK_BENCH_AS_CADDY"
 
 func runAsCaddy() bool {
@@ -38,7 +38,7 @@ type gateway struct {
 	log        *os.File
 }
 
-// newGateway makes a folder for a gateway.
+// newGateway creates a folder for a gateway.
 func newGateway() (*gateway, error) {
 	dir, err := os.MkdirTemp("", "callback-bench-")
 	if err != nil {
@@ -58,27 +58,27 @@ func newGateway() (*gateway, error) {
 
 func (g *gateway) store() string { return filepath.Join(g.dir, "store") }
 
-// keepIn makes the gateway keep its tasks in its folder, with these options of the
+// keepIn makes the gateway store its tasks in its folder, with the options of the
 // embedded engine.
 func (g *gateway) keepIn(options string) {
 	g.engine = fmt.Sprintf("engine sqlite %s {\nmax_size 100GiB\n%s\n}", g.store(), options)
 }
 
-// options are those of the callback app: callbacks may go to this machine.
+// options returns options of the callback app that allow callbacks to this machine.
 func (g *gateway) options(queues, delivery string) string {
 	return fmt.Sprintf("callback {\n%s\n%s\ndelivery {\nallow 127.0.0.0/8\nports any\n%s\n}\n}", g.engine, queues, delivery)
 }
 
-// siteAt is a site of the Caddyfile, for requests of any host.
+// siteAt returns a site of the Caddyfile for requests of any host.
 func siteAt(addr, directives string) string {
 	_, port, _ := strings.Cut(addr, ":")
 	return fmt.Sprintf("http://:%s {\nbind 127.0.0.1\n%s\n}\n", port, directives)
 }
 
-// start runs Caddy with global options and sites, and waits until it serves.
-// It returns how long that took.
+// start runs Caddy with global options and sites. It waits until Caddy serves, and
+// returns how long that took.
 func (g *gateway) start(options, sites string) (time.Duration, error) {
-	// What a production site logs: nothing for each request.
+	// As in production, nothing is logged for each request.
 	config := fmt.Sprintf("{\nadmin %s\nauto_https off\nlog {\nlevel WARN\n}\n%s\n}\n%s\n", g.admin, options, sites)
 	file := filepath.Join(g.dir, "Caddyfile")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
@@ -104,8 +104,8 @@ func (g *gateway) start(options, sites string) (time.Duration, error) {
 	return 0, fmt.Errorf("Caddy did not start: %s", g.said())
 }
 
-// serving says whether all apps have started: the admin endpoint has the
-// configuration from then on.
+// serving reports whether all apps have started. The admin endpoint has the configuration
+// only after that.
 func serving(admin string) bool {
 	resp, err := http.Get("http://" + admin + "/config/apps")
 	if err != nil {
@@ -116,7 +116,7 @@ func serving(admin string) bool {
 	return err == nil && bytes.HasPrefix(config, []byte("{"))
 }
 
-// said is the end of the log.
+// said returns the end of the log.
 func (g *gateway) said() string {
 	text, err := os.ReadFile(g.log.Name())
 	if err != nil {
@@ -125,7 +125,7 @@ func (g *gateway) said() string {
 	return string(text[max(0, len(text)-2000):])
 }
 
-// kill ends the process, and keeps its store.
+// kill ends the process and keeps its store.
 func (g *gateway) kill() {
 	if g.cmd != nil {
 		_ = g.cmd.Process.Kill() // it may have ended
@@ -134,18 +134,17 @@ func (g *gateway) kill() {
 	}
 }
 
-// remove ends the process and removes all it had.
+// remove ends the process and removes its files.
 func (g *gateway) remove() {
 	g.kill()
 	g.log.Close()
 	os.RemoveAll(g.dir)
 }
 
-// memory is what the process has resident, in MB, after it has had time to
-// give back what it does not need.
+// memory returns the resident memory of the process in MB.
 func (g *gateway) memory() (float64, error) { return memoryOf(g.cmd.Process.Pid) }
 
-// memoryOf returns what a process has resident, in MB.
+// memoryOf returns the resident memory of a process in MB.
 func memoryOf(pid int) (float64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

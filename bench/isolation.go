@@ -8,9 +8,9 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// isolation compares how soon the callbacks to 50 healthy hosts arrive while
-// 10,000 wait for a host that never answers, with how soon they do without it. The
-// floor is how soon they do beside as many tasks that wait where nobody takes them.
+// isolation compares how soon callbacks to 50 healthy hosts arrive with and without
+// 10,000 callbacks that wait for a host that never responds. The floor is the time with
+// as many tasks that wait in a queue without workers.
 func isolation(b *bench) ([]row, error) {
 	hole, err := serve("127.0.0.1:0", nil)
 	if err != nil {
@@ -46,7 +46,7 @@ func isolation(b *bench) ([]row, error) {
 	}, nil
 }
 
-// healthy returns how long callbacks to healthy hosts took.
+// healthy returns the delivery times of callbacks to healthy hosts.
 func healthy(b *bench, put func(context.Context, engine.Engine, int) error) ([]time.Duration, error) {
 	arrived, answered := newStamps(), newStamps()
 	app, err := serve("127.0.0.1:0", ok("application/json", body))
@@ -83,7 +83,8 @@ func healthy(b *bench, put func(context.Context, engine.Engine, int) error) ([]t
 	if err != nil {
 		return nil, err
 	}
-	// The hole's attempts fail every few seconds and are made again: it stays full.
+	// Attempts to the unresponsive host fail every few seconds and are retried, so its
+	// backlog stays full.
 	_, err = g.start(g.options("", "timeout 5s\nretry 1s 1s 1s 1s 1s 1s 1s 1s 1s 1s 1s 1s"),
 		siteAt(site, "callback\nreverse_proxy "+app.addr))
 	if err != nil {
@@ -99,7 +100,7 @@ func healthy(b *bench, put func(context.Context, engine.Engine, int) error) ([]t
 		}
 		return awaitAll("callbacks", answered.len(), arrived.len)
 	}
-	// Connections are opened, the hole is known, and what is due to it waits.
+	// Warm up: open connections, and let the gateway find the host unresponsive.
 	if err := send(5 * time.Second); err != nil {
 		return nil, err
 	}

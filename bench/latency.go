@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// latencies measures at 200 tasks a second how soon after the endpoint's last
-// byte the callback is at the receiver, and how soon after its 202 a queue's
-// task is begun.
+// latencies measures, at 200 tasks per second, the time from the last byte of the
+// endpoint's response to the callback, and from the 202 of a queue to the start of the
+// task.
 func latencies(b *bench) ([]row, error) {
 	const rate = 200
 	arrived, answered, begun, accepted := newStamps(), newStamps(), newStamps(), newStamps()

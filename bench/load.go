@@ -9,18 +9,18 @@ import (
 	"time"
 )
 
-// load is what a round measured.
+// load is the result of a round.
 type load struct {
 	n       int
 	elapsed time.Duration
-	waits   []time.Duration // each request's, sorted
+	waits   []time.Duration // for the responses, sorted
 }
 
 func (l load) rate() float64 { return float64(l.n) / l.elapsed.Seconds() }
 
 func (l load) quantile(q float64) time.Duration { return quantile(l.waits, q) }
 
-// quantile of sorted values.
+// quantile returns a quantile of sorted values.
 func quantile(sorted []time.Duration, q float64) time.Duration {
 	if len(sorted) == 0 {
 		return 0
@@ -28,14 +28,14 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
 }
 
-// closed sends requests for a while, each client the next when it has the
-// answer to the last.
+// closed sends requests for a duration. Each client sends the next request when it has
+// the response to the previous one.
 func closed(addr string, clients int, d time.Duration, status int, request []byte) (load, error) {
 	end := time.Now().Add(d)
 	return run(addr, clients, status, request, func() bool { return time.Now().Before(end) })
 }
 
-// count sends n requests in the same way.
+// count is closed for n requests.
 func count(addr string, clients, n, status int, request []byte) (load, error) {
 	var sent atomic.Int64
 	return run(addr, clients, status, request, func() bool { return sent.Add(1) <= int64(n) })
@@ -75,9 +75,9 @@ func run(addr string, clients, status int, request []byte, more func() bool) (lo
 	return l, errors.Join(errs...)
 }
 
-// steady sends requests in turn, at a rate and for a while, whether or not earlier
-// ones have their answer, over connections that are opened as they are needed.
-// seen is called with the task's ID of each answer.
+// steady sends requests in turn, at a constant rate for a duration, without waiting for
+// earlier responses. It opens connections as needed. It calls seen with the task ID of
+// each response.
 func steady(addr string, perSecond int, d time.Duration, status int, requests [][]byte, seen func(id string)) error {
 	idle := make(chan *conn, 1024)
 	var group sync.WaitGroup
@@ -131,7 +131,7 @@ func steady(addr string, perSecond int, d time.Duration, status int, requests []
 	return failed
 }
 
-// stamps notes when something happened to each task.
+// stamps records a time for each task.
 type stamps struct {
 	mu sync.Mutex
 	at map[string]time.Time
@@ -139,7 +139,7 @@ type stamps struct {
 
 func newStamps() *stamps { return &stamps{at: make(map[string]time.Time)} }
 
-// mark keeps the first time.
+// mark records the current time, unless the task already has one.
 func (s *stamps) mark(id string) {
 	now := time.Now()
 	s.mu.Lock()
@@ -149,7 +149,7 @@ func (s *stamps) mark(id string) {
 	}
 }
 
-// forget starts anew.
+// forget removes all times.
 func (s *stamps) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -162,8 +162,8 @@ func (s *stamps) len() int {
 	return len(s.at)
 }
 
-// since returns how long after from each task came to s, sorted. What came
-// before counts as nothing.
+// since returns, sorted, how long after its time in from each task's time in s was.
+// Negative durations count as zero.
 func (s *stamps) since(from *stamps) []time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,7 +179,7 @@ func (s *stamps) since(from *stamps) []time.Duration {
 	return waits
 }
 
-// awaitAll waits until f says n, and fails if nothing comes any more.
+// awaitAll waits until f returns n. It fails if the number stops growing.
 func awaitAll(what string, n int, f func() int) error {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()

@@ -1,10 +1,10 @@
-// Command bench measures what the gateway costs, each figure beside what it is
-// compared with, in one run: rounds of the two take turns, and what is printed
-// are medians and the ratio of the two in each round.
+// Command bench measures the cost of the gateway. Each figure is compared with another
+// one from the same run: the rounds of both alternate. The program prints medians, and
+// the median ratio of the rounds.
 //
-//	go run .                    # every row, as docs/internals/performance.md has them
-//	go run . -rows proxy,task   # some
-//	go run . -write             # and write them into docs/internals/performance.md
+//	go run .                    # all rows of docs/internals/performance.md
+//	go run . -rows proxy,task   # only these rows
+//	go run . -write             # also write them to docs/internals/performance.md
 package main
 
 import (
@@ -20,10 +20,10 @@ import (
 type bench struct {
 	rounds int
 	round  time.Duration
-	scale  float64 // of the numbers of tasks
+	scale  float64 // factor for the numbers of tasks
 }
 
-// a measurement measures some rows of the table.
+// A measurement measures some rows of the table.
 type measurement struct {
 	name string
 	what string
@@ -47,7 +47,7 @@ var measurements = []measurement{
 	{"curves", "what grows with load, drawn", curves},
 }
 
-// compare makes a measurement of one that compares.
+// compare adapts a measurement that compares two figures.
 func compare(f func(*bench) ([]row, error)) func(*bench) (table, error) {
 	return func(b *bench) (table, error) {
 		rows, err := f(b)
@@ -106,5 +106,5 @@ func (b *bench) main(names string, write bool) error {
 	return nil
 }
 
-// some returns n tasks, or fewer in a trial.
+// some returns n tasks, scaled down in a trial.
 func (b *bench) some(n int) int { return max(1, int(float64(n)*b.scale)) }

@@ -24,7 +24,7 @@ func queued(ctx context.Context, e engine.Engine) error {
 	return err
 }
 
-// fillDue stores n callbacks for hosts that nothing listens at, 127.1.0.1 and up.
+// fillDue stores n callbacks for hosts without a listener: 127.1.0.1 and up.
 func fillDue(folder string, n, hosts int) error {
 	return fill(folder, n, func(ctx context.Context, e engine.Engine, i int) error {
 		i %= hosts
@@ -33,8 +33,8 @@ func fillDue(folder string, n, hosts int) error {
 	})
 }
 
-// memory compares what the gateway has resident with plain Caddy: the same
-// program, without the callback app.
+// memory compares the resident memory of the gateway with that of plain Caddy, which is
+// the same program without the callback app.
 func memory(b *bench) ([]row, error) {
 	plain, err := resident(nil, func(*gateway) string { return "" }, "respond ok")
 	if err != nil {
@@ -65,8 +65,7 @@ func grown(what string, have, plain, limit float64) row {
 		fmt.Sprintf("≤ +%.0f MB", limit), have-plain <= limit}
 }
 
-// resident returns what a gateway has resident some time after it was started on
-// a store.
+// resident returns the resident memory of a gateway some time after its start on a store.
 func resident(fill func(folder string) error, options func(*gateway) string, site string) (float64, error) {
 	g, err := newGateway()
 	if err != nil {
@@ -89,6 +88,6 @@ func resident(fill func(folder string) error, options func(*gateway) string, sit
 	return g.memory()
 }
 
-// calm is how long after the start memory is read. Go gives memory back over
-// minutes: this is what an operator sees soon after the start.
+// calm is the time from the start to reading the memory. Go returns memory to the system
+// over minutes, so the figure is what an operator sees soon after the start.
 const calm = 30 * time.Second

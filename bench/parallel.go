@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 )
 
-// parallel calls f for 0 to n-1, so many at a time, until one fails.
+// parallel calls f for 0 to n-1 with the given number of workers, until a call fails.
 func parallel(workers, n int, f func(i int) error) error {
 	var next atomic.Int64
 	errs := make([]error, workers)
@@ -33,7 +33,7 @@ func parallel(workers, n int, f func(i int) error) error {
 	return errors.Join(errs...)
 }
 
-// self runs this program again, as something else, and returns what it prints.
+// self runs this program in another role and returns its output.
 func self(as, value string) ([]byte, error) {
 	program, err := os.Executable()
 	if err != nil {
@@ -45,8 +45,8 @@ func self(as, value string) ([]byte, error) {
 	return cmd.Output()
 }
 
-// figureOf runs this program as another one, with a plan, and returns the figure
-// that it prints.
+// figureOf runs this program in another role, with a plan, and returns the figure that it
+// prints.
 func figureOf(as string, plan any) (figure float64, err error) {
 	text, err := json.Marshal(plan)
 	if err != nil {
@@ -60,8 +60,8 @@ func figureOf(as string, plan any) (figure float64, err error) {
 	return figure, err
 }
 
-// runAs makes this program another one, if it was run as that: it prints the figure
-// that f returns.
+// runAs runs f if the program was started in this role, and prints the figure that f
+// returns. It reports whether it did.
 func runAs[P any](as string, f func(plan P) (float64, error)) bool {
 	text := os.Getenv(as)
 	if text == "" {

@@ -17,9 +17,9 @@ const (
 	inProxy  = "github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy."
 )
 
-// parts are what the time of a task is divided into, by the beginnings of the names
-// of the functions that do it. What helps all of them is not listed: its time is
-// that of whose help it is.
+// parts are the parts that the time of a task is divided into, by prefixes of function
+// names. Functions that several parts call are not listed: their time belongs to the
+// caller's part.
 var parts = []struct {
 	what      string
 	functions []string
@@ -43,8 +43,8 @@ var parts = []struct {
 
 const restPart = "scheduler, timers and the rest"
 
-// partOf returns the part that a function belongs to: of those whose beginnings
-// fit, the one that says most.
+// partOf returns the part that a function belongs to. The longest matching prefix
+// decides.
 func partOf(function string) (what string) {
 	longest := 0
 	for _, p := range parts {
@@ -57,8 +57,8 @@ func partOf(function string) (what string) {
 	return what
 }
 
-// profiles divides what a task of a waiting client takes of the gateway's CPU time
-// into parts, by a profile that Caddy's admin endpoint makes under load.
+// profiles divides the gateway's CPU time for a task of a waiting client into parts.
+// Caddy's admin endpoint records the profile under load.
 func profiles(b *bench) (table, error) {
 	g, err := newGateway()
 	if err != nil {
@@ -70,10 +70,10 @@ func profiles(b *bench) (table, error) {
 		return table{}, fmt.Errorf("%w: %s", err, g.said())
 	}
 	defer w.close()
-	if _, err := w.round(b.round); err != nil { // warming up
+	if _, err := w.round(b.round); err != nil { // warm-up
 		return table{}, err
 	}
-	// The profile begins and ends while there is load.
+	// The profile starts and ends while there is load.
 	d := max(time.Second, time.Duration(b.rounds)*b.round).Round(time.Second)
 	loaded := make(chan error, 1)
 	go func() {
@@ -93,7 +93,7 @@ func profiles(b *bench) (table, error) {
 	return divide(taken, int(n))
 }
 
-// profileOf takes a profile of a process's CPU time for so long.
+// profileOf records a CPU profile of a process for the duration.
 func profileOf(admin string, d time.Duration) (*profile.Profile, error) {
 	resp, err := http.Get(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", admin, int(d.Seconds())))
 	if err != nil {
@@ -106,8 +106,8 @@ func profileOf(admin string, d time.Duration) (*profile.Profile, error) {
 	return profile.Parse(resp.Body)
 }
 
-// divide makes a table of the parts, for each of n tasks. A sample belongs to the
-// part of the innermost function that has one.
+// divide returns a table of the CPU time of the parts for each of n tasks. A sample
+// belongs to the part of its innermost function that has a part.
 func divide(p *profile.Profile, n int) (table, error) {
 	cpu := slices.IndexFunc(p.SampleType, func(t *profile.ValueType) bool { return t.Type == "cpu" })
 	if cpu < 0 || n == 0 {

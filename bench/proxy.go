@@ -6,22 +6,22 @@ import (
 	"time"
 )
 
-// clients is how many connections send at once: as many as the targets name.
+// clients is the number of connections that send at once, as in the targets.
 const clients = 64
 
-// filler makes a JSON object of about n bytes, with the members of head.
+// filler returns a JSON object of about n bytes that begins with the members in head.
 func filler(n int, head string) []byte {
 	object := "{" + head + `"prompt":"`
 	return []byte(object + strings.Repeat("x", max(0, n-len(object)-2)) + `"}`)
 }
 
-// sites are two that differ in one line: the first has the callback directive.
+// sites returns two sites that differ in one line: the first has the callback directive.
 func sites(withCallback, without, app string) string {
 	return siteAt(withCallback, "callback\nreverse_proxy "+app) + siteAt(without, "reverse_proxy "+app)
 }
 
-// twoSites starts a gateway with two sites in front of an app, one with
-// callbacks and one without.
+// twoSites starts a gateway with two sites in front of an app, one with the callback
+// directive and one without.
 func twoSites(app string) (g *gateway, with, without string, err error) {
 	if g, err = newGateway(); err != nil {
 		return
@@ -36,10 +36,10 @@ func twoSites(app string) (g *gateway, with, without string, err error) {
 	return
 }
 
-// proxied compares requests that are no task with the same ones past a site
-// that has no callback directive.
+// proxied compares requests that are not tasks with the same requests to a site without
+// the callback directive.
 func proxied(b *bench) ([]row, error) {
-	// Long rounds differ by more than the targets allow: many short ones.
+	// Use many short rounds: long rounds vary by more than the targets allow.
 	b = &bench{rounds: 5 * b.rounds, round: b.round / 2, scale: b.scale}
 	app, err := serve("127.0.0.1:0", ok("application/json", []byte(`{"response":"example response"}`)))
 	if err != nil {
@@ -69,7 +69,7 @@ func proxied(b *bench) ([]row, error) {
 		clients int
 		least   float64
 		p99     bool
-		large   bool // and so the same is asked of a plain proxy that reads the body first
+		large   bool // if so, also compare with a plain proxy that buffers the body
 	}{
 		{"a request that is no JSON, requests/s", post("a", "/", "text/plain", filler(200, "")), clients, 0.98, true, false},
 		{"JSON of 1 KiB without the member, requests/s", post("a", "/", "application/json", filler(1<<10, "")), clients, 0.95, false, false},
@@ -82,7 +82,7 @@ func proxied(b *bench) ([]row, error) {
 				return nil, fmt.Errorf("%s: %w: %s", c.what, err, g.said())
 			}
 			if i == 0 {
-				continue // warming up
+				continue // warm-up
 			}
 			rate.add(ours.rate(), theirs.rate())
 			if c.large {
@@ -105,7 +105,7 @@ func proxied(b *bench) ([]row, error) {
 	return rows, nil
 }
 
-// turns measures two sites one after the other, in either order.
+// turns measures two sites one after the other. swap reverses the order.
 func turns(a, b string, clients int, d time.Duration, request []byte, swap bool) (first, second load, err error) {
 	if swap {
 		second, first, err = turns(b, a, clients, d, request, false)

@@ -14,20 +14,20 @@ import (
 // row is one comparison.
 type row struct {
 	what     string
-	measured string // ours
-	against  string // what it is compared with
+	measured string // of the gateway
+	against  string // of the other side
 	ratio    string
 	target   string
 	met      bool
 }
 
-// table is what a measurement prints.
+// table is the output of a measurement.
 type table struct {
 	head []string
 	rows [][]string
 }
 
-// comparison is the table of what has a target.
+// comparison returns the table of figures that have a target.
 func comparison(rows []row) table {
 	t := table{head: []string{"", "here", "beside it", "ratio", "target", ""}}
 	for _, r := range rows {
@@ -54,7 +54,7 @@ func (t table) markdown() string {
 	return b.String()
 }
 
-// writeTable puts a table between its marks in docs/internals/performance.md.
+// writeTable writes a table between its markers in docs/internals/performance.md.
 func writeTable(name, table string) error {
 	const page = "../docs/internals/performance.md"
 	text, err := os.ReadFile(page)
@@ -74,7 +74,7 @@ func writeTable(name, table string) error {
 	return os.WriteFile(page, slices.Concat(text[:i], []byte("\n"+table+"\n"), text[i+n:]), 0o644)
 }
 
-// machine describes what was measured on.
+// machine describes the machine of the measurement.
 func machine() string {
 	model := runtime.GOARCH
 	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
@@ -100,15 +100,15 @@ func median(values []float64) float64 {
 	return sorted[len(sorted)/2]
 }
 
-// pairs are the values of rounds that took turns.
+// pairs are the values of alternating rounds.
 type pairs struct{ ours, theirs []float64 }
 
 func (p *pairs) add(ours, theirs float64) {
 	p.ours, p.theirs = append(p.ours, ours), append(p.theirs, theirs)
 }
 
-// ratio is the median of the rounds' ratios: what slows the machine for a while
-// slows both sides of a round.
+// ratio returns the median of the rounds' ratios, because a temporary slowdown of the
+// machine affects both sides of a round.
 func (p *pairs) ratio() float64 {
 	ratios := make([]float64, len(p.ours))
 	for i := range ratios {
@@ -117,25 +117,25 @@ func (p *pairs) ratio() float64 {
 	return median(ratios)
 }
 
-// atLeast is a row whose ratio must be at least least.
+// atLeast returns a row whose ratio must be at least least.
 func (p *pairs) atLeast(what, unit string, least float64) row {
 	return row{what, number(median(p.ours)) + unit, number(median(p.theirs)) + unit,
 		fmt.Sprintf("%.2f", p.ratio()), fmt.Sprintf("≥ %.2f", least), p.ratio() >= least-0.005}
 }
 
-// beside is a row without a target.
+// beside returns a row without a target.
 func (p *pairs) beside(what, unit string) row {
 	return row{what: what, measured: number(median(p.ours)) + unit, against: number(median(p.theirs)) + unit,
 		ratio: fmt.Sprintf("%.2f", p.ratio())}
 }
 
-// atMost is a row whose ratio must be at most most.
+// atMost returns a row whose ratio must be at most most.
 func (p *pairs) atMost(what, unit string, most float64) row {
 	return row{what, number(median(p.ours)) + unit, number(median(p.theirs)) + unit,
 		fmt.Sprintf("%.2f", p.ratio()), fmt.Sprintf("≤ %.2f", most), p.ratio() <= most+0.005}
 }
 
-// number prints a value to three digits.
+// number formats a value with three digits.
 func number(v float64) string {
 	switch {
 	case v >= 1000:
@@ -152,7 +152,7 @@ func number(v float64) string {
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// writeFile writes a picture of the docs.
+// writeFile writes a picture for the docs.
 func writeFile(name string, data []byte) error {
 	path := filepath.Join("../docs/images", name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

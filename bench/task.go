@@ -5,9 +5,9 @@ import (
 	"sync/atomic"
 )
 
-// tasks compares tasks of waiting clients, until all their callbacks are
-// delivered, with the limit: the time that the same requests take through a
-// plain proxy, and after it the time of as many plain POSTs to the receiver.
+// tasks compares tasks of waiting clients, until all their callbacks are delivered, with
+// a lower bound: the time of the same requests through a plain proxy, plus that of as
+// many plain POST requests to the receiver.
 func tasks(b *bench) ([]row, error) {
 	app, err := serve("127.0.0.1:0", ok("application/json", body))
 	if err != nil {
@@ -54,7 +54,7 @@ func tasks(b *bench) ([]row, error) {
 			return nil, fmt.Errorf("%w: %s", err, g.said())
 		}
 		if i == 0 {
-			continue // warming up
+			continue // warm-up
 		}
 		limit := proxied.elapsed.Seconds() + float64(n)/posted
 		rate.add(float64(n)/ours.Seconds(), float64(n)/limit)
@@ -62,7 +62,7 @@ func tasks(b *bench) ([]row, error) {
 	return []row{rate.atLeast("a task with a callback, 200-byte JSON, 64 clients, fsync, all delivered, tasks/s", "", 0.45)}, nil
 }
 
-// queueTasks compares a queue's tasks, from acceptance to delivery, with those of
+// queueTasks compares tasks of a queue, from acceptance to delivery, with tasks of
 // waiting clients.
 func queueTasks(b *bench) ([]row, error) {
 	return sideBySide(b, "a queue's task, accepted to delivered, beside a waiting client's, tasks/s", 0.80,
@@ -81,7 +81,7 @@ func queueSite(w *workload) string {
 	return "callback\ntask_queue q {\nreverse_proxy " + w.app.addr + "\n}"
 }
 
-// side is a workload that is compared with another.
+// side is one of two workloads that are compared.
 type side struct {
 	engine, options string
 	site            func(w *workload) string
@@ -115,7 +115,7 @@ func sideBySide(b *bench, what string, least float64, sides ...side) ([]row, err
 			}
 			rates = append(rates, r)
 		}
-		if i > 0 { // the first warms up
+		if i > 0 { // the first round is a warm-up
 			rate.add(rates[0], rates[1])
 		}
 	}

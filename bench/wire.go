@@ -11,8 +11,8 @@ import (
 	"sync"
 )
 
-// The program that measures runs on the cores of what it measures. So it speaks
-// just as much HTTP/1.1 as is needed: one buffer a connection, bodies with a
+// This program shares the cores with the gateway that it measures. So it implements only
+// the part of HTTP/1.1 that it needs: one buffer per connection, and bodies with a
 // length.
 
 // conn is a client's keep-alive connection.
@@ -29,8 +29,8 @@ func dial(addr string) (*conn, error) {
 	return &conn{c, bufio.NewReaderSize(c, 16<<10)}, nil
 }
 
-// do sends a request that is ready to be written, and reads the answer. It
-// returns the status and the task's ID, if the answer has one.
+// do writes a prepared request and reads the response. It returns the status, and the
+// task's ID if the response has one.
 func (c *conn) do(request []byte) (status int, id string, err error) {
 	if _, err := c.Write(request); err != nil {
 		return 0, "", err
@@ -56,9 +56,9 @@ func (c *conn) do(request []byte) (status int, id string, err error) {
 	return status, h.id, err
 }
 
-// header is what matters of one.
+// header has the header fields that the program needs.
 type header struct {
-	length int    // of the body; -1 if it is not said
+	length int    // of the body; -1 if unknown
 	id     string // beam-task-id
 	expect bool   // Expect: 100-continue
 }
@@ -89,23 +89,23 @@ func readHeader(r *bufio.Reader) (header, error) {
 	}
 }
 
-// post writes a POST request.
+// post returns a POST request.
 func post(host, path, contentType string, body []byte) []byte {
 	return fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s",
 		path, host, contentType, len(body), body)
 }
 
-// ok is an answer.
+// ok returns a response with status 200.
 func ok(contentType string, body []byte) []byte {
 	return fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", contentType, len(body), body)
 }
 
-// peer is a server that answers every request with the same bytes.
+// peer is a server that sends the same response to every request.
 type peer struct {
 	addr string
 	ln   net.Listener
-	// onRequest, if set, is called when a request is whole, with its task's ID;
-	// onAnswer when its answer is written.
+	// onRequest, if set, is called with the task's ID when a request is complete, and
+	// onAnswer when its response is written.
 	onRequest, onAnswer func(id string)
 
 	mu     sync.Mutex
@@ -113,7 +113,7 @@ type peer struct {
 	conns  map[net.Conn]bool
 }
 
-// serve listens on addr, 127.0.0.1:0 for any free port.
+// serve starts a peer on addr. 127.0.0.1:0 means any free port.
 func serve(addr string, answer []byte) (*peer, error) {
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -147,7 +147,7 @@ func (s *peer) handle(c net.Conn) {
 	r := bufio.NewReaderSize(c, 16<<10)
 	for {
 		if _, err := r.ReadSlice('\n'); err != nil {
-			return // the client hung up
+			return // the client disconnected
 		}
 		h, err := readHeader(r)
 		if err != nil {
@@ -162,7 +162,7 @@ func (s *peer) handle(c net.Conn) {
 		s.mu.Lock()
 		answer := s.answer
 		s.mu.Unlock()
-		if answer == nil { // it never answers
+		if answer == nil { // a peer that never responds
 			_, _ = io.Copy(io.Discard, r)
 			return
 		}

@@ -6,26 +6,26 @@ import (
 	"time"
 )
 
-// workload sends tasks with a callback through a gateway that runs.
+// workload sends tasks with a callback through a running gateway.
 type workload struct {
 	g        *gateway
 	app, rcv *peer
 	busy     *peer
 	site     string
 	request  []byte
-	status   int // of the answers
+	status   int // of the responses
 	arrived  atomic.Int64
 }
 
-// newWorkload starts the gateway, with a queue q whose one worker never comes to
-// an end, between an app and a receiver.
+// newWorkload starts the gateway between an app and a receiver. It has a queue q, whose
+// only worker never finishes its task.
 func newWorkload(g *gateway) (*workload, error) {
 	return startWorkload(g, "queue q {\nworkers 1\nmax_queued 10000000\n}", func(w *workload) string {
 		return "handle /queue {\ntask_queue q {\nreverse_proxy " + w.busy.addr + "\n}\n}\ncallback\nreverse_proxy " + w.app.addr
 	})
 }
 
-// startWorkload starts the gateway with these options and a site.
+// startWorkload starts the gateway with options and a site.
 func startWorkload(g *gateway, options string, site func(w *workload) string) (*workload, error) {
 	w := &workload{g: g, status: 200}
 	var err error
@@ -56,8 +56,8 @@ func (w *workload) count(n, status int) error {
 	return awaitAll("callbacks", n, func() int { return int(w.arrived.Load() - before) })
 }
 
-// round sends tasks for a while, waits for their callbacks, and returns how many
-// there were a second.
+// round sends tasks for a duration and waits for their callbacks. It returns the rate per
+// second.
 func (w *workload) round(d time.Duration) (float64, error) {
 	before := w.arrived.Load()
 	n := 0
