@@ -8,10 +8,10 @@ import (
 	"testing"
 )
 
-// FreeAddr returns a local address on which nothing listens, and which no other
-// test gets, in this process or another. A port that the system chooses is not
-// safe: a connection can take it before it is used, and two gateways with the same
-// port would both listen on it and share the requests.
+// FreeAddr returns a local address on which nothing listens and which no other test gets,
+// in this process or another. A port chosen by the system is not safe: a connection can
+// take it before it is used, and two gateways with the same port would both listen on it
+// and share the requests.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
 	const first, last = 10_000, 32_000 // below the ports that systems give out
@@ -30,8 +30,8 @@ func FreeAddr(t testing.TB) string {
 	panic("unreachable")
 }
 
-// claim reserves a port for this process until it ends, and reports whether it
-// could. It binds a UDP port as the mark, so that the TCP port stays free.
+// claim reserves a port until this process ends, and reports whether it succeeded. It
+// binds the UDP port as a marker, so that the TCP port stays free.
 func claim(port int) bool {
 	const beyond = 33_000
 	conn, err := net.ListenPacket("udp4", fmt.Sprintf("127.0.0.1:%d", port+beyond))
@@ -46,5 +46,5 @@ func claim(port int) bool {
 
 var claims struct {
 	sync.Mutex
-	conns []net.PacketConn // open for as long as the process lives
+	conns []net.PacketConn // open until the process ends
 }

@@ -12,12 +12,12 @@ import (
 // ManyTimes is a retry schedule that outlasts every test.
 var ManyTimes = "retry" + strings.Repeat(" 2s", 200)
 
-// BlackHole is a receiver that does not answer until it is opened.
+// BlackHole is a receiver that does not respond until it is opened.
 type BlackHole struct {
 	*Receiver
 	opened   chan struct{}
 	mu       sync.Mutex
-	answered map[string]int // callbacks that were answered, by task
+	answered map[string]int // answered callbacks, by task
 }
 
 // NewBlackHole starts a black hole.
@@ -31,13 +31,13 @@ func NewBlackHole(t testing.TB) *BlackHole {
 			defer b.mu.Unlock()
 			b.answered[r.Header.Get("beam-task-id")]++
 		default:
-			<-r.Context().Done() // until the gateway gives up
+			<-r.Context().Done() // until the gateway disconnects
 		}
 	})
 	return b
 }
 
-// Open lets the receiver answer from now on.
+// Open makes the receiver respond from now on.
 func (b *BlackHole) Open() { close(b.opened) }
 
 // Delivered returns nil once n callbacks were answered.
@@ -61,7 +61,7 @@ func (b *BlackHole) Answered() map[string]int {
 // race detector too.
 func Growth(bytes int64) int64 {
 	if raceDetector {
-		return 5 * bytes // what the detector itself takes, by its documentation
+		return 5 * bytes // the overhead of the detector, by its documentation
 	}
 	return bytes
 }

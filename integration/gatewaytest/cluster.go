@@ -17,8 +17,8 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// AsNATS makes the test binary run a NATS server with the arguments of the
-// nats-server program.
+// AsNATS is the environment variable that makes the test binary run a NATS server with
+// the arguments of the nats-server program.
 const AsNATS = "CALLBACK_TEST_AS_NATS"
 
 func runNATS() {
@@ -40,17 +40,17 @@ func runNATS() {
 	s.Shutdown()
 }
 
-// Cluster is a JetStream cluster, each server a process.
+// Cluster is a JetStream cluster with a process for each server.
 type Cluster struct {
 	t       testing.TB
 	Servers []*NATSServer
 
-	// Config are lines of the servers' configuration file, beside what the flags
-	// say. To be set before they start, like all that follows.
+	// Config has further lines for the servers' configuration file. It must be set before
+	// the servers start, like all of the following fields.
 	Config string
 	// Plain servers have no JetStream.
 	Plain bool
-	// Scheme is that of the URLs; empty is nats.
+	// Scheme is the scheme of the URLs; empty means nats.
 	Scheme string
 	// Login are the options that the test itself connects with.
 	Login []nats.Option
@@ -171,7 +171,7 @@ func (c *Cluster) Ready() {
 	})
 }
 
-// Leader returns which server leads a stream.
+// Leader returns the index of the server that leads a stream.
 func (c *Cluster) Leader(stream string) int {
 	c.t.Helper()
 	leader := -1

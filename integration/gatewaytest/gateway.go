@@ -1,9 +1,8 @@
-// Package gatewaytest starts what tests of the gateway need: a real Caddy and
-// real NATS servers in processes of their own, that can be killed, and
-// receivers of callbacks.
+// Package gatewaytest starts what tests of the gateway need: a real Caddy and real NATS
+// servers in their own processes, which tests can kill, and receivers of callbacks.
 //
-// The processes are the test binary itself: a package that uses gatewaytest
-// calls [Main] in its TestMain.
+// The processes run the test binary: a package that uses gatewaytest calls [Main] in its
+// TestMain.
 package gatewaytest
 
 import (
@@ -29,20 +28,19 @@ import (
 	"time"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
-	_ "github.com/caddyserver/caddy/v2/modules/standard" // what the gateways are made of
+	_ "github.com/caddyserver/caddy/v2/modules/standard" // the modules of the gateways
 
-	_ "github.com/caddy-callback/caddy-callback" // the module that is tested
+	_ "github.com/caddy-callback/caddy-callback" // the module under test
 	"github.com/caddy-callback/caddy-callback/internal/engine/nats"
 )
 
-// AsCaddy makes the test binary run Caddy's command line instead of tests: so
-// every test has a real Caddy in a process of its own that can be killed, built
-// with the race detector when the tests are.
+// AsCaddy is the environment variable that makes the test binary run Caddy's command line
+// instead of tests. So every test has a real Caddy in its own process, which can be
+// killed, and which has the race detector if the tests have it.
 const AsCaddy = "CALLBACK_TEST_AS_CADDY"
 
-// Main runs the tests, or the gateway or server that a test has started this
-// binary as. It runs the functions in after when the tests have finished, and
-// then ends the process.
+// Main runs the tests, or the gateway or server that a test has started this binary as.
+// After the tests, it runs the functions in after and ends the process.
 func Main(m *testing.M, after ...func()) {
 	switch {
 	case os.Getenv(AsCaddy) != "":
@@ -54,8 +52,8 @@ func Main(m *testing.M, after ...func()) {
 		runNATS()
 	default:
 		if signal.Ignored(os.Interrupt) {
-			// A shell starts background programs with the signal ignored, and
-			// gateways would inherit that. They do not if it is caught here.
+			// Shells start background programs with this signal ignored, and gateways
+			// would inherit that. Catching the signal here prevents it.
 			signal.Notify(make(chan os.Signal, 1), os.Interrupt)
 		}
 		RunAtOnce(8)
@@ -96,21 +94,21 @@ const Patience = slowness * 60 * time.Second
 
 // Gateway is a Caddy process with the callback module.
 type Gateway struct {
-	T     testing.TB // whose gateway it is
+	T     testing.TB // the test of the gateway
 	Dir   string     // its data
 	Admin string     // host:port
 	Addr  string     // host:port of the site
 	File  string     // the Caddyfile
-	Env   []string   // of the process, beside the test's own
+	Env   []string   // of the process, in addition to the test's own
 
 	Cmd  *exec.Cmd
 	Log  *LogBuffer
 	Done chan struct{}
 }
 
-// New writes a Caddyfile for a gateway but does not start it. In options
-// and site, the blocks of the global callback options and of the site, %ADDR%
-// is the site's address.
+// New writes a Caddyfile for a gateway but does not start it. options is the content of
+// the global callback block, and site that of the site block. In both, %ADDR% is replaced
+// by the site's address.
 func New(t testing.TB, options, site string) *Gateway {
 	t.Helper()
 	g := &Gateway{T: t, Dir: t.TempDir(), Admin: FreeAddr(t), Addr: FreeAddr(t), Log: new(LogBuffer)}
@@ -190,7 +188,7 @@ func (g *Gateway) Await() {
 			return Fatal(errors.New("the process ended"))
 		default:
 		}
-		// Apps start in random order. This answers when all have.
+		// Apps start in random order. This succeeds when all have started.
 		resp, err := http.Get("http://" + g.Admin + "/config/apps")
 		if err != nil {
 			return err
@@ -254,8 +252,8 @@ func (g *Gateway) Stop() int {
 	return g.Cmd.ProcessState.ExitCode()
 }
 
-// Reload loads the Caddyfile again and waits until only the new server listens:
-// the old one closes a connection that it has accepted and not yet read from.
+// Reload loads the Caddyfile again and waits until only the new server listens. Until
+// then, the old server closes connections that it has accepted but not read from yet.
 func (g *Gateway) Reload() error {
 	text, err := os.ReadFile(g.File)
 	if err != nil {
@@ -266,7 +264,7 @@ func (g *Gateway) Reload() error {
 		return err
 	}
 	req.Header.Set("Content-Type", "text/caddyfile")
-	req.Header.Set("Cache-Control", "must-revalidate") // load even what is unchanged
+	req.Header.Set("Cache-Control", "must-revalidate") // load it even if it is unchanged
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return err
@@ -279,13 +277,13 @@ func (g *Gateway) Reload() error {
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("reload: %s: %s", resp.Status, body)
 	}
-	// Those to the servers that are being replaced may close as they are used.
+	// Connections to the replaced servers may close while they are used.
 	http.DefaultClient.CloseIdleConnections()
 	return g.listensOnce()
 }
 
-// listensOnce waits until one socket listens at the site's port. Caddy opens the
-// next one before it closes the last. Elsewhere than on Linux it does not wait.
+// listensOnce waits until only one socket listens on the site's port. Caddy opens the
+// next one before it closes the last. On systems other than Linux it does not wait.
 func (g *Gateway) listensOnce() error {
 	_, text, err := net.SplitHostPort(g.Addr)
 	if err != nil {
@@ -342,7 +340,7 @@ func (g *Gateway) Do(method, path, body string, header ...string) (*http.Respons
 	return resp, text
 }
 
-// Send sends a request with pairs of header names and values, and reads the answer.
+// Send sends a request with pairs of header names and values, and reads the response.
 func Send(method, url string, body io.Reader, header ...string) (*http.Response, string, error) {
 	req, err := http.NewRequest(method, url, body)
 	if err != nil {
@@ -413,9 +411,9 @@ func (b *LogBuffer) String() string {
 	return b.buf.String()
 }
 
-// HasRace reports whether the race detector has found something. nats-server
-// sets the timer of its syncs while that may fire already; it is harmless and
-// not ours.
+// HasRace reports whether the race detector has found a race. It ignores one in
+// nats-server, which sets the timer of its syncs while the timer may fire: that race is
+// harmless.
 func (b *LogBuffer) HasRace() bool {
 	for _, report := range strings.Split(b.String(), "WARNING: DATA RACE")[1:] {
 		report, _, _ = strings.Cut(report, "==================")

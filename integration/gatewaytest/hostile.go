@@ -47,7 +47,7 @@ func ServeConns(t testing.TB, serve func(net.Conn)) string {
 	return ln.Addr().String()
 }
 
-// ReadCallback reads a callback off a connection.
+// ReadCallback reads a callback from a connection.
 func ReadCallback(conn net.Conn) (id string, err error) {
 	req, err := http.ReadRequest(bufio.NewReader(conn))
 	if err != nil {
@@ -57,13 +57,13 @@ func ReadCallback(conn net.Conn) (id string, err error) {
 	return req.Header.Get("beam-task-id"), err
 }
 
-// Write writes to a peer and reports whether it is still there.
+// Write writes to a peer and reports whether it is still connected.
 func Write(conn net.Conn, s string) bool {
 	_, err := io.WriteString(conn, s)
 	return err == nil
 }
 
-// Drip writes s again and again, slowly, until the other side closes.
+// Drip writes s repeatedly and slowly, until the other side closes.
 func Drip(conn net.Conn, s string) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -72,7 +72,7 @@ func Drip(conn net.Conn, s string) {
 	}
 }
 
-// Flood writes s again and again and counts the bytes.
+// Flood writes s repeatedly and counts the bytes.
 func Flood(conn net.Conn, s string, sent *atomic.Int64) {
 	for Write(conn, s) {
 		sent.Add(int64(len(s)))
@@ -144,15 +144,14 @@ func afterCallback(answer func(net.Conn)) func(net.Conn) {
 	}
 }
 
-// awaitHangUp waits until the gateway closes the connection.
+// awaitHangUp waits until the gateway disconnects.
 func awaitHangUp(conn net.Conn) { _, _ = conn.Read(make([]byte, 1)) }
 
-// Bomb is 80 MiB, compressed to a thousandth: a gzip member of one, and that again
-// and again.
+// Bomb is gzip data that expands a thousandfold, to 80 MiB: one member, repeated.
 var Bomb = sync.OnceValue(func() string {
 	var member bytes.Buffer
 	w := gzip.NewWriter(&member)
-	_, _ = w.Write(bytes.Repeat([]byte("expanded"), 128<<10)) // a buffer takes all there is
+	_, _ = w.Write(bytes.Repeat([]byte("expanded"), 128<<10)) // writing to a buffer cannot fail
 	_ = w.Close()
 	return strings.Repeat(member.String(), 80)
 })

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// Ledger records the task IDs that clients got and the callbacks that receivers
-// got. A receiver with a ledger accepts every callback.
+// Ledger records the task IDs that clients received and the callbacks that receivers
+// received. A receiver with a ledger accepts every callback.
 type Ledger struct {
 	mu       sync.Mutex
 	accepted map[string]bool            // task IDs that a client has seen
@@ -24,7 +24,7 @@ type Ledger struct {
 	arrived  int
 }
 
-// NewLedger records what rcv gets until done is closed.
+// NewLedger records the callbacks of rcv until done is closed.
 func NewLedger(rcv *Receiver, done <-chan struct{}) *Ledger {
 	l := &Ledger{accepted: make(map[string]bool), verdicts: make(map[string]map[string]bool)}
 	go func() {
@@ -59,8 +59,8 @@ func (l *Ledger) Arrive(c Callback) {
 	l.arrived++
 }
 
-// Settled returns nil once every accepted task has its callback; two verdicts
-// on one task, or two results, are fatal.
+// Settled returns nil once every accepted task has its callback. Two verdicts on one
+// task, or two results, are fatal.
 func (l *Ledger) Settled() error {
 	_, err := l.missing()
 	return err
@@ -87,8 +87,8 @@ func (l *Ledger) missing() (n int, _ error) {
 	return 0, nil
 }
 
-// Drain waits until every accepted task has its callback. It fails when none has
-// arrived for the duration of [Patience], not when all of them take long.
+// Drain waits until every accepted task has its callback. It fails if none arrives for
+// the duration of [Patience].
 func (l *Ledger) Drain(t testing.TB) {
 	t.Helper()
 	for most := math.MaxInt; most > 0; {
@@ -123,8 +123,8 @@ func (l *Ledger) Statuses(id string) (all []string) {
 
 // A Tally has the numbers of a ledger.
 type Tally struct {
-	Accepted int // tasks that a client was told of
-	Arrived  int // callbacks, of other tasks too: a client may be cut off before it hears
+	Accepted int // tasks whose IDs clients have seen
+	Arrived  int // callbacks, including those of clients that were cut off before they saw the ID
 	Lost     int // accepted tasks without a callback
 	Repeated int // callbacks beyond the first of their task
 	Second   int // verdicts, or results, beyond the first of their task
@@ -146,8 +146,8 @@ func (l *Ledger) Tally() Tally {
 	return tally
 }
 
-// ErrBroken is a request whose connection was closed. Caddy closes idle
-// connections on a reload, even if a request is arriving on one.
+// ErrBroken is the error for a request whose connection was closed. A reload closes idle
+// connections, even if a request is arriving on one.
 var ErrBroken = errors.New("connection broken")
 
 // Write sends tasks to the root of the site, see [Ledger.WriteTo].
@@ -155,9 +155,9 @@ func (l *Ledger) Write(g *Gateway, callbackURL string, stop <-chan struct{}, fai
 	l.WriteTo(g, "/", callbackURL, stop, failed)
 }
 
-// WriteTo sends tasks until stop is closed. Every task ID that comes back is
-// accepted in the ledger, but for one in the gateway's own refusal. A failed
-// request is passed to failed.
+// WriteTo sends tasks until stop is closed. It accepts every task ID in a response into
+// the ledger, except those in the gateway's own refusals. It passes failed requests to
+// failed.
 func (l *Ledger) WriteTo(g *Gateway, path, callbackURL string, stop <-chan struct{}, failed func(error)) {
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
@@ -184,10 +184,10 @@ func (l *Ledger) WriteTo(g *Gateway, path, callbackURL string, stop <-chan struc
 	}
 }
 
-// Pause waits for d while other goroutines make load.
+// Pause waits for d while other goroutines produce load.
 func Pause(d time.Duration) { <-time.After(d) }
 
-// AnswerSoon answers the documented example within 3 ms.
+// AnswerSoon responds with the documented example within 3 ms.
 func AnswerSoon(w http.ResponseWriter, _ *http.Request) {
 	Pause(rand.N(3 * time.Millisecond))
 	w.Header().Set("Content-Type", "application/json")

@@ -12,13 +12,13 @@ import (
 	"testing"
 )
 
-// Delivering returns options that allow callbacks to the test's own receivers, with
-// more lines of the delivery block.
+// Delivering returns options that allow callbacks to the test's own receivers, and
+// further lines of the delivery block.
 func Delivering(lines ...string) string {
 	return "delivery {\nallow 127.0.0.0/8\nports any\n" + strings.Join(lines, "\n") + "\n}"
 }
 
-// ExampleSite is a site whose app answers the documented example.
+// ExampleSite returns a site whose app responds with the documented example.
 func ExampleSite(t testing.TB) string {
 	return "callback\nreverse_proxy " + NewApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// Network carries connections until it is cut. Then it passes nothing, without
-// closing a connection, and delivers what was in transit once it is restored.
+// Network forwards connections until it is cut. While it is cut, it forwards nothing and
+// closes no connection. Data in transit is delivered once it is restored.
 type Network struct {
 	t     testing.TB
 	mu    sync.Mutex
@@ -21,7 +21,7 @@ func NewNetwork(t testing.TB) *Network {
 	return n
 }
 
-// Cut stops everything that passes through the network.
+// Cut stops all traffic through the network.
 func (n *Network) Cut() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -48,7 +48,7 @@ func (n *Network) wait() bool {
 	}
 }
 
-// To returns an address that leads to another through the network.
+// To returns an address that leads to addr through the network.
 func (n *Network) To(addr string) string {
 	n.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -91,7 +91,7 @@ func (n *Network) connect(near net.Conn, addr string) {
 	}
 }
 
-// carry copies from one end to the other until one of them closes.
+// carry copies from one connection to the other until one of them closes.
 func (n *Network) carry(to, from net.Conn) {
 	piece := make([]byte, 64<<10)
 	for {

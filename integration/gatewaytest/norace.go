@@ -2,7 +2,7 @@
 
 package gatewaytest
 
-// raceDetector reports whether the tests run with it.
+// raceDetector reports whether the tests run with the race detector.
 const raceDetector = false
 
 // slowness is how much longer everything takes than without the race detector.

@@ -23,7 +23,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Attempt is a log line on an attempt.
+// Attempt is a log line about a delivery attempt.
 type Attempt struct {
 	TaskID       string  `json:"task_id"`
 	Attempt      int     `json:"attempt"`
@@ -66,7 +66,7 @@ func (g *Gateway) Metered(want map[string]float64) {
 	}
 }
 
-// Memory returns how much of the machine's memory the process has, in bytes.
+// Memory returns the resident memory of the process in bytes.
 func (g *Gateway) Memory() int64 {
 	g.T.Helper()
 	for name, value := range g.Metrics() {
@@ -96,8 +96,7 @@ func (g *Gateway) Stored(text string) bool {
 	return found
 }
 
-// Attempts returns what the log says of a task's attempts, or of all if id is
-// empty.
+// Attempts returns the logged attempts of a task, or of all tasks if id is empty.
 func (g *Gateway) Attempts(id string) []Attempt {
 	g.T.Helper()
 	var found []Attempt
@@ -133,8 +132,8 @@ func (g *Gateway) Attempted(id string, n int) (found []Attempt) {
 	return found
 }
 
-// OpenStore opens the store folder of a gateway that does not run, without limits.
-// It is closed after the test at the latest; close it before the gateway starts.
+// OpenStore opens the store folder of a stopped gateway, without limits. The store is
+// closed after the test at the latest. It must be closed before the gateway starts.
 func (g *Gateway) OpenStore() engine.Engine {
 	g.T.Helper()
 	e, err := sqlite.Open(g.T.Context(), sqlite.Config{Folder: g.Folder(), Sync: time.Second, Settings: engine.Settings{KeepResults: true}})
@@ -145,7 +144,7 @@ func (g *Gateway) OpenStore() engine.Engine {
 	return e
 }
 
-// CloseStore closes a store that OpenStore has opened. It may be called twice.
+// CloseStore closes a store opened by OpenStore. It may be called twice.
 func (g *Gateway) CloseStore(e engine.Engine) {
 	g.T.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)

@@ -9,18 +9,18 @@ import (
 	"time"
 )
 
-// Callback is a request that a receiver got.
+// Callback is a request to a receiver.
 type Callback struct {
-	Path   string // of its request
+	Path   string // of the request
 	Header http.Header
 	Body   string
 	At     time.Time
 }
 
-// TaskID is the value of beam-task-id.
+// TaskID returns the value of beam-task-id.
 func (c Callback) TaskID() string { return c.Header.Get("beam-task-id") }
 
-// Status is the value of x-beam-task-status.
+// Status returns the value of x-beam-task-status.
 func (c Callback) Status() string { return c.Header.Get("x-beam-task-status") }
 
 // Receiver is a server that receives callbacks.
@@ -29,15 +29,14 @@ type Receiver struct {
 	Got chan Callback
 }
 
-// NewReceiver starts a receiver that answers 200, or as answer does if it is
-// not nil.
+// NewReceiver starts a receiver. It responds with answer, or with 200 if answer is nil.
 func NewReceiver(t testing.TB, answer http.HandlerFunc) *Receiver {
 	t.Helper()
 	r := &Receiver{Got: make(chan Callback, 100_000)}
 	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		body, err := io.ReadAll(req.Body)
 		if err != nil {
-			return // the gateway was killed in the middle
+			return // the gateway was killed while sending
 		}
 		r.Got <- Callback{req.URL.Path, req.Header.Clone(), string(body), time.Now()}
 		if answer != nil {
@@ -68,8 +67,8 @@ func NewApp(t testing.TB, handler http.HandlerFunc) string {
 	return strings.TrimPrefix(app.URL, "http://")
 }
 
-// closeAfter closes a server after the test. After a failure a handler can wait
-// forever, which must not block the other tests.
+// closeAfter closes a server after the test. It does not wait for handlers after a
+// failure, because they may never return and would block the other tests.
 func closeAfter(t testing.TB, srv *httptest.Server) {
 	t.Cleanup(func() {
 		closed := make(chan struct{})
@@ -85,7 +84,8 @@ func closeAfter(t testing.TB, srv *httptest.Server) {
 	})
 }
 
-// Arrivals counts callbacks by task until all tasks have one, or fails.
+// Arrivals counts callbacks by task until all tasks have one. Otherwise it fails the
+// test.
 func (r *Receiver) Arrivals(t testing.TB, seen map[string]int, tasks int) {
 	t.Helper()
 	for len(seen) < tasks {

@@ -4,8 +4,8 @@ package gatewaytest
 
 import "syscall"
 
-// Suspend stops the process (SIGSTOP), as if its virtual machine was paused, until
-// Resume. Its sockets stay open, and nothing answers on them.
+// Suspend stops the process (SIGSTOP) until Resume, as if its virtual machine were
+// paused. Its sockets stay open but do not respond.
 func (g *Gateway) Suspend() {
 	g.T.Helper()
 	if err := g.Cmd.Process.Signal(syscall.SIGSTOP); err != nil {
@@ -21,7 +21,8 @@ func (g *Gateway) Resume() {
 	}
 }
 
-// Suspend stops a server (SIGSTOP). To the others it looks like a network partition.
+// Suspend stops a server (SIGSTOP). To the other servers it looks like a network
+// partition.
 func (c *Cluster) Suspend(i int) {
 	c.t.Helper()
 	if err := c.Servers[i].Cmd.Process.Signal(syscall.SIGSTOP); err != nil {
