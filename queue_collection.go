@@ -202,8 +202,8 @@ func (c *collection) setResultHeader(h http.Header, result *task.Result) {
 	}
 }
 
-// hasBody reports whether a response with the status can have a body. Without a body, a
-// content-length makes a response malformed in HTTP/2.
+// hasBody reports whether a response with the status can have a body. In HTTP/2, a
+// response that cannot have one is malformed if it has a content-length.
 func hasBody(status int) bool {
 	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
 }

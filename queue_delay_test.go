@@ -17,7 +17,7 @@ func TestStartTimeIsReadFromTheRequest(t *testing.T) {
 	for name, tt := range map[string]struct {
 		header  http.Header
 		want    time.Time
-		refusal string // the beginning of it
+		refusal string // its prefix
 	}{
 		"neither":                 {http.Header{}, time.Time{}, ""},
 		"a delay":                 {delay("10m"), now.Add(10 * time.Minute), ""},

@@ -62,7 +62,7 @@ func TestQueueBodiesAreTakenUpToTheLimit(t *testing.T) {
 	for name, tt := range map[string]struct {
 		body   io.Reader
 		size   int
-		status int // of the refusal; 0: it is taken
+		status int // of the refusal; 0: accepted
 	}{
 		"nothing":          {nil, 0, 0},
 		"one byte less":    {strings.NewReader(strings.Repeat("x", limit-1)), limit - 1, 0},
@@ -153,7 +153,7 @@ func TestAQueuesClientSeesNothingOfReceivers(t *testing.T) {
 					t.Errorf("attempt %d is %+v", i, attempt)
 				}
 			}
-			// Others see the record that it was made of.
+			// The document shares parts with the record, which must not change.
 			if rec.Attempts[0].Response != secret || rec.Attempts[1].Error != "no such host" || rec.CallbackHost == "" {
 				t.Errorf("the record became %+v", rec)
 			}

@@ -136,8 +136,8 @@ func matches(lines []string, etag string) bool {
 const maxRetryAfter = 60
 
 // setRetryAfter tells a client when to ask for a task again: after a tenth of the task's
-// age, so that clients see short tasks early and poll long ones rarely. If the task
-// starts or is attempted later than that, it is that time.
+// age, so that clients see short tasks early and poll long ones rarely; or, if that is
+// later, when the task can start or is attempted next.
 func setRetryAfter(h http.Header, created, next time.Time) {
 	seconds := min(int64(time.Since(created)/(10*time.Second)), maxRetryAfter)
 	if wait := time.Until(next); wait > 0 {

@@ -20,7 +20,7 @@ import (
 )
 
 // TestModuleBuildsIntoCaddy runs the commands of xcaddy.md that do what xcaddy does, in a
-// new folder beside the checkout.
+// new folder outside of the checkout.
 func TestModuleBuildsIntoCaddy(t *testing.T) {
 	t.Parallel()
 	root, err := filepath.Abs("..")

@@ -273,7 +273,7 @@ func TestADiskThatTasksHaveFilledDrainsWithoutMoreRoom(t *testing.T) {
 		shut := newGate()
 		receiver.Store(&shut)
 		o.fillWithTasks()
-		gatewaytest.Pause(3 * time.Second) // for callbacks to fail, again and again
+		gatewaytest.Pause(3 * time.Second) // for callbacks to fail repeatedly
 		o.g.Kill()
 		o.g.Start()
 		shut.open()

@@ -30,7 +30,8 @@ func init() {
 	}
 }
 
-// filterSyncs makes the fsyncs of this process fail as the file says.
+// filterSyncs makes the fsyncs of this process fail while the first byte of the file is
+// 1.
 func filterSyncs(file string) error {
 	f, err := os.OpenFile(file, os.O_RDWR, 0)
 	if err != nil {

@@ -67,8 +67,8 @@ func NewApp(t testing.TB, handler http.HandlerFunc) string {
 	return strings.TrimPrefix(app.URL, "http://")
 }
 
-// closeAfter closes a server after the test. It does not wait for handlers after a
-// failure, because they may never return and would block the other tests.
+// closeAfter closes a server after the test. It waits at most [Patience] for handlers:
+// after a failure they may never return, and would block the other tests.
 func closeAfter(t testing.TB, srv *httptest.Server) {
 	t.Cleanup(func() {
 		closed := make(chan struct{})
