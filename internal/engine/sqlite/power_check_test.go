@@ -32,6 +32,8 @@ type history struct {
 func newHistory(r *recording, relaxed bool) *history {
 	h := &history{relaxed: relaxed}
 	logs := map[int]bool{}
+	r.mu.Lock() // a store that is open syncs in the background
+	defer r.mu.Unlock()
 	for i, c := range r.changes {
 		switch {
 		case c.kind == created && c.name == databaseName+"-wal":
