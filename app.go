@@ -276,8 +276,9 @@ func (a *App) Cleanup() error {
 	return a.tracing.close()
 }
 
-// startWait is how long a request with a callback waits for the app to start.
-const startWait = 2 * time.Second
+// startWait is how long a request with a callback waits for the app to start. It is
+// longer than Start waits for the store: servers may listen before this app starts.
+const startWait = 2 * openWait
 
 // enter returns the store if it accepts tasks. The store stays open until leave is
 // called.
