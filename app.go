@@ -236,6 +236,7 @@ func (a *App) Stop() error {
 	a.endClaims()
 	defer a.endEvents()
 	if caddy.Exiting() {
+		a.endWaits() // apps stop in any order, and the drain waits for these requests
 		drainStores(a.gracePeriod())
 	}
 	return nil

@@ -411,6 +411,12 @@ func TestQueuesHostsAndSchedulesAreListedFromAShell(t *testing.T) {
 		return nil
 	})
 	a.inState(id, task.Delivering)
+	gatewaytest.Eventually(t, "the host has the failure", func() error {
+		if c := onTasks(t, g, "hosts"); !strings.Contains(c.stdout, "503 Service Unavailable") {
+			return errors.New(c.stdout)
+		}
+		return nil
+	})
 	for name, want := range map[string][]string{
 		"queues":    {"QUEUE", "train"},
 		"hosts":     {"HOST", "127.0.0.1:", "503 Service Unavailable"},
