@@ -13,8 +13,9 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
+// TestKillRepeatsOnlyInFlightDeliveries does not run beside others: a disk that they
+// keep busy leaves more answers to be stored at a kill.
 func TestKillRepeatsOnlyInFlightDeliveries(t *testing.T) {
-	t.Parallel()
 	const tasks, perHost, kills = 600, 8, 3
 	began := make(chan struct{})
 	rcv := gatewaytest.NewReceiver(t, func(http.ResponseWriter, *http.Request) {
@@ -42,10 +43,9 @@ func TestKillRepeatsOnlyInFlightDeliveries(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d callbacks were repeated in %d kills", repeated, tasks, kills)
-	// In flight are callbacks that the receiver has, those that it has just answered, and
-	// those whose answers one commit stores.
-	if repeated > 3*kills*perHost {
-		t.Errorf("%d callbacks were repeated, though %d at most were in flight", repeated, 3*kills*perHost)
+	// In flight are callbacks that the receiver has, and those that it has just answered.
+	if repeated > 2*kills*perHost {
+		t.Errorf("%d callbacks were repeated, though %d at most were in flight", repeated, 2*kills*perHost)
 	}
 }
 

@@ -1,0 +1,77 @@
+package gatewaytest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Fatal makes [Eventually] fail at once with err, because waiting cannot help.
+func Fatal(err error) error { return fatalError{err} }
+
+type fatalError struct{ error }
+
+// Eventually waits until f returns nil.
+func (g *Gateway) Eventually(what string, f func() error) {
+	g.T.Helper()
+	Eventually(g.T, what, f)
+}
+
+// Eventually waits until f returns nil.
+func Eventually(t testing.TB, what string, f func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		var end fatalError
+		if errors.As(err, &end) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: not within %v: %v", what, Patience, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// LogBuffer collects a process's output.
+type LogBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *LogBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *LogBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// HasRace reports whether the race detector has found a race. It ignores one in
+// nats-server, which sets the timer of its syncs while the timer may fire: that race is
+// harmless.
+func (b *LogBuffer) HasRace() bool {
+	for _, report := range strings.Split(b.String(), "WARNING: DATA RACE")[1:] {
+		report, _, _ = strings.Cut(report, "==================")
+		if !strings.Contains(report, "(*fileStore).setSyncTimer()") {
+			return true
+		}
+	}
+	return false
+}
