@@ -23,16 +23,16 @@
 //   - execute.go: a task's handlers run, and the task gets its verdict
 //   - deliver.go: the delivery options; internal/deliver makes the attempts
 //   - queue.go: the `task_queue` handler accepts a request, or takes it over from
-//     `callback`; queue_delay.go reads when it can start; queue_worker.go runs it;
-//     queue_collection.go answers what is asked about it, and queue_wait.go once
-//     something has changed; queue_options.go has the options
+//     `callback`; queue_worker.go runs it; queue_collection.go answers what is asked
+//     about it, and queue_wait.go once something has changed; queue_options.go has
+//     the options, and reads when a task can start
 //   - status.go: the `task_status` handler answers what is asked about any task
 //   - schedule.go: the schedules of a queue, and their runs
 //   - admin.go, dashboard.go: the operators' API and page
 //   - inbox.go: a receiver for trying things out
-//   - command.go: the command line, see internal/cli; command_load.go loads a
-//     configuration for it, command_run.go runs one task without a server,
-//     command_migrate.go and command_repair.go change stores
+//   - command.go: the command line, see internal/cli; it loads configurations and
+//     repairs stores; command_run.go runs one task without a server,
+//     command_migrate.go copies stores
 //   - metrics.go, tracing.go, events.go: monitoring
 //
 // The package promises that a request accepted with a callback gets its callback, at
