@@ -10,13 +10,11 @@ import (
 // clock detects that the system's clock was set or that the machine slept.
 type clock struct{ seen time.Time }
 
-// step returns by how much the clock was set since the last call.
+// step returns by how much the clock was set since seen, and sets seen to the current
+// time.
 func (c *clock) step() time.Duration {
 	before := c.seen
 	c.seen = time.Now()
-	if before.IsZero() {
-		return 0
-	}
 	return c.seen.Round(0).Sub(before.Round(0)) - c.seen.Sub(before) // the change on the wall clock less the elapsed time
 }
 

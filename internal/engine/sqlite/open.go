@@ -144,6 +144,8 @@ type store struct {
 	readCtx context.Context // canceled to interrupt readers
 	endRead context.CancelFunc
 
+	wall clock // belongs to watch; its first reading is before the first commit
+
 	secret  []byte
 	room    room
 	bodies  bodies
@@ -189,7 +191,7 @@ func open(ctx context.Context, cfg Config) (_ *store, err error) {
 		domains: map[string]int64{}, queues: map[int64]*queue{}, queueNames: map[string]*queue{},
 		hosts: map[int64]*host{}, hostNames: map[string]*host{}, dueWake: make(chan struct{}, 1),
 		inFlight: map[int64]*delivery{}, leases: map[int64]*lease{}, waiters: map[string][]waiter{},
-		pool: make(chan *conn, readers), hostsAt: maxHosts, nextDue: never,
+		pool: make(chan *conn, readers), hostsAt: maxHosts, nextDue: never, wall: clock{time.Now()},
 	}
 	if s.holder == 0 {
 		s.holder = processHolder()

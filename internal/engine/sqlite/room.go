@@ -221,7 +221,6 @@ func (s *store) present() error {
 func (s *store) watch() {
 	check := time.NewTicker(time.Second)
 	defer check.Stop()
-	var wall clock
 	var syncs <-chan time.Time
 	failing := false // a repeated failure is logged once
 	if s.cfg.Sync > 0 {
@@ -235,7 +234,7 @@ func (s *store) watch() {
 			return
 		case <-check.C:
 			_ = s.present() // logs its error
-			if step := wall.step(); step.Abs() >= minStep {
+			if step := s.wall.step(); step.Abs() >= minStep {
 				s.clockSet(step)
 			}
 			s.measureDisk()
