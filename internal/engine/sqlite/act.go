@@ -63,7 +63,10 @@ func (t *tx) retryNow(r *row) error {
 		return nil
 	}
 	t.move(r.id, r.place, r.place)
-	t.after(func() { t.s.dueAt(r.place.host, t.now) })
+	t.after(func() {
+		t.s.dropAhead(r.place.host)
+		t.s.dueAt(r.place.host, t.now)
+	})
 	return t.exec("UPDATE task SET version = version + 1, at = ? WHERE seq = ?", t.now, r.seq)
 }
 

@@ -47,15 +47,17 @@ func checkCounts(t *testing.T, s *store) {
 			same("queued", id, q.queued, queuedIn[id])
 			same("running", id, q.running, busy[id])
 		}
-		fresh := 0
+		fresh, ahead := 0, 0
 		for id, h := range s.hosts {
 			same("held", id, h.held, held[id])
 			fresh += len(h.fresh)
+			ahead += len(h.ahead)
 			if h.users != 0 {
 				t.Errorf("host %d has %d users", id, h.users)
 			}
 		}
 		same("fresh", 0, int64(s.freshN), int64(fresh))
+		same("ahead", 0, int64(s.aheadN), int64(ahead))
 		for id, n := range rows(c, "SELECT id, waiting FROM host") {
 			same("waiting", id, n, waiting[id])
 		}

@@ -73,8 +73,8 @@ func (s *store) Take(ctx context.Context, name string, n int) (taken []engine.De
 		return nil, nil
 	}
 	s.mu.Lock()
-	if h := s.hostNames[name]; h != nil && (!h.stored || h.state.Paused) {
-		taken := s.takeFrom(h, nil, n)
+	if h := s.hostNames[name]; h != nil && (!h.stored || h.state.Paused || len(h.ahead) >= n) {
+		taken := s.takeFrom(h, n)
 		s.mu.Unlock()
 		return taken, nil
 	}
@@ -90,8 +90,8 @@ func (s *store) Take(ctx context.Context, name string, n int) (taken []engine.De
 			}
 			s.keep(h)
 		}
-		stored, err := s.dueOf(c, h, n)
-		taken = s.takeFrom(h, stored, n)
+		err := s.readAhead(c, h, n)
+		taken = s.takeFrom(h, n)
 		return err
 	})
 	return taken, err
@@ -107,18 +107,18 @@ func (s *store) withTaker(ctx context.Context, f func(*conn) error) error {
 	if s.isClosing() {
 		return errClosed
 	}
-	return s.explain(f(s.taker))
+	return s.explain(s.taker.snapshot(f))
 }
 
-// takeFrom takes deliveries of a host in order of their due time, from memory and from
-// those that were read. store.mu is held.
-func (s *store) takeFrom(h *host, stored []*owed, n int) (taken []engine.Delivery) {
-	for len(taken) < n && !h.state.Paused && len(h.fresh)+len(stored) > 0 {
-		from := &stored
-		if len(stored) == 0 || len(h.fresh) > 0 && h.fresh[0].at < stored[0].at {
-			from = &h.fresh
-			s.freshN--
+// takeFrom takes deliveries of a host from memory, in order of their due time. store.mu
+// is held.
+func (s *store) takeFrom(h *host, n int) (taken []engine.Delivery) {
+	for len(taken) < n && !h.state.Paused && len(h.fresh)+len(h.ahead) > 0 {
+		from, count := &h.ahead, &s.aheadN
+		if len(h.ahead) == 0 || len(h.fresh) > 0 && h.fresh[0].at < h.ahead[0].at {
+			from, count = &h.fresh, &s.freshN
 		}
+		*count--
 		d := &delivery{s: s, owed: (*from)[0], rec: copyOf((*from)[0].rec)}
 		*from = (*from)[1:]
 		s.inFlight[d.seq] = d
@@ -128,22 +128,31 @@ func (s *store) takeFrom(h *host, stored []*owed, n int) (taken []engine.Deliver
 	if len(h.fresh) == 0 {
 		h.fresh = nil
 	}
+	if len(h.ahead) == 0 {
+		h.ahead = nil
+	}
 	if len(taken) < n {
 		h.reported = false
 	}
 	return taken
 }
 
-// dueOf reads the next due deliveries of a host. store.mu is held.
-func (s *store) dueOf(c *conn, h *host, n int) (due []*owed, err error) {
+// aheadBatch is how many deliveries of a host are read at once.
+const aheadBatch = 64
+
+// readAhead reads the next due deliveries of a host from the table: at least n, if there
+// are so many, and up to aheadBatch if there is room in memory. store.mu is held.
+func (s *store) readAhead(c *conn, h *host, n int) error {
 	if h.state.Paused {
-		return nil, nil
+		return nil
 	}
+	s.dropAhead(h.id)
+	limit := max(n, min(aheadBatch, maxFresh-s.freshN-s.aheadN))
 	now := time.Now().UnixNano()
 	var seqs []int64
 	h.stored = false
-	err = c.query(`SELECT seq, at FROM task INDEXED BY task_due WHERE host = ? AND state = 2 AND holder IS NULL
-		ORDER BY at, seq LIMIT ?`, []any{h.id, int64(n) + h.inFlight + 1}, func(stmt *sqlite3.Stmt) bool {
+	err := c.query(`SELECT seq, at FROM task INDEXED BY task_due WHERE host = ? AND state = 2 AND holder IS NULL
+		ORDER BY at, seq LIMIT ?`, []any{h.id, int64(limit) + h.inFlight + 1}, func(stmt *sqlite3.Stmt) bool {
 		h.stored = true
 		seq, at := stmt.ColumnInt64(0), stmt.ColumnInt64(1)
 		if s.inFlight[seq] != nil {
@@ -154,25 +163,55 @@ func (s *store) dueOf(c *conn, h *host, n int) (due []*owed, err error) {
 		} else {
 			seqs = append(seqs, seq)
 		}
-		return at <= now && len(seqs) < n
+		return at <= now && len(seqs) < limit
 	})
 	if err != nil {
 		h.stored = true
-		return nil, err
+		return err
 	}
 	for _, seq := range seqs {
-		r, err := one(c, " WHERE seq = ? AND state = 2 AND holder IS NULL", seq)
-		if err == nil && r != nil {
-			var rec *task.Record
-			if rec, err = r.record(); err == nil {
-				due = append(due, &owed{seq: seq, version: r.version, place: r.place, at: r.at, rec: rec, kept: r.result})
-			}
-		}
+		o, err := readOwed(c, seq)
 		if err != nil {
 			s.log.Error("reading a delivery failed", zap.Int64("seq", seq), zap.Error(s.explain(err)))
 		}
+		if o != nil {
+			h.ahead = append(h.ahead, o)
+			s.aheadN++
+		}
 	}
-	return due, nil
+	return nil
+}
+
+// readOwed reads a delivery of the table, with its result if that is small. It returns
+// nil if the table does not have it.
+func readOwed(c *conn, seq int64) (*owed, error) {
+	r, err := one(c, " WHERE seq = ? AND state = 2 AND holder IS NULL", seq)
+	if err != nil || r == nil {
+		return nil, err
+	}
+	rec, err := r.record()
+	if err != nil {
+		return nil, err
+	}
+	o := &owed{seq: seq, version: r.version, place: r.place, at: r.at, rec: rec, kept: r.result}
+	if r.result == 0 {
+		o.result = []byte{} // it has no row
+	} else if r.result > 0 && r.result <= maxFreshResult {
+		err = c.query("SELECT bytes FROM body WHERE id = ? AND file IS NULL", []any{bodyID(seq, engine.ResultBody)}, func(s *sqlite3.Stmt) bool {
+			o.result = s.ColumnBlob(0, []byte{})
+			return false
+		})
+	}
+	return o, err
+}
+
+// dropAhead forgets what was read ahead of a host, because the table has changed.
+// store.mu is held.
+func (s *store) dropAhead(id int64) {
+	if h := s.hosts[id]; h != nil {
+		s.aheadN -= len(h.ahead)
+		h.ahead = nil
+	}
 }
 
 // Record implements [engine.Delivery].

@@ -21,6 +21,7 @@ type host struct {
 
 	stored   bool    // the table may have deliveries that memory does not have
 	fresh    []*owed // first deliveries in memory, oldest first
+	ahead    []*owed // deliveries of the table that were read to be taken next
 	held     int64   // number of first deliveries in memory, including those in flight
 	inFlight int64
 	reported bool // DueHosts has reported it, and no Take has returned fewer than asked for since
@@ -73,7 +74,7 @@ func (s *store) dropHosts() {
 		return
 	}
 	for _, h := range s.hosts {
-		if h.held == 0 && h.inFlight == 0 && !h.ready && h.users == 0 {
+		if h.held == 0 && h.inFlight == 0 && len(h.ahead) == 0 && !h.ready && h.users == 0 {
 			s.drop(h)
 		}
 	}

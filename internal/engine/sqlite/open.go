@@ -134,6 +134,7 @@ type store struct {
 	dueWake    chan struct{}
 	inFlight   map[int64]*delivery
 	freshN     int // of all hosts
+	aheadN     int // of all hosts
 	leases     map[int64]*lease
 	waiters    map[string][]waiter
 

@@ -83,16 +83,7 @@ func (s *store) readOnce(ctx context.Context, f func(*conn) error) (err error) {
 	defer cancel()
 	defer context.AfterFunc(pool, cancel)()
 	c.SetInterrupt(ctx)
-	if err := c.exec("BEGIN"); err != nil {
-		return err
-	}
-	defer func() {
-		c.SetInterrupt(context.Background())
-		if endErr := c.exec("COMMIT"); endErr != nil {
-			err = errors.Join(err, endErr, c.Exec("ROLLBACK"))
-		}
-	}()
-	return f(c)
+	return c.snapshot(f)
 }
 
 // interruptReaders interrupts all reads and makes them restart.

@@ -202,6 +202,7 @@ func (t *tx) giveUpOne(r *row) error {
 	t.after(func() {
 		t.s.endFlight(r.seq)
 		t.s.dropFresh(r.place, r.seq)
+		t.s.dropAhead(r.place.host)
 	})
 	return t.exec("UPDATE task SET state = 4, version = version + 1, holder = NULL, at = NULL, since = ? WHERE seq = ?", t.now, r.seq)
 }
