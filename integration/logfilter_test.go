@@ -17,7 +17,7 @@ import (
 // gets the gateway's address and proxies to app.
 func configurationOfTheLogFilter(t *testing.T, g *gatewaytest.Gateway, app string) string {
 	t.Helper()
-	_, section, found := strings.Cut(read(t, "docs/security.md"), "\n### Keeping URLs out of Caddy's log\n")
+	_, section, found := strings.Cut(read(t, "docs/security.md"), "\n## Keeping URLs out of Caddy's log\n")
 	_, text, hasBlock := strings.Cut(section, "```caddyfile\n")
 	text, _, ends := strings.Cut(text, "```\n")
 	if !found || !hasBlock || !ends {
