@@ -1,6 +1,7 @@
 package callback
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -73,7 +74,7 @@ func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 	x := q.newExecution(s, job)
 	job.Lease.OnLost(x.supersede)
 	q.app.metrics.taskStarted(rec)
-	body, err := openRequest(x.ctx, s, rec)
+	body, err := openRequest(x.ctx, s, job)
 	if err != nil {
 		log.Error("opening the request of a job", zap.Error(err))
 		if errors.Is(err, engine.ErrNotFound) {
@@ -90,14 +91,16 @@ func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 }
 
 // openRequest opens the body of a job's request.
-func openRequest(ctx context.Context, s *sharedStore, rec *task.Record) (io.ReadCloser, error) {
+func openRequest(ctx context.Context, s *sharedStore, job engine.Job) (io.ReadCloser, error) {
 	switch {
-	case rec.Request == nil: // a damaged record
+	case job.Record.Request == nil: // a damaged record
 		return nil, engine.ErrNotFound
-	case rec.Request.Size == 0:
+	case job.Record.Request.Size == 0:
 		return http.NoBody, nil
+	case job.Request != nil:
+		return io.NopCloser(bytes.NewReader(job.Request)), nil
 	}
-	return s.Open(ctx, rec.ID, engine.RequestBody)
+	return s.Open(ctx, job.Record.ID, engine.RequestBody)
 }
 
 // newExecution returns the execution of one run. No client waits for it.

@@ -174,6 +174,9 @@ type JobSource interface {
 type Job struct {
 	Record *task.Record
 	Lease  Lease
+	// Request is the body of the request, if it is small and the engine read it with the
+	// job. If it is nil, Open returns the body.
+	Request []byte
 }
 
 // Deliveries are the pending callbacks. The dispatcher decides which host is next: the

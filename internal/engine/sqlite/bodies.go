@@ -373,6 +373,22 @@ func (s *store) openBody(ctx context.Context, c *conn, seq int64, part engine.Pa
 	return io.NopCloser(bytes.NewReader(stored.bytes)), nil
 }
 
+// smallBody reads a body of a task that is in the table and has at most maxSmall bytes.
+// It returns nil for another body.
+func smallBody(c *conn, seq int64, part engine.Part, size int64) (b []byte, err error) {
+	if size == 0 {
+		return []byte{}, nil // it has no row
+	}
+	if size < 0 || size > maxSmall {
+		return nil, nil
+	}
+	err = c.query("SELECT bytes FROM body WHERE id = ? AND file IS NULL", []any{bodyID(seq, part)}, func(s *sqlite3.Stmt) bool {
+		b = s.ColumnBlob(0, nil)
+		return false
+	})
+	return b, err
+}
+
 // Open implements [engine.Tasks].
 func (s *store) Open(ctx context.Context, id string, part engine.Part) (io.ReadCloser, error) {
 	var r io.ReadCloser

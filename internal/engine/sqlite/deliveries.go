@@ -18,11 +18,11 @@ import (
 const never = math.MaxInt64
 
 const (
-	// maxFresh is how many first deliveries are kept in memory. maxFreshResult is the
-	// largest result kept with them, so that all take at most 24 MiB. Other deliveries
-	// wait in the table.
-	maxFresh       = 2048
-	maxFreshResult = 8 << 10
+	// maxFresh is how many deliveries are kept in memory. maxSmall is the largest result
+	// kept with them, so that all take at most 24 MiB. Other deliveries wait in the
+	// table.
+	maxFresh = 2048
+	maxSmall = 8 << 10
 )
 
 // owed is a delivery that is not in flight. It is in memory or was just read.
@@ -194,14 +194,7 @@ func readOwed(c *conn, seq int64) (*owed, error) {
 		return nil, err
 	}
 	o := &owed{seq: seq, version: r.version, place: r.place, at: r.at, rec: rec, kept: r.result}
-	if r.result == 0 {
-		o.result = []byte{} // it has no row
-	} else if r.result > 0 && r.result <= maxFreshResult {
-		err = c.query("SELECT bytes FROM body WHERE id = ? AND file IS NULL", []any{bodyID(seq, engine.ResultBody)}, func(s *sqlite3.Stmt) bool {
-			o.result = s.ColumnBlob(0, []byte{})
-			return false
-		})
-	}
+	o.result, err = smallBody(c, seq, engine.ResultBody, r.result)
 	return o, err
 }
 

@@ -174,7 +174,11 @@ func (t *tx) claim(q *queue, limit, maxStarts int, c *claims) error {
 		l := &lease{s: t.s, id: r.id, seq: r.seq, version: r.version, place: r.place}
 		t.move(r.id, from, r.place)
 		leases = append(leases, l)
-		c.jobs = append(c.jobs, engine.Job{Record: rec, Lease: l})
+		request, err := smallBody(t.conn, r.seq, engine.RequestBody, r.request)
+		if err != nil {
+			return err
+		}
+		c.jobs = append(c.jobs, engine.Job{Record: rec, Lease: l, Request: request})
 	}
 	t.after(func() {
 		for _, l := range leases {

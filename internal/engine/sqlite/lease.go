@@ -219,7 +219,7 @@ func (v *verdict) owed(p place, at int64) *owed {
 	o.rec.State, o.rec.Version = task.Delivering, uint64(o.version)
 	if v.result != nil {
 		o.kept = v.result.size
-		if v.result.file == "" && v.result.size <= maxFreshResult {
+		if v.result.file == "" && v.result.size <= maxSmall {
 			o.result = v.result.bytes
 		}
 	}
