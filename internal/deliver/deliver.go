@@ -220,7 +220,7 @@ func (d *Deliverer) failed(ctx context.Context, event string, err error) {
 }
 
 // maxStoring bounds the ended attempts that wait for a slow store.
-const maxStoring = 2048
+const maxStoring = 512
 
 // start starts the attempts that the dispatcher grants.
 func (d *Deliverer) start(ctx context.Context) {
