@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
@@ -209,7 +210,7 @@ func TestSecondGatewayOnSameStoreFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := filepath.Join(g.Dir, "other.caddyfile")
-	second := strings.NewReplacer(g.Admin, gatewaytest.FreeAddr(t), g.Addr, gatewaytest.FreeAddr(t)).Replace(string(text))
+	second := strings.NewReplacer(g.Admin, freeaddr.New(t), g.Addr, freeaddr.New(t)).Replace(string(text))
 	if err := os.WriteFile(other, []byte(second), 0o600); err != nil {
 		t.Fatal(err)
 	}

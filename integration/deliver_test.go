@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -59,7 +60,7 @@ func TestCallbackHeaders(t *testing.T) {
 func TestUnansweredTaskHasNoUpstreamStatus(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.Delivering(), "callback\nreverse_proxy "+gatewaytest.FreeAddr(t))
+	g := gatewaytest.Start(t, gatewaytest.Delivering(), "callback\nreverse_proxy "+freeaddr.New(t))
 	g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
 	got := rcv.Next(t)
 	if got.Status() != "FAILED" || !strings.HasPrefix(got.Body, "error=") {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
@@ -85,7 +86,7 @@ func startFile(t *testing.T, file string) *example {
 	}
 	e := &example{t: t, g: gatewaytest.New(t, "", ""), text: string(text)}
 	port := func() string {
-		_, port, err := net.SplitHostPort(gatewaytest.FreeAddr(t))
+		_, port, err := net.SplitHostPort(freeaddr.New(t))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -92,7 +93,7 @@ func busyGateway(t *testing.T) *gatewaytest.Gateway {
 
 func TestMetricsShowUnreachableEngine(t *testing.T) {
 	t.Parallel()
-	g := gatewaytest.Start(t, "engine nats nats://"+gatewaytest.FreeAddr(t), "callback\nrespond ok")
+	g := gatewaytest.Start(t, "engine nats nats://"+freeaddr.New(t), "callback\nrespond ok")
 	g.Metered(map[string]float64{"engine_ready": 0})
 	if resp, _ := g.Post("/", `{"callback_url":"https://receiver.example/"}`); resp.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("a request for a callback got %s", resp.Status)

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -183,7 +184,7 @@ func TestQueueRunsAsManyTasksAsWorkers(t *testing.T) {
 func TestSiteOfTwoServersHasOneQueue(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {})
-	second := gatewaytest.FreeAddr(t)
+	second := freeaddr.New(t)
 	block := "task_queue /q* q {\nreverse_proxy " + app + "\n}"
 	g := gatewaytest.Start(t, "", block+"\n}\nhttp://"+second+" {\n"+block)
 	id := accepted(t, g, "/q", "{}")

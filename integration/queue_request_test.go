@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -82,7 +83,7 @@ func TestTaskKeepsTLS(t *testing.T) {
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, r.Header.Get("X-Forwarded-Proto")+" "+r.Header.Get("X-Scheme"))
 	})
-	secure := gatewaytest.FreeAddr(t)
+	secure := freeaddr.New(t)
 	cert, key := certificate(t)
 	gatewaytest.Start(t, "", fmt.Sprintf(
 		"respond no\n}\nhttps://%s {\ntls %s %s\ntask_queue q {\nreverse_proxy %s {\nheader_up X-Scheme {scheme}\n}\n}", secure, cert, key, app))

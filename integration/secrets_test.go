@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
@@ -143,7 +144,7 @@ func TestSecretsAreNeverShown(t *testing.T) {
 	task("given up", "/", answers.URL+"/never"+query)
 	task("sent back", "/", answers.URL+"/mirror"+query)
 	task("no HTTP", "/", echo+"/echo"+query)
-	task("nobody there", "/", "http://"+gatewaytest.FreeAddr(t)+"/hook"+query)
+	task("nobody there", "/", "http://"+freeaddr.New(t)+"/hook"+query)
 	task("refused when it is called", "/", "http://refused.invalid/hook"+query)
 	task("own", "/own", "")
 	task("upstream fails", "/failing", answers.URL+"/hook"+query)
@@ -254,7 +255,7 @@ func TestConfigurationErrorsShowNoSecret(t *testing.T) {
 	if err := os.WriteFile(credentials, []byte("planted-credentials\n-----BEGIN USER NKEY SEED-----\nplanted-credentials\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	away := gatewaytest.FreeAddr(t)
+	away := freeaddr.New(t)
 	for name, options := range map[string]string{
 		"a key with a wrong prefix":         gatewaytest.Delivering("secret planted-signing-key"),
 		"a key that is no base64":           gatewaytest.Delivering("secret whsec_planted-signing-key!"),

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -264,7 +265,7 @@ func TestStatusHidesOperatorsURL(t *testing.T) {
 		w.WriteHeader(http.StatusGone)
 		_, _ = io.WriteString(w, "planted-answer")
 	})
-	away := gatewaytest.FreeAddr(t)
+	away := freeaddr.New(t)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 50ms"), fmt.Sprintf(`
 	task_status /tasks
 	handle /own* {

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -201,7 +202,7 @@ func TestTasksUsageErrors(t *testing.T) {
 			t.Errorf("%v: %d %q %q", c.args, got.code, got.stdout, got.stderr)
 		}
 	}
-	gone := runCaddy(t, t.TempDir(), "callback", "tasks", "--address", gatewaytest.FreeAddr(t))
+	gone := runCaddy(t, t.TempDir(), "callback", "tasks", "--address", freeaddr.New(t))
 	if gone.code != 1 || !strings.Contains(gone.stderr, "--address") {
 		t.Errorf("of no gateway it says %d %q", gone.code, gone.stderr)
 	}
@@ -265,7 +266,7 @@ func listen(t *testing.T, args ...string) *listener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := gatewaytest.FreeAddr(t)
+	addr := freeaddr.New(t)
 	cmd := exec.CommandContext(t.Context(), self, append([]string{"callback", "listen", "--address", addr}, args...)...)
 	cmd.Env = append(os.Environ(), gatewaytest.AsCaddy+"=1", "HOME="+t.TempDir())
 	stdout, err := cmd.StdoutPipe()

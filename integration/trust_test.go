@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -89,7 +90,7 @@ func TestIdempotencyKeysAreScoped(t *testing.T) {
 func TestClientSeesNoOperatorURL(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "secret answer") })
-	closed := gatewaytest.FreeAddr(t)
+	closed := freeaddr.New(t)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "task_queue /q q {\ncallback "+rcv.URL+"/secret\nrespond ok\n}\n"+
 		"task_queue /closed closed {\ncallback http://"+closed+"\nrespond ok\n}")
 	host := strings.TrimPrefix(rcv.URL, "http://")
@@ -203,7 +204,7 @@ func TestBodylessResultHasNoContentLength(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotModified) })
 	cert, key := certificate(t)
-	secure := gatewaytest.FreeAddr(t)
+	secure := freeaddr.New(t)
 	g := gatewaytest.Start(t, "", fmt.Sprintf("task_queue /q* q {\nreverse_proxy %s\n}\n}\nhttps://%s {\ntls %s %s\ntask_queue /q* q {\nreverse_proxy %s\n}", app, secure, cert, key, app))
 	id := accepted(t, g, "/q", "{}")
 	reaches(t, g, "/q", id, task.Done)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
@@ -127,7 +128,7 @@ func TestEndpointStatusDecidesVerdict(t *testing.T) {
 
 func TestUnansweredRequestFails(t *testing.T) {
 	t.Parallel()
-	nobody := gatewaytest.FreeAddr(t)
+	nobody := freeaddr.New(t)
 	resets := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
 	sorry := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
 	for name, c := range map[string]struct {

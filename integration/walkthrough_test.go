@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
@@ -105,7 +106,7 @@ func (w *walkthrough) start(args []string) {
 	w.t.Helper()
 	w.g = gatewaytest.New(w.t, "", "")
 	port := func() string {
-		_, port, err := net.SplitHostPort(gatewaytest.FreeAddr(w.t))
+		_, port, err := net.SplitHostPort(freeaddr.New(w.t))
 		if err != nil {
 			w.t.Fatal(err)
 		}

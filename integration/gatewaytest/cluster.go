@@ -15,6 +15,8 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 )
 
 // AsNATS is the environment variable that makes the test binary run a NATS server with
@@ -71,7 +73,7 @@ func NewCluster(t testing.TB, n int) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t}
 	for range n {
-		c.Servers = append(c.Servers, &NATSServer{Client: FreeAddr(t), Route: FreeAddr(t), Dir: t.TempDir(), monitor: FreeAddr(t)})
+		c.Servers = append(c.Servers, &NATSServer{Client: freeaddr.New(t), Route: freeaddr.New(t), Dir: t.TempDir(), monitor: freeaddr.New(t)})
 	}
 	t.Cleanup(func() {
 		for i, s := range c.Servers {

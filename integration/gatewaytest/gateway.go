@@ -29,6 +29,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard" // the modules of the gateways
 
 	_ "github.com/caddy-callback/caddy-callback" // the module under test
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/internal/engine/nats"
 )
 
@@ -109,7 +110,7 @@ type Gateway struct {
 // by the site's address.
 func New(t testing.TB, options, site string) *Gateway {
 	t.Helper()
-	g := &Gateway{T: t, Dir: t.TempDir(), Admin: FreeAddr(t), Addr: FreeAddr(t), Log: new(LogBuffer)}
+	g := &Gateway{T: t, Dir: t.TempDir(), Admin: freeaddr.New(t), Addr: freeaddr.New(t), Log: new(LogBuffer)}
 	g.File = filepath.Join(g.Dir, "Caddyfile")
 	g.Configure(options, site)
 	t.Cleanup(func() {

@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
@@ -202,7 +203,7 @@ func finishesAfterACrash(t *testing.T, p *process) {
 	// Killed between the two: it is stored, and not handled.
 	left := uuid.NewString()
 	write(t, p.stored(left), "TIMEOUT\nerror=the+app+took+too+long")
-	p.addr = gatewaytest.FreeAddr(t)
+	p.addr = freeaddr.New(t)
 	p.restart()
 	if head, pairs := p.finished(left); head != "took too long" || len(pairs) != 1 || pairs[0] != "error=the app took too long" {
 		t.Errorf("the task %s: %q", head, pairs)
@@ -218,7 +219,7 @@ func finishesAfterACrash(t *testing.T, p *process) {
 func refusesAnEmptyKey(t *testing.T, p *process) {
 	for _, key := range []string{"", "whsec_"} {
 		p.kill()
-		p.addr = gatewaytest.FreeAddr(t)
+		p.addr = freeaddr.New(t)
 		select {
 		case <-p.launch(key):
 			if p.cmd.ProcessState.Success() {

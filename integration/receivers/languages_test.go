@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
@@ -130,7 +131,7 @@ func build(t *testing.T, l language) (dir string, command []string) {
 func start(t *testing.T, dir string, command []string) *process {
 	t.Helper()
 	p := &process{
-		t: t, dir: dir, command: command, addr: gatewaytest.FreeAddr(t),
+		t: t, dir: dir, command: command, addr: freeaddr.New(t),
 		out: new(gatewaytest.LogBuffer), errs: new(gatewaytest.LogBuffer),
 	}
 	if err := os.RemoveAll(filepath.Join(dir, "callbacks")); err != nil {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
@@ -59,7 +60,7 @@ func newLoad(t *testing.T) *load {
 		l.healthy = append(l.healthy, receive(func(*http.Request) bool { return false }))
 	}
 	l.flaky = receive(func(r *http.Request) bool { return r.Header.Get("callback-attempt") == "1" && rand.N(5) == 0 })
-	l.dead = "http://" + gatewaytest.FreeAddr(t)
+	l.dead = "http://" + freeaddr.New(t)
 	l.hole = gatewaytest.NewPeer(t, func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
 	return l
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
@@ -36,8 +36,8 @@ func startCluster(t testing.TB, servers, accounts int) *cluster {
 	}
 	var routePorts []int
 	for range servers {
-		c.ports = append(c.ports, freePort(t))
-		routePorts = append(routePorts, freePort(t))
+		c.ports = append(c.ports, freeaddr.Port(t))
+		routePorts = append(routePorts, freeaddr.Port(t))
 		fmt.Fprintf(&routes, "nats://127.0.0.1:%d\n", routePorts[len(routePorts)-1])
 	}
 	for i := range servers {
@@ -70,16 +70,6 @@ func startCluster(t testing.TB, servers, accounts int) *cluster {
 		return err == nil
 	})
 	return c
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
 }
 
 func (c *cluster) start(t testing.TB, i int) {

@@ -1,4 +1,5 @@
-package gatewaytest
+// Package freeaddr finds addresses for the servers of tests.
+package freeaddr
 
 import (
 	"fmt"
@@ -8,11 +9,19 @@ import (
 	"testing"
 )
 
-// FreeAddr returns a local address on which nothing listens and which no other test gets,
-// in this process or another. A port chosen by the system is not safe: a connection can
+// New returns a local address with a port as of [Port].
+func New(t testing.TB) string {
+	t.Helper()
+	return addr(Port(t))
+}
+
+func addr(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+
+// Port returns a local port on which nothing listens and which no other test gets, in
+// this process or another. A port chosen by the system is not safe: a connection can
 // take it before it is used, and two gateways with the same port would both listen on it
 // and share the requests.
-func FreeAddr(t testing.TB) string {
+func Port(t testing.TB) int {
 	t.Helper()
 	const first, last = 10_000, 32_000 // below the ports that systems give out
 	for range 100 {
@@ -20,10 +29,9 @@ func FreeAddr(t testing.TB) string {
 		if !claim(port) {
 			continue
 		}
-		addr := fmt.Sprintf("127.0.0.1:%d", port)
-		if ln, err := net.Listen("tcp", addr); err == nil {
+		if ln, err := net.Listen("tcp", addr(port)); err == nil {
 			ln.Close()
-			return addr
+			return port
 		}
 	}
 	t.Fatal("no port is free")
@@ -34,7 +42,7 @@ func FreeAddr(t testing.TB) string {
 // binds the UDP port as a marker, so that the TCP port stays free.
 func claim(port int) bool {
 	const beyond = 33_000
-	conn, err := net.ListenPacket("udp4", fmt.Sprintf("127.0.0.1:%d", port+beyond))
+	conn, err := net.ListenPacket("udp4", addr(port+beyond))
 	if err != nil {
 		return false
 	}
