@@ -11,18 +11,18 @@ import (
 )
 
 var actSuite = suite{"act", []testcase{
-	{"each action applies to its states, and to no others", actStates},
-	{"no action applies to an unknown task", actUnknown},
-	{"a retry that waits is due at once", actRetryNow},
-	{"a stopped delivery is dead, and its holder loses it", actStop},
-	{"a redelivery starts the attempts anew", actRedeliver},
-	{"a redelivery goes to another URL", actRedeliverURL},
-	{"a redelivery needs a callback", actRedeliverNothing},
-	{"a deleted task leaves nothing", actDelete},
-	{"what was done by hand survives a death", actSurvives},
-	{"a canceled job's holder loses it", actCancelRunning},
-	{"a canceled task without a callback is done", actCancelWithoutCallback},
-	{"what is read while a task is deleted is read to its end", actDeleteWhileRead},
+	{"action states", actStates},
+	{"action on an unknown task", actUnknown},
+	{"retry now", actRetryNow},
+	{"stop a delivery in flight", actStop},
+	{"redelivery resets attempts", actRedeliver},
+	{"redelivery to another URL", actRedeliverURL},
+	{"redelivery without a callback", actRedeliverNothing},
+	{"delete", actDelete},
+	{"actions survive a crash", actSurvives},
+	{"cancel a running job", actCancelRunning},
+	{"cancel without a callback", actCancelWithoutCallback},
+	{"delete while a body is read", actDeleteWhileRead},
 }}
 
 // stations create a task in each state and return its ID.
@@ -42,13 +42,13 @@ var stations = []struct {
 		f.enqueue(f.queued("running"))
 		return f.next("running", 3).Record.ID
 	}, task.Running},
-	{"due", func(f *fixture) string { return f.oweTo("due:443").ID }, task.Delivering},
+	{"due", func(f *fixture) string { return f.deliveringTo("due:443").ID }, task.Delivering},
 	{"in flight", func(f *fixture) string {
-		f.oweTo("flight:443")
+		f.deliveringTo("flight:443")
 		return f.take("flight:443", 1)[0].Record().ID
 	}, task.Delivering},
 	{"waiting for a retry", func(f *fixture) string {
-		f.oweTo("retry:443")
+		f.deliveringTo("retry:443")
 		d := f.take("retry:443", 1)[0]
 		f.must(d.Retry(f.ctx, in(time.Hour)))
 		return d.Record().ID
@@ -131,7 +131,7 @@ func actUnknown(f *fixture) {
 }
 
 func actRetryNow(f *fixture) {
-	rec := f.owe()
+	rec := f.delivering()
 	d := f.take(host, 1)[0]
 	d.Record().AddAttempt(task.Attempt{At: in(0), StatusCode: 500})
 	f.must(d.Retry(f.ctx, in(time.Hour)))
@@ -151,7 +151,7 @@ func actRetryNow(f *fixture) {
 
 func actStop(f *fixture) {
 	for _, taken := range []bool{false, true} {
-		rec := f.owe()
+		rec := f.delivering()
 		var d engine.Delivery
 		if taken {
 			d = f.take(host, 1)[0]
@@ -221,7 +221,7 @@ func actDelete(f *fixture) {
 		f.must(f.e.Act(f.ctx, rec.ID, engine.Action{Kind: engine.Delete}))
 		f.gone(rec.ID)
 		f.is(f.e.Act(f.ctx, rec.ID, engine.Action{Kind: engine.Delete}), engine.ErrNotFound)
-		f.die()
+		f.crash()
 		f.gone(rec.ID)
 	}
 }
@@ -229,12 +229,12 @@ func actDelete(f *fixture) {
 func actSurvives(f *fixture) {
 	canceled := f.enqueue(f.queued("q"))
 	f.must(f.e.Act(f.ctx, canceled.ID, engine.Action{Kind: engine.Cancel, Reason: "r"}))
-	stopped := f.oweTo("stopped:443")
+	stopped := f.deliveringTo("stopped:443")
 	f.must(f.e.Act(f.ctx, stopped.ID, engine.Action{Kind: engine.Stop}))
-	again := f.oweTo("again:443")
+	again := f.deliveringTo("again:443")
 	f.must(f.take("again:443", 1)[0].Dead(f.ctx))
 	f.must(f.e.Act(f.ctx, again.ID, engine.Action{Kind: engine.Redeliver}))
-	f.die()
+	f.crash()
 	f.noJob("q")
 	f.in(canceled.ID, task.Delivering)
 	f.in(stopped.ID, task.Dead)

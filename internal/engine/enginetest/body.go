@@ -14,16 +14,16 @@ import (
 )
 
 var bodySuite = suite{"body", []testcase{
-	{"requests are kept byte for byte", requestBytes},
-	{"requests that are taken over are kept byte for byte", takeOverBytes},
-	{"results are kept byte for byte", resultBytes},
-	{"bodies survive a death", bodiesSurvive},
-	{"a request that cannot be read is not stored", requestUnreadable},
-	{"a result that cannot be read leaves the lease", resultUnreadable},
-	{"a request is removed with the verdict", requestRemoved},
-	{"header values are kept byte for byte", headerBytes},
-	{"a large body is read by several at once", bodyReaders},
-	{"a body of unknown slowness holds up nobody", slowBody},
+	{"request bytes", requestBytes},
+	{"request bytes of a claimed task", takeOverBytes},
+	{"result bytes", resultBytes},
+	{"bodies survive a crash", bodiesSurvive},
+	{"unreadable request", requestUnreadable},
+	{"unreadable result keeps the lease", resultUnreadable},
+	{"request is removed with the verdict", requestRemoved},
+	{"header bytes", headerBytes},
+	{"concurrent readers of a body", bodyReaders},
+	{"slow body blocks no other task", slowBody},
 }}
 
 // sizes are the sizes around which engines change how they store a body.
@@ -99,19 +99,19 @@ func resultBytes(f *fixture) {
 }
 
 func bodiesSurvive(f *fixture) {
-	var queued, owed []string
+	var queued, pending []string
 	for _, n := range sizes {
 		q := f.queued("q")
 		_, _, err := f.e.Enqueue(f.ctx, q, plain(pattern(n)), engine.EnqueueOptions{})
 		f.must(err)
 		rec, l := f.claim()
 		f.settleWith(rec, l, string(pattern(n)))
-		queued, owed = append(queued, q.ID), append(owed, rec.ID)
+		queued, pending = append(queued, q.ID), append(pending, rec.ID)
 	}
-	f.die()
+	f.crash()
 	for i, n := range sizes {
 		f.sameBytes("request", f.body(queued[i], engine.RequestBody), pattern(n))
-		f.sameBytes("result", f.body(owed[i], engine.ResultBody), pattern(n))
+		f.sameBytes("result", f.body(pending[i], engine.ResultBody), pattern(n))
 	}
 }
 
@@ -183,7 +183,7 @@ func headerBytes(f *fixture) {
 		}
 	}
 	check(f.get(rec.ID))
-	f.die()
+	f.crash()
 	j := f.next("q", 3)
 	check(j.Record)
 	want := settled(j.Record, task.Complete, "r")

@@ -24,7 +24,7 @@ func (f *fixture) in(id string, want task.State) *task.Record {
 	f.Helper()
 	rec := f.get(id)
 	if rec.State != want {
-		f.Fatalf("task %s is %s, not %s", id, rec.State, want)
+		f.Fatalf("task %s is %s, want %s", id, rec.State, want)
 	}
 	return rec
 }
@@ -45,8 +45,8 @@ func (f *fixture) becomes(id string, want task.State) *task.Record {
 	}
 }
 
-// goes waits until the task does not exist any more.
-func (f *fixture) goes(id string) {
+// becomesRemoved waits until the task does not exist any more.
+func (f *fixture) becomesRemoved(id string) {
 	f.Helper()
 	var since uint64
 	for {
@@ -113,14 +113,14 @@ func (f *fixture) pages(filter engine.Filter, limit int) []*task.Record {
 		p, err := f.e.List(f.ctx, filter, after, limit)
 		f.must(err)
 		if len(p.Tasks) > limit || p.Scanned < len(p.Tasks) {
-			f.Fatalf("a page of %d has %d tasks of %d scanned", limit, len(p.Tasks), p.Scanned)
+			f.Fatalf("a page of at most %d tasks has %d, and scanned %d", limit, len(p.Tasks), p.Scanned)
 		}
 		all = append(all, p.Tasks...)
 		if p.Next == "" {
 			return all
 		}
 		if p.Next == after {
-			f.Fatalf("the cursor %q leads to itself", after)
+			f.Fatalf("the cursor %q returns itself", after)
 		}
 		after = p.Next
 	}
@@ -134,8 +134,8 @@ func ids(recs []*task.Record) []string {
 	return out
 }
 
-// silent checks that wait waits until its context ends.
-func (f *fixture) silent(what string, wait func(ctx context.Context) error) {
+// blocks checks that wait waits until its context ends.
+func (f *fixture) blocks(what string, wait func(ctx context.Context) error) {
 	f.Helper()
 	ctx, cancel := context.WithTimeout(f.ctx, quiet)
 	defer cancel()
@@ -147,7 +147,7 @@ func (f *fixture) silent(what string, wait func(ctx context.Context) error) {
 // noJob checks that a queue hands out no job.
 func (f *fixture) noJob(queue string) {
 	f.Helper()
-	f.silent("no job", func(ctx context.Context) error {
+	f.blocks("no job", func(ctx context.Context) error {
 		jobs, err := f.e.Jobs(queue).Next(ctx, 10, 3)
 		if len(jobs) > 0 {
 			f.Fatalf("job %s is handed out", jobs[0].Record.ID)
@@ -159,7 +159,7 @@ func (f *fixture) noJob(queue string) {
 // noDue checks that DueHosts reports no host.
 func (f *fixture) noDue() {
 	f.Helper()
-	f.silent("no host is due", func(ctx context.Context) error {
+	f.blocks("no host is due", func(ctx context.Context) error {
 		due, err := f.e.DueHosts(ctx, 10)
 		if len(due) > 0 {
 			f.Fatalf("%s is reported", due[0].Host)

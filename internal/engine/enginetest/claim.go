@@ -10,20 +10,20 @@ import (
 )
 
 var claimSuite = suite{"claim", []testcase{
-	{"a claimed task is running", claimRuns},
-	{"settling stores verdict, result and delivery", settleStores},
-	{"a task without a callback is done with its verdict", settleWithoutCallback},
-	{"a task without a result is settled", settleWithoutResult},
-	{"a released claim leaves nothing", releaseLeavesNothing},
-	{"a lease is used once", leaseOnce},
-	{"a task whose holder died is FAILED", holderDies},
-	{"a task whose holder closed is FAILED", holderCloses},
-	{"a dead holder that comes back decides nothing", holderComesBack},
-	{"what was settled before the death stays settled", settledBeforeDeath},
-	{"OnLost is called when a task is canceled", onLostCancel},
-	{"OnLost is called at once if the lease is lost", onLostLate},
+	{"claimed task is running", claimRuns},
+	{"settle stores verdict, result and delivery", settleStores},
+	{"settle without a callback", settleWithoutCallback},
+	{"settle without a result", settleWithoutResult},
+	{"release a claim", releaseLeavesNothing},
+	{"lease is used once", leaseOnce},
+	{"holder crashes", holderCrashes},
+	{"holder closes", holderCloses},
+	{"crashed holder cannot settle", holderComesBack},
+	{"verdict survives a crash", settledBeforeCrash},
+	{"OnLost after a cancel", onLostCancel},
+	{"OnLost of a lost lease", onLostLate},
 	{"records are copies", recordsAreCopies},
-	{"the secret is one for the store", secretStays},
+	{"one secret per store", secretStays},
 }}
 
 func claimRuns(f *fixture) {
@@ -86,7 +86,7 @@ func releaseLeavesNothing(f *fixture) {
 	rec, l := f.claim()
 	f.must(l.Release(f.ctx))
 	f.gone(rec.ID)
-	f.die()
+	f.crash()
 	f.gone(rec.ID)
 }
 
@@ -139,8 +139,8 @@ func leaseOnce(f *fixture) {
 	}
 }
 
-// failedByDeath checks a waiting client's task after its holder died.
-func failedByDeath(f *fixture, rec *task.Record) {
+// failedByCrash checks a waiting client's task after its holder crashed.
+func failedByCrash(f *fixture, rec *task.Record) {
 	f.Helper()
 	got := f.becomes(rec.ID, task.Delivering)
 	if got.Status != task.Failed || got.Error != task.ErrorHolderDied || got.FinishedAt.IsZero() || got.Result != nil {
@@ -151,17 +151,17 @@ func failedByDeath(f *fixture, rec *task.Record) {
 	f.must(d.Done(f.ctx))
 }
 
-func holderDies(f *fixture) {
+func holderCrashes(f *fixture) {
 	rec, _ := f.claim()
-	f.die()
-	failedByDeath(f, rec)
+	f.crash()
+	failedByCrash(f, rec)
 }
 
 func holderCloses(f *fixture) {
 	rec, l := f.claim()
 	closed := f.e
 	f.reopen()
-	failedByDeath(f, rec)
+	failedByCrash(f, rec)
 	if l.Settle(f.ctx, settled(rec, task.Complete, "r"), strings.NewReader("r")) == nil {
 		f.Error("the lease of a closed engine was settled")
 	}
@@ -170,7 +170,7 @@ func holderCloses(f *fixture) {
 
 func holderComesBack(f *fixture) {
 	rec, l := f.claim()
-	f.die()
+	f.crash()
 	got := f.becomes(rec.ID, task.Delivering)
 	for _, s := range leaseSteps {
 		if s.do(f, rec, l) == nil {
@@ -181,10 +181,10 @@ func holderComesBack(f *fixture) {
 	f.take(host, 1)
 }
 
-func settledBeforeDeath(f *fixture) {
+func settledBeforeCrash(f *fixture) {
 	rec, l := f.claim()
 	want := f.settle(rec, l)
-	f.die()
+	f.crash()
 	f.sameIn(f.in(rec.ID, task.Delivering), want, task.Delivering)
 	f.take(host, 1)
 }
@@ -218,7 +218,7 @@ func onLostCancel(f *fixture) {
 		f.Errorf("the task is %s", encode(got))
 	}
 	f.settle(kept, keptLease)
-	f.silent("OnLost of a lease that was used", func(ctx context.Context) error {
+	f.blocks("OnLost of a lease that was used", func(ctx context.Context) error {
 		select {
 		case <-stays:
 			return nil
@@ -264,7 +264,7 @@ func recordsAreCopies(f *fixture) {
 func secretStays(f *fixture) {
 	a, err := f.e.Secret(f.ctx)
 	f.must(err)
-	f.die()
+	f.crash()
 	b, err := f.e.Secret(f.ctx)
 	f.must(err)
 	if len(a) != 32 || string(a) != string(b) {

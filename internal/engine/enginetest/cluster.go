@@ -12,15 +12,15 @@ import (
 )
 
 var clusterSuite = suite{"cluster", []testcase{
-	{"what one gateway does the others see", clusterSees},
-	{"who waits at one gateway is woken by another", clusterWakes},
-	{"a cancel at one gateway ends the lease at another", clusterCancel},
-	{"gateways do not share a job or a delivery", clusterOnce},
-	{"one key at two gateways is one task", clusterKey},
-	{"a schedule is moved on by one gateway", clusterSchedule},
-	{"a pause holds for all gateways", clusterPause},
-	{"what a dead gateway held goes on at another", clusterDeath},
-	{"a gateway that was cut off decides nothing when it is back", clusterCutOff},
+	{"changes are visible to all gateways", clusterSees},
+	{"waits are woken by other gateways", clusterWakes},
+	{"cancel from another gateway", clusterCancel},
+	{"jobs and deliveries go to one gateway", clusterOnce},
+	{"idempotency key on two gateways", clusterKey},
+	{"schedule advances once", clusterSchedule},
+	{"pause applies to all gateways", clusterPause},
+	{"tasks of a crashed gateway continue", clusterCrash},
+	{"disconnected gateway cannot settle", clusterCutOff},
 }}
 
 // pair opens the store of f again, as another gateway.
@@ -61,7 +61,7 @@ func clusterWakes(f *fixture) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if got, err := g.e.Wait(g.ctx, rec.ID, since); err != nil || got.Version == since {
-			f.Errorf("the wait ended with %v", err)
+			f.Errorf("Wait returned %v", err)
 		}
 	})
 	wg.Go(func() {
@@ -187,7 +187,7 @@ func clusterPause(f *fixture) {
 	f.must(f.e.Pause(f.ctx, engine.Target{Queue: "q"}, true))
 	f.must(f.e.Pause(f.ctx, engine.Target{Host: host}, true))
 	f.enqueue(f.queued("q"))
-	f.owe()
+	f.delivering()
 	g.noJob("q")
 	g.noneToTake(host)
 	g.must(g.e.Pause(g.ctx, engine.Target{Queue: "q"}, false))
@@ -196,12 +196,12 @@ func clusterPause(f *fixture) {
 	f.take(host, 1)
 }
 
-func clusterDeath(f *fixture) {
+func clusterCrash(f *fixture) {
 	g := f.pair()
 	claimed, _ := f.claim()
 	job := f.enqueue(f.queued("q"))
 	f.next("q", 3)
-	f.oweTo("taken:443")
+	f.deliveringTo("taken:443")
 	f.take("taken:443", 1)
 	kept, l := g.claim()
 	f.opener.Kill(f, f.e)
@@ -224,7 +224,7 @@ func clusterCutOff(f *fixture) {
 	g := f.pair()
 	rec, l := f.claim()
 	c := lost(l)
-	f.oweTo("taken:443")
+	f.deliveringTo("taken:443")
 	d := f.take("taken:443", 1)[0]
 	undo := f.opener.Unavailable(f, f.store, f.e)
 	g.becomes(rec.ID, task.Delivering)

@@ -12,13 +12,13 @@ import (
 )
 
 var countSuite = suite{"counts", []testcase{
-	{"an empty store counts nothing", countNothing},
-	{"counts are those of the tasks, whatever happens", countRandom},
-	{"counts are those of imported tasks", countImported},
-	{"neither retries that wait nor what is in flight is due", countDue},
-	{"hosts come in pages, the most pending first", hostPages},
-	{"hosts that fail or are paused are listed without deliveries", hostsListed},
-	{"queues that are paused are listed without tasks", queuesListed},
+	{"empty store", countNothing},
+	{"counts after random steps", countRandom},
+	{"counts after an import", countImported},
+	{"due excludes retries and deliveries in flight", countDue},
+	{"host pages by pending deliveries", hostPages},
+	{"failing and paused hosts are listed", hostsListed},
+	{"paused queues are listed", queuesListed},
 }}
 
 // counts are the counts of Stats, Queues and Hosts.
@@ -121,34 +121,34 @@ func (f *fixture) countsAgree(when string, inFlight map[string]engine.Delivery) 
 	f.Helper()
 	got, want := f.counts(), f.counted(inFlight)
 	if !maps.Equal(got.tasks, want.tasks) {
-		f.Errorf("%s: Stats are %v, not %v", when, got.tasks, want.tasks)
+		f.Errorf("%s: Stats are %v, want %v", when, got.tasks, want.tasks)
 	}
 	if most := got.tasks[task.Delivering] - int64(len(inFlight)); got.due < want.due || got.due > most {
-		f.Errorf("%s: %d are due, not %d to %d", when, got.due, want.due, most)
+		f.Errorf("%s: %d are due, want %d to %d", when, got.due, want.due, most)
 	}
 	for name, q := range got.queues {
 		w := want.queues[name]
 		if !q.Oldest.Equal(w.Oldest) {
-			f.Errorf("%s: the oldest of queue %s is of %v, not %v", when, name, q.Oldest, w.Oldest)
+			f.Errorf("%s: the oldest of queue %s is of %v, want %v", when, name, q.Oldest, w.Oldest)
 		}
 		if q.Oldest = w.Oldest; q != w {
-			f.Errorf("%s: a queue is %+v, not %+v", when, q, w)
+			f.Errorf("%s: a queue is %+v, want %+v", when, q, w)
 		}
 	}
 	if len(got.queues) != len(want.queues) {
-		f.Errorf("%s: %d queues, not %d", when, len(got.queues), len(want.queues))
+		f.Errorf("%s: %d queues, want %d", when, len(got.queues), len(want.queues))
 	}
 	for name, h := range got.hosts {
 		w := want.hosts[name]
 		if h.Pending != w.Pending || h.InFlight != w.InFlight || h.Paused != w.Paused {
-			f.Errorf("%s: a host is %+v, not %+v", when, h, w)
+			f.Errorf("%s: a host is %+v, want %+v", when, h, w)
 		}
 		if h.Next.IsZero() != (h.Pending == h.InFlight) {
 			f.Errorf("%s: the next delivery of a host is due at %v: %+v", when, h.Next, h)
 		}
 	}
 	if len(got.hosts) != len(want.hosts) {
-		f.Errorf("%s: %d hosts, not %d", when, len(got.hosts), len(want.hosts))
+		f.Errorf("%s: %d hosts, want %d", when, len(got.hosts), len(want.hosts))
 	}
 }
 
@@ -243,7 +243,7 @@ func countRandom(f *fixture) {
 		}
 	}
 	f.countsAgree("in the end", w.inFlight)
-	f.die()
+	f.crash()
 	clear(w.inFlight)
 	for id := range w.claims {
 		if rec, err := f.e.Get(f.ctx, id); err == nil && rec.State == task.Running {
@@ -257,25 +257,25 @@ func countRandom(f *fixture) {
 		}
 	}
 	if f.opener.LeaseExpiry == 0 {
-		f.countsAgree("after a death", nil)
+		f.countsAgree("after a crash", nil)
 	}
 }
 
 func countImported(f *fixture) {
 	f.someTasks(f.random(), 120)
 	f.countsAgree("after the import", nil)
-	f.die()
-	f.countsAgree("after a death", nil)
+	f.crash()
+	f.countsAgree("after a crash", nil)
 }
 
 func countDue(f *fixture) {
 	for range 6 {
-		f.owe()
+		f.delivering()
 	}
 	for _, d := range f.take(host, 6)[:4] {
 		f.must(d.Retry(f.ctx, in(time.Hour)))
 	}
-	f.owe()
+	f.delivering()
 	// On a busy machine an engine estimates.
 	f.eventually(func() error {
 		if s, err := f.e.Stats(f.ctx); err != nil || s.Due != 1 {
@@ -290,7 +290,7 @@ func hostPages(f *fixture) {
 	for i := range 12 {
 		host := fmt.Sprintf("host-%d:443", i)
 		for range 1 + i%4 {
-			f.oweTo(host)
+			f.deliveringTo(host)
 			want[host]++
 		}
 	}
@@ -298,7 +298,7 @@ func hostPages(f *fixture) {
 		all := f.hosts(limit)
 		for host, n := range want {
 			if all[host].Pending != n {
-				f.Errorf("host %s has %d pending, not %d", host, all[host].Pending, n)
+				f.Errorf("host %s has %d pending, want %d", host, all[host].Pending, n)
 			}
 		}
 		if len(all) != len(want) {
@@ -343,7 +343,7 @@ func queuesListed(f *fixture) {
 		if qs, err := f.e.Queues(f.ctx); err != nil || !slices.Equal(qs, []engine.QueueStats{want}) {
 			f.Errorf("the queues are %+v: %v", qs, err)
 		}
-		f.die()
+		f.crash()
 	}
 	f.must(f.e.Pause(f.ctx, engine.Target{Queue: "paused"}, false))
 	if qs, err := f.e.Queues(f.ctx); err != nil || len(qs) != 0 {

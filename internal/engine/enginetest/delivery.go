@@ -12,24 +12,24 @@ import (
 )
 
 var deliverySuite = suite{"delivery", []testcase{
-	{"a taken delivery is not taken again", takenOnce},
-	{"a delivery is done with its record", deliveryDone},
-	{"a delivery is retried when it is due", deliveryRetried},
-	{"a delivery is dead with its record", deliveryDead},
-	{"a released delivery is as if it had not been taken", deliveryReleased},
-	{"a delivery is ended once", deliveryOnce},
-	{"a taken delivery whose holder died is due again", deliveryHolderDies},
-	{"a dead holder that comes back ends no delivery", deliveryHolderComesBack},
-	{"a waiting retry survives a death", retrySurvives},
-	{"deliveries are taken by due time", takenInOrder},
-	{"hosts do not see each other's deliveries", hostsAreApart},
-	{"a paused host gives nothing, across restarts", hostPaused},
-	{"the result can be read again and again", resultAgain},
-	{"no delivery is lost or in flight twice", deliveriesRandom},
+	{"delivery is taken once", takenOnce},
+	{"done stores the record", deliveryDone},
+	{"retry at its due time", deliveryRetried},
+	{"dead stores the record", deliveryDead},
+	{"release a delivery", deliveryReleased},
+	{"delivery ends once", deliveryOnce},
+	{"holder crashes", deliveryHolderCrashes},
+	{"crashed holder cannot end a delivery", deliveryHolderComesBack},
+	{"retry survives a crash", retrySurvives},
+	{"deliveries in order of due time", takenInOrder},
+	{"deliveries are separated by host", hostsAreApart},
+	{"paused host", hostPaused},
+	{"result can be read repeatedly", resultAgain},
+	{"random deliveries", deliveriesRandom},
 }}
 
 func takenOnce(f *fixture) {
-	rec := f.owe()
+	rec := f.delivering()
 	d := f.take(host, 1)[0]
 	if d.Record().ID != rec.ID {
 		f.Fatalf("task %s is taken", d.Record().ID)
@@ -42,13 +42,13 @@ func deliveryDone(f *fixture) {
 	rec := f.done()
 	f.sameIn(f.in(rec.ID, task.Done), rec, task.Done)
 	f.noneToTake(host)
-	f.die()
+	f.crash()
 	f.sameIn(f.in(rec.ID, task.Done), rec, task.Done)
 	f.noDue()
 }
 
 func deliveryRetried(f *fixture) {
-	rec := f.owe()
+	rec := f.delivering()
 	for i, wait := range []time.Duration{0, -time.Hour, 80 * time.Millisecond} {
 		d := f.take(host, 1)[0]
 		if d.Record().Tries != i {
@@ -84,13 +84,13 @@ func deliveryDead(f *fixture) {
 	if b := f.body(rec.ID, engine.ResultBody); string(b) != "result of "+rec.ID {
 		f.Errorf("the result of a dead letter is %q", b)
 	}
-	f.die()
+	f.crash()
 	f.in(rec.ID, task.Dead)
 	f.noDue()
 }
 
 func deliveryReleased(f *fixture) {
-	rec := f.owe()
+	rec := f.delivering()
 	before := f.get(rec.ID)
 	d := f.take(host, 1)[0]
 	f.must(d.Release(f.ctx))
@@ -113,7 +113,7 @@ func deliveryOnce(f *fixture) {
 	for _, first := range deliverySteps {
 		for _, second := range deliverySteps {
 			host := first.name + "." + second.name + ":443"
-			rec := f.oweTo(host)
+			rec := f.deliveringTo(host)
 			d := f.take(host, 1)[0]
 			f.must(first.do(f, d))
 			before := f.get(rec.ID)
@@ -127,10 +127,10 @@ func deliveryOnce(f *fixture) {
 	}
 }
 
-func deliveryHolderDies(f *fixture) {
-	rec := f.owe()
+func deliveryHolderCrashes(f *fixture) {
+	rec := f.delivering()
 	f.take(host, 1)
-	f.die()
+	f.crash()
 	d := f.take(host, 1)[0]
 	if d.Record().ID != rec.ID || d.Record().Tries != 0 {
 		f.Errorf("the delivery is %s", encode(d.Record()))
@@ -139,9 +139,9 @@ func deliveryHolderDies(f *fixture) {
 }
 
 func deliveryHolderComesBack(f *fixture) {
-	rec := f.owe()
+	rec := f.delivering()
 	old := f.take(host, 1)[0]
-	f.die()
+	f.crash()
 	d := f.take(host, 1)[0]
 	for _, s := range deliverySteps {
 		if s.do(f, old) == nil {
@@ -154,12 +154,12 @@ func deliveryHolderComesBack(f *fixture) {
 }
 
 func retrySurvives(f *fixture) {
-	rec := f.owe()
+	rec := f.delivering()
 	d := f.take(host, 1)[0]
 	d.Record().AddAttempt(task.Attempt{At: in(0), StatusCode: 500})
 	at := in(150 * time.Millisecond)
 	f.must(d.Retry(f.ctx, at))
-	f.die()
+	f.crash()
 	if got := f.in(rec.ID, task.Delivering); !got.NextAttemptAt.Equal(at) || got.Tries != 1 {
 		f.Errorf("the task is %s", encode(got))
 	}
@@ -173,7 +173,7 @@ func takenInOrder(f *fixture) {
 	// Retries are due at these times; the deliveries are stored in this order.
 	var first []engine.Delivery
 	for range 3 {
-		f.owe()
+		f.delivering()
 	}
 	first = f.take(host, 3)
 	var want [3]string
@@ -195,11 +195,11 @@ func takenInOrder(f *fixture) {
 func hostsAreApart(f *fixture) {
 	hosts := []string{"a:443", "a:444", "a.b:443", "*:443", "[2001:db8::1]:443", "a.b.c:80", "xn--tda.example:443"}
 	for _, h := range hosts {
-		f.oweTo(h)
+		f.deliveringTo(h)
 	}
 	for _, h := range hosts {
 		if d := f.take(h, 1)[0]; d.Record().CallbackHost != h {
-			f.Errorf("host %s gives a delivery of %s", h, d.Record().CallbackHost)
+			f.Errorf("host %s returned a delivery of %s", h, d.Record().CallbackHost)
 		}
 	}
 	f.noneToTake("none:443")
@@ -207,12 +207,12 @@ func hostsAreApart(f *fixture) {
 
 func hostPaused(f *fixture) {
 	f.must(f.e.Pause(f.ctx, engine.Target{Host: host}, true))
-	rec := f.owe()
-	other := f.oweTo("other:443")
+	rec := f.delivering()
+	other := f.deliveringTo("other:443")
 	f.noneToTake(host)
 	f.reopen()
 	f.noneToTake(host)
-	f.die()
+	f.crash()
 	f.noneToTake(host)
 	f.take("other:443", 1)
 	f.in(other.ID, task.Delivering)
@@ -230,7 +230,7 @@ func hostPaused(f *fixture) {
 }
 
 func resultAgain(f *fixture) {
-	rec := f.owe()
+	rec := f.delivering()
 	for range 3 {
 		d := f.take(host, 1)[0]
 		for range 2 {
@@ -275,22 +275,22 @@ func (h *holders) leave(d engine.Delivery, s task.State) {
 }
 
 // deliveriesRandom acts as a dispatcher. It takes deliveries only of reported hosts,
-// and ends them at random, with deaths in between. In the end each delivery is done or
+// and ends them at random, with crashes in between. In the end each delivery is done or
 // dead.
 func deliveriesRandom(f *fixture) {
 	const tasks, hosts = 240, 7
 	r := f.random()
 	for i := range tasks {
-		f.oweTo(fmt.Sprintf("host-%d:443", i%hosts))
+		f.deliveringTo(fmt.Sprintf("host-%d:443", i%hosts))
 	}
 	h := &holders{taken: map[string]bool{}, ended: map[string]task.State{}}
-	for step, deaths := 0, 0; len(h.ended) < tasks; step++ {
+	for step, crashes := 0, 0; len(h.ended) < tasks; step++ {
 		due, err := f.e.DueHosts(f.ctx, 1+r.IntN(4))
 		if err != nil {
 			f.Fatalf("after %d of %d deliveries: %v", len(h.ended), tasks, err)
 		}
-		if deaths < 3 && r.IntN(20) == 0 {
-			deaths++
+		if crashes < 3 && r.IntN(20) == 0 {
+			crashes++
 			for _, d := range due { // some are still in flight
 				ds, err := f.e.Take(f.ctx, d.Host, 2)
 				f.must(err)
@@ -298,7 +298,7 @@ func deliveriesRandom(f *fixture) {
 					h.take(f, d)
 				}
 			}
-			f.die()
+			f.crash()
 			clear(h.taken)
 			continue
 		}

@@ -13,18 +13,18 @@ import (
 )
 
 var dueSuite = suite{"due hosts", []testcase{
-	{"each host is reported once", reportedOnce},
-	{"each host is reported after a restart", reportedAfterRestart},
-	{"a host is reported again after a Take that fell short", reportedAgain},
-	{"a host whose delivery was released is reported again", reportedReleased},
-	{"a host whose retry is due is reported again", reportedRetry},
-	{"a resumed host is reported, a paused one is not", reportedResumed},
-	{"a wait is woken by a new delivery", reportedAtOnce},
-	{"a wait that was canceled loses no host", reportedAfterCancel},
-	{"at most max hosts are reported, all in the end", reportedAll},
-	{"what was learned of a host comes with it", reportedState},
-	{"a host of the operator's URL is trusted", reportedTrusted},
-	{"due counts of many deliveries are right", reportedCounts},
+	{"host is reported once", reportedOnce},
+	{"hosts are reported after a restart", reportedAfterRestart},
+	{"reported after a short Take", reportedAgain},
+	{"reported after a release", reportedReleased},
+	{"reported when a retry is due", reportedRetry},
+	{"reported after a resume", reportedResumed},
+	{"new delivery wakes a wait", reportedAtOnce},
+	{"canceled wait loses no host", reportedAfterCancel},
+	{"at most max hosts per call", reportedAll},
+	{"host state is reported", reportedState},
+	{"operator's host is trusted", reportedTrusted},
+	{"due counts", reportedCounts},
 }}
 
 // drainHost takes deliveries of a host until Take returns fewer than asked for, and
@@ -100,7 +100,7 @@ func (f *fixture) reported(want ...string) {
 		got = append(got, f.due(10)...)
 	}
 	if !slices.Equal(sorted(got), sorted(want)) {
-		f.Fatalf("reported are %v, not %v", got, want)
+		f.Fatalf("reported are %v, want %v", got, want)
 	}
 }
 
@@ -108,24 +108,24 @@ func sorted(s []string) []string { return slices.Sorted(slices.Values(s)) }
 
 func reportedOnce(f *fixture) {
 	f.noDue()
-	f.oweTo("a:443")
-	f.oweTo("b:443")
-	f.oweTo("a:443")
+	f.deliveringTo("a:443")
+	f.deliveringTo("b:443")
+	f.deliveringTo("a:443")
 	f.reported("a:443", "b:443")
 	f.noDue()
-	f.oweTo("a:443") // nothing was taken yet: the dispatcher knows the host
+	f.deliveringTo("a:443") // nothing was taken yet: the dispatcher knows the host
 	f.noDue()
 }
 
 func reportedAfterRestart(f *fixture) {
-	f.oweTo("a:443")
-	f.oweTo("b:443")
+	f.deliveringTo("a:443")
+	f.deliveringTo("b:443")
 	f.reported("a:443", "b:443")
 	f.must(f.take("b:443", 1)[0].Done(f.ctx))
 	f.reopen()
 	f.reported("a:443")
 	f.take("a:443", 1)
-	f.die()
+	f.crash()
 	f.reported("a:443")
 	f.noDue()
 }
@@ -136,14 +136,14 @@ func (f *fixture) short(host string, n int) []engine.Delivery {
 	ds, err := f.e.Take(f.ctx, host, n+1)
 	f.must(err)
 	if len(ds) != n {
-		f.Fatalf("%d deliveries are taken, not %d", len(ds), n)
+		f.Fatalf("%d deliveries are taken, want %d", len(ds), n)
 	}
 	return ds
 }
 
 func reportedAgain(f *fixture) {
 	for range 3 {
-		f.oweTo("a:443")
+		f.deliveringTo("a:443")
 		f.reported("a:443")
 		f.short("a:443", 1)
 		f.noDue()
@@ -151,7 +151,7 @@ func reportedAgain(f *fixture) {
 }
 
 func reportedReleased(f *fixture) {
-	f.oweTo("a:443")
+	f.deliveringTo("a:443")
 	f.reported("a:443")
 	d := f.short("a:443", 1)[0]
 	f.must(d.Release(f.ctx))
@@ -164,7 +164,7 @@ func reportedReleased(f *fixture) {
 }
 
 func reportedRetry(f *fixture) {
-	f.oweTo("a:443")
+	f.deliveringTo("a:443")
 	for _, wait := range []time.Duration{-time.Hour, 0, 80 * time.Millisecond} {
 		f.reported("a:443")
 		d := f.short("a:443", 1)[0]
@@ -180,8 +180,8 @@ func reportedRetry(f *fixture) {
 
 func reportedResumed(f *fixture) {
 	f.must(f.e.Pause(f.ctx, engine.Target{Host: "a:443"}, true))
-	f.oweTo("a:443")
-	f.oweTo("b:443")
+	f.deliveringTo("a:443")
+	f.deliveringTo("b:443")
 	f.reported("b:443")
 	f.noDue()
 	f.must(f.e.Pause(f.ctx, engine.Target{Host: "a:443"}, false))
@@ -202,7 +202,7 @@ func reportedAtOnce(f *fixture) {
 		due, _ := f.e.DueHosts(f.ctx, 10)
 		got <- due
 	}()
-	f.oweTo("a:443")
+	f.deliveringTo("a:443")
 	if due := <-got; len(due) != 1 || due[0].Host != "a:443" {
 		f.Errorf("reported are %v", due)
 	}
@@ -250,9 +250,9 @@ func reportedAll(f *fixture) {
 	var want, got []string
 	for i := range 50 {
 		want = append(want, fmt.Sprintf("host-%d:443", i))
-		f.oweTo(want[i])
+		f.deliveringTo(want[i])
 	}
-	f.die()
+	f.crash()
 	for len(got) < len(want) {
 		got = append(got, f.due(7)...)
 	}
@@ -272,12 +272,12 @@ func reportedState(f *fixture) {
 		if restart {
 			f.reopen()
 		} else {
-			f.oweTo("a:443")
+			f.deliveringTo("a:443")
 		}
 		due, err := f.e.DueHosts(f.ctx, 10)
 		f.must(err)
 		if len(due) != 1 || !sameHost(due[0].HostState, want) {
-			f.Errorf("reported is %+v, not %+v", due, want)
+			f.Errorf("reported is %+v, want %+v", due, want)
 		}
 	}
 	// SaveHosts neither pauses nor resumes a host.
@@ -287,7 +287,7 @@ func reportedState(f *fixture) {
 	f.must(f.e.Pause(f.ctx, engine.Target{Host: "a:443"}, true))
 	want.Paused = false
 	f.must(f.e.SaveHosts(f.ctx, []engine.HostState{want}))
-	f.oweTo("a:443")
+	f.deliveringTo("a:443")
 	f.noneToTake("a:443")
 }
 
@@ -304,10 +304,10 @@ func reportedTrusted(f *fixture) {
 	l, err := f.e.Claim(f.ctx, rec)
 	f.must(err)
 	f.settle(rec, l)
-	f.oweTo("a:443")
+	f.deliveringTo("a:443")
 	for _, restart := range []bool{false, true} {
 		if restart {
-			f.die()
+			f.crash()
 		}
 		trusted := make(map[string]bool)
 		for len(trusted) < 2 {
@@ -325,12 +325,12 @@ func reportedTrusted(f *fixture) {
 
 func reportedCounts(f *fixture) {
 	for range 30 {
-		f.oweTo("a:443")
+		f.deliveringTo("a:443")
 	}
 	f.reported("a:443")
 	f.short("a:443", 30)
 	for range 5 {
-		f.oweTo("a:443")
+		f.deliveringTo("a:443")
 	}
 	f.reported("a:443")
 	ds, err := f.e.Take(f.ctx, "a:443", 5)
@@ -340,6 +340,6 @@ func reportedCounts(f *fixture) {
 	}
 	f.noDue() // not reported: Take returned as many as asked for
 	f.short("a:443", 0)
-	f.oweTo("a:443")
+	f.deliveringTo("a:443")
 	f.reported("a:443")
 }

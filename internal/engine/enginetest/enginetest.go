@@ -26,7 +26,7 @@ type Opener struct {
 	// Kill stops an engine as kill -9 does: it stores nothing more, and the store can
 	// be opened again.
 	Kill func(t testing.TB, e engine.Engine)
-	// LeaseExpiry is how long after its holder's death a lease expires. Zero means that
+	// LeaseExpiry is how long after its holder stopped a lease expires. Zero means that
 	// it has expired when Open returns.
 	LeaseExpiry time.Duration
 	// Cluster is set if several engines can have one store open. The order of jobs,
@@ -54,7 +54,7 @@ type suite struct {
 	cases []testcase
 }
 
-// testcase is one case. Its name states the property that holds.
+// testcase is one case. Its name is a short phrase.
 type testcase struct {
 	name string
 	run  func(f *fixture)

@@ -13,13 +13,13 @@ import (
 )
 
 var faultSuite = suite{"fault", []testcase{
-	{"a full store takes no new tasks, and all verdicts", storeFull},
-	{"a store that is away fails every method, and comes back", storeAway},
-	{"no method outlasts a context that has ended", contextsEnd},
-	{"a closed engine refuses every method", closedRefuses},
-	{"closing ends all waits", closeEndsWaits},
-	{"what was acknowledged survives a death under load", deathUnderLoad},
-	{"what was acknowledged survives a close under load", closeUnderLoad},
+	{"full store", storeFull},
+	{"unavailable store", storeUnavailable},
+	{"ended context", contextsEnd},
+	{"closed engine", closedRefuses},
+	{"close ends waits", closeEndsWaits},
+	{"crash under load", crashUnderLoad},
+	{"close under load", closeUnderLoad},
 }}
 
 func isOneOf(err error, errs ...error) bool {
@@ -55,7 +55,7 @@ func (f *fixture) becomesError(want error, try func() error) {
 	f.Helper()
 	f.eventually(func() error {
 		if err := try(); !errors.Is(err, want) {
-			return errors.Join(errors.New("the error is another: "), err)
+			return errors.Join(errors.New("unexpected error: "), err)
 		}
 		return nil
 	})
@@ -68,7 +68,7 @@ func storeFull(f *fixture) {
 	f.enqueue(f.queued("q"))
 	j := f.next("q", 3)
 	rec, l := f.claim()
-	owed, dead := f.owe(), f.oweTo("dead:443")
+	pending, dead := f.delivering(), f.deliveringTo("dead:443")
 	f.enqueue(f.queued("waits"))
 	undo := f.opener.Full(f, f.store, f.e)
 	f.becomesError(engine.ErrFull, f.e.Ready)
@@ -80,7 +80,7 @@ func storeFull(f *fixture) {
 	_, _, err = f.e.Enqueue(f.ctx, queued, strings.NewReader("b"), engine.EnqueueOptions{})
 	f.is(err, engine.ErrFull)
 	if errors.Is(err, engine.ErrQueueFull) {
-		f.Error("a full store says that the queue is full")
+		f.Error("a full store returned ErrQueueFull")
 	}
 	f.gone(queued.ID)
 	// Verdicts and deliveries are still stored.
@@ -92,13 +92,13 @@ func storeFull(f *fixture) {
 		f.must(d.Done(f.ctx))
 	}
 	f.must(f.take("dead:443", 1)[0].Dead(f.ctx))
-	f.in(owed.ID, task.Done)
+	f.in(pending.ID, task.Done)
 	f.must(f.e.Act(f.ctx, dead.ID, engine.Action{Kind: engine.Delete}))
 	undo()
 	f.eventually(f.e.Ready)
 	f.eventually(func() error { _, err := f.e.Claim(f.ctx, f.client()); return err })
 	f.enqueue(f.queued("q"))
-	f.die()
+	f.crash()
 	f.next("q", 3)
 	f.gone(refused.ID)
 	f.gone(queued.ID)
@@ -168,12 +168,12 @@ var writes = []string{
 	"NextRun", "Act", "Pause", "Import", "ImportKey",
 }
 
-func storeAway(f *fixture) {
+func storeUnavailable(f *fixture) {
 	if f.opener.Unavailable == nil {
 		return // it cannot be made unavailable
 	}
 	rec, l := f.claim()
-	owed := f.owe()
+	pending := f.delivering()
 	d := f.take(host, 1)[0]
 	d.Record().AddAttempt(task.Attempt{At: in(0), StatusCode: 500})
 	undo := f.opener.Unavailable(f, f.store, f.e)
@@ -181,7 +181,7 @@ func storeAway(f *fixture) {
 	for _, name := range writes {
 		ctx, cancel := context.WithTimeout(f.ctx, 10*time.Second)
 		if err := all[name](ctx); !errors.Is(err, engine.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) {
-			f.Errorf("%s of a store that is away: %v", name, err)
+			f.Errorf("%s of an unavailable store: %v", name, err)
 		}
 		cancel()
 		delete(all, name)
@@ -189,7 +189,7 @@ func storeAway(f *fixture) {
 	for name, do := range all {
 		ctx, cancel := context.WithTimeout(f.ctx, 10*time.Second)
 		if err := do(ctx); err != nil && !errors.Is(err, engine.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) {
-			f.Errorf("%s of a store that is away: %v", name, err)
+			f.Errorf("%s of an unavailable store: %v", name, err)
 		}
 		cancel()
 	}
@@ -214,7 +214,7 @@ func storeAway(f *fixture) {
 	if got := f.get(rec.ID); !got.Ended() {
 		f.Errorf("the task is %s", encode(got))
 	}
-	if got := f.get(owed.ID); got.State == task.Delivering && got.NextAttemptAt.IsZero() {
+	if got := f.get(pending.ID); got.State == task.Delivering && got.NextAttemptAt.IsZero() {
 		f.Errorf("the task is %s", encode(got))
 	}
 	f.enqueue(f.queued("q"))
@@ -226,7 +226,7 @@ func contextsEnd(f *fixture) {
 	cancel()
 	for name := range methods(f, f.client(), noLease{}, noDelivery{}) {
 		rec, l := f.claim()
-		owed := f.owe()
+		pending := f.delivering()
 		d := f.take(host, 1)[0]
 		err := methods(f, rec, l, d)[name](ended)
 		if err != nil && !isOneOf(err, context.Canceled, engine.ErrUnavailable) {
@@ -239,7 +239,7 @@ func contextsEnd(f *fixture) {
 		if err := d.Dead(f.ctx); err != nil && !errors.Is(err, engine.ErrLost) {
 			f.Errorf("ending the delivery after %s: %v", name, err)
 		}
-		f.get(owed.ID)
+		f.get(pending.ID)
 		f.clear()
 	}
 	for name, wait := range map[string]func(context.Context) error{
@@ -264,7 +264,7 @@ func (noDelivery) Dead(context.Context) error { return nil }
 
 func closedRefuses(f *fixture) {
 	rec, l := f.claim()
-	f.owe()
+	f.delivering()
 	d := f.take(host, 1)[0]
 	f.must(f.e.Close(f.ctx))
 	f.must(f.e.Close(f.ctx))
@@ -378,7 +378,7 @@ func underLoad(f *fixture, end func()) {
 	f.countsAgree("in the end", nil)
 }
 
-func deathUnderLoad(f *fixture) {
+func crashUnderLoad(f *fixture) {
 	underLoad(f, func() { f.opener.Kill(f, f.e) })
 }
 

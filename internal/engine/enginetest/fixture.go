@@ -72,8 +72,8 @@ func (f *fixture) reopen() {
 	f.e = f.opener.Open(f.T, f.store)
 }
 
-// die kills the engine and opens the store again. It returns the dead engine.
-func (f *fixture) die() engine.Engine {
+// crash kills the engine and opens the store again. It returns the dead engine.
+func (f *fixture) crash() engine.Engine {
 	f.Helper()
 	dead := f.e
 	f.opener.Kill(f.T, dead)
@@ -110,7 +110,7 @@ func (f *fixture) must(err error) {
 func (f *fixture) is(err, want error) {
 	f.Helper()
 	if !errors.Is(err, want) {
-		f.Fatalf("the error is %v, not %v", err, want)
+		f.Fatalf("the error is %v, want %v", err, want)
 	}
 }
 
@@ -195,15 +195,15 @@ func (f *fixture) settleWith(rec *task.Record, l engine.Lease, result string) *t
 	return rec
 }
 
-// owe creates a task whose callback is due.
-func (f *fixture) owe() *task.Record {
+// delivering creates a task whose callback is due.
+func (f *fixture) delivering() *task.Record {
 	f.Helper()
 	rec, l := f.claim()
 	return f.settle(rec, l)
 }
 
-// oweTo creates a task whose callback to a host is due.
-func (f *fixture) oweTo(host string) *task.Record {
+// deliveringTo creates a task whose callback to a host is due.
+func (f *fixture) deliveringTo(host string) *task.Record {
 	f.Helper()
 	rec := f.client()
 	rec.CallbackHost, rec.Callback.URL = host, "https://"+host+"/hook"
@@ -227,7 +227,7 @@ func (f *fixture) take(host string, n int) []engine.Delivery {
 		f.must(err)
 	}
 	if len(all) > n {
-		f.Fatalf("%d deliveries of %s are due, not %d", len(all), host, n)
+		f.Fatalf("%d deliveries of %s are due, want %d", len(all), host, n)
 	}
 	return all
 }
@@ -235,7 +235,7 @@ func (f *fixture) take(host string, n int) []engine.Delivery {
 // done creates a task whose callback was delivered.
 func (f *fixture) done() *task.Record {
 	f.Helper()
-	f.owe()
+	f.delivering()
 	d := f.take(host, 1)[0]
 	rec := d.Record()
 	rec.AddAttempt(task.Attempt{At: time.Now().UTC().Truncate(time.Millisecond), StatusCode: 200})
@@ -247,7 +247,7 @@ func (f *fixture) done() *task.Record {
 // dead creates a dead letter.
 func (f *fixture) dead() *task.Record {
 	f.Helper()
-	f.owe()
+	f.delivering()
 	d := f.take(host, 1)[0]
 	d.Record().AddAttempt(task.Attempt{At: time.Now().UTC().Truncate(time.Millisecond), StatusCode: 410})
 	f.must(d.Dead(f.ctx))

@@ -108,7 +108,7 @@ func takeOverSurvives(f *fixture) {
 	rec, l := f.claim()
 	q, _, _, err := f.handOver(rec, l, engine.EnqueueOptions{})
 	f.must(err)
-	f.die()
+	f.crash()
 	f.sameIn(f.in(rec.ID, task.Queued), q, task.Queued)
 	f.next("q", 3)
 }

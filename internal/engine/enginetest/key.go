@@ -12,16 +12,16 @@ import (
 )
 
 var keySuite = suite{"idempotency key", []testcase{
-	{"a known key returns the first task", keyKnown},
-	{"a key of another request is refused", keyReused},
-	{"a key survives a death", keySurvives},
-	{"a key outlives its task", keyOutlives},
-	{"a known key is answered by a full queue", keyQueueFull},
-	{"a task that was not stored has no key", keyNotStored},
-	{"the digest is asked for once the body was read", keyDigestLate},
-	{"100 requests with one key are one task", keyConcurrent},
-	{"a claim with a known key is released", keyTakeOver},
-	{"a claim with a reused key keeps its lease", keyTakeOverReused},
+	{"known key returns the first task", keyKnown},
+	{"key of another request is refused", keyReused},
+	{"key survives a crash", keySurvives},
+	{"key outlives its task", keyOutlives},
+	{"known key in a full queue", keyQueueFull},
+	{"failed enqueue stores no key", keyNotStored},
+	{"digest after the body", keyDigestLate},
+	{"100 concurrent requests with one key", keyConcurrent},
+	{"claim with a known key", keyTakeOver},
+	{"claim with a reused key keeps its lease", keyTakeOverReused},
 }}
 
 // key returns an idempotency key.
@@ -53,7 +53,7 @@ func (f *fixture) known(k *engine.Key, want string) {
 	rec, id, created, err := f.keyed(k)
 	f.must(err)
 	if id != want || created {
-		f.Fatalf("a known key: id %s, not %s; created: %v", id, want, created)
+		f.Fatalf("a known key: id %s, want %s; created: %v", id, want, created)
 	}
 	f.gone(rec.ID)
 }
@@ -64,7 +64,7 @@ func keyKnown(f *fixture) {
 	f.known(k, rec.ID)
 	other := f.first(key("h2", "d"))
 	f.known(key("h2", "d"), other.ID)
-	f.handed("q", 2)
+	f.nextIDs("q", 2)
 	f.noJob("q")
 }
 
@@ -73,7 +73,7 @@ func keyReused(f *fixture) {
 	again, id, created, err := f.keyed(key("h", "another"))
 	f.is(err, engine.ErrKeyReused)
 	if id != rec.ID || created {
-		f.Errorf("id %s, not %s; created: %v", id, rec.ID, created)
+		f.Errorf("id %s, want %s; created: %v", id, rec.ID, created)
 	}
 	f.gone(again.ID)
 	f.known(key("h", "d"), rec.ID)
@@ -82,7 +82,7 @@ func keyReused(f *fixture) {
 func keySurvives(f *fixture) {
 	k := key("h", "d")
 	rec := f.first(k)
-	f.die()
+	f.crash()
 	f.known(k, rec.ID)
 	f.reopen()
 	f.known(k, rec.ID)
@@ -100,7 +100,7 @@ func keyOutlives(f *fixture) {
 	f.must(f.e.Act(f.ctx, want.ID, engine.Action{Kind: engine.Delete}))
 	f.gone(rec.ID)
 	f.known(k, rec.ID)
-	f.die()
+	f.crash()
 	f.known(k, rec.ID)
 }
 

@@ -17,11 +17,11 @@ import (
 )
 
 var listSuite = suite{"list", []testcase{
-	{"an empty store has an empty page", listEmpty},
-	{"random filters and pages list what matches", listRandom},
-	{"a list shows each task while they move", listWhileMoving},
-	{"a list of what was enqueued is newest first", listNewestFirst},
-	{"a cursor of nobody's does no harm", listBadCursor},
+	{"empty store", listEmpty},
+	{"random filters and pages", listRandom},
+	{"list while tasks change state", listWhileMoving},
+	{"newest first", listNewestFirst},
+	{"invalid cursor", listBadCursor},
 }}
 
 func listEmpty(f *fixture) {
@@ -229,7 +229,7 @@ func listRandom(f *fixture) {
 		}
 		got := f.pages(filter, limit)
 		if !slices.Equal(ids(got), want) {
-			f.Fatalf("filter %+v in pages of %d lists %d tasks, not %d:\n%v\nnot\n%v",
+			f.Fatalf("filter %+v in pages of %d lists %d tasks, want %d:\n%v\nnot\n%v",
 				filter, limit, len(got), len(want), ids(got), want)
 		}
 	}
@@ -252,7 +252,7 @@ func listNewestFirst(f *fixture) {
 	if got := ids(f.pages(engine.Filter{}, 3)); !slices.Equal(got, want) {
 		f.Errorf("listed are\n%v\nnot\n%v", got, want)
 	}
-	f.die()
+	f.crash()
 	if got := ids(f.pages(engine.Filter{Queue: "q"}, 3)); !slices.Equal(got, want) {
 		f.Errorf("after a restart, listed are\n%v\nnot\n%v", got, want)
 	}
@@ -263,7 +263,7 @@ func listWhileMoving(f *fixture) {
 	r := f.random()
 	var all []string
 	for range 60 {
-		all = append(all, f.oweTo(pick(r, "a:443", "b:443")).ID)
+		all = append(all, f.deliveringTo(pick(r, "a:443", "b:443")).ID)
 	}
 	seed := r.Uint64()
 	stop := make(chan struct{})

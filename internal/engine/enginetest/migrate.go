@@ -9,14 +9,14 @@ import (
 )
 
 var migrateSuite = suite{"migrate", []testcase{
-	{"a copy of a store is equal to it", copyEqual},
-	{"an import of a known task changes nothing", importKnown},
-	{"an imported task goes on where it was", importGoesOn},
-	{"an imported running task is one whose holder died", importRunning},
-	{"an import whose body cannot be read stores nothing", importUnreadable},
-	{"imported bodies are kept byte for byte", importBytes},
-	{"imported jobs come in the order of their ready time", importOrder},
-	{"imported keys are known until they expire", importKeys},
+	{"copy of a store", copyEqual},
+	{"import of a known task", importKnown},
+	{"imported task continues", importContinues},
+	{"imported running task", importRunning},
+	{"unreadable body", importUnreadable},
+	{"body bytes", importBytes},
+	{"job order", importOrder},
+	{"keys", importKeys},
 }}
 
 // openIf reads a body. It returns nil if the body is not kept.
@@ -91,7 +91,7 @@ func (f *fixture) equal(to *fixture) {
 		}
 	}
 	if len(gotKeys) != len(wantKeys) {
-		f.Errorf("%d keys are copied, not %d", len(gotKeys), len(wantKeys))
+		f.Errorf("%d keys are copied, want %d", len(gotKeys), len(wantKeys))
 	}
 }
 
@@ -120,7 +120,7 @@ func copyEqual(f *fixture) {
 	f.equal(to)
 	f.copyTo(to)
 	f.equal(to)
-	to.die()
+	to.crash()
 	f.equal(to)
 	to.countsAgree("copied", nil)
 }
@@ -138,7 +138,7 @@ func importKnown(f *fixture) {
 	f.next("q", 3)
 }
 
-func importGoesOn(f *fixture) {
+func importContinues(f *fixture) {
 	r := f.random()
 	at := map[task.State]*task.Record{}
 	for len(at) < 4 {
@@ -176,7 +176,7 @@ func importRunning(f *fixture) {
 	rec := f.client()
 	rec.State = task.Running
 	f.must(f.importOne(rec))
-	failedByDeath(f, rec)
+	failedByCrash(f, rec)
 	job := f.queued("q")
 	job.State, job.Starts, job.StartedAt = task.Running, 2, in(0)
 	f.must(f.importOne(job))
@@ -233,8 +233,8 @@ func importOrder(f *fixture) {
 	}
 	r.Shuffle(len(recs), func(i, j int) { recs[i], recs[j] = recs[j], recs[i] })
 	f.importAll(recs)
-	f.die()
-	f.ordered(f.handed("q", 10), want)
+	f.crash()
+	f.ordered(f.nextIDs("q", 10), want)
 }
 
 func importKeys(f *fixture) {

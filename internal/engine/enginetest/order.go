@@ -8,16 +8,16 @@ import (
 )
 
 var jobOrderSuite = suite{"job order", []testcase{
-	{"jobs come in the order of their arrival", orderOfArrival},
-	{"jobs come in the order of their ready time", orderOfReadyTime},
-	{"delayed jobs do not hold up the others", delayedWait},
-	{"a delayed job comes when it is ready, also after a restart", delayedComes},
-	{"a released job is the first again", releasedFirst},
-	{"a batch is in order", batchOrder},
+	{"order of arrival", orderOfArrival},
+	{"order of ready time", orderOfReadyTime},
+	{"delayed job blocks no other job", delayedWait},
+	{"delayed job", delayedComes},
+	{"released job is first", releasedFirst},
+	{"batch order", batchOrder},
 }}
 
-// handed returns the IDs of the next n jobs of a queue.
-func (f *fixture) handed(queue string, n int) []string {
+// nextIDs returns the IDs of the next n jobs of a queue.
+func (f *fixture) nextIDs(queue string, n int) []string {
 	f.Helper()
 	var got []string
 	for len(got) < n {
@@ -45,8 +45,8 @@ func orderOfArrival(f *fixture) {
 	for range 20 {
 		want = append(want, f.enqueue(f.queued("q")).ID)
 	}
-	f.die()
-	f.ordered(f.handed("q", 20), want)
+	f.crash()
+	f.ordered(f.nextIDs("q", 20), want)
 }
 
 func orderOfReadyTime(f *fixture) {
@@ -64,7 +64,7 @@ func orderOfReadyTime(f *fixture) {
 			f.enqueue(rec)
 			f.next("clock", 3)
 		}
-		f.ordered(f.handed("q", 3), want[:])
+		f.ordered(f.nextIDs("q", 3), want[:])
 	}
 }
 
@@ -88,7 +88,7 @@ func delayedComes(f *fixture) {
 		rec.NextAttemptAt = in(100 * time.Millisecond)
 		f.enqueue(rec)
 		if restart {
-			f.die()
+			f.crash()
 		}
 		j := f.next("q", 3)
 		if time.Now().Before(rec.NextAttemptAt) {
@@ -108,12 +108,12 @@ func releasedFirst(f *fixture) {
 	}
 	j := f.next("q", 3)
 	f.must(j.Lease.Release(f.ctx))
-	f.ordered(f.handed("q", 3), want)
+	f.ordered(f.nextIDs("q", 3), want)
 	rec := f.enqueue(f.queued("q2"))
 	later := f.enqueue(f.queued("q2"))
 	j = f.next("q2", 3)
 	f.must(j.Lease.Requeue(f.ctx, j.Record, time.Time{}))
-	f.ordered(f.handed("q2", 2), []string{rec.ID, later.ID})
+	f.ordered(f.nextIDs("q2", 2), []string{rec.ID, later.ID})
 }
 
 func batchOrder(f *fixture) {

@@ -11,23 +11,23 @@ import (
 )
 
 var queueSuite = suite{"queue", []testcase{
-	{"an enqueued task is queued, a claimed one running", jobRuns},
-	{"a settled job owes its callback", jobSettles},
-	{"a job without a callback is done with its verdict", jobWithoutCallback},
-	{"a job whose holder died is queued again", jobHolderDies},
-	{"a job whose holder died is FAILED after its last start", jobLastHolderDies},
-	{"a queued task survives a death", queuedSurvives},
-	{"a released job has used no attempt", jobReleased},
-	{"a requeued job has used what its record says", jobRequeued},
-	{"a waiting client's task goes to a queue", takeOver},
-	{"a task that went to a queue survives a death", takeOverSurvives},
-	{"an enqueue of a lease that was interrupted is repeated", takeOverRepeated},
-	{"a full queue refuses, and its lease stays", queueFull},
-	{"queues do not see each other's jobs", queuesAreApart},
-	{"a paused queue hands out nothing, across restarts", queuePaused},
-	{"each job is handed out once", eachJobOnce},
-	{"a Next that is canceled loses no job", nextCanceled},
-	{"a canceled job is not handed out", canceledJob},
+	{"states of a job", jobRuns},
+	{"settled job is delivering", jobSettles},
+	{"job without a callback", jobWithoutCallback},
+	{"holder crashes", jobHolderCrashes},
+	{"holder crashes on the last start", jobLastHolderCrashes},
+	{"queued task survives a crash", queuedSurvives},
+	{"release uses no attempt", jobReleased},
+	{"requeue", jobRequeued},
+	{"enqueue a claimed task", takeOver},
+	{"enqueued claim survives a crash", takeOverSurvives},
+	{"interrupted enqueue of a claim", takeOverRepeated},
+	{"full queue keeps the lease", queueFull},
+	{"jobs are separated by queue", queuesAreApart},
+	{"paused queue", queuePaused},
+	{"job is handed out once", eachJobOnce},
+	{"canceled Next loses no job", nextCanceled},
+	{"canceled job is not handed out", canceledJob},
 }}
 
 func jobRuns(f *fixture) {
@@ -59,7 +59,7 @@ func jobSettles(f *fixture) {
 	f.sameIn(f.in(want.ID, task.Delivering), want, task.Delivering)
 	f.noBody(want.ID, engine.RequestBody)
 	f.same(f.take(host, 1)[0].Record(), f.get(want.ID))
-	f.die()
+	f.crash()
 	f.noJob("q")
 }
 
@@ -76,14 +76,14 @@ func jobWithoutCallback(f *fixture) {
 	f.noDue()
 }
 
-func jobHolderDies(f *fixture) {
+func jobHolderCrashes(f *fixture) {
 	rec := f.enqueue(f.queued("q"))
 	for start := 1; start <= 2; start++ {
 		j := f.next("q", 3)
 		if j.Record.ID != rec.ID || j.Record.Starts != start {
 			f.Fatalf("start %d: the job is %s", start, encode(j.Record))
 		}
-		f.die()
+		f.crash()
 		if j.Lease.Settle(f.ctx, settled(j.Record, task.Complete, "r"), strings.NewReader("r")) == nil {
 			f.Error("a dead holder has settled")
 		}
@@ -95,10 +95,10 @@ func jobHolderDies(f *fixture) {
 	f.settle(j.Record, j.Lease)
 }
 
-func jobLastHolderDies(f *fixture) {
+func jobLastHolderCrashes(f *fixture) {
 	rec := f.enqueue(f.queued("q"))
 	f.next("q", 1)
-	f.die()
+	f.crash()
 	got := f.becomes(rec.ID, task.Delivering)
 	if got.Status != task.Failed || got.Error != task.ErrorHolderDied || got.FinishedAt.IsZero() ||
 		got.Starts != 1 || got.Request.Header != nil {
@@ -111,7 +111,7 @@ func jobLastHolderDies(f *fixture) {
 
 func queuedSurvives(f *fixture) {
 	rec := f.enqueue(f.queued("q"))
-	f.die()
+	f.crash()
 	f.sameIn(f.in(rec.ID, task.Queued), rec, task.Queued)
 	if j := f.next("q", 3); j.Record.ID != rec.ID || j.Record.Starts != 1 {
 		f.Errorf("the job is %s", encode(j.Record))
@@ -128,9 +128,9 @@ func jobReleased(f *fixture) {
 		f.must(j.Lease.Release(f.ctx))
 		f.sameIn(f.in(rec.ID, task.Queued), rec, task.Queued)
 	}
-	f.die()
+	f.crash()
 	if j := f.next("q", 1); j.Record.Starts != 1 {
-		f.Errorf("start %d after the restart", j.Record.Starts)
+		f.Errorf("after the restart, starts is %d", j.Record.Starts)
 	}
 }
 
@@ -145,10 +145,10 @@ func jobRequeued(f *fixture) {
 	if j.Record.Starts != 2 {
 		f.Errorf("start %d", j.Record.Starts)
 	}
-	j.Record.Starts, j.Record.Error = 0, "the endpoint is away"
+	j.Record.Starts, j.Record.Error = 0, "the endpoint is unavailable"
 	at := in(50 * time.Millisecond)
 	f.must(j.Lease.Requeue(f.ctx, j.Record, at))
-	if got := f.in(rec.ID, task.Queued); got.Starts != 0 || got.Error != "the endpoint is away" || !got.NextAttemptAt.Equal(at) {
+	if got := f.in(rec.ID, task.Queued); got.Starts != 0 || got.Error != "the endpoint is unavailable" || !got.NextAttemptAt.Equal(at) {
 		f.Errorf("the task is %s", encode(got))
 	}
 	j = f.next("q", 3)
@@ -207,7 +207,7 @@ func queuePaused(f *fixture) {
 	f.noJob("q")
 	f.reopen()
 	f.noJob("q")
-	f.die()
+	f.crash()
 	f.noJob("q")
 	got := make(chan engine.Job)
 	go func() {

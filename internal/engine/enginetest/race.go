@@ -14,8 +14,8 @@ import (
 )
 
 var raceSuite = suite{"race", []testcase{
-	{"steps that race have outcomes that some order explains", interleavings},
-	{"each job has one verdict, however many claim and cancel", oneVerdict},
+	{"concurrent steps are linearizable", interleavings},
+	{"one verdict per job", oneVerdict},
 }}
 
 // model is the state machine of one task as documented in package engine. lease and
@@ -383,7 +383,7 @@ func (f *fixture) workAtRandom(ctx context.Context, r *rand.Rand, decide func(st
 				continue
 			}
 			if err != nil && !errors.Is(err, engine.ErrLost) {
-				f.Errorf("giving a job back: %v", err)
+				f.Errorf("releasing a job: %v", err)
 			}
 		}
 	}

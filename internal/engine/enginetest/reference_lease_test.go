@@ -21,7 +21,7 @@ type memLease struct {
 // step runs a step that ends the lease, if the lease is still held.
 func (l *memLease) step(do func() error) error {
 	begin := l.e.begin
-	if l.e.fault == "a full store refuses verdicts" {
+	if l.e.fault == "full store refuses verdicts" {
 		begin = l.e.admit
 	}
 	if err := begin(); err != nil {
@@ -120,7 +120,7 @@ func (q *memQueue) Next(ctx context.Context, max, maxStarts int) (jobs []engine.
 // order compares two tasks by ready time. A task that was never delayed is ready when
 // it arrives.
 func (q *memQueue) order(a, b *memTask) int {
-	if q.e.fault == "delayed jobs hold up others" {
+	if q.e.fault == "delayed jobs block others" {
 		return cmp.Compare(a.arrival, b.arrival)
 	}
 	ready := func(t *memTask) time.Time {

@@ -74,7 +74,7 @@ func (e *memEngine) List(_ context.Context, f engine.Filter, after engine.Cursor
 		}
 		p.Tasks = append(p.Tasks, versioned(t.rec))
 	}
-	if e.fault == "the last page is lost" && p.Next != "" {
+	if e.fault == "last page is missing" && p.Next != "" {
 		p.Next = ""
 	}
 	return p, nil
@@ -102,7 +102,7 @@ func (e *memEngine) Act(_ context.Context, id string, a engine.Action) error {
 			e.move(t, task.Delivering)
 		}
 	case a.Kind == engine.Stop && state == task.Delivering:
-		if t.rec.NextAttemptAt = (time.Time{}); e.fault != "a stop is not fenced" {
+		if t.rec.NextAttemptAt = (time.Time{}); e.fault != "stop is not fenced" {
 			t.holder = nil
 		}
 		e.move(t, task.Dead)
@@ -240,7 +240,7 @@ func (e *memEngine) Stats(context.Context) (engine.Stats, error) {
 	defer e.mu.Unlock()
 	s := engine.Stats{Tasks: map[task.State]int64{}}
 	for _, t := range e.tasks {
-		if e.fault == "counts are of what is open" && t.rec.Ended() && t.holder == nil {
+		if e.fault == "counts omit finished tasks" && t.rec.Ended() && t.holder == nil {
 			continue
 		}
 		if s.Tasks[t.rec.State]++; t.rec.State == task.Delivering && t.holder == nil && !t.rec.NextAttemptAt.After(time.Now()) {
@@ -255,7 +255,7 @@ func (e *memEngine) Import(_ context.Context, rec *task.Record, request, result 
 		return err
 	}
 	defer e.mu.Unlock()
-	if _, ok := e.tasks[rec.ID]; ok && e.fault != "an import overwrites" {
+	if _, ok := e.tasks[rec.ID]; ok && e.fault != "import overwrites" {
 		return nil
 	}
 	t := e.add(rec, rec.State)

@@ -121,7 +121,7 @@ func (s *memStore) open(set engine.Settings) *memEngine {
 // expire ends the lease or delivery of a dead holder.
 func (s *memStore) expire(t *memTask) {
 	l, leased := t.holder.(*memLease)
-	if t.holder = nil; !leased || s.fault == "dead holders keep their tasks" {
+	if t.holder = nil; !leased || s.fault == "crashed holders keep their tasks" {
 		return
 	}
 	if l.lost != nil && !l.e.over {
@@ -162,7 +162,7 @@ func (s *memStore) verdict(t *memTask) {
 
 // move changes a task's state.
 func (s *memStore) move(t *memTask, to task.State) {
-	if s.fault != "versions stay" || t.rec.State != to {
+	if s.fault != "versions do not change" || t.rec.State != to {
 		s.version++
 	}
 	if t.rec.State, t.rec.Version = to, s.version; to != task.Running {
@@ -176,9 +176,9 @@ func (s *memStore) change() {
 	s.changed = make(chan struct{})
 }
 
-// sweep removes tasks over the retention limits, and ends deliveries whose window has
+// removeExpired removes tasks over the retention limits, and ends deliveries whose window has
 // ended.
-func (s *memStore) sweep() {
+func (s *memStore) removeExpired() {
 	if time.Since(s.swept) < 2*time.Millisecond {
 		return
 	}
@@ -190,7 +190,7 @@ func (s *memStore) sweep() {
 			s.expire(t)
 		}
 		switch st := t.rec.State; {
-		case st == task.Delivering && t.holder == nil && time.Since(t.since) > window && s.fault != "no window":
+		case st == task.Delivering && t.holder == nil && time.Since(t.since) > window && s.fault != "no delivery window":
 			t.rec.NextAttemptAt = time.Time{}
 			s.move(t, task.Dead)
 			if s.set.GaveUp != nil {
@@ -207,7 +207,7 @@ func (s *memStore) sweep() {
 func (s *memStore) evict(ts []*memTask, age time.Duration, count int64) {
 	slices.SortFunc(ts, func(a, b *memTask) int { return cmp.Compare(b.rec.Version, a.rec.Version) })
 	for i, t := range ts {
-		if age > 0 && time.Since(t.since) > age || count > 0 && int64(i) >= count && s.fault != "no count" {
+		if age > 0 && time.Since(t.since) > age || count > 0 && int64(i) >= count && s.fault != "no count limit" {
 			delete(s.tasks, t.rec.ID)
 			s.change()
 		}
@@ -248,7 +248,7 @@ func (e *memEngine) begin() error {
 		e.mu.Unlock()
 		return fmt.Errorf("reference: %w", engine.ErrUnavailable)
 	}
-	e.sweep()
+	e.removeExpired()
 	return nil
 }
 
@@ -267,7 +267,7 @@ func (e *memEngine) admit() error {
 // until waits until try returns true. try is called with the lock held.
 func (e *memEngine) until(ctx context.Context, try func() (bool, error)) error {
 	for {
-		if err := e.begin(); err != nil && e.fault != "a close leaves waits" {
+		if err := e.begin(); err != nil && e.fault != "close does not end waits" {
 			return err
 		} else if err != nil {
 			e.mu.Lock()
@@ -322,7 +322,7 @@ func readBody(r io.Reader) (*[]byte, error) {
 // body is readBody with an optional fault.
 func (s *memStore) body(r io.Reader) (*[]byte, error) {
 	b, err := readBody(r)
-	if s.fault == "a broken body is stored" {
+	if s.fault == "unreadable body is stored" {
 		err = nil
 	}
 	return b, err
@@ -364,7 +364,7 @@ func (e *memEngine) enqueue(rec *task.Record, body io.Reader, o engine.EnqueueOp
 	if o.Key != nil {
 		digest = o.Key.Digest()
 	}
-	if e.fault == "the key is looked up before" && o.Key != nil {
+	if e.fault == "key is looked up before the body is read" && o.Key != nil {
 		e.mu.Lock()
 		k, known := e.keys[o.Key.Hash]
 		e.mu.Unlock()
@@ -405,7 +405,7 @@ func (e *memEngine) enqueue(rec *task.Record, body io.Reader, o engine.EnqueueOp
 }
 
 func (e *memEngine) known(rec *task.Record, k *engine.Key, digest string) (string, error) {
-	if k != nil && e.fault != "the key is looked up before" {
+	if k != nil && e.fault != "key is looked up before the body is read" {
 		if first, ok := e.keys[k.Hash]; ok && time.Now().Before(first.Expires) {
 			if first.Digest != digest {
 				return first.TaskID, engine.ErrKeyReused

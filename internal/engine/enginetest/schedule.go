@@ -11,12 +11,12 @@ import (
 )
 
 var scheduleSuite = suite{"schedule", []testcase{
-	{"a new schedule has its first run time", scheduleNew},
-	{"run times survive a death", scheduleSurvives},
-	{"a schedule is moved on once", scheduleOnce},
-	{"a run waits for the one before to start", scheduleWaits},
-	{"a run of a claimed task waits too", scheduleTakeOver},
-	{"the runs are listed", scheduleRuns},
+	{"new schedule", scheduleNew},
+	{"run times survive a crash", scheduleSurvives},
+	{"schedule advances once", scheduleOnce},
+	{"run waits for the previous run", scheduleWaits},
+	{"run of a claimed task waits", scheduleTakeOver},
+	{"list of runs", scheduleRuns},
 }}
 
 func (f *fixture) runTimes(schedule string, first, last, next time.Time) {
@@ -24,7 +24,7 @@ func (f *fixture) runTimes(schedule string, first, last, next time.Time) {
 	r, err := f.e.NextRun(f.ctx, schedule, first)
 	f.must(err)
 	if !r.Last.Equal(last) || !r.Next.Equal(next) {
-		f.Fatalf("the run times are %v and %v, not %v and %v", r.Last, r.Next, last, next)
+		f.Fatalf("the run times are %v and %v, want %v and %v", r.Last, r.Next, last, next)
 	}
 }
 
@@ -38,10 +38,10 @@ func scheduleNew(f *fixture) {
 func scheduleSurvives(f *fixture) {
 	a, b := in(time.Hour), in(2*time.Hour)
 	f.runTimes("s", a, time.Time{}, a)
-	f.die()
+	f.crash()
 	f.runTimes("s", b, time.Time{}, a)
 	f.must(f.e.Advance(f.ctx, "s", a, b))
-	f.die()
+	f.crash()
 	f.runTimes("s", a, a, b)
 }
 
@@ -67,7 +67,7 @@ func scheduleOnce(f *fixture) {
 	}
 	wg.Wait()
 	if moved != 1 {
-		f.Errorf("%d gateways moved the schedule on", moved)
+		f.Errorf("%d gateways advanced the schedule", moved)
 	}
 	f.runTimes("s", c, a, b)
 }
@@ -89,15 +89,15 @@ func scheduleWaits(f *fixture) {
 	}
 	b, id, created := f.scheduled("s", "2")
 	if id != a.ID || created {
-		f.Fatalf("id %s, not %s; created: %v", id, a.ID, created)
+		f.Fatalf("id %s, want %s; created: %v", id, a.ID, created)
 	}
 	f.gone(b.ID)
 	if other, id, created := f.scheduled("s2", "1"); id != other.ID || !created {
 		f.Errorf("another schedule: id %s, created: %v", id, created)
 	}
-	f.die()
+	f.crash()
 	if _, id, created := f.scheduled("s", "3"); id != a.ID || created {
-		f.Errorf("after the death: id %s, created: %v", id, created)
+		f.Errorf("after the crash: id %s, created: %v", id, created)
 	}
 	j := f.next("q", 3)
 	c, id, created := f.scheduled("s", "4")
@@ -129,7 +129,7 @@ func scheduleRuns(f *fixture) {
 	f.runTimes("s", a, time.Time{}, a)
 	f.runTimes("a schedule / with * any > name", b, time.Time{}, b)
 	f.must(f.e.Advance(f.ctx, "s", a, b))
-	f.die()
+	f.crash()
 	runs, err := f.e.Runs(f.ctx)
 	f.must(err)
 	if len(runs) != 2 || !runs["s"].Last.Equal(a) || !runs["s"].Next.Equal(b) || !runs["a schedule / with * any > name"].Next.Equal(b) {

@@ -10,33 +10,33 @@ import (
 )
 
 var settingsSuite = suite{"settings", []testcase{
-	{"done tasks are removed after their retention", retentionAge},
-	{"the latest done tasks are kept, up to a count", retentionCount},
-	{"dead letters are removed after their time", deadAge},
-	{"the latest dead letters are kept, up to a count", deadCount},
-	{"what has not ended is never removed", retentionKeeps},
-	{"results of done tasks are removed if they are not kept", resultsNotKept},
-	{"a callback is dead when its window has passed", windowPasses},
-	{"a redelivered callback has a window of its own", windowAnew},
-	{"settings hold after a restart", settingsAfterRestart},
+	{"retention of done tasks", retentionAge},
+	{"number of done tasks", retentionCount},
+	{"retention of dead letters", deadAge},
+	{"number of dead letters", deadCount},
+	{"unfinished tasks are kept", retentionKeeps},
+	{"results of done tasks", resultsNotKept},
+	{"delivery window", windowPasses},
+	{"delivery window of a redelivery", windowAnew},
+	{"settings after a restart", settingsAfterRestart},
 }}
 
 func retentionAge(f *fixture) {
 	rec, dead := f.done(), f.dead()
 	f.reconfigure(func(s *engine.Settings) { s.Retention = 50 * time.Millisecond })
-	f.goes(rec.ID)
+	f.becomesRemoved(rec.ID)
 	f.gone(rec.ID)
 	f.in(dead.ID, task.Dead)
-	f.goes(f.done().ID)
+	f.becomesRemoved(f.done().ID)
 }
 
 func deadAge(f *fixture) {
 	rec, done := f.dead(), f.done()
 	f.reconfigure(func(s *engine.Settings) { s.Dead = 50 * time.Millisecond })
-	f.goes(rec.ID)
+	f.becomesRemoved(rec.ID)
 	f.gone(rec.ID)
 	f.in(done.ID, task.Done)
-	f.goes(f.dead().ID)
+	f.becomesRemoved(f.dead().ID)
 }
 
 // latest checks that all but the last n of the tasks that make creates are removed.
@@ -48,7 +48,7 @@ func (f *fixture) latest(n int, make func() *task.Record) {
 	}
 	f.reconfigure(func(*engine.Settings) {}) // applies the limits now, not in seconds
 	for _, id := range made[:2*n] {
-		f.goes(id)
+		f.becomesRemoved(id)
 	}
 	for _, id := range made[2*n:] {
 		f.get(id)
@@ -72,22 +72,22 @@ func deadCount(f *fixture) {
 func retentionKeeps(f *fixture) {
 	queued := f.enqueue(f.queued("q"))
 	running, _ := f.claim()
-	owed := f.oweTo("owed:443")
+	pending := f.deliveringTo("pending:443")
 	again := f.done()
 	f.must(f.e.Act(f.ctx, again.ID, engine.Action{Kind: engine.Redeliver}))
 	f.take(host, 1)
 	f.reconfigure(func(s *engine.Settings) {
 		s.Retention, s.RetentionCount, s.Dead, s.DeadCount = time.Millisecond, 1, time.Millisecond, 1
 	})
-	f.oweTo("x:443")
+	f.deliveringTo("x:443")
 	f.must(f.take("x:443", 1)[0].Done(f.ctx))
-	f.oweTo("x:443")
+	f.deliveringTo("x:443")
 	d := f.take("x:443", 1)[0]
 	f.must(d.Dead(f.ctx))
-	f.goes(d.Record().ID)
+	f.becomesRemoved(d.Record().ID)
 	f.in(queued.ID, task.Queued)
 	f.in(running.ID, task.Running)
-	f.in(owed.ID, task.Delivering)
+	f.in(pending.ID, task.Delivering)
 	f.in(again.ID, task.Delivering)
 }
 
@@ -127,8 +127,8 @@ func resultsNotKept(f *fixture) {
 }
 
 func windowPasses(f *fixture) {
-	due := f.oweTo("due:443")
-	retried := f.oweTo("retried:443")
+	due := f.deliveringTo("due:443")
+	retried := f.deliveringTo("retried:443")
 	d := f.take("retried:443", 1)[0]
 	d.Record().AddAttempt(task.Attempt{At: in(0), StatusCode: 500})
 	f.must(d.Retry(f.ctx, in(time.Hour)))
@@ -136,9 +136,9 @@ func windowPasses(f *fixture) {
 	clock.NextAttemptAt = in(50 * time.Millisecond)
 	f.enqueue(clock)
 	f.next("clock", 3)
-	gaveUp := make(chan *task.Record, 9)
+	timedOut := make(chan *task.Record, 9)
 	f.reconfigure(func(s *engine.Settings) {
-		s.DeliveryWindow, s.GaveUp = 20*time.Millisecond, func(rec *task.Record) { gaveUp <- rec }
+		s.DeliveryWindow, s.GaveUp = 20*time.Millisecond, func(rec *task.Record) { timedOut <- rec }
 	})
 	f.becomes(due.ID, task.Dead)
 	if got := f.becomes(retried.ID, task.Dead); len(got.Attempts) != 1 || got.Status != task.Complete {
@@ -147,13 +147,13 @@ func windowPasses(f *fixture) {
 	f.noneToTake("due:443")
 	for missing := map[string]bool{due.ID: true, retried.ID: true}; len(missing) > 0; {
 		select {
-		case rec := <-gaveUp:
+		case rec := <-timedOut:
 			if !missing[rec.ID] || rec.State != task.Dead || rec.CallbackHost == "" {
-				f.Fatalf("given up: %s", encode(rec))
+				f.Fatalf("the timed-out task is %s", encode(rec))
 			}
 			delete(missing, rec.ID)
 		case <-f.ctx.Done():
-			f.Fatalf("nobody learns of %v", missing)
+			f.Fatalf("timed-out tasks were not reported: %v", missing)
 		}
 	}
 }
@@ -169,7 +169,7 @@ func windowAnew(f *fixture) {
 	f.reconfigure(func(s *engine.Settings) { s.DeliveryWindow = time.Hour })
 	f.must(f.e.Act(f.ctx, rec.ID, engine.Action{Kind: engine.Redeliver}))
 	f.take(host, 1)
-	f.die()
+	f.crash()
 	f.take(host, 1)
 }
 
@@ -181,7 +181,7 @@ func settingsAfterRestart(f *fixture) {
 	f.store.Settings.RetentionCount = 2
 	f.reopen()
 	for _, id := range made[:4] {
-		f.goes(id)
+		f.becomesRemoved(id)
 	}
 	left := ids(f.list(engine.Filter{}))
 	slices.Reverse(left)

@@ -10,12 +10,12 @@ import (
 )
 
 var waitSuite = suite{"wait", []testcase{
-	{"a wait for no version returns at once", waitAtOnce},
-	{"a wait returns at each transition", waitEach},
-	{"a wait returns when the task is removed", waitRemoved},
-	{"all who wait are woken", waitMany},
-	{"a wait ends with its context", waitContext},
-	{"versions never come again", waitVersions},
+	{"wait without a version", waitAtOnce},
+	{"each transition", waitEach},
+	{"removed task", waitRemoved},
+	{"many waits", waitMany},
+	{"context ends", waitContext},
+	{"versions are unique", waitVersions},
 }}
 
 func waitAtOnce(f *fixture) {
@@ -78,7 +78,7 @@ func waitEach(f *fixture) {
 		a := <-got
 		f.must(a.err)
 		if a.rec.Version == since {
-			f.Fatalf("change %d: the wait returned for nothing", i)
+			f.Fatalf("change %d: Wait returned without a change", i)
 		}
 		// Taking a delivery may count as a change.
 		now := f.in(rec.ID, want)
@@ -89,7 +89,7 @@ func waitEach(f *fixture) {
 		f.same(a.rec, now)
 		since = now.Version
 	}
-	f.silent("no change", func(ctx context.Context) error {
+	f.blocks("no change", func(ctx context.Context) error {
 		_, err := f.e.Wait(ctx, rec.ID, since)
 		return err
 	})
@@ -124,7 +124,7 @@ func waitMany(f *fixture) {
 		wg.Go(func() {
 			got, err := f.e.Wait(f.ctx, rec.ID, since)
 			if err != nil || got.State != task.Delivering {
-				f.Errorf("the wait ended with %v", err)
+				f.Errorf("Wait returned %v", err)
 			}
 		})
 	}
@@ -135,7 +135,7 @@ func waitMany(f *fixture) {
 func waitContext(f *fixture) {
 	rec, l := f.claim()
 	since := f.get(rec.ID).Version
-	f.silent("the task does not change", func(ctx context.Context) error {
+	f.blocks("the task does not change", func(ctx context.Context) error {
 		_, err := f.e.Wait(ctx, rec.ID, since)
 		return err
 	})
@@ -154,14 +154,14 @@ func waitVersions(f *fixture) {
 		seen[v] = true
 	}
 	v := f.get(rec.ID).Version
-	f.die()
+	f.crash()
 	if got := f.get(rec.ID).Version; got != v {
 		f.Errorf("the version is %d after a restart, and was %d", got, v)
 	}
 	j := f.enqueue(f.queued("q"))
 	v = f.get(j.ID).Version
 	f.next("q", 3)
-	f.die()
+	f.crash()
 	if got, err := f.e.Wait(f.ctx, j.ID, v); err != nil || got.Version == v {
 		f.Errorf("a requeued task has the version from before: %v", err)
 	}

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-func TestCheckRefusesFoldersThatOthersCanWriteTo(t *testing.T) {
+func TestCheckRefusesWritableByOthers(t *testing.T) {
 	t.Parallel()
 	for mode, want := range map[fs.FileMode]string{
 		0o700: "", 0o755: "", 0o750: "", 0o500: "", 0o777: "chmod 700", 0o770: "chmod 700", 0o702: "chmod 700", 0o777 | fs.ModeSticky: "chmod 700",
@@ -22,7 +22,7 @@ func TestCheckRefusesFoldersThatOthersCanWriteTo(t *testing.T) {
 			if err := os.Mkdir(folder, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.Chmod(folder, mode); err != nil { // whatever the umask
+			if err := os.Chmod(folder, mode); err != nil { // independent of the umask
 				t.Fatal(err)
 			}
 			if err := os.Symlink(folder, link); err != nil {
@@ -38,7 +38,7 @@ func TestCheckRefusesFoldersThatOthersCanWriteTo(t *testing.T) {
 	}
 }
 
-func TestCheckRefusesWhatIsNoFolder(t *testing.T) {
+func TestCheckRefusesNonFolders(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	file, link := filepath.Join(dir, "file"), filepath.Join(dir, "link")
@@ -53,7 +53,7 @@ func TestCheckRefusesWhatIsNoFolder(t *testing.T) {
 	wants(t, Check(filepath.Join(dir, "none")), "no such file")
 }
 
-func TestOnlyTheProcesssUserAndRootMayOwnTheFolder(t *testing.T) {
+func TestCheckRefusesForeignOwner(t *testing.T) {
 	t.Parallel()
 	wants(t, checkUser("/srv", "folder", 7, 7), "")
 	wants(t, checkUser("/srv", "folder", 0, 7), "")
@@ -64,6 +64,6 @@ func TestOnlyTheProcesssUserAndRootMayOwnTheFolder(t *testing.T) {
 func wants(t *testing.T, err error, text string) {
 	t.Helper()
 	if (err == nil) != (text == "") || err != nil && !strings.Contains(err.Error(), text) {
-		t.Errorf("the error is %v, not %q", err, text)
+		t.Errorf("the error is %v, want %q", err, text)
 	}
 }

@@ -1,4 +1,4 @@
-// Package migrate copies a store into another one, whatever their engines.
+// Package migrate copies a store into another one of any engine.
 //
 // It copies every task with its bodies, and the idempotency keys, run times of
 // schedules and pauses. It only reads the source. It does not change what the target

@@ -60,7 +60,7 @@ func (e *interrupted) Advance(ctx context.Context, schedule string, due, next ti
 	return e.Engine.Advance(ctx, schedule, due, next)
 }
 
-func TestMigrationIsFinishedByRepeatingIt(t *testing.T) {
+func TestRepeatedMigrationCompletes(t *testing.T) {
 	t.Parallel()
 	from, to := openStore(t), openStore(t)
 	random := rand.New(rand.NewPCG(1, 2))
@@ -94,7 +94,7 @@ func TestMigrationIsFinishedByRepeatingIt(t *testing.T) {
 	}
 }
 
-func TestMigrationLeavesWhatTheTargetHas(t *testing.T) {
+func TestMigrationKeepsTasksOfTarget(t *testing.T) {
 	t.Parallel()
 	from, to := openStore(t), openStore(t)
 	f := &filler{t, from, rand.New(rand.NewPCG(3, 4))}
@@ -128,7 +128,7 @@ func (f *filler) next(schedule string) time.Time {
 	return run.Next
 }
 
-func TestRunningTasksAreCopiedAsOnesWhoseHolderDied(t *testing.T) {
+func TestRunningTasksAreCopiedWithExpiredLease(t *testing.T) {
 	t.Parallel()
 	from, to := openStore(t), openStore(t)
 	f := &filler{t, from, rand.New(rand.NewPCG(5, 6))}
@@ -158,7 +158,7 @@ func TestRunningTasksAreCopiedAsOnesWhoseHolderDied(t *testing.T) {
 	}
 }
 
-func TestQueuesKeepTheirOrder(t *testing.T) {
+func TestMigrationKeepsQueueOrder(t *testing.T) {
 	t.Parallel()
 	from, to := openStore(t), openStore(t)
 	f := &filler{t, from, rand.New(rand.NewPCG(9, 10))}
@@ -180,7 +180,7 @@ func TestQueuesKeepTheirOrder(t *testing.T) {
 		}
 	}
 	if !slices.Equal(got, want) {
-		t.Errorf("the jobs come as %v, not %v", got, want)
+		t.Errorf("the jobs come as %v, want %v", got, want)
 	}
 }
 
@@ -197,7 +197,7 @@ func (e unreadable) Open(ctx context.Context, id string, part engine.Part) (io.R
 	return e.Engine.Open(ctx, id, part)
 }
 
-func TestTaskThatCannotBeReadDoesNotStopTheOthers(t *testing.T) {
+func TestMigrationSkipsUnreadableTask(t *testing.T) {
 	t.Parallel()
 	from, to := openStore(t), openStore(t)
 	f := &filler{t, from, rand.New(rand.NewPCG(7, 8))}

@@ -249,16 +249,16 @@ func compare(t *testing.T, from, to contents) {
 			t.Errorf("the task %s\nis  %s\nnot %s", id, got, want)
 		}
 		if got, want := to.bodies[id], from.bodies[id]; got != want {
-			t.Errorf("the bodies of task %s have %d bytes, not %d, or others", id, len(got), len(want))
+			t.Errorf("the bodies of task %s have %d bytes, want %d, or others", id, len(got), len(want))
 		}
 	}
 	if !slices.Equal(from.keys, to.keys) {
-		t.Errorf("the keys are %v, not %v", to.keys, from.keys)
+		t.Errorf("the keys are %v, want %v", to.keys, from.keys)
 	}
 	if !maps.EqualFunc(from.runs, to.runs, func(a, b engine.Run) bool { return a.Last.Equal(b.Last) && a.Next.Equal(b.Next) }) {
-		t.Errorf("the run times are %v, not %v", to.runs, from.runs)
+		t.Errorf("the run times are %v, want %v", to.runs, from.runs)
 	}
 	if !slices.Equal(from.paused, to.paused) {
-		t.Errorf("paused are %v, not %v", to.paused, from.paused)
+		t.Errorf("paused are %v, want %v", to.paused, from.paused)
 	}
 }

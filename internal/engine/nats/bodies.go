@@ -113,8 +113,8 @@ func (e *Engine) discard(ctx context.Context, name string) {
 	}
 }
 
-// takeUnneeded returns the bodies that no reader can have open any more, and forgets
-// them.
+// takeUnneeded returns the bodies that no reader can still have open, and removes them
+// from the list.
 func (x *index) takeUnneeded() (names []string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

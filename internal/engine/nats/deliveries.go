@@ -157,7 +157,7 @@ func (e *Engine) take(ctx context.Context, c candidate) (*delivery, error) {
 	h := &hold{token: newID()}
 	m, err := e.getStep(ctx, c.id, c.seq, task.Delivering)
 	if err == nil && e.isLate(m) {
-		if err = e.bury(ctx, m); err == nil {
+		if err = e.expireDelivery(ctx, m); err == nil {
 			return nil, errWrongSequence
 		}
 	}
@@ -177,7 +177,7 @@ func (e *Engine) take(ctx context.Context, c candidate) (*delivery, error) {
 func (e *Engine) drop(id string, h *hold, err error) {
 	e.index.drop(id, h, err)
 	if errors.Is(err, engine.ErrNotFound) {
-		e.index.forget(id)
+		e.index.dropMissing(id)
 	}
 }
 
@@ -276,8 +276,8 @@ func (e *Engine) deliveryWindow() time.Duration {
 
 const defaultDeliveryWindow = 30 * 24 * time.Hour
 
-// bury makes a callback dead that was not delivered in time.
-func (e *Engine) bury(ctx context.Context, m *message) error {
+// expireDelivery makes a callback dead whose delivery window is over.
+func (e *Engine) expireDelivery(ctx context.Context, m *message) error {
 	n := dead(m, m.rec)
 	if err := e.put(ctx, n, m.seq); err != nil {
 		return err

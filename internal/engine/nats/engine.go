@@ -193,7 +193,7 @@ func (e *Engine) connect(ctx context.Context) error {
 		return fmt.Errorf("reading the stream %s: %w", taskStream, err)
 	}
 	e.done.Go(e.keepAlive)
-	e.done.Go(e.keepHouse)
+	e.done.Go(e.maintain)
 	return nil
 }
 

@@ -213,14 +213,14 @@ func (x *index) enter(e *entry, m *meta) {
 	}
 	if e.state != removed {
 		x.count(e, 1)
-		x.wait(e)
+		x.enqueue(e)
 	}
 }
 
 // leave removes an entry from all counts and rankings before its next step.
 func (x *index) leave(e *entry) {
 	x.count(e, -1)
-	x.unwait(e)
+	x.dequeue(e)
 	if e.holder != nil {
 		delete(e.holder.tasks, e)
 	}
@@ -241,9 +241,9 @@ func (x *index) count(e *entry, n int64) {
 	}
 }
 
-// where returns the backlog in which an entry waits to be taken, or nil. If a delivery
+// backlogOf returns the backlog in which an entry waits to be taken, or nil. If a delivery
 // names this gateway but has no hold, it was stored without being acknowledged.
-func (x *index) where(e *entry) *backlog {
+func (x *index) backlogOf(e *entry) *backlog {
 	switch {
 	case e.state == task.Queued:
 		return e.queue
@@ -253,11 +253,11 @@ func (x *index) where(e *entry) *backlog {
 	return nil
 }
 
-// wait adds an entry to its backlog. It is called again when the entry's holder or hold
+// enqueue adds an entry to its backlog. It is called again when the entry's holder or hold
 // changes.
-func (x *index) wait(e *entry) {
-	x.unwait(e)
-	if b := x.where(e); b != nil {
+func (x *index) enqueue(e *entry) {
+	x.dequeue(e)
+	if b := x.backlogOf(e); b != nil {
 		e.at = b
 		heap.Push(&b.entries, e)
 		x.report(b)
@@ -265,7 +265,7 @@ func (x *index) wait(e *entry) {
 	}
 }
 
-func (x *index) unwait(e *entry) {
+func (x *index) dequeue(e *entry) {
 	if b := e.at; b != nil {
 		heap.Remove(&b.entries, e.pos)
 		e.at = nil
@@ -301,7 +301,7 @@ func (x *index) pick(b *backlog, n int) (picked []candidate, wait time.Duration)
 			e = b.entries[0]
 		}
 		b.raced = max(0, b.raced-1)
-		x.unwait(e)
+		x.dequeue(e)
 		picked = append(picked, candidate{place{e.created, e.id}, e.seq})
 	}
 	return picked, wait
@@ -339,7 +339,7 @@ func (x *index) drop(id string, h *hold, err error) {
 		}
 	}
 	if !lost {
-		x.wait(e)
+		x.enqueue(e)
 	}
 }
 

@@ -34,7 +34,7 @@ func (e *Engine) claim(ctx context.Context, m *message, last uint64) (*lease, er
 	m.meta.Holder, m.meta.Token = e.id, l.hold.token
 	e.index.hold(m.meta.ID, l.hold)
 	if err := e.put(ctx, m, last); err != nil {
-		e.drop(m.meta.ID, l.hold, err) // if the step was stored, keepHouse finds a task without a lease
+		e.drop(m.meta.ID, l.hold, err) // if the step was stored, maintain finds a task without a lease
 		return nil, err
 	}
 	return l, nil

@@ -80,14 +80,14 @@ func TestConformance(t *testing.T) {
 		stores := &servers{by: make(map[*enginetest.Store]*server.Server)}
 		var wires sync.Map // by engine
 		o.Open = func(t testing.TB, s *enginetest.Store) engine.Engine {
-			w := newWire(t, stores.of(t, s).Addr().String())
+			w := newProxy(t, stores.of(t, s).Addr().String())
 			e := open(t, Config{URLs: []string{w.addr}, Settings: s.Settings})
 			wires.Store(e, w)
 			return e
 		}
 		o.Unavailable = func(_ testing.TB, _ *enginetest.Store, e engine.Engine) func() {
 			w, _ := wires.Load(e.(*Engine))
-			return w.(*wire).cut()
+			return w.(*proxy).cut()
 		}
 	}
 	enginetest.Run(t, o)

@@ -28,16 +28,16 @@ func (s *servers) of(t testing.TB, store *enginetest.Store) *server.Server {
 	return srv
 }
 
-// wire is a proxy to a server whose connections can be cut.
-type wire struct {
+// proxy forwards connections to a server until it is cut.
+type proxy struct {
 	addr  string
 	mu    sync.Mutex
 	isCut bool
 	conns []net.Conn
 }
 
-func newWire(t testing.TB, server string) *wire {
-	w := new(wire)
+func newProxy(t testing.TB, server string) *proxy {
+	w := new(proxy)
 	w.addr = listen(t, func(client net.Conn) {
 		conn, err := net.Dial("tcp", server)
 		if err != nil {
@@ -62,8 +62,8 @@ func newWire(t testing.TB, server string) *wire {
 	return w
 }
 
-// cut closes all connections and refuses new ones until mend is called.
-func (w *wire) cut() (mend func()) {
+// cut closes all connections and refuses new ones until restore is called.
+func (w *proxy) cut() (restore func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.isCut = true

@@ -224,6 +224,6 @@ func (x *index) setDead(h *holder, dead bool) {
 	}
 	h.dead = dead
 	for e := range h.tasks {
-		x.wait(e)
+		x.enqueue(e)
 	}
 }

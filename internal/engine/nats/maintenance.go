@@ -12,20 +12,20 @@ import (
 )
 
 const (
-	// houseInterval is how often keepHouse looks for expired tasks.
-	houseInterval = 500 * time.Millisecond
-	// collectInterval is how often keepHouse looks for orphaned bodies.
+	// maintenanceInterval is how often maintain looks for expired tasks.
+	maintenanceInterval = 500 * time.Millisecond
+	// collectInterval is how often maintain looks for orphaned bodies.
 	collectInterval = time.Hour
-	// houseBatch is how many tasks keepHouse changes at a time.
-	houseBatch = 256
+	// maintenanceBatch is how many tasks maintain changes at a time.
+	maintenanceBatch = 256
 )
 
-// keepHouse finds tasks whose holder died, whose delivery window is over or whose
+// maintain finds tasks whose holder died, whose delivery window is over or whose
 // retention is over, and stores their next step. The youngest gateway does this for all
 // gateways. If two believe that they are the youngest, the server refuses the steps of
 // the second one.
-func (e *Engine) keepHouse() {
-	ticker := time.NewTicker(houseInterval)
+func (e *Engine) maintain() {
+	ticker := time.NewTicker(maintenanceInterval)
 	defer ticker.Stop()
 	collected := time.Now().Add(-collectInterval)
 	for {
@@ -38,9 +38,9 @@ func (e *Engine) keepHouse() {
 			continue
 		}
 		youngest, unneeded := e.index.isYoungest(), e.index.takeUnneeded()
-		e.housework(e.index.orphans(houseBatch, youngest), e.expire)
+		e.update(e.index.orphans(maintenanceBatch, youngest), e.expire)
 		if youngest {
-			e.housework(e.index.expired(*e.settings.Load(), e.deliveryWindow(), houseBatch), e.evict)
+			e.update(e.index.expired(*e.settings.Load(), e.deliveryWindow(), maintenanceBatch), e.evict)
 			for _, name := range unneeded {
 				e.discard(e.closing, name)
 			}
@@ -58,13 +58,13 @@ func (e *Engine) keepHouse() {
 	}
 }
 
-func (e *Engine) housework(tasks []candidate, do func(context.Context, candidate) error) {
+func (e *Engine) update(tasks []candidate, do func(context.Context, candidate) error) {
 	for _, c := range tasks {
 		err := do(e.closing, c)
 		switch {
 		case err == nil, errors.Is(err, engine.ErrLost), errors.Is(err, engine.ErrUnavailable):
 		case errors.Is(err, engine.ErrNotFound):
-			e.index.forget(c.id)
+			e.index.dropMissing(c.id)
 		default:
 			e.log.Warn("expired task not updated", zap.String("task_id", c.id), zap.Error(err))
 		}
@@ -87,8 +87,8 @@ func (x *index) pruneHosts() {
 // hostMemory is how long an idle, healthy host stays in the index.
 const hostMemory = 24 * time.Hour
 
-// forget removes a task that has no message in the stream any more.
-func (x *index) forget(id string) {
+// dropMissing removes a task whose message is no longer in the stream.
+func (x *index) dropMissing(id string) {
 	x.mu.Lock()
 	seq := uint64(0)
 	if e := x.tasks[id]; e != nil {
@@ -98,7 +98,7 @@ func (x *index) forget(id string) {
 	x.apply(id, seq, &meta{State: removed}, true)
 }
 
-// isYoungest reports whether no living gateway was started after this one.
+// isYoungest reports whether no running gateway was started after this one.
 func (x *index) isYoungest() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -211,7 +211,7 @@ func (e *Engine) evict(ctx context.Context, c candidate) error {
 	case m.seq != c.seq:
 		return engine.ErrLost
 	case m.meta.State == task.Delivering:
-		return e.bury(ctx, m)
+		return e.expireDelivery(ctx, m)
 	}
 	return e.remove(ctx, m)
 }
