@@ -27,21 +27,21 @@ func TestDashboardActsOnOneTask(t *testing.T) {
 	p.click(".actions button", "Redeliver…")
 	p.shows("Redeliver this task?")
 	p.click("#ask-no", "")
-	p.is("nothing has happened", `!document.getElementById("ask").open && document.querySelectorAll(".attempts thead th").length === 1`)
+	p.is("the task has no new attempt", `!document.getElementById("ask").open && document.querySelectorAll(".attempts thead th").length === 1`)
 	p.click(".actions button", "Redeliver…")
 	p.click("#ask-yes", "Redeliver")
 	p.shows("redelivered.")
-	p.shows("Redelivered by hand")
+	p.shows("Redelivered manually")
 	p.shows("2 attempts")
 
 	other := gatewaytest.NewReceiver(t, func(http.ResponseWriter, *http.Request) {})
 	p.click(".actions button", "Redeliver…")
 	p.fill("#redeliver-url", other.URL+"/elsewhere\r")
-	p.is("it is delivered elsewhere", `document.querySelector(".verdicts .doing").textContent === "Delivered"`)
+	p.is("the callback is delivered to the other URL", `document.querySelector(".verdicts .doing").textContent === "Delivered"`)
 
 	p.open(o.URL("/ops") + "#/tasks/" + busy)
 	p.click(".actions button", "Retry now")
-	p.is("the harmless button has the focus", `document.activeElement.id === "ask-no"`)
+	p.is("the cancel button has the focus", `document.activeElement.id === "ask-no"`)
 	p.click("#ask-yes", "Retry now")
 	p.shows("Given up after 2 attempts") // the schedule has one retry
 	p.open(o.URL("/ops") + "#/tasks/" + stopped)
@@ -60,12 +60,12 @@ func TestDashboardActsOnOneTask(t *testing.T) {
 	p.click("#ask-yes", "Cancel task")
 	p.shows("FAILED")
 
-	p.permit("status of 404") // it is gone then
+	p.permit("status of 404") // the task is deleted then
 	p.open(o.URL("/ops") + "#/tasks/" + busy)
-	p.is("the button that destroys is red", `getComputedStyle(document.querySelector(".actions [data-key=delete]")).color === "rgb(176, 35, 27)"`)
+	p.is("the delete button is red", `getComputedStyle(document.querySelector(".actions [data-key=delete]")).color === "rgb(176, 35, 27)"`)
 	p.click(".actions button", "Delete")
 	p.shows("This cannot be undone.")
-	p.is("the button that confirms it is red", `getComputedStyle(document.getElementById("ask-yes")).backgroundColor === "rgb(176, 35, 27)"`)
+	p.is("the confirm button is red", `getComputedStyle(document.getElementById("ask-yes")).backgroundColor === "rgb(176, 35, 27)"`)
 	p.click("#ask-yes", "Delete")
 	p.shows("No such task")
 	o.until("dead", "1")
@@ -74,7 +74,7 @@ func TestDashboardActsOnOneTask(t *testing.T) {
 // pick selects the first n rows of the list.
 func (p *tab) pick(n int) {
 	p.t.Helper()
-	p.is("there are rows to select", `document.querySelectorAll("#list tbody .pick input").length >= %s`, n)
+	p.is("enough rows can be selected", `document.querySelectorAll("#list tbody .pick input").length >= %s`, n)
 	eval[int](p, `([...document.querySelectorAll("#list tbody .pick input")].slice(0, %s).forEach((box) => box.click()), 0)`, n)
 }
 
@@ -98,7 +98,7 @@ func TestDashboardActsOnSelectedTasks(t *testing.T) {
 	p.click("#states a", "Delivering")
 	p.rows(1)
 	p.pick(1)
-	p.is("only what applies is offered", `[...document.querySelectorAll("#bulk button")].map((e) => e.textContent).join() === "Retry now…,Stop retrying…,Clear"`)
+	p.is("only applicable actions are offered", `[...document.querySelectorAll("#bulk button")].map((e) => e.textContent).join() === "Retry now…,Stop retrying…,Clear"`)
 	p.click("#bulk button", "Stop retrying…")
 	p.shows("Stop retrying 1 task?")
 	p.click("#ask-yes", "Stop retrying: 1")
@@ -110,7 +110,7 @@ func TestDashboardActsOnSelectedTasks(t *testing.T) {
 	p.pick(2)
 	p.click("#bulk button", "Delete…")
 	p.shows("Delete 2 tasks?")
-	p.is("the button that confirms it is red", `getComputedStyle(document.getElementById("ask-yes")).backgroundColor === "rgb(176, 35, 27)"`)
+	p.is("the confirm button is red", `getComputedStyle(document.getElementById("ask-yes")).backgroundColor === "rgb(176, 35, 27)"`)
 	p.click("#ask-yes", "Delete: 2")
 	p.shows("2 tasks deleted.")
 	p.rows(1)
@@ -134,7 +134,7 @@ func TestDashboardActsOnAllThatMatch(t *testing.T) {
 	p.click("#bulk button", "Redeliver…")
 	p.click("#ask-yes", "Redeliver: 2")
 	p.shows("2 tasks redelivered.")
-	o.until("dead", "2") // their receiver is gone still
+	o.until("dead", "2") // their receiver still answers 410
 
 	p.open(o.URL("/ops") + "#/tasks?state=queued&queue=train")
 	p.rows(3)
@@ -157,7 +157,7 @@ func TestDashboardActsOnAllThatMatch(t *testing.T) {
 	o.until("done", "3")
 }
 
-func TestDashboardSaysWhyAnActionFailed(t *testing.T) {
+func TestDashboardShowsActionErrors(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	id := o.queue()
@@ -166,7 +166,7 @@ func TestDashboardSaysWhyAnActionFailed(t *testing.T) {
 	p.open(o.URL("/ops") + "#/tasks/" + id)
 	p.click(".actions button", "Cancel task")
 	p.shows("Cancel this task?")
-	p.permit("status of 409") // it ends before the answer is given
+	p.permit("status of 409") // the task finishes before the dialog is answered
 	o.release()
 	o.until("done", "1")
 	p.click("#ask-yes", "Cancel task")
@@ -174,7 +174,7 @@ func TestDashboardSaysWhyAnActionFailed(t *testing.T) {
 	p.is("the dialog is closed", `!document.getElementById("ask").open`)
 }
 
-func TestDashboardIsUsedByKeyboardAlone(t *testing.T) {
+func TestDashboardWorksByKeyboard(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	o.fill()
@@ -186,7 +186,7 @@ func TestDashboardIsUsedByKeyboardAlone(t *testing.T) {
 	p.rows(2)
 	p.tabTo("#select-all", "")
 	p.press(kb.Enter)
-	p.is("the focus is at what can be done", `document.activeElement.textContent === "Redeliver…"`)
+	p.is("the first action has the focus", `document.activeElement.textContent === "Redeliver…"`)
 	p.press(kb.Enter)
 	p.shows("Redeliver 2 tasks?")
 	// The focus stays in the dialog.
@@ -195,7 +195,7 @@ func TestDashboardIsUsedByKeyboardAlone(t *testing.T) {
 		p.is("the focus is in the dialog", `document.activeElement === document.body || document.getElementById("ask").contains(document.activeElement)`)
 	}
 	p.press(kb.Escape)
-	p.is("the focus is where it was", `document.activeElement.textContent === "Redeliver…"`)
+	p.is("the focus has returned", `document.activeElement.textContent === "Redeliver…"`)
 	p.press(" ")
 	p.shows("Redeliver 2 tasks?")
 	p.tabTo("#ask-yes", "")
@@ -205,25 +205,25 @@ func TestDashboardIsUsedByKeyboardAlone(t *testing.T) {
 
 	p.tabTo("#list a", "")
 	p.press(kb.Enter)
-	p.is("the focus is at the task's head", `document.activeElement.id === "task-title"`)
+	p.is("the task's heading has the focus", `document.activeElement.id === "task-title"`)
 	p.shows("Timeline")
 	p.tabTo("summary", "header")
 	p.press(kb.Enter)
-	p.is("the headers are unfolded", `Boolean(document.querySelector(".attempts details[open]"))`)
+	p.is("the headers are open", `Boolean(document.querySelector(".attempts details[open]"))`)
 	p.tabBackTo("a", "All tasks")
 	p.press(kb.Enter)
-	p.is("the list is as it was", `location.hash === "#/tasks?state=dead" && document.activeElement.id === "tasks-title"`)
+	p.is("the list is restored", `location.hash === "#/tasks?state=dead" && document.activeElement.id === "tasks-title"`)
 	p.rows(2)
 	p.tabBackTo("#views a", "Queues")
 	p.press(kb.Enter)
 	p.shows("with 2 workers here")
-	p.is("so many wait and run", `document.querySelector("#queues tbody").innerText.replace(/\s+/g, " ").includes("3 of 100,000 0 2 with 2 workers here")`)
+	p.is("the numbers of queued and running tasks are shown", `document.querySelector("#queues tbody").innerText.replace(/\s+/g, " ").includes("3 of 100,000 0 2 with 2 workers here")`)
 	p.tabTo("#queues button", "Pause")
 	p.press(kb.Enter)
 	p.shows("Pause this queue?")
 	p.tabTo("#ask-yes", "Pause")
 	p.press(kb.Enter)
-	p.is("it is paused", `document.querySelector("#queues .doing").textContent === "Paused"`)
+	p.is("the queue is paused", `document.querySelector("#queues .doing").textContent === "Paused"`)
 
 	p.tabBackTo("#views a", "Tasks")
 	p.press(kb.Enter)
@@ -275,13 +275,13 @@ func TestDashboardHasKeyboardShortcuts(t *testing.T) {
 	p.shows("with 2 workers here")
 	p.press("/")
 	p.is("the search field has the focus", `document.activeElement.id === "search"`)
-	p.press("jjj") // is typed
-	p.is("keys are typed there", `document.activeElement.value === "jjj"`)
+	p.press("jjj") // typed as text
+	p.is("keys are typed into the field", `document.activeElement.value === "jjj"`)
 	p.press(kb.Escape)
 
 	p.press("?")
 	p.click("#keys-on", "")
 	p.press(kb.Escape)
 	p.press("3")
-	p.is("they can be switched off", `location.hash.startsWith("#/tasks")`)
+	p.is("shortcuts can be switched off", `location.hash.startsWith("#/tasks")`)
 }

@@ -8,25 +8,25 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// axe is axe-core's program, which npm installs.
+// axe returns the source of axe-core, which npm installs.
 func axe(t *testing.T) string {
 	t.Helper()
 	program, err := os.ReadFile("node_modules/axe-core/axe.min.js")
 	if err != nil {
-		t.Fatalf("npm ci installs it: %v", err)
+		t.Fatalf("reading axe-core: %v; run: npm ci", err)
 	}
 	return string(program)
 }
 
-// fits fails if axe-core finds a fault, or if the page is wider than the screen.
-// What is meant is named in what.
+// fits fails if axe-core finds a fault or if the page is wider than the screen. what
+// names the page in messages.
 func (p *tab) fits(what string) {
 	p.t.Helper()
 	if ready := eval[bool](p, `typeof axe === "object"`); !ready {
 		p.do(chromedp.Evaluate[chromedp.Void](axe(p.t)))
 	}
 	faults := eval[[]string](p, `(async () => {
-		// What moves has half a colour.
+		// Animations have intermediate colours.
 		await Promise.all(document.getAnimations().map((a) => a.finished.catch(() => {})));
 		const found = await axe.run(document, { resultTypes: ["violations", "incomplete"] });
 		const say = (kind, list) => list.flatMap((fault) => fault.nodes.map((node) =>
@@ -34,7 +34,7 @@ func (p *tab) fits(what string) {
 		return say("", found.violations);
 	})()`)
 	for _, fault := range faults {
-		p.t.Errorf("%s: axe-core finds %s", what, strings.TrimSpace(fault))
+		p.t.Errorf("%s: axe-core reports %s", what, strings.TrimSpace(fault))
 	}
 	wider := eval[string](p, `(() => {
 		const width = document.documentElement.clientWidth;

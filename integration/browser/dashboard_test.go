@@ -16,7 +16,7 @@ func (p *tab) figure(name, value string) {
 	p.is(name+" is "+value, `[...document.querySelectorAll(".figure")].some((f) => f.innerText.replace(/\s+/g, " ").trim() === %s)`, name+" "+value)
 }
 
-func TestDashboardOverviewSaysWhatNeedsAttention(t *testing.T) {
+func TestDashboardOverviewShowsProblems(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	p := newPage(t, desktop)
@@ -36,27 +36,27 @@ func TestDashboardOverviewSaysWhatNeedsAttention(t *testing.T) {
 	p.figure("Waiting", "1")
 	p.is("the oldest waiting task has an age", `/^Oldest waiting \d+ s$/.test(document.querySelectorAll(".figure")[1].innerText.replace(/\s+/g, " ").trim())`)
 	host := strings.TrimPrefix(o.receiver.URL, "http://")
-	p.is("the failing host comes first, with since when and how much",
+	p.is("the failing host is first, with its duration and pending callbacks",
 		`document.querySelector(".alarms li").innerText.startsWith(%s) && /has failed for \d+ s, 1 callback pending/.test(document.querySelector(".alarms li").innerText)`, host)
-	p.is("the reason is there", `/503|410/.test(document.querySelector(".alarms .reason").textContent)`)
+	p.is("the reason is shown", `/503|410/.test(document.querySelector(".alarms .reason").textContent)`)
 	p.click(".alarms a", "1 dead task")
 	p.rows(1)
 	p.click("#views a", "Overview")
 	p.click(".alarms a", host)
 	p.rows(1)
-	p.is("it is the task that is delivering", `location.hash.includes("state=delivering")`)
+	p.is("the list has the delivering task", `location.hash.includes("state=delivering")`)
 }
 
-func TestDashboardChartsHaveAxesAndATooltip(t *testing.T) {
+func TestDashboardChartsHaveAxesAndTooltip(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	p := newPage(t, desktop)
 	p.open(o.URL("/ops"))
 	p.is("there are three charts", `document.querySelectorAll(".plot svg").length === 3`)
-	p.is("one without values says so", `document.querySelector(".plot").textContent.includes("Nothing in this time")`)
+	p.is("a chart without values says so", `document.querySelector(".plot").textContent.includes("No data in this time")`)
 	o.task("/ok")
-	p.is("the task is in the first chart", `!document.querySelector(".plot").textContent.includes("Nothing in this time")`)
-	p.is("units are said", `document.querySelector(".chart h4").textContent === "Tasks per second"`)
+	p.is("the task is in the first chart", `!document.querySelector(".plot").textContent.includes("No data in this time")`)
+	p.is("the title has the unit", `document.querySelector(".chart h4").textContent === "Tasks per second"`)
 	p.is("the vertical axis has figures", `[...document.querySelectorAll(".plot .tick[text-anchor=end]")].slice(0, 5).map((e) => Number(e.textContent)).every((n, i, all) => i === 0 ? n === 0 : n > all[i - 1])`)
 	p.is("the horizontal axis has times", `[...document.querySelectorAll(".plot .tick")].filter((e) => /^\d\d:\d\d$/.test(e.textContent)).length >= 4`)
 	p.is("latencies have a unit", `/\d ms/.test(document.querySelectorAll(".plot")[2].textContent)`)
@@ -66,12 +66,12 @@ func TestDashboardChartsHaveAxesAndATooltip(t *testing.T) {
 		return { X: box.x + box.width / 2, Y: box.y + box.height / 2 };
 	})()`)
 	p.do(chromedp.MouseEvent("mouseMoved", at.X, at.Y))
-	p.is("the tooltip says when and how many", `/^\d\d:\d\d:\d\dAccepted \d/.test(document.querySelector(".tip")?.textContent)`)
+	p.is("the tooltip has the time and the value", `/^\d\d:\d\d:\d\dAccepted \d/.test(document.querySelector(".tip")?.textContent)`)
 	p.do(chromedp.MouseEvent("mouseMoved", 1, 1))
 	p.is("the tooltip is gone", `!document.querySelector(".tip")`)
 	eval[int](p, `(document.querySelector(".plot").focus(), 0)`)
 	p.press(kb.ArrowLeft)
-	p.is("an arrow key points at the newest", `document.querySelector(".tip") && document.querySelector(".plot").ariaLabel.startsWith("Tasks, per second, at ")`)
+	p.is("an arrow key selects the newest value", `document.querySelector(".tip") && document.querySelector(".plot").ariaLabel.startsWith("Tasks, per second, at ")`)
 
 	span := `new Date(JSON.parse(JSON.stringify(charts.tasks.times.at(-1) - charts.tasks.times[0]))).getTime()`
 	p.is("ten minutes are shown", span+` > 9 * 60e3`)
@@ -81,7 +81,7 @@ func TestDashboardChartsHaveAxesAndATooltip(t *testing.T) {
 	p.is("the span is remembered", `document.getElementById("span").value === "2"`)
 }
 
-func TestDashboardListChangesInPlace(t *testing.T) {
+func TestDashboardListUpdatesInPlace(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	p := newPage(t, desktop)
@@ -94,12 +94,12 @@ func TestDashboardListChangesInPlace(t *testing.T) {
 	id := o.task("/ok")
 	p.is("the new task is only counted", `document.getElementById("refresh").textContent === "Show 1 new" && document.querySelectorAll("#list tbody tr").length === 1`)
 	o.release()
-	p.is("the task that was there has changed in its place", `document.querySelector("#list tbody tr").innerText.includes("Delivered")`)
+	p.is("the listed task has changed in place", `document.querySelector("#list tbody tr").innerText.includes("Delivered")`)
 	p.is("the focus has not moved", `document.activeElement.hash === "#/tasks/" + %s`, running)
 	p.click("button", "Show 1 new")
 	p.rows(2)
 	p.is("the newest is first", `document.querySelector("#list a").hash === "#/tasks/" + %s`, id)
-	p.is("there is no more that is new", `document.getElementById("refresh").textContent === "Refresh"`)
+	p.is("no more new tasks are counted", `document.getElementById("refresh").textContent === "Refresh"`)
 
 	// What no longer matches stays where it is until the list is read again.
 	p.open(o.URL("/ops") + "#/tasks?state=dead")
@@ -108,12 +108,12 @@ func TestDashboardListChangesInPlace(t *testing.T) {
 	p.click("button", "Show 1 new")
 	p.rows(1)
 	o.Do(http.MethodDelete, "/ops/api/tasks/"+dead, "")
-	p.is("it is there still, but faint", `Boolean(document.querySelector("#list tbody tr.gone"))`)
+	p.is("the task is still listed, but faint", `Boolean(document.querySelector("#list tbody tr.gone"))`)
 	p.click("button", "Show changes")
 	p.shows("No task matches")
 }
 
-func TestDashboardSaysWhatIsNewThoughItHearsOfItLate(t *testing.T) {
+func TestDashboardCountsNewTasksAfterDelay(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	p := newPage(t, desktop)
@@ -132,7 +132,7 @@ func TestDashboardSaysWhatIsNewThoughItHearsOfItLate(t *testing.T) {
 	p.rows(1)
 }
 
-func TestDashboardSaysHowATaskIsDoing(t *testing.T) {
+func TestDashboardShowsTaskProgress(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	o.fill()
@@ -143,7 +143,7 @@ func TestDashboardSaysHowATaskIsDoing(t *testing.T) {
 	p.rows(12)
 	row := func(phrase, rest string, n int) {
 		t.Helper()
-		p.is(phrase+" is said of so many", `[...document.querySelectorAll("#list tbody tr")].filter((row) =>
+		p.is(phrase+" is shown for the expected number of tasks", `[...document.querySelectorAll("#list tbody tr")].filter((row) =>
 			row.querySelector(".doing").textContent.startsWith(%s) && row.innerText.replace(/\s+/g, " ").includes(%s)).length === %s`, phrase, rest, n)
 	}
 	row("Delivered", "COMPLETE 200", 3)
@@ -154,13 +154,13 @@ func TestDashboardSaysHowATaskIsDoing(t *testing.T) {
 	row("Failed, delivered", "FAILED 500", 1)
 	row("Given up", "the receiver answered 410 Gone", 2)
 	p.is("each row has one colour", `[...document.querySelectorAll("#list tbody tr")].every((row) => row.querySelectorAll(".good, .bad, .late, .busy").length <= 1)`)
-	p.is("the request is there", `document.querySelector("#list tbody").innerText.includes("POST /train")`)
+	p.is("the request is shown", `document.querySelector("#list tbody").innerText.includes("POST /train")`)
 	p.is("times have milliseconds", `[...document.querySelectorAll("#list time.stamp")].every((e) => /^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}$/.test(e.textContent))`)
 	p.click("#zone", "Local")
 	p.is("times are UTC", `[...document.querySelectorAll("#list time.stamp")].every((e) => e.textContent === e.dateTime.replace("T", " ").replace(/(\.\d{3})\d*Z$/, "$1Z"))`)
 	p.reload()
 	p.rows(12)
-	p.is("that is remembered", `document.getElementById("zone").textContent === "UTC" && document.querySelector("#list time.stamp").textContent.endsWith("Z")`)
+	p.is("the time zone is remembered", `document.getElementById("zone").textContent === "UTC" && document.querySelector("#list time.stamp").textContent.endsWith("Z")`)
 	p.unharmed()
 }
 
@@ -176,7 +176,7 @@ func TestDashboardFiltersTasks(t *testing.T) {
 	for state, n := range map[string]int{"Queued": 3, "Running": 2, "Delivering": 1, "Done": 4, "Dead": 2} {
 		p.click("#states a", state)
 		p.rows(n)
-		p.is("it is said where one is", `document.querySelector("#states [aria-current=page]").textContent.startsWith(%s)`, state)
+		p.is("the current state is marked", `document.querySelector("#states [aria-current=page]").textContent.startsWith(%s)`, state)
 	}
 	p.click("#states a", "All")
 	p.rows(12)
@@ -188,7 +188,7 @@ func TestDashboardFiltersTasks(t *testing.T) {
 	p.rows(12)
 	p.fill("#queue", "train\r")
 	p.rows(5)
-	p.is("the link says it", `location.hash === "#/tasks?queue=train"`)
+	p.is("the link has the filter", `location.hash === "#/tasks?queue=train"`)
 	p.click("#states a", "Queued") // another filter stays
 	p.rows(3)
 	p.choose("#age", "Before the last hour")
@@ -200,9 +200,9 @@ func TestDashboardFiltersTasks(t *testing.T) {
 	p.open(o.URL("/ops") + eval[string](p, "location.hash"))
 	p.reload()
 	p.rows(3)
-	p.is("the fields say it", `document.getElementById("queue").value === "train" && document.getElementById("age").value === "newer_than=1h"`)
+	p.is("the fields have the filters", `document.getElementById("queue").value === "train" && document.getElementById("age").value === "newer_than=1h"`)
 	p.click(".chip-away", "")
-	p.is("the chip's filter is gone", `location.hash === "#/tasks?state=queued&newer_than=1h"`)
+	p.is("the filter of the chip is removed", `location.hash === "#/tasks?state=queued&newer_than=1h"`)
 	eval[int](p, `(history.back(), 0)`)
 	p.is("the filters are back", `document.getElementById("queue").value === "train"`)
 
@@ -220,7 +220,7 @@ func TestDashboardFiltersTasks(t *testing.T) {
 	} {
 		p.open(o.URL("/ops") + "#/tasks")
 		p.fill("#search", search.text+"\r")
-		p.is("it is taken for "+search.hash, `new URLSearchParams(location.hash.split("?")[1]).has(%s)`, search.hash)
+		p.is("the search is read as "+search.hash, `new URLSearchParams(location.hash.split("?")[1]).has(%s)`, search.hash)
 		if search.n == 0 {
 			p.shows("No task matches")
 			continue
@@ -229,13 +229,13 @@ func TestDashboardFiltersTasks(t *testing.T) {
 	}
 	p.open(o.URL("/ops") + "#/tasks?host=nobody.example&newer_than=3m")
 	p.shows("No task matches")
-	p.is("an age of one's own is in the list", `document.getElementById("age").selectedOptions[0].textContent === "Accepted in the last 3m"`)
+	p.is("a custom age is in the list", `document.getElementById("age").selectedOptions[0].textContent === "Accepted in the last 3m"`)
 	p.permit("status of 400")
 	p.open(o.URL("/ops") + "#/tasks?newer_than=soon")
 	p.shows(`newer_than: "soon" is not a duration`)
 }
 
-func TestDashboardFindsTasksByTheBeginningOfTheirID(t *testing.T) {
+func TestDashboardFindsTasksByIDPrefix(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	id := o.task("/ok")
@@ -247,10 +247,10 @@ func TestDashboardFindsTasksByTheBeginningOfTheirID(t *testing.T) {
 	p.open(o.URL("/ops") + "#/tasks")
 	p.rows(4)
 	p.fill("#search", id[:18]+"\r")
-	p.is("the task is opened", `location.hash === "#/tasks/" + %s`, id)
+	p.is("the task is open", `location.hash === "#/tasks/" + %s`, id)
 	p.click("a", "All tasks")
 	p.fill("#search", strings.ToUpper(id)+"\r")
-	p.is("a whole ID too", `document.getElementById("task-title").textContent === %s`, id)
+	p.is("a whole ID opens the task", `document.getElementById("task-title").textContent === %s`, id)
 	p.click("a", "All tasks")
 	p.fill("#search", "0000ffff\r")
 	p.shows("No task matches")
@@ -264,16 +264,16 @@ func TestDashboardPagesThroughTasks(t *testing.T) {
 	p := newPage(t, look{phone, "light"})
 	p.open(o.URL("/ops") + "#/tasks?state=done")
 	p.rows(50)
-	p.is("the list begins high up on a phone", `document.querySelector("#list").getBoundingClientRect().top < 360`)
+	p.is("the list starts near the top on a phone", `document.querySelector("#list").getBoundingClientRect().top < 360`)
 	p.shows("50 tasks on this page")
 	first := eval[string](p, `document.querySelector("#list a").hash`)
 	p.click("#pages a", "Next page")
 	p.is("another page is shown", `document.querySelector("#list a").hash !== %s`, first)
 	p.rows(50)
-	p.is("the focus is at its head", `document.activeElement.id === "tasks-title"`)
+	p.is("its heading has the focus", `document.activeElement.id === "tasks-title"`)
 	p.click("#pages a", "Next page")
 	p.rows(20)
-	p.is("it is the last", `![...document.querySelectorAll("#pages a")].some((a) => a.textContent === "Next page")`)
+	p.is("it is the last page", `![...document.querySelectorAll("#pages a")].some((a) => a.textContent === "Next page")`)
 	p.reload()
 	p.rows(20)
 	p.click("#pages a", "First page")
@@ -290,24 +290,24 @@ func TestDashboardShowsHostsQueuesAndSchedules(t *testing.T) {
 	o.fill()
 	p.is("the host of the pending callback is listed", `document.querySelectorAll("#hosts tbody tr").length === 1`)
 	p.shows("Fails for")
-	p.is("why is there", `/503|410/.test(document.querySelector("#hosts .reason").textContent)`)
+	p.is("the reason is shown", `/503|410/.test(document.querySelector("#hosts .reason").textContent)`)
 	p.click("#hosts button", "Pause")
 	p.shows("Pause this host?")
 	p.click("#ask-yes", "Pause")
 	p.shows("is paused.")
-	p.is("its phrase is Paused", `document.querySelector("#hosts .doing").textContent === "Paused"`)
+	p.is("it is shown as paused", `document.querySelector("#hosts .doing").textContent === "Paused"`)
 	p.click("#hosts button", "Resume")
 	p.is("it is resumed", `document.querySelector("#hosts .doing").textContent.startsWith("Fails for")`)
 	p.click("#hosts a", "127.0.0.1")
 	p.rows(1)
 
 	p.click("#views a", "Queues")
-	p.is("the focus is at the view's head", `document.activeElement.id === "queues-title"`)
+	p.is("the view's heading has the focus", `document.activeElement.id === "queues-title"`)
 	p.is("depth, running tasks and workers are shown", `document.querySelector("#queues tbody").innerText.replace(/\s+/g, " ").includes("3 of 100,000 0 2 with 2 workers here")`)
 	p.shows("Oldest waits for")
 	p.click("#queues button", "Pause")
 	p.click("#ask-yes", "Pause")
-	p.is("its phrase is Paused", `document.querySelector("#queues .doing").textContent === "Paused"`)
+	p.is("it is shown as paused", `document.querySelector("#queues .doing").textContent === "Paused"`)
 	p.click("#views a", "Overview")
 	p.shows("Queue train is paused, 3 tasks waiting")
 	p.click(".alarms a", "train")
@@ -326,16 +326,16 @@ func TestDashboardShowsHostsQueuesAndSchedules(t *testing.T) {
 	p.click("#views a", "Queues")
 	p.click("#queues a", "train")
 	p.rows(6)
-	p.is("the tab says so", `document.title === "Tasks – Callbacks"`)
+	p.is("the tab has the view's title", `document.title === "Tasks – Callbacks"`)
 }
 
-func TestDashboardSaysThatTheConnectionIsLostAndConnectsAgain(t *testing.T) {
+func TestDashboardReconnects(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	p := newPage(t, look{phone, "dark"})
 	p.open(o.URL("/ops") + "#/tasks")
 	p.shows("Live")
-	p.permit("net::ERR_") // it is provoked
+	p.permit("net::ERR_") // expected while the server is down
 	p.permit("status of 503")
 	o.Kill()
 	p.shows("Reconnecting")
@@ -344,5 +344,5 @@ func TestDashboardSaysThatTheConnectionIsLostAndConnectsAgain(t *testing.T) {
 	o.Start()
 	p.shows("Live")
 	p.shows("No task yet")
-	p.is("the problem is gone", `document.getElementById("problem").hidden`)
+	p.is("the problem is hidden", `document.getElementById("problem").hidden`)
 }

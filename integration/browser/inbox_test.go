@@ -31,9 +31,9 @@ func startInbox(t *testing.T) *gatewaytest.Gateway {
 	}`)
 }
 
-// Strings that would do harm if they were taken for more than text: markup, the
-// end of the page's own style and script, a terminal's escapes, marks that turn
-// the direction of the text, and a name that is invisible.
+// Strings that would do harm if the page did not treat them as text: markup, the end
+// of the page's own style and script, terminal escapes, marks that change the text
+// direction, and an invisible name.
 const (
 	markup    = `<script>document.title="taken"</script><img src=x onerror=document.title="taken">`
 	endings   = `</style></script></template><style>*{display:none}</style>`
@@ -44,7 +44,7 @@ const (
 	bigNumber = "12345678901234567890"
 )
 
-// sendHostile sends an inbox a callback that tries everything.
+// sendHostile sends an inbox a callback with all of these strings.
 func sendHostile(t *testing.T, g *gatewaytest.Gateway) {
 	t.Helper()
 	form := "markup=" + escaped(markup) + "&endings=" + escaped(endings) + "&ansi=" + escaped(ansi) +
@@ -64,21 +64,21 @@ func escaped(s string) string {
 	return b.String()
 }
 
-// unharmed fails if something of sendHostile's was more than text.
+// unharmed fails if the page treated a string of sendHostile as more than text.
 func (p *tab) unharmed() {
 	p.t.Helper()
 	if title := eval[string](p, "document.title"); strings.Contains(title, "taken") {
-		p.t.Error("a script of a sender has run")
+		p.t.Error("a script in a callback has run")
 	}
 	if n := eval[int](p, `document.querySelectorAll("img, body script:not(:last-of-type), body style").length`); n > 0 {
-		p.t.Errorf("%d elements of a sender are in the page", n)
+		p.t.Errorf("the page has %d elements from a callback", n)
 	}
 	if turn := eval[bool](p, `/[\u202a-\u202e\u2066-\u2069\u200b\u001b]/.test(document.body.textContent)`); turn {
-		p.t.Error("a character that turns the text, or that is invisible, is in the page as it is")
+		p.t.Error("the page has an unescaped direction mark or invisible character")
 	}
 }
 
-func TestInboxShowsCallbacksAsTheyCome(t *testing.T) {
+func TestInboxShowsNewCallbacks(t *testing.T) {
 	t.Parallel()
 	g := startInbox(t)
 	p := newPage(t, desktop)
@@ -96,18 +96,18 @@ func TestInboxShowsCallbacksAsTheyCome(t *testing.T) {
 		p.shows(text)
 	}
 	p.is("the status is green", `getComputedStyle(document.querySelector(".status")).color === "rgb(10, 102, 56)"`)
-	p.is("it is announced", `document.getElementById("arrivals").textContent === %s`, "New callback: COMPLETE, task "+id)
+	p.is("the callback is announced", `document.getElementById("arrivals").textContent === %s`, "New callback: COMPLETE, task "+id)
 	p.click("summary", "Headers")
 	p.shows("x-beam-task-status")
 	p.click("summary", "Body")
 	p.shows("response=example+response&tokens=" + bigNumber)
 
-	// The same task once more: the time since is shown.
+	// A second callback of the same task shows the time since the first.
 	g.Do(http.MethodPost, "/inbox", "again", "beam-task-id", id, "x-beam-task-status", "FAILED", "callback-attempt", "2",
 		"webhook-id", id, "webhook-timestamp", "1", "webhook-signature", "v1,bm90IHRoaXM=")
 	p.shows("Attempt 2 · +")
 	p.shows("Bad signature")
-	p.is("it is announced, too", `document.getElementById("arrivals").textContent.startsWith("New callback: FAILED")`)
+	p.is("the repeated callback is announced", `document.getElementById("arrivals").textContent.startsWith("New callback: FAILED")`)
 	p.shows("2 callbacks")
 }
 
@@ -123,7 +123,7 @@ func TestInboxFiltersAndClears(t *testing.T) {
 	for _, query := range []string{"SECOND", "second-word"} {
 		p.fill("#filter", query)
 		p.shows("1 of 3")
-		p.is("one is left", `[...document.querySelectorAll(".callback")].filter((e) => e.checkVisibility()).length === 1`)
+		p.is("one callback is shown", `[...document.querySelectorAll(".callback")].filter((e) => e.checkVisibility()).length === 1`)
 	}
 	p.fill("#filter", "neither")
 	p.shows("No callback matches the filter.")
@@ -136,20 +136,20 @@ func TestInboxFiltersAndClears(t *testing.T) {
 	}
 }
 
-func TestEveryPathBelowAnInboxIsOneOfItsOwn(t *testing.T) {
+func TestInboxPathsAreSeparate(t *testing.T) {
 	t.Parallel()
 	g := startInbox(t)
 	p := newPage(t, desktop)
 	p.open(g.URL("/inbox"))
 	p.click("a", "Open a new one")
-	p.is("the new one has a path of its own", `/^\/inbox\/[0-9a-z]{10}$/.test(location.pathname)`)
+	p.is("the new inbox has its own path", `/^\/inbox\/[0-9a-z]{10}$/.test(location.pathname)`)
 	p.shows("Waiting for the first callback")
 	own := eval[string](p, "location.pathname")
 	p.shows("'" + g.URL(own) + "'") // in the command
 	g.Do(http.MethodPost, "/inbox", "not here", "beam-task-id", "elsewhere")
 	g.Do(http.MethodPost, own+"/below", "here", "beam-task-id", "mine")
 	p.shows("mine")
-	p.is("what came elsewhere is not here", `!document.body.innerText.includes("elsewhere")`)
+	p.is("callbacks of other inboxes are not shown", `!document.body.innerText.includes("elsewhere")`)
 	p.open(g.URL("/inbox"))
 	p.shows("mine")
 	p.shows("elsewhere")
@@ -164,7 +164,7 @@ func (p *tab) readClipboard() string {
 	return eval[string](p, "navigator.clipboard.readText()")
 }
 
-func TestTheCommandOfTheInboxIsCopiedAndWorks(t *testing.T) {
+func TestInboxCommandIsCopiedAndWorks(t *testing.T) {
 	t.Parallel()
 	g := startInbox(t)
 	p := newPage(t, desktop)
@@ -173,21 +173,21 @@ func TestTheCommandOfTheInboxIsCopiedAndWorks(t *testing.T) {
 	p.shows("Copied")
 	copied := p.readClipboard()
 	if shown := eval[string](p, `document.getElementById("command").textContent`); copied != shown {
-		t.Errorf("copied is %q, shown %q", copied, shown)
+		t.Errorf("copied %q, shown %q", copied, shown)
 	}
 	runShell(t, copied)
 	p.shows("example-1")
 	p.shows("example response")
 }
 
-func TestInboxSaysThatTheConnectionIsLostAndConnectsAgain(t *testing.T) {
+func TestInboxReconnects(t *testing.T) {
 	t.Parallel()
 	g := startInbox(t)
 	p := newPage(t, desktop)
 	p.open(g.URL("/inbox"))
 	g.Do(http.MethodPost, "/inbox", "", "beam-task-id", "before")
 	p.shows("before")
-	p.permit("net::ERR_") // it is provoked
+	p.permit("net::ERR_") // expected while the server is down
 	g.Kill()
 	p.shows("Reconnecting")
 	p.click("button", "Clear")
@@ -196,10 +196,10 @@ func TestInboxSaysThatTheConnectionIsLostAndConnectsAgain(t *testing.T) {
 	p.shows("Live")
 	g.Do(http.MethodPost, "/inbox", "", "beam-task-id", "after")
 	p.shows("after")
-	p.is("what the server has forgotten is gone", `!document.body.innerText.includes("before")`)
+	p.is("callbacks that the server no longer has are removed", `!document.body.innerText.includes("before")`)
 }
 
-func TestInboxTakesHostileCallbacksAsText(t *testing.T) {
+func TestInboxShowsHostileCallbacksAsText(t *testing.T) {
 	t.Parallel()
 	for _, at := range looks {
 		t.Run(at.String(), func(t *testing.T) {
@@ -232,7 +232,7 @@ func TestInboxTakesHostileCallbacksAsText(t *testing.T) {
 	}
 }
 
-func TestInboxShowsAStatusThatJavaScriptHasAMeaningFor(t *testing.T) {
+func TestInboxShowsStatusNamedLikeJavaScriptProperty(t *testing.T) {
 	t.Parallel()
 	g := startInbox(t)
 	p := newPage(t, desktop)
@@ -245,7 +245,7 @@ func TestInboxShowsAStatusThatJavaScriptHasAMeaningFor(t *testing.T) {
 	p.shows("3 callbacks")
 }
 
-func TestInboxIsUsedByKeyboardAlone(t *testing.T) {
+func TestInboxWorksByKeyboard(t *testing.T) {
 	t.Parallel()
 	g := startInbox(t)
 	p := newPage(t, desktop)
@@ -270,7 +270,7 @@ func TestInboxIsUsedByKeyboardAlone(t *testing.T) {
 	p.shows("Waiting for the first callback")
 }
 
-func TestInboxCopiesACallbackAsACommandThatSendsItAgain(t *testing.T) {
+func TestInboxCopiesCallbackAsCommand(t *testing.T) {
 	t.Parallel()
 	g := startInbox(t)
 	p := newPage(t, desktop)
@@ -282,7 +282,7 @@ func TestInboxCopiesACallbackAsACommandThatSendsItAgain(t *testing.T) {
 		p.shows("1 callback")
 		p.click("button", "Copy as curl")
 		p.shows("Copied")
-		if name == "long" { // no shell takes an argument that long
+		if name == "long" { // too long for an argument of a shell
 			if !strings.Contains(p.readClipboard(), base64.StdEncoding.EncodeToString([]byte(body))) {
 				t.Error("a long body is not copied whole")
 			}
@@ -298,7 +298,7 @@ func TestInboxCopiesACallbackAsACommandThatSendsItAgain(t *testing.T) {
 	}
 }
 
-func TestInboxLaysOutNestedJSON(t *testing.T) {
+func TestInboxFormatsNestedJSON(t *testing.T) {
 	t.Parallel()
 	g := startInbox(t)
 	p := newPage(t, desktop)
@@ -309,8 +309,8 @@ func TestInboxLaysOutNestedJSON(t *testing.T) {
 		"{\n  \"name\": \"\\u003cb\\u003e\",\n  \"id\": "+bigNumber+"\n}")
 	p.click("summary", "Body")
 	p.is("the body is indented", `document.querySelector(".raw pre").textContent.includes(%s)`, "\n  \"list\": []\n}")
-	p.click("button", "Show as it was sent")
-	p.is("the body is as it was sent", `document.querySelector(".raw pre").textContent.endsWith(%s)`, `,"list":[]}`)
+	p.click("button", "Show as sent")
+	p.is("the body is unchanged", `document.querySelector(".raw pre").textContent.endsWith(%s)`, `,"list":[]}`)
 }
 
 func TestInboxForwardsCallbacks(t *testing.T) {
@@ -336,7 +336,7 @@ func TestInboxForwardsCallbacks(t *testing.T) {
 	}
 	p.shows(markup)
 	p.unharmed()
-	p.fits("what became of it")
+	p.fits("the outcome of a forwarded callback")
 	p.permit("status of 403")
 	p.fill("#forward-url", "http://169.254.169.254/latest\r")
 	p.shows("the URL is not below one that forward_to allows")
@@ -345,7 +345,7 @@ func TestInboxForwardsCallbacks(t *testing.T) {
 	g.Do(http.MethodPost, "/closed", "a=1", "beam-task-id", "second")
 	p.click("button", "Forward…")
 	p.is("nothing can be forwarded", `document.getElementById("forward-send").disabled`)
-	p.shows("This inbox forwards nothing")
+	p.shows("This inbox does not forward")
 	p.fill("#forward-url", receiver.URL+"/by-hand")
 	p.click("#forward-copy", "")
 	p.shows("Copied")

@@ -11,8 +11,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// tabTo presses Tab until the element of a selector that has the text has the
-// focus. Whatever has it on the way must show that it has.
+// tabTo presses Tab until the element with the selector and text has the focus. Every
+// element on the way must show its focus.
 func (p *tab) tabTo(selector, text string) {
 	p.t.Helper()
 	p.tab(selector, text)
@@ -48,7 +48,7 @@ func (p *tab) tab(selector, text string, options ...chromedp.KeyOption) {
 			return
 		}
 	}
-	p.t.Fatalf("%s %q is not reached with Tab", selector, text)
+	p.t.Fatalf("%s %q cannot be reached with Tab", selector, text)
 }
 
 // runShell runs a command as a person pastes it into a terminal.

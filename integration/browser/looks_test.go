@@ -2,7 +2,7 @@ package browser
 
 import "testing"
 
-func TestDashboardFitsEveryScreenAndEverybody(t *testing.T) {
+func TestDashboardFitsScreensAndIsAccessible(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	o.fill()
@@ -57,7 +57,7 @@ func TestDashboardFitsEveryScreenAndEverybody(t *testing.T) {
 	}
 }
 
-func TestWhoPrefersNoMotionSeesNone(t *testing.T) {
+func TestReducedMotionIsRespected(t *testing.T) {
 	t.Parallel()
 	o := startInbox(t)
 	p := newPage(t, desktop)
@@ -65,12 +65,12 @@ func TestWhoPrefersNoMotionSeesNone(t *testing.T) {
 	p.open(o.URL("/inbox"))
 	p.shows("Live")
 	o.Task(o.URL("/inbox"))
-	p.is("the callback is there", `Boolean(document.querySelector(".arrived"))`)
+	p.is("the callback is shown", `Boolean(document.querySelector(".arrived"))`)
 	moving := eval[int](p, `document.getAnimations().length`)
 	p.emulate("prefers-reduced-motion", "no-preference")
 	if moving > 0 {
-		t.Errorf("%d things move", moving)
+		t.Errorf("%d animations run", moving)
 	}
 	o.Task(o.URL("/inbox"))
-	p.is("for others the newest is marked by a movement", `document.getAnimations().length > 0`)
+	p.is("without the preference, the newest callback is animated", `document.getAnimations().length > 0`)
 }

@@ -1,11 +1,11 @@
-// Package browser tests the pages as people use them: in Debian's Chromium,
-// against a real Caddy with the module. It is a module of its own, so that the
-// browser's driver is no requirement of the gateway's.
+// Package browser tests the pages in Debian's Chromium, against a real Caddy with the
+// module. It is its own module, so that the gateway does not require the browser's
+// driver.
 //
 //	npm ci && go test ./...
 //
-// Every page that a test opens is watched: an error in the console, a resource
-// that is blocked, or a request to another host fails the test. (page_test.go)
+// An error in the console, a blocked resource or a request to another host fails the
+// test; see page_test.go.
 package browser
 
 import (

@@ -31,7 +31,7 @@ func openStore(t *testing.T, g *gatewaytest.Gateway) *store {
 	return &store{t: t, engine: g.OpenStore()}
 }
 
-// record makes the record of another task.
+// record returns the record of a new task.
 func (s *store) record(host string) *task.Record {
 	n := s.number.Add(1)
 	return &task.Record{
@@ -74,7 +74,7 @@ func (s *store) queued(n int, host string) {
 	})
 }
 
-// dead stores n tasks whose callbacks were given up.
+// dead stores n dead tasks.
 func (s *store) dead(n int) {
 	s.t.Helper()
 	s.each(n, func(ctx context.Context) error {
@@ -101,7 +101,7 @@ func (s *store) dead(n int) {
 	}
 }
 
-func TestDashboardHoldsWith200000Tasks(t *testing.T) {
+func TestDashboardHandles200000Tasks(t *testing.T) {
 	t.Parallel()
 	held, release := context.WithCancel(context.Background())
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-held.Done() })
@@ -116,9 +116,9 @@ func TestDashboardHoldsWith200000Tasks(t *testing.T) {
 		}
 	}`)
 	s := openStore(t, g)
-	const near = 15_000 // tasks that are newer than those that are looked for
+	const near = 15_000 // tasks that are newer than the searched ones
 	s.dead(manyDead)
-	s.queued(1, "first.example") // the app keeps it
+	s.queued(1, "first.example") // the app does not answer it
 	s.queued(1, "deep.example")
 	s.queued(manyQueued-2-3-near, "c.example")
 	s.queued(3, "rare.example")
@@ -141,7 +141,7 @@ func TestDashboardHoldsWith200000Tasks(t *testing.T) {
 	p.open(g.URL("/ops") + "#/tasks?state=queued&host=rare.example")
 	p.rows(3)
 	p.open(g.URL("/ops") + "#/tasks?state=queued&host=deep.example")
-	p.rows(1) // by an index, however deep it lies
+	p.rows(1) // found through an index, although many tasks are newer
 
 	p.fill("#search", fmt.Sprintf("00000000-0000-4000-8000-%012x\r", manyDead+2)) // the deep one
 	p.shows("deep.example")
@@ -150,13 +150,13 @@ func TestDashboardHoldsWith200000Tasks(t *testing.T) {
 	p.shows("199,999")
 	p.open(g.URL("/ops") + "#/tasks?state=dead")
 	p.rows(50)
-	p.is("the reason is there", `document.querySelector("#list .reason").textContent.includes("410")`)
+	p.is("the reason is shown", `document.querySelector("#list .reason").textContent.includes("410")`)
 	p.click("button", "Select all that match")
 	p.click("#bulk button", "Delete…")
-	p.shows("Delete 1,200 tasks?") // the count is that of a dry run
+	p.shows("Delete 1,200 tasks?") // counted by a dry run
 	p.click("#ask-yes", "Delete: 1,200")
 	p.shows("1,200 tasks deleted.")
 	p.shows("No task matches")
-	p.is("they are counted no more", `document.querySelector("#states .badge").textContent === "200,000"`)
+	p.is("deleted tasks are not counted", `document.querySelector("#states .badge").textContent === "200,000"`)
 	p.fits("200,000 tasks")
 }

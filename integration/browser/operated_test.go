@@ -14,16 +14,16 @@ import (
 type operated struct {
 	*gatewaytest.Gateway
 	receiver *gatewaytest.Receiver
-	// release lets the app answer what was sent to /train.
+	// release makes the app answer the requests to /train.
 	release context.CancelFunc
 }
 
-// hostileAnswer is what the receiver answers when it refuses.
+// hostileAnswer is the body of the receiver's refusals.
 const hostileAnswer = markup + endings + ansi + turned + unseen + longWord + longWord
 
-// startOperated starts them. The receiver accepts what comes to /ok, answers 503
-// to /busy, and 410 to /gone and /away, which ends a callback at once; the next attempt
-// after a 503 is an hour away.
+// startOperated starts the gateway, its app and its receiver. The receiver accepts
+// callbacks to /ok, answers 503 to /busy, and 410 to /gone and /away, which ends a
+// delivery at once. The next attempt after a 503 is in an hour.
 func startOperated(t *testing.T) *operated {
 	t.Helper()
 	held, release := context.WithCancel(context.Background())
@@ -43,7 +43,7 @@ func startOperated(t *testing.T) *operated {
 		}
 	})
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body) // only then the server sees that a client leaves
+		_, _ = io.Copy(io.Discard, r.Body) // before that, the server does not notice a disconnect
 		switch r.URL.Path {
 		case "/train":
 			select {
@@ -56,7 +56,7 @@ func startOperated(t *testing.T) *operated {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(w, `{"response":"example response"}`)
 	})
-	t.Cleanup(release) // or the app would wait for its last request
+	t.Cleanup(release) // otherwise the app would wait for its last request
 	o.Gateway = gatewaytest.Start(t, gatewaytest.Delivering("retry 1h")+`
 	queue train {
 		workers 2
@@ -97,7 +97,7 @@ func (o *operated) queue() (id string) {
 	return resp.Header.Get("beam-task-id")
 }
 
-// until waits until the tasks of a state are so many.
+// until waits until number tasks are in a state.
 func (o *operated) until(state, number string) {
 	o.T.Helper()
 	o.Eventually(number+" are "+state, func() error {
@@ -109,7 +109,7 @@ func (o *operated) until(state, number string) {
 	})
 }
 
-// fill makes tasks of every state: three are done, two dead, one is delivering,
+// fill creates tasks in every state: three are done, two dead, one is delivering,
 // two are running and three queued.
 func (o *operated) fill() {
 	o.T.Helper()
@@ -130,8 +130,8 @@ func (o *operated) fill() {
 	o.until("delivering", "1")
 }
 
-// rows waits until the list has so many tasks.
+// rows waits until the list has n tasks.
 func (p *tab) rows(n int) {
 	p.t.Helper()
-	p.is("the list is as long as it should be", `document.querySelectorAll("#list tbody tr").length === %s`, n)
+	p.is("the list has the expected length", `document.querySelectorAll("#list tbody tr").length === %s`, n)
 }

@@ -24,7 +24,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// look is how a page is looked at.
+// look is the screen and colour scheme of a page.
 type look struct {
 	width  int64
 	scheme string
@@ -42,23 +42,23 @@ var (
 	looks   = []look{desktop, {wide, "dark"}, {phone, "light"}, {phone, "dark"}}
 )
 
-// turns bounds the browsers that run at once: a machine of two cores would only
-// be slower with more.
+// turns bounds the browsers that run at once: more would only slow down a machine
+// with two cores.
 var turns = make(chan struct{}, 2)
 
-// tab is a tab in a browser of its own.
+// tab is a tab in its own browser.
 type tab struct {
 	t   *testing.T
 	ctx context.Context
 
 	mu        sync.Mutex
-	home      string   // the only host that may be asked for anything
-	faults    []string // what the browser complained of
-	permitted []string // parts of complaints that the test provokes
+	home      string   // the only host to which requests are allowed
+	faults    []string // errors that the browser reported
+	permitted []string // parts of errors that the test provokes
 }
 
-// newPage starts a browser. Whatever it complains of until the test ends fails
-// the test, but for what is permitted.
+// newPage starts a browser. Every error that it reports until the test ends fails the
+// test, unless the test permits it.
 func newPage(t *testing.T, at look) *tab {
 	t.Helper()
 	turns <- struct{}{}
@@ -87,7 +87,7 @@ func newPage(t *testing.T, at look) *tab {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		for _, fault := range p.faults {
-			t.Errorf("the browser complains: %s", fault)
+			t.Errorf("the browser reported: %s", fault)
 		}
 	})
 	p.do(chromedp.Navigate("about:blank")) // starts it
@@ -100,7 +100,7 @@ func newPage(t *testing.T, at look) *tab {
 	return p
 }
 
-// emulate sets what the reader prefers.
+// emulate sets a preference of the reader.
 func (p *tab) emulate(feature, value string) {
 	p.t.Helper()
 	call(p, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
@@ -128,7 +128,7 @@ func (p *tab) do(steps ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// listen notes what the browser complains of.
+// listen records the errors that the browser reports.
 func (p *tab) listen(event any) {
 	switch event := event.(type) {
 	case *runtime.EventExceptionThrown:
@@ -156,7 +156,7 @@ func (p *tab) listen(event any) {
 		home := p.home
 		p.mu.Unlock()
 		if err != nil || u.Scheme != "data" && u.Scheme != "about" && u.Host != home {
-			p.fault("it asks for %s", event.Request.URL)
+			p.fault("request to %s", event.Request.URL)
 		}
 	}
 }
@@ -173,11 +173,11 @@ func (p *tab) fault(format string, args ...any) {
 	p.faults = append(p.faults, text)
 }
 
-// permit names part of a complaint that the test provokes.
-func (p *tab) permit(complaint string) {
+// permit names part of an error that the test provokes.
+func (p *tab) permit(message string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.permitted = append(p.permitted, complaint)
+	p.permitted = append(p.permitted, message)
 }
 
 // open goes to a URL.
@@ -193,13 +193,13 @@ func (p *tab) open(address string) {
 	p.do(chromedp.Navigate(address))
 }
 
-// reload loads the page again, as its reader does, and waits until it is there.
+// reload loads the page again, like its reader, and waits until it is loaded.
 func (p *tab) reload() {
 	p.t.Helper()
 	p.do(chromedp.Reload())
 }
 
-// eval returns the value of a JavaScript expression, or of the promise it is.
+// eval returns the value of a JavaScript expression, after awaiting a promise.
 func eval[T any](p *tab, expression string, args ...any) T {
 	p.t.Helper()
 	value, err := tryEval[T](p, expression, args...)
@@ -209,7 +209,7 @@ func eval[T any](p *tab, expression string, args ...any) T {
 	return value
 }
 
-// tryEval puts the arguments into the expression as JSON, for each %s.
+// tryEval is eval that returns an error. It inserts the arguments as JSON for each %s.
 func tryEval[T any](p *tab, expression string, args ...any) (value T, err error) {
 	for i, arg := range args {
 		encoded, err := json.Marshal(arg)
@@ -231,36 +231,36 @@ func (p *tab) is(what, expression string, args ...any) {
 	p.t.Helper()
 	gatewaytest.Eventually(p.t, what, func() error {
 		if ok, err := tryEval[bool](p, expression, append([]any(nil), args...)...); err != nil || !ok {
-			return fmt.Errorf("it is not: %v", err)
+			return fmt.Errorf("the expression is false: %v", err)
 		}
 		return nil
 	})
 }
 
-// shows waits until the text stands on the page, as a person sees it.
+// shows waits until the text is visible on the page.
 func (p *tab) shows(text string) {
 	p.t.Helper()
 	p.is(fmt.Sprintf("the page shows %q", text), `document.body.innerText.includes(%s)`, text)
 }
 
-// element is the first visible one of a selector that has the text.
+// element finds the first visible element with a selector and text.
 const element = `[...document.querySelectorAll(%s)].find((e) => e.checkVisibility() && e.innerText.includes(%s))`
 
-// click clicks into the middle of an element that has the text, as a mouse does:
-// what lies over it gets the click.
+// click clicks into the middle of an element with the text. Like a real click, it hits
+// whatever covers the element.
 func (p *tab) click(selector, text string) {
 	p.t.Helper()
-	p.is(fmt.Sprintf("there is %s %q", selector, text), "Boolean("+element+")", selector, text)
+	p.is(fmt.Sprintf("the page has %s %q", selector, text), "Boolean("+element+")", selector, text)
 	at := eval[struct{ X, Y float64 }](p, `(async () => {
 		const find = () => `+element+`;
 		let e = find();
 		e.scrollIntoView({ block: "center", behavior: "instant" });
-		// What is still moving is clicked beside.
+		// A click would miss an element that still moves.
 		let box;
 		for (let before; !before || !box || before.x !== box.x || before.y !== box.y;) {
 			before = box;
 			await new Promise((next) => setTimeout(next, 50));
-			if (!e.isConnected) e = find() ?? e; // it was drawn anew
+			if (!e.isConnected) e = find() ?? e; // the page has redrawn it
 			box = e.getClientRects()[0];
 		}
 		const X = box.x + box.width / 2, Y = box.y + box.height / 2;
@@ -271,7 +271,7 @@ func (p *tab) click(selector, text string) {
 	p.do(chromedp.MouseClickXY(at.X, at.Y))
 }
 
-// fill types into a field, in place of what stands in it.
+// fill replaces the text of a field by typing.
 func (p *tab) fill(selector, text string) {
 	p.t.Helper()
 	p.click(selector, "")
@@ -279,7 +279,7 @@ func (p *tab) fill(selector, text string) {
 	p.do(chromedp.KeyEvent(text))
 }
 
-// choose selects an option and says so, as a select does.
+// choose selects an option and fires the events of a real selection.
 func (p *tab) choose(selector, option string) {
 	p.t.Helper()
 	chosen := eval[bool](p, `(() => {
@@ -300,14 +300,14 @@ func (p *tab) press(keys string, options ...chromedp.KeyOption) {
 	p.do(chromedp.KeyEvent(keys, options...))
 }
 
-// keepPicture writes what the page looked like as the test failed, to a folder
-// that CI may keep.
+// keepPicture saves a screenshot of the page when the test failed, in a folder that CI
+// may keep.
 func (p *tab) keepPicture() {
 	ctx, cancel := context.WithTimeout(p.ctx, 10*time.Second)
 	defer cancel()
 	picture, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
 	if err != nil {
-		return // the browser is what failed
+		return // the browser itself failed
 	}
 	file, err := os.CreateTemp("", "browser-*.png")
 	if err != nil {
@@ -315,5 +315,5 @@ func (p *tab) keepPicture() {
 		return
 	}
 	_, err = io.Copy(file, strings.NewReader(string(picture)))
-	p.t.Logf("it looked like this: %s %v", file.Name(), errors.Join(err, file.Close()))
+	p.t.Logf("screenshot: %s %v", file.Name(), errors.Join(err, file.Close()))
 }

@@ -19,14 +19,14 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// pictures makes the tests write the README's pictures anew.
-var pictures = flag.Bool("pictures", false, "write the pictures in docs/images anew")
+// pictures makes the tests rewrite the pictures of the README.
+var pictures = flag.Bool("pictures", false, "rewrite the pictures in docs/images")
 
-// maxPicture is what a picture in the README may take of who reads it.
+// maxPicture is the maximum size of a picture in the README, in bytes.
 const maxPicture = 200 << 10
 
-// picture takes a picture of the page as it stands and, if that is asked for,
-// writes it to docs/images.
+// picture takes a screenshot of the page. With -pictures, it writes the screenshot to
+// docs/images.
 func (p *tab) picture(name string, height int64) {
 	p.t.Helper()
 	call(p, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{
@@ -53,8 +53,8 @@ func (p *tab) picture(name string, height int64) {
 	}
 }
 
-// reduce gives a picture a palette of the colours that it has most of: a page has
-// few, and shades of its letters' edges.
+// reduce reduces a picture to its most frequent colours: a page has few colours, apart
+// from the shades at the edges of its letters.
 func reduce(from image.Image) *image.Paletted {
 	count := make(map[color.RGBA]int)
 	bounds := from.Bounds()
@@ -80,12 +80,12 @@ func reduce(from image.Image) *image.Paletted {
 	return to
 }
 
-// less orders colours, so that the same picture gives the same file.
+// less orders colours, so that equal pictures become equal files.
 func less(a, b color.RGBA) bool {
 	return uint32(a.R)<<16|uint32(a.G)<<8|uint32(a.B) < uint32(b.R)<<16|uint32(b.G)<<8|uint32(b.B)
 }
 
-func TestThePictureOfTheInboxCanBeTaken(t *testing.T) {
+func TestInboxScreenshot(t *testing.T) {
 	t.Parallel()
 	g := startInbox(t)
 	p := newPage(t, desktop)
@@ -105,7 +105,7 @@ func TestThePictureOfTheInboxCanBeTaken(t *testing.T) {
 	p.picture("inbox", 860)
 }
 
-func TestThePicturesOfTheDashboardCanBeTaken(t *testing.T) {
+func TestDashboardScreenshots(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	p := newPage(t, desktop)
@@ -114,7 +114,7 @@ func TestThePicturesOfTheDashboardCanBeTaken(t *testing.T) {
 	work := func(n int) { o.Tasks(n, func(int) string { return o.receiver.URL + "/ok" }) }
 	work(40)
 	if *pictures {
-		// Of a gateway that has been at work for a while.
+		// The overview shows a gateway that has run for a while.
 		for i := range 60 {
 			work(15 + i%20 + 3*(i%7))
 			if i%9 == 4 {
@@ -133,7 +133,7 @@ func TestThePicturesOfTheDashboardCanBeTaken(t *testing.T) {
 	o.until("dead", "1")
 	o.until("running", "2")
 	o.until("delivering", "2")
-	// Not the name of this machine.
+	// Hide the name of this machine.
 	anonymous := func() {
 		eval[int](p, `(() => {
 			const node = document.getElementById("node");
@@ -149,7 +149,7 @@ func TestThePicturesOfTheDashboardCanBeTaken(t *testing.T) {
 	anonymous()
 	p.picture("overview", 900)
 	p.click("#views a", "Tasks")
-	p.is("the list is read", `document.querySelectorAll("#list tbody tr").length >= 48 && document.getAnimations().length === 0`)
+	p.is("the list is loaded", `document.querySelectorAll("#list tbody tr").length >= 48 && document.getAnimations().length === 0`)
 	anonymous()
 	p.picture("dashboard", 900)
 	p.click("#list tr:has(.bad) a", "")

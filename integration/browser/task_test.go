@@ -20,13 +20,13 @@ func TestDashboardShowsOneTask(t *testing.T) {
 		const said = [...document.querySelectorAll(".timeline strong")].map((e) => e.textContent);
 		return said[0] === "Accepted" && said.indexOf("Verdict") < said.indexOf("Attempt 1") && said.at(-1) === "Next attempt";
 	})()`)
-	p.shows(" is made at once instead.")
-	p.is("the answer is there as text", `document.querySelector(".attempts .answer").textContent.includes(%s)`, markup)
+	p.shows(" starts now instead.")
+	p.is("the answer is shown as text", `document.querySelector(".attempts .answer").textContent.includes(%s)`, markup)
 	p.shows("U+202E")
 	p.unharmed()
 	p.click("summary", "header")
-	p.is("a header that was sent is there", `document.querySelector(".attempts .headers").innerText.toLowerCase().includes("x-beam-task-status: complete")`)
-	p.is("its link is its own", `location.hash === "#/tasks/" + %s`, busy)
+	p.is("the sent headers are shown", `document.querySelector(".attempts .headers").innerText.toLowerCase().includes("x-beam-task-status: complete")`)
+	p.is("the task has its own link", `location.hash === "#/tasks/" + %s`, busy)
 	p.reload()
 	p.shows(busy)
 	p.click("a", "All tasks")
@@ -37,11 +37,11 @@ func TestDashboardShowsOneTask(t *testing.T) {
 	p.shows("No such task")
 	p.shows(markup)
 	p.unharmed()
-	eval[int](p, `(location.hash = "#/tasks/%", 0)`) // no escape at all
-	p.is("that is looked for as it is", `document.getElementById("task-title").textContent === "%"`)
+	eval[int](p, `(location.hash = "#/tasks/%", 0)`) // an invalid escape
+	p.is("the invalid ID is searched unchanged", `document.getElementById("task-title").textContent === "%"`)
 	p.shows("No such task")
 
-	// A task that changes is shown as it is.
+	// The page follows changes of the task.
 	id := o.queue()
 	p.open(o.URL("/ops") + "#/tasks/" + id)
 	p.shows("Running for")
@@ -61,24 +61,24 @@ func TestDashboardShowsAttemptsSideBySide(t *testing.T) {
 	p.click("button", "Retry now")
 	p.click("#ask-yes", "Retry now")
 	p.shows("2 attempts")
-	p.is("the latest comes first", `[...document.querySelectorAll(".attempts thead th")].map((e) => e.textContent).join() === "Attempt 2 ✕503,Attempt 1 ✕503"`)
+	p.is("the latest attempt is first", `[...document.querySelectorAll(".attempts thead th")].map((e) => e.textContent).join() === "Attempt 2 ✕503,Attempt 1 ✕503"`)
 	p.is("the parts of the duration are drawn", `document.querySelectorAll(".attempts .parts").length === 2 && document.querySelector(".parts-said").textContent.includes("first byte")`)
-	p.is("the address is there", `document.querySelector(".attempts").innerText.includes(%s)`, strings.TrimPrefix(o.receiver.URL, "http://"))
+	p.is("the address is shown", `document.querySelector(".attempts").innerText.includes(%s)`, strings.TrimPrefix(o.receiver.URL, "http://"))
 	p.fits("attempts side by side")
 }
 
-func TestDashboardShowsTheCallbackAsItIsSent(t *testing.T) {
+func TestDashboardShowsCallbackAsSent(t *testing.T) {
 	t.Parallel()
 	o := startOperated(t)
 	id := o.task("/gone")
 	o.until("dead", "1")
 	p := newPage(t, desktop)
 	p.open(o.URL("/ops") + "#/tasks/" + id)
-	p.is("it is decoded", `document.querySelector("#callback .pairs").innerText.replace(/\s+/g, " ").startsWith("response example response")`)
+	p.is("the body is decoded", `document.querySelector("#callback .pairs").innerText.replace(/\s+/g, " ").startsWith("response example response")`)
 	p.click("#callback button", "Raw")
-	p.is("it is raw", `document.querySelector("#callback .body").textContent === "response=example+response"`)
+	p.is("the body is raw", `document.querySelector("#callback .body").textContent === "response=example+response"`)
 	p.click("#callback button", "Headers")
-	p.is("its headers are there", `document.querySelector("#callback .pairs").innerText.toLowerCase().includes("x-beam-task-status")`)
+	p.is("the headers are shown", `document.querySelector("#callback .pairs").innerText.toLowerCase().includes("x-beam-task-status")`)
 	p.click("#callback button", "Copy as curl")
 	p.shows("Copied")
 	command := p.readClipboard()
@@ -88,7 +88,7 @@ func TestDashboardShowsTheCallbackAsItIsSent(t *testing.T) {
 		}
 	}
 
-	// The result is kept no more.
+	// The result is no longer kept.
 	p.permit("status of 404")
 	o.Do(http.MethodDelete, "/ops/api/tasks/"+id, "")
 	p.reload()

@@ -1,11 +1,10 @@
-// What can be done to tasks: to one, to those that are selected, and to all that
-// match a filter.
+// The actions on one task, on the selected tasks, and on all tasks that match a filter.
 
 const verbs = {
 	__proto__: null,
 	retry: {
 		name: "Retry now", many: "Retry now", done: "will be retried now", from: ["delivering"],
-		says: "The next attempt is made at once instead of at its time. Later attempts keep to the retry schedule.",
+		says: "The next attempt starts now. Later attempts follow the retry schedule.",
 		question: (what) => `Retry ${what} now?`,
 	},
 	stop: {
@@ -15,12 +14,12 @@ const verbs = {
 	},
 	redeliver: {
 		name: "Redeliver…", many: "Redeliver", done: "redelivered", from: ["done", "dead"],
-		says: "The callback is posted again, to the same URL or to another one. Its attempts are counted anew.",
+		says: "The callback is sent again, to the same URL or to another one. Its attempts are counted from 1 again.",
 		question: (what) => `Redeliver ${what}?`,
 	},
 	cancel: {
 		name: "Cancel task", many: "Cancel", done: "canceled", from: ["queued", "running"], grave: true,
-		says: "A queued task does not start, a running one is interrupted. The callback says FAILED.",
+		says: "A queued task does not start. A running task is interrupted. The callback has the verdict FAILED.",
 		question: (what) => `Cancel ${what}?`,
 	},
 	delete: {
@@ -36,7 +35,7 @@ const actOn = (verb, id, body) => (verb === "delete"
 	? call(at("tasks", id), { method: "DELETE" })
 	: post(at("tasks", id, verb), body));
 
-// actOnOne asks for one task and does it. after is called when it is done.
+// actOnOne confirms and runs an action on one task, then calls after.
 const actOnOne = (verb, task, after) => {
 	const { name, done, says, question, grave } = verbs[verb];
 	const url = verb === "redeliver" ? urlField(task.callback_url ?? task.callback_host) : undefined;
@@ -55,8 +54,8 @@ const actOnOne = (verb, task, after) => {
 	});
 };
 
-// urlField asks for a URL in place of the callback's, whose query is not shown: it may
-// hold a secret.
+// urlField asks for another callback URL. It does not show the query of the known one,
+// which may contain a secret.
 const urlField = (known) => {
 	const field = element("input", "");
 	field.id = "redeliver-url";
@@ -68,10 +67,10 @@ const urlField = (known) => {
 	return element("p", "field", label, field, element("small", "", "Leave it empty to post to ", known ? marked(known) : "the same receiver", " again."));
 };
 
-// A selection is { ids } or { filters }: [name, value] pairs that a query has.
+// A selection is { ids } or { filters }: [name, value] pairs of a query.
 const ask1000 = 1000; // IDs in one request
 
-// parts are the requests that a selection takes: its query and body.
+// parts are the requests for a selection, each with a query and a body.
 const parts = (selection) => {
 	if (!selection.ids) return [{ query: new URLSearchParams(selection.filters), body: undefined }];
 	const made = [];
@@ -81,8 +80,8 @@ const parts = (selection) => {
 	return made;
 };
 
-// inParts does a verb, or with dryRun only counts. The API answers for a part of
-// the tasks at a time. most bounds how many answers are waited for.
+// inParts runs a verb, or with dryRun only counts. The API handles a part of the tasks
+// per request. most bounds the number of requests.
 const inParts = async (verb, selection, { dryRun, signal, progress, most = Infinity }) => {
 	const total = { matched: 0, changed: 0, failed: 0, reason: "", whole: true };
 	let answers = 0;
@@ -105,7 +104,7 @@ const inParts = async (verb, selection, { dryRun, signal, progress, most = Infin
 
 const mostCounted = 20; // answers that a count waits for
 
-// actOnMany counts first, so that the question says how many tasks it is about.
+// actOnMany counts first, so that the question has the number of tasks.
 const actOnMany = async (verb, selection, after) => {
 	const { many, done, says, question, grave } = verbs[verb];
 	report("");
@@ -135,10 +134,10 @@ const actOnMany = async (verb, selection, after) => {
 		no: "Not now",
 		grave,
 		run: async (progress, signal) => {
-			const said = (total) => `${plural(total.changed, "task")} ${done}${total.failed ? `, ${number(total.failed)} not: ${total.reason}` : ""}`;
-			const total = await inParts(verb, selection, { signal, progress: (so) => progress(`${said(so)} so far`) });
+			const summary = (total) => `${plural(total.changed, "task")} ${done}${total.failed ? `, ${number(total.failed)} failed: ${total.reason}` : ""}`;
+			const total = await inParts(verb, selection, { signal, progress: (so) => progress(`${summary(so)} so far`) });
 			after();
-			return `${said(total)}${signal.aborted ? ", then stopped" : ""}.`;
+			return `${summary(total)}${signal.aborted ? ", then stopped" : ""}.`;
 		},
 	});
 };
@@ -148,7 +147,7 @@ const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${text.endsW
 const filtersOf = (filters) => element("dl", "facts", ...filters.map(([name, value]) =>
 	element("div", "", element("dt", "", filterNames[name] ?? name), element("dd", "", marked(value)))));
 
-// pausing makes the button that pauses a queue or a host, or goes on with it.
+// pausing makes the button that pauses or resumes a queue or a host.
 const pausing = (kind, name, paused, after) => {
 	const made = button(paused ? "Resume" : "Pause", "quiet", () => {
 		const go = async () => {
@@ -163,8 +162,8 @@ const pausing = (kind, name, paused, after) => {
 		confirmed({
 			title: kind === "queues" ? "Pause this queue?" : "Pause this host?",
 			text: [element("p", "id", marked(name)), element("p", "", kind === "queues"
-				? "No further task of it starts, on any gateway, until it is resumed. Running tasks end. New ones are accepted."
-				: "No further attempt is made to it, by any gateway, until it is resumed. Its callbacks are kept.")],
+				? "No gateway starts further tasks of this queue until you resume it. Running tasks finish. New tasks are accepted."
+				: "No gateway makes further attempts to this host until you resume it. Its callbacks are kept.")],
 			yes: "Pause",
 			no: "Not now",
 			run: go,

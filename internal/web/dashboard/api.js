@@ -1,11 +1,11 @@
-// What the page asks of the API.
+// Requests to the API.
 
 // With the origin: a path of "//evil.example/" alone would name another host.
 const api = location.origin + location.pathname.replace(/\/+$/, "") + "/api/";
 
 const at = (...parts) => parts.map(encodeURIComponent).join("/");
 
-// ask returns the API's answer, and throws what it says went wrong.
+// ask returns the API's answer. It throws the error in the answer.
 const ask = async (path, { method = "GET", body, signal } = {}) => {
 	const headers = { Accept: "application/json" };
 	if (body !== undefined) headers["Content-Type"] = "application/json";
@@ -20,17 +20,17 @@ const ask = async (path, { method = "GET", body, signal } = {}) => {
 	const text = await answer.text();
 	let detail = text.slice(0, 300) || `The server answered ${answer.status}.`;
 	try {
-		const said = JSON.parse(text);
-		detail = said.detail ?? said.error ?? detail;
+		const parsed = JSON.parse(text);
+		detail = parsed.detail ?? parsed.error ?? detail;
 	} catch {
-		// No JSON: it is shown as it came.
+		// Not JSON: show the text unchanged.
 	}
 	const problem = new Error(detail);
 	problem.status = answer.status;
 	throw problem;
 };
 
-// call returns the JSON that the API answers, undefined if it answers nothing.
+// call returns the JSON of the API's answer, or undefined if the answer is empty.
 const call = async (path, options) => {
 	const text = await (await ask(path, options)).text();
 	if (!text) return undefined;
@@ -43,13 +43,13 @@ const call = async (path, options) => {
 
 const post = (path, body, signal) => call(path, { method: "POST", body, signal });
 
-// report shows what went wrong, or takes it away.
+// report shows an error, or hides the last one.
 const report = (text) => {
 	byID("problem").replaceChildren(...(text ? [marked(text)] : []));
 	byID("problem").hidden = !text;
 };
 
-// confirmDone shows what was done, for a while.
+// confirmDone shows the outcome of an action for some seconds.
 const doneShown = 8000; // ms
 let doneTimer;
 const confirmDone = (text) => {
@@ -59,8 +59,8 @@ const confirmDone = (text) => {
 	if (text) doneTimer = setTimeout(() => confirmDone(""), doneShown);
 };
 
-// confirmed shows a dialog and runs what was confirmed. run may say how far it is,
-// and ends soon when its signal is aborted. The dialog closes when it has ended.
+// confirmed shows a dialog and runs the confirmed action. run may report its progress,
+// and ends soon after its signal is aborted. Then the dialog closes.
 const confirmed = ({ title, text, yes, grave, no = "Cancel", run }) => {
 	const dialog = byID("ask");
 	const ending = new AbortController();

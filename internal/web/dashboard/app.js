@@ -1,5 +1,5 @@
-// Where the page is: the fragment of its URL says it, so that a reload, a link and
-// the browser's back button keep the view.
+// The view is in the fragment of the URL, so that a reload, a link and the browser's
+// back button keep it.
 
 const sections = [...views, "task"];
 const again = 2000; // ms until a view is read again
@@ -21,7 +21,7 @@ const route = () => {
 	return views.includes(name) ? { section: name, query } : { section: "overview" };
 };
 
-// refresh reads anew what the view shows, and goes on to do so.
+// refresh loads the data of the view now and then periodically.
 const refresh = async () => {
 	loading.abort();
 	clearTimeout(timer);
@@ -44,7 +44,7 @@ const refresh = async () => {
 	}
 };
 
-// load shows a view and says whether it changes by itself.
+// load shows a view and returns whether it changes by itself.
 const load = async ({ section, id, query }, signal, fresh) => {
 	switch (section) {
 	case "overview":
@@ -72,11 +72,11 @@ const go = () => {
 	for (const name of sections) byID(name).hidden = name !== here.section;
 	const view = here.section === "task" ? "tasks" : here.section;
 	for (const tab of byID("views").children) tab.ariaCurrent = tab.hash === `#/${view}` ? "page" : null;
-	// Only a plain ID: a title shows foreign characters as they are.
+	// Only a plain ID: a title cannot mark unsafe characters.
 	document.title = `${titles[here.section]}${/^[\w-]+$/.test(here.id ?? "") ? " " + shortID(here.id) : ""} – Callbacks`;
 	confirmDone("");
 	report("");
-	// Who goes to another view by keyboard or screen reader arrives at its head.
+	// For keyboards and screen readers, move the focus to the heading of the new view.
 	if (before && before !== here.section) byID(`${here.section}-title`).focus({ preventScroll: true });
 	before = here.section;
 	if (byID("ask").open) byID("ask").close();
@@ -85,7 +85,7 @@ const go = () => {
 	refresh();
 };
 
-// While the engine does not answer, the stream is there and says nothing.
+// While the engine does not answer, the stream is open but sends no overview.
 const patience = 6000;
 let silence;
 const heard = () => {
@@ -113,8 +113,8 @@ const showOverview = (overview) => {
 	byID("node").replaceChildren(...(overview.node ? [marked(overview.node)] : []));
 };
 
-// A page that nobody sees holds no stream: a browser has six connections to a host,
-// and a tab in the background must not take them from the one in front.
+// A hidden page closes its stream: a browser has six connections to a host, and tabs in
+// the background must not use them up.
 let stop;
 const watch = () => {
 	if (document.hidden) {

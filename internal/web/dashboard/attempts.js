@@ -1,11 +1,11 @@
-// A task's attempts, side by side: what differs between them is found at a glance.
+// A task's attempts, side by side, so that differences are easy to see.
 
-// The parts of an attempt's duration, in their order.
+// The parts of an attempt's duration, in order.
 const durationParts = [
 	["dns_ms", "DNS", "one"], ["connect_ms", "connect", "two"], ["tls_ms", "TLS", "three"], ["first_byte_ms", "first byte", "four"],
 ];
 
-// partsOf draws where an attempt's time went, with the figures below.
+// partsOf draws the parts of an attempt's duration, with the numbers below.
 const partsOf = (attempt) => {
 	const timing = attempt.timing ?? attempt;
 	const parts = durationParts.filter(([key]) => timing[key] > 0);
@@ -28,7 +28,7 @@ const outcome = (attempt) => {
 	return element("span", `outcome ${good ? "good" : "bad"}`, sign(good ? "✓" : "✕"), attempt.status_code ? String(attempt.status_code) : "No answer");
 };
 
-// headersOf folds headers away: most attempts differ elsewhere.
+// headersOf shows headers in a closed section: attempts mostly differ elsewhere.
 const headersOf = (headers, label) => {
 	const list = pairsOf(headers);
 	if (!list.length) return undefined;
@@ -38,7 +38,7 @@ const headersOf = (headers, label) => {
 	return made;
 };
 
-// pairsOf reads headers as { name, value }, however they are written in JSON.
+// pairsOf returns headers as { name, value }, from either JSON form.
 const pairsOf = (headers) => {
 	if (!headers) return [];
 	if (Array.isArray(headers)) return headers.map((one) => (Array.isArray(one) ? { name: one[0], value: one[1] } : one));

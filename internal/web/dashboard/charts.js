@@ -1,4 +1,4 @@
-// Charts with axes, drawn of numbers only.
+// Charts with axes. They are drawn from numbers only.
 
 const svg = (name, attributes, ...content) => {
 	const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -7,7 +7,7 @@ const svg = (name, attributes, ...content) => {
 	return made;
 };
 
-// share draws how much of something is taken.
+// share draws the used part of a limit.
 const share = (taken, of) => {
 	const part = of > 0 ? Math.min(taken / of, 1) : 0;
 	return svg("svg", { class: "share", viewBox: "0 0 100 6", preserveAspectRatio: "none", "aria-hidden": "true" },
@@ -15,7 +15,7 @@ const share = (taken, of) => {
 		...(part ? [svg("rect", { class: "part", width: Math.max(part * 100, 3).toFixed(1), height: 6, rx: 3 })] : []));
 };
 
-// nice returns the smallest of a few round numbers times a power of ten that is n or more.
+// nice returns the smallest round number that is at least n.
 const nice = (n) => {
 	const power = 10 ** Math.floor(Math.log10(n));
 	return [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].find((step) => step * power >= n * 0.999) * power;
@@ -89,7 +89,7 @@ const draw = (chart) => {
 	}
 	parts.push(...timeTicks(chart, bottom));
 	series.forEach((s, n) => parts.push(...lineOf(chart, s, y, bottom, n === 0)));
-	if (!highest) parts.push(svg("text", { class: "quiet-note", x: (width + margin.left) / 2, y: bottom / 2 + 8, "text-anchor": "middle" }, "Nothing in this time"));
+	if (!highest) parts.push(svg("text", { class: "quiet-note", x: (width + margin.left) / 2, y: bottom / 2 + 8, "text-anchor": "middle" }, "No data in this time"));
 	if (chart.at !== undefined && times.length > 1) parts.push(...tooltip(chart, y, bottom));
 	place.replaceChildren(svg("svg", { width, height: chartHeight, viewBox: `0 0 ${width} ${chartHeight}`, "aria-hidden": "true" }, ...parts));
 	place.ariaLabel = spoken(chart);
@@ -143,8 +143,8 @@ const tooltip = (chart, y, bottom) => {
 	];
 };
 
-// spoken is what a screen reader says of a chart: its latest values, or those that
-// are pointed at.
+// spoken is the text of a chart for screen readers: its latest values, or the selected
+// ones.
 const spoken = ({ title, unit, at: i, times, series, format }) => {
 	const n = i ?? times.length - 1;
 	if (n < 0) return `${title}: nothing yet`;

@@ -1,4 +1,4 @@
-// Which tasks are listed: the search field, the filters and what is said of them.
+// The search field and the filters of the list of tasks.
 
 const filterNames = {
 	__proto__: null, // what is none of these in a URL is not asked for
@@ -8,7 +8,7 @@ const filterNames = {
 };
 const fields = ["host", "path", "last_error", "last_status_code", "status", "queue", "method", "id"];
 
-// guess says which filter a searched text is for. "host: c.example" names it.
+// guess returns the filter for a searched text. "host: c.example" names it.
 const guess = (text) => {
 	const [, name, rest] = /^(id|path|host|error|code|queue|method):\s*(.+)$/i.exec(text) ?? [];
 	if (name) {
@@ -24,7 +24,7 @@ const guess = (text) => {
 
 const wholeID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 
-// find narrows the list, or goes to the task if the text is the beginning of one ID.
+// find filters the list, or opens the task if the text is the beginning of one ID.
 const find = async (text) => {
 	if (wholeID.test(text)) {
 		location.hash = "#/tasks/" + encodeURIComponent(text.toLowerCase());
@@ -46,8 +46,8 @@ const find = async (text) => {
 	location.hash = tasksWith([...listing.filters.filter(([name]) => name !== key && name !== "after"), [key, value]]);
 };
 
-// showFilters fills the fields if the filters have changed: what is being typed while
-// the list is read again is left alone.
+// showFilters fills the fields if the filters have changed, so that a reload of the list
+// does not overwrite text that is being typed.
 let filtersShown;
 const showFilters = (filters) => {
 	const text = JSON.stringify(filters);
@@ -57,10 +57,10 @@ const showFilters = (filters) => {
 	for (const name of fields) choose(byID(name), chosen.get(name) ?? "", chosen.get(name));
 	const age = ["newer_than", "older_than"].find((key) => chosen.has(key));
 	choose(byID("age"), age ? `${age}=${chosen.get(age)}` : "", age && `${filterNames[age]} ${chosen.get(age)}`);
-	const said = filters.filter(([key]) => fields.includes(key));
-	byID("more").textContent = said.length ? `Filters (${said.length})` : "Filters";
-	byID("chips").hidden = !said.length;
-	byID("chips").replaceChildren(...said.map(([key, value]) => {
+	const active = filters.filter(([key]) => fields.includes(key));
+	byID("more").textContent = active.length ? `Filters (${active.length})` : "Filters";
+	byID("chips").hidden = !active.length;
+	byID("chips").replaceChildren(...active.map(([key, value]) => {
 		const rest = filters.filter(([name]) => name !== key && name !== "after");
 		const away = button("×", "chip-away", () => {
 			byID("search").focus(); // the button goes
@@ -71,7 +71,7 @@ const showFilters = (filters) => {
 	}));
 };
 
-// choose sets a field. A select gets an option for what was written into the URL.
+// choose sets a field. It adds an option to a select if the URL has another value.
 const choose = (field, value, label) => {
 	if (field.options && ![...field.options].some((option) => option.value === value)) {
 		const option = element("option", "", label);
@@ -103,7 +103,7 @@ const loadSuggestions = async () => {
 		suggest("queue-names", queues.map((queue) => queue.name));
 		suggest("host-names", hosts.map((host) => host.host));
 	} catch {
-		// They are a help only; whatever is wrong shows elsewhere.
+		// Suggestions are optional; errors show elsewhere.
 	}
 };
 

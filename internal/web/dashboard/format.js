@@ -1,5 +1,4 @@
-// How numbers, durations and times are written, and one phrase for how a task is
-// doing.
+// Formats of numbers, durations and times, and the phrase for a task's state.
 
 const {
 	byID, marked, element, duration, plural, statuses, sign, scrolling, raw, follow, stamp, showTimes, zone, remembered, remember,
@@ -17,7 +16,7 @@ const bytes = (n) => {
 	return `${value < 10 ? value.toFixed(1) : Math.round(value)} ${unit}`;
 };
 
-// span is a duration to be read at a glance.
+// span formats a duration roughly.
 const span = (ms) => {
 	const seconds = Math.max(ms, 0) / 1000;
 	if (seconds < 60) return `${Math.floor(seconds)} s`;
@@ -26,10 +25,10 @@ const span = (ms) => {
 	return `${Math.floor(seconds / 86400)} days`;
 };
 
-// timeOf is a point in time, with how long ago it was below it.
+// timeOf shows a time, with the time since then below it.
 const timeOf = (at) => element("span", "when", stamp(at), element("small", "", since(at)));
 
-// since is a time that counts: "3 min ago", or "in 2 h".
+// since shows a relative time that is updated: "3 min ago", or "in 2 h".
 const since = (at) => {
 	const made = element("time", "since");
 	made.dateTime = at;
@@ -44,7 +43,7 @@ const sinceText = (at) => {
 	return ms < 1000 ? "now" : `${span(ms)} ago`;
 };
 
-// forHow counts how long something has lasted: "12 min".
+// forHow shows the time since a start, updated: "12 min".
 const forHow = (at) => {
 	const made = since(at);
 	made.className = "for";
@@ -62,10 +61,10 @@ setInterval(() => {
 const states = ["queued", "running", "delivering", "done", "dead"];
 const stateNames = { __proto__: null, queued: "Queued", running: "Running", delivering: "Delivering", done: "Done", dead: "Dead" };
 
-// The tones: what a colour asks of the operator. bad: act. late: watch. busy: in
-// progress. good: as it should be. plain: nothing to do.
+// The tones, by what the operator should do. bad: act. late: watch. busy: in progress.
+// good: fine. plain: nothing to do.
 
-// phraseOf says how a task is doing in one tone and one phrase.
+// phraseOf returns the tone and the phrase for a task's state.
 const phraseOf = (task) => {
 	const tries = task.attempts?.length ?? task.attempt_count ?? 0;
 	const next = task.next_attempt_at && Date.parse(task.next_attempt_at) > Date.now() ? task.next_attempt_at : undefined;
@@ -80,10 +79,10 @@ const phraseOf = (task) => {
 	case "dead":
 		return ["bad", tries ? `Given up after ${plural(tries, "attempt")}` : "Given up"];
 	case "done": {
-		const told = task.delivered_at ? ", delivered" : "";
+		const delivered = task.delivered_at ? ", delivered" : "";
 		if (task.status === "COMPLETE") return ["good", task.delivered_at ? "Delivered" : "Complete"];
-		if (task.status === "TIMEOUT") return ["plain", `Timed out${told}`];
-		return ["plain", `${task.error === "canceled" ? "Canceled" : "Failed"}${told}`];
+		if (task.status === "TIMEOUT") return ["plain", `Timed out${delivered}`];
+		return ["plain", `${task.error === "canceled" ? "Canceled" : "Failed"}${delivered}`];
 	}
 	default:
 		return ["plain", marked(task.state ?? "unknown")];
@@ -94,16 +93,15 @@ const doing = (tone, ...phrase) => element("span", `doing ${tone}`, ...phrase.fl
 
 const phrase = (task) => doing(...phraseOf(task));
 
-// verdictOf is a tag in letters: what the endpoint came to. It has no colour, so
-// that the row has one.
+// verdictOf is a tag with the verdict. It has no colour, so that each row has only one.
 const verdictOf = (task) => {
 	if (!task.status) return undefined;
 	const made = element("span", "tag", marked(task.status));
 	return task.upstream_status ? element("span", "tagged", made, " ", element("small", "", String(task.upstream_status))) : made;
 };
 
-// callbackOf draws the attempts as dots, the last at the right: filled if the
-// receiver accepted.
+// callbackOf draws the attempts as dots, the last one on the right. A dot is filled if
+// the receiver accepted.
 const dotsShown = 8;
 const callbackOf = (task) => {
 	const attempts = task.attempts ?? [];
@@ -118,7 +116,7 @@ const callbackOf = (task) => {
 
 const accepted = (attempt) => attempt.status_code >= 200 && attempt.status_code < 300;
 
-// reasonOf says why a task is not done, or why it failed.
+// reasonOf returns why a task is not done, or why it failed.
 const reasonOf = (task) => {
 	if (task.reason) return task.reason;
 	if (task.last_error) return task.last_error;
@@ -129,6 +127,6 @@ const reasonOf = (task) => {
 	return task.error;
 };
 
-// shortID is the beginning of an ID, long enough to tell apart those of the same
-// millisecond: an ID begins with the time.
+// shortID is the beginning of an ID. IDs begin with the time, so it is long enough to
+// differ within a millisecond.
 const shortID = (id) => id.slice(0, 18);

@@ -1,11 +1,11 @@
-// Keyboard shortcuts. They can be switched off: who dictates, or types by accident,
-// must not set anything off.
+// Keyboard shortcuts. They can be switched off, because dictation or accidental typing
+// must not trigger them.
 
 const views = ["overview", "tasks", "hosts", "queues", "schedules"];
 
 const shortcutsOn = () => byID("keys-on").checked;
 
-// step moves the focus to the next row's link, or the one before.
+// step moves the focus to the link of the next or previous row.
 const step = (by) => {
 	const rows = [...document.querySelectorAll("main > section:not([hidden]) .grid tbody tr")];
 	if (!rows.length) return;

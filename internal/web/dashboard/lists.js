@@ -1,7 +1,6 @@
 // Hosts, queues and schedules, the worst first.
 
-// worseHost orders hosts: those that fail, by how much is pending, then those that are
-// paused.
+// worseHost orders hosts: failing ones first, by pending deliveries, then paused ones.
 const worseHost = (a, b) => rankOf(b) - rankOf(a) || b.pending - a.pending || a.host.localeCompare(b.host);
 const rankOf = (host) => (host.failures > 0 ? 2 : 0) + (host.paused ? 1 : 0);
 
@@ -10,7 +9,7 @@ const hostReason = ({ last_status: code, last_error: error = "" }) => (code && !
 const hostPhrase = (host) => {
 	if (host.paused) return doing("late", "Paused");
 	if (host.failures > 0) return host.failing_since ? doing("bad", "Fails for", forHow(host.failing_since)) : doing("bad", "Fails");
-	if (host.rate_limited) return doing("busy", "Held back by the rate");
+	if (host.rate_limited) return doing("busy", "Waiting for the rate limit");
 	return host.in_flight > 0 ? doing("busy", "Delivering") : doing("good", "Works");
 };
 
@@ -50,11 +49,11 @@ const lists = {
 					q.max_queued ? element("small", "", ` of ${number(q.max_queued)}`) : "", q.max_queued ? share(q.queued, q.max_queued) : ""],
 			},
 			{ name: "Delayed", className: "number", cell: (q) => number(q.delayed) },
-			{ name: "Running", className: "number", cell: (q) => [number(q.running), element("small", "", ` ${q.workers ? `with ${plural(q.workers, "worker")} here` : "none here"}`)] },
+			{ name: "Running", className: "number", cell: (q) => [number(q.running), element("small", "", ` ${q.workers ? `with ${plural(q.workers, "worker")} here` : "no worker here"}`)] },
 			{ name: "Oldest", className: "time", cell: (q) => q.oldest && timeOf(q.oldest) },
 			{ name: "Action", className: "act", unseen: true, cell: (q) => pausing("queues", q.name, q.paused, refresh) },
 		],
-		empty: ["No queue yet", "A queue is there when a route has ", element("code", "", "task_queue <name>"), "."],
+		empty: ["No queue yet", "Add ", element("code", "", "task_queue <name>"), " to a route to create a queue."],
 	},
 	schedules: {
 		title: "Schedules, the next run first",
@@ -68,11 +67,11 @@ const lists = {
 			{ name: "Next run", className: "time", cell: (s) => s.next_run && timeOf(s.next_run) },
 			{ name: "Action", className: "act", unseen: true, cell: (s) => s.id && runNow(s) },
 		],
-		empty: ["No schedule", "A queue's option ", element("code", "", "schedule <cron>"), " makes a task at every run time."],
+		empty: ["No schedule", "The option ", element("code", "", "schedule <cron>"), " of a queue creates a task at every run time."],
 	},
 };
 
-// runNow makes the button that runs a schedule at once.
+// runNow makes the button that runs a schedule now.
 const runNow = (schedule) => {
 	const made = button("Run now", "quiet", () => confirmed({
 		title: "Run this schedule now?",

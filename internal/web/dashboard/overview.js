@@ -1,8 +1,8 @@
-// The overview: figures, what needs attention, and the charts.
+// The overview: figures, problems and charts.
 
 const figures = {};
 
-// figure shows a number. Its parts are changed in place, so that nothing jumps.
+// figure shows a number. It changes in place, so that the page does not jump.
 const figure = (key, title, href, value, { tone = "", unit = "" } = {}) => {
 	figures[key] ??= (() => {
 		const shown = element("b", ""), made = link("", href, "figure");
@@ -32,7 +32,7 @@ const showFigures = (hosts, queues) => {
 	figure("dead", "Dead", "#/tasks?state=dead", number(counts?.dead), { tone: counts?.dead ? "bad" : "" });
 };
 
-// attention lists what an operator should look at, the worst first.
+// attention lists problems for the operator, the worst first.
 const attention = (hosts, queues) => {
 	const found = [];
 	for (const host of [...hosts].sort(worseHost)) {
@@ -54,7 +54,7 @@ const attentionShown = 10;
 let attentionText;
 const showAttention = (hosts, queues) => {
 	const found = attention(hosts, queues);
-	const text = JSON.stringify(found.map(([tone, said, reason]) => [tone, said.map((part) => part.dateTime ?? part.textContent ?? part).join(""), reason]));
+	const text = JSON.stringify(found.map(([tone, phrase, reason]) => [tone, phrase.map((part) => part.dateTime ?? part.textContent ?? part).join(""), reason]));
 	if (text === attentionText) return;
 	attentionText = text;
 	const place = byID("attention");
@@ -62,8 +62,8 @@ const showAttention = (hosts, queues) => {
 	if (!found.length) {
 		place.replaceChildren(element("p", "well", sign("✓"), "Nothing fails, nothing is paused, no task is dead."));
 	} else {
-		place.replaceChildren(element("ul", "alarms", ...found.slice(0, attentionShown).map(([tone, said, reason]) =>
-			element("li", tone, element("p", "", ...said), reason ? element("p", "reason", marked(reason)) : ""))));
+		place.replaceChildren(element("ul", "alarms", ...found.slice(0, attentionShown).map(([tone, phrase, reason]) =>
+			element("li", tone, element("p", "", ...phrase), reason ? element("p", "reason", marked(reason)) : ""))));
 		if (found.length > attentionShown) place.append(element("p", "note", link(`${number(found.length - attentionShown)} more`, "#/hosts")));
 	}
 	if (focused) (place.querySelector(`a[href="${CSS.escape(focused)}"]`) ?? byID("overview-title")).focus();
@@ -84,7 +84,7 @@ let charts; // they are made once they are shown
 const spans = [["2", "Last 2 minutes"], ["5", "Last 5 minutes"], ["10", "Last 10 minutes"]];
 let latest; // the overview as last heard
 
-// latencyKept are the latencies as this page has heard them, by time: the API has no
+// latencyKept are the latencies that this page has received, by time: the API keeps no
 // history of them.
 const latencyHeard = [];
 const mostHeard = 600;

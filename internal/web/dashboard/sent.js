@@ -7,23 +7,23 @@ const callbackSection = (task) => {
 		made.replaceChildren(made.firstElementChild, ...drawCallback(callback));
 	}, (problem) => {
 		made.replaceChildren(made.firstElementChild, element("p", "note", problem.status === 404
-			? "The result is not kept any more, so that the callback cannot be shown." : marked(problem.message)));
+			? "The result is no longer kept, so the callback cannot be shown." : marked(problem.message)));
 	});
 	return made;
 };
 
-// mostShown is how much of a body is laid out; more makes the browser slow.
+// mostShown is how much of a body is shown; more makes the browser slow.
 const mostShown = 64 << 10;
 
 const loadCallback = async (id) => {
-	const said = await call(at("tasks", id, "callback"));
-	const body = said.body ?? "";
-	const size = said.body_base64 ? atob(said.body_base64).length : new TextEncoder().encode(body).length;
-	return { ...said, id, headers: pairsOf(said.headers), body, whole: size >= said.body_size };
+	const answer = await call(at("tasks", id, "callback"));
+	const body = answer.body ?? "";
+	const size = answer.body_base64 ? atob(answer.body_base64).length : new TextEncoder().encode(body).length;
+	return { ...answer, id, headers: pairsOf(answer.headers), body, whole: size >= answer.body_size };
 };
 
-// wholeOf is a callback with all of its body: the API's document has the beginning of
-// a long one.
+// wholeOf is a callback with its whole body: the API's document has only the beginning
+// of a long one.
 const wholeOf = async ({ id, method, url, headers, body, body_base64: base64, whole }) => {
 	if (whole) return { method, url, headers, body, base64 };
 	const bytes = new Uint8Array(await (await ask(at("tasks", id, "callback") + "?raw=true")).arrayBuffer());

@@ -1,5 +1,5 @@
-// Tables whose rows are changed in place: a list that is read again does not jump,
-// and what has the focus keeps it.
+// Tables whose rows change in place, so that a reload of the list keeps the focus and
+// the scroll position.
 
 const link = (text, href, className = "") => {
 	const made = element("a", className, text);
@@ -14,9 +14,9 @@ const tasksWith = (filters) => {
 
 const emptyList = (title, ...hint) => element("div", "empty", element("p", "empty-title", title), element("p", "", ...hint));
 
-// A column is { name, cell, className, unseen, head }: cell returns what a row's cell
-// has. The first column that is not unseen names the row. head returns what an unseen
-// column has in place of its name.
+// A column is { name, cell, className, unseen, head }. cell returns the content of a
+// row's cell. The first column that is not unseen is the row's header. head returns the
+// header of an unseen column, in place of its name.
 const headOf = (columns) => {
 	const row = element("tr", "");
 	for (const { name, className = "", unseen, head } of columns) {
@@ -40,8 +40,8 @@ const cellsOf = (columns, row) => {
 
 const focusables = "a[href], button, input";
 
-// fillRow draws the cells of a row that have changed: a button must not go while it is
-// pressed. What had the focus is looked for at its place.
+// fillRow redraws only the changed cells of a row: a button must not disappear while it
+// is pressed. Then it restores the focus.
 const fillRow = (made, columns, row) => {
 	const focused = [...made.querySelectorAll(focusables)].indexOf(document.activeElement);
 	cellsOf(columns, row).forEach((cell, i) => {
@@ -51,9 +51,9 @@ const fillRow = (made, columns, row) => {
 	if (focused >= 0 && !made.contains(document.activeElement)) made.querySelectorAll(focusables)[focused]?.focus();
 };
 
-// drawTable shows rows in a place, in their order. While the reader is at the table,
-// with the pointer or the focus, the rows that are there stay where they are, and new
-// ones come last. head gets the focus when the row that had it goes.
+// drawTable shows rows in order. While the pointer or the focus is in the table, the
+// listed rows keep their positions and new ones are added at the end. head gets the
+// focus when the focused row is removed.
 const drawTable = (place, { title, columns, rows, keyOf, empty, head }) => {
 	let table = place.querySelector("table");
 	const hadFocus = place.contains(document.activeElement);
@@ -89,7 +89,7 @@ const drawTable = (place, { title, columns, rows, keyOf, empty, head }) => {
 	if (hadFocus && !place.contains(document.activeElement)) byID(head).focus();
 };
 
-// suggest lists values that a field may have.
+// suggest sets the suggestions of a field.
 const suggest = (id, values) => {
 	byID(id).replaceChildren(...values.map((value) => {
 		const option = element("option", "");

@@ -1,4 +1,4 @@
-// One task: how it is doing, what can be done, what was sent and answered.
+// One task: its state, its actions, its attempts and its callback.
 
 let shownTask; // the document on the page, as text: it is drawn anew only if it has changed
 
@@ -31,7 +31,7 @@ const showTask = async (id, signal) => {
 const sameTask = (id) => shownTask !== undefined && JSON.parse(shownTask).task_id === id;
 
 const drawTask = (task) => {
-	// What was opened stays open, and what had the focus has it.
+	// Keep open sections open, and keep the focus.
 	const place = byID("document");
 	const open = new Set([...place.querySelectorAll("details[open] > summary")].map((summary) => summary.dataset.key));
 	const focused = place.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
@@ -54,13 +54,13 @@ const drawTask = (task) => {
 
 const section = (title, ...content) => element("section", "part", element("h3", "", title), ...content);
 
-// actionsOf are the buttons, each with what it will do.
+// actionsOf returns the buttons of the actions, each with a description.
 const actionsOf = (task) => element("ul", "actions", ...verbsFor(task.state).filter((verb) => verb !== "redeliver" || task.callback_host).map((verb) => {
 	const { name, says, grave } = verbs[verb];
 	const made = button(name, grave ? "grave" : "", () => actOnOne(verb, task, refresh));
 	made.dataset.key = verb;
 	const exact = verb === "retry" && task.next_attempt_at && Date.parse(task.next_attempt_at) > Date.now()
-		? ["The next attempt, ", since(task.next_attempt_at), ", is made at once instead."] : [says];
+		? ["The next attempt, ", since(task.next_attempt_at), ", starts now instead."] : [says];
 	return element("li", "", made, element("span", "", ...exact));
 }));
 
@@ -89,7 +89,7 @@ const factsOf = (task) => {
 const happenings = {
 	__proto__: null,
 	accepted: "Accepted", started: "Started", next_start: "Next start", verdict: "Verdict", attempt: "Attempt",
-	next_attempt: "Next attempt", redelivered: "Redelivered by hand", delivered: "Delivered", dead: "Given up",
+	next_attempt: "Next attempt", redelivered: "Redelivered manually", delivered: "Delivered", dead: "Given up",
 };
 const happeningTones = { __proto__: null, delivered: "good", dead: "bad", next_attempt: "late", next_start: "late" };
 

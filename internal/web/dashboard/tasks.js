@@ -1,15 +1,15 @@
-// The list of tasks: its states, its pages, and the tasks that are selected.
+// The list of tasks: its states, its pages and the selected tasks.
 
 let counts; // of tasks, by state, as last heard
 
-// listing is what is shown: its filters and tasks by ID, in their order.
+// listing is the list: its filters, and its tasks by ID, in order.
 const listing = { filters: [], tasks: new Map(), next: "", scanned: 0, news: 0, gone: new Set(), read: "" };
 
-// picked are the selected tasks by ID; all says that all that match are meant.
+// picked are the selected tasks by ID. all is set if all tasks that match are selected.
 const picked = { tasks: new Map(), all: false };
 
-// showStates draws the tabs once and changes them in place from then on: a link that
-// is replaced loses the focus.
+// showStates draws the tabs once and then changes them in place: a replaced link loses
+// the focus.
 const showStates = () => {
 	const nav = byID("states");
 	if (!nav.hasChildNodes()) {
@@ -64,8 +64,8 @@ const taskColumns = [
 	{
 		name: "Status", className: "doing-cell", cell: (task) => {
 			const reason = reasonOf(task);
-			const said = reason ? element("small", "reason", marked(reason.slice(0, 240))) : "";
-			return [phrase(task), said];
+			const detail = reason ? element("small", "reason", marked(reason.slice(0, 240))) : "";
+			return [phrase(task), detail];
 		},
 	},
 	{ name: "Verdict", className: "fits", cell: verdictOf },
@@ -81,8 +81,8 @@ const taskColumns = [
 
 const pageSize = 50, mostAnswers = 10;
 
-// readTasks reads a page. One answer of the API looks at a few thousand tasks, of which
-// few may match: some more are asked for, then the reader decides.
+// readTasks reads a page. The API searches a few thousand tasks per request, of which
+// few may match, so readTasks sends some more requests. Then the reader decides.
 const readTasks = async (filters, signal) => {
 	const query = new URLSearchParams(filters);
 	const read = { tasks: [], scanned: 0, next: "" };
@@ -93,12 +93,12 @@ const readTasks = async (filters, signal) => {
 		read.tasks.push(...answer.tasks);
 		read.scanned += answer.scanned ?? 0;
 		read.next = answer.next ?? "";
-		if (answers && !listing.tasks.size) byID("listed").textContent = `${number(read.scanned)} tasks looked at`;
+		if (answers && !listing.tasks.size) byID("listed").textContent = `${number(read.scanned)} tasks searched`;
 	}
 	return read;
 };
 
-// showTasks reads the list anew, for the reader who asks for it.
+// showTasks reloads the list on request of the reader.
 const showTasks = async (filters, signal) => {
 	if (JSON.stringify(filters) !== JSON.stringify(listing.filters)) {
 		clearPicked();
@@ -119,15 +119,15 @@ const showTasks = async (filters, signal) => {
 
 const countsText = () => JSON.stringify(counts);
 
-// renewTasks changes the tasks that are shown, in place. New ones are only counted: the
-// list does not move under the reader's hand.
+// renewTasks updates the listed tasks in place. It only counts new ones, so that the list
+// does not move under the pointer.
 const renewTasks = async (signal) => {
 	if (listing.read === countsText()) return; // nothing has happened
 	const heard = countsText();
 	const query = new URLSearchParams(listing.filters);
 	query.set("limit", String(pageSize));
 	const { tasks, next = "" } = await call(`tasks?${query}`, { signal });
-	// Of those that are older than the last one read, nothing is known.
+	// Tasks older than the last one read are unknown.
 	const oldest = next ? Math.min(...tasks.map((task) => Date.parse(task.created_at))) : -Infinity;
 	const seen = new Set(tasks.map((task) => task.task_id));
 	const paged = listing.filters.some(([key]) => key === "after");
@@ -152,16 +152,16 @@ const drawTasks = () => {
 	showPicked();
 };
 
-// A page that is not full and has a next one was not read to its end.
+// A page that is not full but has a next page was not searched completely.
 const listedText = (found) => {
 	const { next, scanned, filters } = listing;
 	if (!found) return "No task";
-	if (next && found < pageSize) return `${plural(found, "task")} among ${number(scanned)} looked at; the next page looks further`;
+	if (next && found < pageSize) return `${plural(found, "task")} in ${number(scanned)} searched; the next page continues the search`;
 	return `${plural(found, "task")}${next || filters.some(([key]) => key === "after") ? " on this page" : ""}`;
 };
 
 const noTasks = (filters, next, scanned) => {
-	if (next) return emptyList("No match so far", `${plural(scanned ?? 0, "task")} looked at. The next page looks further.`);
+	if (next) return emptyList("No match so far", `${plural(scanned ?? 0, "task")} searched. The next page continues the search.`);
 	if (filters.length) return emptyList("No task matches", "Remove a filter, or choose another state.");
 	return emptyList("No task yet", "Send a request with a ", element("code", "", "callback_url"), " through the gateway, or one to a queue.");
 };
@@ -177,7 +177,7 @@ const showPages = (filters, next) => {
 	if (leaving) byID("tasks-title").focus(); // a page is read from its top
 };
 
-// Selecting.
+// The selection.
 
 const pick = (id, on) => {
 	if (picked.all) { // all but this one
@@ -217,13 +217,13 @@ const showPicked = () => {
 		if (hadFocus) byID("tasks-title").focus();
 		return;
 	}
-	const said = picked.all ? "All that match" : plural(n, "task");
+	const label = picked.all ? "All that match" : plural(n, "task");
 	const able = possible();
-	const key = `${said} ${able}`;
+	const key = `${label} ${able}`;
 	if (bulk.dataset.key === key && bulk.hasChildNodes()) return; // its buttons may have the focus
 	bulk.dataset.key = key;
 	bulk.replaceChildren(
-		element("p", "bulk-said", element("b", "", said), " selected"),
+		element("p", "bulk-said", element("b", "", label), " selected"),
 		...able.map((verb) => button(`${verbs[verb].many}…`, verbs[verb].grave ? "quiet grave" : "quiet", () => {
 			actOnMany(verb, picked.all ? { filters: matching() } : { ids: [...picked.tasks.keys()] }, () => {
 				clearPicked();
@@ -234,7 +234,7 @@ const showPicked = () => {
 	);
 };
 
-// possible are the verbs that apply to one of the selected tasks.
+// possible returns the verbs that apply to at least one selected task.
 const possible = () => {
 	const state = new Map(listing.filters).get("state");
 	const among = picked.all ? (state ? [state] : states) : [...picked.tasks.values()].map((task) => task.state);
@@ -248,7 +248,7 @@ byID("select-all").addEventListener("click", () => {
 });
 byID("refresh").addEventListener("click", () => refresh());
 
-// A click anywhere in a row opens it, but for what can be operated by itself.
+// A click anywhere in a row opens it, except on links, buttons and fields.
 byID("list").addEventListener("click", (event) => {
 	const row = event.target.closest("tbody tr");
 	if (!row || event.target.closest("a, button, input, .pick") || getSelection().toString()) return;

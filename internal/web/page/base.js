@@ -1,16 +1,16 @@
 "use strict";
-// What the pages have in common. What they show was sent by strangers: it goes
-// into a page as text (textContent, text nodes), never as HTML, and characters
-// that are invisible or turn the direction of the text are shown by their numbers.
+// Functions of both pages. The pages show untrusted data: it is inserted as text
+// (textContent, text nodes), never as HTML, and invisible characters and direction
+// marks are shown as numbers.
 const shared = (() => {
 	const byID = (id) => document.getElementById(id);
 
-	// Controls but tab and line feed, and what Unicode has for invisible marks: a
-	// name with U+202E in it would read backwards, one with U+200B like another.
+	// Control characters except tab and line feed, and Unicode's invisible marks: a name
+	// with U+202E would read backwards, one with U+200B would look like another.
 	const unseen = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\u{e0000}-\u{e0fff}]/gu;
 
-	// marked makes foreign text safe. In a bdi, what is written from right to left
-	// turns nothing around it.
+	// marked makes untrusted text safe. Text from right to left is in a bdi, so that it
+	// does not affect its surroundings.
 	const marked = (text) => {
 		const parts = document.createElement("bdi");
 		let end = 0;
@@ -23,8 +23,8 @@ const shared = (() => {
 		return parts;
 	};
 
-	// element makes an element of texts, which may be foreign ones made safe by
-	// marked, and of other elements.
+	// element makes an element from texts, which marked makes safe if they are untrusted,
+	// and from other elements.
 	const element = (name, className, ...content) => {
 		const made = document.createElement(name);
 		if (className) made.className = className;
@@ -43,8 +43,8 @@ const shared = (() => {
 
 	const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 
-	// Colour, and a sign for those who do not see it. Without a prototype: a sender
-	// whose status is "constructor" would find one there.
+	// The colour of a status, and a sign for people who do not see it. The object has no
+	// prototype, because a status may be "constructor".
 	const statuses = {
 		__proto__: null,
 		COMPLETE: ["good", "✓"],
@@ -58,7 +58,7 @@ const shared = (() => {
 		return made;
 	};
 
-	// What scrolls must take the focus, or the keyboard cannot scroll it.
+	// A scrolling element must be focusable, or the keyboard cannot scroll it.
 	const scrolling = (made, label) => {
 		made.tabIndex = 0;
 		made.role = "group";
@@ -72,13 +72,12 @@ const shared = (() => {
 		return made;
 	};
 
-	// follow reads server-sent events. address says from where, and listeners are
-	// called by the events' names. It returns what stops it.
+	// follow reads server-sent events. address returns the URL, and listeners has a
+	// function for each event name. follow returns a function that stops it.
 	//
-	// An EventSource that fails connects again by itself, always after the same
-	// time, or never (after a 503, say). So it is given up at the first failure,
-	// and a new one waits longer each time: a server that comes up again is not
-	// met by every open page at once.
+	// A failed EventSource reconnects by itself after a constant time, or never, for
+	// example after a 503. So follow closes it at the first failure and waits longer each
+	// time: not all open pages should reconnect at once when a server restarts.
 	const follow = (address, listeners) => {
 		const firstWait = 500, longestWait = 30000;
 		const settled = 5000; // how long a connection must last to count as a good one
@@ -111,8 +110,7 @@ const shared = (() => {
 		};
 	};
 
-	// What a reader chose for this browser; nothing is remembered where that is
-	// forbidden.
+	// Preferences of this browser. They are not stored if the browser forbids it.
 	const remembered = (name) => {
 		try {
 			return localStorage.getItem(name);
@@ -124,11 +122,11 @@ const shared = (() => {
 		try {
 			localStorage.setItem(name, value);
 		} catch {
-			// It holds until the page is closed.
+			// The preference applies until the page is closed.
 		}
 	};
 
-	// Times have one format, with milliseconds: local, or UTC with a Z.
+	// Times have one format with milliseconds: local, or UTC with a Z.
 	let utc = remembered("callback-zone") === "utc";
 	const stampText = (at, inUTC = utc) => {
 		const time = new Date(at);
@@ -152,7 +150,7 @@ const shared = (() => {
 		}
 	};
 
-	// copy puts text on the clipboard and says so on the button.
+	// copy copies text to the clipboard and confirms it on the button.
 	const copy = async (text, button) => {
 		const before = button.textContent;
 		let copied = true;
@@ -173,11 +171,11 @@ const shared = (() => {
 
 	const quoted = (text) => "'" + text.replaceAll("'", "'\\''") + "'";
 
-	// What curl sets by itself, or what concerns the connection alone.
+	// Headers that curl sets by itself, or that belong to the connection.
 	const ownHeaders = ["accept-encoding", "connection", "content-length", "host", "transfer-encoding"];
 
-	// curl is a command for a shell that sends the request. A body that is no text
-	// comes in base64.
+	// curl returns a shell command that sends the request. A body that is not text is in
+	// base64.
 	const curlCommand = ({ method, url, headers, body = "", base64 = "" }) => {
 		const coded = base64 || (body.includes("\0") ? btoa(String.fromCharCode(...new TextEncoder().encode(body))) : "");
 		const parts = ["curl", "-X " + quoted(method)];
@@ -190,8 +188,8 @@ const shared = (() => {
 		return (coded ? `printf %s ${quoted(coded)} | base64 -d | ` : "") + parts.join(" \\\n  ");
 	};
 
-	// indented lays JSON out, a value a line, and leaves every number and string as
-	// it is written; undefined if the text is no JSON.
+	// indented formats JSON with one value per line, and keeps numbers and strings as
+	// written. It returns undefined if the text is not JSON.
 	const deepest = 40; // levels that are indented: of very deep ones the text would grow with the square
 	const indented = (text) => {
 		try {

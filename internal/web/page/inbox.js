@@ -35,7 +35,7 @@
 		part("request").append(marked(`${callback.method} ${callback.path}${callback.query ? "?" + callback.query : ""}`));
 		const glance = callback.pairs.map(({ name, value }) => `${name}=${value}`).join("  ") || callback.body || plural(callback.body_size, "byte");
 		part("preview").append(marked(glance.slice(0, 200)));
-		// A callback that nobody opens costs no more than this.
+		// The rest is built only when the callback is opened.
 		const open = () => {
 			if (card.open && !part("inside").hasChildNodes()) fill(part("inside"), callback);
 		};
@@ -69,11 +69,11 @@
 		button("Forward…", () => forward(callback)),
 	);
 
-	// here is the URL that the callback was sent to, as this page knows it.
+	// here is the URL that the callback was sent to, as seen by this page.
 	const here = (callback) => location.origin + callback.path + (callback.query ? "?" + callback.query : "");
 
-	// commandOf is the command that sends the callback again. The list has only the
-	// beginning of a long body: the rest is fetched.
+	// commandOf returns the command that sends the callback again. The list has only the
+	// beginning of a long body, so the rest is fetched.
 	const commandOf = async (callback, url) => {
 		let { body, body_base64: base64 } = callback;
 		if (callback.body_truncated) {
@@ -104,13 +104,13 @@
 		return made;
 	};
 
-	// What the sender says of the pairs, and what is not shown of them.
+	// The sender's notes about the pairs, and whether some are not shown.
 	const notesOn = (callback) => {
 		const header = (name) => callback.headers.find((h) => h.name === name)?.value;
 		const notes = [];
 		if (header("callback-encoding")) notes.push(element("span", "", "The response is in ", marked(header("callback-encoding")), "."));
-		if (header("callback-truncated")) notes.push(element("span", "", "The sender cut the result, which has ", marked(header("callback-truncated")), " bytes in full."));
-		if (callback.pairs_truncated) notes.push("There is more than is shown here.");
+		if (header("callback-truncated")) notes.push(element("span", "", "The sender truncated the result, which has ", marked(header("callback-truncated")), " bytes."));
+		if (callback.pairs_truncated) notes.push("Only a part is shown.");
 		return notes;
 	};
 
@@ -138,24 +138,24 @@
 			if (pretty !== undefined && pretty !== callback.body) {
 				const shown = element("pre", "long", marked(pretty));
 				made.append(scrolling(shown, "Body"));
-				const toggle = button("Show as it was sent", () => {
-					const asSent = toggle.textContent === "Show as it was sent";
+				const toggle = button("Show as sent", () => {
+					const asSent = toggle.textContent === "Show as sent";
 					shown.replaceChildren(marked(asSent ? callback.body : pretty));
-					toggle.textContent = asSent ? "Show indented" : "Show as it was sent";
+					toggle.textContent = asSent ? "Show indented" : "Show as sent";
 				});
 				made.append(element("p", "note", toggle));
 			} else {
 				made.append(scrolling(element("pre", "long", marked(callback.body)), "Body"));
 			}
 		}
-		if (callback.body_truncated) made.append(element("p", "note", `Only the beginning is shown; ${plural(callback.body_kept, "byte")} of it are kept.`));
-		if (callback.body_error) made.append(element("p", "note", "Not all of it came: ", marked(callback.body_error)));
+		if (callback.body_truncated) made.append(element("p", "note", `Only the beginning is shown; the inbox keeps ${plural(callback.body_kept, "byte")}.`));
+		if (callback.body_error) made.append(element("p", "note", "The body is incomplete: ", marked(callback.body_error)));
 		if (callback.body_kept) {
 			const link = element("a", "", "Download the body");
 			link.href = `${address}?body=${callback.number}`;
 			made.append(element("p", "note", link));
 		} else if (!callback.body_size) {
-			made.append(element("p", "note", "It has no body."));
+			made.append(element("p", "note", "The callback has no body."));
 		}
 		return made;
 	};
@@ -197,7 +197,7 @@
 		count();
 	};
 
-	// Spoken once a second at most, however many come.
+	// Announce at most once a second.
 	let unsaid = [];
 	const announce = (callback) => {
 		unsaid.push(callback);
@@ -242,12 +242,12 @@
 			const callback = JSON.parse(event.data);
 			const first = !shown.length && callback.number > last;
 			add(callback, callback.number > last);
-			// Who waits for the first one, or comes to see the last, sees all of it.
+			// Open the first callback, and the latest one when the page is opened.
 			if (first || callback.number === last) list.firstElementChild.firstElementChild.open = true;
 		},
 	});
 
-	// --- The address, and the command that sends something to it ---
+	// --- The URL of the inbox, and the command that sends a callback to it ---
 
 	byID("where").textContent = location.pathname;
 	document.title = "Callback inbox " + location.pathname;
@@ -263,7 +263,7 @@
 
 	byID("copy").addEventListener("click", () => copy(byID("command").textContent, byID("copy")));
 
-	// --- Forwarding: the server sends the callback on, where its configuration says so ---
+	// --- Forwarding by the server, if its configuration allows it ---
 
 	const origins = settings.forwardTo.split(" ").filter(Boolean);
 	let forwarding; // the callback that the dialog is about
@@ -279,8 +279,8 @@
 
 	byID("forward-send").disabled = !origins.length;
 	byID("forward-hint").replaceChildren(...(origins.length
-		? ["Any path below ", element("b", "", origins.join(", ")), ". It is sent as it came, signature included."]
-		: ["This inbox forwards nothing: its option ", element("code", "", "forward_to"), " names no origin. The command does the same from your machine."]));
+		? ["Any path below ", element("b", "", origins.join(", ")), ". It is sent unchanged, including the signature."]
+		: ["This inbox does not forward: set the option ", element("code", "", "forward_to"), " to allow origins. The command does the same from your machine."]));
 	byID("forward-origins").append(...origins.map((origin) => {
 		const option = element("option", "");
 		option.value = origin + "/";
