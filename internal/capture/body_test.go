@@ -243,10 +243,10 @@ func TestCodingsOfRequests(t *testing.T) {
 		"gzip twice":               {"gzip, gzip", gzipped(gzipped([]byte(task))), "", Coding},
 		"an unknown coding":        {"compress", []byte(task), "", Coding},
 		"no gzip":                  {"gzip", []byte(task), "", Encoded},
-		"gzip that breaks off":     {"gzip", gzipped([]byte(task))[:30], "", Encoded},
+		"truncated gzip":           {"gzip", gzipped([]byte(task))[:30], "", Encoded},
 		"a bomb":                   {"gzip", gzipped(zeros), "", Encoded},
 		"no JSON":                  {"", []byte(`{'callback_url':'http://c.example/'}`), "", NotJSON},
-		"JSON that breaks off":     {"", []byte(task[:len(task)-1]), "", NotJSON},
+		"truncated JSON":           {"", []byte(task[:len(task)-1]), "", NotJSON},
 		"a name that is no member": {"", []byte(`{"a":"callback_url"}`), "", ""},
 		"no JSON and no name":      {"", []byte(`{"a"`), "", ""},
 	} {

@@ -208,7 +208,7 @@ func FuzzMember(f *testing.F) {
 		want, refused := expected(data, field)
 		got, _, err := member(data, field, false)
 		if got != want || (err != nil) != refused {
-			t.Errorf("the member is %q, %v, not %q, refused %v", got, err, want, refused)
+			t.Errorf("the member is %q, %v, want %q, refused %v", got, err, want, refused)
 		}
 		_, _, _ = member(data, field, true)
 	})
@@ -231,7 +231,7 @@ func FuzzFindURL(f *testing.F) {
 		r.Header.Set("Content-Encoding", codings)
 		value, err := find(r, limit)
 		if got, err := io.ReadAll(r.Body); err != nil || !bytes.Equal(got, data) {
-			t.Fatalf("the body is put back as %q, %v, not %q", got, err, data)
+			t.Fatalf("the body is put back as %q, %v, want %q", got, err, data)
 		}
 		if err := r.Body.Close(); err != nil {
 			t.Fatal(err)
@@ -243,7 +243,7 @@ func FuzzFindURL(f *testing.F) {
 			return
 		}
 		if want, refused := expected(bytes.TrimPrefix(data, utf8BOM), field); value != want || (err != nil) != refused {
-			t.Errorf("the URL is %q, %v, not %q, refused %v", value, err, want, refused)
+			t.Errorf("the URL is %q, %v, want %q, refused %v", value, err, want, refused)
 		}
 	})
 }

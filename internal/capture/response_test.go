@@ -53,17 +53,17 @@ func TestResponseIsRecordedBeforeItsLastByte(t *testing.T) {
 		writes []string
 		want   string
 	}{
-		"of a known length":      {200, "6", []string{"abc", "def"}, "OK abc recorded def"},
-		"at once":                {404, "3", []string{"abc"}, "Not Found recorded abc"},
-		"an empty body":          {200, "0", nil, "OK recorded"},
-		"no content":             {204, "", nil, "No Content recorded"},
-		"not modified":           {304, "1234", nil, "Not Modified recorded"},
-		"early hints before it":  {103, "3", []string{"abc"}, "Early Hints OK recorded abc"},
-		"a length that is none":  {200, "-3", []string{"abc"}, "OK abc"},
-		"a length that is words": {200, "three", []string{"abc"}, "OK abc"},
-		"no length":              {200, "", []string{"abc"}, "OK abc"},
-		"less than the length":   {200, "9", []string{"abc"}, "OK abc"},
-		"more than the length":   {200, "2", []string{"abc", "def"}, "OK recorded abc def"},
+		"of a known length":     {200, "6", []string{"abc", "def"}, "OK abc recorded def"},
+		"at once":               {404, "3", []string{"abc"}, "Not Found recorded abc"},
+		"an empty body":         {200, "0", nil, "OK recorded"},
+		"no content":            {204, "", nil, "No Content recorded"},
+		"not modified":          {304, "1234", nil, "Not Modified recorded"},
+		"early hints before it": {103, "3", []string{"abc"}, "Early Hints OK recorded abc"},
+		"invalid length":        {200, "-3", []string{"abc"}, "OK abc"},
+		"length in words":       {200, "three", []string{"abc"}, "OK abc"},
+		"no length":             {200, "", []string{"abc"}, "OK abc"},
+		"less than the length":  {200, "9", []string{"abc"}, "OK abc"},
+		"more than the length":  {200, "2", []string{"abc", "def"}, "OK recorded abc def"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -260,8 +260,8 @@ func TestStalledClientIsDropped(t *testing.T) {
 		drop  func(t *testing.T, c *Response)
 		after time.Duration
 	}{
-		{"that nobody cuts off", func(*testing.T, *Response) {}, ClientStallTimeout},
-		{"that is cut off at the deadline", func(t *testing.T, c *Response) {
+		{"without a deadline", func(*testing.T, *Response) {}, ClientStallTimeout},
+		{"with a deadline", func(t *testing.T, c *Response) {
 			if !c.DropStalled() {
 				t.Error("the client is not treated as stalled")
 			}

@@ -23,7 +23,7 @@ func TestProgressOverwritesLineOnTerminal(t *testing.T) {
 		p.Refresh() // no phase is shown
 		want := "running 0s" + "\r\x1b[K" + "running 1s" + "\r\x1b[K" + "attempt 1 failed\n" + "running 1s" + "\r\x1b[K" + "\n"
 		if out.String() != want {
-			t.Errorf("wrote %q, not %q", out.String(), want)
+			t.Errorf("wrote %q, want %q", out.String(), want)
 		}
 	})
 }

@@ -119,7 +119,7 @@ func TestWrapTextAtSpaces(t *testing.T) {
 		{"", 4, ""},
 	} {
 		if got := strings.Join(wrapped(test.text, test.width), "|"); got != test.want {
-			t.Errorf("%q wrapped at %d is %q, not %q", test.text, test.width, got, test.want)
+			t.Errorf("%q wrapped at %d is %q, want %q", test.text, test.width, got, test.want)
 		}
 	}
 }

@@ -199,8 +199,8 @@ func (d *Deliverer) due(host engine.HostDue, now time.Time) {
 const (
 	// awayInterval is the time between log entries about a store that does not answer.
 	awayInterval = time.Minute
-	// awayPause is the wait before the store is asked again.
-	awayPause = time.Second
+	// storeRetryInterval is the wait before an unavailable store is tried again.
+	storeRetryInterval = time.Second
 )
 
 // failed logs an error of the engine and waits, so that an unavailable engine is not
@@ -215,7 +215,7 @@ func (d *Deliverer) failed(ctx context.Context, event string, err error) {
 	}
 	select {
 	case <-ctx.Done():
-	case <-time.After(awayPause):
+	case <-time.After(storeRetryInterval):
 	}
 }
 

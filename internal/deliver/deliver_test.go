@@ -17,7 +17,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestJitterIsAtMostAFifthAndAQuarterOfAnHour(t *testing.T) {
+func TestJitterIsBounded(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ wait, most time.Duration }{
 		{time.Nanosecond, time.Nanosecond},
@@ -42,7 +42,7 @@ func TestJitterIsAtMostAFifthAndAQuarterOfAnHour(t *testing.T) {
 	}
 }
 
-func TestLongerOfRetryScheduleAndRetryAfterCounts(t *testing.T) {
+func TestRetryAfterExtendsRetrySchedule(t *testing.T) {
 	t.Parallel()
 	s := &Options{Retry: []time.Duration{time.Minute, 2 * time.Hour}}
 	for _, test := range []struct {
@@ -58,7 +58,7 @@ func TestLongerOfRetryScheduleAndRetryAfterCounts(t *testing.T) {
 		{1, 1<<63 - 1, 24 * time.Hour, 24 * time.Hour},
 	} {
 		if got := s.retryIn(test.tries, &send.Answer{RetryAfter: test.asked}); got < test.least || got > test.most {
-			t.Errorf("attempt %d, Retry-After %v: %v, not %v to %v", test.tries, test.asked, got, test.least, test.most)
+			t.Errorf("attempt %d, Retry-After %v: %v, want %v to %v", test.tries, test.asked, got, test.least, test.most)
 		}
 	}
 }
@@ -102,7 +102,7 @@ func TestOnlyStoredOutcomesAreObserved(t *testing.T) {
 			rec := &task.Record{Task: task.Task{ID: name}, Tries: 1}
 			d.follows(&Options{Log: zap.NewNop(), Observer: o}, ending{rec: rec, err: test.err}, &send.Answer{Status: test.status}, nil)
 			if got := o.ended[name]; got != test.want {
-				t.Errorf("the delivery ended as %q, not %q", got, test.want)
+				t.Errorf("the delivery ended as %q, want %q", got, test.want)
 			}
 		})
 	}
@@ -115,7 +115,7 @@ func newTestDeliverer(t *testing.T, e Engine) *Deliverer {
 	})
 }
 
-func TestNothingIsTakenWhileTheStoreDoesNotStore(t *testing.T) {
+func TestNoAttemptWhileStoreIsUnavailable(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		e := &takeCounter{}

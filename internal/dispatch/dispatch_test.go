@@ -52,7 +52,7 @@ func TestWindow(t *testing.T) {
 	}
 }
 
-func TestDoneLearns(t *testing.T) {
+func TestDoneUpdatesHost(t *testing.T) {
 	t.Parallel()
 	at := epoch.Add(time.Second)
 	tests := []struct {
@@ -81,7 +81,7 @@ func TestDoneLearns(t *testing.T) {
 	}
 }
 
-func TestShortForgetsWhatIsNotThere(t *testing.T) {
+func TestShortDropsMissingTasks(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name  string
@@ -433,7 +433,7 @@ func TestRateSpreadsAttempts(t *testing.T) {
 	}
 }
 
-func TestRateCountsOnlyWhatWasTaken(t *testing.T) {
+func TestRateCountsOnlyTakenTasks(t *testing.T) {
 	t.Parallel()
 	d := New(Limits{Interval: time.Minute})
 	due := Due{Host: "a.example:443", N: 1, Stats: good}

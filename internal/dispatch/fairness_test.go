@@ -259,7 +259,7 @@ func TestFewSlowHostsDoNotDelayOneCallback(t *testing.T) {
 	}
 }
 
-func TestFloodOfNewHostsStarvesNobody(t *testing.T) {
+func TestManyNewHostsDelayNoOther(t *testing.T) {
 	t.Parallel()
 	const flood = 3 * time.Minute
 	s := newSimulation(New(Limits{Slow: 40}), 1)

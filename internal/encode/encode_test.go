@@ -207,7 +207,7 @@ func TestNewAndCloseEmptyTheFolder(t *testing.T) {
 	}
 }
 
-func TestFolderRemovedFromOutside(t *testing.T) {
+func TestRemovedFolderIsRecreated(t *testing.T) {
 	t.Parallel()
 	folder := filepath.Join(t.TempDir(), "encoded")
 	e := New(Options{Folder: folder})

@@ -32,13 +32,13 @@ func TestResultsInLatin1BecomeUTF8(t *testing.T) {
 			t.Parallel()
 			got := form.Encode(form.Response{ContentType: tc.contentType, Body: []byte(tc.body)}, limit)
 			if string(got.Body) != tc.want || got.Encoding != tc.encoding {
-				t.Errorf("the callback is %s, encoding %q, not %s, %q", got.Body, got.Encoding, tc.want, tc.encoding)
+				t.Errorf("the callback is %s, encoding %q, want %s, %q", got.Body, got.Encoding, tc.want, tc.encoding)
 			}
 		})
 	}
 }
 
-func TestALatin1ResultIsCutToTheLimit(t *testing.T) {
+func TestLatin1ResultIsTruncated(t *testing.T) {
 	t.Parallel()
 	body := []byte("\xe9\xe9\xe9\xe9")
 	for n := range int64(len(body)) {

@@ -12,14 +12,14 @@ import (
 // cloudEventType is the media type of one event in structured mode.
 const cloudEventType = "application/cloudevents+json; charset=utf-8"
 
-// Event is what a callback in format cloudevents says beside the data.
+// Event has the attributes of a callback in format cloudevents.
 type Event struct {
 	// ID and Source identify the event together. Source is a URI reference and not
 	// empty.
 	ID, Source string
 	// Type is what happened.
 	Type string
-	// Subject is what it happened to.
+	// Subject is the subject of the event, such as the task.
 	Subject string
 	// Time is when it happened.
 	Time time.Time

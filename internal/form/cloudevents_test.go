@@ -27,7 +27,7 @@ func TestEncodeCloudEvent(t *testing.T) {
 		},
 		"JSON without a type": {Response{Body: []byte("[1]")}, `"datacontenttype":"application/json","data":[1]}`, 0},
 		"null":                {Response{ContentType: "application/json", Body: []byte("null")}, `"datacontenttype":"application/json","data":null}`, 0},
-		"no JSON that says so": {
+		"invalid JSON": {
 			Response{ContentType: "application/json", Body: []byte("{broken")},
 			`"datacontenttype":"text/plain; charset=utf-8","data":"{broken"}`, 0,
 		},
@@ -48,7 +48,7 @@ func TestEncodeCloudEvent(t *testing.T) {
 			Response{ContentType: "image/png", Body: []byte("\x89PNG")},
 			`"datacontenttype":"image/png","data_base64":"iVBORw=="}`, 0,
 		},
-		"bytes of no type": {
+		"bytes without a type": {
 			Response{ContentType: "!", Body: []byte("\xff")},
 			`"datacontenttype":"application/octet-stream","data_base64":"/w=="}`, 0,
 		},
@@ -69,7 +69,7 @@ func TestEncodeCloudEvent(t *testing.T) {
 	}
 }
 
-func TestEncodeCloudEventWithoutAResponse(t *testing.T) {
+func TestEncodeCloudEventWithoutResponse(t *testing.T) {
 	t.Parallel()
 	cb := EncodeCloudEvent(Event{ID: "1", Source: "s", Type: "task.timeout", Error: "the time is up"}, nil, 8)
 	const want = `{"specversion":"1.0","id":"1","source":"s","type":"task.timeout","error":"the time is up"}`

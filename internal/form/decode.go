@@ -19,7 +19,7 @@ const maxDecoded = 64 << 20
 // (RFC 8259, section 8.1), and servers on Windows send it.
 const utf8BOM = "\uFEFF"
 
-// kind is what a result is.
+// kind is the kind of data in a result.
 type kind int
 
 const (

@@ -27,7 +27,7 @@ func TestEncodeUndoesContentCodings(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeDecodedIsBytes(t *testing.T) {
+func TestUndecodableBodyIsBytes(t *testing.T) {
 	t.Parallel()
 	whole := encode(t, "gzip", []byte(strings.Repeat("some text ", 100)))
 	badSum := bytes.Clone(whole)
@@ -39,25 +39,25 @@ func TestWhatCannotBeDecodedIsBytes(t *testing.T) {
 		limit    int64
 		want     form.Callback
 	}{
-		{"an unknown coding, though it looks like text",
+		{"unknown coding",
 			form.Response{ContentEncoding: "rot13", Body: []byte("grkg")}, limit,
 			form.Callback{Body: []byte(asBytes([]byte("grkg")))}},
-		{"data that is not in its coding",
+		{"wrong coding",
 			form.Response{ContentEncoding: "gzip", ContentType: jsonType, Body: []byte(`{"a":1}`)}, limit,
 			form.Callback{Body: []byte(asBytes([]byte(`{"a":1}`)))}},
-		{"a whole body that ends too early",
+		{"truncated encoded data",
 			form.Response{ContentEncoding: "gzip", Body: whole[:len(whole)-9]}, limit,
 			form.Callback{Body: []byte(asBytes(whole[:len(whole)-9]))}},
-		{"a wrong checksum at the end, even beyond the limit",
+		{"wrong checksum",
 			form.Response{ContentEncoding: "gzip", Body: badSum}, int64(len(badSum)),
 			form.Callback{Body: []byte(asBytes(badSum))}},
-		{"a limit below the encoded size",
+		{"limit below the encoded size",
 			form.Response{ContentEncoding: "rot13", Body: []byte("grkg")}, 3,
 			form.Callback{Body: []byte(asBytes([]byte("grk"))), Truncated: 4}},
-		{"an unknown coding of which only the beginning was captured",
+		{"unknown coding, partly captured",
 			form.Response{ContentEncoding: "rot13", Body: []byte("grkg"), Size: 9}, 100,
 			form.Callback{Body: []byte(asBytes([]byte("grkg"))), Truncated: 9}},
-		{"data that is not in its coding of which only the beginning was captured",
+		{"wrong coding, partly captured",
 			form.Response{ContentEncoding: "gzip", Body: []byte("a text of 12"), Size: 99}, 100,
 			form.Callback{Body: []byte(asBytes([]byte("a text of 12"))), Truncated: 99}},
 	} {
@@ -81,7 +81,7 @@ func TestTruncationOfEncodedBodies(t *testing.T) {
 			compare(t, form.Encode(r, int64(len(text))), form.Callback{
 				ContentType: formType, Body: []byte("response=" + text),
 			})
-			// The full size is the decoded one, though it stands nowhere.
+			// The full size is that of the decoded body, although no header has it.
 			compare(t, form.Encode(r, 15), form.Callback{
 				ContentType: formType, Body: []byte("response=012345678901234"), Truncated: int64(len(text)),
 			})
@@ -109,7 +109,7 @@ func TestTruncationOfEncodedBodies(t *testing.T) {
 	}
 }
 
-func TestCutEncodedDataIsDecodedAsFarAsItGoes(t *testing.T) {
+func TestTruncatedEncodedDataIsPartlyDecoded(t *testing.T) {
 	t.Parallel()
 	for _, codings := range []string{"gzip", "deflate", "raw deflate", "br", "zstd", "gzip, br", "br, gzip", "deflate, zstd"} {
 		t.Run(codings, func(t *testing.T) {
@@ -130,8 +130,8 @@ func TestCutEncodedDataIsDecodedAsFarAsItGoes(t *testing.T) {
 	}
 }
 
-// TestBombsAreHarmless does not run beside others: it measures memory.
-func TestBombsAreHarmless(t *testing.T) {
+// TestDecompressionBombsAreBounded does not run beside others: it measures memory.
+func TestDecompressionBombsAreBounded(t *testing.T) {
 	zeros := make([]byte, 1<<20)
 	for name, bomb := range map[string]form.Response{
 		"gzip": {ContentEncoding: "gzip", Body: repeated(t, "gzip", zeros, 1030)},
@@ -151,9 +151,9 @@ func TestBombsAreHarmless(t *testing.T) {
 	}
 }
 
-// TestBuffersAreDecodedAsTheyAreRead does not run beside others either: left to
+// TestBuffersAreDecodedIncrementally does not run beside others either: left to
 // itself, zstd would decode all of a small bytes.Buffer at once.
-func TestBuffersAreDecodedAsTheyAreRead(t *testing.T) {
+func TestBuffersAreDecodedIncrementally(t *testing.T) {
 	bomb := bytes.NewBuffer(repeated(t, "zstd", make([]byte, 1<<20), 200))
 	used := allocated(func() {
 		r, err := form.NewReader("zstd", bomb)

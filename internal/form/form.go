@@ -40,8 +40,8 @@ type Response struct {
 	Size int64
 }
 
-// Callback is what is posted. Its Body may share memory with the Response it
-// was made from.
+// Callback is the body of a callback with its content type. Its Body may share memory
+// with the Response it was made from.
 type Callback struct {
 	// ContentType is empty only in format raw, if the endpoint sent none.
 	ContentType string
@@ -74,7 +74,7 @@ type Callback struct {
 //     Truncated. It is text up to its last whole character, else base64: JSON or
 //     a form that is cut off is neither any more.
 //
-// A limit below 1 posts nothing of a body that is not empty.
+// With a limit below 1, a body that is not empty is posted without data.
 func Encode(r Response, limit int64) Callback {
 	res := read(r, limit)
 	cb := Callback{ContentType: formType, Truncated: res.truncated}

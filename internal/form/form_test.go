@@ -14,7 +14,7 @@ import (
 const (
 	jsonType = "application/json"
 	formType = "application/x-www-form-urlencoded"
-	// limit is large enough for whatever is not about limits.
+	// limit is large enough for tests that are not about limits.
 	limit = 8 << 20
 )
 
@@ -28,124 +28,124 @@ func TestEncode(t *testing.T) {
 		want        string
 		encoding    string
 	}{
-		{name: "the documented example comes out letter for letter",
+		{name: "documented example",
 			contentType: jsonType, body: `{"response":"example response"}`, want: "response=example+response"},
 
 		// A JSON object.
-		{name: "an object has a pair per member in its order",
+		{name: "object",
 			contentType: jsonType, body: `{"z":"1","a":"2","m":"3"}`, want: "z=1&a=2&m=3"},
-		{name: "repeated members are kept",
+		{name: "repeated members",
 			contentType: jsonType, body: `{"a":1,"b":2,"a":1,"a":3}`, want: "a=1&b=2&a=1&a=3"},
-		{name: "numbers stay as written",
+		{name: "numbers",
 			contentType: jsonType,
 			body:        `{"a":12345678901234567890,"b":1.0,"c":1e400,"d":-0,"e":1E+2,"f":0.10}`,
 			want:        "a=12345678901234567890&b=1.0&c=1e400&d=-0&e=1E%2B2&f=0.10"},
-		{name: "booleans are words and null is nothing",
+		{name: "booleans and null",
 			contentType: jsonType, body: `{"t":true,"f":false,"n":null,"e":""}`, want: "t=true&f=false&n=&e="},
-		{name: "nested values are compact JSON, verbatim but for whitespace",
+		{name: "nested values",
 			contentType: jsonType,
 			body:        "{ \"o\" : { \"b\" : [ 1.0 ,\t12345678901234567890 ] ,\r\n \"s\" : \"a b\\u00e9\\\" <&>\" } , \"l\" : [ ] }",
 			want: "o=" + url.QueryEscape(`{"b":[1.0,12345678901234567890],"s":"a b\u00e9\" <&>"}`) +
 				"&l=%5B%5D"},
-		{name: "whitespace, brackets and backslashes in nested strings stay",
+		{name: "nested strings",
 			contentType: jsonType,
 			body:        `{"a": [ " } ] \\" , "\\\" ,  " ] }`,
 			want:        "a=" + url.QueryEscape(`[" } ] \\","\\\" ,  "]`)},
-		{name: "nested line separators are not escaped anew",
+		{name: "nested line separators",
 			contentType: jsonType, body: "{\"a\":[\"\u2028\"]}", want: "a=" + url.QueryEscape("[\"\u2028\"]")},
-		{name: "escapes in strings are undone",
+		{name: "escapes in strings",
 			contentType: jsonType,
 			body:        `{"a":"\"\\\/\b\f\n\r\t\u0000\u00e9\u20ac"}`,
 			want:        "a=%22%5C%2F%08%0C%0A%0D%09%00%C3%A9%E2%82%AC"},
-		{name: "surrogate pairs become one character",
+		{name: "surrogate pairs",
 			contentType: jsonType, body: `{"a":"\ud83d\ude00","b":"😀"}`, want: "a=%F0%9F%98%80&b=%F0%9F%98%80"},
-		{name: "lone surrogates become U+FFFD",
+		{name: "lone surrogates",
 			contentType: jsonType,
 			body:        `{"\ud800":"\ud83d","b":"\ude00x","c":"\ud83d\ud83d\ude00","d":"\ud83d\n"}`,
 			want:        "%EF%BF%BD=%EF%BF%BD&b=%EF%BF%BDx&c=%EF%BF%BD%F0%9F%98%80&d=%EF%BF%BD%0A"},
-		{name: "any name is a name",
+		{name: "odd names",
 			contentType: jsonType,
 			body:        `{"":1,"a=b&c":2,"x[0].y":3,"ü😀":4,"\n\u0000":5,"a b+c%20":6,"@this|#.*?":7}`,
 			want: "=1&a%3Db%26c=2&x%5B0%5D.y=3&%C3%BC%F0%9F%98%80=4&%0A%00=5&a+b%2Bc%2520=6" +
 				"&%40this%7C%23.*%3F=7"},
-		{name: "an empty object has no pairs",
+		{name: "empty object",
 			contentType: jsonType, body: ` {} `, want: ""},
-		{name: "a member named response is a member like any other",
+		{name: "member named response",
 			contentType: jsonType, body: `{"response":{"response":1}}`, want: "response=%7B%22response%22%3A1%7D"},
 
 		// What is JSON.
-		{name: "a content type may have parameters, capitals and spaces",
+		{name: "odd content type",
 			contentType: " Application/JSON ; charset=UTF-8", body: `{"a":1}`, want: "a=1"},
-		{name: "a type that ends in +json is JSON",
+		{name: "+json",
 			contentType: "application/problem+JSON; charset=utf-8", body: `{"title":"Not Found"}`, want: "title=Not+Found"},
-		{name: "a leading byte order mark is no part of JSON",
+		{name: "byte order mark",
 			contentType: jsonType, body: "\uFEFF {\"a\":1}", want: "a=1"},
-		{name: "without a content type an object is JSON",
+		{name: "object without a content type",
 			body: ` {"a":1} `, want: "a=1"},
-		{name: "without a content type an array is JSON",
+		{name: "array without a content type",
 			body: `[1, 2]`, want: "response=%5B1%2C2%5D"},
-		{name: "without a content type a scalar is text",
+		{name: "scalar without a content type",
 			body: `"a" `, want: "response=%22a%22+"},
-		{name: "an object that net/http took for text is JSON",
+		{name: "object sent as text",
 			contentType: "text/plain", body: `{"a": 1}`, want: "a=1"},
-		{name: "a scalar in text is text",
+		{name: "scalar in text",
 			contentType: "text/plain", body: `"a"`, want: "response=%22a%22"},
-		{name: "other text that looks like JSON is text",
+		{name: "text like JSON",
 			contentType: "text/html", body: `{"a": 1}`, want: "response=%7B%22a%22%3A+1%7D"},
-		{name: "JSON that does not parse is text",
+		{name: "invalid JSON",
 			contentType: jsonType, body: `{"a":1,}`, want: "response=%7B%22a%22%3A1%2C%7D"},
-		{name: "two JSON values in a row are text",
+		{name: "two JSON values",
 			contentType: jsonType, body: "{}\n{}", want: "response=%7B%7D%0A%7B%7D"},
-		{name: "a number with a leading zero is no JSON",
+		{name: "leading zero",
 			contentType: jsonType, body: `{"a":01}`, want: "response=%7B%22a%22%3A01%7D"},
-		{name: "JSON that is not UTF-8 is bytes",
+		{name: "JSON that is not UTF-8",
 			contentType: jsonType, body: "{\"a\":\"\xe9\"}", want: "response=eyJhIjoi6SJ9", encoding: "base64"},
 
 		// Other JSON.
-		{name: "a string loses its quotes",
+		{name: "string",
 			contentType: jsonType, body: ` "a \"b\"\n\ud83d\ude00" `, want: "response=a+%22b%22%0A%F0%9F%98%80"},
-		{name: "an empty string is nothing",
+		{name: "empty string",
 			contentType: jsonType, body: `""`, want: "response="},
-		{name: "an array is compact JSON",
+		{name: "array",
 			contentType: jsonType, body: "[1.0, {\"a\" : \"b c\"},\n null]",
 			want: "response=" + url.QueryEscape(`[1.0,{"a":"b c"},null]`)},
-		{name: "a number stays as written",
+		{name: "number",
 			contentType: jsonType, body: " 1e400\n", want: "response=1e400"},
-		{name: "a boolean is a word",
+		{name: "boolean",
 			contentType: jsonType, body: `true`, want: "response=true"},
-		{name: "null alone is a word",
+		{name: "null",
 			contentType: jsonType, body: `null`, want: "response=null"},
 
 		// A form.
-		{name: "a form stays as it is",
+		{name: "form",
 			contentType: formType, body: "b=%7e&a=1+2&a&&=x", want: "b=%7e&a=1+2&a&&=x"},
-		{name: "a form may have a charset",
+		{name: "form with a charset",
 			contentType: "Application/X-WWW-Form-Urlencoded; charset=utf-8", body: "a=%20", want: "a=%20"},
 
 		// Other text.
-		{name: "text is one pair",
+		{name: "text",
 			contentType: "text/html", body: "<p>1 & 2 = 3?</p>\r\n", want: "response=%3Cp%3E1+%26+2+%3D+3%3F%3C%2Fp%3E%0D%0A"},
-		{name: "the content type does not make text bytes",
+		{name: "text with a binary content type",
 			contentType: "application/octet-stream", body: "plain", want: "response=plain"},
-		{name: "the byte order mark of a text stays",
+		{name: "byte order mark of a text",
 			contentType: "text/plain", body: "\uFEFFa", want: "response=%EF%BB%BFa"},
-		{name: "server-sent events are text",
+		{name: "server-sent events",
 			contentType: "text/event-stream", body: "data: {}\n\n", want: "response=data%3A+%7B%7D%0A%0A"},
 
 		// Bytes.
-		{name: "bytes are base64",
+		{name: "bytes",
 			contentType: "image/png", body: "\x89PNG\r\n\x1a\n", want: "response=iVBORw0KGgo%3D", encoding: "base64"},
-		{name: "base64 is the standard alphabet, escaped",
+		{name: "base64 alphabet",
 			contentType: "image/png", body: "\xfb\xef\xbe\xff", want: "response=%2B%2B%2B%2B%2Fw%3D%3D", encoding: "base64"},
-		{name: "text in a charset that is not known is bytes",
+		{name: "unknown charset",
 			contentType: "text/plain; charset=koi8-r", body: "caf\xe9", want: "response=Y2Fm6Q%3D%3D", encoding: "base64"},
-		{name: "an encoded surrogate is not UTF-8 and so bytes",
+		{name: "encoded surrogate",
 			contentType: "text/plain", body: "\xed\xa0\x80", want: "response=7aCA", encoding: "base64"},
 
 		// Nothing.
-		{name: "an empty body is an empty text", body: "", want: "response="},
-		{name: "an empty body that says it is JSON is an empty text", contentType: jsonType, body: "", want: "response="},
-		{name: "an empty body that says it is a form is an empty text", contentType: formType, body: "", want: "response="},
+		{name: "empty body", body: "", want: "response="},
+		{name: "empty JSON body", contentType: jsonType, body: "", want: "response="},
+		{name: "empty form body", contentType: formType, body: "", want: "response="},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -160,7 +160,7 @@ func TestEncode(t *testing.T) {
 	}
 }
 
-func TestEveryByteIsWrittenAsBrowsersDo(t *testing.T) {
+func TestFormEncodingMatchesBrowsers(t *testing.T) {
 	t.Parallel()
 	for c := range 0x80 {
 		want := fmt.Sprintf("response=%%%02X", c)
@@ -178,7 +178,7 @@ func TestEveryByteIsWrittenAsBrowsersDo(t *testing.T) {
 		form.Callback{ContentType: formType, Body: []byte("response=a%C3%BF+b")})
 }
 
-func TestBase64OfManyBytesIsInOnePiece(t *testing.T) {
+func TestBase64OfLargeBody(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{3071, 3072, 3073, 6144, 10_000} {
 		body := bytes.Repeat([]byte{0xff, 0x00, 0xfe, 0x3e}, n)[:n]
@@ -203,8 +203,8 @@ func TestDeepJSON(t *testing.T) {
 	}{
 		{"10,000 levels are JSON", nested(10_000),
 			"a=" + url.QueryEscape(strings.Repeat("[", 9_999)+strings.Repeat("]", 9_999))},
-		{"more are text", nested(10_001), "response=" + url.QueryEscape(nested(10_001))},
-		{"a body full of brackets is text", strings.Repeat("[", limit), "response=" + strings.Repeat("%5B", limit)},
+		{"too many members", nested(10_001), "response=" + url.QueryEscape(nested(10_001))},
+		{"many brackets", strings.Repeat("[", limit), "response=" + strings.Repeat("%5B", limit)},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -224,37 +224,37 @@ func TestTruncation(t *testing.T) {
 		encoding  string
 		truncated int64
 	}{
-		{name: "a body as large as the limit is whole",
+		{name: "body of the limit",
 			response: form.Response{Body: []byte("12345")}, limit: 5, want: "response=12345"},
-		{name: "a body larger than the limit is cut",
+		{name: "body over the limit",
 			response: form.Response{Body: []byte("123456")}, limit: 5, want: "response=12345", truncated: 6},
-		{name: "text is cut before a character, not in it",
+		{name: "truncated before a character",
 			response: form.Response{Body: []byte("aé😀b")}, limit: 6, want: "response=a%C3%A9", truncated: 8},
-		{name: "text is cut after a character that fits",
+		{name: "truncated after a character",
 			response: form.Response{Body: []byte("aé😀b")}, limit: 7, want: "response=a%C3%A9%F0%9F%98%80", truncated: 8},
-		{name: "a character larger than the limit leaves nothing",
+		{name: "character over the limit",
 			response: form.Response{Body: []byte("😀")}, limit: 3, want: "response=", truncated: 4},
-		{name: "cut bytes are base64",
+		{name: "truncated bytes",
 			response: form.Response{Body: []byte("\xff\xfe\xfd\xfc")}, limit: 3, want: "response=%2F%2F79", encoding: "base64", truncated: 4},
-		{name: "bytes that end like a cut character are bytes to the last",
+		{name: "bytes ending like a character",
 			response: form.Response{Body: []byte("\xff\xff\xe2\x82x")}, limit: 4, want: "response=%2F%2F%2Figg%3D%3D", encoding: "base64", truncated: 5},
-		{name: "cut JSON is text",
+		{name: "truncated JSON",
 			response: form.Response{ContentType: jsonType, Body: []byte(`{"a":1}  `)}, limit: 7, want: "response=%7B%22a%22%3A1%7D", truncated: 9},
-		{name: "a cut form is text",
+		{name: "truncated form",
 			response: form.Response{ContentType: formType, Body: []byte("a=1&b=2")}, limit: 5, want: "response=a%3D1%26b", truncated: 7},
-		{name: "a body of which only the beginning was captured is cut below the limit",
+		{name: "partly captured body",
 			response: form.Response{ContentType: jsonType, Body: []byte(`{"a"`), Size: 100}, limit: 50, want: "response=%7B%22a%22", truncated: 100},
-		{name: "and above the limit",
+		{name: "large body without capture",
 			response: form.Response{Body: []byte("123456"), Size: 100}, limit: 5, want: "response=12345", truncated: 100},
-		{name: "and if nothing of it was captured",
+		{name: "nothing captured",
 			response: form.Response{Size: 100}, limit: 5, want: "response=", truncated: 100},
-		{name: "a size that is too small counts as that of the body",
+		{name: "size below the body",
 			response: form.Response{Body: []byte("123"), Size: 1}, limit: 5, want: "response=123"},
-		{name: "without a limit nothing is posted",
+		{name: "limit of 0",
 			response: form.Response{Body: []byte("123")}, limit: 0, want: "response=", truncated: 3},
-		{name: "a negative limit is none",
+		{name: "negative limit",
 			response: form.Response{Body: []byte("123")}, limit: -1, want: "response=", truncated: 3},
-		{name: "nothing fits into any limit",
+		{name: "empty body below a limit",
 			response: form.Response{}, limit: -1, want: "response="},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -269,9 +269,9 @@ func TestTruncation(t *testing.T) {
 func TestEncodeError(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct{ name, message, want string }{
-		{"a sentence is one pair", "no answer: connection refused", "error=no+answer%3A+connection+refused"},
-		{"a cancelled task says so", "canceled", "error=canceled"},
-		{"what is not UTF-8 is replaced", "a\xffb", "error=a%EF%BF%BDb"},
+		{"sentence", "no answer: connection refused", "error=no+answer%3A+connection+refused"},
+		{"canceled", "canceled", "error=canceled"},
+		{"not UTF-8", "a\xffb", "error=a%EF%BF%BDb"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -288,16 +288,16 @@ func TestEncodeRaw(t *testing.T) {
 		limit    int64
 		want     form.Callback
 	}{
-		{"a response goes as it was sent",
+		{"response",
 			form.Response{ContentType: "image/png", ContentEncoding: "br", Body: []byte("\xff\x00")}, 2,
 			form.Callback{ContentType: "image/png", ContentEncoding: "br", Body: []byte("\xff\x00")}},
-		{"without a content type it has none",
+		{"no content type",
 			form.Response{Body: []byte("a")}, 2, form.Callback{Body: []byte("a")}},
-		{"a larger one is cut",
+		{"over the limit",
 			form.Response{Body: []byte("é")}, 1, form.Callback{Body: []byte("\xc3"), Truncated: 2}},
-		{"one of which only the beginning was captured is cut",
+		{"partly captured",
 			form.Response{Body: []byte("a"), Size: 7}, 5, form.Callback{Body: []byte("a"), Truncated: 7}},
-		{"an empty one is empty", form.Response{}, 5, form.Callback{}},
+		{"empty", form.Response{}, 5, form.Callback{}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -315,7 +315,7 @@ func compare(t *testing.T, got, want form.Callback) {
 	}
 	got.Body, want.Body = nil, nil
 	if fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("callback is %+v, not %+v", got, want)
+		t.Errorf("callback is %+v, want %+v", got, want)
 	}
 }
 

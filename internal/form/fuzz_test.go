@@ -61,7 +61,7 @@ func FuzzEncode(f *testing.F) {
 		}
 		if want, ok := members(t, contentType, body); ok && cb.Truncated == 0 {
 			if !slices.Equal(pairs, want) {
-				t.Errorf("pairs are %q, not %q", pairs, want)
+				t.Errorf("pairs are %q, want %q", pairs, want)
 			}
 			return
 		}
@@ -111,7 +111,7 @@ func parse(t *testing.T, body []byte) (pairs []pair) {
 }
 
 // members reads a JSON object with encoding/json. It returns false if the body
-// is none that Encode should know as such.
+// is not one that Encode should recognize.
 func members(t *testing.T, contentType string, body []byte) (pairs []pair, ok bool) {
 	body = bytes.TrimPrefix(body, []byte("\uFEFF"))
 	typ := strings.ToLower(mediaTypeOf(contentType))
@@ -154,8 +154,8 @@ func members(t *testing.T, contentType string, body []byte) (pairs []pair, ok bo
 	return pairs, true
 }
 
-// FuzzNewReader wants that what was encoded is decoded, and that what was not
-// does no harm: not even to what the same decoder decodes next.
+// FuzzNewReader checks that encoded data is decoded, and that invalid data does no harm,
+// even to the next data that the same decoder decodes.
 func FuzzNewReader(f *testing.F) {
 	for coding := range compressors {
 		f.Add(header(coding), encode(f, coding, []byte("some text")))

@@ -13,7 +13,7 @@ import (
 // jsonSpace is the whitespace of JSON (RFC 8259, section 2).
 const jsonSpace = " \t\n\r"
 
-// Head is what a callback in format json says beside the data.
+// Head has the fields of a callback in format json beside the data.
 type Head struct {
 	TaskID string
 	Status string
@@ -143,7 +143,7 @@ func appendCompact(dst []byte, value string) []byte {
 		case c == '"':
 			quoted = !quoted
 		case c == '\\':
-			i++ // only in strings; what is escaped does not end one
+			i++ // only in strings; an escaped quote does not end one
 		case !quoted && (c == ' ' || c == '\t' || c == '\n' || c == '\r'):
 			dst = appendEscaped(dst, value[start:i])
 			start = i + 1

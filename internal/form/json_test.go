@@ -20,42 +20,42 @@ func TestEncodeJSON(t *testing.T) {
 		encoding  string
 		truncated int64
 	}{
-		{name: "JSON is the data, compact and as written",
+		{name: "JSON",
 			head:     complete,
 			response: &form.Response{ContentType: jsonType, Body: []byte("{\"a\" : 1.0,\n \"a\":\"<&>\u2028\\ud800\", \"n\":12345678901234567890}")},
 			want:     "{\"task_id\":\"id\",\"status\":\"COMPLETE\",\"upstream_status\":200,\"data\":{\"a\":1.0,\"a\":\"<&>\u2028\\ud800\",\"n\":12345678901234567890}}"},
-		{name: "JSON null is null",
+		{name: "JSON null",
 			head:     complete,
 			response: &form.Response{ContentType: jsonType, Body: []byte(" null")},
 			want:     `{"task_id":"id","status":"COMPLETE","upstream_status":200,"data":null}`},
-		{name: "text is a string",
+		{name: "text",
 			head:     complete,
 			response: &form.Response{ContentType: "text/html", Body: []byte("<p>\"é\"\n\x00")},
 			want:     `{"task_id":"id","status":"COMPLETE","upstream_status":200,"data":"<p>\"é\"\n\u0000"}`},
-		{name: "a form is a string",
+		{name: "form",
 			head:     complete,
 			response: &form.Response{ContentType: formType, Body: []byte("a=1&b=2")},
 			want:     `{"task_id":"id","status":"COMPLETE","upstream_status":200,"data":"a=1&b=2"}`},
-		{name: "a form that is not UTF-8 is base64",
+		{name: "form that is not UTF-8",
 			head:     complete,
 			response: &form.Response{ContentType: formType, Body: []byte("a=\xff")},
 			want:     `{"task_id":"id","status":"COMPLETE","upstream_status":200,"data":"YT3/"}`, encoding: "base64"},
-		{name: "bytes are base64",
+		{name: "bytes",
 			head:     complete,
 			response: &form.Response{ContentType: "image/png", Body: []byte("\xfb\xef\xbe\xff")},
 			want:     `{"task_id":"id","status":"COMPLETE","upstream_status":200,"data":"++++/w=="}`, encoding: "base64"},
-		{name: "an empty body is an empty string",
+		{name: "empty body",
 			head:     form.Head{TaskID: "id", Status: "COMPLETE", UpstreamStatus: 204},
 			response: &form.Response{},
 			want:     `{"task_id":"id","status":"COMPLETE","upstream_status":204,"data":""}`},
-		{name: "what is larger than the limit is a string with its beginning",
+		{name: "over the limit",
 			head:     complete,
 			response: &form.Response{ContentType: jsonType, Body: []byte(`{"a":1}`)}, limit: 4,
 			want: `{"task_id":"id","status":"COMPLETE","upstream_status":200,"data":"{\"a\""}`, truncated: 7},
-		{name: "no answer is null and an error",
+		{name: "no answer",
 			head: form.Head{TaskID: "id", Status: "FAILED", Error: "no answer: \"EOF\" <\xff>"},
 			want: `{"task_id":"id","status":"FAILED","upstream_status":null,"data":null,"error":"no answer: \"EOF\" <\ufffd>"}`},
-		{name: "a task that timed out in the middle has the status too",
+		{name: "timeout with a status",
 			head: form.Head{TaskID: "id", Status: "TIMEOUT", UpstreamStatus: 200, Error: "timed out"},
 			want: `{"task_id":"id","status":"TIMEOUT","upstream_status":200,"data":null,"error":"timed out"}`},
 	} {
@@ -71,7 +71,7 @@ func TestEncodeJSON(t *testing.T) {
 	}
 }
 
-func TestEncodeJSONKeepsTheDeepestJSON(t *testing.T) {
+func TestEncodeJSONKeepsDeepJSON(t *testing.T) {
 	t.Parallel()
 	deepest := strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000)
 	got := form.EncodeJSON(form.Head{}, &form.Response{ContentType: jsonType, Body: []byte(deepest)}, limit)
@@ -95,16 +95,16 @@ func TestEncodeData(t *testing.T) {
 		encoding  string
 		truncated int64
 	}{
-		{name: "JSON is the data, compact and as written",
+		{name: "JSON",
 			response: &form.Response{ContentType: jsonType, Body: []byte("{\"result\": 10.0}")},
 			want:     `{"data":{"result":10.0}}`},
-		{name: "text is a string", response: &form.Response{ContentType: "text/html", Body: []byte("<p>")}, want: `{"data":"<p>"}`},
-		{name: "bytes are base64", response: &form.Response{Body: []byte("\xff")}, want: `{"data":"/w=="}`, encoding: "base64"},
-		{name: "a larger result is cut",
+		{name: "text", response: &form.Response{ContentType: "text/html", Body: []byte("<p>")}, want: `{"data":"<p>"}`},
+		{name: "bytes", response: &form.Response{Body: []byte("\xff")}, want: `{"data":"/w=="}`, encoding: "base64"},
+		{name: "large result",
 			response: &form.Response{ContentType: jsonType, Body: []byte(`"` + strings.Repeat("x", 100) + `"`)},
 			want:     `{"data":"\"` + strings.Repeat("x", 49) + `"}`, truncated: 102},
-		{name: "an empty body is an empty string", response: new(form.Response), want: `{"data":""}`},
-		{name: "no response is null, and why there is none", message: `no "answer"`, want: `{"data":null,"error":"no \"answer\""}`},
+		{name: "empty body", response: new(form.Response), want: `{"data":""}`},
+		{name: "no response", message: `no "answer"`, want: `{"data":null,"error":"no \"answer\""}`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

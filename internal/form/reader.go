@@ -32,7 +32,7 @@ const (
 	maxWindow = 8 << 20
 
 	// maxBetween is how many bytes one coding may pass to the next. Honest data between
-	// two codings is about as large as what was sent. Without a bound, one coding could
+	// two codings is about as large as the sent data. Without a bound, one coding could
 	// expand to terabytes that the next decodes to nothing.
 	maxBetween = 16 << 20
 
@@ -160,7 +160,7 @@ func (l *layer) Read(p []byte) (n int, err error) {
 	return n, l.err
 }
 
-// source is what a layer's decoder reads. It returns [ErrIdle] for a body of empty
+// source is the input of a layer's decoder. It returns [ErrIdle] for a body of empty
 // blocks.
 type source struct{ *layer }
 

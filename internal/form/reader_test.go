@@ -19,7 +19,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/form"
 )
 
-// flusher compresses; what is written before Flush can be decoded after it.
+// flusher compresses. Data written before Flush can be decoded after it.
 type flusher interface {
 	io.WriteCloser
 	Flush() error
@@ -58,7 +58,7 @@ func encode(t testing.TB, codings string, data []byte) []byte {
 // header turns the name of a compressor into the name of its coding.
 func header(codings string) string { return strings.ReplaceAll(codings, "raw ", "") }
 
-// decodeAll reads what NewReader makes of data.
+// decodeAll decodes data with NewReader.
 func decodeAll(encodings string, data io.Reader) ([]byte, error) {
 	r, err := form.NewReader(encodings, data)
 	if err != nil {
@@ -96,7 +96,7 @@ func TestNewReaderUndoesEachCoding(t *testing.T) {
 	}
 }
 
-func TestNewReaderReadsTheHeaderLeniently(t *testing.T) {
+func TestNewReaderAcceptsLenientHeader(t *testing.T) {
 	t.Parallel()
 	data := encode(t, "gzip, br", []byte("text"))
 	for _, encodings := range []string{"gzip,br", "GZip , BR", "gzip,\tbr", ",gzip,,br,", "identity, gzip, identity, br"} {
@@ -111,7 +111,7 @@ func TestNewReaderReadsTheHeaderLeniently(t *testing.T) {
 	}
 }
 
-func TestNewReaderRefusesWhatItDoesNotKnow(t *testing.T) {
+func TestNewReaderRefusesUnknownCodings(t *testing.T) {
 	t.Parallel()
 	for _, encodings := range []string{"compress", "gzip, compress", "utf-16", "gzip;q=1", "dcb", "gz ip"} {
 		if r, err := form.NewReader(encodings, nil); r != nil || !errors.Is(err, form.ErrUnknownCoding) {
@@ -165,7 +165,7 @@ func TestNewReaderStreams(t *testing.T) {
 	}
 }
 
-func TestNewReaderReportsWhatIsWrong(t *testing.T) {
+func TestNewReaderErrors(t *testing.T) {
 	t.Parallel()
 	random := make([]byte, 50_000)
 	rand.NewChaCha8([32]byte{}).Read(random)
@@ -195,7 +195,7 @@ func TestNewReaderReportsWhatIsWrong(t *testing.T) {
 	}
 }
 
-func TestNewReaderRefusesALargeWindow(t *testing.T) {
+func TestNewReaderRefusesLargeWindow(t *testing.T) {
 	t.Parallel()
 	for name, frame := range map[string]string{
 		"a window of 1 GiB":             "28b52ffd 00 a0 030000 00",
@@ -214,10 +214,10 @@ func TestNewReaderRefusesALargeWindow(t *testing.T) {
 	}
 }
 
-func TestNewReaderBoundsWhatStandsBetweenCodings(t *testing.T) {
+func TestNewReaderBoundsIntermediateData(t *testing.T) {
 	t.Parallel()
 	// The gzip expands to 70 MB of zstd frames to be skipped, and these to nothing:
-	// what is read never grows.
+	// the decoded data never grows.
 	skipped := append([]byte("\x50\x2a\x4d\x18\x40\x42\x0f\x00"), make([]byte, 1_000_000)...)
 	bomb := repeated(t, "gzip", skipped, 70)
 	got, err := decodeAll("zstd, gzip", bytes.NewReader(bomb))
@@ -226,9 +226,8 @@ func TestNewReaderBoundsWhatStandsBetweenCodings(t *testing.T) {
 	}
 }
 
-// A body of blocks, members or frames that stand for nothing is given up after
-// half a megabyte, however long it is.
-func TestNewReaderGivesUpWhatStandsForNothing(t *testing.T) {
+// Decoding ends with an error after half a megabyte of empty blocks, members or frames.
+func TestNewReaderEndsOnEmptyBlocks(t *testing.T) {
 	t.Parallel()
 	skipped := append([]byte("\x50\x2a\x4d\x18\x00\x04\x00\x00"), make([]byte, 1024)...)
 	for name, tt := range map[string]struct {
@@ -238,7 +237,7 @@ func TestNewReaderGivesUpWhatStandsForNothing(t *testing.T) {
 	}{
 		"empty members of gzip":           {"gzip", nil, encode(t, "gzip", nil)},
 		"empty frames of zstd":            {"zstd", nil, encode(t, "zstd", nil)},
-		"frames of zstd to be skipped":    {"zstd", nil, skipped},
+		"skippable frames of zstd":        {"zstd", nil, skipped},
 		"empty blocks of zstd":            {"zstd", []byte("\x28\xb5\x2f\xfd\x00\x58"), []byte("\x00\x00\x00")},
 		"empty blocks of deflate":         {"deflate", nil, []byte("\x00\x00\x00\xff\xff")},
 		"empty metadata blocks of brotli": {"br", []byte("\x0c"), []byte("\x06")},
@@ -302,8 +301,8 @@ func TestReaderAfterClose(t *testing.T) {
 	}
 }
 
-// repeated returns the coding of data many times over, quickly: gzip and zstd
-// data can stand in a row.
+// repeated returns encoded data that decodes to many repetitions of data. gzip and zstd
+// data can be concatenated, so it encodes only once.
 func repeated(t testing.TB, coding string, data []byte, times int) []byte {
 	return bytes.Repeat(encode(t, coding, data), times)
 }

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestListHeadersLoseElements(t *testing.T) {
+func TestListHeadersDropElements(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name       string
@@ -35,12 +35,12 @@ func TestListHeadersLoseElements(t *testing.T) {
 		}
 		tt.edit(header)
 		if got := header[tt.name]; !reflect.DeepEqual(got, tt.want) {
-			t.Errorf("of %s: %q stays %q, not %q", tt.name, tt.line, got, tt.want)
+			t.Errorf("of %s: %q stays %q, want %q", tt.name, tt.line, got, tt.want)
 		}
 	}
 }
 
-func TestDropHeaderRemovesWhatBecomesTheSameVariable(t *testing.T) {
+func TestDropHeaderRemovesSameCGIVariable(t *testing.T) {
 	t.Parallel()
 	header := http.Header{
 		"Beam-Task-Id": {"a", "b"}, "Beam_task_id": {"c"}, "Beam-Task_id": {"d"}, "BEAM-TASK-ID": {"e"},

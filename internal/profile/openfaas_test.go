@@ -13,21 +13,21 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-func TestFunctionStatusIsThatOfTheResponse(t *testing.T) {
+func TestFunctionStatusIsResponseStatus(t *testing.T) {
 	t.Parallel()
 	result := new(task.Result)
 	for name, test := range map[string]struct {
 		rec  task.Record
 		want int
 	}{
-		"it answered":                     {task.Record{Task: task.Task{Status: task.Complete, UpstreamStatus: 201}, Result: result}, 201},
-		"it answered that it failed":      {task.Record{Task: task.Task{Status: task.Failed, UpstreamStatus: 500}, Result: result}, 500},
-		"it broke off after a good start": {task.Record{Task: task.Task{Status: task.Failed, UpstreamStatus: 200}}, 503},
-		"it gave no answer":               {task.Record{Task: task.Task{Status: task.Failed}}, 503},
-		"its time was up":                 {task.Record{Task: task.Task{Status: task.TimedOut, UpstreamStatus: 200}}, 504},
+		"answered":               {task.Record{Task: task.Task{Status: task.Complete, UpstreamStatus: 201}, Result: result}, 201},
+		"answered with an error": {task.Record{Task: task.Task{Status: task.Failed, UpstreamStatus: 500}, Result: result}, 500},
+		"broken response":        {task.Record{Task: task.Task{Status: task.Failed, UpstreamStatus: 200}}, 503},
+		"no answer":              {task.Record{Task: task.Task{Status: task.Failed}}, 503},
+		"timeout":                {task.Record{Task: task.Task{Status: task.TimedOut, UpstreamStatus: 200}}, 504},
 	} {
 		if got := functionStatus(&test.rec); got != test.want {
-			t.Errorf("%s: %d, not %d", name, got, test.want)
+			t.Errorf("%s: %d, want %d", name, got, test.want)
 		}
 	}
 }
@@ -39,10 +39,10 @@ func TestDurationIsNeverNegative(t *testing.T) {
 		started, finished time.Time
 		want              string
 	}{
-		"it ran":                  {start, start.Add(2885 * time.Microsecond), "0.002885"},
-		"the clock was set back":  {start, start.Add(-time.Hour), "0.000000"},
-		"it never began":          {time.Time{}, start, "0.000000"},
-		"it ran longer than days": {start, start.Add(100 * time.Hour), "360000.000000"},
+		"ran":                    {start, start.Add(2885 * time.Microsecond), "0.002885"},
+		"the clock was set back": {start, start.Add(-time.Hour), "0.000000"},
+		"never started":          {time.Time{}, start, "0.000000"},
+		"ran for days":           {start, start.Add(100 * time.Hour), "360000.000000"},
 	} {
 		rec := &task.Record{
 			Task:     task.Task{StartedAt: test.started, FinishedAt: test.finished},
@@ -51,12 +51,12 @@ func TestDurationIsNeverNegative(t *testing.T) {
 		h := make(http.Header)
 		(openFaaS{}).SetHeader(h, rec, start)
 		if got := h.Get("X-Duration-Seconds"); got != test.want {
-			t.Errorf("%s: %s, not %s", name, got, test.want)
+			t.Errorf("%s: %s, want %s", name, got, test.want)
 		}
 	}
 }
 
-func TestFunctionHeadersDoNotReplaceTheGateways(t *testing.T) {
+func TestFunctionHeadersDoNotReplaceGatewayHeaders(t *testing.T) {
 	t.Parallel()
 	said := http.Header{
 		"X-Extra": {"one", "two"}, "X-Function-Status": {"200"}, "X-Call-Id": {"forged"}, "Webhook-Signature": {"v1,forged"},
@@ -75,15 +75,15 @@ func TestFunctionHeadersDoNotReplaceTheGateways(t *testing.T) {
 	}
 	for name := range said {
 		if strings.Join(h[name], ",") != strings.Join(want[name], ",") {
-			t.Errorf("%s is %q, not %q", name, h[name], want[name])
+			t.Errorf("%s is %q, want %q", name, h[name], want[name])
 		}
 	}
 	if len(h) != len(want) {
-		t.Errorf("the header is %v, not %v", h, want)
+		t.Errorf("the header is %v, want %v", h, want)
 	}
 }
 
-func TestFunctionNameIsTakenFromThePath(t *testing.T) {
+func TestFunctionNameFromPath(t *testing.T) {
 	t.Parallel()
 	for path, want := range map[string]string{
 		"/async-function/figlet":                         "figlet",
@@ -107,12 +107,12 @@ func TestFunctionNameIsTakenFromThePath(t *testing.T) {
 		"/async-function/async-function/function/figlet": "async-function",
 	} {
 		if got := (openFaaS{}).Function(path); got != want {
-			t.Errorf("%q calls %q, not %q", path, got, want)
+			t.Errorf("%q calls %q, want %q", path, got, want)
 		}
 	}
 }
 
-func FuzzFunctionNameFitsInAHeader(f *testing.F) {
+func FuzzFunctionName(f *testing.F) {
 	for _, path := range []string{"/function/figlet", "/async-function/figlet.openfaas-fn/a", "/function/a\r\nb", "/function/\u202e", "/"} {
 		f.Add(path)
 	}
@@ -128,7 +128,7 @@ func FuzzFunctionNameFitsInAHeader(f *testing.F) {
 	})
 }
 
-func TestProfilesAreKnownByTheirNames(t *testing.T) {
+func TestProfilesByName(t *testing.T) {
 	t.Parallel()
 	if names := Names(); !slices.Equal(names, []string{"beam2", "openfaas"}) {
 		t.Errorf("the profiles are %q", names)

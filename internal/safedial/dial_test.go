@@ -69,7 +69,7 @@ func assertDialRefused(t *testing.T, p *safedial.Policy, hostPort, want string) 
 }
 
 // The name is public when somebody looks, and the loopback when we connect.
-func TestANameThatIsReboundIsRefused(t *testing.T) {
+func TestReboundNameIsRefused(t *testing.T) {
 	t.Parallel()
 	l, port := listen(t)
 	resolver := serveDNS(t, map[string][][]netip.Addr{
@@ -91,14 +91,14 @@ func TestANameThatIsReboundIsRefused(t *testing.T) {
 	assertUnreached(t, l)
 }
 
-func TestDialingIsRefused(t *testing.T) {
+func TestDialRefusesAddress(t *testing.T) {
 	t.Parallel()
 	resolver := serveDNS(t, map[string][][]netip.Addr{
 		"private.example.": {addrs("10.0.0.1")},
 		"several.example.": {addrs("10.0.0.1", "172.16.0.1", "192.168.0.1")},
 		"allowed.example.": {addrs("127.0.0.1")},
 		"denied.example.":  {addrs("127.0.0.1")},
-		"0x7f.1.":          {addrs("127.0.0.1")}, // what inet_aton(3) makes of it
+		"0x7f.1.":          {addrs("127.0.0.1")}, // as inet_aton(3) reads it
 	})
 	l, port := listen(t)
 	loopback := []string{"127.0.0.0/8"}
@@ -115,17 +115,17 @@ func TestDialingIsRefused(t *testing.T) {
 		host    string
 		want    string
 	}{
-		{"at a literal", anyPort, false, "127.0.0.1", "host 127.0.0.1 is a loopback address"},
-		{"at a mapped literal", anyPort, false, "[::ffff:127.0.0.1]", "host ::ffff:127.0.0.1 is a loopback address"},
-		{"at the address that stands for the host itself", anyPort, false, "0.0.0.0", "host 0.0.0.0 is an unspecified address"},
-		{"at a name of a private address", anyPort, false, "private.example", "host private.example resolves to a private address"},
-		{"at a name of several bad addresses", anyPort, false, "several.example", "host several.example resolves to a private address"},
-		{"at an address in hexadecimal", anyPort, false, "0x7f.1", "host 0x7f.1 resolves to a loopback address"},
-		{"at a port that is not allowed", defaultPorts, false, "127.0.0.1", "port " + port + " is not allowed"},
-		{"at a denied name, before it is looked up", denying, false, "Denied.Example.", "host denied.example is denied"},
-		{"at a denied name that the operator wrote", denying, true, "denied.example", "host denied.example is denied"},
-		{"at a denied address of an allowed name", denying, false, "allowed.example", "host allowed.example resolves to a denied address"},
-		{"at a denied address that the operator wrote", denying, true, "127.0.0.1", "host 127.0.0.1 is a denied address"},
+		{"literal", anyPort, false, "127.0.0.1", "host 127.0.0.1 is a loopback address"},
+		{"mapped literal", anyPort, false, "[::ffff:127.0.0.1]", "host ::ffff:127.0.0.1 is a loopback address"},
+		{"unspecified address", anyPort, false, "0.0.0.0", "host 0.0.0.0 is an unspecified address"},
+		{"name of a private address", anyPort, false, "private.example", "host private.example resolves to a private address"},
+		{"name of several private addresses", anyPort, false, "several.example", "host several.example resolves to a private address"},
+		{"address in hexadecimal", anyPort, false, "0x7f.1", "host 0x7f.1 resolves to a loopback address"},
+		{"port not allowed", defaultPorts, false, "127.0.0.1", "port " + port + " is not allowed"},
+		{"denied name", denying, false, "Denied.Example.", "host denied.example is denied"},
+		{"denied name of the operator", denying, true, "denied.example", "host denied.example is denied"},
+		{"denied address of an allowed name", denying, false, "allowed.example", "host allowed.example resolves to a denied address"},
+		{"denied address of the operator", denying, true, "127.0.0.1", "host 127.0.0.1 is a denied address"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -146,7 +146,7 @@ func TestDialingIsRefused(t *testing.T) {
 	assertUnreached(t, l)
 }
 
-func TestDialingOtherThanTCPIsRefused(t *testing.T) {
+func TestDialRefusesOtherNetworks(t *testing.T) {
 	t.Parallel()
 	trusted := new(safedial.Policy).Trusted()
 	for network, address := range map[string]string{"udp": "127.0.0.1:53", "unix": "/run/docker.sock", "unixgram": "a:1"} {
@@ -157,7 +157,7 @@ func TestDialingOtherThanTCPIsRefused(t *testing.T) {
 	}
 }
 
-func TestDialingReachesWhatIsPermitted(t *testing.T) {
+func TestDialReachesPermittedAddress(t *testing.T) {
 	t.Parallel()
 	resolver := serveDNS(t, map[string][][]netip.Addr{
 		"allowed.example.": {addrs("127.0.0.1")},
@@ -171,8 +171,8 @@ func TestDialingReachesWhatIsPermitted(t *testing.T) {
 	}{
 		{"an allowed address", mustPolicy(t, safedial.Config{Allow: []string{"127.0.0.1"}, Ports: []string{port}}), "127.0.0.1"},
 		{"an allowed name", mustPolicy(t, safedial.Config{Allow: []string{"Allowed.Example"}, Ports: []string{port}, Resolver: resolver}), "ALLOWED.example."},
-		{"the one permitted address of several", mustPolicy(t, safedial.Config{Allow: []string{"127.0.0.1"}, Ports: []string{port}, Resolver: resolver}), "mixed.example"},
-		{"the operator's own", mustPolicy(t, safedial.Config{Resolver: resolver}).Trusted(), "allowed.example"},
+		{"one permitted address of several", mustPolicy(t, safedial.Config{Allow: []string{"127.0.0.1"}, Ports: []string{port}, Resolver: resolver}), "mixed.example"},
+		{"operator's address", mustPolicy(t, safedial.Config{Resolver: resolver}).Trusted(), "allowed.example"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -188,8 +188,8 @@ func TestDialingReachesWhatIsPermitted(t *testing.T) {
 	}
 }
 
-// A refusal is final, so it must not be said of a host that is merely down.
-func TestAHostThatIsDownIsNotRefused(t *testing.T) {
+// A refusal is final, so a host that is merely down must not be refused.
+func TestUnreachableHostIsNotRefused(t *testing.T) {
 	t.Parallel()
 	l, port := listen(t)
 	l.Close()
@@ -227,7 +227,7 @@ func get(t *testing.T, p *safedial.Policy, url string) error {
 	return response.Body.Close()
 }
 
-func TestRedirectsEndAtTheTable(t *testing.T) {
+func TestRedirectsToRefusedAddresses(t *testing.T) {
 	t.Parallel()
 	inner, innerPort := listen(t)
 	for _, target := range []string{
@@ -258,7 +258,7 @@ func TestRedirectsEndAtTheTable(t *testing.T) {
 }
 
 // net/http turns hosts into ASCII after we have seen the URL.
-func TestSpellingsThatNetHTTPResolvesEndAtTheTable(t *testing.T) {
+func TestAddressSpellingsAreRefused(t *testing.T) {
 	t.Parallel()
 	l, port := listen(t)
 	policy := mustPolicy(t, safedial.Config{Ports: []string{"any"}, Resolver: serveDNS(t, nil)})

@@ -73,8 +73,8 @@ func serveDNS(t *testing.T, answers map[string][][]netip.Addr) *net.Resolver {
 	}
 }
 
-// reply makes a response to a query (RFC 1035, section 4.1), or nothing of
-// what is no query.
+// reply returns the response to a query (RFC 1035, section 4.1), or nil if the message
+// is not a query.
 func (z *zone) reply(query []byte) []byte {
 	const headerSize = 12
 	var name strings.Builder

@@ -47,7 +47,7 @@ type Config struct {
 	Resolver *net.Resolver
 }
 
-// A Policy says which destinations are permitted. The zero Policy permits
+// A Policy decides which destinations are permitted. The zero Policy permits
 // public addresses at ports 80 and 443. Policies are immutable and may be used
 // from several goroutines at once.
 type Policy struct {
@@ -95,7 +95,7 @@ func (p *Policy) Trusted() *Policy {
 	return &trusted
 }
 
-// A RefusedError says that the policy does not permit a destination. A retry does not
+// A RefusedError means that the policy does not permit a destination. A retry does not
 // help, unless the configuration or the addresses of the name change.
 type RefusedError struct {
 	// Reason is one short phrase that may be shown to the client. If the client gave a
@@ -110,7 +110,7 @@ type RefusedError struct {
 
 func (e *RefusedError) Error() string { return e.Reason }
 
-// verdictOn says why addr is refused, such as "a private address", and returns "" if
+// verdictOn returns why addr is refused, such as "a private address", or "" if
 // it is permitted. exempt says that the name of the host is allowed.
 func (p *Policy) verdictOn(addr netip.Addr, exempt bool) string {
 	if !addr.IsValid() {

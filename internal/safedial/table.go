@@ -18,7 +18,7 @@ var refusedIPv4 = []block{
 	{netip.MustParsePrefix("100.64.0.0/10"), "a carrier-internal address"}, // RFC 6598; clouds and overlay networks use it
 	{netip.MustParsePrefix("127.0.0.0/8"), "a loopback address"},           // RFC 1122
 	{netip.MustParsePrefix("168.63.129.16/32"), "a cloud's own address"},   // Azure's WireServer: metadata, credentials
-	{netip.MustParsePrefix("169.254.0.0/16"), "a link-local address"},      // RFC 3927; 169.254.169.254 hands out cloud credentials
+	{netip.MustParsePrefix("169.254.0.0/16"), "a link-local address"},      // RFC 3927; 169.254.169.254 is the metadata service of clouds
 	{netip.MustParsePrefix("172.16.0.0/12"), "a private address"},          // RFC 1918
 	{netip.MustParsePrefix("192.0.0.0/24"), "a protocol address"},          // RFC 6890; Oracle's metadata is at 192.0.0.192
 	{netip.MustParsePrefix("192.0.2.0/24"), "a documentation address"},     // RFC 5737
@@ -44,7 +44,7 @@ var refusedIPv6 = []block{
 	{netip.MustParsePrefix("3fff::/20"), "a documentation address"},     // RFC 9637
 }
 
-// notPublic says why an unmapped address is not public, and returns "" if it is.
+// notPublic returns why an unmapped address is not public, or "" if it is.
 func notPublic(addr netip.Addr) string {
 	refused := refusedIPv4
 	if addr.Is6() {

@@ -8,7 +8,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 )
 
-// urlOf writes an address into a URL, an IPv4 address in a way of its own too.
+// urlOf returns a URL with the address as its host.
 func urlOf(addr netip.Addr) string {
 	if addr.Is4() {
 		return "http://" + addr.String() + "/"
@@ -36,7 +36,7 @@ func assertPermitted(t *testing.T, p *safedial.Policy, url string) {
 // The blocks, written out once more so that a slip in the table shows: the
 // first and last address of each, and the neighbours just outside of it,
 // unless they belong to another block or do not exist.
-func TestEveryBlockIsRefusedFromItsFirstAddressToItsLast(t *testing.T) {
+func TestBlocksAreRefusedWhole(t *testing.T) {
 	t.Parallel()
 	blocks := []struct{ name, before, first, last, after string }{
 		{"0/8, this network", "", "0.0.0.0", "0.255.255.255", "1.0.0.0"},
@@ -111,7 +111,7 @@ func TestIPv4InsideIPv6IsRefused(t *testing.T) {
 	}
 }
 
-func TestTheHiddenServicesOfCloudsAreRefused(t *testing.T) {
+func TestCloudMetadataServicesAreRefused(t *testing.T) {
 	t.Parallel()
 	var policy safedial.Policy
 	for _, addr := range []string{

@@ -151,7 +151,7 @@ func HostPort(u *url.URL) string {
 	return net.JoinHostPort(host, port)
 }
 
-// splitHost returns the host of a URL as an address or, if it is none, as a canonical
+// splitHost returns the host of a URL as an address or, if it is not an address, as a canonical
 // name.
 func splitHost(u *url.URL) (netip.Addr, string) {
 	if strings.HasPrefix(u.Host, "[") {
@@ -195,7 +195,7 @@ func fold(host string) string {
 	}, host)
 }
 
-// nameProblem says why a canonical name is not a valid host name, and returns "" if it
+// nameProblem returns why a canonical name is not a valid host name, or "" if it
 // is. It accepts all characters outside ASCII: net/http checks them by IDNA when it
 // dials.
 func nameProblem(name string) string {

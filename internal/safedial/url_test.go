@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 )
 
-func TestCheckURLAcceptsWhatReceiversHave(t *testing.T) {
+func TestCheckURLAccepts(t *testing.T) {
 	t.Parallel()
 	var policy safedial.Policy
 	for _, raw := range []string{
@@ -37,7 +37,7 @@ func TestCheckURLAcceptsWhatReceiversHave(t *testing.T) {
 	}
 }
 
-func TestCheckURLSaysWhatIsWrong(t *testing.T) {
+func TestCheckURLErrors(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ name, url, want string }{
 		{"an empty URL", "", "not an http or https URL"},
@@ -46,33 +46,33 @@ func TestCheckURLSaysWhatIsWrong(t *testing.T) {
 		{"a file", "file:///etc/passwd", "not an http or https URL"},
 		{"a gopher", "gopher://c.example:70/_x", "not an http or https URL"},
 		{"no host", "http:///hook", "has no host"},
-		{"no host but a port", "http://:80/", "has no host"},
+		{"port without a host", "http://:80/", "has no host"},
 		{"an opaque URL", "http:c.example/hook", "has no host"},
-		{"a dot for a host", "http://./", "has no host"},
+		{"host is a dot", "http://./", "has no host"},
 		{"a user", "http://u@c.example/", "has a user name or password"},
 		{"a password", "http://u:secret@c.example/", "has a user name or password"},
 		{"an empty userinfo", "http://@c.example/", "has a user name or password"},
 		{"a host disguised as a user", "http://c.example@10.0.0.1/", "has a user name or password"},
 		{"one byte too long", "http://c.example/" + strings.Repeat("x", 2048-len("http://c.example/")+1), "longer than 2048 bytes"},
-		{"a host longer than any", "http://" + strings.Repeat("a.", 127) + "aa/", "has a host longer than 253 bytes"},
-		{"a query too long once it is encoded", "http://c.example/?" + strings.Repeat("ü", 1000), "longer than 2048 bytes"},
+		{"host too long", "http://" + strings.Repeat("a.", 127) + "aa/", "has a host longer than 253 bytes"},
+		{"query too long when encoded", "http://c.example/?" + strings.Repeat("ü", 1000), "longer than 2048 bytes"},
 		{"a space at the end", "http://c.example/hook ", "has space around it"},
 		{"a space at the beginning", " http://c.example/hook", "has space around it"},
 		{"a no-break space at the end", "http://c.example/hook\u00a0", "has space around it"},
 		{"a line break", "http://c.example/\r\nX: y", "has a control or invalid character"},
 		{"a control character of Latin-1", "http://c.example/\u0085", "has a control or invalid character"},
-		{"bytes that are no text", "http://c.example/\xff", "has a control or invalid character"},
+		{"bytes that are not text", "http://c.example/\xff", "has a control or invalid character"},
 		{"a password with a slash", "http://u:sec/ret@c.example/", "not a valid URL"},
-		{"an escape that is none", "http://c.example/%zz?token=secret", "not a valid URL"},
+		{"invalid escape", "http://c.example/%zz?token=secret", "not a valid URL"},
 		{"a space in the host", "http://c .example/", "not a valid URL"},
 		{"a backslash", `http://c.example\@10.0.0.1/`, "not a valid URL"},
 		{"a port in words", "http://c.example:http/", "not a valid URL"},
 		{"two ports", "http://c.example:80:80/", "not a valid URL"},
 		{"a negative port", "http://c.example:-1/", "not a valid URL"},
 		{"port 0", "http://c.example:0/", "has a bad port"},
-		{"a port beyond the last", "http://c.example:65536/", "has a bad port"},
+		{"port above 65535", "http://c.example:65536/", "has a bad port"},
 		{"a port that wraps to 80", "http://c.example:4294967376/", "has a bad port"},
-		{"a port with a zero before it", "http://c.example:080/", "has a bad port"},
+		{"port with a leading zero", "http://c.example:080/", "has a bad port"},
 		{"a host with a percent sign", "http://c%25.example/", "has an invalid character in its host"},
 		{"a list of hosts", "http://a.example,b.example/", "has an invalid character in its host"},
 		{"a full-width slash in the host", "http://c.example／.d.example/", "has an invalid character in its host"},
@@ -97,7 +97,7 @@ func TestCheckURLSaysWhatIsWrong(t *testing.T) {
 		{"an address of five parts", "http://127.0.0.0.1/", "has an address in a form that is not accepted"},
 		{"an address with a part too large", "http://256.0.0.1/", "has an address in a form that is not accepted"},
 		{"an address with a dot at its end", "http://127.0.0.1./", "has an address in a form that is not accepted"},
-		{"a public one too", "http://8.8.8.8./", "has an address in a form that is not accepted"},
+		{"public address with a dot", "http://8.8.8.8./", "has an address in a form that is not accepted"},
 		{"full-width digits", "http://１２７.０.０.１/", "host 127.0.0.1 is a loopback address"},
 		{"full-width digits, escaped", "http://%EF%BC%91%EF%BC%92%EF%BC%97.0.0.1/", "host 127.0.0.1 is a loopback address"},
 		{"ideographic stops", "http://127。0．0｡1/", "host 127.0.0.1 is a loopback address"},
@@ -109,7 +109,7 @@ func TestCheckURLSaysWhatIsWrong(t *testing.T) {
 		{"localhost with a dot", "http://localhost./", "host localhost is this machine"},
 		{"a name below localhost", "http://a.b.LocalHost./", "host a.b.localhost is this machine"},
 		{"localhost in full-width letters", "http://ｌｏｃａｌｈｏｓｔ/", "host localhost is this machine"},
-		{"a port that is not allowed", "http://c.example:22/", "port 22 is not allowed"},
+		{"port not allowed", "http://c.example:22/", "port 22 is not allowed"},
 	}
 	var policy safedial.Policy
 	for _, tt := range tests {
@@ -126,7 +126,7 @@ func TestCheckURLSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
-func TestHostNamesAreTakenUpToTheLimitOfDNS(t *testing.T) {
+func TestHostNameLength(t *testing.T) {
 	t.Parallel()
 	label := strings.Repeat("a", 63) + "."
 	for _, tt := range []struct {
@@ -157,7 +157,7 @@ func TestHostNamesAreTakenUpToTheLimitOfDNS(t *testing.T) {
 	}
 }
 
-func TestCheckURLNormalises(t *testing.T) {
+func TestCheckURLNormalizes(t *testing.T) {
 	t.Parallel()
 	var policy safedial.Policy
 	for _, tt := range []struct{ raw, want string }{
@@ -181,7 +181,7 @@ func TestCheckURLNormalises(t *testing.T) {
 	}
 }
 
-func TestHostPortIsTheSameForAllSpellings(t *testing.T) {
+func TestHostPortNormalizesSpellings(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		want string

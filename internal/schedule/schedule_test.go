@@ -76,7 +76,7 @@ func runsOf(walls []wall, matches func(wall) bool, fixed bool) (runs []int) {
 	return runs
 }
 
-func TestNextAgreesWithEveryMinuteOfAYear(t *testing.T) {
+func TestNextMatchesEveryMinuteOfYear(t *testing.T) {
 	t.Parallel()
 	for _, place := range []struct {
 		zone string
@@ -115,7 +115,7 @@ func TestNextAgreesWithEveryMinuteOfAYear(t *testing.T) {
 	}
 }
 
-func TestNextFromWithinARepeatedHour(t *testing.T) {
+func TestNextInRepeatedHour(t *testing.T) {
 	t.Parallel()
 	paris, err := time.LoadLocation("Europe/Paris")
 	if err != nil {
@@ -165,7 +165,7 @@ func TestFollowingSkipsMissedRuns(t *testing.T) {
 	}
 }
 
-func TestLeapDaysAreFoundAcrossACentury(t *testing.T) {
+func TestLeapDaysAcrossCentury(t *testing.T) {
 	t.Parallel()
 	s, err := Parse("0 0 29 2 *", time.UTC)
 	if err != nil {
@@ -198,7 +198,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-func TestNextOfEveryBeginsNow(t *testing.T) {
+func TestNextOfEveryStartsNow(t *testing.T) {
 	t.Parallel()
 	s, err := Every(time.Hour)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 )
 
-func TestRetryAfterIsSecondsOrADateAndElseNothing(t *testing.T) {
+func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	// The clock of synctest does not advance here, so the wait until a date is exact.
 	synctest.Test(t, func(t *testing.T) {
@@ -60,13 +60,13 @@ func TestRetryAfterIsSecondsOrADateAndElseNothing(t *testing.T) {
 			in(90*time.Second, http.TimeFormat) + "x": 0,
 		} {
 			if got := ParseRetryAfter(value, now); got != want {
-				t.Errorf("%.40q is %v, not %v", value, got, want)
+				t.Errorf("%.40q is %v, want %v", value, got, want)
 			}
 		}
 	})
 }
 
-func TestAnAttemptsErrorHoldsNothingThatTheReceiverSent(t *testing.T) {
+func TestErrorHasNoAnswerData(t *testing.T) {
 	t.Parallel()
 	const secret = "token=hunter2"
 	for _, err := range []error{
@@ -86,7 +86,7 @@ func TestAnAttemptsErrorHoldsNothingThatTheReceiverSent(t *testing.T) {
 	}
 }
 
-func TestAnAttemptsErrorHoldsNoAddress(t *testing.T) {
+func TestErrorHasNoAddress(t *testing.T) {
 	t.Parallel()
 	here, there := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 7), Port: 4711}, &net.TCPAddr{IP: net.IPv4(10, 0, 0, 8), Port: 80}
 	for want, err := range map[string]error{
@@ -100,12 +100,12 @@ func TestAnAttemptsErrorHoldsNoAddress(t *testing.T) {
 		}},
 	} {
 		if got := (&Answer{Err: fmt.Errorf("connecting: %w", err)}).Message(); got != want {
-			t.Errorf("%q, not %q", got, want)
+			t.Errorf("%q, want %q", got, want)
 		}
 	}
 }
 
-func TestWhatIsFinal(t *testing.T) {
+func TestFinalOutcomes(t *testing.T) {
 	t.Parallel()
 	for want, answers := range map[bool][]Answer{
 		true: {
@@ -141,7 +141,7 @@ func FuzzRetryAfter(f *testing.F) {
 		}
 		if seconds, err := strconv.ParseUint(strings.TrimSpace(value), 10, 16); err == nil {
 			if want := min(time.Duration(seconds)*time.Second, MaxRetryAfter); wait != want {
-				t.Errorf("%q is a wait of %v, not %v", value, wait, want)
+				t.Errorf("%q is a wait of %v, want %v", value, wait, want)
 			}
 		}
 	})

@@ -35,7 +35,7 @@ func startBoth(t *testing.T, timeout time.Duration, answer http.HandlerFunc) (s 
 	return s, map[string]string{"HTTP/1": plain.URL, "HTTP/2": secure.URL}
 }
 
-func TestAnswersAreReadToTheLimitExactly(t *testing.T) {
+func TestAnswerLimit(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		sent    int // then the receiver sends nothing, and does not end the answer
@@ -66,7 +66,7 @@ func TestAnswersAreReadToTheLimitExactly(t *testing.T) {
 	}
 }
 
-func TestConnectionsAreUsedAgainAfterAnswersUpToTheLimit(t *testing.T) {
+func TestConnectionIsReusedAfterLargeAnswer(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		size  int
@@ -89,7 +89,7 @@ func TestConnectionsAreUsedAgainAfterAnswersUpToTheLimit(t *testing.T) {
 	}
 }
 
-func TestHeadersOfAnswersAreReadTo64KiB(t *testing.T) {
+func TestAnswerHeaderLimit(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		size int

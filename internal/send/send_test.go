@@ -85,7 +85,7 @@ const (
 	ed25519Key = "whsk_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 )
 
-func TestBodiesAreSentWholeAndSigned(t *testing.T) {
+func TestBodyIsSentWholeAndSigned(t *testing.T) {
 	t.Parallel()
 	var keys []webhook.Key
 	for _, text := range []string{hmacKey, ed25519Key} {
@@ -120,7 +120,7 @@ func TestBodiesAreSentWholeAndSigned(t *testing.T) {
 	}
 }
 
-func TestAKeptConnectionThatClosesIsReplaced(t *testing.T) {
+func TestClosedIdleConnectionIsReplaced(t *testing.T) {
 	t.Parallel()
 	large := strings.Repeat("x", 1<<20)
 	var mu sync.Mutex
@@ -153,7 +153,7 @@ func TestAKeptConnectionThatClosesIsReplaced(t *testing.T) {
 	mu.Unlock()
 }
 
-func TestHowAnAttemptFails(t *testing.T) {
+func TestAttemptErrors(t *testing.T) {
 	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -167,7 +167,7 @@ func TestHowAnAttemptFails(t *testing.T) {
 		connected, final bool
 		message          string
 	}{
-		{"nobody listens", closed, false, false, "connect: connection refused"},
+		{"connection refused", closed, false, false, "connect: connection refused"},
 		{"refused address", "http://10.0.0.1:80", false, true, "private"},
 		{"silent", silent, true, false, "no answer within 200ms"},
 		{"URL that cannot be sent", "http://[::1", false, true, "cannot be sent"},
@@ -212,8 +212,8 @@ func (b *syncBuffer) String() string {
 	return b.b.String()
 }
 
-// TestNothingUnaskedIsInTheLog is not parallel because it reads the process's log.
-func TestNothingUnaskedIsInTheLog(t *testing.T) {
+// TestUnsolicitedResponseIsNotLogged is not parallel because it reads the process's log.
+func TestUnsolicitedResponseIsNotLogged(t *testing.T) {
 	const secret = "hunter2-hunter2-hunter2-hunter2"
 	var written syncBuffer
 	before := log.Writer()
@@ -269,7 +269,7 @@ func TestNothingUnaskedIsInTheLog(t *testing.T) {
 	}
 }
 
-func TestTransportIsReplacedAfterManyHostsWithoutConnection(t *testing.T) {
+func TestTransportIsReplacedAfterManyHosts(t *testing.T) {
 	t.Parallel()
 	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer srv.Close()

@@ -14,7 +14,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
-func TestTraceHasThePartsOfTheDuration(t *testing.T) {
+func TestTraceDurations(t *testing.T) {
 	t.Parallel()
 	s, urls := startBoth(t, time.Minute, func(http.ResponseWriter, *http.Request) {})
 	for version, target := range urls {
@@ -37,7 +37,7 @@ func TestTraceHasThePartsOfTheDuration(t *testing.T) {
 	}
 }
 
-func TestTraceOfAnAttemptWithoutAConnection(t *testing.T) {
+func TestTraceWithoutConnection(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.NotFoundHandler())
 	server.Close()
@@ -111,7 +111,7 @@ func TestPublicURL(t *testing.T) {
 		"http://[::1%25eth0":                 "",
 	} {
 		if got := PublicURL(raw); got != want {
-			t.Errorf("of %s it is %q, not %q", raw, got, want)
+			t.Errorf("of %s it is %q, want %q", raw, got, want)
 		}
 	}
 }

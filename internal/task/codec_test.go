@@ -61,7 +61,7 @@ var everyByte = func() string {
 	return string(b)
 }()
 
-func TestEveryStringOfARecordSurvivesTheCodec(t *testing.T) {
+func TestCodecKeepsEveryString(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{
 		"plain": "abc/ABC?0 9~", "HTML": "<a href='&'>", "quotes": `"\"`, "replacement character": "\uFFFD",
@@ -94,7 +94,7 @@ func TestEveryStringOfARecordSurvivesTheCodec(t *testing.T) {
 	}
 }
 
-func TestValidTextIsStoredAsItIs(t *testing.T) {
+func TestValidTextIsStoredUnchanged(t *testing.T) {
 	t.Parallel()
 	line, err := Encode(&Record{Task: Task{Error: "<é & \U0001F600>"}, Result: &Result{ContentType: "r\xe9"}})
 	if err != nil {
@@ -107,7 +107,7 @@ func TestValidTextIsStoredAsItIs(t *testing.T) {
 	}
 }
 
-func TestDecodeReadsWhatEncodingJSONReads(t *testing.T) {
+func TestDecodeMatchesEncodingJSON(t *testing.T) {
 	t.Parallel()
 	for _, line := range []string{``, `[]`, `{`, `{"task_id":1}`, `{"created_at":"yesterday"}`} {
 		if rec, err := Decode([]byte(line)); err == nil {
@@ -186,7 +186,7 @@ func TestEncodeIsBounded(t *testing.T) {
 	}
 }
 
-func TestATaskThatWasAcceptedCanBeSettled(t *testing.T) {
+func TestAcceptedTaskCanBeSettled(t *testing.T) {
 	t.Parallel()
 	request := func(n int) *Record {
 		rec := &Record{Task: Task{ID: "x", Queue: "q"}, Callback: typical().Callback}

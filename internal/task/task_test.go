@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestARecordKeepsTheLatestAttempts(t *testing.T) {
+func TestRecordKeepsLatestAttempts(t *testing.T) {
 	t.Parallel()
 	var rec Record
 	for i := range 200 {
@@ -19,11 +19,11 @@ func TestARecordKeepsTheLatestAttempts(t *testing.T) {
 		kept += len(a.Response)
 	}
 	if want := maxResponsesKept * 1024; kept != want {
-		t.Errorf("%d bytes of answers are kept, not %d", kept, want)
+		t.Errorf("%d bytes of answers are kept, want %d", kept, want)
 	}
 }
 
-func TestARequestIsForgottenButForItsName(t *testing.T) {
+func TestDroppedRequestKeepsName(t *testing.T) {
 	t.Parallel()
 	rec := Record{Request: &Request{Method: "POST", URI: "/x", Header: map[string][]string{"Authorization": {"secret"}}}}
 	rec.ForgetRequest()

@@ -48,7 +48,7 @@ func (g *gateway) bulk(path, content string) (b bulk) {
 	return b
 }
 
-func TestRetryMakesAWaitingCallbackDue(t *testing.T) {
+func TestRetryMakesCallbackDue(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	id := g.finish(task.Delivering, nil) // waits an hour for its retry
@@ -60,7 +60,7 @@ func TestRetryMakesAWaitingCallbackDue(t *testing.T) {
 	g.ask(http.MethodPost, "tasks/"+g.enqueue(nil)+"/retry", http.StatusConflict)
 }
 
-func TestStopMakesARetryingCallbackDead(t *testing.T) {
+func TestStopMakesCallbackDead(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	id := g.finish(task.Delivering, nil)
@@ -70,7 +70,7 @@ func TestStopMakesARetryingCallbackDead(t *testing.T) {
 	}
 }
 
-func TestRedeliveryToAnEditedURL(t *testing.T) {
+func TestRedeliverToEditedURL(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	id := g.finish(task.Dead, nil)
@@ -95,12 +95,12 @@ func TestActionsOnNamedTasks(t *testing.T) {
 	ids := fmt.Sprintf(`{"ids": [%q, %q, "nobody", "*"]}`, dead, queued)
 	want := bulk{Matched: 4, Failed: 3, Reason: "the task is not dead or done"}
 	if got := g.bulk("tasks/delete?dry_run=true", ids); got != want {
-		t.Errorf("a dry run says %+v, not %+v", got, want)
+		t.Errorf("a dry run says %+v, want %+v", got, want)
 	}
 	g.ask(http.MethodGet, "tasks/"+dead, http.StatusOK)
 	want.Changed = 1
 	if got := g.bulk("tasks/delete", ids); got != want {
-		t.Errorf("the answer is %+v, not %+v", got, want)
+		t.Errorf("the answer is %+v, want %+v", got, want)
 	}
 	g.ask(http.MethodGet, "tasks/"+dead, http.StatusNotFound)
 	g.ask(http.MethodGet, "tasks/"+done, http.StatusOK)
@@ -112,7 +112,7 @@ func TestActionsOnNamedTasks(t *testing.T) {
 	}
 }
 
-func TestADryRunCountsWhatMatches(t *testing.T) {
+func TestDryRunCountsMatches(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	for range 3 {
@@ -127,7 +127,7 @@ func TestADryRunCountsWhatMatches(t *testing.T) {
 	}
 }
 
-func TestListsSayWhyAndAreFiltered(t *testing.T) {
+func TestListsShowReasonAndFilter(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	queued := g.enqueue(func(r *task.Record) { r.Route = "q" })
@@ -140,7 +140,7 @@ func TestListsSayWhyAndAreFiltered(t *testing.T) {
 		"method=PUT&after_time=2020-01-01T00:00:00Z": waiting,
 	} {
 		if got := g.ids("tasks?" + query); !slices.Equal(got, []string{want}) {
-			t.Errorf("%s lists %v, not %s", query, got, want)
+			t.Errorf("%s lists %v, want %s", query, got, want)
 		}
 	}
 	for _, query := range []string{"method=put", "path=key", "last_status_code=503", "last_error=x", "before=2020-01-01T00:00:00Z", "after_time=2100-01-01T00:00:00Z"} {
@@ -154,7 +154,7 @@ func TestListsSayWhyAndAreFiltered(t *testing.T) {
 	}
 }
 
-func TestPausingHoldsUntilResumed(t *testing.T) {
+func TestPausedHostWaitsUntilResumed(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	g.enqueue(nil)
@@ -175,7 +175,7 @@ func TestPausingHoldsUntilResumed(t *testing.T) {
 	}
 }
 
-func TestACallbackIsShownAsItIsSent(t *testing.T) {
+func TestCallbackIsShownAsSent(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	at := time.Now().UTC()
@@ -198,7 +198,7 @@ func TestACallbackIsShownAsItIsSent(t *testing.T) {
 		}
 	}
 	if raw := g.askRaw(http.MethodGet, "tasks/"+id+"/callback?raw=true", http.StatusOK); string(raw) != shown.Body {
-		t.Errorf("the raw body is %s, not %s", raw, shown.Body)
+		t.Errorf("the raw body is %s, want %s", raw, shown.Body)
 	}
 	if body := g.askRaw(http.MethodGet, "tasks/"+id+"/result", http.StatusOK); string(body) != "geheim" {
 		t.Errorf("the result is %q", body)

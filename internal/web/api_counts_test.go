@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestRatesAreOfTheLastMinuteAndTheHistoryOfTenMore(t *testing.T) {
+func TestRatesAndHistory(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := new(NodeCounts)
@@ -37,7 +37,7 @@ func TestRatesAreOfTheLastMinuteAndTheHistoryOfTenMore(t *testing.T) {
 	})
 }
 
-func TestQuantilesAreExactToAQuarter(t *testing.T) {
+func TestQuantilePrecision(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := new(NodeCounts)

@@ -29,7 +29,7 @@ func (g *gateway) watch() *http.Response {
 	return resp
 }
 
-func TestOverviewsComeToThoseWhoWatchUntilTheAPIIsClosed(t *testing.T) {
+func TestOverviewStreamEndsWithAPI(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	g.enqueue(nil)
@@ -74,7 +74,7 @@ func TestWatchersAreBounded(t *testing.T) {
 	g.ask(http.MethodGet, "events", http.StatusServiceUnavailable)
 }
 
-func TestAnEngineThatIsAwayIsWaitedForOnceByAllWhoLook(t *testing.T) {
+func TestUnavailableEngineIsAskedOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		opened := 0

@@ -17,9 +17,9 @@ func FuzzAPIQuery(f *testing.F) {
 	f.Fuzz(func(t *testing.T, query string) {
 		values, _ := url.ParseQuery(query) // the part that can be parsed
 		c := &call{query: values}
-		if filter, said, err := c.filter(); err == nil {
+		if filter, given, err := c.filter(); err == nil {
 			if named := len(filter.States)+len(filter.Statuses) > 0 || filter.Queue != "" || filter.Host != "" ||
-				!filter.Before.IsZero() || !filter.After.IsZero(); named && !said {
+				!filter.Before.IsZero() || !filter.After.IsZero(); named && !given {
 				// Such a request would apply to all tasks.
 				t.Errorf("%q says nothing, and is %+v", query, filter)
 			}

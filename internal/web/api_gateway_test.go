@@ -124,7 +124,7 @@ func (g *gateway) send(method, path, content string, want int, header ...string)
 		g.t.Fatal(err)
 	}
 	if resp.StatusCode != want {
-		g.t.Fatalf("%s %s: %s, not %d: %s", method, path, resp.Status, want, body)
+		g.t.Fatalf("%s %s: %s, want %d: %s", method, path, resp.Status, want, body)
 	}
 	if err := g.doc.Check(method, path, resp, body); err != nil {
 		g.t.Error(err)

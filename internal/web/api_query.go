@@ -24,8 +24,8 @@ var (
 	verdicts = []task.Verdict{task.Complete, task.Failed, task.TimedOut}
 )
 
-// filter reads the filter of the query. said is false if the query has none.
-func (c *call) filter() (f engine.Filter, said bool, err error) {
+// filter reads the filter of the query. given is false if the query has none.
+func (c *call) filter() (f engine.Filter, given bool, err error) {
 	f.Queue, f.Host, f.Route = c.query.Get("queue"), strings.ToLower(c.query.Get("host")), c.query.Get("route")
 	f.Method, f.Path, f.LastError = c.query.Get("method"), c.query.Get("path"), c.query.Get("last_error")
 	if f.IDPrefix = c.query.Get("id"); f.IDPrefix != "" && !isID(f.IDPrefix) {
@@ -47,10 +47,10 @@ func (c *call) filter() (f engine.Filter, said bool, err error) {
 	}
 	for _, name := range filterParams {
 		for _, value := range c.query[name] {
-			said = said || value != ""
+			given = given || value != ""
 		}
 	}
-	return f, said, nil
+	return f, given, nil
 }
 
 // timeRange reads the bounds of the acceptance time. If a bound is given in two ways,

@@ -55,7 +55,7 @@ type listedTask struct {
 	Path        string `json:"path,omitempty"`
 	Route       string `json:"route,omitempty"`
 	RequestSize int64  `json:"request_size,omitempty"`
-	// Reason says why the task failed, or why its callback is not delivered.
+	// Reason is why the task failed, or why its callback is not delivered.
 	Reason         string `json:"reason,omitempty"`
 	LastStatusCode int    `json:"last_status_code,omitempty"`
 	LastError      string `json:"last_error,omitempty"`

@@ -17,7 +17,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web/openapitest"
 )
 
-func TestDocumentHasEveryRouteAndNoOther(t *testing.T) {
+func TestDocumentListsRoutes(t *testing.T) {
 	t.Parallel()
 	doc, err := openapitest.Load(openAPIDocument)
 	if err != nil {
@@ -46,7 +46,7 @@ func TestDocumentHasEveryRouteAndNoOther(t *testing.T) {
 	}
 }
 
-func TestEveryRouteAnswersAsTheDocumentHasIt(t *testing.T) {
+func TestRoutesMatchDocument(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	queued, dead, done := g.enqueue(nil), g.finish(task.Dead, nil), g.finish(task.Done, nil)
@@ -102,7 +102,7 @@ func TestEveryRouteAnswersAsTheDocumentHasIt(t *testing.T) {
 	}
 }
 
-func TestWhatIsAskedWrongIsRefusedByName(t *testing.T) {
+func TestBadRequestsNameParameter(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	for path, want := range map[string]string{
@@ -156,7 +156,7 @@ func TestWhatIsAskedWrongIsRefusedByName(t *testing.T) {
 	}
 }
 
-func TestListsTellNothingOfRequestsResultsOrAnswers(t *testing.T) {
+func TestListsHaveNoBodies(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	g.enqueue(nil)
@@ -173,7 +173,7 @@ func TestListsTellNothingOfRequestsResultsOrAnswers(t *testing.T) {
 	}
 }
 
-func TestATaskHasItsTimeline(t *testing.T) {
+func TestTaskTimeline(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	id := g.finish(task.Delivering, nil)
@@ -192,11 +192,11 @@ func TestATaskHasItsTimeline(t *testing.T) {
 		events = append(events, event.(map[string]any)["event"].(string))
 	}
 	if want := []string{"accepted", "started", "verdict", "attempt", "redelivered"}; !slices.Equal(events, want) {
-		t.Errorf("it is %v, not %v", events, want)
+		t.Errorf("it is %v, want %v", events, want)
 	}
 }
 
-func TestAttemptsAreNumberedAsTheirCallbacksWere(t *testing.T) {
+func TestAttemptNumbersMatchCallbacks(t *testing.T) {
 	t.Parallel()
 	begin := time.Now()
 	at := func(minutes int) time.Time { return begin.Add(time.Duration(minutes) * time.Minute) }
@@ -220,7 +220,7 @@ func TestAttemptsAreNumberedAsTheirCallbacksWere(t *testing.T) {
 	}
 }
 
-func TestAllThatMatchAreChangedInBoundedSteps(t *testing.T) {
+func TestBulkActionsAreBounded(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	other := g.enqueue(func(r *task.Record) { r.Queue = "other" })
@@ -249,7 +249,7 @@ func TestAllThatMatchAreChangedInBoundedSteps(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeChangedIsCountedWithAReason(t *testing.T) {
+func TestBulkActionsCountFailures(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	kept := g.finish(task.Done, func(r *task.Record) { r.Queue = "q" })
@@ -263,7 +263,7 @@ func TestWhatCannotBeChangedIsCountedWithAReason(t *testing.T) {
 	}
 }
 
-func TestRedeliveringAllRepeatsNoDeliveredCallback(t *testing.T) {
+func TestRedeliverAllSkipsDelivered(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		query      string
@@ -298,7 +298,7 @@ func TestRedeliveringAllRepeatsNoDeliveredCallback(t *testing.T) {
 	}
 }
 
-func TestNoOtherSiteChangesAnything(t *testing.T) {
+func TestCrossSiteRequestsAreRefused(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	id := g.enqueue(nil)
@@ -311,7 +311,7 @@ func TestNoOtherSiteChangesAnything(t *testing.T) {
 	g.ask(http.MethodPost, "tasks/"+id+"/cancel", http.StatusAccepted, "Sec-Fetch-Site", "same-origin")
 }
 
-func TestThePageIsEverywhereButWhereTheAPIIs(t *testing.T) {
+func TestPageIsServedOutsideAPI(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	base := strings.TrimSuffix(g.url, "ops/api/")
@@ -340,7 +340,7 @@ func TestThePageIsEverywhereButWhereTheAPIIs(t *testing.T) {
 	}
 }
 
-func TestHostsAreListedWhileTheirCallbacksFail(t *testing.T) {
+func TestFailingHostsAreListed(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	since := time.Now().UTC().Add(-time.Hour).Truncate(time.Millisecond)
@@ -376,7 +376,7 @@ func TestHostsAreListedWhileTheirCallbacksFail(t *testing.T) {
 	}
 }
 
-func TestQueuesOfTheConfigurationAndOfTheStoreAreListed(t *testing.T) {
+func TestConfiguredAndStoredQueuesAreListed(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	g.enqueue(nil)
@@ -404,7 +404,7 @@ func TestQueuesOfTheConfigurationAndOfTheStoreAreListed(t *testing.T) {
 	}
 }
 
-func TestSchedulesHaveTheRunTimesOfTheEngine(t *testing.T) {
+func TestSchedulesShowRunTimes(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)
 	last := time.Now().UTC().Truncate(time.Second)
@@ -423,14 +423,14 @@ func TestSchedulesHaveTheRunTimesOfTheEngine(t *testing.T) {
 		t.Fatalf("the schedules are %+v", schedules)
 	}
 	if s := schedules[0]; !s.LastRun.Equal(last) || !s.NextRun.Equal(next) {
-		t.Errorf("the known schedule ran at %v and runs at %v, not %v and %v", s.LastRun, s.NextRun, last, next)
+		t.Errorf("the known schedule ran at %v and runs at %v, want %v and %v", s.LastRun, s.NextRun, last, next)
 	}
 	if s := schedules[1]; !s.LastRun.IsZero() || !s.NextRun.Equal(computedRun) {
 		t.Errorf("the new schedule ran at %v and runs at %v", s.LastRun, s.NextRun)
 	}
 }
 
-func TestErrorsOfTheEngineHaveTheirStatus(t *testing.T) {
+func TestEngineErrorStatuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name   string

@@ -56,24 +56,24 @@ func TestSignatureVerdicts(t *testing.T) {
 		verdict string
 		reason  string
 	}{
-		{"a right signature verifies", web.InboxConfig{Keys: []webhook.Key{key}}, now, strings.NewReader(body), "verified", ""},
-		{"one of two keys is enough", web.InboxConfig{Keys: []webhook.Key{other, key}}, now, strings.NewReader(body), "verified", ""},
-		{"another key's does not", web.InboxConfig{Keys: []webhook.Key{other}}, now, strings.NewReader(body), "failed", "no signature matches"},
-		{"nor does another body's", web.InboxConfig{Keys: []webhook.Key{key}}, now, strings.NewReader(body + "!"), "failed", "no signature matches"},
+		{"valid signature", web.InboxConfig{Keys: []webhook.Key{key}}, now, strings.NewReader(body), "verified", ""},
+		{"one of two keys", web.InboxConfig{Keys: []webhook.Key{other, key}}, now, strings.NewReader(body), "verified", ""},
+		{"signature of another key", web.InboxConfig{Keys: []webhook.Key{other}}, now, strings.NewReader(body), "failed", "no signature matches"},
+		{"signature of another body", web.InboxConfig{Keys: []webhook.Key{key}}, now, strings.NewReader(body + "!"), "failed", "no signature matches"},
 		{
-			"an old one is a replay", web.InboxConfig{Keys: []webhook.Key{key}}, signed(time.Now().Add(-time.Hour)), strings.NewReader(body),
+			"old signature", web.InboxConfig{Keys: []webhook.Key{key}}, signed(time.Now().Add(-time.Hour)), strings.NewReader(body),
 			"failed", "the signature is right, its timestamp is more than 5 minutes off",
 		},
-		{"one without an ID fails", web.InboxConfig{Keys: []webhook.Key{key}}, now[2:], strings.NewReader(body), "failed", "the ID or the timestamp is missing"},
-		{"no signature is no failure", web.InboxConfig{Keys: []webhook.Key{key}}, nil, strings.NewReader(body), "unsigned", ""},
-		{"no signature is unsigned without keys too", web.InboxConfig{}, nil, strings.NewReader(body), "unsigned", ""},
-		{"without keys nothing is judged", web.InboxConfig{}, now, strings.NewReader(body), "unchecked", "the inbox has no secret to check it with"},
+		{"signature without an ID", web.InboxConfig{Keys: []webhook.Key{key}}, now[2:], strings.NewReader(body), "failed", "the ID or the timestamp is missing"},
+		{"no signature", web.InboxConfig{Keys: []webhook.Key{key}}, nil, strings.NewReader(body), "unsigned", ""},
+		{"no signature and no keys", web.InboxConfig{}, nil, strings.NewReader(body), "unsigned", ""},
+		{"no keys", web.InboxConfig{}, now, strings.NewReader(body), "unchecked", "the inbox has no secret to check it with"},
 		{
-			"of a body that is cut nothing is known", web.InboxConfig{Keys: []webhook.Key{key}, MaxBody: 10}, now, strings.NewReader(body),
+			"truncated body", web.InboxConfig{Keys: []webhook.Key{key}, MaxBody: 10}, now, strings.NewReader(body),
 			"unchecked", "only the first 10 bytes of the body are kept",
 		},
 		{
-			"nor of one that broke off", web.InboxConfig{Keys: []webhook.Key{key}}, now,
+			"incomplete body", web.InboxConfig{Keys: []webhook.Key{key}}, now,
 			io.MultiReader(strings.NewReader(body), iotest.ErrReader(errors.New("gone"))), "unchecked", "the body is incomplete",
 		},
 	}
@@ -95,26 +95,26 @@ func TestPairs(t *testing.T) {
 		name, contentType, body string
 		want                    []pair
 	}{
-		{"a form keeps its order and its repeats", form, "z=1&a=2&z=3", []pair{{"z", "1"}, {"a", "2"}, {"z", "3"}}},
-		{"a form with parameters in its type is one", form + "; charset=UTF-8", "a=1", []pair{{"a", "1"}}},
-		{"escapes are undone", form, "a%26=%C3%A4+b%2B", []pair{{"a&", "ä b+"}}},
-		{"a value has everything after the first =", form, "a=b=c", []pair{{"a", "b=c"}}},
-		{"a name alone has an empty value", form, "a&&=&", []pair{{"a", ""}, {"", ""}}},
-		{"what is malformed stands as it was sent", form, "a=%zz+%&b=%41", []pair{{"a", "%zz+%"}, {"b", "A"}}},
-		{"a semicolon parts nothing", form, "a=1;b=2", []pair{{"a", "1;b=2"}}},
-		{"an empty form has none", form, "", nil},
+		{"form with repeated names", form, "z=1&a=2&z=3", []pair{{"z", "1"}, {"a", "2"}, {"z", "3"}}},
+		{"form type with parameters", form + "; charset=UTF-8", "a=1", []pair{{"a", "1"}}},
+		{"escapes", form, "a%26=%C3%A4+b%2B", []pair{{"a&", "ä b+"}}},
+		{"value with =", form, "a=b=c", []pair{{"a", "b=c"}}},
+		{"name without a value", form, "a&&=&", []pair{{"a", ""}, {"", ""}}},
+		{"malformed escapes", form, "a=%zz+%&b=%41", []pair{{"a", "%zz+%"}, {"b", "A"}}},
+		{"semicolon", form, "a=1;b=2", []pair{{"a", "1;b=2"}}},
+		{"empty form", form, "", nil},
 		{
-			"an object has its members, as they are written", "application/json",
+			"object", "application/json",
 			`{"z": 12345678901234567890, "a": "x\u0041\n", "z": [1, {"b": 1.0}], "n": null, "t": true}`,
 			[]pair{{"z", "12345678901234567890"}, {"a", "xA\n"}, {"z", `[1,{"b":1.0}]`}, {"n", "null"}, {"t", "true"}},
 		},
 		{"+json is JSON too", "application/vnd.x+json", `{"a":1}`, []pair{{"a", "1"}}},
-		{"an empty object has none", "application/json", `{}`, nil},
-		{"an array has none", "application/json", `[{"a":1}]`, nil},
-		{"nothing is made of broken JSON", "application/json", `{"a":1,`, nil},
-		{"nor of two documents", "application/json", `{"a":1}{"b":2}`, nil},
-		{"text has none", "text/plain", "a=1", nil},
-		{"a body without a type has none", "", "a=1", nil},
+		{"empty object", "application/json", `{}`, nil},
+		{"array", "application/json", `[{"a":1}]`, nil},
+		{"broken JSON", "application/json", `{"a":1,`, nil},
+		{"two documents", "application/json", `{"a":1}{"b":2}`, nil},
+		{"text", "text/plain", "a=1", nil},
+		{"no content type", "", "a=1", nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -160,21 +160,21 @@ func TestBodies(t *testing.T) {
 		want        callback
 		kept        string // the response to ?body=
 	}{
-		{"text is text", "", strings.NewReader("ä\x00"), 0, callback{Body: "ä\x00", BodySize: 3, BodyKept: 3}, "ä\x00"},
-		{"bytes are base64", "", strings.NewReader("\xff\x00"), 0, callback{BodyBase64: []byte("\xff\x00"), BodySize: 2, BodyKept: 2}, "\xff\x00"},
-		{"half a character is bytes", "", strings.NewReader("a\xc3"), 0, callback{BodyBase64: []byte("a\xc3"), BodySize: 2, BodyKept: 2}, "a\xc3"},
-		{"none is empty", "", nil, 0, callback{}, ""},
-		{"a body of the size that is kept is whole", "", strings.NewReader("12345"), 5, callback{Body: "12345", BodySize: 5, BodyKept: 5}, "12345"},
-		{"a larger one is cut", "", strings.NewReader("123456"), 5, callback{Body: "12345", BodyTruncated: true, BodySize: 6, BodyKept: 5}, "12345"},
-		{"it is cut between characters", "", strings.NewReader("1234ä"), 5, callback{Body: "1234", BodyTruncated: true, BodySize: 6, BodyKept: 5}, "1234\xc3"},
+		{"text", "", strings.NewReader("ä\x00"), 0, callback{Body: "ä\x00", BodySize: 3, BodyKept: 3}, "ä\x00"},
+		{"bytes", "", strings.NewReader("\xff\x00"), 0, callback{BodyBase64: []byte("\xff\x00"), BodySize: 2, BodyKept: 2}, "\xff\x00"},
+		{"half a character", "", strings.NewReader("a\xc3"), 0, callback{BodyBase64: []byte("a\xc3"), BodySize: 2, BodyKept: 2}, "a\xc3"},
+		{"no body", "", nil, 0, callback{}, ""},
+		{"body of the maximum size", "", strings.NewReader("12345"), 5, callback{Body: "12345", BodySize: 5, BodyKept: 5}, "12345"},
+		{"larger body", "", strings.NewReader("123456"), 5, callback{Body: "12345", BodyTruncated: true, BodySize: 6, BodyKept: 5}, "12345"},
+		{"truncated between characters", "", strings.NewReader("1234ä"), 5, callback{Body: "1234", BodyTruncated: true, BodySize: 6, BodyKept: 5}, "1234\xc3"},
 		{
-			"a form that is cut shows the pairs that are there", form, strings.NewReader("a=1&b=%41%42"), 11,
+			"truncated form", form, strings.NewReader("a=1&b=%41%42"), 11,
 			callback{Body: "a=1&b=%41%4", Pairs: []pair{{"a", "1"}, {"b", "A"}}, PairsTruncated: true, BodyTruncated: true, BodySize: 12, BodyKept: 11}, "a=1&b=%41%4",
 		},
-		{"JSON that is cut has no pairs", "application/json", strings.NewReader(`{"a":1} `), 7, callback{Body: `{"a":1}`, BodyTruncated: true, BodySize: 8, BodyKept: 7}, `{"a":1}`},
-		{"a body that breaks off says so", "", failing, 0, callback{Body: "half", BodySize: 4, BodyKept: 4, BodyError: "the line is dead"}, "half"},
+		{"truncated JSON", "application/json", strings.NewReader(`{"a":1} `), 7, callback{Body: `{"a":1}`, BodyTruncated: true, BodySize: 8, BodyKept: 7}, `{"a":1}`},
+		{"incomplete body", "", failing, 0, callback{Body: "half", BodySize: 4, BodyKept: 4, BodyError: "the line is dead"}, "half"},
 		{
-			"of a long one the list shows the beginning", "", strings.NewReader(strings.Repeat("x", mib+1)), 0,
+			"excerpt of a long body", "", strings.NewReader(strings.Repeat("x", mib+1)), 0,
 			callback{Body: strings.Repeat("x", mib), BodyTruncated: true, BodySize: mib + 1, BodyKept: mib + 1}, strings.Repeat("x", mib+1),
 		},
 	}
@@ -228,10 +228,10 @@ func TestMemoryIsBounded(t *testing.T) {
 		body, header int // bytes of each
 		least, most  int // how many callbacks may remain
 	}{
-		{"by number", 3, 5, 0, 0, 3, 3},
-		{"by the size of bodies", 0, 12, 10 * mib, 0, 4, 6},
-		{"by the size of headers", 0, 200, 0, mib / 2, 100, 128},
-		{"but the newest is kept whatever its size", 0, 2, 80 * mib, 0, 1, 1},
+		{"number", 3, 5, 0, 0, 3, 3},
+		{"size of bodies", 0, 12, 10 * mib, 0, 4, 6},
+		{"size of headers", 0, 200, 0, mib / 2, 100, 128},
+		{"large newest callback", 0, 2, 80 * mib, 0, 1, 1},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { // sequential, because they are large
@@ -255,7 +255,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 }
 
-func TestBodiesThatComeAtOnceShareABound(t *testing.T) {
+func TestConcurrentBodiesShareLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inbox := web.NewInbox(web.InboxConfig{MaxBody: 48 * mib})
@@ -281,7 +281,7 @@ type endless struct{}
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
-func TestABodyThatDoesNotEndIsNotReadForEver(t *testing.T) {
+func TestEndlessBodyIsCut(t *testing.T) {
 	t.Parallel()
 	inbox := web.NewInbox(web.InboxConfig{MaxBody: 10})
 	serve(inbox, http.MethodPost, "/", endless{})

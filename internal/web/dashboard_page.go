@@ -22,7 +22,7 @@ func dashboardText(names ...string) string {
 	for _, name := range names {
 		content, err := dashboardFiles.ReadFile("dashboard/" + name)
 		if err != nil {
-			panic(err) // cannot happen in a build whose tests pass: the file is embedded
+			panic(err) // cannot happen: the file is embedded
 		}
 		text.Write(content)
 	}

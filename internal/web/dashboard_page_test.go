@@ -16,7 +16,7 @@ func dashboardPage(method string) *httptest.ResponseRecorder {
 	return serve(web.DashboardPage(), method, "/ops", nil, "Accept", "text/html")
 }
 
-func TestTheDashboardsPolicyPermitsItsOwnStyleAndScriptAndNothingElse(t *testing.T) {
+func TestDashboardContentSecurityPolicy(t *testing.T) {
 	t.Parallel()
 	w := dashboardPage(http.MethodGet)
 	hash := func(tag string) string {
@@ -43,7 +43,7 @@ func TestTheDashboardsPolicyPermitsItsOwnStyleAndScriptAndNothingElse(t *testing
 	}
 }
 
-func TestTheDashboardHasNothingThatThePolicyBlocks(t *testing.T) {
+func TestDashboardObeysContentSecurityPolicy(t *testing.T) {
 	t.Parallel()
 	page := dashboardPage(http.MethodGet).Body.String()
 	document := regexp.MustCompile(`(?s)<(script|style)>.*?</(script|style)>`).ReplaceAllString(page, "")
@@ -69,7 +69,7 @@ func TestTheDashboardHasNothingThatThePolicyBlocks(t *testing.T) {
 	}
 }
 
-func TestTheDashboardsPageCanOnlyBeRead(t *testing.T) {
+func TestDashboardPageIsReadOnly(t *testing.T) {
 	t.Parallel()
 	for method, want := range map[string]int{
 		http.MethodGet: http.StatusOK, http.MethodHead: http.StatusOK,

@@ -23,11 +23,11 @@ func ExampleNewInbox() {
 		return
 	}
 	defer func() { _ = answer.Body.Close() }()
-	said, err := io.ReadAll(answer.Body)
+	body, err := io.ReadAll(answer.Body)
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	fmt.Printf("%s: %s", answer.Status, said)
+	fmt.Printf("%s: %s", answer.Status, body)
 	// Output: 200 OK: recorded as 1
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-func TestInboxForwardsACallbackAsItCame(t *testing.T) {
+func TestInboxForwardsCallbackUnchanged(t *testing.T) {
 	t.Parallel()
 	type request struct {
 		method, uri, body string
@@ -51,7 +51,7 @@ func TestInboxForwardsACallbackAsItCame(t *testing.T) {
 	}
 }
 
-func TestInboxForwardsOnlyWhereTheConfigurationAllows(t *testing.T) {
+func TestInboxForwardsToAllowedOriginsOnly(t *testing.T) {
 	t.Parallel()
 	const allowed = "http://localhost:3000"
 	for name, test := range map[string]struct {
@@ -59,15 +59,15 @@ func TestInboxForwardsOnlyWhereTheConfigurationAllows(t *testing.T) {
 		header       []string
 		want         int
 	}{
-		"another host":        {"/inbox?forward=1", `{"url":"http://169.254.169.254/"}`, nil, http.StatusForbidden},
-		"another port":        {"/inbox?forward=1", `{"url":"http://localhost:30001/"}`, nil, http.StatusForbidden},
-		"a user in the URL":   {"/inbox?forward=1", `{"url":"http://localhost:3000@evil.example/"}`, nil, http.StatusForbidden},
-		"a password":          {"/inbox?forward=1", `{"url":"http://a:b@localhost:3000/"}`, nil, http.StatusForbidden},
-		"no URL":              {"/inbox?forward=1", `{}`, nil, http.StatusForbidden},
-		"no JSON":             {"/inbox?forward=1", `url`, nil, http.StatusBadRequest},
-		"an unknown callback": {"/inbox?forward=7", `{"url":"http://localhost:3000/"}`, nil, http.StatusNotFound},
-		"of another inbox":    {"/other?forward=1", `{"url":"http://localhost:3000/"}`, nil, http.StatusNotFound},
-		"another site":        {"/inbox?forward=1", `{"url":"http://localhost:3000/"}`, []string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden},
+		"another host":              {"/inbox?forward=1", `{"url":"http://169.254.169.254/"}`, nil, http.StatusForbidden},
+		"another port":              {"/inbox?forward=1", `{"url":"http://localhost:30001/"}`, nil, http.StatusForbidden},
+		"a user in the URL":         {"/inbox?forward=1", `{"url":"http://localhost:3000@evil.example/"}`, nil, http.StatusForbidden},
+		"a password":                {"/inbox?forward=1", `{"url":"http://a:b@localhost:3000/"}`, nil, http.StatusForbidden},
+		"no URL":                    {"/inbox?forward=1", `{}`, nil, http.StatusForbidden},
+		"no JSON":                   {"/inbox?forward=1", `url`, nil, http.StatusBadRequest},
+		"an unknown callback":       {"/inbox?forward=7", `{"url":"http://localhost:3000/"}`, nil, http.StatusNotFound},
+		"callback of another inbox": {"/other?forward=1", `{"url":"http://localhost:3000/"}`, nil, http.StatusNotFound},
+		"another site":              {"/inbox?forward=1", `{"url":"http://localhost:3000/"}`, []string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -88,7 +88,7 @@ func numbers(callbacks []callback) []uint64 {
 	return list
 }
 
-func TestInboxRecordsACallback(t *testing.T) {
+func TestInboxRecordsCallback(t *testing.T) {
 	t.Parallel()
 	inbox := web.NewInbox(web.InboxConfig{})
 	server := httptest.NewServer(inbox)
@@ -148,7 +148,7 @@ func TestInboxRecordsACallback(t *testing.T) {
 	}
 }
 
-func TestInboxTellsViewsFromCallbacks(t *testing.T) {
+func TestInboxDistinguishesViewsFromCallbacks(t *testing.T) {
 	t.Parallel()
 	const chrome = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 	tests := []struct {
@@ -158,23 +158,23 @@ func TestInboxTellsViewsFromCallbacks(t *testing.T) {
 		status               int
 		contentType          string
 	}{
-		{"a browser gets the page", "GET", "/", []string{"Accept", chrome}, false, 200, "text/html; charset=utf-8"},
-		{"who asks for JSON gets the list", "GET", "/", []string{"Accept", "application/json"}, false, 200, "application/json"},
-		{"axios gets the list", "GET", "/", []string{"Accept", "application/json, text/plain, */*"}, false, 200, "application/json"},
-		{"media types are read without their case", "GET", "/", []string{"Accept", "Application/JSON;q=1"}, false, 200, "application/json"},
-		{"a second Accept header counts too", "GET", "/", []string{"Accept", "a/b", "Accept", "text/html"}, false, 200, "text/html; charset=utf-8"},
-		{"a plain curl is a callback", "GET", "/", []string{"Accept", "*/*"}, true, 418, "text/plain; charset=utf-8"},
-		{"a GET without Accept is a callback", "GET", "/", nil, true, 418, "text/plain; charset=utf-8"},
-		{"a POST is a callback whatever it accepts", "POST", "/", []string{"Accept", chrome}, true, 418, "text/plain; charset=utf-8"},
-		{"a POST with ?body=1 is a callback", "POST", "/?body=1", nil, true, 418, "text/plain; charset=utf-8"},
-		{"a GET with another query is a callback", "GET", "/?body=x&body=1", nil, true, 418, "text/plain; charset=utf-8"},
-		{"HEAD is a callback", "HEAD", "/", []string{"Accept", chrome}, true, 418, "text/plain; charset=utf-8"},
-		{"OPTIONS is a callback", "OPTIONS", "/", nil, true, 418, "text/plain; charset=utf-8"},
-		{"a method of one's own is a callback", "PING", "/", nil, true, 418, "text/plain; charset=utf-8"},
-		{"DELETE clears", "DELETE", "/", nil, false, 204, ""},
-		{"a body that is not there is not found", "GET", "/?body=7", nil, false, 404, "text/plain; charset=utf-8"},
-		{"a limit that is no number is refused", "GET", "/?limit=all", []string{"Accept", "application/json"}, false, 400, "text/plain; charset=utf-8"},
-		{"a limit below zero is refused", "GET", "/?limit=-1", []string{"Accept", "application/json"}, false, 400, "text/plain; charset=utf-8"},
+		{"browser", "GET", "/", []string{"Accept", chrome}, false, 200, "text/html; charset=utf-8"},
+		{"JSON", "GET", "/", []string{"Accept", "application/json"}, false, 200, "application/json"},
+		{"axios", "GET", "/", []string{"Accept", "application/json, text/plain, */*"}, false, 200, "application/json"},
+		{"media type in capitals", "GET", "/", []string{"Accept", "Application/JSON;q=1"}, false, 200, "application/json"},
+		{"second Accept header", "GET", "/", []string{"Accept", "a/b", "Accept", "text/html"}, false, 200, "text/html; charset=utf-8"},
+		{"curl", "GET", "/", []string{"Accept", "*/*"}, true, 418, "text/plain; charset=utf-8"},
+		{"GET without Accept", "GET", "/", nil, true, 418, "text/plain; charset=utf-8"},
+		{"POST that accepts HTML", "POST", "/", []string{"Accept", chrome}, true, 418, "text/plain; charset=utf-8"},
+		{"POST with ?body=1", "POST", "/?body=1", nil, true, 418, "text/plain; charset=utf-8"},
+		{"GET with another query", "GET", "/?body=x&body=1", nil, true, 418, "text/plain; charset=utf-8"},
+		{"HEAD", "HEAD", "/", []string{"Accept", chrome}, true, 418, "text/plain; charset=utf-8"},
+		{"OPTIONS", "OPTIONS", "/", nil, true, 418, "text/plain; charset=utf-8"},
+		{"unknown method", "PING", "/", nil, true, 418, "text/plain; charset=utf-8"},
+		{"DELETE", "DELETE", "/", nil, false, 204, ""},
+		{"body of an unknown callback", "GET", "/?body=7", nil, false, 404, "text/plain; charset=utf-8"},
+		{"limit is not a number", "GET", "/?limit=all", []string{"Accept", "application/json"}, false, 400, "text/plain; charset=utf-8"},
+		{"negative limit", "GET", "/?limit=-1", []string{"Accept", "application/json"}, false, 400, "text/plain; charset=utf-8"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -202,7 +202,7 @@ func TestInboxTellsViewsFromCallbacks(t *testing.T) {
 	}
 }
 
-func TestEveryPathIsAnInboxOfItsOwn(t *testing.T) {
+func TestInboxesByPath(t *testing.T) {
 	t.Parallel()
 	inbox := web.NewInbox(web.InboxConfig{})
 	for _, path := range []string{"/inbox", "/inbox/foo", "/inbox/foo/bar", "/inbox/food", "/inbox2", "/inbox/foo/"} {
@@ -212,13 +212,13 @@ func TestEveryPathIsAnInboxOfItsOwn(t *testing.T) {
 		name, target string
 		want         []uint64
 	}{
-		{"the root has all, newest first", "/", []uint64{6, 5, 4, 3, 2, 1}},
-		{"a path has itself and what is below it", "/inbox", []uint64{6, 4, 3, 2, 1}},
-		{"a slash at the end changes nothing", "/inbox/", []uint64{6, 4, 3, 2, 1}},
-		{"a longer path has less, and not its namesake", "/inbox/foo", []uint64{6, 3, 2}},
-		{"a path that nothing was sent to has nothing", "/inbox/quux", nil},
-		{"a limit leaves the oldest out", "/inbox?limit=2", []uint64{6, 4}},
-		{"a limit of none leaves all out", "/inbox?limit=0", nil},
+		{"root", "/", []uint64{6, 5, 4, 3, 2, 1}},
+		{"path", "/inbox", []uint64{6, 4, 3, 2, 1}},
+		{"trailing slash", "/inbox/", []uint64{6, 4, 3, 2, 1}},
+		{"longer path", "/inbox/foo", []uint64{6, 3, 2}},
+		{"unused path", "/inbox/quux", nil},
+		{"limit", "/inbox?limit=2", []uint64{6, 4}},
+		{"limit of 0", "/inbox?limit=0", nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -238,13 +238,13 @@ func TestClear(t *testing.T) {
 		status       int
 		left         []uint64
 	}{
-		{"the page clears", "https://c.example/", []string{"Sec-Fetch-Site", "same-origin", "Origin", "https://c.example"}, 204, nil},
-		{"curl clears", "/", nil, 204, nil},
-		{"only the path and what is below it is cleared", "/a", nil, 204, []uint64{3}},
-		{"another site may not clear", "/", []string{"Sec-Fetch-Site", "cross-site"}, 403, []uint64{3, 2, 1}},
-		{"a sister site may not clear", "/", []string{"Sec-Fetch-Site", "same-site"}, 403, []uint64{3, 2, 1}},
-		{"another site may not in an old browser either", "https://c.example/", []string{"Origin", "https://evil.example"}, 403, []uint64{3, 2, 1}},
-		{"a sandboxed frame may not clear", "https://c.example/", []string{"Origin", "null"}, 403, []uint64{3, 2, 1}},
+		{"page", "https://c.example/", []string{"Sec-Fetch-Site", "same-origin", "Origin", "https://c.example"}, 204, nil},
+		{"curl", "/", nil, 204, nil},
+		{"path", "/a", nil, 204, []uint64{3}},
+		{"another site", "/", []string{"Sec-Fetch-Site", "cross-site"}, 403, []uint64{3, 2, 1}},
+		{"sister site", "/", []string{"Sec-Fetch-Site", "same-site"}, 403, []uint64{3, 2, 1}},
+		{"another site in an old browser", "https://c.example/", []string{"Origin", "https://evil.example"}, 403, []uint64{3, 2, 1}},
+		{"sandboxed frame", "https://c.example/", []string{"Origin", "null"}, 403, []uint64{3, 2, 1}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -266,7 +266,7 @@ func TestClear(t *testing.T) {
 	}
 }
 
-func TestSendersGetTheStatusThatIsConfigured(t *testing.T) {
+func TestInboxAnswersConfiguredStatus(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{200, 204, 304, 410, 503} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
@@ -285,7 +285,7 @@ func TestSendersGetTheStatusThatIsConfigured(t *testing.T) {
 	}
 }
 
-func TestInboxShowsTheTimeSinceThePreviousAttempt(t *testing.T) {
+func TestInboxShowsTimeSincePreviousAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inbox := web.NewInbox(web.InboxConfig{Keep: 3})
@@ -294,13 +294,13 @@ func TestInboxShowsTheTimeSinceThePreviousAttempt(t *testing.T) {
 			wait               time.Duration
 			want               string
 		}{
-			{"the first of a task", "beam-task-id", "a", 0, "-"},
-			{"the first of another", "beam-task-id", "b", time.Second, "-"},
-			{"the second of the first", "beam-task-id", "a", 4500 * time.Millisecond, "5500"},
-			{"one without a task", "", "", time.Second, "-"},
-			{"another without a task", "", "", time.Second, "-"},
-			{"one that names its task as Standard Webhooks does", "webhook-id", "a", time.Hour, "3602000"},
-			{"one whose previous attempt is forgotten", "beam-task-id", "b", time.Second, "-"},
+			{"first attempt", "beam-task-id", "a", 0, "-"},
+			{"another task", "beam-task-id", "b", time.Second, "-"},
+			{"second attempt", "beam-task-id", "a", 4500 * time.Millisecond, "5500"},
+			{"no task", "", "", time.Second, "-"},
+			{"no task again", "", "", time.Second, "-"},
+			{"task in webhook-id", "webhook-id", "a", time.Hour, "3602000"},
+			{"evicted previous attempt", "beam-task-id", "b", time.Second, "-"},
 		}
 		for _, step := range steps {
 			time.Sleep(step.wait) // on the fake clock
@@ -316,7 +316,7 @@ func TestInboxShowsTheTimeSinceThePreviousAttempt(t *testing.T) {
 	})
 }
 
-func TestInboxUsesTheConfiguredHeaders(t *testing.T) {
+func TestInboxUsesConfiguredHeaders(t *testing.T) {
 	t.Parallel()
 	inbox := web.NewInbox(web.InboxConfig{TaskHeader: "x-task", StatusHeader: "x-status"})
 	post(inbox, "/", "", "x-task", "t", "x-status", "FAILED", "beam-task-id", "no", "x-beam-task-status", "no")
@@ -325,7 +325,7 @@ func TestInboxUsesTheConfiguredHeaders(t *testing.T) {
 	}
 }
 
-func TestNumbersInHeadersThatAreNoneAreLeftOut(t *testing.T) {
+func TestInvalidNumbersInHeadersAreIgnored(t *testing.T) {
 	t.Parallel()
 	for _, value := range []string{"", "x", "-1", "1.5", "99999999999999999999", "0"} {
 		inbox := web.NewInbox(web.InboxConfig{})
@@ -336,7 +336,7 @@ func TestNumbersInHeadersThatAreNoneAreLeftOut(t *testing.T) {
 	}
 }
 
-func TestInboxRecordsFromManySendersAtOnce(t *testing.T) {
+func TestInboxConcurrentSenders(t *testing.T) {
 	t.Parallel()
 	inbox := web.NewInbox(web.InboxConfig{Keep: 10})
 	var senders sync.WaitGroup

@@ -73,7 +73,7 @@ func (m *memory) add(c *callback) {
 	}
 	m.callbacks = append(m.callbacks, c)
 	m.bytes += c.cost()
-	// The newest callback is kept whatever its size: an inbox that stays empty would be
+	// The newest callback is kept even if it is too large: an inbox that stays empty would be
 	// confusing.
 	for len(m.callbacks) > m.keep || m.bytes > maxRemembered && len(m.callbacks) > 1 {
 		m.forget(m.callbacks[0])

@@ -16,7 +16,7 @@ func pageOf(config web.InboxConfig) *httptest.ResponseRecorder {
 	return serve(web.NewInbox(config), http.MethodGet, "/inbox", nil, "Accept", "text/html")
 }
 
-func TestThePolicyPermitsThePageAndNothingElse(t *testing.T) {
+func TestInboxContentSecurityPolicy(t *testing.T) {
 	t.Parallel()
 	w := pageOf(web.InboxConfig{})
 	page := w.Body.String()
@@ -36,15 +36,15 @@ func TestThePolicyPermitsThePageAndNothingElse(t *testing.T) {
 	}
 }
 
-func TestThePageHasNothingThatThePolicyBlocks(t *testing.T) {
+func TestInboxObeysContentSecurityPolicy(t *testing.T) {
 	t.Parallel()
 	page := pageOf(web.InboxConfig{}).Body.String()
 	document := regexp.MustCompile(`(?s)<(script|style)>.*?</(script|style)>`).ReplaceAllString(page, "")
 	for what, pattern := range map[string]string{
-		"an inline handler":          `(?i)<[^>]*\son[a-z]+\s*=`,
-		"an inline style":            `(?i)<[^>]*\sstyle\s*=`,
-		"an external asset":          `(?i)\s(src|href)="[^#d]`,
-		"a value that is not filled": `{{`,
+		"an inline handler":    `(?i)<[^>]*\son[a-z]+\s*=`,
+		"an inline style":      `(?i)<[^>]*\sstyle\s*=`,
+		"an external asset":    `(?i)\s(src|href)="[^#d]`,
+		"unfilled placeholder": `{{`,
 	} {
 		if found := regexp.MustCompile(pattern).FindString(document); found != "" {
 			t.Errorf("%s: %s", what, found)
@@ -57,7 +57,7 @@ func TestThePageHasNothingThatThePolicyBlocks(t *testing.T) {
 	}
 }
 
-func TestConfiguredNamesAreEscapedInThePage(t *testing.T) {
+func TestConfiguredNamesAreEscaped(t *testing.T) {
 	t.Parallel()
 	page := pageOf(web.InboxConfig{Keep: 7, TaskHeader: `"><script>alert(1)</script>`, StatusHeader: "x&y", ForwardTo: []string{"http://localhost:3000"}}).Body.String()
 	want := `<body data-keep="7" data-task-header="&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;" data-status-header="x&amp;y" data-forward-to="http://localhost:3000">`

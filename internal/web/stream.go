@@ -17,7 +17,7 @@ const keepAlive = 15 * time.Second
 // stream sends the callbacks of a path as server-sent events, starting with those that
 // are remembered, until the client disconnects or the inbox is closed:
 //
-//	event: reset      data: {"last":12}     forget all callbacks; of those that follow,
+//	event: reset      data: {"last":12}     drop all callbacks; of those that follow,
 //	                                        the numbers up to 12 are not new
 //	event: callback   data: {"number":…}    one callback, oldest first
 //

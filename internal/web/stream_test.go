@@ -90,7 +90,7 @@ func newServer(t *testing.T, inbox *web.Inbox) *httptest.Server {
 	return server
 }
 
-func TestStreamSendsWhatIsThereAndWhatComes(t *testing.T) {
+func TestStreamSendsOldAndNewCallbacks(t *testing.T) {
 	t.Parallel()
 	inbox := web.NewInbox(web.InboxConfig{})
 	server := newServer(t, inbox)
@@ -110,7 +110,7 @@ func TestStreamSendsWhatIsThereAndWhatComes(t *testing.T) {
 	a.expect("reset 6", "callback 1", "callback 3", "callback 4", "callback 6")
 }
 
-func TestStreamGoesOnWhereItEnded(t *testing.T) {
+func TestStreamResumes(t *testing.T) {
 	t.Parallel()
 	inbox := web.NewInbox(web.InboxConfig{})
 	server := newServer(t, inbox)
@@ -177,7 +177,7 @@ func (s *slowReader) Write(b []byte) (int, error) {
 	return s.got.Write(b)
 }
 
-func TestASlowReaderBlocksNobodyAndMissesWhatIsForgotten(t *testing.T) {
+func TestSlowReaderBlocksNoOther(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inbox := web.NewInbox(web.InboxConfig{Keep: 3})
@@ -210,7 +210,7 @@ func TestASlowReaderBlocksNobodyAndMissesWhatIsForgotten(t *testing.T) {
 	})
 }
 
-func TestAStuckReaderDoesNotHoldUpAShutdown(t *testing.T) {
+func TestStuckReaderDoesNotDelayShutdown(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inbox := web.NewInbox(web.InboxConfig{})
@@ -229,7 +229,7 @@ func TestAStuckReaderDoesNotHoldUpAShutdown(t *testing.T) {
 	})
 }
 
-func TestAConnectionLivesOnAfterAView(t *testing.T) {
+func TestConnectionIsReusedAfterView(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server, conn := connect(web.NewInbox(web.InboxConfig{}))
@@ -286,7 +286,7 @@ func (l *oneConn) Close() error {
 
 func (l *oneConn) Addr() net.Addr { return &net.TCPAddr{} }
 
-func TestAQuietStreamIsKeptAlive(t *testing.T) {
+func TestIdleStreamIsKeptAlive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		inbox := web.NewInbox(web.InboxConfig{})

@@ -30,7 +30,7 @@ func printed(t *testing.T, terminal *Terminal, out *bytes.Buffer, body string, h
 	return text
 }
 
-func TestACallbackIsPrintedWithItsPairs(t *testing.T) {
+func TestCallbackIsPrinted(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	terminal := NewTerminal(InboxConfig{Respond: 503}, &out)
@@ -55,7 +55,7 @@ func TestACallbackIsPrintedWithItsPairs(t *testing.T) {
 	}
 }
 
-func TestASignatureIsVerifiedAsItIsPrinted(t *testing.T) {
+func TestPrintedSignatureVerdict(t *testing.T) {
 	t.Parallel()
 	key, err := webhook.ParseKey("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 	if err != nil {
@@ -78,7 +78,7 @@ func TestASignatureIsVerifiedAsItIsPrinted(t *testing.T) {
 	}
 }
 
-func TestNothingFromTheNetworkMovesTheTerminal(t *testing.T) {
+func TestPrintedCallbackEscapesControlCharacters(t *testing.T) {
 	t.Parallel()
 	hostile := "\x1b[2J\x1b]0;title\x07\r\n\t\x00\x7f\u0085\u202eevil\u2066\u200f\u2028\xff<script>"
 	var out bytes.Buffer

@@ -28,7 +28,7 @@ func parseOne(t *testing.T, text string) webhook.Key {
 	return key
 }
 
-func TestDerivedKeysAreOfOneReceiver(t *testing.T) {
+func TestDerivedKeysDifferByReceiver(t *testing.T) {
 	t.Parallel()
 	for name, text := range derivable {
 		t.Run(name, func(t *testing.T) {
@@ -57,21 +57,21 @@ func TestDerivedKeysAreOfOneReceiver(t *testing.T) {
 	}
 }
 
-// TestDerivedKeysStayTheSame compares with keys that another implementation of HKDF
+// TestDerivedKeysAreStable compares with keys that another implementation of HKDF
 // made.
-func TestDerivedKeysStayTheSame(t *testing.T) {
+func TestDerivedKeysAreStable(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{
 		"an HMAC secret": "whsec_rcCl+1Ut7kPWLmubeTv7CviOLu7/oDAM4Kekln6+GUA=",
 		"an ed25519 key": "whpk_B5eAKs/YfShRyNDKM3yHiCuytAlq3q5wxCW36tvpg3k=",
 	} {
 		if got := parseOne(t, derivable[name]).Derive("alice").VerifyText(); got != want {
-			t.Errorf("%s: %s, not %s", name, got, want)
+			t.Errorf("%s: %s, want %s", name, got, want)
 		}
 	}
 }
 
-func TestTheSpecificationsLibraryVerifiesWithADerivedKey(t *testing.T) {
+func TestLibraryVerifiesDerivedKey(t *testing.T) {
 	t.Parallel()
 	key, now := parseOne(t, derivable["an HMAC secret"]).Derive("alice"), time.Now()
 	hook, err := standardwebhooks.NewWebhook(key.VerifyText())
@@ -88,7 +88,7 @@ func TestTheSpecificationsLibraryVerifiesWithADerivedKey(t *testing.T) {
 	}
 }
 
-func TestNothingIsDerivedFromAPublicKey(t *testing.T) {
+func TestPublicKeyCannotBeDerived(t *testing.T) {
 	t.Parallel()
 	public := parseOne(t, parseOne(t, derivable["an ed25519 key"]).VerifyText())
 	if derived := public.Derive("alice"); derived.VerifyText() != "" || !strings.Contains(derived.String(), "no key") {

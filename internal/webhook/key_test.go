@@ -46,27 +46,27 @@ func TestParseKey(t *testing.T) {
 		name, key string
 		err       string // what the error must say; empty for none
 	}{
-		{"the specification's secret is read", specSecret, ""},
-		{"the shortest secret is read", "whsec_" + base64Of(24), ""},
-		{"the longest secret is read", "whsec_" + base64Of(64), ""},
-		{"a secret one byte too short is refused", "whsec_" + base64Of(23), "24 to 64 bytes, this one 23"},
-		{"a secret one byte too long is refused", "whsec_" + base64Of(65), "24 to 64 bytes, this one 65"},
-		{"a private key is read", specPrivate, ""},
-		{"the seed of a private key is read", specSeed, ""},
-		{"a private key of another length is refused", "whsk_" + base64Of(48), "64 bytes, or 32"},
-		{"a private key with the public half of another is refused", "whsk_" + base64.StdEncoding.EncodeToString(halves), "do not belong together"},
-		{"a public key cannot sign", specPublic, "cannot sign"},
-		{"an unknown prefix is refused", "whxx_" + base64Of(32), "starts with whsec_ or whsk_"},
-		{"a prefix in capitals is refused", "WHSEC_" + base64Of(32), "starts with whsec_ or whsk_"},
-		{"a key without prefix is refused", base64Of(32), "starts with whsec_ or whsk_"},
-		{"an empty key is refused", "", "starts with whsec_ or whsk_"},
-		{"a prefix alone is refused", "whsec_", "this one 0"},
-		{"base64 for URLs is refused", "whsec_" + strings.Repeat("-_", 16), "not base64"},
-		{"base64 without padding is refused", "whsec_" + strings.TrimRight(base64Of(25), "="), "not base64"},
-		{"base64 with stray bits at its end is refused", "whsec_" + strings.Repeat("A", 34) + "B=", "not base64"},
-		{"a line break inside is refused", specSecret[:20] + "\n" + specSecret[20:], "not base64"},
-		{"a line break at the end is refused", specSecret + "\n", "not base64"},
-		{"a space at the end is refused", specSecret + " ", "not base64"},
+		{"secret of the specification", specSecret, ""},
+		{"shortest secret", "whsec_" + base64Of(24), ""},
+		{"longest secret", "whsec_" + base64Of(64), ""},
+		{"secret too short", "whsec_" + base64Of(23), "24 to 64 bytes, this one 23"},
+		{"secret too long", "whsec_" + base64Of(65), "24 to 64 bytes, this one 65"},
+		{"private key", specPrivate, ""},
+		{"seed", specSeed, ""},
+		{"private key of another length", "whsk_" + base64Of(48), "64 bytes, or 32"},
+		{"private key with another public half", "whsk_" + base64.StdEncoding.EncodeToString(halves), "do not belong together"},
+		{"public key", specPublic, "cannot sign"},
+		{"unknown prefix", "whxx_" + base64Of(32), "starts with whsec_ or whsk_"},
+		{"prefix in capitals", "WHSEC_" + base64Of(32), "starts with whsec_ or whsk_"},
+		{"no prefix", base64Of(32), "starts with whsec_ or whsk_"},
+		{"empty key", "", "starts with whsec_ or whsk_"},
+		{"only a prefix", "whsec_", "this one 0"},
+		{"base64 for URLs", "whsec_" + strings.Repeat("-_", 16), "not base64"},
+		{"base64 without padding", "whsec_" + strings.TrimRight(base64Of(25), "="), "not base64"},
+		{"base64 with stray bits", "whsec_" + strings.Repeat("A", 34) + "B=", "not base64"},
+		{"line break inside", specSecret[:20] + "\n" + specSecret[20:], "not base64"},
+		{"line break at the end", specSecret + "\n", "not base64"},
+		{"space at the end", specSecret + " ", "not base64"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -91,10 +91,10 @@ func TestParseVerifyKey(t *testing.T) {
 		name, key string
 		ok        bool
 	}{
-		{"a public key is read", specPublic, true},
-		{"a public key of another length is refused", "whpk_" + base64Of(31), false},
-		{"a secret is read", specSecret, true},
-		{"a private key is read", specPrivate, true},
+		{"public key", specPublic, true},
+		{"public key of another length", "whpk_" + base64Of(31), false},
+		{"secret", specSecret, true},
+		{"private key", specPrivate, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -107,7 +107,7 @@ func TestParseVerifyKey(t *testing.T) {
 	}
 }
 
-func TestKeysDoNotPrintThemselves(t *testing.T) {
+func TestKeysAreNotPrinted(t *testing.T) {
 	t.Parallel()
 	type holder struct {
 		Exported   webhook.Key
