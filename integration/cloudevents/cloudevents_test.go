@@ -19,7 +19,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// event is what an SDK says that a callback is.
+// event is a callback as an SDK reads it.
 type event struct {
 	ID             string    `json:"id"`
 	Source         string    `json:"source"`
@@ -89,7 +89,7 @@ func TestSDKsReadCallbacks(t *testing.T) {
 	tests := map[string]struct {
 		contentType, body string
 		status            int
-		want              event // without what every callback has
+		want              event // without the fields that every callback has
 	}{
 		"json": {"application/json", `{"n":1,"s":"ü"}`, 200,
 			event{Type: eventType + "complete", ContentType: "application/json", UpstreamStatus: 200, Data: []byte(`{"n":1,"s":"ü"}`)}},

@@ -1,6 +1,6 @@
-// Package cloudevents reads the callbacks of a real gateway in format cloudevents
-// with the official SDKs for Go and JavaScript. It is a module of its own, so that
-// they are no requirement of the gateway's.
+// Package cloudevents reads the callbacks of a real gateway in the format cloudevents
+// with the official SDKs for Go and JavaScript. It is its own module, so that the
+// gateway does not require the SDKs.
 //
 //	npm ci && go test ./...
 package cloudevents

@@ -57,8 +57,8 @@ func (c *clock) step(d time.Duration) {
 	}
 }
 
-// told waits until the signed timestamp of a callback shows the gateway's clock.
-func (c *clock) told(g *gatewaytest.Gateway, rcv *gatewaytest.Receiver) {
+// awaitApplied waits until the signed timestamp of a callback shows the gateway's clock.
+func (c *clock) awaitApplied(g *gatewaytest.Gateway, rcv *gatewaytest.Receiver) {
 	c.t.Helper()
 	id := g.Task(rcv.URL)
 	got := rcv.Next(c.t)
@@ -70,7 +70,7 @@ func (c *clock) told(g *gatewaytest.Gateway, rcv *gatewaytest.Receiver) {
 	}
 }
 
-func TestClocksThatStepTenMinutesEitherWayLoseNothing(t *testing.T) {
+func TestClockStepsLoseNoTask(t *testing.T) {
 	t.Parallel()
 	for name, d := range map[string]time.Duration{"forward": 10 * time.Minute, "back": -10 * time.Minute} {
 		t.Run(name, func(t *testing.T) {
@@ -81,18 +81,18 @@ func TestClocksThatStepTenMinutesEitherWayLoseNothing(t *testing.T) {
 			g := gatewaytest.New(t, gatewaytest.Delivering("secret "+hmacSecret), mixed(t, gatewaytest.AnswerSoon))
 			c := newClock(t, g)
 			g.Start()
-			c.told(g, signs)
+			c.awaitApplied(g, signs)
 			l := gatewaytest.NewLedger(rcv, t.Context().Done())
 			end := write(l, 8, []*gatewaytest.Gateway{g}, rcv.URL, func(err error) { t.Errorf("a request failed: %v", err) })
 			for range steps {
 				gatewaytest.Pause(500 * time.Millisecond)
 				c.step(d)
 				gatewaytest.Pause(500 * time.Millisecond)
-				c.told(g, signs)
+				c.awaitApplied(g, signs)
 			}
 			end()
 			l.Drain(t)
-			// And over a restart.
+			// The same must hold across a restart.
 			g.Kill()
 			c.step(d)
 			g.Start()
@@ -106,7 +106,7 @@ func TestClocksThatStepTenMinutesEitherWayLoseNothing(t *testing.T) {
 // The clock steps while tasks run and while callbacks wait for their next attempt. After
 // a step forward, leases and waits expire at once. After a step back, they expire when
 // the clock reaches their time again, so correcting the clock releases all of them.
-func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
+func TestClockStepsKeepOneVerdict(t *testing.T) {
 	t.Parallel()
 	for name, d := range map[string]time.Duration{"forward": 10 * time.Minute, "back": -10 * time.Minute} {
 		t.Run(name, func(t *testing.T) {
@@ -146,7 +146,7 @@ func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
 			c.step(d)
 			gatewaytest.Pause(2 * time.Second) // for leases to expire
 			close(p.round())
-			g.Eventually("every task that was at work has its callback", l.Settled)
+			g.Eventually("every task in flight has its callback", l.Settled)
 			if d < 0 {
 				c.step(-d)
 			}
@@ -160,22 +160,22 @@ func TestClocksThatStepWhileTasksAreAtWorkGiveOneVerdict(t *testing.T) {
 			g.Stop()
 			all := l.Tally()
 			all.Accepted, all.Arrived = all.Accepted+tally.Accepted, all.Arrived+tally.Arrived
-			report(t, fmt.Sprintf("11. clock stepped %v while tasks are at work", d), 1, all)
+			report(t, fmt.Sprintf("11. clock stepped %v while tasks run", d), 1, all)
 		})
 	}
 }
 
 // A callback waits for its next attempt while the clock is set or the machine sleeps, and
 // nothing else happens. The attempt must follow soon after its time by the clock.
-func TestWhatWaitsComesSoonAfterItsTimeByAClockThatSteps(t *testing.T) {
+func TestDelayedTasksFollowSteppedClock(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		wait  time.Duration // until the next attempt
 		steps []time.Duration
 		pause time.Duration // before the last step: the lease has expired, or the attempt is due
 	}{
-		"forward over it": {5 * time.Minute, []time.Duration{10 * time.Minute}, 35 * time.Second},
-		"back and right":  {20 * time.Second, []time.Duration{-10 * time.Minute, 10 * time.Minute}, 25 * time.Second},
+		"past the attempt":  {5 * time.Minute, []time.Duration{10 * time.Minute}, 35 * time.Second},
+		"back and restored": {20 * time.Second, []time.Duration{-10 * time.Minute, 10 * time.Minute}, 25 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -197,7 +197,7 @@ func TestWhatWaitsComesSoonAfterItsTimeByAClockThatSteps(t *testing.T) {
 				c.step(d)
 			}
 			if got := rcv.Next(t); got.TaskID() != id || got.Header.Get("callback-attempt") != "2" {
-				t.Errorf("what came is %v", got.Header)
+				t.Errorf("the callback has the header %v", got.Header)
 			}
 			g.Stop()
 			report(t, "11. clock stepped while a callback waits, "+name, 1, gatewaytest.Tally{Accepted: 1, Arrived: 1})
@@ -208,7 +208,7 @@ func TestWhatWaitsComesSoonAfterItsTimeByAClockThatSteps(t *testing.T) {
 // The servers' clock decides when a scheduled message is due. A gateway's own clock may
 // be wrong: running tasks continue, retries are in time, and unfinished tasks continue
 // within the lease.
-func TestAGatewayOfAClusterMayHaveAnyClock(t *testing.T) {
+func TestClusterToleratesWrongClock(t *testing.T) {
 	t.Parallel()
 	for name, d := range map[string]time.Duration{"fast": 10 * time.Minute, "slow": -10 * time.Minute} {
 		t.Run(name, func(t *testing.T) {
@@ -244,15 +244,15 @@ func TestAGatewayOfAClusterMayHaveAnyClock(t *testing.T) {
 			g.Task(retried.URL)
 			for _, want := range []string{"1", "2"} {
 				if got := retried.Next(t).Header.Get("callback-attempt"); got != want {
-					t.Errorf("attempt %s came, not %s", got, want)
+					t.Errorf("attempt %s came, want %s", got, want)
 				}
 			}
-			gatewaytest.Pause(3 * time.Second) // for leases that expire at once
+			gatewaytest.Pause(3 * time.Second) // leases that were judged by the wrong clock would expire now
 			close(p.round())
-			g.Eventually("what ran has its callback", l.Settled)
+			g.Eventually("every running task has its callback", l.Settled)
 			for _, id := range ran {
 				if got := l.Statuses(id); len(got) != 1 || got[0] != "COMPLETE" {
-					t.Errorf("a task that ran on is %v", got)
+					t.Errorf("a task that kept running has the statuses %v", got)
 				}
 			}
 			p.next()
@@ -260,7 +260,7 @@ func TestAGatewayOfAClusterMayHaveAnyClock(t *testing.T) {
 			g.Kill()
 			close(p.round())
 			g.Start()
-			g.Eventually("what it held has its callback", l.Settled)
+			g.Eventually("every task of the killed gateway has its callback", l.Settled)
 			report(t, fmt.Sprintf("11. clock of a gateway %v from the cluster's", d), 1, l.Tally())
 		})
 	}

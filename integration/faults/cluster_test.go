@@ -22,8 +22,8 @@ func accepts(g *gatewaytest.Gateway, l *gatewaytest.Ledger, callbackURL string) 
 	return nil
 }
 
-// takes waits until a gateway accepts a request for a callback.
-func takes(g *gatewaytest.Gateway, callbackURL string, l *gatewaytest.Ledger) {
+// awaitAccepted waits until a gateway accepts a request for a callback.
+func awaitAccepted(g *gatewaytest.Gateway, callbackURL string, l *gatewaytest.Ledger) {
 	g.T.Helper()
 	g.Eventually("callbacks are accepted", func() error { return accepts(g, l, callbackURL) })
 }
@@ -51,7 +51,7 @@ func startRig(t *testing.T, app http.HandlerFunc, rcv *gatewaytest.Receiver, l *
 	site := mixed(t, app)
 	r.gateways = []*gatewaytest.Gateway{gatewaytest.Start(t, through, site), gatewaytest.Start(t, r.Options(), site)}
 	for _, g := range r.gateways {
-		takes(g, rcv.URL, l)
+		awaitAccepted(g, rcv.URL, l)
 	}
 	return r
 }
@@ -69,7 +69,7 @@ func clusterFaults(t *testing.T, name string, times int, faults ...func(r *rig))
 			gatewaytest.Pause(500 * time.Millisecond)
 			fault(r)
 			for _, g := range r.gateways {
-				takes(g, rcv.URL, l) // accepts again, without a restart
+				awaitAccepted(g, rcv.URL, l) // accepts again, without a restart
 			}
 		}
 	}
@@ -78,10 +78,10 @@ func clusterFaults(t *testing.T, name string, times int, faults ...func(r *rig))
 	report(t, name, times*len(faults), l.Tally())
 }
 
-// tasks is the stream whose leader is killed or cut off.
+// tasks is the stream whose leader is killed or disconnected.
 const tasks = "CALLBACK"
 
-func TestServersOfAClusterThatAreKilledLoseNothing(t *testing.T) {
+func TestKilledClusterServersLoseNothing(t *testing.T) {
 	t.Parallel()
 	server := 0
 	next := func(r *rig) {
@@ -111,11 +111,11 @@ func TestServersOfAClusterThatAreKilledLoseNothing(t *testing.T) {
 		})
 }
 
-// cutTime is how long a server or gateway is cut off: long enough for others to replace
-// it.
-const cutTime = 12 * time.Second
+// partitionTime is how long a server or gateway is disconnected: long enough for
+// others to replace it.
+const partitionTime = 12 * time.Second
 
-func TestPartsOfAClusterThatAreCutOffLoseNothing(t *testing.T) {
+func TestClusterPartitionsLoseNothing(t *testing.T) {
 	t.Parallel()
 	kill := func(n int) func(r *rig) {
 		return func(r *rig) {
@@ -124,33 +124,33 @@ func TestPartsOfAClusterThatAreCutOffLoseNothing(t *testing.T) {
 			r.gateways[n].Start()
 		}
 	}
-	clusterFaults(t, "9. leader cut off (SIGSTOP) for 12 s, a gateway cut off for 12 s, each of two gateways killed", pick(1, 1, 20),
+	clusterFaults(t, "9. leader stopped (SIGSTOP) for 12 s, a gateway disconnected for 12 s, each of two gateways killed", pick(1, 1, 20),
 		func(r *rig) {
 			leader := r.Leader(tasks)
 			r.Suspend(leader)
-			gatewaytest.Pause(cutTime) // the others elect a new leader meanwhile
+			gatewaytest.Pause(partitionTime) // the others elect a new leader meanwhile
 			r.Resume(leader)
 			r.Ready()
 		},
 		func(r *rig) {
 			r.network.Cut()
-			gatewaytest.Pause(cutTime)
+			gatewaytest.Pause(partitionTime)
 			r.network.Restore()
 		},
 		kill(0), kill(1))
 }
 
-// pastLease is how long a node is away: longer than its leases last.
+// pastLease is how long a node is unavailable: longer than its leases last.
 const pastLease = 36 * time.Second
 
-func TestANodeThatWasAwayPastItsLeaseSettlesNothingASecondTime(t *testing.T) {
+func TestExpiredLeaseCannotSettle(t *testing.T) {
 	t.Parallel()
-	for name, away := range map[string]func(*rig) (end func()){
+	for name, interrupt := range map[string]func(*rig) (end func()){
 		"paused past its lease and resumed": func(r *rig) func() {
 			r.gateways[0].Suspend()
 			return r.gateways[0].Resume
 		},
-		"cut off past its lease": func(r *rig) func() {
+		"disconnected past its lease": func(r *rig) func() {
 			r.network.Cut()
 			return r.network.Restore
 		},
@@ -163,14 +163,14 @@ func TestANodeThatWasAwayPastItsLeaseSettlesNothingASecondTime(t *testing.T) {
 			p := &pausedApp{begun: make(chan string, 100)}
 			r := startRig(t, p.serve, rcv, l)
 			for range rounds {
-				awayRound(t, l, p, r.gateways[0], r.gateways[1], rcv.URL, func() func() { return away(r) })
-				takes(r.gateways[0], rcv.URL, l)
+				interruptRound(t, l, p, r.gateways[0], r.gateways[1], rcv.URL, func() func() { return interrupt(r) })
+				awaitAccepted(r.gateways[0], rcv.URL, l)
 				l.Drain(t)
 			}
 			// When the node ends, it has settled everything that it would settle a second
 			// time. The other node delivers that before later tasks.
 			r.gateways[0].Stop()
-			takes(r.gateways[1], rcv.URL, l)
+			awaitAccepted(r.gateways[1], rcv.URL, l)
 			l.Drain(t)
 			r.gateways[1].Stop()
 			report(t, "10. node of two "+name, rounds, l.Tally())
@@ -214,9 +214,9 @@ func (p *pausedApp) serve(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "run at %d", time.Now().UnixNano())
 }
 
-// awayRound lets a gateway start tasks and makes it unavailable for longer than its
+// interruptRound lets a gateway start tasks and makes it unavailable for longer than its
 // lease. Meanwhile the endpoint responds.
-func awayRound(t *testing.T, l *gatewaytest.Ledger, p *pausedApp, g, other *gatewaytest.Gateway, callbackURL string, away func() (end func())) {
+func interruptRound(t *testing.T, l *gatewaytest.Ledger, p *pausedApp, g, other *gatewaytest.Gateway, callbackURL string, interrupt func() (end func())) {
 	t.Helper()
 	const each = 8
 	p.next()
@@ -242,10 +242,10 @@ func awayRound(t *testing.T, l *gatewaytest.Ledger, p *pausedApp, g, other *gate
 	for range 2 * each {
 		l.Accept(<-p.begun) // the endpoint knows the ID
 	}
-	end := away()
+	end := interrupt()
 	gatewaytest.Pause(pastLease / 2)
 	close(p.round()) // the responses are ready when the gateway is back
 	gatewaytest.Pause(pastLease / 2)
-	takes(other, callbackURL, l) // the other gateway is not affected
+	awaitAccepted(other, callbackURL, l) // the other gateway is not affected
 	end()
 }

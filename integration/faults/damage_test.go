@@ -24,21 +24,21 @@ import (
 var damages = map[string]struct {
 	file   string // in the folder, a pattern for [filepath.Glob]
 	change func(data []byte) []byte
-	// loses says what may be lost: "the log", "a body" or "anything".
+	// loses is what may be lost: "the log", "a body" or "anything".
 	loses string
 	// silent is set if the damage is not reported: a truncated log looks like a log after
 	// any crash.
 	silent bool
 }{
-	"database, flipped":       {"callback.db", flip(5), "anything", false},
-	"database, truncated":     {"callback.db", halve, "anything", false},
-	"database, a page zeroed": {"callback.db", zeroPage, "anything", false},
-	"database, header lost":   {"callback.db", func(data []byte) []byte { clear(data[:100]); return data }, "anything", false},
-	"log, flipped":            {"callback.db-wal", flip(5), "the log", false},
-	"log, truncated":          {"callback.db-wal", halve, "the log", true},
-	"body, flipped":           {"bodies/*", flip(1), "a body", false},
-	"body, truncated":         {"bodies/*", halve, "a body", false},
-	"body, removed":           {"bodies/*", func([]byte) []byte { return nil }, "a body", false},
+	"database, flipped":     {"callback.db", flip(5), "anything", false},
+	"database, truncated":   {"callback.db", halve, "anything", false},
+	"database, page zeroed": {"callback.db", zeroPage, "anything", false},
+	"database, header lost": {"callback.db", func(data []byte) []byte { clear(data[:100]); return data }, "anything", false},
+	"log, flipped":          {"callback.db-wal", flip(5), "the log", false},
+	"log, truncated":        {"callback.db-wal", halve, "the log", true},
+	"body, flipped":         {"bodies/*", flip(1), "a body", false},
+	"body, truncated":       {"bodies/*", halve, "a body", false},
+	"body, removed":         {"bodies/*", func([]byte) []byte { return nil }, "a body", false},
 }
 
 func halve(data []byte) []byte { return data[:len(data)/2] }
@@ -61,8 +61,8 @@ func zeroPage(data []byte) []byte {
 	return data
 }
 
-// spoil changes a file of a store, or removes it if change returns nil.
-func spoil(t *testing.T, folder, pattern string, change func([]byte) []byte) (file string) {
+// damage changes a file of a store, or removes it if change returns nil.
+func damage(t *testing.T, folder, pattern string, change func([]byte) []byte) (file string) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(folder, pattern))
 	if err != nil || len(files) == 0 {
@@ -84,7 +84,7 @@ func spoil(t *testing.T, folder, pattern string, change func([]byte) []byte) (fi
 	return file
 }
 
-func TestDamagedFilesAreReportedAndSalvaged(t *testing.T) {
+func TestCorruptFilesAreReportedAndSalvaged(t *testing.T) {
 	t.Parallel()
 	for name, d := range damages {
 		t.Run(name, func(t *testing.T) {
@@ -98,7 +98,7 @@ func TestDamagedFilesAreReportedAndSalvaged(t *testing.T) {
 			}
 			what := "reported"
 			if d.silent {
-				what = "unnoticed, as after any crash"
+				what = "not reported, as after any crash"
 			}
 			reportLosses(t, fmt.Sprintf("5. %s (%s)", name, what), rounds, all)
 		})
@@ -116,7 +116,7 @@ func damageRound(t *testing.T, pattern string, change func([]byte) []byte, loses
 		if !accept.Load() {
 			rw.WriteHeader(http.StatusInternalServerError)
 		} else if err := w.see(c); err != nil {
-			t.Errorf("made up: %v", err)
+			t.Errorf("unexpected callback: %v", err)
 		}
 	})
 	site := mixed(t, func(rw http.ResponseWriter, r *http.Request) {
@@ -142,11 +142,11 @@ func damageRound(t *testing.T, pattern string, change func([]byte) []byte, loses
 		}
 	}
 	g.Kill()
-	file := spoil(t, g.Folder(), pattern, change)
+	file := damage(t, g.Folder(), pattern, change)
 	g.Log = new(gatewaytest.LogBuffer)
 	accept.Store(true)
 	g.Start()
-	g.Eventually("all that can be read is delivered, or the damage reported", func() error {
+	g.Eventually("readable tasks are delivered, or the damage is reported", func() error {
 		if asksForRepair(g) {
 			return nil
 		}
@@ -161,14 +161,14 @@ func damageRound(t *testing.T, pattern string, change func([]byte) []byte, loses
 	t.Logf("%s: %d of %d lost, repaired: %v", filepath.Base(file), tally.Lost, tally.Accepted, repaired)
 	switch {
 	case loses == "the log" && lost[0] > 0:
-		t.Errorf("%d tasks are lost that were in the database", lost[0])
+		t.Errorf("%d tasks of the database are lost", lost[0])
 	case loses == "a body" && tally.Lost > 1:
-		t.Errorf("%d tasks are lost with one body", tally.Lost)
+		t.Errorf("%d tasks are lost because of one body", tally.Lost)
 	case loses == "anything" && tally.Lost == tally.Accepted:
-		t.Error("nothing was saved")
+		t.Error("the repair salvaged no task")
 	}
 	if !silent && !reportsDamage(g) && tally.Lost > saidLost {
-		t.Errorf("%d tasks are lost without a word", tally.Lost)
+		t.Errorf("%d tasks are lost and not reported", tally.Lost)
 	}
 	return tally
 }
@@ -196,19 +196,19 @@ func repairStore(g *gatewaytest.Gateway, receiver string) (lost int) {
 	g.Log = new(gatewaytest.LogBuffer)
 	g.Run("callback", "repair", g.Folder())
 	<-g.Done
-	said := g.Log.String()
+	output := g.Log.String()
 	if code := g.Cmd.ProcessState.ExitCode(); code != 0 {
-		g.T.Fatalf("the repair exited with %d: %s", code, said)
+		g.T.Fatalf("the repair exited with %d: %s", code, output)
 	}
-	g.T.Logf("the repair says: %s", said)
-	if found := lostTasks.FindStringSubmatch(said); found != nil {
+	g.T.Logf("output of the repair: %s", output)
+	if found := lostTasks.FindStringSubmatch(output); found != nil {
 		lost, _ = strconv.Atoi(found[1]) // it is a number
 	} else {
-		g.T.Errorf("the repair does not say how many tasks are lost")
+		g.T.Errorf("the repair does not report how many tasks are lost")
 	}
 	g.Log = new(gatewaytest.LogBuffer)
 	g.Start()
-	g.Eventually("all that was salvaged is delivered", func() error { return undelivered(g) })
+	g.Eventually("salvaged tasks are delivered", func() error { return undelivered(g) })
 	undamaged(g)
 	_, _ = g.Log.Write([]byte(before.String())) // restore the earlier log
 	return lost
@@ -218,7 +218,7 @@ func repairStore(g *gatewaytest.Gateway, receiver string) (lost int) {
 func undelivered(g *gatewaytest.Gateway) error {
 	metrics := g.Metrics()
 	if _, ok := metrics[`caddy_callback_tasks{state="delivering"}`]; !ok {
-		return errors.New("the engine is not asked yet")
+		return errors.New("the engine has no metrics yet")
 	}
 	for name, n := range metrics {
 		if strings.HasPrefix(name, "caddy_callback_tasks{") && n > 0 &&
@@ -294,7 +294,7 @@ func (w *witness) see(c gatewaytest.Callback) error {
 	defer w.mu.Unlock()
 	id := c.TaskID()
 	if w.sizes[id] == 0 {
-		return fmt.Errorf("a callback of %q, which is no task", id)
+		return fmt.Errorf("a callback of unknown task %q", id)
 	}
 	if w.arrived[id]++; w.arrived[id] == 1 {
 		w.status[id] = c.Status()
@@ -307,7 +307,7 @@ func (w *witness) see(c gatewaytest.Callback) error {
 		}
 	}
 	if want := "response=" + url.QueryEscape(strings.Repeat(id+" ", w.sizes[id])); c.Status() != "COMPLETE" || c.Body != want {
-		return fmt.Errorf("the callback of %s is %s with %d bytes, and not COMPLETE with %d: %.200q", id, c.Status(), len(c.Body), len(want), c.Body)
+		return fmt.Errorf("the callback of %s is %s with %d bytes, want COMPLETE with %d: %.200q", id, c.Status(), len(c.Body), len(want), c.Body)
 	}
 	return nil
 }

@@ -47,7 +47,7 @@ func crowd(n int, addr string) (end func()) {
 	}
 }
 
-func TestDescriptorsThatRunOutLoseNothing(t *testing.T) {
+func TestExhaustedFileDescriptorsLoseNothing(t *testing.T) {
 	t.Parallel()
 	rounds := pick(1, 2, 20)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -72,7 +72,7 @@ func TestDescriptorsThatRunOutLoseNothing(t *testing.T) {
 	}
 	end()
 	if !strings.Contains(g.Log.String(), syscall.EMFILE.Error()) {
-		t.Error("the descriptors did not run out")
+		t.Error("the gateway did not run out of descriptors")
 	}
 	l.Drain(t)
 	undamaged(g)

@@ -29,16 +29,16 @@ func smallDisk(t *testing.T, g *gatewaytest.Gateway, size string) string {
 	}
 	// Only this process sees the mount, see inOwnNamespace.
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
-		t.Fatalf("making mounts our own: %v; this needs root or user namespaces", err)
+		t.Fatalf("making mounts private: %v; this needs root or user namespaces", err)
 	}
 	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "mode=700,size="+size); err != nil {
 		t.Fatalf("mounting a small disk: %v", err)
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("what is on the disk:\n%s", filesOn(disk))
+			t.Logf("files on the disk:\n%s", filesOn(disk))
 			_, stacks, err := gatewaytest.Send(http.MethodGet, "http://"+g.Admin+"/debug/pprof/goroutine?debug=2", nil)
-			t.Logf("what the gateway does: %v\n%s", err, stacks)
+			t.Logf("goroutines of the gateway: %v\n%s", err, stacks)
 		}
 		g.Kill()
 		if err := syscall.Unmount(disk, syscall.MNT_DETACH); err != nil {
@@ -148,7 +148,7 @@ func (o *outage) refuses() {
 	o.g.T.Helper()
 	o.g.Eventually("callbacks are refused", func() error {
 		if o.send() {
-			return errors.New("one was accepted")
+			return errors.New("a callback was accepted")
 		}
 		return nil
 	})
@@ -185,17 +185,17 @@ func (o *outage) fillWithTasks() {
 	if accepted == many {
 		o.g.T.Errorf("a small disk has room for %d tasks", many)
 	}
-	o.g.T.Logf("%d tasks came before the disk was full", accepted)
+	o.g.T.Logf("%d tasks were accepted before the disk was full", accepted)
 }
 
-// gate is shut until it is opened. After that, callbacks are accepted.
+// gate is closed until open is called. Then callbacks are accepted.
 type gate struct{ opened chan struct{} }
 
 func newGate() gate { return gate{make(chan struct{})} }
 
 func (g gate) open() { close(g.opened) }
 
-func (g gate) isShut() bool {
+func (g gate) isClosed() bool {
 	select {
 	case <-g.opened:
 		return false
@@ -220,11 +220,11 @@ func (o *outage) drains() {
 	o.l.Drain(o.g.T)
 }
 
-func TestADiskThatFillsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
+func TestFullDiskRefusesNewCallbacks(t *testing.T) {
 	t.Parallel()
 	rounds := pick(2, 2, 20)
 	receiver := newGate()
-	o := newOutage(t, receiver.isShut)
+	o := newOutage(t, receiver.isClosed)
 	disk := smallDisk(t, o.g, "64m")
 	o.g.Start()
 	for range 20 {
@@ -261,13 +261,13 @@ func TestADiskThatFillsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
 	report(t, "4. disk filled by another program, and by tasks", rounds+1, o.l.Tally())
 }
 
-func TestADiskThatTasksHaveFilledDrainsWithoutMoreRoom(t *testing.T) {
+func TestFullDiskDrains(t *testing.T) {
 	t.Parallel()
 	rounds := pick(1, 1, 10)
 	var receiver atomic.Pointer[gate]
-	o := newOutage(t, func() bool { return receiver.Load().isShut() })
+	o := newOutage(t, func() bool { return receiver.Load().isClosed() })
 	disk := smallDisk(t, o.g, "64m")
-	fill(t, disk, 40<<20) // the file of another program, which stays
+	fill(t, disk, 40<<20) // another program's file, which is not removed
 	o.g.Start()
 	for range rounds {
 		shut := newGate()
@@ -280,7 +280,7 @@ func TestADiskThatTasksHaveFilledDrainsWithoutMoreRoom(t *testing.T) {
 		o.drains()
 	}
 	undamaged(o.g)
-	report(t, "4. disk filled by tasks beside a file that stays", rounds, o.l.Tally())
+	report(t, "4. disk filled by tasks and by a permanent file", rounds, o.l.Tally())
 }
 
 // limit sets a limit of a gateway's process and returns the previous one.
@@ -300,7 +300,7 @@ func limit(g *gatewaytest.Gateway, resource int, n uint64) (before uint64) {
 	return before
 }
 
-func TestADiskThatReturnsErrorsRefusesCallbacksAndKeepsWhatItHas(t *testing.T) {
+func TestFailingDiskRefusesNewCallbacks(t *testing.T) {
 	t.Parallel()
 	rounds := pick(1, 2, 20)
 	o := newOutage(t, func() bool { return false })

@@ -45,7 +45,7 @@ func write(l *gatewaytest.Ledger, n int, gateways []*gatewaytest.Gateway, callba
 // backOff makes a writer wait while its gateway is down.
 func backOff(error) { gatewaytest.Pause(10 * time.Millisecond) }
 
-func TestKillsAtRandomMomentsUnderThirtyTwoWritersLoseNothing(t *testing.T) {
+func TestRandomKillsUnderLoadLoseNothing(t *testing.T) {
 	t.Parallel()
 	kills := pick(2, 8, 60)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -74,8 +74,8 @@ func TestKillsAtRandomMomentsUnderThirtyTwoWritersLoseNothing(t *testing.T) {
 	report(t, "1. kill -9 under 32 writers, while it starts and stops too", kills, l.Tally())
 }
 
-// halt stops all threads of a process.
-func halt(g *gatewaytest.Gateway) error {
+// pause stops all threads of a process.
+func pause(g *gatewaytest.Gateway) error {
 	pid := g.Cmd.Process.Pid
 	if err := g.Cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		return err
@@ -107,20 +107,20 @@ func halt(g *gatewaytest.Gateway) error {
 
 const hmacSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
-func TestAKillBetweenTheReceiversAnswerAndItsRecordRepeatsTheCallbackOnce(t *testing.T) {
+func TestKillBeforeDeliveryIsRecordedRepeatsCallbackOnce(t *testing.T) {
 	t.Parallel()
 	rounds := pick(1, 4, 30)
 	var gateway atomic.Pointer[gatewaytest.Gateway]
 	var kill atomic.Bool
-	told, answered := make(chan struct{}), make(chan error, 1)
+	responded, answered := make(chan struct{}), make(chan error, 1)
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
 		if !kill.CompareAndSwap(true, false) {
 			return
 		}
-		<-told // the client has its response: the callback may arrive before it is complete
+		<-responded // the client has its response: the callback may arrive before it is complete
 		// The response is on its way to a gateway that will not read it.
 		g := gateway.Load()
-		err := halt(g)
+		err := pause(g)
 		w.WriteHeader(http.StatusOK)
 		err = errors.Join(err, http.NewResponseController(w).Flush(), g.Cmd.Process.Kill())
 		answered <- err
@@ -135,7 +135,7 @@ func TestAKillBetweenTheReceiversAnswerAndItsRecordRepeatsTheCallbackOnce(t *tes
 	for range rounds {
 		kill.Store(true)
 		id := g.Task(rcv.URL)
-		told <- struct{}{}
+		responded <- struct{}{}
 		if err := <-answered; err != nil {
 			t.Fatal(err)
 		}
@@ -154,10 +154,10 @@ func TestAKillBetweenTheReceiversAnswerAndItsRecordRepeatsTheCallbackOnce(t *tes
 			}
 		}
 		if at, again := stamp(t, first), stamp(t, second); again <= at {
-			t.Errorf("it was signed at %d, and again at %d", at, again)
+			t.Errorf("both attempts were signed at %d and %d", at, again)
 		}
 		if first.Body != second.Body {
-			t.Errorf("%q was repeated as %q", first.Body, second.Body)
+			t.Errorf("the callback %q was repeated as %q", first.Body, second.Body)
 		}
 		all.Accepted, all.Arrived, all.Repeated = all.Accepted+1, all.Arrived+2, all.Repeated+1
 	}
@@ -169,7 +169,7 @@ func TestAKillBetweenTheReceiversAnswerAndItsRecordRepeatsTheCallbackOnce(t *tes
 	rcv.Next(t)
 	g.Stop()
 	if n := len(rcv.Got); n > 0 {
-		t.Errorf("%d callbacks came a third time", n)
+		t.Errorf("%d callbacks were sent a third time", n)
 	}
 	report(t, "2. kill between the receiver's 200 and its record", rounds, all)
 }
@@ -183,7 +183,7 @@ func stamp(t *testing.T, c gatewaytest.Callback) int64 {
 	return at
 }
 
-func TestAKillWhileTheEndpointWorksFailsWaitingTasksAndRunsQueuedOnesAgain(t *testing.T) {
+func TestKillDuringRequestFailsTaskAndRetriesQueued(t *testing.T) {
 	t.Parallel()
 	const clients = 16
 	rounds := pick(1, 2, 10)
@@ -223,12 +223,12 @@ func TestAKillWhileTheEndpointWorksFailsWaitingTasksAndRunsQueuedOnesAgain(t *te
 		g.Kill()
 		slow.Store(false)
 		g.Start()
-		g.Eventually("every task that was at work has its callback", l.Settled) // within the lease
+		g.Eventually("every task in flight has its callback", l.Settled) // within the lease
 	}
 	for id, want := range want {
 		if got := l.Statuses(id); len(got) != 1 || got[0] != want {
-			t.Errorf("a task whose callback must be %s has %v", want, got)
+			t.Errorf("a task that must be %s has the statuses %v", want, got)
 		}
 	}
-	report(t, "3. kill while the endpoint works", rounds, l.Tally())
+	report(t, "3. kill while the endpoint runs", rounds, l.Tally())
 }

@@ -42,7 +42,7 @@ func pick(once, short, long int) int {
 	case "long":
 		return long
 	default:
-		panic(fmt.Sprintf("CALLBACK_FAULTS is %q, neither short nor long", form))
+		panic(fmt.Sprintf("CALLBACK_FAULTS is %q; expected short, long or unset", form))
 	}
 }
 
@@ -77,7 +77,7 @@ func reportLosses(t *testing.T, fault string, tried int, tally gatewaytest.Tally
 		t.Errorf("%s: %+v", fault, tally)
 	}
 	if tried == 0 || tally.Accepted == 0 || tally.Arrived == 0 {
-		t.Errorf("%s: nothing was tried: %d times, %+v", fault, tried, tally)
+		t.Errorf("%s: no task was affected: %d times, %+v", fault, tried, tally)
 	}
 }
 

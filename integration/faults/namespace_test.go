@@ -45,7 +45,7 @@ func inOwnNamespace() (code int, ended bool) {
 	quit := make(chan os.Signal, 1)
 	signal.Notify(quit, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	if err := cmd.Start(); err != nil {
-		fmt.Fprintln(os.Stderr, "no mounts of our own, so that the tests of full disks will fail:", err)
+		fmt.Fprintln(os.Stderr, "no mount namespace, so the tests of full disks will fail:", err)
 		signal.Stop(quit)
 		return 0, false
 	}

@@ -37,7 +37,7 @@ func goroutines(g *gatewaytest.Gateway) (n int, err error) {
 	return n, nil
 }
 
-func TestReloadsEveryFifthOfASecondUnderLoadLoseAndRepeatNothing(t *testing.T) {
+func TestFrequentReloadsLoseAndRepeatNothing(t *testing.T) {
 	t.Parallel()
 	n := pick(10, 50, 600)
 	rcv := gatewaytest.NewReceiver(t, nil)
@@ -57,16 +57,16 @@ func TestReloadsEveryFifthOfASecondUnderLoadLoseAndRepeatNothing(t *testing.T) {
 	}
 	tally := l.Tally()
 	if tally.Repeated > 0 {
-		t.Errorf("%d callbacks were repeated, though nothing was killed", tally.Repeated)
+		t.Errorf("%d callbacks were repeated although nothing was killed", tally.Repeated)
 	}
 	// The log shows if a store was opened twice.
 	if log := g.Log.String(); strings.Contains(log, "in use by another process") || strings.Contains(log, "panic") {
-		t.Error("the log has a panic, or a store that was opened twice")
+		t.Error("the log has a panic, or an error of a store that was opened twice")
 	}
 	report(t, "8. reload every 200 ms under load", n, tally)
 }
 
-func TestReloadsLeaveNoGoroutine(t *testing.T) {
+func TestReloadsLeakNoGoroutine(t *testing.T) {
 	t.Parallel()
 	const allowed = 10 // kept connections and the measurement itself
 	rounds := pick(20, 20, 200)
@@ -75,7 +75,7 @@ func TestReloadsLeaveNoGoroutine(t *testing.T) {
 	g := gatewaytest.Start(t, gatewaytest.Delivering(), site)
 	l := gatewaytest.NewLedger(rcv, t.Context().Done())
 	l.Accept(g.Task(rcv.URL))
-	g.Eventually("the callback has come", l.Settled)
+	g.Eventually("the callback arrived", l.Settled)
 	reloads(t, g, 1, 0, site) // the first reload starts goroutines that stay
 	var before int
 	g.Eventually("goroutines are counted", func() (err error) {
@@ -86,16 +86,16 @@ func TestReloadsLeaveNoGoroutine(t *testing.T) {
 	g.Eventually("no goroutine is left", func() error {
 		after, err := goroutines(g)
 		if err == nil && after > before+allowed {
-			err = fmt.Errorf("there were %d, and %d after %d reloads", before, after, rounds)
+			err = fmt.Errorf("%d before, %d after %d reloads", before, after, rounds)
 		}
 		return err
 	})
 	l.Accept(g.Task(rcv.URL))
-	g.Eventually("the callback has come", l.Settled)
+	g.Eventually("the callback arrived", l.Settled)
 	report(t, "8. reload at rest, goroutines compared", rounds, l.Tally())
 }
 
-func TestAGracefulStopWithDeliveriesInFlightLosesAndRepeatsNothing(t *testing.T) {
+func TestGracefulStopLosesAndRepeatsNothing(t *testing.T) {
 	t.Parallel()
 	const tasks = 200
 	rounds := pick(1, 4, 20)
@@ -122,7 +122,7 @@ func TestAGracefulStopWithDeliveriesInFlightLosesAndRepeatsNothing(t *testing.T)
 	g.Stop()
 	tally := l.Tally()
 	if tally.Repeated > 0 {
-		t.Errorf("%d callbacks were repeated, though nothing was killed", tally.Repeated)
+		t.Errorf("%d callbacks were repeated although nothing was killed", tally.Repeated)
 	}
 	report(t, "8. graceful stop with deliveries in flight", rounds, tally)
 }

@@ -23,9 +23,9 @@ var schedule = []time.Duration{
 const (
 	// coarse is the resolution of a signed timestamp.
 	coarse = time.Second
-	// punctual is how late the engine may start an attempt that is due, in addition to
+	// maxDelay is how late the engine may start an attempt that is due, in addition to
 	// coarse.
-	punctual = time.Second
+	maxDelay = time.Second
 )
 
 // written returns a retry schedule as written in the Caddyfile.
@@ -37,7 +37,7 @@ func written(waits []time.Duration) string {
 	return text
 }
 
-func TestDaysOfRetriesGoByTheScheduleAndEndInADeadTaskThatCanBeRedelivered(t *testing.T) {
+func TestRetryScheduleEndsInDeadTask(t *testing.T) {
 	tasks := pick(10, 50, 500)
 	waited := schedule[:pick(8, 8, len(schedule))] // 18 hours, or all of them
 	long := time.Duration(pick(25, 25, 79)) * time.Hour
@@ -79,12 +79,12 @@ func TestDaysOfRetriesGoByTheScheduleAndEndInADeadTaskThatCanBeRedelivered(t *te
 		synctest.Wait()
 
 		waits(t, "a Retry-After of an hour", rcv.times(ids["/seconds"]), time.Hour, time.Hour)
-		if at := rcv.times(ids["/date"]); len(at) != 2 || at[1].Before(start.Add(5*time.Hour)) || at[1].After(start.Add(5*time.Hour+punctual)) {
-			t.Errorf("a Retry-After of five o'clock: %v", at)
+		if at := rcv.times(ids["/date"]); len(at) != 2 || at[1].Before(start.Add(5*time.Hour)) || at[1].After(start.Add(5*time.Hour+maxDelay)) {
+			t.Errorf("attempts after a Retry-After of five o'clock: %v", at)
 		}
 		waits(t, "a Retry-After of a year, capped", rcv.times(ids["/year"]), 24*time.Hour, 24*time.Hour)
 		if at := rcv.times(ids["/day"]); len(at) != len(waited)+1 {
-			t.Errorf("a receiver that is back for the last attempt: %v", at)
+			t.Errorf("attempts of a receiver that recovers for the last one: %v", at)
 		}
 		for _, path := range []string{"/seconds", "/date", "/year", "/day"} {
 			if doc := g.task(ids[path]); doc.State != "done" || doc.Status != "COMPLETE" {
@@ -93,15 +93,15 @@ func TestDaysOfRetriesGoByTheScheduleAndEndInADeadTaskThatCanBeRedelivered(t *te
 		}
 		for _, id := range append(dead, ids["/gone"]) {
 			if doc := g.task(id); doc.State != "dead" || doc.Status != "COMPLETE" || len(doc.Attempts) != len(rcv.times(id)) {
-				t.Errorf("a callback that was given up is %+v", doc)
+				t.Errorf("a dead task is %+v", doc)
 			}
 		}
 		if n := len(rcv.times(ids["/gone"])); n != 1 {
-			t.Errorf("a receiver that said 410 was called %d times", n)
+			t.Errorf("a receiver that answered 410 was called %d times", n)
 		}
 		onSchedule(t, rcv, waited, dead)
 
-		// Redelivery by hand, later.
+		// Redeliver manually, later.
 		redelivered = true
 		gatewaytest.Pause(time.Hour)
 		for _, id := range append(dead, ids["/gone"]) {
@@ -111,13 +111,13 @@ func TestDaysOfRetriesGoByTheScheduleAndEndInADeadTaskThatCanBeRedelivered(t *te
 		synctest.Wait()
 		for _, id := range append(dead, ids["/gone"]) {
 			if doc := g.task(id); doc.State != "done" {
-				t.Errorf("what was redelivered is %+v", doc)
+				t.Errorf("the redelivered task is %+v", doc)
 			}
 		}
 		t.Logf("%v of gateway time", time.Since(start))
 		g.stop()
 	})
-	report(t, fmt.Sprintf("12. %v of retries in fake time, give-up and redelivery", long), tasks+5, rcv.ledger.Tally())
+	report(t, fmt.Sprintf("12. %v of retries in fake time, dead letters and redelivery", long), tasks+5, rcv.ledger.Tally())
 }
 
 // waits checks that a callback was sent twice, and the wait in between.
@@ -127,8 +127,8 @@ func waits(t *testing.T, what string, at []time.Time, least, most time.Duration)
 		t.Errorf("%s: sent at %v", what, at)
 		return
 	}
-	if got := at[1].Sub(at[0]); got < least-coarse || got > most+coarse+punctual {
-		t.Errorf("%s: the wait was %v, not %v to %v", what, got, least, most)
+	if got := at[1].Sub(at[0]); got < least-coarse || got > most+coarse+maxDelay {
+		t.Errorf("%s: the wait was %v, want %v to %v", what, got, least, most)
 	}
 }
 
@@ -146,11 +146,11 @@ func onSchedule(t *testing.T, rcv *fakeReceiver, waited []time.Duration, ids []s
 			got := at[n+1].Sub(at[n])
 			shortest, longest = min(shortest, got), max(longest, got)
 		}
-		if shortest < wait-coarse || longest > wait+jitter+coarse+punctual {
-			t.Errorf("wait %d was %v to %v, not %v to %v", n+1, shortest, longest, wait, wait+jitter)
+		if shortest < wait-coarse || longest > wait+jitter+coarse+maxDelay {
+			t.Errorf("wait %d was %v to %v, want %v to %v", n+1, shortest, longest, wait, wait+jitter)
 		}
 		if wait >= time.Hour && longest-shortest < jitter/4 {
-			t.Errorf("wait %d was %v to %v, which is hardly spread", n+1, shortest, longest)
+			t.Errorf("wait %d was %v to %v, so there is hardly any jitter", n+1, shortest, longest)
 		}
 	}
 }

@@ -16,10 +16,10 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// says waits until the log has an error that contains all of the texts.
-func says(g *gatewaytest.Gateway, texts ...string) {
+// logs waits until the log has an error that contains all of the texts.
+func logs(g *gatewaytest.Gateway, texts ...string) {
 	g.T.Helper()
-	g.Eventually(fmt.Sprintf("the log says %q", texts), func() error {
+	g.Eventually(fmt.Sprintf("the log contains %q", texts), func() error {
 	lines:
 		for line := range strings.Lines(g.Log.String()) {
 			if !strings.Contains(line, `"level":"error"`) {
@@ -32,7 +32,7 @@ func says(g *gatewaytest.Gateway, texts ...string) {
 			}
 			return nil
 		}
-		return errors.New("it does not")
+		return errors.New("it does not contain them")
 	})
 }
 
@@ -45,7 +45,7 @@ func rename(t *testing.T, from, to string) {
 
 // Data in files that the next process does not open is lost, although every write
 // succeeds.
-func TestStoreFilesThatAreTakenAway(t *testing.T) {
+func TestRemovedStoreFiles(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		gone string // in the folder; empty: the folder itself
@@ -62,14 +62,14 @@ func TestStoreFilesThatAreTakenAway(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			receiver := newGate()
-			o := newOutage(t, receiver.isShut)
+			o := newOutage(t, receiver.isClosed)
 			o.g.Start()
 			for range 20 {
 				o.send()
 			}
 			file, aside := filepath.Join(o.g.Folder(), test.gone), filepath.Join(o.g.Dir, "aside")
 			rename(t, file, aside)
-			says(o.g, "store was moved or deleted", "callback.db")
+			logs(o.g, "store was moved or deleted", "callback.db")
 			o.refuses()
 			if test.back {
 				rename(t, aside, file)
@@ -83,10 +83,10 @@ func TestStoreFilesThatAreTakenAway(t *testing.T) {
 			o.recovers()
 			receiver.open()
 			if test.lost {
-				o.g.Eventually("what was accepted since is delivered", func() error { return undelivered(o.g) })
+				o.g.Eventually("tasks accepted since are delivered", func() error { return undelivered(o.g) })
 				tally := o.l.Tally()
 				if tally.Lost != 20 {
-					t.Errorf("%d tasks are lost, not the 20 that were in the folder", tally.Lost)
+					t.Errorf("%d tasks are lost, want the 20 that were in the folder", tally.Lost)
 				}
 				reportLosses(t, "4. "+name, 1, tally)
 				return
@@ -97,7 +97,7 @@ func TestStoreFilesThatAreTakenAway(t *testing.T) {
 	}
 }
 
-func TestAReadOnlyFolderIsWaitedFor(t *testing.T) {
+func TestReadOnlyFolderIsRetried(t *testing.T) {
 	t.Parallel()
 	o := newOutage(t, func() bool { return false })
 	disk := smallDisk(t, o.g, "96m")
@@ -111,7 +111,7 @@ func TestAReadOnlyFolderIsWaitedFor(t *testing.T) {
 	o.g.Stop()
 	remount(syscall.MS_RDONLY)
 	o.g.Start()
-	says(o.g, "store not opened", "read-only file system")
+	logs(o.g, "store not opened", "read-only file system")
 	o.refuses()
 	remount(0)
 	o.recovers()
@@ -119,7 +119,7 @@ func TestAReadOnlyFolderIsWaitedFor(t *testing.T) {
 	report(t, "4. read-only folder, until it is writable", 1, o.l.Tally())
 }
 
-func TestASecondProcessOnAFolderIsRefused(t *testing.T) {
+func TestSecondProcessOnFolderIsRefused(t *testing.T) {
 	t.Parallel()
 	o := newOutage(t, func() bool { return false })
 	o.g.Start()
@@ -135,20 +135,20 @@ func TestASecondProcessOnAFolderIsRefused(t *testing.T) {
 	})
 	want := "in use by process " + strconv.Itoa(o.g.Cmd.Process.Pid)
 	if code := other.Cmd.ProcessState.ExitCode(); code == 0 || !strings.Contains(other.Log.String(), want) {
-		t.Errorf("it exited with %d, and does not say %q", code, want)
+		t.Errorf("it exited with %d without the message %q", code, want)
 	}
 	other.Log = new(gatewaytest.LogBuffer)
 	other.Run("callback", "repair", o.g.Folder())
 	<-other.Done
 	if code := other.Cmd.ProcessState.ExitCode(); code == 0 || !strings.Contains(other.Log.String(), want) {
-		t.Errorf("a repair exited with %d, and does not say %q: %s", code, want, other.Log)
+		t.Errorf("a repair exited with %d without the message %q: %s", code, want, other.Log)
 	}
 	if resp, text := o.g.Post("/", "{}"); resp.StatusCode != http.StatusOK {
 		t.Errorf("a plain request got %s %s", resp.Status, text)
 	}
 	for range 10 {
 		if !o.send() {
-			t.Error("the first process refuses a callback")
+			t.Error("the first process refused a callback")
 		}
 	}
 	o.l.Drain(t)

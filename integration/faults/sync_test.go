@@ -49,7 +49,7 @@ func (s *syncs) fail(fails bool) {
 	}
 }
 
-// promises records what clients were told of each request, by its number.
+// promises records how each request was answered, by its number.
 type promises struct {
 	t      *testing.T
 	ledger *gatewaytest.Ledger
@@ -91,7 +91,7 @@ func (p *promises) ask(g *gatewaytest.Gateway, path, receiver string, stop <-cha
 
 // The gateway is killed while fsyncs fail, or continues. The next process finds what the
 // gateway has written but could not sync.
-func TestFailedSyncsLoseNothingAndBringNothingBack(t *testing.T) {
+func TestFailedFsyncsLoseNothing(t *testing.T) {
 	t.Parallel()
 	rounds := pick(2, 4, 30)
 	p := &promises{t: t, refused: make(map[string]bool)}
@@ -101,10 +101,10 @@ func TestFailedSyncsLoseNothingAndBringNothingBack(t *testing.T) {
 		refused := p.refused[path]
 		p.mu.Unlock()
 		// A request to a queue is first claimed for a waiting client. If the gateway is
-		// killed before it can release the claim, the task has died.
+		// killed before it can release the claim, the task is FAILED.
 		undone := strings.HasPrefix(path, "/q") && c.Status() == "FAILED" && strings.HasPrefix(c.Body, diedWith[0])
 		if refused && !undone {
-			t.Errorf("the request %s was refused, and has a callback", path)
+			t.Errorf("the refused request %s has a callback", path)
 		}
 		p.ledger.Arrive(c)
 	})
@@ -126,7 +126,7 @@ func TestFailedSyncsLoseNothingAndBringNothingBack(t *testing.T) {
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			if len(p.refused) < before+20 {
-				return errors.New("they are accepted")
+				return errors.New("requests are accepted")
 			}
 			return nil
 		})

@@ -23,7 +23,7 @@ func addr(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 // and share the requests.
 func Port(t testing.TB) int {
 	t.Helper()
-	const first, last = 10_000, 32_000 // below the ports that systems give out
+	const first, last = 10_000, 32_000 // below the ephemeral ports of common systems
 	for range 100 {
 		port := first + rand.N(last-first)
 		if !claim(port) {

@@ -111,8 +111,8 @@ var Hostile = map[string]func(net.Conn){
 		}
 		Write(conn, "Content-Length: 0\r\n\r\n")
 	}),
-	"does not speak HTTP": afterCallback(func(conn net.Conn) { Write(conn, "SSH-2.0-OpenSSH_9.9\r\n") }),
-	"switches protocols and stays silent": afterCallback(func(conn net.Conn) {
+	"sends no HTTP": afterCallback(func(conn net.Conn) { Write(conn, "SSH-2.0-OpenSSH_9.9\r\n") }),
+	"switches protocols and sends nothing": afterCallback(func(conn net.Conn) {
 		Write(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 		awaitHangUp(conn)
 	}),

@@ -81,7 +81,7 @@ func (n *Network) connect(near net.Conn, addr string) {
 	ended := make(chan struct{}, 2)
 	for to, from := range map[net.Conn]net.Conn{near: far, far: near} {
 		go func() {
-			n.carry(to, from)
+			n.forward(to, from)
 			ended <- struct{}{}
 		}()
 	}
@@ -91,8 +91,8 @@ func (n *Network) connect(near net.Conn, addr string) {
 	}
 }
 
-// carry copies from one connection to the other until one of them closes.
-func (n *Network) carry(to, from net.Conn) {
+// forward copies from one connection to the other until one of them closes.
+func (n *Network) forward(to, from net.Conn) {
 	piece := make([]byte, 64<<10)
 	for {
 		size, err := from.Read(piece)

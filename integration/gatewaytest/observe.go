@@ -59,7 +59,7 @@ func (g *Gateway) Metered(want map[string]float64) {
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		g.Eventually(name, func() error {
 			if got, ok := g.Metrics()["caddy_callback_"+name]; !ok || got != want[name] {
-				return fmt.Errorf("it is %v (%v), not %v", got, ok, want[name])
+				return fmt.Errorf("it is %v (%v), want %v", got, ok, want[name])
 			}
 			return nil
 		})
@@ -74,7 +74,7 @@ func (g *Gateway) Memory() int64 {
 			return int64(value)
 		}
 	}
-	g.T.Fatal("the gateway does not say how much memory it has")
+	g.T.Fatal("the status of the process has no resident memory")
 	return 0
 }
 

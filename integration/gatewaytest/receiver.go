@@ -54,7 +54,7 @@ func (r *Receiver) Next(t testing.TB) Callback {
 	case c := <-r.Got:
 		return c
 	case <-time.After(Patience):
-		t.Fatal("no callback came")
+		t.Fatal("no callback arrived")
 		panic("unreachable")
 	}
 }
@@ -79,7 +79,7 @@ func closeAfter(t testing.TB, srv *httptest.Server) {
 		select {
 		case <-closed:
 		case <-time.After(Patience):
-			t.Error("a handler of the test's does not end")
+			t.Error("a handler of the test does not return")
 		}
 	})
 }

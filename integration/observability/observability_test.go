@@ -1,5 +1,5 @@
-// Package observability tests examples/observability with Prometheus itself: what
-// the dashboard asks is PromQL, and each alert fires when it should.
+// Package observability tests examples/observability with Prometheus itself: the
+// dashboard's queries are valid PromQL, and each alert fires when it should.
 package observability
 
 import (
@@ -26,18 +26,18 @@ var (
 	silent = slog.New(slog.DiscardHandler)
 )
 
-func TestTheConfigurationIsPrometheuss(t *testing.T) {
+func TestPrometheusConfigurationIsValid(t *testing.T) {
 	t.Parallel()
 	cfg, err := config.LoadFile(folder+"prometheus.yml", false, silent)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(cfg.RuleFiles) != 1 || len(cfg.ScrapeConfigs) != 1 {
-		t.Errorf("it has the rules %q and %d jobs", cfg.RuleFiles, len(cfg.ScrapeConfigs))
+		t.Errorf("the configuration has the rules %q and %d jobs", cfg.RuleFiles, len(cfg.ScrapeConfigs))
 	}
 }
 
-func TestWhatTheDashboardAsksIsPromQL(t *testing.T) {
+func TestDashboardQueriesAreValid(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(folder + "dashboard.json")
 	if err != nil {
@@ -53,26 +53,26 @@ func TestWhatTheDashboardAsksIsPromQL(t *testing.T) {
 	if err := json.Unmarshal(text, &dashboard); err != nil {
 		t.Fatal(err)
 	}
-	// As Grafana fills them in.
+	// Grafana replaces these variables.
 	variables := strings.NewReplacer("$__rate_interval", "1m", "$job", ".*", "$queue", ".*")
 	for _, panel := range dashboard.Panels {
 		if len(panel.Targets) == 0 && panel.Type != "row" {
-			t.Errorf("the panel %s asks nothing", panel.Title)
+			t.Errorf("the panel %s has no query", panel.Title)
 		}
 		for _, target := range panel.Targets {
 			expr := variables.Replace(target.Expr)
 			if _, err := promQL.ParseExpr(expr); err != nil || strings.Contains(expr, "$") {
-				t.Errorf("the panel %s asks %s: %v", panel.Title, expr, err)
+				t.Errorf("the panel %s has the query %s: %v", panel.Title, expr, err)
 			}
 		}
 	}
 	if len(dashboard.Panels) < 20 {
-		t.Errorf("there are only %d panels", len(dashboard.Panels))
+		t.Errorf("the dashboard has only %d panels", len(dashboard.Panels))
 	}
 }
 
-// situations are series, a value each minute, in which an alert fires, and in which
-// it does not. Nothing but absence is in Prometheus before and after them.
+// situations are series, with a value each minute, in which an alert fires and in
+// which it does not. Before and after them Prometheus has no samples.
 var situations = map[string]struct{ fires, quiet string }{
 	"CallbackEngineRefuses":  {`caddy_callback_engine_ready 0x60`, `caddy_callback_engine_ready 1x60`},
 	"CallbackMetricsMissing": {`up 0x60`, `caddy_callback_engine_ready 1x60`},
@@ -99,7 +99,7 @@ var situations = map[string]struct{ fires, quiet string }{
 			" caddy_callback_queued_tasks{queue=\"later\"} 2x120\n caddy_callback_delayed_tasks{queue=\"later\"} 2x120"},
 }
 
-func TestEachAlertFiresWhenItShould(t *testing.T) {
+func TestEveryAlertFires(t *testing.T) {
 	t.Parallel()
 	file, errs := rulefmt.ParseFile(folder+"alerts.yml", false, model.UTF8Validation, promQL, silent)
 	if len(errs) > 0 {
@@ -113,31 +113,31 @@ func TestEachAlertFiresWhenItShould(t *testing.T) {
 	for _, group := range file.Groups {
 		for _, rule := range group.Rules {
 			if !strings.Contains(string(page), "| `"+rule.Alert+"` |") {
-				t.Errorf("the docs do not tell of %s", rule.Alert)
+				t.Errorf("the docs do not describe %s", rule.Alert)
 			}
 			tested++
 			t.Run(rule.Alert, func(t *testing.T) {
 				t.Parallel()
 				in, ok := situations[rule.Alert]
 				if !ok {
-					t.Fatal("no situation is known for it")
+					t.Fatal("the alert has no situation")
 				}
 				if alert := firing(t, rule, in.quiet); alert != nil {
-					t.Errorf("it fires when it should not: %v", alert.Annotations)
+					t.Errorf("the alert fires although it should not: %v", alert.Annotations)
 				}
 				alert := firing(t, rule, in.fires)
 				if alert == nil {
-					t.Fatal("it does not fire")
+					t.Fatal("the alert does not fire")
 				}
 				if text := alert.Annotations.String(); strings.Contains(text, "error") && strings.Contains(text, "template") ||
 					strings.Contains(text, "no value") || alert.Annotations.Get("description") == "" || alert.Labels.Get("severity") == "" {
-					t.Errorf("it says %s", text)
+					t.Errorf("the alert has the annotations %s", text)
 				}
 			})
 		}
 	}
 	if tested != len(situations) {
-		t.Errorf("there are %d alerts, and %d situations", tested, len(situations))
+		t.Errorf("%d alerts have %d situations", tested, len(situations))
 	}
 }
 

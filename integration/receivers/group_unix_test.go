@@ -7,10 +7,10 @@ import (
 	"syscall"
 )
 
-// inGroup gives a process a group of its own, so that what it starts ends with it.
+// inGroup starts a process in its own process group, so that kill ends its children too.
 func inGroup(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }
 
-// kill ends the receiver as a power cut would.
+// kill ends the receiver like a power failure.
 func (p *process) kill() {
 	if p.done != nil {
 		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // it may have ended already

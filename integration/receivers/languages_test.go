@@ -14,17 +14,17 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// key is that of the specification's example.
+// key is the key of the specification's example.
 const key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
-// A language is one that a receiver is written in.
+// A language is a programming language with an example receiver.
 type language struct {
 	name string
-	// with says which Standard Webhooks library it is tested with. The registry of
-	// most languages cannot be reached from everywhere; what the specification's
-	// repository holds, which Go's proxy has, are the same sources.
+	// with names the Standard Webhooks library that the receiver is tested with. Not
+	// every machine can reach the registries of all languages, so most are tested with
+	// the same sources from the specification's repository, through Go's proxy.
 	with string
-	// prepare builds the receiver in a folder that has a copy of it, and returns
+	// prepare builds the receiver in a folder with a copy of its source, and returns
 	// the command that starts it.
 	prepare func(t *testing.T, dir, libraries string) []string
 }
@@ -34,36 +34,36 @@ var languages = []language{
 		run(t, dir, "go", "build", "-o", "receiver", ".")
 		return []string{"./receiver"}
 	}},
-	{"python", "its library of the specification's repository", func(_ *testing.T, _, libraries string) []string {
+	{"python", "library of the specification's repository", func(_ *testing.T, _, libraries string) []string {
 		return []string{"env", "PYTHONDONTWRITEBYTECODE=1", "PYTHONPATH=" + libraries + "/python", "python3", "receiver.py"}
 	}},
-	{"javascript", "its library from npm", func(t *testing.T, dir, _ string) []string {
+	{"javascript", "library from npm", func(t *testing.T, dir, _ string) []string {
 		run(t, dir, "npm", "install", "--no-audit", "--no-fund", "--loglevel=error")
 		return []string{"node", "receiver.js"}
 	}},
-	{"php", "its library of the specification's repository", func(t *testing.T, dir, libraries string) []string {
-		// What composer would write.
+	{"php", "library of the specification's repository", func(t *testing.T, dir, libraries string) []string {
+		// The same autoloader that composer would write.
 		write(t, filepath.Join(dir, "vendor/autoload.php"), `<?php spl_autoload_register(fn ($class) => require '`+
 			libraries+`/php/src/' . strtr(substr($class, 17), '\\', '/') . '.php');`)
 		return []string{"sh", "-c", `php receiver.php &&
 			exec php -d enable_post_data_reading=0 -S 127.0.0.1:$PORT receiver.php 2>/dev/null`}
 	}},
-	{"ruby", "its library of the specification's repository", func(_ *testing.T, _, libraries string) []string {
+	{"ruby", "library of the specification's repository", func(_ *testing.T, _, libraries string) []string {
 		return []string{"ruby", "-I", libraries + "/ruby/lib", "receiver.rb"}
 	}},
-	{"java", "its library of the specification's repository", func(t *testing.T, dir, libraries string) []string {
+	{"java", "library of the specification's repository", func(t *testing.T, dir, libraries string) []string {
 		sources := filepath.Join(libraries, "java/src/main/java/com/standardwebhooks")
 		run(t, dir, "sh", "-c", fmt.Sprintf("javac -d classes %s/*.java %s/exceptions/*.java Receiver.java", sources, sources))
 		return []string{"java", "-cp", "classes", "Receiver"}
 	}},
-	{"rust", "its library of the specification's repository and STAND-INS for three crates below it", prepareRust},
+	{"rust", "library of the specification's repository and stand-ins for three crates", prepareRust},
 	{"shell", "openssl", func(*testing.T, string, string) []string {
 		return []string{"bash", "receiver.sh"}
 	}},
 }
 
-// prepareRust builds with the crates that Debian has. It lacks http 1, base64
-// 0.22 and hmac-sha256: testdata/rust has stand-ins.
+// prepareRust builds with Debian's crates. Debian lacks http 1, base64 0.22 and
+// hmac-sha256, so testdata/rust has stand-ins for them.
 func prepareRust(t *testing.T, dir, libraries string) []string {
 	standIns, err := filepath.Abs("testdata/rust")
 	if err != nil {
@@ -99,7 +99,7 @@ func run(t *testing.T, dir, name string, args ...string) {
 	}
 }
 
-// A process is a receiver that runs.
+// A process is a running receiver.
 type process struct {
 	t       *testing.T
 	dir     string
@@ -111,8 +111,8 @@ type process struct {
 	done    <-chan struct{} // closed when cmd has ended
 }
 
-// build builds a receiver from its source in examples/. It returns the folder
-// that has it, and the command that starts it there.
+// build builds a receiver from its source in examples/. It returns its folder and
+// the command that starts it there.
 func build(t *testing.T, l language) (dir string, command []string) {
 	t.Helper()
 	libraries, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}",
@@ -127,7 +127,7 @@ func build(t *testing.T, l language) (dir string, command []string) {
 	return dir, l.prepare(t, dir, strings.TrimSpace(string(libraries)))
 }
 
-// start starts a receiver that was built in a folder, with no callbacks in it.
+// start starts a receiver that was built in a folder, without stored callbacks.
 func start(t *testing.T, dir string, command []string) *process {
 	t.Helper()
 	p := &process{
@@ -154,7 +154,7 @@ func (p *process) restart() {
 	gatewaytest.Eventually(p.t, "the receiver listens", func() error {
 		select {
 		case <-done:
-			return gatewaytest.Fatal(fmt.Errorf("it ended: %.2000s", p.errs.String()))
+			return gatewaytest.Fatal(fmt.Errorf("the receiver exited: %.2000s", p.errs.String()))
 		default:
 		}
 		conn, err := net.Dial("tcp", p.addr)
@@ -176,7 +176,7 @@ func (p *process) launch(key string) <-chan struct{} {
 	p.cmd.Dir = p.dir
 	p.cmd.Env = append(os.Environ(), "CALLBACK_KEY="+key, "PORT="+port)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.errs
-	// One that was killed leaves nothing behind that holds its output open.
+	// A child of a killed receiver must not keep its output open.
 	p.cmd.WaitDelay = gatewaytest.Patience
 	inGroup(p.cmd)
 	if err := p.cmd.Start(); err != nil {
@@ -184,7 +184,7 @@ func (p *process) launch(key string) <-chan struct{} {
 	}
 	done := make(chan struct{})
 	go func(cmd *exec.Cmd) {
-		_ = cmd.Wait() // how it ended is in ProcessState
+		_ = cmd.Wait() // ProcessState has the exit status
 		close(done)
 	}(p.cmd)
 	p.done = done
@@ -194,23 +194,23 @@ func (p *process) launch(key string) <-chan struct{} {
 // stored is where the receiver keeps a task's callback.
 func (p *process) stored(id string) string { return filepath.Join(p.dir, "callbacks", id) }
 
-// finished waits until a task is handled and returns what the receiver wrote of
-// it: the line with its ID, and its pairs.
+// finished waits until a task is handled and returns what the receiver printed: the
+// rest of the line with its ID, and its pairs.
 func (p *process) finished(id string) (head string, pairs []string) {
 	p.t.Helper()
 	gatewaytest.Eventually(p.t, "task "+id+" is handled", func() error {
 		_, err := os.Stat(p.stored(id) + ".done")
 		return err
 	})
-	// The process has written before it made the file; we read through a pipe.
+	// The process prints before it creates the file, but its output passes through a pipe.
 	gatewaytest.Eventually(p.t, "task "+id+" is printed", func() error {
 		_, after, found := strings.Cut(p.out.String(), "task "+id+" ")
 		if !found {
-			return fmt.Errorf("not in %.2000s", p.out.String())
+			return fmt.Errorf("it is not in %.2000s", p.out.String())
 		}
 		after, _, another := strings.Cut(after, "\ntask ")
 		if !another && !strings.HasSuffix(after, "\n") {
-			return errors.New("not to its end")
+			return errors.New("the output is incomplete")
 		}
 		lines := strings.Split(strings.TrimSuffix(after, "\n"), "\n")
 		head, pairs = lines[0], lines[1:]

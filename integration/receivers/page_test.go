@@ -30,6 +30,6 @@ func TestPageLinksEveryReceiver(t *testing.T) {
 	}
 	folders, err := os.ReadDir(folder)
 	if err != nil || len(folders) != len(languages) {
-		t.Errorf("there are %d receivers, and %d are tested: %v", len(folders), len(languages), err)
+		t.Errorf("%d receivers exist, %d are tested: %v", len(folders), len(languages), err)
 	}
 }

@@ -1,8 +1,8 @@
-// Package receivers tests the receivers of examples/receivers with real
-// callbacks of a real gateway.
+// Package receivers tests the receivers of examples/receivers with callbacks of a
+// real gateway.
 //
-// `go test` runs the one in Go. RECEIVERS names those to run, as
-// .ci/suites/receivers does for every language that the machine has:
+// `go test` runs the receiver in Go. The variable RECEIVERS names others; the script
+// .ci/suites/receivers sets it to every language of the machine:
 //
 //	RECEIVERS="go python shell" go test ./integration/receivers
 package receivers
@@ -22,21 +22,21 @@ import (
 
 func TestMain(m *testing.M) { gatewaytest.Main(m) }
 
-// tests are what every receiver has to stand.
+// tests are the tests that every receiver must pass.
 var tests = []struct {
 	name string
 	run  func(t *testing.T, p *process)
 }{
-	{"reads the callbacks of a gateway", readsCallbacks},
-	{"finishes a repeated task once", finishesARepeatOnce},
-	{"finishes a task once that comes eight times at once", finishesOneOfEight},
-	{"refuses what is not signed with its key and the time", refusesForgeries},
-	{"takes one genuine signature among others", takesOneSignatureAmongOthers},
-	{"finishes after a crash what it had taken", finishesAfterACrash},
-	{"does not verify with an empty key", refusesAnEmptyKey},
+	{"reads callbacks", readsCallbacks},
+	{"repeated callback", finishesRepeatOnce},
+	{"concurrent repeats", finishesConcurrentRepeatsOnce},
+	{"forged callbacks", refusesForgedCallbacks},
+	{"several signatures", acceptsOneOfSeveralSignatures},
+	{"crash", finishesAfterCrash},
+	{"empty key", refusesEmptyKey},
 }
 
-// TestReceivers runs those that are asked for.
+// TestReceivers tests the receivers that RECEIVERS names.
 func TestReceivers(t *testing.T) {
 	t.Parallel()
 	asked := strings.Fields(os.Getenv("RECEIVERS"))
@@ -46,7 +46,7 @@ func TestReceivers(t *testing.T) {
 	for _, name := range asked {
 		i := slices.IndexFunc(languages, func(l language) bool { return l.name == name })
 		if i < 0 {
-			t.Fatalf("RECEIVERS: there is no receiver in %s", name)
+			t.Fatalf("RECEIVERS: no receiver is written in %s", name)
 		}
 		t.Run(name+" with "+languages[i].with, func(t *testing.T) {
 			t.Parallel()
@@ -58,10 +58,10 @@ func TestReceivers(t *testing.T) {
 	}
 }
 
-// large is a result as large as one is posted whole.
+// large is the largest result that is posted whole.
 var large = strings.Repeat("8 MiB of 100% +text+ über=alles&mehr\\n ", (8<<20)/40)[:8<<20-64]
 
-// An answer is what the app does, and what the receiver makes of it.
+// An answer is an endpoint's response and what the receiver must print.
 type answer struct {
 	name        string
 	path        string
@@ -69,7 +69,7 @@ type answer struct {
 	contentType string
 	body        string
 	head        string
-	pairs       []string // each with its lines; nil for one that starts with error=
+	pairs       []string // each with its lines; nil for one pair that starts with error=
 }
 
 var answers = []answer{
@@ -89,24 +89,24 @@ var answers = []answer{
 		},
 	},
 	{
-		"a form of the app's own, with odd spellings", "/form", 200, "application/x-www-form-urlencoded",
+		"form with odd encodings", "/form", 200, "application/x-www-form-urlencoded",
 		"lower=%c3%a9&upper=%C3%A9&plus=a%2bb+c&alone&e=f=g&last=%26", "is done",
 		[]string{"lower=é", "upper=é", "plus=a+b c", "alone=", "e=f=g", "last=&"},
 	},
-	{"a text", "/text", 200, "text/plain", "naïve = 50% + tax\\n", "is done", []string{"response=naïve = 50% + tax\\n"}},
-	{"an empty result", "/empty", 204, "", "", "is done", []string{"response="}},
+	{"text", "/text", 200, "text/plain", "naïve = 50% + tax\\n", "is done", []string{"response=naïve = 50% + tax\\n"}},
+	{"empty result", "/empty", 204, "", "", "is done", []string{"response="}},
 	{"8 MiB", "/large", 200, "text/plain", large, "is done", []string{"response=" + large}},
-	{"a failure that the app explains", "/refused", 422, "application/json", `{"reason":"no such voice"}`, "has failed", []string{"reason=no such voice"}},
-	{"an app that breaks off", "/broken", 0, "", "", "has failed", nil},
-	{"an app that takes too long", "/slow", 0, "", "", "took too long", nil},
+	{"failure with a reason", "/refused", 422, "application/json", `{"reason":"no such voice"}`, "has failed", []string{"reason=no such voice"}},
+	{"broken response", "/broken", 0, "", "", "has failed", nil},
+	{"timeout", "/slow", 0, "", "", "took too long", nil},
 }
 
-// app answers as answers has it.
+// app responds as listed in answers.
 func app(w http.ResponseWriter, r *http.Request) {
 	i := slices.IndexFunc(answers, func(a answer) bool { return a.path == r.URL.Path })
 	switch a := answers[i]; {
 	case a.path == "/slow":
-		_, _ = io.Copy(io.Discard, r.Body) // until it is read, nobody sees that the gateway left
+		_, _ = io.Copy(io.Discard, r.Body) // before that, the server does not notice that the gateway disconnects
 		<-r.Context().Done()
 	case a.status == 0:
 		panic(http.ErrAbortHandler)
@@ -119,7 +119,7 @@ func app(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// gateway starts a gateway that signs, in front of the app.
+// gateway starts a gateway in front of the app. It signs callbacks.
 func gateway(t *testing.T) *gatewaytest.Gateway {
 	t.Helper()
 	addr := gatewaytest.NewApp(t, app)
@@ -144,7 +144,7 @@ func readsCallbacks(t *testing.T, p *process) {
 			id := resp.Header.Get("beam-task-id")
 			head, pairs := p.finished(id)
 			if head != a.head {
-				t.Errorf("it says that the task %.100q, not %q", head, a.head)
+				t.Errorf("the receiver printed that the task %.100q, want %q", head, a.head)
 			}
 			if a.pairs == nil {
 				if len(pairs) != 1 || !strings.HasPrefix(pairs[0], "error=") {
@@ -152,7 +152,7 @@ func readsCallbacks(t *testing.T, p *process) {
 				}
 				return
 			}
-			var want []string // receivers may have pairs in another order
+			var want []string // receivers may print pairs in another order
 			for _, pair := range a.pairs {
 				want = append(want, strings.Split(pair, "\n")...)
 			}
@@ -165,9 +165,9 @@ func readsCallbacks(t *testing.T, p *process) {
 	}
 }
 
-// finishesARepeatOnce has the gateway deliver again what the
-// receiver has answered: the answer gets lost on its way.
-func finishesARepeatOnce(t *testing.T, p *process) {
+// finishesRepeatOnce makes the gateway deliver a callback repeatedly: the receiver's
+// answers are lost on the way.
+func finishesRepeatOnce(t *testing.T, p *process) {
 	g := gateway(t)
 	codes := make(chan int, 10)
 	between := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -188,25 +188,25 @@ func finishesARepeatOnce(t *testing.T, p *process) {
 	}
 	for range 2 {
 		if code := <-codes; code != http.StatusNoContent {
-			t.Errorf("the receiver answers %d", code)
+			t.Errorf("the receiver answered %d", code)
 		}
 	}
 	p.finished(id)
-	// What comes after it is handled after it: the repeats are over then.
+	// Callbacks are handled in order, so after a later one the repeats are handled.
 	p.finished(p.later(g))
 	if n := strings.Count(p.out.String(), "task "+id); n != 1 {
 		t.Errorf("the task is finished %d times", n)
 	}
 }
 
-// later has another task finished.
+// later waits until another task is finished.
 func (p *process) later(g *gatewaytest.Gateway) string {
 	p.t.Helper()
 	resp, _ := g.Post("/one", fmt.Sprintf(`{"callback_url":"http://%s/hook"}`, p.addr))
 	return resp.Header.Get("beam-task-id")
 }
 
-// pass hands a callback on to the receiver.
+// pass forwards a callback to the receiver.
 func pass(p *process, r *http.Request) (int, error) {
 	req, err := http.NewRequestWithContext(r.Context(), r.Method, "http://"+p.addr+r.URL.Path, r.Body)
 	if err != nil {

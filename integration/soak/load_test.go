@@ -18,17 +18,17 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// load is the clients and the receivers of a gateway.
+// load has the clients and the receivers of a gateway.
 type load struct {
 	gateway *gatewaytest.Gateway
 	healthy []string // receivers' URLs
 	flaky   string   // refuses one in five first attempts
-	dead    string   // nobody is there
-	hole    string   // nobody answers
+	dead    string   // nothing listens there
+	hole    string   // never answers
 
 	mu        sync.Mutex
-	tasks     map[string]*entry // that are to arrive
-	latencies []time.Duration   // since they were taken last
+	tasks     map[string]*entry // whose callbacks are expected
+	latencies []time.Duration   // since the last call of taken
 	lags      []time.Duration
 	failures  []error
 
@@ -46,7 +46,7 @@ func newLoad(t *testing.T) *load {
 	l := &load{tasks: make(map[string]*entry)}
 	receive := func(refuse func(r *http.Request) bool) string {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			_, _ = io.Copy(io.Discard, r.Body) // a broken one is no callback, and is repeated
+			_, _ = io.Copy(io.Discard, r.Body) // a broken body is no callback; it is repeated
 			if refuse(r) {
 				w.WriteHeader(http.StatusServiceUnavailable)
 				return
@@ -84,7 +84,7 @@ func (l *load) arrive(id string) {
 		l.repeated.Add(1)
 	}
 	if e.accepted.IsZero() {
-		l.lags = append(l.lags, 0) // it was here before the client had its response
+		l.lags = append(l.lags, 0) // the callback arrived before the client had its response
 	} else {
 		l.lags = append(l.lags, now.Sub(e.accepted))
 	}
@@ -96,8 +96,8 @@ func (l *load) fail(err error) {
 	l.failures = append(l.failures, err)
 }
 
-// send sends one task: two of three wait for their response, the others go
-// through a queue; one callback in ten goes to the receiver that is flaky.
+// send sends one task. Two of three wait for their response, the others go
+// through a queue. One callback in ten goes to the flaky receiver.
 func (l *load) send(client *http.Client) {
 	to := l.healthy[rand.N(len(l.healthy))]
 	if rand.N(10) == 0 {
@@ -118,8 +118,8 @@ func (l *load) send(client *http.Client) {
 	l.latencies = append(l.latencies, now.Sub(began))
 }
 
-// sendIntoTheVoid sends a task to a receiver that is not there.
-func (l *load) sendIntoTheVoid(client *http.Client) {
+// sendUndeliverable sends a task to a receiver that is unreachable or never answers.
+func (l *load) sendUndeliverable(client *http.Client) {
 	if _, err := l.post(client, "/", []string{l.dead, l.hole}[rand.N(2)]); err != nil {
 		l.fail(err)
 		return
@@ -130,8 +130,8 @@ func (l *load) sendIntoTheVoid(client *http.Client) {
 func (l *load) post(client *http.Client, path, to string) (id string, err error) {
 	resp, err := client.Post(l.gateway.URL(path), "application/json", strings.NewReader(fmt.Sprintf(`{"callback_url":%q}`, to)))
 	if err != nil {
-		// Caddy closes idle connections when it reloads, also one that a request is on
-		// its way on.
+		// When Caddy reloads, it closes idle connections, even if a request is
+		// arriving on one.
 		return "", fmt.Errorf("%w: %w", gatewaytest.ErrBroken, err)
 	}
 	defer resp.Body.Close()
@@ -142,8 +142,8 @@ func (l *load) post(client *http.Client, path, to string) (id string, err error)
 	return resp.Header.Get("beam-task-id"), err
 }
 
-// measure has clients send one task after the other for a while, and returns how
-// many callbacks arrived in a second.
+// measure makes clients send one task after the other for a while, and returns
+// how many callbacks arrived per second.
 func (l *load) measure(clients int, d time.Duration) float64 {
 	stop := make(chan struct{})
 	var sending sync.WaitGroup
@@ -165,7 +165,7 @@ func (l *load) measure(clients int, d time.Duration) float64 {
 	gatewaytest.Pause(d)
 	close(stop)
 	sending.Wait()
-	// Until the last has arrived, or nearly: what is done is done whole.
+	// Wait until nearly all have arrived, so that only completed work counts.
 	for l.arrived.Load() < l.accepted.Load()*99/100 {
 		gatewaytest.Pause(10 * time.Millisecond)
 	}
@@ -187,7 +187,7 @@ func (l *load) hold(rate float64, stop <-chan struct{}) (late int64) {
 			}
 		})
 	}
-	sending.Go(func() { l.holdVoid(stop) })
+	sending.Go(func() { l.holdUndeliverable(stop) })
 	defer sending.Wait()
 	defer close(turns)
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -209,10 +209,10 @@ func (l *load) hold(rate float64, stop <-chan struct{}) (late int64) {
 	}
 }
 
-// holdVoid sends a task every two seconds to receivers that are not there. The one
-// that never answers has four attempts at a time, an eighth of per_host, and its
-// tasks take half of them: with more it would be the test that makes them pile up.
-func (l *load) holdVoid(stop <-chan struct{}) {
+// holdUndeliverable sends a task every two seconds to receivers that never answer.
+// The black hole has four attempts at a time, an eighth of per_host, and its tasks
+// take half of them. With more, the test itself would build up a backlog.
+func (l *load) holdUndeliverable(stop <-chan struct{}) {
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
 	tick := time.NewTicker(2 * time.Second)
@@ -222,12 +222,12 @@ func (l *load) holdVoid(stop <-chan struct{}) {
 		case <-stop:
 			return
 		case <-tick.C:
-			l.sendIntoTheVoid(client)
+			l.sendUndeliverable(client)
 		}
 	}
 }
 
-// taken returns the latencies and the lags since it was called last, sorted.
+// taken returns the latencies and the lags since its last call, sorted.
 func (l *load) taken() (latencies, lags []time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

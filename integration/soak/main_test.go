@@ -1,10 +1,10 @@
-// Package soak holds a gateway at four fifths of what the machine does, and sees
-// that nothing of it grows.
+// Package soak keeps a gateway at four fifths of the machine's throughput, and
+// checks that its memory, goroutines, files and store do not grow.
 //
-// CALLBACK_SOAK is how long, such as 30m; without it, a few seconds, which tell
-// whether the soak itself works. CALLBACK_SOAK_RATE is how many tasks a second are
-// held in place of a share of what the machine does. CALLBACK_SOAK_CSV names a
-// file for the samples.
+// CALLBACK_SOAK is the duration, such as 30m. Without it, the test takes a few
+// seconds, which only shows that the soak itself works. CALLBACK_SOAK_RATE replaces
+// the measured rate by a number of tasks per second. CALLBACK_SOAK_CSV names a file
+// for the samples.
 package soak
 
 import (

@@ -16,11 +16,11 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-// share of what the machine does is held.
+// share is the part of the machine's throughput that the test sends.
 const share = 0.8
 
-// kept is how many ended tasks the gateway keeps: the store is flat from when
-// there are as many.
+// kept is how many finished tasks the gateway keeps. Once there are as many, the
+// store must not grow.
 const kept = 10_000
 
 // sample is the gateway at one moment.
@@ -30,15 +30,15 @@ type sample struct {
 	goroutines float64
 	files      float64
 	store      float64 // MiB
-	rate       float64 // accepted in a second, since the sample before
+	rate       float64 // accepted per second since the previous sample
 	latency    [2]time.Duration
 	lag        [2]time.Duration
-	underWay   float64 // tasks that wait, run or are to be delivered
+	unfinished float64 // tasks that wait, run or are delivered
 }
 
 var columns = []string{
 	"seconds", "memory MiB", "goroutines", "open files", "store MiB", "tasks/s",
-	"latency p50 ms", "latency p99 ms", "callback after p50 ms", "callback after p99 ms", "under way",
+	"latency p50 ms", "latency p99 ms", "callback after p50 ms", "callback after p99 ms", "unfinished",
 }
 
 func (s *sample) fields() []string {
@@ -46,13 +46,13 @@ func (s *sample) fields() []string {
 	n := func(x float64) string { return strconv.FormatFloat(x, 'f', 0, 64) }
 	return []string{
 		n(s.at.Seconds()), n(s.memory), n(s.goroutines), n(s.files), n(s.store), n(s.rate),
-		ms(s.latency[0]), ms(s.latency[1]), ms(s.lag[0]), ms(s.lag[1]), n(s.underWay),
+		ms(s.latency[0]), ms(s.latency[1]), ms(s.lag[0]), ms(s.lag[1]), n(s.unfinished),
 	}
 }
 
-// briefly is how long the soak takes among the other tests. Nothing may be lost,
-// repeated or left under way in it, but what grows in seconds, beside other work, is
-// not compared.
+// briefly is how long the soak takes among the other tests. It checks that nothing
+// is lost, repeated or left unfinished, but does not compare growth: that needs more
+// than seconds.
 const briefly = 8 * time.Second
 
 // duration is how long the soak takes.
@@ -63,12 +63,12 @@ func duration(t *testing.T) time.Duration {
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d <= 0 {
-		t.Fatalf("CALLBACK_SOAK is %q, which is not how long", text)
+		t.Fatalf("CALLBACK_SOAK is %q; expected a duration such as 30m", text)
 	}
 	return d
 }
 
-func TestNothingGrowsAtFourFifthsOfWhatTheMachineDoes(t *testing.T) {
+func TestNothingGrowsUnderSustainedLoad(t *testing.T) {
 	d := duration(t)
 	l := newLoad(t)
 	app := gatewaytest.NewApp(t, gatewaytest.AnswerSoon)
@@ -88,14 +88,14 @@ func TestNothingGrowsAtFourFifthsOfWhatTheMachineDoes(t *testing.T) {
 		}
 		broken++
 	}
-	t.Logf("%d tasks accepted, %d callbacks arrived, %d repeated, %d to nobody; %d requests were late, %d broken off by reloads",
+	t.Logf("%d tasks accepted, %d callbacks arrived, %d repeated, %d undeliverable; %d requests were late, %d interrupted by reloads",
 		l.accepted.Load(), l.arrived.Load(), l.repeated.Load(), l.unreachable.Load(), late, broken)
 	if n := l.repeated.Load(); n > 0 {
-		t.Errorf("%d callbacks were repeated, though nothing was killed", n)
+		t.Errorf("%d callbacks were repeated although nothing was killed", n)
 	}
-	g.Eventually("no task is under way", func() error {
-		if s := look(l); s.underWay > 0 {
-			return fmt.Errorf("%.0f are", s.underWay)
+	g.Eventually("no task is unfinished", func() error {
+		if s := look(l); s.unfinished > 0 {
+			return fmt.Errorf("%.0f are", s.unfinished)
 		}
 		return nil
 	})
@@ -108,26 +108,25 @@ func TestNothingGrowsAtFourFifthsOfWhatTheMachineDoes(t *testing.T) {
 	}
 }
 
-// heldRate is how many tasks a second are held: a share of what the machine does,
-// or what CALLBACK_SOAK_RATE says, to repeat figures or to leave others their part
-// of the machine.
+// heldRate returns how many tasks per second the test sends: a share of the machine's
+// throughput, or CALLBACK_SOAK_RATE, to repeat a measurement or to leave capacity for
+// other programs.
 func heldRate(t *testing.T, l *load, d time.Duration) float64 {
 	if text := os.Getenv("CALLBACK_SOAK_RATE"); text != "" {
 		rate, err := strconv.ParseFloat(text, 64)
 		if err != nil || rate <= 0 {
-			t.Fatalf("CALLBACK_SOAK_RATE is %q, which is no number of tasks a second", text)
+			t.Fatalf("CALLBACK_SOAK_RATE is %q; expected a number of tasks per second", text)
 		}
-		t.Logf("%.0f tasks a second are held for %v", rate, d)
+		t.Logf("sending %.0f tasks per second for %v", rate, d)
 		return rate
 	}
 	most := l.measure(32, min(time.Minute, max(d/10, 2*time.Second)))
-	t.Logf("the machine does %.0f tasks a second; %.0f are held for %v", most, share*most, d)
+	t.Logf("the machine handles %.0f tasks per second; sending %.0f for %v", most, share*most, d)
 	return share * most
 }
 
-// settle waits until every accepted task has its callback, for as long as there
-// are fewer without one all the time: a machine that others use too may have
-// fallen behind.
+// settle waits until every accepted task has its callback, for as long as the number
+// of missing callbacks falls: on a shared machine the gateway may lag behind.
 func settle(t *testing.T, l *load) {
 	left, _ := l.missing()
 	for left > 0 {
@@ -138,24 +137,23 @@ func settle(t *testing.T, l *load) {
 				return nil
 			}
 			_, doc, err := gatewaytest.Send(http.MethodGet, "http://"+l.gateway.Admin+"/callback/tasks/"+one, http.NoBody)
-			return fmt.Errorf("%d have none, as %s %v", n, doc, err)
+			return fmt.Errorf("%d tasks have no callback, such as %s %v", n, doc, err)
 		})
 	}
 }
 
-// reloadInterval is longer than connections are kept that nobody uses: those of
-// a generation that was replaced are closed when they have been idle for two
-// minutes.
+// reloadInterval is longer than idle connections are kept: those of a replaced
+// generation are closed after two idle minutes.
 const reloadInterval = 3 * time.Minute
 
-// soak holds the load, reloads now and then, and takes samples.
+// soak keeps up the load, reloads repeatedly, and takes samples.
 func soak(t *testing.T, l *load, rate float64, d time.Duration) (samples []*sample, late int64) {
 	stop, held := make(chan struct{}), make(chan int64)
 	go func() { held <- l.hold(rate, stop) }()
 	end := time.After(d)
 	take := time.NewTicker(max(d/60, 500*time.Millisecond))
 	defer take.Stop()
-	reload := time.NewTimer(min(reloadInterval, d/8)) // once at least, before what is compared
+	reload := time.NewTimer(min(reloadInterval, d/8)) // at least once, before the compared samples
 	defer reload.Stop()
 	began, before, accepted := time.Now(), time.Now(), l.accepted.Load()
 	perHost := 32
@@ -193,10 +191,10 @@ func look(l *load) *sample {
 		case name == "process_open_fds":
 			s.files = value
 		case strings.HasPrefix(name, "caddy_callback_tasks{") && !strings.Contains(name, `"done"`) && !strings.Contains(name, `"dead"`):
-			s.underWay += value
+			s.unfinished += value
 		}
 	}
-	// Files come and go while they are counted.
+	// Files are created and removed while they are counted.
 	_ = filepath.WalkDir(filepath.Join(l.gateway.Dir, "store"), func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return nil
@@ -218,7 +216,7 @@ func look(l *load) *sample {
 	return s
 }
 
-// save writes the samples as CSV, if a file is named, and a few of them as a
+// save writes the samples as CSV if a file is named, and logs a few of them as a
 // table.
 func save(t *testing.T, samples []*sample) {
 	var table strings.Builder
@@ -264,17 +262,17 @@ func judge(t *testing.T, samples []*sample) {
 	for _, bound := range []struct {
 		what  string
 		value func(*sample) float64
-		share float64 // of the first, that it may grow by
-		spare float64 // and this
+		share float64 // allowed growth, as a part of the first value
+		spare float64 // allowed growth in addition
 	}{
 		{"memory in MiB", func(s *sample) float64 { return s.memory }, 0.15, float64(gatewaytest.Growth(32))},
 		{"goroutines", func(s *sample) float64 { return s.goroutines }, 0.10, 100},
 		{"open files", func(s *sample) float64 { return s.files }, 0.10, 50},
 		{"store in MiB", func(s *sample) float64 { return s.store }, 0.15, 32},
-		{"tasks under way", func(s *sample) float64 { return s.underWay }, 0.10, 500},
+		{"unfinished tasks", func(s *sample) float64 { return s.unfinished }, 0.10, 500},
 	} {
 		from, to := mean(first, bound.value), mean(last, bound.value)
-		t.Logf("%s: %.0f, and %.0f at the end; %.0f is the bound", bound.what, from, to, from*(1+bound.share)+bound.spare)
+		t.Logf("%s: %.0f at the start, %.0f at the end, limit %.0f", bound.what, from, to, from*(1+bound.share)+bound.spare)
 		if to > from*(1+bound.share)+bound.spare {
 			t.Errorf("%s grew from %.0f to %.0f", bound.what, from, to)
 		}
