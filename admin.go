@@ -3,6 +3,7 @@ package callback
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"slices"
@@ -10,11 +11,15 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
+	"github.com/caddy-callback/caddy-callback/internal/scheduler"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
@@ -38,7 +43,7 @@ func (m *AdminAPI) Routes() []caddy.AdminRoute {
 
 func (*AdminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	api := noAPI
-	if app := generations.newest(); app != nil {
+	if app := generations.Newest(); app != nil {
 		api = app.api
 	}
 	api.Serve(w, r, strings.TrimPrefix(r.URL.Path, adminPath))
@@ -89,7 +94,7 @@ func (a *App) newAPI() *web.API {
 		node = "localhost"
 	}
 	return web.NewAPI(web.APIConfig{
-		Open: a.openAPI, Queues: a.queueInfos, Schedules: a.scheduleInfos,
+		Open: a.openEngine, Queues: a.queueInfos, Schedules: a.scheduleInfos,
 		Node: node, Counts: &nodeCounts, Canceled: a.countCanceled, CheckURL: a.checkURL, Run: a.runNow,
 		RateLimited: a.rateLimited,
 		Failed:      func(err error) { a.log.Warn("request to the API refused", zap.Error(err)) },
@@ -117,24 +122,21 @@ func (a *App) rateLimited(hostPort string) bool {
 
 // runNow enqueues a task of a schedule. It does not change the next run time.
 func (a *App) runNow(ctx context.Context, e engine.Engine, id string) (string, bool, error) {
-	i := slices.IndexFunc(a.plans, func(p *plan) bool { return p.id == id })
+	plans := a.plans()
+	i := slices.IndexFunc(plans, func(p *scheduler.Plan) bool { return p.ID == id })
 	if i < 0 {
 		return "", false, engine.ErrNotFound
 	}
-	p := a.plans[i]
-	rec, err := p.newRecord(time.Now())
-	if err != nil {
-		return "", false, err
-	}
-	id, created, err := e.Enqueue(ctx, rec, strings.NewReader(p.schedule.Body), engine.EnqueueOptions{})
+	id, created, err := plans[i].Enqueue(ctx, e, time.Now(), nil)
 	if created {
 		a.metrics.taskAccepted(1)
 	}
 	return id, created, err
 }
 
-// openAPI returns the engine of the store for a request to the API.
-func (a *App) openAPI() (engine.Engine, func(), error) {
+// openEngine returns the engine of the store, which stays open until the returned
+// function is called.
+func (a *App) openEngine() (engine.Engine, func(), error) {
 	s, leave, err := a.look()
 	if err != nil {
 		return nil, nil, err // not a nil *sharedStore in the interface
@@ -157,16 +159,68 @@ func (a *App) queueInfos() (list []web.Queue) {
 // scheduleInfos describes the configured schedules, sorted by queue.
 func (a *App) scheduleInfos() (list []web.Schedule, _ error) {
 	now := time.Now()
-	for _, p := range a.plans {
-		path, _, _ := strings.Cut(p.schedule.uri(), "?")
+	for _, p := range a.plans() {
+		request := p.Record.Request
+		path, _, _ := strings.Cut(request.URI, "?")
 		list = append(list, web.Schedule{
-			Queue: p.queue.Name, Schedule: p.schedule.Cron, Timezone: cmp.Or(p.schedule.Zone, "UTC"),
-			Method: p.record.Request.Method, URI: path, ID: p.id, NextRun: p.times.Next(now),
+			Queue: p.Record.Queue, Schedule: p.Cron, Timezone: p.Zone, Method: request.Method, URI: path,
+			ID: p.ID, NextRun: p.Times.Next(now),
 		})
 	}
 	slices.SortStableFunc(list, func(a, b web.Schedule) int { return cmp.Compare(a.Queue, b.Queue) })
 	return list, nil
 }
 
+// Dashboard is the operator's page and its JSON API: tasks by state, queue and host,
+// each task with its attempts, redelivery, cancellation, counts and rates. Put it
+// behind authentication: every client that reaches it has full access.
+type Dashboard struct {
+	dashboard *web.Dashboard
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Dashboard) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.task_dashboard", New: func() caddy.Module { return new(Dashboard) }}
+}
+
+// Provision connects the dashboard to the app's API.
+func (d *Dashboard) Provision(ctx caddy.Context) error {
+	module, err := ctx.App("callback")
+	if err != nil {
+		return fmt.Errorf("loading the callback app: %w", err)
+	}
+	app := module.(*App)
+	d.dashboard = web.NewDashboard(app.api, web.DashboardPage())
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		// The server waits for open event streams before it cleans up its modules, so the
+		// streams must end first.
+		server.RegisterOnShutdown(app.api.Close)
+	}
+	return nil
+}
+
+func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+	d.dashboard.ServeHTTP(w, r)
+	return nil
+}
+
+// parseDashboard reads
+//
+//	task_dashboard [<matcher>]
+func parseDashboard(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	d := new(Dashboard)
+	return d, d.UnmarshalCaddyfile(h.Dispenser)
+}
+
+// UnmarshalCaddyfile reads the directive; see parseDashboard for its grammar.
+func (d *Dashboard) UnmarshalCaddyfile(disp *caddyfile.Dispenser) error {
+	return parseBare(disp, "task_dashboard")
+}
+
 // Interface guards
-var _ caddy.AdminRouter = (*AdminAPI)(nil)
+var (
+	_ caddy.AdminRouter           = (*AdminAPI)(nil)
+	_ caddy.Provisioner           = (*Dashboard)(nil)
+	_ caddyfile.Unmarshaler       = (*Dashboard)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Dashboard)(nil)
+)

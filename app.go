@@ -56,11 +56,10 @@ type App struct {
 	log     *zap.Logger
 	metrics *metrics
 	api     *web.API
-	tracing tracing
+	tracing tracingSetup
 	events  *caddyevents.App
 	engine  engineModule
 	queues  map[string]*TaskQueue
-	plans   []*plan // the schedules of all queues; set by Start
 
 	// store is nil while it is not open, and away has the reason. started is closed once
 	// Start has tried to open it.
@@ -198,12 +197,10 @@ func (a *App) settings() engine.Settings {
 // served meanwhile. It is an error only if another process has the store open.
 func (a *App) Start() error {
 	a.warnOfOrder()
-	if err := a.tracing.open(a); err != nil {
+	if err := a.openTracing(); err != nil {
 		return err
 	}
-	if err := a.startQueues(); err != nil {
-		return err
-	}
+	a.startQueues()
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
 	first := make(chan error, 1)
@@ -245,7 +242,7 @@ func (a *App) Stop() error {
 // endClaims stops claiming tasks. It may be called twice, and after a Start that
 // failed.
 func (a *App) endClaims() {
-	generations.drain(a)
+	a.drain()
 	a.stop()
 	a.opening.Wait()
 	a.api.Close()
@@ -266,7 +263,7 @@ func (a *App) Cleanup() error {
 		return nil // not provisioned
 	}
 	a.endClaims()
-	generations.remove(a)
+	generations.Remove(a)
 	if s := a.store.Swap(nil); s != nil {
 		s.release()
 		if caddy.Exiting() {
@@ -296,7 +293,7 @@ func (a *App) enter() (s *sharedStore, leave func(), err error) {
 
 // look is enter for look-ups. An operator can see the tasks of a full store.
 func (a *App) look() (s *sharedStore, leave func(), err error) {
-	if caddy.Exiting() && !generations.claims(a) {
+	if caddy.Exiting() && !generations.IsAlive(a) {
 		return nil, nil, errStopped
 	}
 	// During a reload the new servers may get a request before this app starts.

@@ -12,8 +12,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
-	"github.com/caddy-callback/caddy-callback/internal/dispatch"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/lifecycle"
+	"github.com/caddy-callback/caddy-callback/internal/scheduler"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -28,14 +29,14 @@ type sharedStore struct {
 	key, place string
 
 	// owner is the newest living generation that uses the store, or nil. Its settings
-	// apply. Only [generationList] reads and changes it.
+	// apply. settling guards it.
 	owner     *App
 	deliverer *deliver.Deliverer
-	schedules *scheduler
+	schedules *scheduler.Scheduler
 	slots     sync.Map // *slots, by queue
 	secret    storeSecret
 
-	inFlight gate
+	inFlight lifecycle.Gate
 	// quit ends the tasks in flight, with a cause, when the process exits. Before that,
 	// givingBack ends: tasks that still run are then requeued.
 	quit        context.Context
@@ -113,7 +114,83 @@ func (a *App) joinStore(s *sharedStore, later bool) {
 	if later {
 		a.log.Info("store opened after all; callbacks are accepted", zap.String("store", s.place))
 	}
-	generations.settle(s)
+	settling.Lock()
+	defer settling.Unlock()
+	s.settle()
+}
+
+// generations are the running configurations of this process. The newest one that is alive
+// has the admin API, the events, and the workers of its store.
+var generations lifecycle.Generations[*App]
+
+// settling is held while generations and the owners of stores change.
+var settling sync.Mutex
+
+// join makes this generation alive: it claims tasks, and gets events.
+func (a *App) join() {
+	settling.Lock()
+	generations.Add(a)
+	settleStores()
+	settling.Unlock()
+	events.resume()
+}
+
+// drain makes this generation stop claiming. It may be called twice, and before join.
+func (a *App) drain() {
+	settling.Lock()
+	defer settling.Unlock()
+	if generations.Drain(a) {
+		a.workers.stop()
+		settleStores()
+	}
+}
+
+// settleStores settles all open stores. The caller holds settling.
+func settleStores() {
+	openStores.Range(func(_, value any) bool {
+		value.(*sharedStore).settle()
+		return true
+	})
+}
+
+// settle makes the newest generation that uses the store its owner. The caller holds
+// settling.
+func (s *sharedStore) settle() {
+	var newest *App
+	for _, a := range generations.Alive() {
+		if a.store.Load() == s {
+			a.workers.start(a)
+			newest = a
+		}
+	}
+	if newest != s.owner {
+		s.change(newest)
+	}
+}
+
+// settleTimeout bounds how long an unresponsive store can block a reload.
+const settleTimeout = 10 * time.Second
+
+// change makes a generation the owner of the store: its settings, schedules and
+// delivery options apply. Without an owner, nothing is claimed from the store. The
+// caller holds settling.
+func (s *sharedStore) change(owner *App) {
+	s.owner = owner
+	s.schedules.Stop()
+	if owner == nil {
+		s.deliverer.Follow(nil)
+		return
+	}
+	s.log.Store(owner.log)
+	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
+	defer cancel()
+	if err := s.Reconfigure(ctx, owner.settings()); err != nil {
+		owner.log.Error("applying the limits of the configuration failed; the previous ones apply", zap.Error(err))
+	}
+	s.schedules.Start(scheduler.Config{
+		Plans: owner.plans(), Accepted: func() { owner.metrics.taskAccepted(1) }, Log: owner.log,
+	})
+	s.deliverer.Follow(owner.deliveries)
 }
 
 // openStore returns the store from the pool, and opens it if it is not there.
@@ -156,7 +233,7 @@ func newStore(e engine.Engine, of engineModule, log *zap.Logger) *sharedStore {
 	s.deliverer = deliver.New(deliver.Config{
 		Engine: e, Folder: of.bodyFolder(), Quit: s.quit, Stopping: s.givingBack, Hold: s.use, Unhold: s.leave, Log: s.logger,
 	})
-	s.schedules = newScheduler(e)
+	s.schedules = scheduler.New(e, time.Now)
 	openStores.Store(key, s)
 	return s
 }
@@ -171,7 +248,7 @@ func useStore(key string) (*sharedStore, error) {
 		return nil, err
 	}
 	s := pooled.(*sharedStore)
-	s.inFlight.enter()
+	s.inFlight.Enter()
 	return s, nil
 }
 
@@ -183,7 +260,7 @@ func (s *sharedStore) use() { _, _ = useStore(s.key) }
 
 // leave drops the reference that useStore added.
 func (s *sharedStore) leave() {
-	s.inFlight.leave()
+	s.inFlight.Leave()
 	s.release()
 }
 
@@ -227,16 +304,6 @@ func (s *sharedStore) warnOfTasks(ctx context.Context) {
 // logger returns the logger for messages about the store.
 func (s *sharedStore) logger() *zap.Logger { return s.log.Load().With(zap.String("store", s.place)) }
 
-// quotaDomain returns the domain that a callback counts against in the store's quota:
-// the registrable domain or the network of a URL that the request named. The operator's
-// own URL has no quota.
-func quotaDomain(callback *task.Callback, hostPort string) string {
-	if callback == nil || callback.Trusted {
-		return ""
-	}
-	return dispatch.Group(hostPort)
-}
-
 // queueGrace is how long an exiting process waits for the tasks of its queues if Caddy
 // has no grace_period. A requeued task loses no attempt.
 const queueGrace = 10 * time.Second
@@ -254,48 +321,9 @@ func drainStores(grace time.Duration) {
 		return true
 	})
 	openStores.Range(func(_, value any) bool {
-		value.(*sharedStore).inFlight.wait()
+		value.(*sharedStore).inFlight.Wait()
 		return true
 	})
-}
-
-// gate counts its users. Unlike a WaitGroup, it may be entered while another goroutine
-// waits.
-type gate struct {
-	mu     sync.Mutex
-	inside int
-	empty  chan struct{} // closed when the last user leaves; nil if nobody waits
-}
-
-func (g *gate) enter() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.inside++
-}
-
-func (g *gate) leave() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.inside--
-	if g.inside == 0 && g.empty != nil {
-		close(g.empty)
-		g.empty = nil
-	}
-}
-
-// wait returns when there are no users; new ones may enter afterwards.
-func (g *gate) wait() {
-	g.mu.Lock()
-	if g.inside == 0 {
-		g.mu.Unlock()
-		return
-	}
-	if g.empty == nil {
-		g.empty = make(chan struct{})
-	}
-	empty := g.empty
-	g.mu.Unlock()
-	<-empty
 }
 
 // recordTimeout bounds how long an unresponsive engine delays a client's response. The

@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/caddy-callback/caddy-callback/internal/encode"
 	"github.com/caddy-callback/caddy-callback/internal/profile"
@@ -108,8 +109,12 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 // UnmarshalCaddyfile parses the directive. See parseHandler for its grammar.
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
+	directive := *d
 	if d.NextArg() {
 		h.URL = d.Val()
+		if h.URL == "off" {
+			return d.Err("callback off is only for the block of a task_queue; elsewhere, leave out the directive")
+		}
 		// The delivery options decide whether its address is allowed.
 		if _, err := new(safedial.Policy).Trusted().CheckURL(h.URL); err != nil && !hasPlaceholder(h.URL) {
 			return d.Errf("callback: bad URL: %v", err)
@@ -118,18 +123,29 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("callback takes at most one URL; unexpected %q", d.Val())
 	}
-	return parseBlock(d, 0, "callback", options{
+	err := parseBlock(d, 0, "callback", options{
 		"profile":       {parse: h.alone(oneOf(&h.Profile, profile.Names()...))},
 		"timeout":       {parse: duration(&h.Timeout)},
 		"field":         {parse: h.alone(text(&h.Field))},
 		"from":          {parse: h.alone(h.parseFrom)},
 		"format":        {parse: h.alone(oneOf(&h.Format, encode.Formats()...))},
-		"task_header":   {parse: headerName(&h.TaskHeader)},
-		"status_header": {parse: headerName(&h.StatusHeader)},
+		"task_header":   {parse: taskHeader(&h.TaskHeader)},
+		"status_header": {parse: taskHeader(&h.StatusHeader)},
 		"header":        {parse: h.parseHeader, repeatable: true, expands: true},
 		"max_request":   {parse: size(&h.MaxRequest)},
 		"max_result":    {parse: size(&h.MaxResult)},
 	})
+	if err != nil {
+		return err
+	}
+	withDefaults := *h
+	if err = withDefaults.applyProfile(); err == nil {
+		err = withDefaults.checkNames()
+	}
+	if err != nil {
+		return directive.Errf("callback: %v", err)
+	}
+	return nil
 }
 
 // alone wraps the parser of an option to check that it can be combined with those
@@ -152,7 +168,7 @@ func (h *Handler) parseFrom(d *caddyfile.Dispenser) error {
 		h.FromNone = true
 	case len(args) != 2 || args[0] != "header":
 		return d.Err("from takes header and the name of a header, or none")
-	case !isToken(args[1]):
+	case !httpguts.ValidHeaderFieldName(args[1]):
 		return d.Errf("from header: %q is not a header name", args[1])
 	default:
 		h.FromHeader = args[1]
@@ -165,7 +181,7 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 	if !d.AllArgs(&field.Name, &field.Value) {
 		return d.Err("header takes a name and a value")
 	}
-	if !isToken(field.Name) {
+	if !httpguts.ValidHeaderFieldName(field.Name) {
 		return d.Errf("header: %q is not a header name", field.Name)
 	}
 	if profile.Reserved(field.Name) {

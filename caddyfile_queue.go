@@ -105,6 +105,9 @@ func (q *TaskQueue) takeOptions(d *caddyfile.Dispenser) error {
 		if err != nil {
 			return err
 		}
+		if q.Profile != "" && q.Callback != nil && q.Callback.Profile != "" && q.Callback.Profile != q.Profile {
+			return d.Errf("task_queue: the profiles of the queue, %s, and of its callback, %s, differ; one of them is enough", q.Profile, q.Callback.Profile)
+		}
 		d.DeleteN(len(segment))
 	}
 	return nil

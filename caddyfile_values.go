@@ -46,10 +46,11 @@ func placeholders(field *string) func(*caddyfile.Dispenser) error {
 	})
 }
 
-func headerName(field *string) func(*caddyfile.Dispenser) error {
+// taskHeader parses the name of a header with a task's ID or status.
+func taskHeader(field *string) func(*caddyfile.Dispenser) error {
 	return one(func(d *caddyfile.Dispenser, name, value string) error {
-		if !isToken(value) {
-			return d.Errf("%s: %q is not a header name", name, value)
+		if err := checkTaskHeader(value); err != nil {
+			return d.Errf("%s: %v", name, err)
 		}
 		*field = value
 		return nil
@@ -212,6 +213,18 @@ func secrets(field *[]string, parse func(string) (webhook.Key, error)) func(*cad
 func checkPolicy(c safedial.Config) error {
 	_, err := safedial.NewPolicy(c)
 	return err
+}
+
+// parseBare parses a directive that takes nothing but a matcher.
+func parseBare(d *caddyfile.Dispenser, directive string) error {
+	d.Next() // its name
+	if d.NextArg() {
+		return d.Errf("%s takes no value; unexpected %q", directive, d.Val())
+	}
+	if d.NextBlock(0) {
+		return d.Errf("%s has no options; unexpected %q", directive, d.Val())
+	}
+	return nil
 }
 
 // one parses the single value of an option.

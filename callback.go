@@ -2,28 +2,92 @@ package callback
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
 	"fmt"
 	"net/http"
-	"net/url"
-	"slices"
-	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/capture"
+	"github.com/caddy-callback/caddy-callback/internal/dispatch"
+	"github.com/caddy-callback/caddy-callback/internal/hop"
+	"github.com/caddy-callback/caddy-callback/internal/problem"
 	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
+// mayBeTask reports whether requests with this method can be tasks.
+func mayBeTask(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodHead, http.MethodOptions, http.MethodConnect:
+		return false
+	}
+	return true
+}
+
+// release frees the stored part of a request's body, if any, once its handlers have
+// returned. After an error, handle_errors may still read it, until the client's request
+// ends.
+func release(client context.Context, body *capture.Body, err error) {
+	switch {
+	case body == nil:
+	case err == nil:
+		body.Release()
+	default:
+		context.AfterFunc(client, body.Release)
+	}
+}
+
+// taskHeaderOf returns the name of the header with the task's ID if the request belongs
+// to a task already: an earlier handler made it a task, or the task's own templates
+// made the request.
+func taskHeaderOf(r *http.Request) (name string, isTask bool) {
+	if x := executionOf(r); x != nil {
+		return x.taskHeader, true
+	}
+	return inFlight.headerOf(r)
+}
+
+// inFlight are the tasks whose handlers run in this process.
+var inFlight flights
+
+type flights struct{ tasks sync.Map } // *execution, by task ID
+
+// add registers a task until remove is called.
+func (f *flights) add(x *execution) (remove func()) {
+	f.tasks.Store(x.rec.ID, x)
+	return func() { f.tasks.Delete(x.rec.ID) }
+}
+
+// headerOf returns the name of the header with the task's ID if a task's own handlers
+// made the request: httpInclude of Caddy's templates copies the header of the request
+// that is being answered. Clients cannot pretend that, because the server sets the
+// local address of their connections.
+func (f *flights) headerOf(r *http.Request) (header string, ok bool) {
+	if r.Context().Value(http.LocalAddrContextKey) != nil {
+		return "", false
+	}
+	for name, values := range r.Header {
+		if len(values) != 1 || len(values[0]) != taskIDLength {
+			continue
+		}
+		x, _ := f.tasks.Load(values[0])
+		if x, ok := x.(*execution); ok && strings.EqualFold(name, x.taskHeader) {
+			return x.taskHeader, true
+		}
+	}
+	return "", false
+}
+
+// taskIDLength is the length of a task's ID in bytes.
+const taskIDLength = 36
+
 // callbackOf returns the request's callback, with its host and port, or nil if it has
 // none. It counts requests that may have meant to name a callback. The error is a
-// *problem.
+// *problem.Problem.
 func (h *Handler) callbackOf(w http.ResponseWriter, r *http.Request) (*task.Callback, string, error) {
 	callback, host, reason, err := h.findCallback(w, r)
 	if callback == nil && err == nil && reason != "" {
@@ -35,8 +99,8 @@ func (h *Handler) callbackOf(w http.ResponseWriter, r *http.Request) (*task.Call
 // findCallback is callbackOf that also returns the reason why there is no callback.
 func (h *Handler) findCallback(w http.ResponseWriter, r *http.Request) (_ *task.Callback, host string, reason capture.Reason, _ error) {
 	target, host, trusted := h.URL, h.own, true
-	hops, named, err := claimedHops(r), "", error(nil)
-	if hops > maxHops {
+	hops, named, err := hop.Claimed(r.Header), "", error(nil)
+	if hops > hop.Max {
 		reason = hopsReached
 	} else if named, reason, err = h.urlOf(w, r); err != nil {
 		return nil, "", "", err
@@ -44,7 +108,7 @@ func (h *Handler) findCallback(w http.ResponseWriter, r *http.Request) (_ *task.
 	if named != "" {
 		u, err := h.app.Delivery.policy.CheckURL(named)
 		if err != nil {
-			return nil, "", "", &problem{http.StatusBadRequest, fmt.Sprintf("%s: %v", h.source(), err)}
+			return nil, "", "", problem.New(http.StatusBadRequest, fmt.Sprintf("%s: %v", h.source(), err))
 		}
 		target, host, trusted = u.String(), safedial.HostPort(u), false
 	}
@@ -52,7 +116,7 @@ func (h *Handler) findCallback(w http.ResponseWriter, r *http.Request) (_ *task.
 		return nil, "", reason, nil
 	}
 	if trusted {
-		if hops = h.app.provenHops(r); hops > maxHops {
+		if hops = h.app.provenHops(r); hops > hop.Max {
 			return nil, "", hopsReached, nil
 		}
 	}
@@ -67,7 +131,9 @@ func (h *Handler) findCallback(w http.ResponseWriter, r *http.Request) (_ *task.
 	if h.sendsHeaders(trusted) {
 		callback.Header, err = h.callbackHeader(r)
 	}
-	addHops(callback, hops)
+	if field, ok := hop.Next(hops); ok {
+		callback.Header = append(callback.Header, field)
+	}
 	return callback, host, "", err
 }
 
@@ -86,7 +152,7 @@ const maxFields = 16 << 10
 func (h *Handler) sendsHeaders(own bool) bool { return own || h.URL == "" }
 
 // callbackHeader returns the headers that the operator adds to a callback, with
-// placeholders expanded from the request. The error is a *problem.
+// placeholders expanded from the request. The error is a *problem.Problem.
 func (h *Handler) callbackHeader(r *http.Request) (header [][2]string, _ error) {
 	if len(h.Headers) == 0 {
 		return nil, nil
@@ -96,8 +162,8 @@ func (h *Handler) callbackHeader(r *http.Request) (header [][2]string, _ error) 
 	for _, field := range h.Headers {
 		value := fieldValue(repl.ReplaceAll(field.Value, ""))
 		if size += len(value); size > maxFields {
-			return nil, &problem{http.StatusBadRequest,
-				fmt.Sprintf("the request makes the callback's header %s too large; the limit is %d bytes", field.Name, maxFields)}
+			return nil, problem.New(http.StatusBadRequest,
+				fmt.Sprintf("the request makes the callback's header %s too large; the limit is %d bytes", field.Name, maxFields))
 		}
 		header = append(header, [2]string{field.Name, value})
 	}
@@ -139,18 +205,28 @@ const maxKeyFor = 1 << 10
 
 // newCallback returns the callback of a request for a path; repl has the request's
 // placeholders. It includes the settings of the profile and of derive_keys, so that a
-// reload does not change accepted tasks. The error is a *problem.
+// reload does not change accepted tasks. The error is a *problem.Problem.
 func (h *Handler) newCallback(target string, trusted bool, path string, repl *caddy.Replacer) (*task.Callback, error) {
 	keyFor := h.app.Delivery.keyFor(repl)
 	if keyFor != nil && len(*keyFor) > maxKeyFor {
-		return nil, &problem{http.StatusBadRequest,
-			fmt.Sprintf("what the request gives derive_keys is too long: %d bytes at most", maxKeyFor)}
+		return nil, problem.New(http.StatusBadRequest,
+			fmt.Sprintf("what the request gives derive_keys is too long: %d bytes at most", maxKeyFor))
 	}
 	return &task.Callback{
 		URL: target, Trusted: trusted, Format: h.Format, Profile: h.Profile,
 		TaskHeader: h.TaskHeader, StatusHeader: h.StatusHeader, MaxResult: h.MaxResult,
 		Function: profile.Of(h.Profile).Function(path), KeyFor: keyFor,
 	}, nil
+}
+
+// quotaDomain returns the domain that a callback counts against in the store's quota:
+// the registrable domain or the network of a URL that the request named. The operator's
+// own URL has no quota.
+func quotaDomain(callback *task.Callback, hostPort string) string {
+	if callback == nil || callback.Trusted {
+		return ""
+	}
+	return dispatch.Group(hostPort)
 }
 
 // fieldValue removes the control characters from s, because placeholders may expand to
@@ -166,12 +242,14 @@ func fieldValue(s string) string {
 }
 
 // findURL returns the URL that the request's body names, or "". It restores the body
-// byte for byte. The error is a *problem. w is the response to the request, or nil.
+// byte for byte. The error is a *problem.Problem. w is the response to the request, or nil
+// for the request of a schedule, which is in memory.
 func (h *Handler) findURL(w http.ResponseWriter, r *http.Request) (string, capture.Reason, error) {
-	value, reason, err := capture.Find(r, capture.Options{
-		Field: h.Field, Limit: h.MaxRequest, Folder: h.app.spool, Response: w,
-	})
-	return value, reason, problemOf(err)
+	o := capture.Options{Field: h.Field, Limit: h.MaxRequest}
+	if w != nil {
+		o.Folder, o.Response = h.app.spool, w
+	}
+	return capture.Find(r, o)
 }
 
 // hopsReached is the reason for a request that too many callbacks led to.
@@ -185,91 +263,9 @@ func (h *Handler) skipped(r *http.Request, reason capture.Reason) {
 	}
 }
 
-// A callback may reach a gateway and become a task that has a callback itself. To end
-// such loops, each callback carries the number of callbacks before it in callback-hop.
-// Clients can send that header too, and must not be able to suppress the operator's
-// callback with it. So for the operator's callback the number counts only with the MAC
-// of a gateway of the same store.
-
-// Headers of a callback that end loops, in canonical form.
-const (
-	hopHeader    = "Callback-Hop"
-	hopMACHeader = "Callback-Hop-Mac"
-)
-
-// maxHops is the most callbacks that can follow from each other.
-const maxHops = 8
-
-// addHops stores the number of callbacks that led to a task's request in its callback.
-func addHops(callback *task.Callback, hops int) {
-	if hops > 0 {
-		callback.Header = append(callback.Header, [2]string{hopHeader, strconv.Itoa(hops + 1)})
-	}
-}
-
-// setHop sets the hop headers of a callback. Without a stored number it is the first.
-func (a *App) setHop(ctx context.Context, header http.Header, u *url.URL) {
-	hop, err := strconv.Atoi(header.Get(hopHeader))
-	if err != nil {
-		hop = 1
-		header.Set(hopHeader, "1")
-	}
-	if secret, err := a.secret(ctx); err == nil { // unproven without a secret
-		header.Set(hopMACHeader, hopMAC(secret, hop, u.Host, u.RequestURI()))
-	}
-}
-
-// claimedHops returns the number in callback-hop: 0 if the header is missing, and more
-// than maxHops if it is not a number.
-func claimedHops(r *http.Request) int {
-	hops := 0
-	for _, line := range r.Header[hopHeader] {
-		n, err := strconv.ParseUint(strings.TrimSpace(line), 10, 16)
-		if err != nil {
-			return maxHops + 1
-		}
-		hops = max(hops, int(n))
-	}
-	return hops
-}
-
-// provenHops returns claimedHops if a gateway of this store has sent the request, and
-// to this URL. Otherwise it returns 0.
-func (a *App) provenHops(r *http.Request) int {
-	hops := claimedHops(r)
-	if hops == 0 {
-		return 0
-	}
-	secret, err := a.secret(r.Context())
-	if err != nil {
-		return 0
-	}
-	want := hopMAC(secret, hops, r.Host, originalURL(r).RequestURI())
-	proves := func(mac string) bool { return hmac.Equal([]byte(mac), []byte(want)) }
-	if !slices.ContainsFunc(r.Header[hopMACHeader], proves) {
-		return 0
-	}
-	return hops
-}
-
-// hopMAC returns the MAC of a number of hops at a URL. It does not cover the scheme,
-// because a proxy in front of the gateway may terminate TLS.
-func hopMAC(secret []byte, hops int, host, uri string) string {
-	mac := hmac.New(sha256.New, secret)
-	host = strings.ToLower(host)
-	for _, port := range []string{":80", ":443"} {
-		host = strings.TrimSuffix(host, port)
-	}
-	for _, part := range []string{"callback-hop", strconv.Itoa(hops), host, uri} {
-		mac.Write([]byte(part))
-		mac.Write([]byte{0})
-	}
-	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
-}
-
 // urlOf returns the URL that the request names, or "". It also returns the reason if
-// the request may have meant to name one. The error is a *problem. w is the response to
-// the request, or nil.
+// the request may have meant to name one. The error is a *problem.Problem. w is the
+// response to the request, or nil.
 func (h *Handler) urlOf(w http.ResponseWriter, r *http.Request) (string, capture.Reason, error) {
 	switch {
 	case h.FromNone:
@@ -298,6 +294,19 @@ func headerURL(values []string, name string) (string, error) {
 	case 1:
 		return values[0], nil
 	default:
-		return "", &problem{http.StatusBadRequest, name + ": the header occurs twice; send it once"}
+		return "", problem.New(http.StatusBadRequest, name+": the header occurs twice; send it once")
 	}
+}
+
+// provenHops returns the number of callbacks that led to a request, if a gateway of this
+// store has sent it, and to this URL. Otherwise it returns 0.
+func (a *App) provenHops(r *http.Request) int {
+	if hop.Claimed(r.Header) == 0 {
+		return 0
+	}
+	secret, err := a.secret(r.Context())
+	if err != nil {
+		return 0
+	}
+	return hop.Proven(r.Header, r.Host, originalURL(r).RequestURI(), secret)
 }

@@ -1,46 +1,67 @@
 package callback
 
 import (
+	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/profile"
 )
 
-func TestHopsNeedMAC(t *testing.T) {
-	t.Parallel()
-	folder := t.TempDir()
-	a, other := newTestApp(t, folder), newTestApp(t, t.TempDir())
-	secret, err := a.secret(t.Context())
+func TestPlainRequestsDoNotAllocate(t *testing.T) {
+	metrics, err := newMetrics(prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := other.secret(t.Context())
-	if err != nil {
+	app := &App{metrics: metrics}
+	fromBody := &Handler{Field: defaultField, MaxRequest: defaultMaxBody, app: app, log: zap.NewNop()}
+	fromHeader := &Handler{Profile: profile.OpenFaaS, MaxRequest: defaultMaxBody, app: app, log: zap.NewNop()}
+	if err := fromHeader.applyProfile(); err != nil {
 		t.Fatal(err)
 	}
-	again := newTestApp(t, folder)
-	for _, tt := range []struct {
-		name, hop, mac string
-		want           int
-	}{
-		{"none", "", "", 0},
-		{"a client's", "9", "", 0},
-		{"proven", "3", hopMAC(secret, 3, "g.example", "/x?a=%20"), 3},
-		{"at the default port", "3", hopMAC(secret, 3, "G.example:443", "/x?a=%20"), 3},
-		{"another number", "4", hopMAC(secret, 3, "g.example", "/x?a=%20"), 0},
-		{"another path", "3", hopMAC(secret, 3, "g.example", "/y"), 0},
-		{"another host", "3", hopMAC(secret, 3, "h.example", "/x?a=%20"), 0},
-		{"another store", "3", hopMAC(foreign, 3, "g.example", "/x?a=%20"), 0},
-		{"no number", "x", hopMAC(secret, maxHops+1, "g.example", "/x?a=%20"), maxHops + 1},
+	next := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
+	for name, r := range map[string]*http.Request{
+		"a GET":                       httptest.NewRequest("GET", "/", nil),
+		"an upload":                   httptest.NewRequest("POST", "/", strings.NewReader("text")),
+		"an empty body":               httptest.NewRequest("POST", "/", http.NoBody),
+		"a form":                      httptest.NewRequest("POST", "/", strings.NewReader("a=b")),
+		"a HEAD":                      httptest.NewRequest("HEAD", "/", nil),
+		"the ninth callback in a row": httptest.NewRequest("POST", "/", strings.NewReader(`{"callback_url":"http://c.example"}`)),
+		"without a header, a body that names a URL": httptest.NewRequest("POST", "/", strings.NewReader(`{"callback_url":"http://c.example"}`)),
+		"an empty header": httptest.NewRequest("POST", "/", strings.NewReader("text")),
 	} {
-		r := httptest.NewRequest("POST", "http://g.example/x?a=%20", nil)
-		if tt.hop != "" {
-			r.Header.Set(hopHeader, tt.hop)
+		h := fromBody
+		switch name {
+		case "without a header, a body that names a URL":
+			h = fromHeader
+			r.Header.Set("Content-Type", "application/json")
+		case "an empty header":
+			h = fromHeader
+			r.Header.Set("X-Callback-Url", "")
+		case "a form":
+			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		case "the ninth callback in a row":
+			r.Header.Set("Callback-Hop", "9")
+			r.Header.Set("Content-Type", "application/json")
+		case "an empty body":
+			r.Header.Set("Content-Type", "application/json")
 		}
-		if tt.mac != "" {
-			r.Header.Set(hopMACHeader, tt.mac)
+		w := httptest.NewRecorder()
+		body := r.Body
+		if n := testing.AllocsPerRun(100, func() {
+			if err := h.ServeHTTP(w, r, next); err != nil {
+				t.Error(err)
+			}
+		}); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
 		}
-		if got := again.provenHops(r); got != tt.want {
-			t.Errorf("%s: %d hops, not %d", tt.name, got, tt.want)
+		if r.Body != body {
+			t.Errorf("%s: its body was exchanged", name)
 		}
 	}
 }

@@ -7,21 +7,21 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/signal"
-	"syscall"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
 	bodies "github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/cli"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
-	"github.com/caddy-callback/caddy-callback/internal/engine/sqlite"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // command is the command `caddy callback`.
@@ -31,7 +31,8 @@ var command = caddycmd.Command{
 	Short: "Runs tasks, and manages those of a running gateway",
 	CobraFunc: func(cmd *cobra.Command) {
 		cmd.AddCommand(shell.NewRunCommand(defaultTimeout, "caddy-callback/"+Version, runOnce),
-			shell.NewKeyCommand(loadSecrets), newMigrateCommand(), newRepairCommand())
+			shell.NewKeyCommand(loadSecrets), shell.NewRepairCommand(repairFolder),
+			shell.NewMigrateCommand(cli.Stores{Named: namedStore, Configured: configuredStore, Replicas: defaultReplicas}))
 		cmd.AddCommand(shell.Commands()...)
 		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -56,6 +57,45 @@ var shell = &cli.Caddy{
 	},
 	Expand:        func(s string) string { return caddy.NewReplacer().ReplaceKnown(s, "") },
 	ParseDuration: func(s string) (time.Duration, error) { return caddy.ParseDuration(s) },
+}
+
+// run is one task from the command line: a Handler without a server, in front of an
+// endpoint. Standard output is its client.
+type run struct {
+	app      *App
+	h        *Handler
+	request  *http.Request
+	callback *task.Callback // nil if there is none
+	host     string         // host and port of the callback
+	log      *cli.Progress
+}
+
+// runOnce runs one task from the command line.
+func runOnce(cmd *cobra.Command, o *cli.Run) error {
+	log := cli.NewProgress(os.Stderr)
+	folder, err := os.MkdirTemp("", "caddy-callback-")
+	if err != nil {
+		log.Line("making a folder for the task: %v", err)
+		return shell.End(cmd, cli.ExitFailed)
+	}
+	defer os.RemoveAll(folder) //nolint:errcheck // the folder is a temporary one
+	r, err := newRun(o, log, folder)
+	if err != nil {
+		return shell.Misused(cmd, err)
+	}
+	interrupts := cli.Interrupts()
+	if err := r.app.Start(); err != nil {
+		log.Line("%v", err)
+		return shell.End(cmd, cli.ExitFailed)
+	}
+	r.app.join()
+	code, err := r.follow(interrupts)
+	if err != nil {
+		log.Line("%v", err)
+		code = cli.ExitFailed
+	}
+	r.close()
+	return shell.End(cmd, code)
 }
 
 // newRun returns a run that keeps its task in a folder. Its errors name the flag.
@@ -93,6 +133,70 @@ func newRun(o *cli.Run, log *cli.Progress, folder string) (*run, error) {
 	r.host = safedial.HostPort(u)
 	r.callback.Traceparent = r.request.Header.Get("Traceparent")
 	return r, nil
+}
+
+// follow runs the task and returns the exit code. The error means that it was not
+// accepted.
+func (r *run) follow(interrupts <-chan os.Signal) (code int, err error) {
+	s, leave, err := r.app.enter()
+	if err != nil {
+		return 0, err
+	}
+	out := cli.NewOutput(r.log)
+	x, err := r.h.claim(s, r.callback, r.host, out, r.request)
+	if err != nil {
+		leave()
+		return 0, err
+	}
+	job := &cli.Job{
+		ID: x.rec.ID, HasCallback: r.callback != nil, Tasks: s, Quit: s.quit,
+		Run: func() {
+			defer leave()
+			r.serve(x)
+		},
+		Cancel: func() {
+			x.settle(verdict{status: task.Failed, message: engine.ReasonCanceled, cut: context.Canceled})
+		},
+	}
+	return job.Follow(out, r.log, interrupts), nil
+}
+
+// serve runs the task until it has its verdict.
+func (r *run) serve(x *execution) {
+	defer func() {
+		// An aborted response panics so that a server closes its client's connection.
+		if cause := recover(); cause != nil && cause != http.ErrAbortHandler {
+			panic(cause)
+		}
+	}()
+	endpoint := caddyhttp.HandlerFunc(func(w http.ResponseWriter, req *http.Request) error {
+		if err := cli.Forward(w, req, r.log); err != nil {
+			return caddyhttp.Error(http.StatusBadGateway, err)
+		}
+		return nil
+	})
+	_ = x.serve(r.request, endpoint) // the verdict has the error
+}
+
+// closeTimeout bounds the wait for a program that does not read the command's standard
+// output.
+const closeTimeout = 5 * time.Second
+
+// close ends the task and closes the engine. Cleanup alone would close it in the
+// background.
+func (r *run) close() {
+	s := r.app.store.Load()
+	if s == nil {
+		return
+	}
+	s.log.Store(zap.NewNop()) // remaining tasks have been reported
+	s.quitNow(errStopped)
+	_ = r.app.Stop()    // it never fails
+	_ = r.app.Cleanup() // it never fails
+	select {
+	case <-s.closed:
+	case <-time.After(closeTimeout):
+	}
 }
 
 // loadDelivery returns the delivery options of a configuration, or nil if it has none.
@@ -158,62 +262,87 @@ func quietContext(apps caddy.ModuleMap) (caddy.Context, error) {
 	})
 }
 
-// quietLog returns a logger of warnings for code outside of modules.
-func quietLog() (*zap.Logger, error) {
+// repairFolder returns the path of a store folder. "" is that of the default.
+func repairFolder(name string) (string, error) {
+	module := &SQLiteEngine{Folder: name}
+	err := module.Provision(caddy.Context{})
+	return module.Folder, err
+}
+
+// configuredStore returns the store of a configuration.
+func configuredStore(file, adapter string) (*cli.Store, error) {
+	text, _, _, err := caddycmd.LoadConfig(file, adapter)
+	if err != nil {
+		return nil, err
+	}
+	var config struct {
+		Apps struct {
+			Callback *App `json:"callback"`
+		} `json:"apps"`
+	}
+	if err := json.Unmarshal(text, &config); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", file, err)
+	}
+	app := config.Apps.Callback
+	if app == nil {
+		app = new(App) // its defaults apply
+	}
+	h, err := loadQuietly(func() (*App, *Handler, error) { return app, new(Handler), nil })
+	if err != nil {
+		return nil, err
+	}
+	return newStoreOf(h.app.engine, h.app.settings())
+}
+
+// namedStore returns the store of a name: "sqlite:<folder>", or the URLs of a cluster,
+// separated by commas. Only the first URL needs a scheme.
+func namedStore(name cli.StoreName) (*cli.Store, error) {
+	if folder, ok := strings.CutPrefix(name.Name, "sqlite:"); ok {
+		switch {
+		case folder == "":
+			return nil, errors.New(`"sqlite:" needs a folder, such as sqlite:/var/lib/caddy/callback`)
+		case name.Credentials != "":
+			return nil, errors.New("a folder takes no credentials")
+		}
+		module := &SQLiteEngine{Folder: folder}
+		if err := module.Provision(caddy.Context{}); err != nil {
+			return nil, err
+		}
+		return newStoreOf(module, engine.Settings{})
+	}
+	scheme, _, ok := strings.Cut(name.Name, "://")
+	if !ok {
+		return nil, errors.New(`expected "sqlite:<folder>" or "nats://<host>:4222"`)
+	}
+	module := &NATSEngine{Credentials: name.Credentials, Replicas: name.Replicas}
+	for url := range strings.SplitSeq(name.Name, ",") {
+		if !strings.Contains(url, "://") {
+			url = scheme + "://" + url
+		}
+		module.URLs = append(module.URLs, url)
+	}
+	if err := module.Provision(caddy.Context{}); err != nil {
+		return nil, err
+	}
+	if err := module.Validate(); err != nil {
+		return nil, err
+	}
+	return newStoreOf(module, engine.Settings{})
+}
+
+// newStoreOf returns the store of an engine, for a command. Its log has warnings only.
+func newStoreOf(module engineModule, settings engine.Settings) (*cli.Store, error) {
 	if _, err := quietContext(nil); err != nil {
 		return nil, err
 	}
-	return caddy.Log().Named("callback"), nil
-}
-
-func newRepairCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "repair [<folder>]",
-		Short: "Repairs a damaged store folder",
-		Long: `
-Checks the store in a folder, and if it is damaged, salvages what can be read into a
-new database. The damaged files are kept beside it. No gateway may use the folder.
-
-The folder is, if none is given, the one that is used without an engine option:
-callback in Caddy's data directory.
-
-Exit codes: 0 the store is sound or was repaired, 1 it was not, 2 the command line
-is wrong.`,
-		Example: `  caddy callback repair /var/lib/caddy/callback`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return shell.Misused(cmd, fmt.Errorf("expected one folder, got %d", len(args)))
-			}
-			return nil
+	s := &cli.Store{
+		Key: module.storeKey(), Place: module.place(),
+		Open: func(ctx context.Context) (engine.Engine, error) {
+			return module.open(ctx, settings, caddy.Log().Named("callback"))
 		},
-		RunE: repair,
 	}
-	shell.Flags(cmd)
-	return cmd
-}
-
-func repair(cmd *cobra.Command, args []string) error {
-	module := new(SQLiteEngine)
-	if len(args) > 0 {
-		module.Folder = args[0]
+	if local, ok := module.(*SQLiteEngine); ok {
+		s.Folder = local.Folder
 	}
-	if err := module.Provision(caddy.Context{}); err != nil {
-		return shell.Misused(cmd, err)
-	}
-	if _, err := os.Stat(module.Folder); err != nil {
-		return shell.Misused(cmd, err)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	err := sqlite.Repair(ctx, module.Folder, cmd.OutOrStdout())
-	switch {
-	case errors.Is(err, engine.ErrHeld):
-		err = fmt.Errorf("repairing %s: %w; stop the gateway that uses it", module.Folder, err)
-	case err != nil:
-		err = fmt.Errorf("repairing %s: %w", module.Folder, err)
-	default:
-		return nil
-	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", cmd.CommandPath(), err)
-	return shell.End(cmd, cli.ExitFailed)
+	return s, nil
 }

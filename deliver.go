@@ -16,9 +16,11 @@ import (
 
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/dispatch"
+	"github.com/caddy-callback/caddy-callback/internal/hop"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/tracing"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
@@ -229,13 +231,14 @@ type attemptObserver struct{ app *App }
 
 // Begin implements [deliver.Observer].
 func (o attemptObserver) Begin(ctx context.Context, rec *task.Record, req *http.Request, at time.Time) trace.Span {
-	o.app.setHop(ctx, req.Header, req.URL)
-	return o.app.startAttempt(rec, req, at)
+	secret, _ := o.app.secret(ctx) // nil if the store is away
+	hop.Set(req.Header, req.URL, secret)
+	return o.app.tracing.tracer.StartAttempt(rec, req, at)
 }
 
 // End implements [deliver.Observer].
 func (o attemptObserver) End(rec *task.Record, outcome deliver.Outcome, ans *send.Answer, span trace.Span) {
-	endAttempt(span, ans, outcome)
+	tracing.EndAttempt(span, ans, outcome)
 	if outcome != "" {
 		o.app.metrics.attempted(rec, outcome, ans.At, ans.Took)
 	}

@@ -81,12 +81,6 @@ func (h *startedHandler) Handle(context.Context, caddy.Event) error {
 	return nil
 }
 
-// join makes this generation alive: it claims tasks, and gets events.
-func (a *App) join() {
-	generations.add(a)
-	events.resume()
-}
-
 // resume emits the events that waited for a generation.
 func (q *eventQueue) resume() {
 	q.mu.Lock()
@@ -131,7 +125,7 @@ func (a *App) endEvents() {
 		case <-grace.C:
 		}
 	}
-	generations.remove(a)
+	generations.Remove(a)
 	select {
 	case <-events.leave(a):
 	case <-grace.C:
@@ -142,7 +136,7 @@ func (a *App) endEvents() {
 func (q *eventQueue) add(rec *task.Record, outcome deliver.Outcome, log *zap.Logger) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if a := generations.newestRunning(); a != nil && !a.events.ShouldEmit(eventNames[outcome]) {
+	if a := generations.NewestRunning(); a != nil && !a.events.ShouldEmit(eventNames[outcome]) {
 		return // no handler is subscribed
 	}
 	if len(q.waiting) >= maxEvents {
@@ -157,7 +151,7 @@ func (q *eventQueue) add(rec *task.Record, outcome deliver.Outcome, log *zap.Log
 
 // start starts the emitting goroutine, unless it runs already. The caller holds q.mu.
 func (q *eventQueue) start() {
-	if q.emitting != nil || generations.newestRunning() == nil || len(q.waiting) == 0 {
+	if q.emitting != nil || generations.NewestRunning() == nil || len(q.waiting) == 0 {
 		return
 	}
 	q.emitting = make(chan struct{})
@@ -180,7 +174,7 @@ func (q *eventQueue) next() (*App, event, bool) {
 		q.busy = nil
 		close(q.handled)
 	}
-	newest := generations.newestRunning()
+	newest := generations.NewestRunning()
 	if newest == nil || len(q.waiting) == 0 {
 		close(q.emitting)
 		q.emitting = nil

@@ -18,6 +18,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/header"
 	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/tracing"
 )
 
 // execution runs the handlers of one task, and makes sure that the task gets its
@@ -356,7 +357,7 @@ func (x *execution) record(status task.Verdict, message string, result *task.Res
 		return
 	}
 	x.rec.ForgetRequest()
-	traceTask(x.ctx, &x.rec)
+	tracing.RecordTask(x.ctx, &x.rec)
 	x.app.metrics.taskEnded(&x.rec)
 	x.store.endLease(x.log, x.rec.ID, func(ctx context.Context) error { return x.settleOnce(ctx, body) })
 }

@@ -12,13 +12,16 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/google/uuid"
 	"go.uber.org/zap"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/encode"
 	"github.com/caddy-callback/caddy-callback/internal/header"
+	"github.com/caddy-callback/caddy-callback/internal/problem"
 	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/tracing"
 	"github.com/caddy-callback/caddy-callback/internal/webhook"
 )
 
@@ -134,10 +137,7 @@ func (h *Handler) applyDefaults() error {
 		return err
 	}
 	setDefault(&h.Timeout, caddy.Duration(defaultTimeout))
-	setDefault(&h.Field, defaultField)
 	setDefault(&h.Format, encode.FormatForm)
-	setDefault(&h.TaskHeader, defaultTaskHeader)
-	setDefault(&h.StatusHeader, defaultStatusHeader)
 	setDefault(&h.MaxRequest, defaultMaxBody)
 	setDefault(&h.MaxResult, defaultMaxBody)
 	h.URL = caddy.NewReplacer().ReplaceKnown(h.URL, "")
@@ -157,7 +157,7 @@ func (h *Handler) Validate() error {
 	if formats := encode.Formats(); !own && !slices.Contains(formats, h.Format) {
 		return fmt.Errorf("format: unknown format %q; expected one of %s", h.Format, strings.Join(formats, ", "))
 	}
-	if err := h.validateProfile(); err != nil {
+	if err := h.checkNames(); err != nil {
 		return err
 	}
 	if h.Profile == profile.Beam2 && !webhook.CanSignBeam(h.app.Delivery.keys) {
@@ -169,25 +169,51 @@ func (h *Handler) Validate() error {
 	if min(h.MaxRequest, h.MaxResult) < 0 || max(h.MaxRequest, h.MaxResult) > maxSize {
 		return fmt.Errorf("max_request and max_result must be from 0 to %d bytes", maxSize)
 	}
+	return nil
+}
+
+// checkNames checks the names of headers, after defaults: whether they are names, and
+// whether two of them, or one of the gateway's own, collide.
+func (h *Handler) checkNames() error {
+	switch {
+	case h.FromNone && h.URL == "":
+		return errors.New("from none needs a URL; write callback <url>")
+	case h.FromHeader == "":
+	case !httpguts.ValidHeaderFieldName(h.FromHeader):
+		return fmt.Errorf("from header: %q is not a header name", h.FromHeader)
+	case profile.Reserved(h.FromHeader), strings.EqualFold(h.FromHeader, h.TaskHeader):
+		return fmt.Errorf("from header: %s is set by the gateway", h.FromHeader)
+	}
 	for _, name := range []string{h.TaskHeader, h.StatusHeader} {
-		if !isToken(name) {
-			return fmt.Errorf("%q is not a header name", name)
+		if err := checkTaskHeader(name); err != nil {
+			return err
 		}
-		if profile.Reserved(name) {
-			return fmt.Errorf("%s is set by the gateway; the task's ID and status need headers of their own", name)
+		if profile.Sets(h.Profile, name) {
+			return fmt.Errorf("%s is set by the profile %s; the task's ID and status need headers of their own", name, h.Profile)
 		}
 	}
 	if strings.EqualFold(h.TaskHeader, h.StatusHeader) {
 		return fmt.Errorf("task_header and status_header are both %s", h.TaskHeader)
 	}
 	for _, field := range h.Headers {
-		if !isToken(field.Name) {
+		if !httpguts.ValidHeaderFieldName(field.Name) {
 			return fmt.Errorf("header: %q is not a header name", field.Name)
 		}
 		if profile.Reserved(field.Name) || profile.Sets(h.Profile, field.Name) ||
 			strings.EqualFold(field.Name, h.TaskHeader) || strings.EqualFold(field.Name, h.StatusHeader) {
 			return fmt.Errorf("header: %s is set by the gateway", field.Name)
 		}
+	}
+	return nil
+}
+
+// checkTaskHeader checks the name of a header with a task's ID or status.
+func checkTaskHeader(name string) error {
+	switch {
+	case !httpguts.ValidHeaderFieldName(name):
+		return fmt.Errorf("%q is not a header name", name)
+	case profile.Reserved(name):
+		return fmt.Errorf("%s is set by the gateway; the task's ID and status need headers of their own", name)
 	}
 	return nil
 }
@@ -210,7 +236,8 @@ func (h *Handler) conflict() error {
 	return nil
 }
 
-// applyProfile sets the defaults that the profile changes.
+// applyProfile sets the names that were left out, and the defaults that the profile
+// changes.
 func (h *Handler) applyProfile() error {
 	if h.Profile != "" && !slices.Contains(profile.Names(), h.Profile) {
 		return fmt.Errorf("profile: unknown profile %q; expected one of %s", h.Profile, strings.Join(profile.Names(), ", "))
@@ -225,38 +252,11 @@ func (h *Handler) applyProfile() error {
 	setDefault(&h.Format, p.Format)
 	setDefault(&h.TaskHeader, p.TaskHeader)
 	setDefault(&h.StatusHeader, p.StatusHeader)
+	setDefault(&h.Field, defaultField)
+	setDefault(&h.TaskHeader, defaultTaskHeader)
+	setDefault(&h.StatusHeader, defaultStatusHeader)
 	h.fromKey = http.CanonicalHeaderKey(h.FromHeader)
 	return nil
-}
-
-// validateProfile checks that the header with the URL and the headers of the profile do
-// not collide with those that the gateway sets.
-func (h *Handler) validateProfile() error {
-	switch {
-	case h.FromNone && h.URL == "":
-		return errors.New("from none needs a URL; write callback <url>")
-	case h.FromHeader == "":
-	case !isToken(h.FromHeader):
-		return fmt.Errorf("from header: %q is not a header name", h.FromHeader)
-	case profile.Reserved(h.FromHeader), strings.EqualFold(h.FromHeader, h.TaskHeader):
-		return fmt.Errorf("from header: %s is set by the gateway", h.FromHeader)
-	}
-	for _, name := range []string{h.TaskHeader, h.StatusHeader} {
-		if profile.Sets(h.Profile, name) {
-			return fmt.Errorf("%s is set by the profile %s; the task's ID and status need headers of their own", name, h.Profile)
-		}
-	}
-	return nil
-}
-
-// isToken reports whether s can be the name of a header (RFC 9110, section 5.1).
-func isToken(s string) bool {
-	for _, c := range []byte(s) {
-		if c <= ' ' || c >= 0x7f || strings.IndexByte(`"(),/:;<=>?@[\]{}`, c) >= 0 {
-			return false
-		}
-	}
-	return s != ""
 }
 
 // ServeHTTP forwards the request, as a task if it has a callback. If a request passes
@@ -278,7 +278,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	client := r.Context()
 	switch {
 	case err != nil:
-		err = writeProblem(w, err)
+		err = problem.Write(w, err)
 		release(client, body, nil)
 		return err
 	case callback == nil:
@@ -294,12 +294,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, callback *task.Callback, host string) error {
 	s, leave, err := h.app.enter()
 	if err != nil {
-		return unavailable(w, h.log, err)
+		return problem.WriteUnavailable(w, h.log, err)
 	}
 	defer leave()
 	x, err := h.claim(s, callback, host, w, r)
 	if err != nil {
-		return unavailable(w, h.log, err)
+		return problem.WriteUnavailable(w, h.log, err)
 	}
 	return x.serve(r, next)
 }
@@ -313,7 +313,7 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 	now := time.Now().UTC()
 	rec := &task.Record{
 		Task:  task.Task{ID: id.String(), CreatedAt: now, StartedAt: now, CallbackHost: host},
-		Route: h.route, Callback: callback, CallbackDomain: quotaDomain(callback, host), Span: spanOf(r.Context()),
+		Route: h.route, Callback: callback, CallbackDomain: quotaDomain(callback, host), Span: tracing.ParentOf(r.Context()),
 		RequestMethod: r.Method, RequestPath: pathForOperators(r), RequestSize: max(0, r.ContentLength),
 	}
 	set := settings{timeout: time.Duration(h.Timeout), taskHeader: h.TaskHeader, kept: capture.ResponseOptions{
@@ -339,16 +339,6 @@ const maxPathKept = 2048
 func pathForOperators(r *http.Request) string {
 	path, _, _ := strings.Cut(r.RequestURI, "?")
 	return path[:min(len(path), maxPathKept)]
-}
-
-// taskHeaderOf returns the name of the header with the task's ID if the request belongs
-// to a task already: an earlier handler made it a task, or the task's own templates
-// made the request.
-func taskHeaderOf(r *http.Request) (name string, isTask bool) {
-	if x := executionOf(r); x != nil {
-		return x.taskHeader, true
-	}
-	return inFlight.headerOf(r)
 }
 
 // Interface guards

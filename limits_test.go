@@ -42,6 +42,11 @@ func TestValidateJSONLimits(t *testing.T) {
 		{handler(`"max_result":-1`), "max_request and max_result"},
 		{handler(`"max_request":1099511627776`), "max_request and max_result"},
 		{handler(`"max_result":1099511627776`), "max_request and max_result"},
+		{handler(`"from_none":true`), "from none needs a URL"},
+		{handler(`"from_header":"beam-task-id"`), "beam-task-id is set by the gateway"},
+		{handler(`"task_header":"Host"`), "Host is set by the gateway"},
+		{handler(`"profile":"beam2","task_header":"x-task-signature"`), "is set by the profile beam2"},
+		{handler(`"profile":"openfaas","headers":[{"name":"x-function-status"}]`), "x-function-status is set by the gateway"},
 
 		{app(`"retention":1,"retention_count":1,"dead":1,"dead_count":1`), ""},
 		{app(`"queues":{"q":{"workers":1,"attempts":1,"max_queued":1,"max_delay":"3650d","retry_status":[400,599]}}`), ""},

@@ -14,26 +14,25 @@
 //
 //   - module.go: what is registered with Caddy
 //   - app.go: the app's options and lifecycle; app_store.go: the store that is
-//     open, across reloads; app_generations.go: which configuration is alive;
-//     app_order.go: a warning about callbacks in front of authentication
+//     open, across reloads, and which configuration uses it; app_routes.go: what the
+//     routes say: warnings about their order, and which of them are traced
 //   - engine.go: the engines as modules
 //   - caddyfile.go, caddyfile_queue.go, caddyfile_values.go: the grammars
 //   - intercept.go: the `callback` handler makes a request a task; callback.go
-//     finds its callback, request.go stores or refuses its body
+//     decides whether it is one, and finds its callback
 //   - execute.go: a task's handlers run, and the task gets its verdict
 //   - deliver.go: the delivery options; internal/deliver makes the attempts
 //   - queue.go: the `task_queue` handler accepts a request, or takes it over from
-//     `callback`; queue_worker.go runs it; queue_collection.go answers what is asked
-//     about it, and queue_wait.go once something has changed; queue_options.go has
-//     the options, and reads when a task can start
-//   - status.go: the `task_status` handler answers what is asked about any task
-//   - schedule.go: the schedules of a queue, and their runs
-//   - admin.go, dashboard.go: the operators' API and page
+//     `callback`; queue_worker.go runs it; queue_options.go has the options, and reads
+//     when a task can start
+//   - status.go: the `task_status` handler; internal/taskapi answers what clients ask
+//     about tasks
+//   - schedule.go: the schedules of a queue, and the tasks that they add
+//   - admin.go: the operators' API and the dashboard
 //   - inbox.go: a receiver for trying things out
-//   - command.go: the command line, see internal/cli; it loads configurations and
-//     repairs stores; command_run.go runs one task without a server,
-//     command_migrate.go copies stores
-//   - metrics.go, tracing.go, events.go: monitoring
+//   - command.go: what the command line needs of Caddy, and the task that it runs
+//     without a server; internal/cli has the commands
+//   - metrics.go, events.go: monitoring
 //
 // The package promises that a request accepted with a callback gets its callback, at
 // least once, with exactly one verdict, whatever crashes, a power failure included.

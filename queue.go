@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"sync"
 	"time"
 
@@ -22,8 +21,12 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/header"
+	"github.com/caddy-callback/caddy-callback/internal/problem"
 	"github.com/caddy-callback/caddy-callback/internal/profile"
+	"github.com/caddy-callback/caddy-callback/internal/scheduler"
 	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/taskapi"
+	"github.com/caddy-callback/caddy-callback/internal/tracing"
 )
 
 // TaskQueue accepts requests at once, with 202 and a task ID, and runs its handlers on
@@ -57,9 +60,10 @@ type TaskQueue struct {
 	server   *caddyhttp.Server
 	block    caddyhttp.Handler
 	callback *Handler // the callback options with their defaults
-	tasks    collection
-	within   sync.Map // *Handler, by the outer *Handler: the merged options
-	written  string   // the configuration of the queue as JSON, to compare with others
+	tasks    *taskapi.Collection
+	plans    []*scheduler.Plan // of the schedules; set by Validate
+	within   sync.Map          // *Handler, by the outer *Handler: the merged options
+	written  string            // the configuration of the queue as JSON, to compare with others
 }
 
 // CaddyModule returns the Caddy module information.
@@ -91,7 +95,7 @@ func (q *TaskQueue) Provision(ctx caddy.Context) error {
 	end := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 	q.block = q.Routes.Compile(end)
 	q.app = q.callback.app
-	q.tasks = collection{app: q.app, log: q.log, queue: q.Name}
+	q.tasks = q.app.tasksOf(q.Name, q.log)
 	q.app.endWaitsOf(q.server)
 	q.opts, err = q.app.addQueue(q)
 	return err
@@ -114,10 +118,13 @@ func (q *TaskQueue) provisionCallback(ctx caddy.Context) error {
 	return q.callback.Provision(ctx)
 }
 
-// Validate checks the callback options.
-func (q *TaskQueue) Validate() error {
+// Validate checks the callback options and the schedules, whose callbacks depend on them.
+func (q *TaskQueue) Validate() (err error) {
 	if err := q.callback.Validate(); err != nil {
 		return fmt.Errorf("callback: %w", err)
+	}
+	if q.plans, err = q.newPlans(); err != nil {
+		return fmt.Errorf("queue %s: %w", q.Name, err)
 	}
 	return nil
 }
@@ -140,29 +147,32 @@ func isQueueName(s string) bool {
 // over with the task, or releases it before the client gets a response.
 func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	claim := claimOf(r)
-	if look, ok := lookupOf(r.Method, originalPath(r)); ok {
+	if look, ok := taskapi.ParseLookup(r.Method, originalPath(r)); ok {
 		claim.release() // a request about a task is not a task
-		return q.tasks.serve(w, r, look)
+		return q.tasks.Serve(w, r, look)
 	}
 	s, leave, err := q.app.enter()
 	if err != nil {
 		claim.release()
-		return unavailable(w, q.log, err)
+		return problem.WriteUnavailable(w, q.log, err)
 	}
 	defer leave()
 	id, start, h, err := q.accept(s, claim, w, r)
 	if err != nil {
 		claim.release()
-		var p *problem
+		var p *problem.Problem
 		if !errors.As(err, &p) {
-			return unavailable(w, q.log, err)
+			return problem.WriteUnavailable(w, q.log, err)
 		}
-		if p.status == http.StatusTooManyRequests {
-			w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+		if p.Status == http.StatusTooManyRequests {
+			problem.SetRetryAfter(w.Header())
 		}
-		return writeProblem(w, p)
+		return problem.Write(w, p)
 	}
-	return q.acknowledge(w, r, s, h, id, start)
+	return q.tasks.Acknowledge(w, r, s, taskapi.Accepted{
+		ID: id, Header: h.TaskHeader, Path: originalURL(r).EscapedPath(), Start: start,
+		NoBody: profile.Of(h.Profile).Traits().EmptyAccepted,
+	})
 }
 
 // originalURL returns the URL of the request before rewrites.
@@ -177,7 +187,7 @@ func originalPath(r *http.Request) string { return originalURL(r).Path }
 
 // callbackOf returns the callback of a request's task, or nil if it has none, with its
 // host and port, and the callback options of the task. claim is nil if no handler has
-// claimed the request. The error is a *problem.
+// claimed the request. The error is a *problem.Problem.
 func (q *TaskQueue) callbackOf(claim *execution, w http.ResponseWriter, r *http.Request) (*task.Callback, string, *Handler, error) {
 	h := q.callback
 	switch _, isTask := taskHeaderOf(r); {
@@ -211,11 +221,12 @@ func (q *TaskQueue) callbackWithin(outer *Handler) *Handler {
 }
 
 // accept stores the request as a task. It returns the task's ID, the time at which it can
-// start, and its callback options. The error is a *problem if the request is refused.
+// start, and its callback options. The error is a *problem.Problem if the request is
+// refused.
 func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWriter, r *http.Request) (id string, start time.Time, h *Handler, err error) {
 	ctx := context.WithoutCancel(r.Context()) // accept the task even if the client disconnects
 	if len(r.Header["Idempotency-Key"]) > 1 {
-		return "", time.Time{}, nil, &problem{http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts"}
+		return "", time.Time{}, nil, problem.New(http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts")
 	}
 	start, err = startTime(r.Header, time.Now(), time.Duration(q.opts.MaxDelay))
 	if err != nil {
@@ -236,12 +247,12 @@ func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWrit
 	}
 	rec.Callback, rec.CallbackHost, rec.CallbackDomain = callback, host, quotaDomain(callback, host)
 	rec.NotBefore, rec.NextAttemptAt = start, start
-	err = problemOf(capture.Spool(r, capture.Options{Limit: h.MaxRequest, Folder: q.app.spool, Response: w}))
+	err = capture.Spool(r, capture.Options{Limit: h.MaxRequest, Folder: q.app.spool, Response: w})
 	defer releaseBody(r.Body)
 	if err != nil {
 		return "", time.Time{}, nil, err
 	}
-	body := newBoundedBody(r.Body, h.MaxRequest)
+	body := capture.NewBounded(r.Body, h.MaxRequest)
 	opts := engine.EnqueueOptions{Key: q.keyOf(r, body), MaxQueued: q.opts.MaxQueued}
 	enqueue := s.Enqueue
 	if claim != nil {
@@ -281,7 +292,7 @@ func (q *TaskQueue) newRecord(claim *execution, h *Handler, r *http.Request) (*t
 		}
 		rec.ID, rec.CreatedAt = id.String(), time.Now().UTC()
 	}
-	rec.Queue, rec.Route, rec.Timeout, rec.Span = q.Name, q.Name, time.Duration(h.Timeout), spanOf(r.Context())
+	rec.Queue, rec.Route, rec.Timeout, rec.Span = q.Name, q.Name, time.Duration(h.Timeout), tracing.ParentOf(r.Context())
 	rec.Request = storedRequest(r)
 	if uri := profile.Of(h.Profile).BlockURI(r.URL.RequestURI()); uri != rec.Request.URI {
 		rec.Request.Path = uri
@@ -297,18 +308,41 @@ func (q *TaskQueue) newRecord(claim *execution, h *Handler, r *http.Request) (*t
 	return rec, nil
 }
 
-// refusalOf returns a *problem if the request must be refused, and any other error
-// unchanged.
-func refusalOf(err error, body *boundedBody) error {
+// storedRequest returns the parts of a request that are stored.
+func storedRequest(r *http.Request) *task.Request {
+	stored := &task.Request{
+		Method: r.Method, URI: r.RequestURI, Proto: r.Proto, Host: r.Host,
+		Header: r.Header.Clone(), RemoteAddr: r.RemoteAddr, TLS: r.TLS != nil,
+	}
+	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	for name, value := range vars {
+		if name == caddyhttp.ClientIPVarKey || name == caddyhttp.TrustedProxyVarKey {
+			continue // derived again from the address and the headers
+		}
+		switch value.(type) {
+		case string, bool, int, int64, float64: // the types of the vars directive
+			if stored.Vars == nil {
+				stored.Vars = make(map[string]string)
+			}
+			stored.Vars[name] = fmt.Sprint(value)
+		}
+	}
+	return stored
+}
+
+// refusalOf returns a *problem.Problem if the request must be refused, and any other
+// error unchanged.
+func refusalOf(err error, body *capture.Bounded) error {
+	if refusal := body.Refusal(); refusal != nil {
+		return refusal
+	}
 	switch {
-	case body.err != nil:
-		return body.problem()
 	case errors.Is(err, engine.ErrQueueFull):
-		return &problem{http.StatusTooManyRequests, "the queue is full"}
+		return problem.New(http.StatusTooManyRequests, "the queue is full")
 	case errors.Is(err, engine.ErrKeyReused):
-		return &problem{http.StatusUnprocessableEntity, "Idempotency-Key: it was used with another body"}
+		return problem.New(http.StatusUnprocessableEntity, "Idempotency-Key: it was used with another body")
 	case errors.Is(err, engine.ErrTooLarge):
-		return &problem{http.StatusRequestHeaderFieldsTooLarge, "the request's header is too large for a task"}
+		return problem.New(http.StatusRequestHeaderFieldsTooLarge, "the request's header is too large for a task")
 	}
 	return err
 }
@@ -316,7 +350,7 @@ func refusalOf(err error, body *boundedBody) error {
 // keyOf returns the request's idempotency key, hashed with its scope, or nil if it has
 // none. The key's digest is that of the body. Clients choose keys such as "1": without a
 // scope, one client would get the task ID of another, and with it the result.
-func (q *TaskQueue) keyOf(r *http.Request, body *boundedBody) *engine.Key {
+func (q *TaskQueue) keyOf(r *http.Request, body *capture.Bounded) *engine.Key {
 	key := r.Header.Get("Idempotency-Key")
 	if key == "" {
 		return nil
@@ -325,25 +359,16 @@ func (q *TaskQueue) keyOf(r *http.Request, body *boundedBody) *engine.Key {
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		scope = repl.ReplaceAll(scope, "")
 	}
-	body.hash = sha256.New()
+	body.Hash = sha256.New()
 	return &engine.Key{
-		Hash:   hashOf(q.Name, key, r.Method, r.RequestURI, scope),
-		Digest: func() string { return hex.EncodeToString(body.hash.Sum(nil)) },
+		Hash:   engine.HashOf(q.Name, key, r.Method, r.RequestURI, scope),
+		Digest: func() string { return hex.EncodeToString(body.Hash.Sum(nil)) },
 	}
-}
-
-// hashOf returns a digest of words. It includes their boundaries.
-func hashOf(words ...string) string {
-	sum := sha256.New()
-	for _, word := range words {
-		part := sha256.Sum256([]byte(word))
-		sum.Write(part[:])
-	}
-	return hex.EncodeToString(sum.Sum(nil))
 }
 
 // Interface guards
 var (
 	_ caddy.Provisioner           = (*TaskQueue)(nil)
+	_ caddy.Validator             = (*TaskQueue)(nil)
 	_ caddyhttp.MiddlewareHandler = (*TaskQueue)(nil)
 )

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/problem"
 )
 
 func TestStartTimeIsReadFromTheRequest(t *testing.T) {
@@ -62,8 +64,8 @@ func TestStartTimeIsReadFromTheRequest(t *testing.T) {
 				}
 				return
 			}
-			var p *problem
-			if !errors.As(err, &p) || p.status != http.StatusBadRequest || !strings.HasPrefix(p.detail, tt.refusal) || len(p.detail) > 300 {
+			var p *problem.Problem
+			if !errors.As(err, &p) || p.Status != http.StatusBadRequest || !strings.HasPrefix(p.Detail, tt.refusal) || len(p.Detail) > 300 {
 				t.Errorf("the refusal is %+v", err)
 			}
 		})

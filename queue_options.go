@@ -9,6 +9,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/header"
+	"github.com/caddy-callback/caddy-callback/internal/problem"
+	"github.com/caddy-callback/caddy-callback/internal/scheduler"
 )
 
 // QueueOptions configure how the tasks of a queue run.
@@ -107,13 +109,20 @@ func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
 	return opts, nil
 }
 
-// startQueues prepares the schedules and the metrics of all queues.
-func (a *App) startQueues() error {
+// startQueues prepares the metrics of all queues.
+func (a *App) startQueues() {
 	for _, q := range a.queues {
 		a.metrics.queueOpened(q.Name, q.opts)
 	}
 	a.warnOfIdleQueues()
-	return a.setSchedules()
+}
+
+// plans returns the schedules of all queues.
+func (a *App) plans() (plans []*scheduler.Plan) {
+	for _, q := range a.queues {
+		plans = append(plans, q.plans...)
+	}
+	return plans
 }
 
 // warnOfIdleQueues warns of configured queues that no task_queue runs.
@@ -133,17 +142,17 @@ const (
 )
 
 // startTime returns the time before which a request's task must not start, or zero if it
-// can start at once. longest is the longest permitted delay. The error is a *problem that
-// names the header.
+// can start at once. longest is the longest permitted delay. The error is a
+// *problem.Problem that names the header.
 func startTime(h http.Header, now time.Time, longest time.Duration) (time.Time, error) {
 	delays, times := h[delayHeader], h[notBeforeHeader]
 	switch {
 	case len(delays) > 0 && len(times) > 0:
-		return time.Time{}, &problem{http.StatusBadRequest, "task-delay: it excludes task-not-before, and both are set"}
+		return time.Time{}, problem.New(http.StatusBadRequest, "task-delay: it excludes task-not-before, and both are set")
 	case len(delays) > 1:
-		return time.Time{}, &problem{http.StatusBadRequest, "task-delay: the header is there twice"}
+		return time.Time{}, problem.New(http.StatusBadRequest, "task-delay: the header is there twice")
 	case len(times) > 1:
-		return time.Time{}, &problem{http.StatusBadRequest, "task-not-before: the header is there twice"}
+		return time.Time{}, problem.New(http.StatusBadRequest, "task-not-before: the header is there twice")
 	case len(delays) > 0:
 		return delayedBy(delays[0], now, longest)
 	case len(times) > 0:
@@ -156,9 +165,9 @@ func delayedBy(value string, now time.Time, longest time.Duration) (time.Time, e
 	delay, err := caddy.ParseDuration(value)
 	switch {
 	case err != nil || delay < 0:
-		return time.Time{}, &problem{http.StatusBadRequest, fmt.Sprintf("task-delay: %.64q is not a duration such as 90s, 10m or 1d", value)}
+		return time.Time{}, problem.New(http.StatusBadRequest, fmt.Sprintf("task-delay: %.64q is not a duration such as 90s, 10m or 1d", value))
 	case delay > longest:
-		return time.Time{}, &problem{http.StatusBadRequest, fmt.Sprintf("task-delay: %v is more than the %v that the queue allows", delay, longest)}
+		return time.Time{}, problem.New(http.StatusBadRequest, fmt.Sprintf("task-delay: %v is more than the %v that the queue allows", delay, longest))
 	case delay == 0:
 		return time.Time{}, nil
 	}
@@ -172,10 +181,10 @@ func notBefore(value string, now time.Time, longest time.Duration) (time.Time, e
 	}
 	switch {
 	case err != nil:
-		return time.Time{}, &problem{http.StatusBadRequest,
-			fmt.Sprintf("task-not-before: %.64q is neither an HTTP date nor a time of RFC 3339 such as 2026-12-24T18:00:00Z", value)}
+		return time.Time{}, problem.New(http.StatusBadRequest,
+			fmt.Sprintf("task-not-before: %.64q is neither an HTTP date nor a time of RFC 3339 such as 2026-12-24T18:00:00Z", value))
 	case at.After(now.Add(longest)):
-		return time.Time{}, &problem{http.StatusBadRequest, fmt.Sprintf("task-not-before: the time is more than the %v away that the queue allows", longest)}
+		return time.Time{}, problem.New(http.StatusBadRequest, fmt.Sprintf("task-not-before: the time is more than the %v away that the queue allows", longest))
 	case !at.After(now):
 		return time.Time{}, nil
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/tracing"
 )
 
 // fetchPause keeps a worker from calling an unavailable engine in a tight loop.
@@ -138,8 +139,10 @@ func (q *TaskQueue) run(x *execution, body io.ReadCloser, log *zap.Logger) {
 			log.Error("task panicked", zap.Any("panic", cause))
 		}
 	}()
-	span := q.startRun(x, r)
-	defer endRun(span, &x.rec)
+	setup := &q.app.tracing
+	ctx, span := setup.tracer.StartRun(x.ctx, &x.rec, r.Header, setup.queues[q.Name])
+	x.ctx = ctx
+	defer tracing.EndRun(span, &x.rec)
 	err = x.serve(r, q.block)
 	if c := log.Check(zap.InfoLevel, "task run"); c != nil {
 		c.Write(zap.Int("start", x.rec.Starts), zap.String("status", string(x.rec.Status)),

@@ -2,7 +2,6 @@ package callback
 
 import (
 	"context"
-	"net/http"
 	"testing"
 	"time"
 )
@@ -47,19 +46,5 @@ func TestSlotsAreSharedAndNeverMoreThanTheLimit(t *testing.T) {
 	s.give(1)
 	if n := <-waited; n != 1 {
 		t.Errorf("%d slots were taken, not the one that was free", n)
-	}
-}
-
-func TestPreferredWaitIsNotReadWithinQuotes(t *testing.T) {
-	t.Parallel()
-	for line, want := range map[string]time.Duration{
-		`wait=2`:                      2 * time.Second,
-		`a="x, wait=1"`:               0,
-		`a="\", wait=1", wait=2`:      2 * time.Second,
-		`respond-async, WAIT = "3";x`: 3 * time.Second,
-	} {
-		if got, _ := preferredWait(http.Header{"Prefer": {line}}); got != want {
-			t.Errorf("%s: %v, not %v", line, got, want)
-		}
 	}
 }

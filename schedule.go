@@ -2,25 +2,23 @@ package callback
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 	_ "time/tzdata" // time zones work on machines without a zone database
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/google/uuid"
-	"go.uber.org/zap"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/schedule"
+	"github.com/caddy-callback/caddy-callback/internal/scheduler"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -105,14 +103,14 @@ func (s *Schedule) validate() error {
 	if _, err := s.times(); err != nil {
 		return err
 	}
-	if s.Method != "" && !isToken(s.Method) {
+	if s.Method != "" && !httpguts.ValidHeaderFieldName(s.Method) {
 		return fmt.Errorf("%q is not a method", s.Method)
 	}
 	if _, err := url.ParseRequestURI(s.uri()); err != nil || !strings.HasPrefix(s.uri(), "/") {
 		return fmt.Errorf("uri: %q is not a path", s.URI)
 	}
 	for _, field := range s.Headers {
-		if !isToken(field.Name) {
+		if !httpguts.ValidHeaderFieldName(field.Name) {
 			return fmt.Errorf("header: %q is not a header name", field.Name)
 		}
 	}
@@ -151,7 +149,7 @@ func (s *Schedule) id(queue string) string {
 	for _, field := range s.Headers {
 		words = append(words, strings.ToLower(field.Name), field.Value)
 	}
-	return queue + "-" + hashOf(words...)[:16]
+	return queue + "-" + engine.HashOf(words...)[:16]
 }
 
 func (s *Schedule) uri() string {
@@ -183,61 +181,35 @@ func (s *Schedule) request() *task.Request {
 	return stored
 }
 
-// plan is a configured schedule, prepared for its runs.
-type plan struct {
-	id       string
-	queue    *TaskQueue
-	schedule *Schedule
-	times    *schedule.Schedule
-	record   task.Record // without an ID and times
-	next     time.Time   // as stored; zero if unknown
-}
-
-// setSchedules makes a plan for each schedule of all queues.
-func (a *App) setSchedules() error {
-	for _, q := range a.queues {
-		for _, s := range q.opts.Schedules {
-			p, err := q.newPlan(s)
-			if err != nil {
-				return fmt.Errorf("schedule of the queue %s: %w", q.Name, err)
-			}
-			a.plans = append(a.plans, p)
+// newPlans prepares the schedules of the queue for their runs.
+func (q *TaskQueue) newPlans() (plans []*scheduler.Plan, err error) {
+	for _, s := range q.opts.Schedules {
+		p, err := q.newPlan(s)
+		if err != nil {
+			return nil, fmt.Errorf("schedule %q: %w", s.Cron, err)
 		}
+		plans = append(plans, p)
 	}
-	return nil
+	return plans, nil
 }
 
-func (q *TaskQueue) newPlan(s *Schedule) (*plan, error) {
+func (q *TaskQueue) newPlan(s *Schedule) (*scheduler.Plan, error) {
 	times, err := s.times()
 	if err != nil {
 		return nil, err
 	}
-	p := &plan{id: s.id(q.Name), queue: q, schedule: s, times: times}
-	p.record = task.Record{
-		Task: task.Task{Queue: q.Name}, Route: q.Name, Request: s.request(), Timeout: time.Duration(q.callback.Timeout), Schedule: p.id,
+	p := &scheduler.Plan{ID: s.id(q.Name), Cron: s.Cron, Zone: cmp.Or(s.Zone, "UTC"), Times: times, Body: s.Body}
+	p.Record = task.Record{
+		Task: task.Task{Queue: q.Name}, Route: q.Name, Request: s.request(), Timeout: time.Duration(q.callback.Timeout), Schedule: p.ID,
 	}
-	if uri := profile.Of(q.callback.Profile).BlockURI(p.record.Request.URI); uri != p.record.Request.URI {
-		p.record.Request.Path = uri
+	if uri := profile.Of(q.callback.Profile).BlockURI(p.Record.Request.URI); uri != p.Record.Request.URI {
+		p.Record.Request.Path = uri
 	}
 	if !q.NoCallback {
-		p.record.Callback, p.record.CallbackHost, err = q.callback.callbackOfSchedule(s, p.record.Request)
+		p.Record.Callback, p.Record.CallbackHost, err = q.callback.callbackOfSchedule(s, p.Record.Request)
 	}
+	p.TaskHeader = q.headerOf(&p.Record)
 	return p, err
-}
-
-// newRecord returns a task for one run.
-func (p *plan) newRecord(now time.Time) (*task.Record, error) {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return nil, fmt.Errorf("making a task ID: %w", err)
-	}
-	rec := p.record
-	rec.ID, rec.CreatedAt = id.String(), now.UTC()
-	request := *rec.Request
-	request.Header = request.Header.Clone()
-	request.Header.Set(p.queue.headerOf(&rec), rec.ID)
-	rec.Request = &request
-	return &rec, nil
 }
 
 // callbackOfSchedule returns the callback of a scheduled request: the URL that its body
@@ -276,120 +248,4 @@ func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.C
 		callback.Header = append(callback.Header, [2]string{field.Name, fieldValue(repl.ReplaceAll(field.Value, ""))})
 	}
 	return callback, host, nil
-}
-
-// scheduler enqueues the runs of schedules in a store. The store has the next run time
-// of each schedule. The idempotency key of a run is the schedule and the run time, so
-// that gateways that share the store create one task.
-type scheduler struct {
-	store  engine.Engine
-	now    func() time.Time   // the wall clock, which may be set
-	cancel context.CancelFunc // nil while no schedules run
-	loop   sync.WaitGroup
-}
-
-func newScheduler(e engine.Engine) *scheduler { return &scheduler{store: e, now: time.Now} }
-
-// start runs the schedules of a generation. It is called after stop.
-func (s *scheduler) start(owner *App) {
-	var ctx context.Context
-	ctx, s.cancel = context.WithCancel(context.Background())
-	s.loop.Go(func() { s.run(ctx, owner) })
-}
-
-// stop returns when no more runs are enqueued. It may be called twice, and before
-// start.
-func (s *scheduler) stop() {
-	if s.cancel != nil {
-		s.cancel()
-		s.loop.Wait()
-		s.cancel = nil
-	}
-}
-
-const (
-	// maxSleep bounds the delay of a run after the wall clock was set forward.
-	maxSleep = 10 * time.Second
-	// runRetry is the wait after a run could not be stored.
-	runRetry = time.Second
-)
-
-// run waits for the next run time of each schedule, until ctx ends.
-func (s *scheduler) run(ctx context.Context, owner *App) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for _, p := range owner.plans {
-		p.next = time.Time{}
-	}
-	for ctx.Err() == nil && len(owner.plans) > 0 {
-		sleep := maxSleep
-		for _, p := range owner.plans {
-			if err := s.advance(ctx, owner, p); err != nil {
-				sleep = min(sleep, runRetry)
-				if ctx.Err() == nil {
-					owner.log.Warn("schedule delayed", zap.String("schedule", p.id), zap.Error(err))
-				}
-				continue
-			}
-			sleep = min(sleep, max(p.next.Sub(s.now()), 0))
-		}
-		timer.Reset(sleep)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-	}
-}
-
-// advance enqueues the run that is due, if any, and sets p.next.
-func (s *scheduler) advance(ctx context.Context, owner *App, p *plan) error {
-	if p.next.IsZero() {
-		known, err := s.store.NextRun(ctx, p.id, p.times.Next(s.now()))
-		if err != nil {
-			return err
-		}
-		p.next = known.Next
-	}
-	now := s.now()
-	if p.next.After(now) {
-		return nil
-	}
-	if err := s.enqueue(ctx, owner, p); err != nil {
-		return err
-	}
-	next := p.times.Following(p.next, now)
-	err := s.store.Advance(ctx, p.id, p.next, next)
-	switch {
-	case err == nil:
-		p.next = next
-	case errors.Is(err, engine.ErrLost): // another gateway was first
-		p.next, err = time.Time{}, nil
-	}
-	return err
-}
-
-// enqueue enqueues the run that is due, once.
-func (s *scheduler) enqueue(ctx context.Context, owner *App, p *plan) error {
-	rec, err := p.newRecord(s.now())
-	if err != nil {
-		return err
-	}
-	key := &engine.Key{
-		Hash:   hashOf("schedule", p.id, p.next.UTC().Format(time.RFC3339Nano)),
-		Digest: func() string { return "" },
-	}
-	id, created, err := s.store.Enqueue(ctx, rec, strings.NewReader(p.schedule.Body), engine.EnqueueOptions{Key: key})
-	switch {
-	case errors.Is(err, engine.ErrTooLarge): // every run will fail
-		owner.log.Error("schedule skipped", zap.String("schedule", p.id), zap.Time("run_time", p.next), zap.Error(err))
-		return nil
-	case err != nil:
-		return err
-	case created:
-		owner.metrics.taskAccepted(1)
-	default:
-		owner.log.Debug("schedule skipped: already enqueued, or the previous run has not started",
-			zap.String("schedule", p.id), zap.Time("run_time", p.next), zap.String("task_id", id))
-	}
-	return nil
 }

@@ -8,6 +8,10 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/problem"
+	"github.com/caddy-callback/caddy-callback/internal/taskapi"
 )
 
 // TaskStatus lets clients look up and cancel tasks by ID, those of waiting clients and of
@@ -16,7 +20,7 @@ import (
 // handler and knows an ID can do this. If that is not enough, put the handler behind
 // authentication.
 type TaskStatus struct {
-	tasks collection
+	tasks *taskapi.Collection
 }
 
 // CaddyModule returns the Caddy module information.
@@ -31,7 +35,7 @@ func (t *TaskStatus) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading the callback app: %w", err)
 	}
 	app := module.(*App)
-	t.tasks = collection{app: app, log: ctx.Logger()}
+	t.tasks = app.tasksOf("", ctx.Logger())
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		app.endWaitsOf(server)
 	}
@@ -42,16 +46,31 @@ func (t *TaskStatus) Provision(ctx caddy.Context) error {
 // task.
 func (t *TaskStatus) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	claimOf(r).release() // an outer callback handler makes every request a task
-	if look, ok := lookupOf(r.Method, r.URL.Path); ok {
-		return t.tasks.serve(w, r, look)
+	if look, ok := taskapi.ParseLookup(r.Method, r.URL.Path); ok {
+		return t.tasks.Serve(w, r, look)
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodDelete:
-		return writeProblem(w, t.tasks.notFound())
+		return problem.Write(w, t.tasks.NotFound())
 	}
 	w.Header().Set("Allow", "GET, HEAD, DELETE")
-	return writeProblem(w, &problem{http.StatusMethodNotAllowed, "a task can be looked up with GET, and canceled with DELETE"})
+	return problem.Write(w, problem.New(http.StatusMethodNotAllowed, "a task can be looked up with GET, and canceled with DELETE"))
+}
+
+// tasksOf returns the tasks of a queue, or, without a name, all tasks.
+func (a *App) tasksOf(queue string, log *zap.Logger) *taskapi.Collection {
+	return &taskapi.Collection{Queue: queue, Open: a.openEngine, Canceled: a.countCanceled, Waits: a.waits, Log: log}
+}
+
+// endWaitsOf ends the waits of clients when a server stops because the process exits.
+// Without a grace_period, Caddy waits for their requests indefinitely.
+func (a *App) endWaitsOf(server *caddyhttp.Server) {
+	server.RegisterOnShutdown(func() {
+		if caddy.Exiting() {
+			a.endWaits()
+		}
+	})
 }
 
 // parseTaskStatus reads

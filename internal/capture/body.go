@@ -54,7 +54,8 @@ func newBody(r *http.Request, o Options) *Body {
 
 // Spool reads a request's body up to one byte more than o.Limit, so that a slow or
 // stalled client uses a file instead of memory. It replaces the body with a [Body]. The
-// error is a [*Refusal]. Errors of the body itself are returned by the Body's Read.
+// error is a [*problem.Problem]. Errors of the body itself are returned by the Body's
+// Read.
 func Spool(r *http.Request, o Options) error {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil

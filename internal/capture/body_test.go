@@ -17,6 +17,8 @@ import (
 	"testing/iotest"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-callback/caddy-callback/internal/problem"
 )
 
 // object returns a JSON object of about size bytes whose last member is a callback URL.
@@ -97,7 +99,7 @@ func TestBodyIsRestoredWithoutSpool(t *testing.T) {
 	}
 	// A body that has shown its member already wants a callback, so it is refused.
 	early := append([]byte(`{"callback_url":"http://c.example/",`), want[1:]...)
-	var refusal *Refusal
+	var refusal *problem.Problem
 	if _, _, err = Find(newRequest(bytes.NewReader(early)), Options{Field: field, Limit: 8 << 20, Folder: file}); !errors.As(err, &refusal) || refusal.Status != 503 {
 		t.Errorf("error is %v", err)
 	}
@@ -128,7 +130,7 @@ func TestStalledBodyIsRefused(t *testing.T) {
 				}()
 				begin := time.Now()
 				err := read(newRequest(body), Options{Field: field, Limit: 8 << 20, Response: stalling{httptest.NewRecorder(), client}})
-				var refusal *Refusal
+				var refusal *problem.Problem
 				if !errors.As(err, &refusal) || refusal.Status != 408 {
 					t.Errorf("error is %v", err)
 				}
@@ -321,7 +323,7 @@ func TestFindUpToLimit(t *testing.T) {
 			if value != tt.value || reason != tt.reason {
 				t.Errorf("%q, %q", value, reason)
 			}
-			var refusal *Refusal
+			var refusal *problem.Problem
 			if refused := errors.As(err, &refusal); refused != (tt.detail != "") ||
 				refused && (refusal.Status != http.StatusRequestEntityTooLarge || refusal.Detail != tt.detail) {
 				t.Errorf("the error is %v", err)

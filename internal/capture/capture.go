@@ -19,6 +19,7 @@ import (
 	"strings"
 
 	"github.com/caddy-callback/caddy-callback/internal/form"
+	"github.com/caddy-callback/caddy-callback/internal/problem"
 )
 
 // Reason says why a request that could have been a task is not. The zero value means
@@ -44,14 +45,6 @@ const (
 	NoSpool Reason = "no_spool"
 )
 
-// Refusal is the response to a request that must be refused.
-type Refusal struct {
-	Status int    // HTTP status
-	Detail string // a short text for the client
-}
-
-func (e *Refusal) Error() string { return e.Detail }
-
 // Options configure the search.
 type Options struct {
 	// Field is the name of the member.
@@ -71,7 +64,7 @@ type Options struct {
 // o.Field. The value is "" if the member is missing, null or empty, or the body is not
 // valid JSON. reason says why a request that may have named a callback is not a task.
 //
-// Find replaces the body with a [Body]. The error is a [*Refusal].
+// Find replaces the body with a [Body]. The error is a [*problem.Problem].
 func Find(r *http.Request, o Options) (value string, reason Reason, _ error) {
 	// Not only http.NoBody: some servers wrap every body to count its bytes.
 	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
@@ -168,8 +161,8 @@ func (o Options) valueIn(data []byte, cut bool) (string, Reason, error) {
 	case value == "":
 		return "", TooLarge, nil
 	}
-	return "", "", &Refusal{http.StatusRequestEntityTooLarge,
-		fmt.Sprintf("%s: the body of a request with a callback is limited to %d bytes", o.Field, o.Limit)}
+	return "", "", problem.New(http.StatusRequestEntityTooLarge,
+		fmt.Sprintf("%s: the body of a request with a callback is limited to %d bytes", o.Field, o.Limit))
 }
 
 // refusalOf returns the refusal for a stalled client or a full disk. Other errors are
@@ -182,8 +175,8 @@ func refusalOf(err error) error {
 }
 
 var (
-	stalled = &Refusal{http.StatusRequestTimeout, "the request's body stalled"}
-	noRoom  = &Refusal{http.StatusServiceUnavailable, "callbacks are not available at the moment"}
+	stalled = problem.New(http.StatusRequestTimeout, "the request's body stalled")
+	noRoom  = problem.New(http.StatusServiceUnavailable, "callbacks are not available at the moment")
 )
 
 // largeBody is the size, in bytes, from which the search of a body waits for a place.

@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"github.com/tidwall/gjson"
+
+	"github.com/caddy-callback/caddy-callback/internal/problem"
 )
 
 // utf8BOM is the byte order mark. JSON does not have one, but parsers may ignore it
@@ -54,7 +56,7 @@ func member(data []byte, field string, cut bool) (string, Reason, error) {
 }
 
 func badMember(field, detail string) error {
-	return &Refusal{http.StatusBadRequest, field + ": " + detail}
+	return problem.New(http.StatusBadRequest, field+": "+detail)
 }
 
 // stringOf returns the value of a JSON string. It copies the value, so that the body

@@ -1,8 +1,9 @@
 // Package cli has the commands that show and change the tasks of a running gateway, and
 // the parts that all commands share: exit codes, errors, colors, tables, progress.
 //
-// The commands use only the gateway's API on Caddy's admin endpoint. [Caddy] has the
-// functions that find and call the endpoint, so the package does not depend on Caddy.
+// Most commands use only the gateway's API on Caddy's admin endpoint. run, migrate and
+// repair need no running gateway. [Caddy] has the functions of Caddy that the commands
+// need, so the package does not depend on Caddy.
 package cli
 
 import (

@@ -31,6 +31,8 @@ package engine
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"io"
 	"time"
 
@@ -118,6 +120,16 @@ type Key struct {
 	// Digest returns the content digest of the request. It is called after the body has
 	// been read.
 	Digest func() string
+}
+
+// HashOf returns a digest of words and their boundaries, for the Hash of a [Key].
+func HashOf(words ...string) string {
+	sum := sha256.New()
+	for _, word := range words {
+		part := sha256.Sum256([]byte(word))
+		sum.Write(part[:])
+	}
+	return hex.EncodeToString(sum.Sum(nil))
 }
 
 // KeyLifetime is how long an idempotency key is remembered after its task was accepted,

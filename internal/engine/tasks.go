@@ -156,6 +156,9 @@ type Action struct {
 	URL, Host string
 }
 
+// ReasonCanceled is the [Action] Reason of a cancel by a client or an operator.
+const ReasonCanceled = "canceled"
+
 // Target is the queue or the host to pause: a queue by its name, a host by host and
 // port. Set exactly one field.
 type Target struct{ Queue, Host string }

@@ -64,25 +64,6 @@ func LimitConnection(h http.Header) {
 	}
 }
 
-// TakePreferences removes the preferences that a queue handles from a request: wait and
-// respond-async (RFC 7240, sections 4.1 and 4.3). Other preferences are for the
-// endpoint and are kept.
-func TakePreferences(h http.Header) {
-	lines := h["Prefer"]
-	if len(lines) == 0 {
-		return
-	}
-	h["Prefer"] = filterList(lines, func(preference string) bool {
-		name, _, _ := strings.Cut(preference, ";")
-		name, _, _ = strings.Cut(name, "=")
-		name = strings.TrimSpace(name)
-		return !strings.EqualFold(name, "wait") && !strings.EqualFold(name, "respond-async")
-	})
-	if len(h["Prefer"]) == 0 {
-		h.Del("Prefer")
-	}
-}
-
 // filterList returns the lines of a header whose value is a list, with only the
 // elements that keep accepts. A line that loses no element is returned byte for byte.
 func filterList(lines []string, keep func(element string) bool) []string {

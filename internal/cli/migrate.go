@@ -1,43 +1,60 @@
-package callback
+package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
-	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 
-	"github.com/caddy-callback/caddy-callback/internal/cli"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/engine/migrate"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
+// Store is a store that is not open yet.
+type Store struct {
+	// Key identifies the store, and Place names it, without credentials.
+	Key, Place string
+	// Folder is the folder of an embedded store. It is empty for a cluster.
+	Folder string
+	// Open opens the store. It returns when ctx ends.
+	Open func(ctx context.Context) (engine.Engine, error)
+}
+
+// StoreName names a store on the command line.
+type StoreName struct {
+	Name        string // "sqlite:<folder>", or the URLs of a cluster, separated by commas
+	Credentials string // a NATS credentials file, or empty
+	Replicas    int    // of the streams created in a cluster; 0 for the cluster's default
+}
+
+// Stores finds the stores of [Caddy.NewMigrateCommand].
+type Stores struct {
+	// Named returns the store of a name.
+	Named func(StoreName) (*Store, error)
+	// Configured returns the store of a configuration.
+	Configured func(config, adapter string) (*Store, error)
+	// Replicas is the default number of replicas of a stream.
+	Replicas int
+}
+
 // migrateFlags are the flags of `caddy callback migrate`.
 type migrateFlags struct {
+	stores          Stores
 	config, adapter string
-	from, to        storeFlags
+	from, to        StoreName
 }
 
-// storeFlags name a store.
-type storeFlags struct {
-	flag, store, credentials string
-	replicas                 int // of the streams created in a cluster; 0 for the cluster's default
-}
-
-func newMigrateCommand() *cobra.Command {
-	f := &migrateFlags{from: storeFlags{flag: "--from"}, to: storeFlags{flag: "--to"}}
+// NewMigrateCommand returns the command that copies the tasks of one store into another.
+func (c *Caddy) NewMigrateCommand(stores Stores) *cobra.Command {
+	f := &migrateFlags{stores: stores}
 	cmd := &cobra.Command{
 		Use:   "migrate --from <store> --to <store>",
 		Short: "Copies the tasks of one store into another",
@@ -61,26 +78,26 @@ Exit codes: 0 everything was copied, 1 something was not, 2 the command line or 
 configuration is wrong.`,
 		Example: `  caddy callback migrate --from sqlite:/var/lib/caddy/callback --to nats://n1:4222,n2:4222,n3:4222
   caddy callback migrate --from sqlite:/var/lib/caddy/callback --config /etc/caddy/Caddyfile`,
-		Args: shell.NoArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
+		Args: c.NoArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(c, cmd) },
 	}
-	shell.Flags(cmd)
+	c.Flags(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&f.from.store, "from", "", "the store to copy from (default: that of the configuration)")
-	flags.StringVar(&f.to.store, "to", "", "the store to copy to (default: that of the configuration)")
-	flags.StringVar(&f.from.credentials, "from-credentials", "", "the NATS credentials file of the store to copy from")
-	flags.StringVar(&f.to.credentials, "to-credentials", "", "the NATS credentials file of the store to copy to")
-	flags.IntVar(&f.to.replicas, "to-replicas", defaultReplicas, "on how many servers of the cluster to copy to each stream is kept, if it is new")
+	flags.StringVar(&f.from.Name, "from", "", "the store to copy from (default: that of the configuration)")
+	flags.StringVar(&f.to.Name, "to", "", "the store to copy to (default: that of the configuration)")
+	flags.StringVar(&f.from.Credentials, "from-credentials", "", "the NATS credentials file of the store to copy from")
+	flags.StringVar(&f.to.Credentials, "to-credentials", "", "the NATS credentials file of the store to copy to")
+	flags.IntVar(&f.to.Replicas, "to-replicas", stores.Replicas, "on how many servers of the cluster to copy to each stream is kept, if it is new")
 	flags.StringVarP(&f.config, "config", "c", "", "the configuration that names a store (default: the Caddyfile here)")
 	flags.StringVarP(&f.adapter, "adapter", "a", "", "the adapter of that configuration")
 	return cmd
 }
 
 // run checks the flags and copies the tasks.
-func (f *migrateFlags) run(cmd *cobra.Command) error {
-	from, to, err := f.stores()
+func (f *migrateFlags) run(c *Caddy, cmd *cobra.Command) error {
+	from, to, err := f.find()
 	if err != nil {
-		return shell.Misused(cmd, err)
+		return c.Misused(cmd, err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -93,117 +110,51 @@ func (f *migrateFlags) run(cmd *cobra.Command) error {
 			err = errors.New("interrupted; run it again to copy the rest")
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", cmd.CommandPath(), err)
-		return shell.End(cmd, cli.ExitFailed)
+		return c.End(cmd, ExitFailed)
 	}
 	return nil
 }
 
-// stores returns the stores that the flags name. Its errors name the flag.
-func (f *migrateFlags) stores() (from, to *store, err error) {
-	if f.from.store == "" && f.to.store == "" {
+// find returns the stores that the flags name. Its errors name the flag.
+func (f *migrateFlags) find() (from, to *Store, err error) {
+	if f.from.Name == "" && f.to.Name == "" {
 		return nil, nil, errors.New("--from and --to are missing; at most one of them can default to the store of the configuration")
 	}
-	log, err := quietLog()
-	if err != nil {
+	if from, err = f.storeOf("--from", f.from); err != nil {
 		return nil, nil, err
 	}
-	if from, err = f.storeOf(&f.from, log); err != nil {
+	if to, err = f.storeOf("--to", f.to); err != nil {
 		return nil, nil, err
 	}
-	if to, err = f.storeOf(&f.to, log); err != nil {
-		return nil, nil, err
-	}
-	if from.module.storeKey() == to.module.storeKey() {
+	if from.Key == to.Key {
 		return nil, nil, errors.New("--from and --to are the same store")
 	}
-	if source, ok := from.module.(*SQLiteEngine); ok {
+	if from.Folder != "" {
 		// Opening a folder creates it. A misspelt name would become an empty store.
-		if _, err := os.Stat(source.Folder); err != nil {
+		if _, err := os.Stat(from.Folder); err != nil {
 			return nil, nil, fmt.Errorf("--from: %w", err)
 		}
 	}
 	return from, to, nil
 }
 
-// storeOf returns the store that the flags name, or else that of the configuration.
-func (f *migrateFlags) storeOf(s *storeFlags, log *zap.Logger) (*store, error) {
-	if s.store != "" {
-		module, err := s.parse()
+// storeOf returns the store that a flag names, or else that of the configuration.
+func (f *migrateFlags) storeOf(flag string, name StoreName) (*Store, error) {
+	if name.Name != "" {
+		s, err := f.stores.Named(name)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", s.flag, err)
+			return nil, fmt.Errorf("%s: %w", flag, err)
 		}
-		return &store{module: module, log: log}, nil
+		return s, nil
 	}
-	if s.credentials != "" {
-		return nil, fmt.Errorf("%s-credentials: credentials are only for a store named by %[1]s", s.flag)
+	if name.Credentials != "" {
+		return nil, fmt.Errorf("%s-credentials: credentials are only for a store named by %[1]s", flag)
 	}
-	app, err := loadApp(f.config, f.adapter)
+	s, err := f.stores.Configured(f.config, f.adapter)
 	if err != nil {
 		return nil, fmt.Errorf("--config: %w", err)
 	}
-	return &store{module: app.engine, settings: app.settings(), log: log}, nil
-}
-
-// store is a store that is not open yet.
-type store struct {
-	module   engineModule
-	settings engine.Settings
-	log      *zap.Logger
-}
-
-// parse parses the name of a store: "sqlite:<folder>", or the URLs of a cluster,
-// separated by commas. Only the first URL needs a scheme.
-func (s *storeFlags) parse() (engineModule, error) {
-	if folder, ok := strings.CutPrefix(s.store, "sqlite:"); ok {
-		switch {
-		case folder == "":
-			return nil, errors.New(`"sqlite:" needs a folder, such as sqlite:/var/lib/caddy/callback`)
-		case s.credentials != "":
-			return nil, errors.New("a folder takes no credentials")
-		}
-		module := &SQLiteEngine{Folder: folder}
-		return module, module.Provision(caddy.Context{})
-	}
-	scheme, _, ok := strings.Cut(s.store, "://")
-	if !ok {
-		return nil, errors.New(`expected "sqlite:<folder>" or "nats://<host>:4222"`)
-	}
-	module := &NATSEngine{Credentials: s.credentials, Replicas: s.replicas}
-	for url := range strings.SplitSeq(s.store, ",") {
-		if !strings.Contains(url, "://") {
-			url = scheme + "://" + url
-		}
-		module.URLs = append(module.URLs, url)
-	}
-	if err := module.Provision(caddy.Context{}); err != nil {
-		return nil, err
-	}
-	return module, module.Validate()
-}
-
-// loadApp returns the provisioned app of a configuration.
-func loadApp(file, adapter string) (*App, error) {
-	text, _, _, err := caddycmd.LoadConfig(file, adapter)
-	if err != nil {
-		return nil, err
-	}
-	var config struct {
-		Apps struct {
-			Callback *App `json:"callback"`
-		} `json:"apps"`
-	}
-	if err := json.Unmarshal(text, &config); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", file, err)
-	}
-	app := config.Apps.Callback
-	if app == nil {
-		app = new(App) // its defaults apply
-	}
-	h, err := loadQuietly(func() (*App, *Handler, error) { return app, new(Handler), nil })
-	if err != nil {
-		return nil, err
-	}
-	return h.app, nil
+	return s, nil
 }
 
 // openStoreTimeout and closeStoreTimeout bound opening and closing a store, because a
@@ -215,7 +166,7 @@ const (
 
 // copyStore opens both stores, copies the tasks, and closes the stores. It reports its
 // progress on w. The counts are nil if a store could not be opened.
-func copyStore(ctx context.Context, from, to *store, w io.Writer) (_ *migrate.Counts, err error) {
+func copyStore(ctx context.Context, from, to *Store, w io.Writer) (_ *migrate.Counts, err error) {
 	source, err := from.open(ctx)
 	if err != nil {
 		return nil, err
@@ -235,24 +186,24 @@ func copyStore(ctx context.Context, from, to *store, w io.Writer) (_ *migrate.Co
 	return &counts, err
 }
 
-func (s *store) open(ctx context.Context) (engine.Engine, error) {
+func (s *Store) open(ctx context.Context) (engine.Engine, error) {
 	ctx, cancel := context.WithTimeout(ctx, openStoreTimeout)
 	defer cancel()
-	e, err := s.module.open(ctx, s.settings, s.log)
+	e, err := s.Open(ctx)
 	switch {
 	case errors.Is(err, engine.ErrHeld):
-		return nil, fmt.Errorf("opening %s: %w; stop the gateway that uses it", s.module.place(), err)
+		return nil, fmt.Errorf("opening %s: %w; stop the gateway that uses it", s.Place, err)
 	case err != nil:
-		return nil, fmt.Errorf("opening %s: %w", s.module.place(), err)
+		return nil, fmt.Errorf("opening %s: %w", s.Place, err)
 	}
 	return e, nil
 }
 
-func (s *store) close(e engine.Engine) error {
+func (s *Store) close(e engine.Engine) error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeStoreTimeout)
 	defer cancel()
 	if err := e.Close(ctx); err != nil {
-		return fmt.Errorf("closing %s: %w", s.module.place(), err)
+		return fmt.Errorf("closing %s: %w", s.Place, err)
 	}
 	return nil
 }

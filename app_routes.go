@@ -1,6 +1,7 @@
 package callback
 
 import (
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -9,6 +10,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/tracing"
 )
 
 // warnOfOrder warns of two faults that no handler can detect alone. It inspects the
@@ -149,4 +152,77 @@ func authenticates(handler caddyhttp.MiddlewareHandler) bool {
 		return handler.CaddyModule().ID == "http.handlers.authentication"
 	}
 	return false
+}
+
+// tracingSetup is the tracing of a generation. Caddy's `tracing` directive decides which
+// requests have a span and where spans are exported. Spans are exported only if a route
+// has it.
+type tracingSetup struct {
+	open   bool
+	tracer *tracing.Tracer // nil if nothing is traced
+	queues map[string]bool // queues behind a tracing handler
+}
+
+// traceProviders has the provider of the process. Generations share it, so that no span
+// is lost in a reload.
+var traceProviders = caddy.NewUsagePool()
+
+const traceProviderKey = "spans"
+
+// openTracing looks for tracing handlers. All apps must be provisioned before.
+func (a *App) openTracing() error {
+	app, err := a.ctx.AppIfConfigured("http")
+	if err != nil {
+		return nil // there are no routes
+	}
+	t := &a.tracing
+	t.queues = make(map[string]bool)
+	traced := false
+	for _, server := range app.(*caddyhttp.App).Servers {
+		traced = t.walk(server.Routes, false) || traced
+		for _, route := range server.NamedRoutes {
+			traced = t.walk(caddyhttp.RouteList{*route}, false) || traced
+		}
+	}
+	if !traced {
+		return nil
+	}
+	provider, _, err := traceProviders.LoadOrNew(traceProviderKey, func() (caddy.Destructor, error) { return tracing.NewProvider() })
+	if err != nil {
+		return fmt.Errorf("opening the exporter of traces: %w", err)
+	}
+	t.open, t.tracer = true, provider.(*tracing.Provider).Tracer(Version)
+	return nil
+}
+
+// close exports the remaining spans, unless another generation uses the exporter.
+func (t *tracingSetup) close() error {
+	if !t.open {
+		return nil
+	}
+	t.open = false
+	_, err := traceProviders.Delete(traceProviderKey)
+	return err
+}
+
+// walk visits the routes in the order of a request, and records which queues are behind a
+// tracing handler. before means that the request has passed one already. walk reports
+// whether the routes contain one.
+func (t *tracingSetup) walk(routes caddyhttp.RouteList, before bool) (found bool) {
+	for _, route := range routes {
+		for _, handler := range route.Handlers {
+			switch inner := handler.(type) {
+			case *TaskQueue:
+				t.queues[inner.Name] = t.queues[inner.Name] || before
+				found = t.walk(inner.Routes, before) || found
+			case *caddyhttp.Subroute:
+				found = t.walk(inner.Routes, before) || found
+			case caddy.Module:
+				if inner.CaddyModule().ID == "http.handlers.tracing" {
+					before, found = true, true
+				}
+			}
+		}
+	}
+	return found
 }

@@ -1,4 +1,4 @@
-package callback
+package taskapi
 
 import (
 	"context"
@@ -9,43 +9,47 @@ import (
 	"strings"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/header"
-	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// acknowledge responds to an accepted request: with the task's result if the client waits
-// and the task ends in time, and with 202 otherwise. start is the time at which the task
-// can start; zero means at once.
-func (q *TaskQueue) acknowledge(w http.ResponseWriter, r *http.Request, s *sharedStore, h *Handler, id string, start time.Time) error {
-	w.Header().Set(h.TaskHeader, id)
-	wait, waits := preferredWait(r.Header)
+// Accepted is a task that a queue has accepted.
+type Accepted struct {
+	ID     string
+	Header string    // the name of the header that carries the ID
+	Path   string    // the escaped path of the request, as the client wrote it
+	Start  time.Time // when the task can start; zero means at once
+	NoBody bool      // whether a 202 has no body
+}
+
+// Acknowledge responds to an accepted request: with the task's result if the client waits
+// and the task ends in time, and with 202 otherwise.
+func (c *Collection) Acknowledge(w http.ResponseWriter, r *http.Request, e engine.Engine, a Accepted) error {
+	w.Header().Set(a.Header, a.ID)
+	wait, waits := header.PreferredWait(r.Header)
 	if waits {
 		setApplied(w.Header(), wait)
-		ctx, cancel := q.app.waitFor(r, wait)
+		ctx, cancel := c.waitFor(r, wait)
 		defer cancel()
-		if rec, err := awaitVerdict(ctx, s, id); err == nil {
-			return q.tasks.writeResult(w, r, s, rec)
+		if rec, err := awaitVerdict(ctx, e, a.ID); err == nil {
+			return c.writeResult(w, r, e, rec)
 		}
 	}
-	if _, async := preferenceOf(r.Header, "respond-async"); async {
+	if _, async := header.Preference(r.Header, "respond-async"); async {
 		w.Header().Add("Preference-Applied", "respond-async")
 	}
-	setRetryAfter(w.Header(), time.Now(), start)
+	setRetryAfter(w.Header(), time.Now(), a.Start)
 	// A path that starts with two slashes would name another host.
-	path := strings.Trim(originalURL(r).EscapedPath(), "/")
-	w.Header().Set("Location", strings.TrimSuffix("/"+path, "/")+"/"+id)
-	if profile.Of(h.Profile).Traits().EmptyAccepted {
+	path := strings.Trim(a.Path, "/")
+	w.Header().Set("Location", strings.TrimSuffix("/"+path, "/")+"/"+a.ID)
+	if a.NoBody {
 		w.WriteHeader(http.StatusAccepted)
 		return nil
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusAccepted)
-	_, err := io.WriteString(w, `{"task_id":"`+id+"\"}\n")
+	_, err := io.WriteString(w, `{"task_id":"`+a.ID+"\"}\n")
 	return err
 }
 
@@ -65,27 +69,27 @@ func awaitVerdict(ctx context.Context, e engine.Tasks, id string) (rec *task.Rec
 // returns when the task changes or the wait ends. If the client asks for the result,
 // await waits for that. If the client sends the ETag of an older version, await returns
 // at once. The error means that the task is gone.
-func (c *collection) await(w http.ResponseWriter, r *http.Request, s *sharedStore, rec *task.Record, l lookup) (*task.Record, error) {
-	wait, ok := preferredWait(r.Header)
+func (c *Collection) await(w http.ResponseWriter, r *http.Request, e engine.Engine, rec *task.Record, l Lookup) (*task.Record, error) {
+	wait, ok := header.PreferredWait(r.Header)
 	if !ok {
 		return rec, nil
 	}
 	setApplied(w.Header(), wait)
 	known := r.Header.Values("If-None-Match")
 	switch {
-	case l.result && rec.Ended(), !l.result && isFinal(rec), !l.result && len(known) > 0 && !matches(known, etagOf(rec)):
+	case l.Result && rec.Ended(), !l.Result && isFinal(rec), !l.Result && len(known) > 0 && !matches(known, etagOf(rec)):
 		return rec, nil
 	}
-	ctx, cancel := c.app.waitFor(r, wait)
+	ctx, cancel := c.waitFor(r, wait)
 	defer cancel()
 	for {
-		changed, err := s.Wait(ctx, rec.ID, rec.Version)
+		changed, err := e.Wait(ctx, rec.ID, rec.Version)
 		switch {
 		case errors.Is(err, engine.ErrNotFound):
 			return nil, err
 		case err != nil:
 			return rec, nil // the wait is over, or the engine is unavailable
-		case !l.result || changed.Ended():
+		case !l.Result || changed.Ended():
 			return changed, nil
 		}
 		rec = changed
@@ -151,54 +155,13 @@ func setApplied(h http.Header, wait time.Duration) {
 	h.Set("Preference-Applied", "wait="+strconv.Itoa(int(wait/time.Second)))
 }
 
-// endWaitsOf ends the waits of clients when a server stops because the process exits.
-// Without a grace_period, Caddy waits for their requests indefinitely.
-func (a *App) endWaitsOf(server *caddyhttp.Server) {
-	server.RegisterOnShutdown(func() {
-		if caddy.Exiting() {
-			a.endWaits()
-		}
-	})
-}
-
 // waitFor returns a context that ends after wait, when the client disconnects, or when
-// the process exits.
-func (a *App) waitFor(r *http.Request, wait time.Duration) (context.Context, context.CancelFunc) {
+// clients must stop waiting.
+func (c *Collection) waitFor(r *http.Request, wait time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(r.Context(), wait)
-	forget := context.AfterFunc(a.waits, cancel)
+	forget := context.AfterFunc(c.Waits, cancel)
 	return ctx, func() {
 		forget()
 		cancel()
 	}
-}
-
-// maxWait bounds how long a client can keep a connection open with Prefer.
-const maxWait = time.Hour
-
-// preferredWait reads "Prefer: wait=N" (RFC 7240, section 4.3), N in seconds.
-func preferredWait(h http.Header) (time.Duration, bool) {
-	value, ok := preferenceOf(h, "wait")
-	if !ok {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(value, 10, 32)
-	if err != nil {
-		return 0, false
-	}
-	return min(time.Duration(n)*time.Second, maxWait), true
-}
-
-// preferenceOf returns the value of a preference. The first one of a name counts (RFC
-// 7240, section 2).
-func preferenceOf(h http.Header, name string) (value string, ok bool) {
-	for _, line := range h.Values("Prefer") {
-		for _, preference := range header.SplitList(line) { // as header.TakePreferences does
-			preference, _, _ = strings.Cut(preference, ";")
-			token, value, _ := strings.Cut(preference, "=")
-			if strings.EqualFold(strings.TrimSpace(token), name) {
-				return strings.Trim(strings.TrimSpace(value), `"`), true
-			}
-		}
-	}
-	return "", false
 }

@@ -1,7 +1,10 @@
-package callback
+// Package taskapi answers what clients ask about their tasks over HTTP: the task
+// document, the result, a cancellation, and the wait for a change.
+package taskapi
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -11,79 +14,89 @@ import (
 
 	"github.com/google/uuid"
 	"go.uber.org/zap"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/form"
+	"github.com/caddy-callback/caddy-callback/internal/problem"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// lookup is a request about a task: <path>/<id> or <path>/<id>/result.
-type lookup struct {
-	id     string
-	result bool
+// Lookup is a request about a task: <path>/<id> or <path>/<id>/result.
+type Lookup struct {
+	ID     string
+	Result bool
 }
 
-// lookupOf parses a request about a task. It reports false for other requests.
-func lookupOf(method, path string) (lookup, bool) {
+// ParseLookup parses a request about a task. It reports false for other requests.
+func ParseLookup(method, path string) (Lookup, bool) {
 	path = strings.TrimSuffix(path, "/")
-	var l lookup
+	var l Lookup
 	switch method {
 	case http.MethodGet, http.MethodHead:
-		path, l.result = strings.CutSuffix(path, "/result")
+		path, l.Result = strings.CutSuffix(path, "/result")
 	case http.MethodDelete:
 	default:
-		return lookup{}, false
+		return Lookup{}, false
 	}
 	last := path[strings.LastIndexByte(path, '/')+1:]
 	id, err := uuid.Parse(last)
 	if err != nil || len(last) != len(id.String()) {
-		return lookup{}, false
+		return Lookup{}, false
 	}
-	l.id = id.String()
+	l.ID = id.String()
 	return l, true
 }
 
-// collection answers requests about tasks. A task's ID is a capability: every client that
-// knows it may see and cancel the task.
-type collection struct {
-	app   *App
-	log   *zap.Logger
-	queue string // the queue of the tasks; if empty, tasks of all queues and of waiting clients
+// Collection answers requests about tasks. A task's ID is a capability: every client that
+// knows it may see and cancel the task. Its methods may be called from several goroutines
+// at once. All fields but Queue are required.
+type Collection struct {
+	// Queue is the queue of the tasks. If it is empty, the collection has the tasks of all
+	// queues and of waiting clients.
+	Queue string
+	// Open returns the engine, which stays open until leave is called.
+	Open func() (e engine.Engine, leave func(), err error)
+	// Canceled is called after a client has canceled a task.
+	Canceled func(ctx context.Context, e engine.Engine, id string)
+	// Waits ends when clients must stop waiting for their tasks.
+	Waits context.Context
+	Log   *zap.Logger
 }
 
-// serve answers a request about a task. Tasks can be read while the store is full.
-func (c *collection) serve(w http.ResponseWriter, r *http.Request, l lookup) error {
+// Serve answers a request about a task. Tasks can be read while the store is full.
+func (c *Collection) Serve(w http.ResponseWriter, r *http.Request, l Lookup) error {
 	w.Header().Set("Cache-Control", "no-store") // for a 404 too: the task may be stored later
-	s, leave, err := c.app.look()
+	e, leave, err := c.Open()
 	if err != nil {
-		return unavailable(w, c.log, err)
+		return problem.WriteUnavailable(w, c.Log, err)
 	}
 	defer leave()
-	rec, err := s.Get(r.Context(), l.id)
+	rec, err := e.Get(r.Context(), l.ID)
 	switch {
-	case errors.Is(err, engine.ErrNotFound), err == nil && c.queue != "" && rec.Queue != c.queue:
-		return writeProblem(w, c.notFound())
+	case errors.Is(err, engine.ErrNotFound), err == nil && c.Queue != "" && rec.Queue != c.Queue:
+		return problem.Write(w, c.NotFound())
 	case err != nil:
-		return unavailable(w, c.log, err)
+		return problem.WriteUnavailable(w, c.Log, err)
 	case r.Method == http.MethodDelete:
-		return c.cancel(w, r, s, l.id)
+		return c.cancel(w, r, e, l.ID)
 	}
-	if rec, err = c.await(w, r, s, rec, l); err != nil {
-		return writeProblem(w, c.notFound())
+	if rec, err = c.await(w, r, e, rec, l); err != nil {
+		return problem.Write(w, c.NotFound())
 	}
-	if l.result {
-		return c.writeResult(w, r, s, rec)
+	if l.Result {
+		return c.writeResult(w, r, e, rec)
 	}
 	return writeDocument(w, r, rec)
 }
 
-// notFound returns the problem for a task that is not in the collection.
-func (c *collection) notFound() *problem {
-	if c.queue == "" {
-		return &problem{http.StatusNotFound, "no such task"}
+// NotFound returns the problem for a task that is not in the collection.
+func (c *Collection) NotFound() *problem.Problem {
+	if c.Queue == "" {
+		return problem.New(http.StatusNotFound, "no such task")
 	}
-	return &problem{http.StatusNotFound, "no such task in this queue"}
+	return problem.New(http.StatusNotFound, "no such task in this queue")
 }
 
 // publicTask returns the task document for clients. It leaves out the responses of
@@ -104,20 +117,17 @@ func publicTask(rec *task.Record) task.Task {
 	return doc
 }
 
-// errCanceled is the error in the callback of a canceled task.
-const errCanceled = "canceled"
-
-func (c *collection) cancel(w http.ResponseWriter, r *http.Request, s *sharedStore, id string) error {
-	err := s.Act(r.Context(), id, engine.Action{Kind: engine.Cancel, Reason: errCanceled})
+func (c *Collection) cancel(w http.ResponseWriter, r *http.Request, e engine.Engine, id string) error {
+	err := e.Act(r.Context(), id, engine.Action{Kind: engine.Cancel, Reason: engine.ReasonCanceled})
 	switch {
 	case errors.Is(err, engine.ErrEnded):
-		return writeProblem(w, &problem{http.StatusConflict, "the task has ended"})
+		return problem.Write(w, problem.New(http.StatusConflict, "the task has ended"))
 	case errors.Is(err, engine.ErrNotFound):
-		return writeProblem(w, c.notFound())
+		return problem.Write(w, c.NotFound())
 	case err != nil:
-		return unavailable(w, c.log, err)
+		return problem.WriteUnavailable(w, c.Log, err)
 	}
-	c.app.countCanceled(r.Context(), s, id)
+	c.Canceled(r.Context(), e, id)
 	return writeJSON(w, http.StatusAccepted, map[string]string{"task_id": id})
 }
 
@@ -127,7 +137,7 @@ func statusWithout(rec *task.Record) int {
 	switch {
 	case rec.Status == task.TimedOut:
 		return http.StatusGatewayTimeout
-	case rec.Error == errCanceled:
+	case rec.Error == engine.ReasonCanceled:
 		return http.StatusGone
 	default:
 		return http.StatusBadGateway
@@ -142,19 +152,19 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 
 // writeResult writes the task's result as the endpoint sent it. It decodes content
 // codings that the client does not accept.
-func (c *collection) writeResult(w http.ResponseWriter, r *http.Request, s *sharedStore, rec *task.Record) error {
+func (c *Collection) writeResult(w http.ResponseWriter, r *http.Request, e engine.Engine, rec *task.Record) error {
 	switch {
 	case !rec.Ended():
 		setRetryAfter(w.Header(), rec.CreatedAt, rec.NextAttemptAt)
-		return writeProblem(w, &problem{http.StatusConflict, "the task has no result yet: it is " + string(rec.State)})
+		return problem.Write(w, problem.New(http.StatusConflict, "the task has no result yet: it is "+string(rec.State)))
 	case rec.Result == nil:
-		return writeProblem(w, &problem{statusWithout(rec), rec.Error})
+		return problem.Write(w, problem.New(statusWithout(rec), rec.Error))
 	}
-	stored, err := s.Open(r.Context(), rec.ID, engine.ResultBody)
+	stored, err := e.Open(r.Context(), rec.ID, engine.ResultBody)
 	if errors.Is(err, engine.ErrNotFound) {
-		return writeProblem(w, &problem{http.StatusNotFound, "the task's result is no longer kept"})
+		return problem.Write(w, problem.New(http.StatusNotFound, "the task's result is no longer kept"))
 	} else if err != nil {
-		return unavailable(w, c.log, err)
+		return problem.WriteUnavailable(w, c.Log, err)
 	}
 	defer stored.Close()
 	h := w.Header()
@@ -172,7 +182,7 @@ func (c *collection) writeResult(w http.ResponseWriter, r *http.Request, s *shar
 		return nil
 	}
 	if _, err := io.Copy(w, body); err != nil {
-		c.log.Debug("result not sent whole", zap.String("task_id", rec.ID), zap.Error(err))
+		c.Log.Debug("result not sent whole", zap.String("task_id", rec.ID), zap.Error(err))
 		panic(http.ErrAbortHandler) // the client must not mistake a partial result for a complete one
 	}
 	return nil
@@ -180,9 +190,9 @@ func (c *collection) writeResult(w http.ResponseWriter, r *http.Request, s *shar
 
 // setResultHeader sets the header of a response from a task's result. For tasks of
 // waiting clients, a result has only the headers that describe its body.
-func (c *collection) setResultHeader(h http.Header, result *task.Result) {
+func (c *Collection) setResultHeader(h http.Header, result *task.Result) {
 	for name, values := range result.Header {
-		if isToken(name) { // reverse_proxy keeps a trailer as "Trailer:Name"
+		if httpguts.ValidHeaderFieldName(name) { // reverse_proxy keeps a trailer as "Trailer:Name"
 			h[name] = values
 		}
 	}
@@ -193,7 +203,7 @@ func (c *collection) setResultHeader(h http.Header, result *task.Result) {
 		}
 	}
 	h.Set("Cache-Control", "no-store")
-	if c.queue == "" {
+	if c.Queue == "" {
 		// The result may come from another site. On this one it must neither run scripts
 		// nor set cookies.
 		h.Add("Content-Security-Policy", "sandbox")
@@ -285,7 +295,7 @@ func newDecodedBody(codings string, stored io.ReadCloser) (io.ReadCloser, bool) 
 		return io.NopCloser(io.MultiReader(seen.read, stored)), false
 	}
 	seen.read = nil
-	rest := &boundedBody{r: decoder, left: capture.MaxDecoded}
+	rest := capture.NewBounded(decoder, capture.MaxDecoded)
 	return &decodedBody{Reader: io.MultiReader(bytes.NewReader(ahead), rest), decoder: decoder}, true
 }
 
