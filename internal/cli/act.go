@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -249,8 +248,8 @@ type bulkAnswer struct {
 
 func (a *bulkAnswer) isOurs() bool { return a.Matched >= 0 }
 
-// changeAll calls the API until all matching tasks are changed. With an error it
-// returns the counts so far.
+// changeAll calls the API until all matching tasks are changed, or, in a dry run, counted.
+// With an error it returns the counts so far.
 func (f *actionFlags) changeAll(client *client, query url.Values) (total bulkAnswer, err error) {
 	query = maps.Clone(query)
 	for {
@@ -269,24 +268,12 @@ func (f *actionFlags) changeAll(client *client, query url.Values) (total bulkAns
 	}
 }
 
-// matching counts the tasks that match.
+// matching counts the tasks that match. It changes nothing.
 func (f *actionFlags) matching(client *client, query url.Values) (n int, err error) {
 	query = maps.Clone(query)
-	if len(query["state"]) == 0 {
-		query["state"] = f.standard
-	}
-	query.Set("limit", strconv.Itoa(pageSize))
-	for {
-		var page taskPage
-		if err := client.get("tasks", query, &page); err != nil {
-			return 0, err
-		}
-		n += len(page.Tasks)
-		if page.Next == "" {
-			return n, nil
-		}
-		query.Set(cursorParameter, page.Next)
-	}
+	query.Set("dry_run", "true")
+	total, err := f.changeAll(client, query)
+	return total.Matched, err
 }
 
 // dryRunOnAll prints how many tasks match.

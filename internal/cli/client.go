@@ -40,7 +40,12 @@ type client struct {
 }
 
 func (f *gatewayFlags) client() (*client, error) {
-	address, err := f.caddy.Address(f.address, f.config, f.adapter)
+	// Caddy takes an address without a scheme; people copy the URL from a browser.
+	named := f.address
+	if host, ok := strings.CutPrefix(named, "http://"); ok {
+		named = strings.TrimSuffix(host, "/")
+	}
+	address, err := f.caddy.Address(named, f.config, f.adapter)
 	if err != nil {
 		return nil, fmt.Errorf("--config: finding the admin endpoint: %w", err)
 	}

@@ -15,9 +15,10 @@ import (
 // gateway store for each task.
 const maxURL = 2048
 
-// maxHost is the longest host name, in bytes (RFC 1035, section 2.3.4). A longer one
-// can never be resolved, and would be stored as a host.
-const maxHost = 253
+// maxHost and maxLabel are the longest host name and the longest of its labels, in bytes
+// (RFC 1035, section 2.3.4). A longer one can never be resolved, and would be stored as a
+// host.
+const maxHost, maxLabel = 253, 63
 
 // CheckURL parses the URL of a callback and checks all of the policy that can be
 // checked without resolving a name. Its errors are short phrases that may be shown to
@@ -151,6 +152,24 @@ func HostPort(u *url.URL) string {
 	return net.JoinHostPort(host, port)
 }
 
+// ParseHostPort parses a host and port, such as "C.example:443", and returns the form that
+// [HostPort] has. It checks no policy.
+func ParseHostPort(s string) (string, error) {
+	u, err := url.Parse("http://" + s)
+	if err != nil || u.Host != s {
+		return "", errors.New("not a host and port")
+	}
+	if _, ok := parsePort(u.Port()); !ok {
+		return "", errors.New("has a bad port")
+	}
+	if addr, name := splitHost(u); !addr.IsValid() {
+		if problem := nameProblem(name); problem != "" {
+			return "", errors.New(problem)
+		}
+	}
+	return HostPort(u), nil
+}
+
 // splitHost returns the host of a URL as an address or, if it is not an address, as a canonical
 // name.
 func splitHost(u *url.URL) (netip.Addr, string) {
@@ -206,6 +225,8 @@ func nameProblem(name string) string {
 		return "has no host"
 	case len(name) > maxHost:
 		return fmt.Sprintf("has a host longer than %d bytes", maxHost)
+	case hasLongLabel(name):
+		return fmt.Sprintf("has a host with a part longer than %d bytes", maxLabel)
 	case strings.HasPrefix(name, "."), strings.HasSuffix(name, "."), strings.Contains(name, ".."):
 		return "has a host with an empty part"
 	case strings.ContainsFunc(name, func(r rune) bool { return r <= 127 && !strings.ContainsRune(characters, r) }):
@@ -216,6 +237,17 @@ func nameProblem(name string) string {
 		return "has an address in a form that is not accepted"
 	}
 	return ""
+}
+
+// hasLongLabel reports whether a name has a label that is too long. A label outside ASCII is
+// at least as long in the form that DNS has.
+func hasLongLabel(name string) bool {
+	for label := range strings.SplitSeq(name, ".") {
+		if utf8.RuneCountInString(label) > maxLabel {
+			return true
+		}
+	}
+	return false
 }
 
 // endsInNumber reports whether the last label of a name is a number, in any script. No

@@ -55,6 +55,7 @@ func TestCheckURLErrors(t *testing.T) {
 		{"a host disguised as a user", "http://c.example@10.0.0.1/", "has a user name or password"},
 		{"one byte too long", "http://c.example/" + strings.Repeat("x", 2048-len("http://c.example/")+1), "longer than 2048 bytes"},
 		{"host too long", "http://" + strings.Repeat("a.", 127) + "aa/", "has a host longer than 253 bytes"},
+		{"label too long", "http://" + strings.Repeat("a", 64) + ".example/", "has a host with a part longer than 63 bytes"},
 		{"query too long when encoded", "http://c.example/?" + strings.Repeat("ü", 1000), "longer than 2048 bytes"},
 		{"a space at the end", "http://c.example/hook ", "has space around it"},
 		{"a space at the beginning", " http://c.example/hook", "has space around it"},
@@ -154,6 +155,29 @@ func TestHostNameLength(t *testing.T) {
 				t.Errorf("the error is %v", err)
 			}
 		})
+	}
+}
+
+func TestHostLabelLength(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{strings.Repeat("a", 63) + ".example", "c." + strings.Repeat("a", 63), strings.Repeat("ü", 40) + ".example"} {
+		var policy safedial.Policy
+		if _, err := policy.CheckURL("https://" + name + "/"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestParseHostPort(t *testing.T) {
+	t.Parallel()
+	for raw, want := range map[string]string{
+		"c.example:443": "c.example:443", "C.Example.:80": "c.example:80", "10.0.0.1:8080": "10.0.0.1:8080", "[::1]:80": "[::1]:80",
+		"c.example": "", "c.example:": "", "c.example:99999": "", "c.example:0": "", "c.example:x": "", ":443": "", "": "",
+		"c..example:443": "", "u@c.example:443": "", "c.example:443/": "", "c.example:443?a": "", "a b:443": "", "127.1:443": "", "::1:80": "",
+	} {
+		if got, err := safedial.ParseHostPort(raw); got != want || (err == nil) != (want != "") {
+			t.Errorf("%q is %q, not %q: %v", raw, got, want, err)
+		}
 	}
 }
 

@@ -16,9 +16,6 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// errCanceled is the error of a canceled task.
-const errCanceled = "canceled"
-
 // action is an operation of operators on tasks.
 type action struct {
 	engine.Action
@@ -41,7 +38,7 @@ var (
 		engine.Action{Kind: engine.Redeliver}, []task.State{task.Dead, task.Done}, []task.State{task.Dead}, http.StatusAccepted,
 	}
 	doCancel = action{
-		engine.Action{Kind: engine.Cancel, Reason: errCanceled},
+		engine.Action{Kind: engine.Cancel, Reason: engine.ReasonCanceled},
 		[]task.State{task.Queued, task.Running}, []task.State{task.Queued, task.Running}, http.StatusAccepted,
 	}
 	doDelete = action{
@@ -164,10 +161,13 @@ func (c *call) body(v any) (given bool, err error) {
 
 // bulk counts the outcomes of an action on many tasks.
 type bulk struct {
+	// Matched is how many tasks there are: those that were changed, and those that failed.
 	Matched int `json:"matched"`
 	Changed int `json:"changed"`
 	Failed  int `json:"failed"`
-	// Reason is the reason of the first failure.
+	// Unknown is how many of the named tasks do not exist.
+	Unknown int `json:"unknown,omitempty"`
+	// Reason is the reason of the first task that was not changed.
 	Reason string `json:"reason,omitempty"`
 	Next   string `json:"next,omitempty"`
 }
@@ -298,18 +298,22 @@ func (b *bulk) try(do *action, get func() (*task.Record, error)) {
 
 // count counts the outcome for one task.
 func (b *bulk) count(do *action, err error) {
-	b.Matched++
-	if err == nil {
+	switch {
+	case errors.Is(err, engine.ErrNotFound):
+		b.Unknown++
+		b.Reason = cmp.Or(b.Reason, "there is no such task, or no longer")
+		return
+	case err == nil:
+		b.Matched++
 		b.Changed++
 		return
 	}
+	b.Matched++
 	b.Failed++
 	reason := "the store does not answer at the moment"
 	switch {
 	case errors.Is(err, engine.ErrEnded):
 		reason = do.refusal(err)
-	case errors.Is(err, engine.ErrNotFound):
-		reason = "there is no such task, or no longer"
 	case errors.Is(err, engine.ErrFull):
 		reason = "the store is full"
 	}

@@ -93,7 +93,7 @@ func TestActionsOnNamedTasks(t *testing.T) {
 	g := newGateway(t)
 	dead, queued, done := g.finish(task.Dead, nil), g.enqueue(nil), g.finish(task.Done, nil)
 	ids := fmt.Sprintf(`{"ids": [%q, %q, "nobody", "*"]}`, dead, queued)
-	want := bulk{Matched: 4, Failed: 3, Reason: "the task is not dead or done"}
+	want := bulk{Matched: 2, Failed: 1, Unknown: 2, Reason: "the task is not dead or done"}
 	if got := g.bulk("tasks/delete?dry_run=true", ids); got != want {
 		t.Errorf("a dry run says %+v, want %+v", got, want)
 	}

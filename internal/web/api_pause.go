@@ -3,12 +3,11 @@ package web
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"slices"
-	"strings"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/safedial"
 )
 
 // pausing pauses or resumes a queue.
@@ -34,9 +33,8 @@ func (a *API) resumeQueue(c *call) (int, any, error) { return a.pausing(c, false
 // pausingHost pauses or resumes the deliveries to a host. The host may be unknown: you
 // can pause a receiver before its first callback.
 func (a *API) pausingHost(c *call, paused bool) (int, any, error) {
-	host := strings.ToLower(c.id)
-	name, port, err := net.SplitHostPort(host)
-	if err != nil || name == "" || port == "" || len(host) > maxHost {
+	host, err := safedial.ParseHostPort(c.id)
+	if err != nil {
 		return 0, nil, badRequest("%.300q is not a host with its port, such as c.example:443", c.id)
 	}
 	e, leave, err := a.config.Open()
@@ -46,9 +44,6 @@ func (a *API) pausingHost(c *call, paused bool) (int, any, error) {
 	defer leave()
 	return c.pause(e, engine.Target{Host: host}, paused)
 }
-
-// maxHost is an upper bound of the length of a host name with its port, in bytes.
-const maxHost = 300
 
 func (a *API) pauseHost(c *call) (int, any, error)  { return a.pausingHost(c, true) }
 func (a *API) resumeHost(c *call) (int, any, error) { return a.pausingHost(c, false) }

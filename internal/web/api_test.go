@@ -70,7 +70,9 @@ func TestRoutesMatchDocument(t *testing.T) {
 	g.ask(http.MethodPost, "queues/none/pause", http.StatusNotFound)
 	g.ask(http.MethodPost, "hosts/c.example:443/pause", http.StatusOK)
 	g.ask(http.MethodPost, "hosts/c.example:443/resume", http.StatusOK)
-	g.ask(http.MethodPost, "hosts/c.example/pause", http.StatusBadRequest)
+	for _, host := range []string{"c.example", "c.example:99999", "c.example:0", ":443", "c..example:443", "u@c.example:443", "a%20b:443", "127.1:443"} {
+		g.ask(http.MethodPost, "hosts/"+host+"/pause", http.StatusBadRequest)
+	}
 	g.ask(http.MethodPost, "schedules/new/run", http.StatusAccepted)
 	g.ask(http.MethodPost, "schedules/none/run", http.StatusNotFound)
 	g.ask(http.MethodPost, "tasks/"+delivering+"/retry", http.StatusAccepted)
