@@ -110,6 +110,41 @@ func TestStatusOfWaitingClientsTask(t *testing.T) {
 	wantDetail(t, g, http.MethodDelete, path, 409, "the task has ended")
 }
 
+func TestStatusLongPoll(t *testing.T) {
+	t.Parallel()
+	app := newWaitingApp(t)
+	rcv := gatewaytest.NewReceiver(t, nil)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "task_status /tasks\ncallback\nreverse_proxy "+app.addr)
+	id, client := app.ask(t, g, rcv.URL)
+	path := "/tasks/" + id
+	running, _ := g.Do(http.MethodGet, path, "")
+	etag := running.Header.Get("ETag")
+	if resp, text := g.Do(http.MethodGet, path, "", "If-None-Match", etag); resp.StatusCode != http.StatusNotModified || text != "" {
+		t.Errorf("a known version: %s %q", resp.Status, text)
+	}
+	resp, _ := g.Do(http.MethodGet, path, "", "Prefer", "wait=1", "If-None-Match", etag)
+	if resp.StatusCode != http.StatusNotModified || resp.Header.Get("Preference-Applied") != "wait=1" {
+		t.Errorf("the end of a wait: %s %v", resp.Status, resp.Header)
+	}
+	changed := make(chan int, 1)
+	go func() {
+		resp, _, err := gatewaytest.Send(http.MethodGet, g.URL(path), nil, "Prefer", "wait=600", "If-None-Match", etag)
+		if err != nil {
+			t.Error(err)
+			resp = new(http.Response)
+		}
+		changed <- resp.StatusCode
+	}()
+	close(app.finish)
+	if got := <-changed; got != http.StatusOK {
+		t.Errorf("a change during a wait: %d", got)
+	}
+	if resp, text := g.Do(http.MethodGet, path+"/result", "", "Prefer", "wait=600"); resp.StatusCode != http.StatusCreated || text != "the answer" {
+		t.Errorf("the result: %s %q", resp.Status, text)
+	}
+	<-client
+}
+
 func TestStatusCancelsWaitingClientsTask(t *testing.T) {
 	t.Parallel()
 	app := newWaitingApp(t)

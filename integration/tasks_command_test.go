@@ -214,7 +214,8 @@ func TestTasksUsageErrors(t *testing.T) {
 			t.Errorf("%v of what is no gateway: %d %q %q", args, got.code, got.stdout, got.stderr)
 		}
 	}
-	// The address may come from the gateway's own configuration.
+	// The address may be a URL, or come from the gateway's own configuration.
+	runCaddy(t, t.TempDir(), "callback", "tasks", "--address", "http://"+g.Admin+"/").wantCode(t, 0)
 	runCaddy(t, t.TempDir(), "callback", "tasks", "--config", g.File, "--adapter", "caddyfile").wantCode(t, 0)
 }
 
