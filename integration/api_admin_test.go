@@ -117,7 +117,7 @@ func TestReloadEndsEventStreams(t *testing.T) {
 		return queues[0].Workers
 	}
 	if got := workers(); got != 3 {
-		t.Fatalf("there are %d workers", got)
+		t.Fatalf("the queue has %d workers", got)
 	}
 	streams := []<-chan error{watched(t, g.URL("/ops/api/")), watched(t, a.base)}
 	g.Configure("queue q {\nworkers 5\n}", site)
@@ -130,7 +130,7 @@ func TestReloadEndsEventStreams(t *testing.T) {
 		}
 	}
 	if got := workers(); got != 5 {
-		t.Errorf("after the reload there are %d workers", got)
+		t.Errorf("after the reload the queue has %d workers", got)
 	}
 	// A configuration that does not start changes nothing.
 	g.Configure("queue q {\nworkers 7\n}", site+"\ntask_queue /p* q {\nrespond other\n}")
@@ -138,7 +138,7 @@ func TestReloadEndsEventStreams(t *testing.T) {
 		t.Fatal("a queue that is defined twice loads")
 	}
 	if got := workers(); got != 5 {
-		t.Errorf("after the failed reload there are %d workers", got)
+		t.Errorf("after the failed reload the queue has %d workers", got)
 	}
 	watched(t, a.base)
 	if code := g.Stop(); code != 0 {
@@ -189,7 +189,7 @@ func TestAPIListsTasksOfAllGateways(t *testing.T) {
 	var o outcome
 	adminAPI(t, nodes[0]).ask(http.MethodPost, "tasks/redeliver?state=dead", http.StatusOK, &o)
 	if o.Changed != len(ids) {
-		t.Errorf("it says %+v", o)
+		t.Errorf("the overview is %+v", o)
 	}
 	for id := range ids {
 		adminAPI(t, nodes[1]).inState(id, task.Done)

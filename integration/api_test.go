@@ -53,7 +53,7 @@ func (a *api) try(method, path string, want int, into any) error {
 		a.t.Error(err)
 	}
 	if resp.StatusCode != want {
-		return fmt.Errorf("%s %s: %s, not %d: %s", method, path, resp.Status, want, text)
+		return fmt.Errorf("%s %s: %s, want %d: %s", method, path, resp.Status, want, text)
 	}
 	if into == nil {
 		return nil
@@ -170,7 +170,7 @@ func TestRedeliverDeadTasks(t *testing.T) {
 	a.ask(http.MethodDelete, "tasks/"+id, http.StatusNoContent, nil)
 	a.ask(http.MethodDelete, "tasks/"+id, http.StatusNotFound, nil)
 	if got := a.all(""); len(got) != 0 {
-		t.Errorf("there are %v", got)
+		t.Errorf("the tasks are %v", got)
 	}
 }
 
@@ -198,7 +198,7 @@ func TestRedeliverySurvivesKill(t *testing.T) {
 	g.Kill()
 	g.Start()
 	if o.Matched != n || o.Changed != n {
-		t.Errorf("it says %+v", o)
+		t.Errorf("the overview is %+v", o)
 	}
 	rcv.Arrivals(t, make(map[string]int), n)
 	gatewaytest.Eventually(t, "all are done", func() error {

@@ -24,7 +24,7 @@ func checkProblem(t *testing.T, resp *http.Response, body string, status int) st
 		t.Fatalf("%d %q: %v", resp.StatusCode, body, err)
 	}
 	if resp.StatusCode != status || p.Status != status || p.Title != http.StatusText(status) || p.Type == "" {
-		t.Errorf("%d %+v, not %d", resp.StatusCode, p, status)
+		t.Errorf("%d %+v, want %d", resp.StatusCode, p, status)
 	}
 	if ct := resp.Header.Get("Content-Type"); ct != "application/problem+json" {
 		t.Errorf("content-type %q", ct)

@@ -268,7 +268,7 @@ func TestLargeUploadStreams(t *testing.T) {
 	}
 	want := fmt.Sprint(len(`{"a":"`)+200<<10+5<<20+len(`"}`)-70<<10, nil)
 	if resp.StatusCode != 200 || text != want {
-		t.Errorf("%d %s, not %s", resp.StatusCode, text, want)
+		t.Errorf("%d %s, want %s", resp.StatusCode, text, want)
 	}
 }
 
@@ -314,7 +314,7 @@ func TestStreamPassesInBothDirections(t *testing.T) {
 			for i := range 20 {
 				fmt.Fprintln(writer, i)
 				if !answer.Scan() || answer.Text() != fmt.Sprint("echo ", i) {
-					t.Fatalf("line %d came back as %q: %v", i, answer.Text(), answer.Err())
+					t.Fatalf("line %d was echoed as %q: %v", i, answer.Text(), answer.Err())
 				}
 			}
 			writer.Close()

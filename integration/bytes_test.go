@@ -86,7 +86,7 @@ func TestBytesOutsideUTF8SurviveStore(t *testing.T) {
 		"Content-Disposition": want, "Content-Type": {"text/plain; x=" + foreign}, "X-Cookie": {"c=" + foreign},
 	} {
 		if got := callback.Header[name]; strings.Join(got, "|") != strings.Join(values, "|") {
-			t.Errorf("the callback has %s: %q, not %q", name, got, values)
+			t.Errorf("the callback has %s: %q, want %q", name, got, values)
 		}
 	}
 	resp, text := g.Do(http.MethodGet, "/q/"+id+"/result", "")

@@ -114,7 +114,7 @@ func TestDeletedStreamsAreRecreated(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	says(g, "task stream was deleted and created again")
+	logs(g, "task stream was deleted and created again")
 	id := accepts(g, rcv.URL)
 	for rcv.Next(t).TaskID() != id {
 	}

@@ -31,7 +31,7 @@ import (
 func refuses(t *testing.T, g *gatewaytest.Gateway, want string) {
 	t.Helper()
 	g.Start()
-	says(g, want)
+	logs(g, want)
 	if resp, text := g.Post("/", "{}"); resp.StatusCode != http.StatusOK {
 		t.Errorf("a plain request got %s %s", resp.Status, text)
 	}
@@ -55,10 +55,10 @@ func doesNotStart(t *testing.T, g *gatewaytest.Gateway, want string) {
 	}
 }
 
-// says waits until the gateway's log contains a text.
-func says(g *gatewaytest.Gateway, want string) {
+// logs waits until the gateway's log contains a text.
+func logs(g *gatewaytest.Gateway, want string) {
 	g.T.Helper()
-	g.Eventually("the log says "+want, func() error {
+	g.Eventually("the log contains "+want, func() error {
 		if !strings.Contains(g.Log.String(), want) {
 			return fmt.Errorf("the log does not contain it")
 		}
@@ -205,9 +205,9 @@ func TestURLPasswordIsNeverShown(t *testing.T) {
 		g := gatewaytest.Start(t, natsOptions("nats://"+user+":"+password+"@"+at), site)
 		delivers(g)
 		c.Kill(0)
-		says(g, "disconnected from NATS")
+		logs(g, "disconnected from NATS")
 		c.Start(0)
-		says(g, "reconnected to NATS")
+		logs(g, "reconnected to NATS")
 		keepsSecret(g, user, password)
 	})
 	t.Run("from the environment", func(t *testing.T) {
@@ -228,7 +228,7 @@ func TestURLPasswordIsNeverShown(t *testing.T) {
 	})
 	t.Run("unreachable server", func(t *testing.T) {
 		g := gatewaytest.Start(t, natsOptions("nats://"+user+":"+password+"@127.0.0.1:1"), site)
-		says(g, "store not opened")
+		logs(g, "store not opened")
 		g.Post("/", `{"callback_url":"http://127.0.0.1/"}`)
 		keepsSecret(g, user, password)
 	})

@@ -40,7 +40,7 @@ func TestPausedGatewayCannotSettleTaskTwice(t *testing.T) {
 	close(release) // the app ends while the gateway is away
 	a.Resume()
 	<-answered
-	says(a, "lease lost")
+	logs(a, "lease lost")
 	// This task is the last one, so the gateway has sent all other callbacks before.
 	last := a.Task(rcv.URL)
 	for _, g := range []*gatewaytest.Gateway{a, b} {
@@ -50,7 +50,7 @@ func TestPausedGatewayCannotSettleTaskTwice(t *testing.T) {
 		t.Errorf("task %s got the second callback %s %s", got.TaskID(), got.Status(), got.Body)
 	}
 	if n := len(rcv.Got); n != 0 {
-		t.Errorf("%d callbacks came after the last", n)
+		t.Errorf("%d callbacks arrived after the last", n)
 	}
 }
 
@@ -78,11 +78,11 @@ func TestPausedGatewayCannotSettleRequeuedTask(t *testing.T) {
 	a.Suspend()
 	second := <-runs // the lease has expired
 	if second.n != 2 {
-		t.Errorf("run %d came, not run 2", second.n)
+		t.Errorf("run %d started, want run 2", second.n)
 	}
 	first.answer <- "from the first"
 	a.Resume()
-	says(a, "lease lost")
+	logs(a, "lease lost")
 	second.answer <- "from the second"
 	if got := rcv.Next(t); got.TaskID() != id || got.Body != "response=from+the+second" {
 		t.Errorf("the callback is %s %s", got.TaskID(), got.Body)
@@ -92,7 +92,7 @@ func TestPausedGatewayCannotSettleRequeuedTask(t *testing.T) {
 		t.Errorf("the result is %q", text)
 	}
 	if n := len(rcv.Got); n != 0 {
-		t.Errorf("%d more callbacks came", n)
+		t.Errorf("%d more callbacks arrived", n)
 	}
 }
 
@@ -123,7 +123,7 @@ func TestPartitionLosesNothing(t *testing.T) {
 		l.Accept(accepts(g, rcv.URL))
 	}
 	a, b := leader, (leader+1)%3
-	t.Logf("n%d and n%d are cut off: there is no quorum", a, b)
+	t.Logf("n%d and n%d are disconnected: no quorum", a, b)
 	c.Suspend(a)
 	c.Suspend(b)
 	for _, g := range gateways {

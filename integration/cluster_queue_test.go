@@ -73,7 +73,7 @@ func TestScheduleRunsOnceAcrossReloadsAndKills(t *testing.T) {
 		t.Helper()
 		k := nextRun(t, runs)
 		if seen[k.id] || k.id == "" {
-			t.Errorf("the task %q came twice", k.id)
+			t.Errorf("the task %q started twice", k.id)
 		}
 		seen[k.id] = true
 		// Otherwise it would run again when its gateway is killed.
@@ -93,7 +93,7 @@ func TestScheduleRunsOnceAcrossReloadsAndKills(t *testing.T) {
 	// Six runs take ten seconds. If each run made two tasks, they would take four. A
 	// slow machine only takes longer.
 	if took := next().at.Sub(first.at); took < 8*time.Second {
-		t.Errorf("six runs of two seconds came within %v", took)
+		t.Errorf("six runs of two seconds took only %v", took)
 	}
 }
 

@@ -59,14 +59,14 @@ func TestAccountWithoutJetStreamIsReported(t *testing.T) {
 		c := startGuarded(t, o.config, nil)
 		g := gatewaytest.New(t, natsOptions(c.URLs(), "credentials "+file), site)
 		g.Launch()
-		says(g, "JetStream not enabled for account")
+		logs(g, "JetStream not enabled for account")
 		keepsSecret(g, seed)
 	})
 	t.Run("a server", func(t *testing.T) {
 		c := startGuarded(t, "", func(c *gatewaytest.Cluster) { c.Plain = true })
 		g := gatewaytest.New(t, natsOptions(c.URLs()), site)
 		g.Launch()
-		says(g, "JetStream is not enabled on the NATS servers")
+		logs(g, "JetStream is not enabled on the NATS servers")
 	})
 }
 
@@ -108,7 +108,7 @@ func TestGatewayWithoutCreatePermissionUsesExistingStreams(t *testing.T) {
 		return natsOptions(strings.Replace(c.URLs(), "://", "://"+user+":"+user+"@", 1))
 	}
 	g := gatewaytest.Start(t, as("gateway"), site)
-	says(g, `Permissions Violation for Publish to \"$JS.API.STREAM.CREATE.CALLBACK\"`)
+	logs(g, `Permissions Violation for Publish to \"$JS.API.STREAM.CREATE.CALLBACK\"`)
 	if resp, _ := g.Post("/", "{}"); resp.StatusCode != http.StatusOK {
 		t.Errorf("a plain request got %s", resp.Status)
 	}

@@ -54,7 +54,7 @@ func runCaddyWithInput(t *testing.T, input io.Reader, dir string, args ...string
 func (c command) wantCode(t *testing.T, code int) {
 	t.Helper()
 	if c.code != code {
-		t.Fatalf("exit code %d, not %d\n%s%s", c.code, code, c.stdout, c.stderr)
+		t.Fatalf("exit code %d, want %d\n%s%s", c.code, code, c.stdout, c.stderr)
 	}
 }
 
@@ -84,7 +84,7 @@ func TestValidateDoesNotAffectRunningGateway(t *testing.T) {
 	c := runCaddy(t, g.Dir, "validate", "--config", g.File, "--adapter", "caddyfile")
 	c.wantCode(t, 0)
 	if !strings.Contains(c.stdout, "Valid configuration") {
-		t.Errorf("validate says %q", c.stdout)
+		t.Errorf("validate printed %q", c.stdout)
 	}
 
 	g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
@@ -140,7 +140,7 @@ func TestAdaptNamesLine(t *testing.T) {
 	g := gatewaytest.New(t, "retain 1h", "callback\nrespond ok")
 	c := runCaddy(t, g.Dir, "adapt", "--config", g.File, "--adapter", "caddyfile")
 	c.wantCode(t, 1)
-	said := strings.ReplaceAll(c.stderr, `\"`, `"`) // the error is inside a log line
+	output := strings.ReplaceAll(c.stderr, `\"`, `"`) // the error is inside a log line
 	text, err := os.ReadFile(g.File)
 	if err != nil {
 		t.Fatal(err)
@@ -148,8 +148,8 @@ func TestAdaptNamesLine(t *testing.T) {
 	before, _, _ := strings.Cut(string(text), "retain 1h")
 	line := fmt.Sprintf(" at %s:%d", g.File, strings.Count(before, "\n")+1)
 	for _, want := range []string{`callback: unknown option "retain"; expected one of dead, `, line} {
-		if !strings.Contains(said, want) {
-			t.Errorf("%q does not say %q", said, want)
+		if !strings.Contains(output, want) {
+			t.Errorf("%q does not contain %q", output, want)
 		}
 	}
 }

@@ -41,7 +41,7 @@ func TestDockerfileBuildsFromCheckout(t *testing.T) {
 		case "FROM":
 			image, tag, _ := strings.Cut(words[1], ":")
 			if want := goVersion.FindStringSubmatch(read(t, "go.mod"))[1]; image == "golang" && tag != want+"-alpine" {
-				t.Errorf("it builds with Go %s, and go.mod says %s", tag, want)
+				t.Errorf("the image builds with Go %s, go.mod requires %s", tag, want)
 			}
 			if tag == "" || tag == "latest" {
 				t.Errorf("%s has no version", words[1])
@@ -52,7 +52,7 @@ func TestDockerfileBuildsFromCheckout(t *testing.T) {
 		case "COPY":
 			from, isStage := strings.CutPrefix(words[1], "--from=")
 			if isStage && !slices.Contains(stages, from) {
-				t.Errorf("there is no stage %s", from)
+				t.Errorf("stage %s does not exist", from)
 			}
 			for _, source := range words[1 : len(words)-1] {
 				if _, err := os.Stat(filepath.Join("..", source)); !isStage && (err != nil || slices.Contains(ignored, source)) {
@@ -86,7 +86,7 @@ var natsVersion = regexp.MustCompile(`(?m)^\tgithub.com/nats-io/nats-server/v2 v
 func validNATS(t *testing.T, config, image string, names []string) {
 	t.Helper()
 	if want := "nats:" + natsVersion.FindStringSubmatch(read(t, "go.mod"))[1] + "-alpine"; image != want {
-		t.Errorf("the image is %s, not %s", image, want)
+		t.Errorf("the image is %s, want %s", image, want)
 	}
 	file := filepath.Join(t.TempDir(), "nats.conf")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
@@ -138,7 +138,7 @@ func TestComposeHasTwoGatewaysAndThreeServers(t *testing.T) {
 		}
 		for _, network := range s.Networks {
 			if _, ok := compose.Networks[network]; !ok && network != "default" {
-				t.Errorf("%s: there is no network %s", name, network)
+				t.Errorf("%s: network %s does not exist", name, network)
 			}
 		}
 		for _, volume := range s.Volumes {
@@ -260,7 +260,7 @@ func TestKubernetesManifestsFitTogether(t *testing.T) {
 				t.Fatalf("the %s is %+v", test.kind, set)
 			}
 			if test.volume && set.Spec.ServiceName != svc.Metadata.Name {
-				t.Errorf("its service is %s, not %s", set.Spec.ServiceName, svc.Metadata.Name)
+				t.Errorf("its service is %s, want %s", set.Spec.ServiceName, svc.Metadata.Name)
 			}
 			app := set.Spec.Template.Metadata.Labels["app.kubernetes.io/name"]
 			selects := fmt.Sprint(map[string]any{"app.kubernetes.io/name": app})
@@ -271,7 +271,7 @@ func TestKubernetesManifestsFitTogether(t *testing.T) {
 			for _, v := range pod.Volumes {
 				volumes = append(volumes, v.Name)
 				if v.Name == "config" && v.ConfigMap.Name != config.Metadata.Name {
-					t.Errorf("the configuration is %s, not %s", v.ConfigMap.Name, config.Metadata.Name)
+					t.Errorf("the configuration is %s, want %s", v.ConfigMap.Name, config.Metadata.Name)
 				}
 			}
 			for _, v := range set.Spec.VolumeClaimTemplates {
@@ -280,7 +280,7 @@ func TestKubernetesManifestsFitTogether(t *testing.T) {
 			c := pod.Containers[0]
 			for _, mount := range c.Mounts {
 				if !slices.Contains(volumes, mount.Name) {
-					t.Errorf("there is no volume %s", mount.Name)
+					t.Errorf("volume %s does not exist", mount.Name)
 				}
 			}
 			for _, p := range []*probe{c.Ready, c.Live} {

@@ -40,7 +40,7 @@ func TestCallbackHeaders(t *testing.T) {
 		want["Callback-Hop-Mac"] = got.Header.Get("Callback-Hop-Mac") // its key is random
 		for _, name := range slices.Sorted(maps.Keys(got.Header)) {
 			if v := got.Header[name]; len(v) != 1 || v[0] != want[name] {
-				t.Errorf("%s is %q, not %q", name, v, want[name])
+				t.Errorf("%s is %q, want %q", name, v, want[name])
 			}
 		}
 		for name := range want {
@@ -84,7 +84,7 @@ func TestAttemptsFollowRetrySchedule(t *testing.T) {
 	for n := 1; n <= 3; n++ {
 		got := rcv.Next(t)
 		if got.TaskID() != id || got.Header.Get("callback-attempt") != strconv.Itoa(n) {
-			t.Errorf("attempt %d says it is attempt %s of %s", n, got.Header.Get("callback-attempt"), got.TaskID())
+			t.Errorf("attempt %d has the number %s and the task %s", n, got.Header.Get("callback-attempt"), got.TaskID())
 		}
 		if got.Body != "response=example+response" {
 			t.Errorf("attempt %d has the body %q", n, got.Body)
@@ -93,7 +93,7 @@ func TestAttemptsFollowRetrySchedule(t *testing.T) {
 	}
 	for i, wait := range []time.Duration{time.Second, 2 * time.Second} {
 		if waited := at[i+1].Sub(at[i]); waited < wait {
-			t.Errorf("attempt %d came %v after the one before, not %v", i+2, waited, wait)
+			t.Errorf("attempt %d started %v after the previous one, want %v", i+2, waited, wait)
 		}
 	}
 	logged := g.Attempted(id, 3)
@@ -104,10 +104,10 @@ func TestAttemptsFollowRetrySchedule(t *testing.T) {
 	} {
 		got := logged[i]
 		if got.Attempt != want.Attempt || got.State != want.State || got.StatusCode != want.StatusCode {
-			t.Errorf("the log says %+v, not %+v", got, want)
+			t.Errorf("the log has %+v, want %+v", got, want)
 		}
 		if got.RetryIn < want.RetryIn || got.RetryIn > want.RetryIn*1.2 {
-			t.Errorf("attempt %d is retried in %vs, not %vs and up to a fifth more", i+1, got.RetryIn, want.RetryIn)
+			t.Errorf("attempt %d is retried in %vs, want %vs and up to a fifth more", i+1, got.RetryIn, want.RetryIn)
 		}
 	}
 }
@@ -131,13 +131,13 @@ func TestOnly2xxIsSuccess(t *testing.T) {
 		status.Store(int32(code))
 		id := g.Task(rcv.URL)
 		if got := g.Attempted(id, 1); got[0].State != state || got[0].StatusCode != code {
-			t.Errorf("after %d the log says %+v, not %s", code, got[0], state)
+			t.Errorf("after %d the log has %+v, want %s", code, got[0], state)
 		}
 	}
 	for len(rcv.Got) > 0 {
 		// A followed redirect would arrive as another request.
 		if got := rcv.Next(t); got.Header.Get("callback-attempt") != "1" {
-			t.Errorf("a callback came that is attempt %s", got.Header.Get("callback-attempt"))
+			t.Errorf("unexpected attempt %s", got.Header.Get("callback-attempt"))
 		}
 	}
 	if n := len(g.Attempts("")); n != 22 {
@@ -202,7 +202,7 @@ func TestRetryAfterIsCapped(t *testing.T) {
 		id := g.Task(fmt.Sprintf("%s/?status=%d&after=%s", rcv.URL, test.status, strings.ReplaceAll(test.after, " ", "+")))
 		got := g.Attempted(id, 1)[0]
 		if got.RetryIn < test.min || got.RetryIn > test.max {
-			t.Errorf("after %d with Retry-After: %s the wait is %vs, not %v to %v",
+			t.Errorf("after %d with Retry-After: %s the wait is %vs, want %v to %v",
 				test.status, test.after, got.RetryIn, test.min, test.max)
 		}
 	}
@@ -220,7 +220,7 @@ func TestRetryAfterIsRespected(t *testing.T) {
 	g.Task(rcv.URL)
 	first, second := rcv.Next(t), rcv.Next(t)
 	if waited := second.At.Sub(first.At); waited < 1900*time.Millisecond {
-		t.Errorf("the second attempt came after %v", waited)
+		t.Errorf("the second attempt started after %v", waited)
 	}
 }
 

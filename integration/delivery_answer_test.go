@@ -93,7 +93,7 @@ func TestEarlyAnswerCountsOverHTTP2(t *testing.T) {
 	}
 	rcv := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor != 2 {
-			t.Errorf("the callback comes over %s", r.Proto)
+			t.Errorf("the callback was sent over %s", r.Proto)
 		}
 	}))
 	rcv.EnableHTTP2, rcv.TLS = true, &tls.Config{Certificates: []tls.Certificate{pair}}

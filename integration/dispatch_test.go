@@ -48,7 +48,7 @@ func arrivesSoon(t *testing.T, g *gatewaytest.Gateway, rcv *gatewaytest.Receiver
 		t.Fatal("got no callback")
 	}
 	if took := time.Since(start); took > soon {
-		t.Errorf("the callback of a healthy receiver came after %v", took)
+		t.Errorf("the callback of a healthy receiver took %v", took)
 	}
 }
 

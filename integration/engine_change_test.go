@@ -46,13 +46,13 @@ func TestEngineChangeDrainsOldStore(t *testing.T) {
 	}
 	fresh := g.Task(rcv.URL) // in the new store, while the old one is in use
 	if c := rcv.Next(t); c.TaskID() != fresh {
-		t.Errorf("the callback is of %s, not %s", c.TaskID(), fresh)
+		t.Errorf("the callback is of %s, want %s", c.TaskID(), fresh)
 	}
 	close(release)
 	if id := <-done; id == "" || id == fresh {
 		t.Errorf("the task that was in flight is %q", id)
 	}
-	says(g, "tasks are left in a store that is no longer used")
+	logs(g, "tasks are left in a store that is no longer used")
 
 	// With the old store again, its tasks continue.
 	g.Configure(options, site)
@@ -82,7 +82,7 @@ func TestReloadReopensClosingStore(t *testing.T) {
 		}
 		id := g.Task(rcv.URL)
 		if c := rcv.Next(t); c.TaskID() != id {
-			t.Errorf("the callback is of %s, not %s", c.TaskID(), id)
+			t.Errorf("the callback is of %s, want %s", c.TaskID(), id)
 		}
 	}
 }

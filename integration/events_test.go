@@ -105,7 +105,7 @@ func TestEventForEachEndedDelivery(t *testing.T) {
 	want := fmt.Sprintf("callback_delivered map[attempts:2 callback_host:%s queue: status:COMPLETE task_id:%s upstream_status:200]",
 		hostOf(t, rcv.URL), id)
 	if got := events(g, "delivered", 1)[0]; got != want {
-		t.Errorf("the event is %s, not %s", got, want)
+		t.Errorf("the event is %s, want %s", got, want)
 	}
 	g.Post("/q", fmt.Sprintf(`{"callback_url":%q}`, gone.URL+"/hook?token=hunter2"))
 	g.Eventually("the handler panics", func() error {
@@ -123,7 +123,7 @@ func TestEventForEachEndedDelivery(t *testing.T) {
 	want = fmt.Sprintf("callback_dead map[attempts:1 callback_host:%s queue:q status:FAILED task_id:%s upstream_status:418]",
 		hostOf(t, gone.URL), resp.Header.Get("beam-task-id"))
 	if got := events(g, "dead", 1)[0]; got != want {
-		t.Errorf("the event is %s, not %s", got, want)
+		t.Errorf("the event is %s, want %s", got, want)
 	}
 }
 

@@ -40,7 +40,7 @@ func TestBeamExampleIsExact(t *testing.T) {
 		"Callback-Hop":             "1",
 	} {
 		if v := got.Header.Get(name); v != want {
-			t.Errorf("%s is %q, not %q", name, v, want)
+			t.Errorf("%s is %q, want %q", name, v, want)
 		}
 	}
 }

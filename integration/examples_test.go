@@ -61,7 +61,7 @@ func TestExamplesWork(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("../examples/*/Caddyfile")
 	if err != nil || len(files) != len(examples) {
-		t.Fatalf("there are %d examples, and %d are tested: %v", len(files), len(examples), err)
+		t.Fatalf("%d examples exist, %d are tested: %v", len(files), len(examples), err)
 	}
 	for _, file := range files {
 		name := filepath.Base(filepath.Dir(file))
@@ -146,7 +146,7 @@ func (e *example) wantInboxCount(path string, n int) {
 	gatewaytest.Eventually(e.t, path, func() error {
 		list, err := inboxOf(e.t, e.g, path)
 		if err == nil && len(list) < n {
-			err = fmt.Errorf("it has %d callbacks, not %d", len(list), n)
+			err = fmt.Errorf("it has %d callbacks, want %d", len(list), n)
 		}
 		return err
 	})

@@ -77,7 +77,7 @@ func TestSystemdUnit(t *testing.T) {
 		"Type": "notify", "User": "caddy", "StateDirectory": "caddy", "Restart": "on-failure",
 	} {
 		if got := strings.Join(service[name], " "); got != want {
-			t.Errorf("%s=%s, not %s", name, got, want)
+			t.Errorf("%s=%s, want %s", name, got, want)
 		}
 	}
 	for _, name := range []string{"ExecStart", "ExecReload"} {

@@ -236,7 +236,7 @@ func TestCallbackInQueueBlockIsRefused(t *testing.T) {
 	g := gatewaytest.Start(t, "", "respond before")
 	g.Configure("", "task_queue q {\nhandle /x* {\ncallback\n}\n}")
 	if err := g.Reload(); err == nil || !strings.Contains(err.Error(), "within the block of task_queue q") {
-		t.Errorf("the reload says %v", err)
+		t.Errorf("the reload returned %v", err)
 	}
 	if _, body := g.Post("/", "{}"); body != "before" {
 		t.Errorf("after the refusal the gateway answers %q", body)
@@ -281,7 +281,7 @@ func TestHeaderNamesAreConfigurable(t *testing.T) {
 		"X-Beam-Task-Status": "",
 	} {
 		if v := strings.Join(h[name], ","); v != want {
-			t.Errorf("%s is %q, not %q", name, v, want)
+			t.Errorf("%s is %q, want %q", name, v, want)
 		}
 	}
 }

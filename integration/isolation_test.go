@@ -90,6 +90,6 @@ func TestFloodToOneHostIsFair(t *testing.T) {
 		flooded.Next(t)
 	}
 	if n := len(flooded.Got) + len(other.Got); n > 0 {
-		t.Errorf("%d callbacks came twice", n)
+		t.Errorf("%d callbacks arrived twice", n)
 	}
 }

@@ -103,7 +103,7 @@ func TestReloadChangesLimits(t *testing.T) {
 		}
 		crowd.mu.Lock()
 		if most := crowd.most[""]; most != limit {
-			t.Errorf("%d callbacks were with the receiver at once, not %d", most, limit)
+			t.Errorf("%d callbacks were with the receiver at once, want %d", most, limit)
 		}
 		crowd.mu.Unlock()
 	}
@@ -122,7 +122,7 @@ func TestBacklogIsDeliveredOnce(t *testing.T) {
 	}
 	g.Metered(map[string]float64{`tasks{state="delivering"}`: 0})
 	if n := len(rcv.Got); n > 0 {
-		t.Errorf("%d callbacks came twice", n)
+		t.Errorf("%d callbacks arrived twice", n)
 	}
 }
 
@@ -202,10 +202,10 @@ func TestHTTP2UsesOneConnection(t *testing.T) {
 		select {
 		case major := <-got:
 			if major != 2 {
-				t.Fatalf("the callback came by HTTP/%d", major)
+				t.Fatalf("the callback was sent over HTTP/%d", major)
 			}
 		case <-time.After(gatewaytest.Patience):
-			t.Fatal("no callback came")
+			t.Fatal("no callback arrived")
 		}
 	}
 	if conns.mu.Lock(); len(conns.from) > 2 {

@@ -80,7 +80,7 @@ func TestDocsLogFilterHidesCallbackURLs(t *testing.T) {
 				t.Error("the response did not break off")
 			}
 			if c := rcv.Next(t); c.Status() != "FAILED" {
-				t.Errorf("the callback says %s", c.Status())
+				t.Errorf("the callback has the status %s", c.Status())
 			}
 			for _, message := range []string{access, aborted} {
 				g.Eventually("the log has "+message, func() error {

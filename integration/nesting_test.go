@@ -84,8 +84,8 @@ var nestings = []nesting{
 		status: 413, body: "limited to 10 bytes", noTask: true},
 }
 
-// TestCallbackHasWhatTheClientGets sends a request to each nesting of the directives.
-func TestCallbackHasWhatTheClientGets(t *testing.T) {
+// TestCallbackMatchesClientResponse sends a request to each nesting of the directives.
+func TestCallbackMatchesClientResponse(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.New(t, "", "")
@@ -130,7 +130,7 @@ func TestCallbackHasWhatTheClientGets(t *testing.T) {
 			c := rcv.Next(t)
 			name := strings.TrimPrefix(c.Path, "/")
 			if _, twice := got[name]; twice {
-				t.Errorf("%s: there is a second callback: %s", name, c.Body)
+				t.Errorf("%s: second callback: %s", name, c.Body)
 			}
 			got[name] = c
 		}
@@ -140,13 +140,13 @@ func TestCallbackHasWhatTheClientGets(t *testing.T) {
 		}
 		for name, want := range n.callbackHeader {
 			if c.Header.Get(name) != want {
-				t.Errorf("%s: the callback's %s is %q, not %q", n.name, name, c.Header.Get(name), want)
+				t.Errorf("%s: the callback's %s is %q, want %q", n.name, name, c.Header.Get(name), want)
 			}
 		}
 	}
 	for _, n := range nestings {
 		if c, ok := got[n.name]; ok && n.callback == "" {
-			t.Errorf("%s: there is a callback: %v %s", n.name, c.Header, c.Body)
+			t.Errorf("%s: unexpected callback: %v %s", n.name, c.Header, c.Body)
 		}
 	}
 }
@@ -180,7 +180,7 @@ func (n nesting) send(t *testing.T, g *gatewaytest.Gateway, receiver string) (*h
 	return resp, string(text)
 }
 
-func TestQueueReleasesWhatACallbackFurtherOutClaimed(t *testing.T) {
+func TestQueueTakesOverTaskOfOuterCallback(t *testing.T) {
 	t.Parallel()
 	rcv := gatewaytest.NewReceiver(t, nil)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+"\nhandle {\ntask_queue q {\nrespond ok\n}\n}")
@@ -211,14 +211,14 @@ func TestQueueReleasesWhatACallbackFurtherOutClaimed(t *testing.T) {
 	last, _ := post("{}", "two")
 	// Callbacks of leftover tasks would have arrived before this one.
 	if c := rcv.Next(t); c.TaskID() != last.Header.Get("beam-task-id") {
-		t.Errorf("there is a callback of the task %s", c.TaskID())
+		t.Errorf("unexpected callback of the task %s", c.TaskID())
 	}
 	g.Metered(map[string]float64{`tasks{state="running"}`: 0, `tasks{state="done"}`: 2})
 }
 
 // A crash right after a queue's refusal causes no callback, because the request was never
 // a task.
-func TestKilledGatewayOwesNothingToARefusedClient(t *testing.T) {
+func TestKilledGatewaySendsNoCallbackForRefusedRequest(t *testing.T) {
 	t.Parallel()
 	app := gatewaytest.NewApp(t, func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body) // the server notices a disconnect only after it has read the body
@@ -246,7 +246,7 @@ func TestKilledGatewayOwesNothingToARefusedClient(t *testing.T) {
 	g.Start()
 	for range len(owed) {
 		if c := rcv.Next(t); !owed[c.TaskID()] || c.Status() != "COMPLETE" {
-			t.Errorf("there is a callback of the task %s: %s %s", c.TaskID(), c.Status(), c.Body)
+			t.Errorf("unexpected callback of the task %s: %s %s", c.TaskID(), c.Status(), c.Body)
 		}
 	}
 	g.Metered(map[string]float64{`tasks{state="done"}`: float64(len(owed)), `tasks{state="delivering"}`: 0})

@@ -115,9 +115,9 @@ func TestMetricsMatchDocsAndGrafana(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	told := make(map[string]bool)
+	documented := make(map[string]bool)
 	for _, row := range rowOfMetrics.FindAllStringSubmatch(string(page), -1) {
-		told[row[1]] = true
+		documented[row[1]] = true
 		var labels []string
 		for _, word := range regexp.MustCompile("`([a-z]+)`").FindAllStringSubmatch(row[3], -1) {
 			labels = append(labels, word[1])
@@ -127,13 +127,13 @@ func TestMetricsMatchDocsAndGrafana(t *testing.T) {
 		}
 	}
 	for name, m := range found {
-		if m.kind != "" && !told[name] {
+		if m.kind != "" && !documented[name] {
 			t.Errorf("the docs do not list %s", name)
 		}
 	}
 
 	dashboard := expressions(t, "../examples/observability/dashboard.json")
-	for name := range told {
+	for name := range documented {
 		if !strings.Contains(dashboard, name) {
 			t.Errorf("no panel shows %s", name)
 		}
@@ -240,10 +240,10 @@ func TestDocsNameLogFields(t *testing.T) {
 			continue
 		}
 		seen[message]++
-		_, told, _ := strings.Cut(logs, "`"+message+"`")
-		told, _, _ = strings.Cut(told, ". ")
+		_, described, _ := strings.Cut(logs, "`"+message+"`")
+		described, _, _ = strings.Cut(described, ". ")
 		for name := range fields {
-			if name != "msg" && name != "level" && name != "logger" && name != "ts" && !strings.Contains(told, "`"+name+"`") {
+			if name != "msg" && name != "level" && name != "logger" && name != "ts" && !strings.Contains(described, "`"+name+"`") {
 				t.Errorf("the docs do not list %s in %s", name, message)
 			}
 		}

@@ -15,20 +15,20 @@ func TestCallbackBeforeAuthenticationIsLogged(t *testing.T) {
 		site string
 		want bool
 	}{
-		"authentication in a handle":           {"callback\nhandle /a* {\n" + auth + "respond ok\n}", true},
-		"in a nested handle":                   {"callback\nhandle {\nroute {\n" + auth + "respond ok\n}\n}", true},
-		"after it in a route":                  {"route {\ncallback\n" + auth + "respond ok\n}", true},
-		"in one block":                         {"callback\n" + auth + "respond ok", false},
-		"before it in a route":                 {"route {\n" + auth + "callback\nrespond ok\n}", false},
-		"in another handle":                    {"handle /a* {\n" + auth + "respond ok\n}\nhandle {\ncallback\nrespond ok\n}", false},
-		"in another handle after it":           {"handle /a* {\ncallback\nrespond ok\n}\nhandle {\n" + auth + "respond ok\n}", false},
-		"forward_auth in a handle":             {"callback\nhandle /a* {\nforward_auth 127.0.0.1:9 {\nuri /check\n}\nrespond ok\n}", true},
-		"a proxy in a handle":                  {"callback\nhandle /a* {\nreverse_proxy 127.0.0.1:9\n}", false},
-		"in the block of a queue":              {"task_queue /a q {\n" + auth + "respond ok\n}", true},
-		"in that of a queue without callbacks": {"task_queue /a q {\ncallback off\n" + auth + "respond ok\n}", false},
-		"before a queue":                       {auth + "task_queue /a q {\nrespond ok\n}", false},
-		"where requests name no URL":           {"callback http://127.0.0.1:9/ {\nfrom none\n}\nhandle /a* {\n" + auth + "respond ok\n}", false},
-		"where requests name URLs as they are": {"callback http://127.0.0.1:9/\nhandle /a* {\n" + auth + "respond ok\n}", true},
+		"authentication in a handle":   {"callback\nhandle /a* {\n" + auth + "respond ok\n}", true},
+		"in a nested handle":           {"callback\nhandle {\nroute {\n" + auth + "respond ok\n}\n}", true},
+		"after it in a route":          {"route {\ncallback\n" + auth + "respond ok\n}", true},
+		"in one block":                 {"callback\n" + auth + "respond ok", false},
+		"before it in a route":         {"route {\n" + auth + "callback\nrespond ok\n}", false},
+		"in another handle":            {"handle /a* {\n" + auth + "respond ok\n}\nhandle {\ncallback\nrespond ok\n}", false},
+		"in another handle after it":   {"handle /a* {\ncallback\nrespond ok\n}\nhandle {\n" + auth + "respond ok\n}", false},
+		"forward_auth in a handle":     {"callback\nhandle /a* {\nforward_auth 127.0.0.1:9 {\nuri /check\n}\nrespond ok\n}", true},
+		"a proxy in a handle":          {"callback\nhandle /a* {\nreverse_proxy 127.0.0.1:9\n}", false},
+		"in the block of a queue":      {"task_queue /a q {\n" + auth + "respond ok\n}", true},
+		"in a queue without callbacks": {"task_queue /a q {\ncallback off\n" + auth + "respond ok\n}", false},
+		"before a queue":               {auth + "task_queue /a q {\nrespond ok\n}", false},
+		"requests name no URL":         {"callback http://127.0.0.1:9/ {\nfrom none\n}\nhandle /a* {\n" + auth + "respond ok\n}", false},
+		"requests may name URLs":       {"callback http://127.0.0.1:9/\nhandle /a* {\n" + auth + "respond ok\n}", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -45,12 +45,12 @@ func figlet(t *testing.T, got chan<- *http.Request) string {
 func wantFunction(t *testing.T, got gatewaytest.Callback, id string, header map[string]string, body string) {
 	t.Helper()
 	if got.Body != body {
-		t.Errorf("the body is %q, not %q", got.Body, body)
+		t.Errorf("the body is %q, want %q", got.Body, body)
 	}
 	header["X-Call-Id"], header["Callback-Hop"], header["Beam-Task-Id"] = id, "1", ""
 	for name, want := range header {
 		if value := got.Header.Get(name); value != want {
-			t.Errorf("%s is %q, not %q", name, value, want)
+			t.Errorf("%s is %q, want %q", name, value, want)
 		}
 	}
 	if seconds, err := strconv.ParseFloat(got.Header.Get("X-Duration-Seconds"), 64); err != nil || seconds < 0 {
@@ -116,7 +116,7 @@ func TestOpenFaaSAsyncClient(t *testing.T) {
 		t.Errorf("without the header: %s %v; the function got %v", resp.Status, resp.Header, r.Header)
 	}
 	if doc := reaches(t, g, "/async-function/figlet", id, task.Done); doc.CallbackHost != "" {
-		t.Errorf("without the header the callback goes to %s", doc.CallbackHost)
+		t.Errorf("without the header the callback is sent to %s", doc.CallbackHost)
 	}
 }
 
@@ -203,15 +203,15 @@ func TestURLInHeaderIsChecked(t *testing.T) {
 		header []string
 		reason string
 	}{
-		"a private address":      {[]string{"X-Reply-To", "http://10.0.0.7/"}, "host 10.0.0.7 is a private address"},
-		"another port":           {[]string{"X-Reply-To", "https://c.example:8443/"}, "port 8443 is not allowed"},
-		"a scheme":               {[]string{"X-Reply-To", "ftp://c.example/"}, "not an http or https URL"},
-		"a password":             {[]string{"X-Reply-To", "http://a:b@c.example/"}, "has a user name or password"},
-		"no URL":                 {[]string{"X-Reply-To", "<script>"}, "not an http or https URL"},
-		"bytes that are no text": {[]string{"X-Reply-To", "http://c.example/\xff"}, "has a control or invalid character"},
-		"a long one":             {[]string{"X-Reply-To", "http://c.example/" + strings.Repeat("a", 2048)}, "longer than 2048 bytes"},
-		"two of one name":        {[]string{"X-Reply-To", "http://c.example/", "X-Reply-To", "http://c.example/"}, "the header occurs twice"},
-		"one of them empty":      {[]string{"X-Reply-To", "", "X-Reply-To", "http://c.example/"}, "the header occurs twice"},
+		"a private address":       {[]string{"X-Reply-To", "http://10.0.0.7/"}, "host 10.0.0.7 is a private address"},
+		"another port":            {[]string{"X-Reply-To", "https://c.example:8443/"}, "port 8443 is not allowed"},
+		"a scheme":                {[]string{"X-Reply-To", "ftp://c.example/"}, "not an http or https URL"},
+		"a password":              {[]string{"X-Reply-To", "http://a:b@c.example/"}, "has a user name or password"},
+		"no URL":                  {[]string{"X-Reply-To", "<script>"}, "not an http or https URL"},
+		"bytes that are not text": {[]string{"X-Reply-To", "http://c.example/\xff"}, "has a control or invalid character"},
+		"a long one":              {[]string{"X-Reply-To", "http://c.example/" + strings.Repeat("a", 2048)}, "longer than 2048 bytes"},
+		"two of one name":         {[]string{"X-Reply-To", "http://c.example/", "X-Reply-To", "http://c.example/"}, "the header occurs twice"},
+		"one of two empty":        {[]string{"X-Reply-To", "", "X-Reply-To", "http://c.example/"}, "the header occurs twice"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			resp, text := g.Do(http.MethodPost, "/", "Hi", test.header...)
@@ -253,7 +253,7 @@ func TestURLInHeaderAllowsAnyBody(t *testing.T) {
 	body := strings.Repeat("\x00", length)
 	resp, _ := g.Do(http.MethodPut, "/function/store", body, "X-Callback-Url", rcv.URL, "Content-Type", "application/octet-stream")
 	if got := rcv.Next(t); resp.StatusCode != http.StatusOK || got.Body != fmt.Sprint(length, nil) {
-		t.Errorf("%s; the callback says %q", resp.Status, got.Body)
+		t.Errorf("%s; the callback is %q", resp.Status, got.Body)
 	}
 	// A queue keeps up to max_result of the body.
 	resp, text := g.Do(http.MethodPost, "/async-function/store", body, "X-Callback-Url", rcv.URL)
@@ -305,7 +305,7 @@ func TestBeam2Receiver(t *testing.T) {
 			t.Errorf("%s: %q %s", test.path, got.Header.Get("Content-Type"), got.Body)
 		}
 		if id := resp.Header.Get("X-Task-ID"); id == "" || got.Header.Get("X-Task-ID") != id || got.Header.Get("X-Task-Status") != test.status {
-			t.Errorf("%s: the task is %q, the callback says %v", test.path, id, got.Header)
+			t.Errorf("%s: the task is %q, the callback has the header %v", test.path, id, got.Header)
 		}
 		if !beamSigned(hmacSecret, got) || beamSigned(otherSecret, got) {
 			t.Errorf("%s: the signature is not that of the first key", test.path)
@@ -320,7 +320,7 @@ func TestBeam2Receiver(t *testing.T) {
 			continue
 		}
 		if !beamSigned(hmacSecret, first) || first.Header.Get("X-Task-Timestamp") == got.Header.Get("X-Task-Timestamp") {
-			t.Errorf("the second attempt was not signed anew: %v %v", first.Header, got.Header)
+			t.Errorf("the second attempt has an old signature: %v %v", first.Header, got.Header)
 		}
 	}
 }

@@ -130,7 +130,7 @@ func TestInvalidDelayIsRefused(t *testing.T) {
 		"over the default":         {"/within", []string{"Task-Delay", "31d"}, "task-delay"},
 		"not a duration":           {"/q", []string{"Task-Delay", "soon"}, "task-delay"},
 		"not a time":               {"/q", []string{"Task-Not-Before", "tomorrow"}, "task-not-before"},
-		"too far away":             {"/q", []string{"Task-Not-Before", "2999-01-01T00:00:00Z"}, "task-not-before"},
+		"too far in the future":    {"/q", []string{"Task-Not-Before", "2999-01-01T00:00:00Z"}, "task-not-before"},
 		"both":                     {"/q", []string{"Task-Delay", "1m", "Task-Not-Before", "2020-01-01T00:00:00Z"}, "task-delay"},
 		"within a callback":        {"/within", []string{"Task-Delay", "-1m"}, "task-delay"},
 		"bytes that are not UTF-8": {"/q", []string{"Task-Delay", "\xff\xfe"}, "task-delay"},

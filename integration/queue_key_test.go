@@ -81,7 +81,7 @@ func TestIdempotencyKeyOutlivesTask(t *testing.T) {
 	g.Kill()
 	g.Start()
 	if again := accepted(t, g, "/q", "{}", "Idempotency-Key", "k"); again != id {
-		t.Errorf("the key has the task %s, not %s", again, id)
+		t.Errorf("the key has the task %s, want %s", again, id)
 	}
 	if resp, text := g.Do(http.MethodPost, "/q", `{"n":2}`, "Idempotency-Key", "k"); resp.StatusCode != http.StatusUnprocessableEntity {
 		t.Errorf("the key with another body: %s %s", resp.Status, text)

@@ -177,7 +177,7 @@ func TestLastAttemptIsDelivered(t *testing.T) {
 		t.Errorf("the result is %s %s", resp.Status, text)
 	}
 	if first, second := <-runs, <-runs; second.Sub(first) < time.Second {
-		t.Errorf("the second attempt came %v after the first", second.Sub(first))
+		t.Errorf("the second attempt started %v after the first", second.Sub(first))
 	}
 }
 
@@ -209,7 +209,7 @@ func TestRefusedRequestIsNotStored(t *testing.T) {
 		for _, reader := range []io.Reader{strings.NewReader(body), io.MultiReader(strings.NewReader(body))} { // the second has no length
 			resp, text, err := gatewaytest.Send(http.MethodPost, g.URL("/q"), reader, "Content-Type", "application/json")
 			if err != nil || resp.StatusCode != want {
-				t.Errorf("%.60s: %v %s, not %d", body, err, text, want)
+				t.Errorf("%.60s: %v %s, want %d", body, err, text, want)
 			}
 		}
 	}
@@ -353,7 +353,7 @@ func TestTooLargeHeaderIsRefused(t *testing.T) {
 				t.Errorf("it got %s: %s", resp.Status, text)
 			}
 			if left := adminAPI(t, g).all(""); len(left) > 0 {
-				t.Errorf("there are %v", left)
+				t.Errorf("files are left: %v", left)
 			}
 			reaches(t, g, "/q", accepted(t, g, "/q", "{}"), task.Done) // the queue still works
 			var overview struct{ Rates map[string]float64 }

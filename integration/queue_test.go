@@ -31,7 +31,7 @@ func accepted(t *testing.T, g *gatewaytest.Gateway, path, body string, header ..
 		t.Errorf("beam-task-id is %q, task_id %q", got, doc.TaskID)
 	}
 	if want, got := path+"/"+doc.TaskID, resp.Header.Get("Location"); got != want {
-		t.Errorf("Location is %q, not %q", got, want)
+		t.Errorf("Location is %q, want %q", got, want)
 	}
 	return doc.TaskID
 }
@@ -108,7 +108,7 @@ func TestQueueAnswersAtOnce(t *testing.T) {
 	resp, text = g.Do(http.MethodGet, "/train/"+id+"/result", "")
 	want := fmt.Sprintf(`{"method":"POST","uri":"/train?x=1","host":%q,"body":%q,"id":%q}`, g.Addr, sent, id)
 	if resp.StatusCode != 200 || text != want || resp.Header.Get("X-App") != "yes" {
-		t.Errorf("the result is %s %v %s, not %s", resp.Status, resp.Header, text, want)
+		t.Errorf("the result is %s %v %s, want %s", resp.Status, resp.Header, text, want)
 	}
 }
 
@@ -279,7 +279,7 @@ func TestKilledGatewayRetriesUpToAttempts(t *testing.T) {
 	id := accepted(t, g, "/q", "{}")
 	for range 2 {
 		if got := next(); got != id {
-			t.Errorf("task %s runs, not %s", got, id)
+			t.Errorf("task %s runs, want %s", got, id)
 		}
 		g.Kill()
 		g.Start()
@@ -293,7 +293,7 @@ func TestKilledGatewayRetriesUpToAttempts(t *testing.T) {
 	}
 	// The failed task would run before the task accepted now.
 	if got, other := accepted(t, g, "/q", "{}"), next(); got != other {
-		t.Errorf("task %s runs, not %s", other, got)
+		t.Errorf("task %s runs, want %s", other, got)
 	}
 }
 

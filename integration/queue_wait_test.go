@@ -31,7 +31,7 @@ func TestLongPollAnswersWhenTaskChanges(t *testing.T) {
 	}
 	resp, text := get("", "If-None-Match", `"other", `+etag)
 	if resp.StatusCode != http.StatusNotModified || text != "" || resp.Header.Get("ETag") != etag || resp.Header.Get("Retry-After") == "" {
-		t.Errorf("what is known is answered with %s %v %s", resp.Status, resp.Header, text)
+		t.Errorf("a known state was answered with %s %v %s", resp.Status, resp.Header, text)
 	}
 	if resp, _ := get("", "Prefer", "wait=1", "If-None-Match", etag); resp.StatusCode != http.StatusNotModified || resp.Header.Get("Preference-Applied") != "wait=1" {
 		t.Errorf("the wait ends with %s %v", resp.Status, resp.Header)
@@ -64,7 +64,7 @@ func TestLongPollAnswersWhenTaskChanges(t *testing.T) {
 		t.Errorf("the ended task is answered with %s %v %s", ended.Status, ended.Header, text)
 	}
 	if resp, _ := get("", "Prefer", "wait=600", "If-None-Match", ended.Header.Get("ETag")); resp.StatusCode != http.StatusNotModified {
-		t.Errorf("what is final is answered with %s", resp.Status)
+		t.Errorf("a final state was answered with %s", resp.Status)
 	}
 }
 

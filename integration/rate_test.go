@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-func TestDeliveryRateSpreadsAttemptsAndHoldsNobodyElseBack(t *testing.T) {
+func TestDeliveryRateDelaysOneHostOnly(t *testing.T) {
 	t.Parallel()
 	const interval, tasks = 200 * time.Millisecond, 12
 	starts := make(chan time.Time, 2*tasks)
@@ -19,7 +19,7 @@ func TestDeliveryRateSpreadsAttemptsAndHoldsNobodyElseBack(t *testing.T) {
 	// There is one slot: a limited host that kept it would delay the other host.
 	g := gatewaytest.Start(t, gatewaytest.Delivering("rate 50/10s", "concurrency 1", "slow 1"), gatewaytest.ExampleSite(t))
 	g.Tasks(tasks, func(int) string { return limited.URL })
-	g.Eventually("the API says that the rate holds callbacks back", func() error {
+	g.Eventually("the API reports that the rate delays callbacks", func() error {
 		_, body, err := gatewaytest.Send(http.MethodGet, "http://"+g.Admin+"/callback/hosts", nil)
 		if err != nil {
 			return err
@@ -35,7 +35,7 @@ func TestDeliveryRateSpreadsAttemptsAndHoldsNobodyElseBack(t *testing.T) {
 	g.Task(other.URL)
 	other.Next(t)
 	if n := len(limited.Got); n >= tasks {
-		t.Errorf("all %d callbacks of the limited host came before that of the other", n)
+		t.Errorf("all %d callbacks of the limited host arrived before that of the other host", n)
 	}
 	first := <-starts
 	last := first

@@ -122,7 +122,7 @@ func TestTaskOfKilledGatewayFails(t *testing.T) {
 	}
 	<-started
 	<-started
-	told := <-ids // the streaming task
+	accepted := <-ids // the streaming task
 	g.Kill()
 	<-ids
 	g.Start()
@@ -134,8 +134,8 @@ func TestTaskOfKilledGatewayFails(t *testing.T) {
 		}
 		seen[c.TaskID()] = true
 	}
-	if len(seen) != 2 || !seen[told] {
-		t.Errorf("the callbacks are of tasks %v; the client was told of %s", seen, told)
+	if len(seen) != 2 || !seen[accepted] {
+		t.Errorf("the callbacks are of tasks %v; the client got the ID %s", seen, accepted)
 	}
 }
 

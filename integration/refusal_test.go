@@ -48,7 +48,7 @@ func refusedAtTheDial(t *testing.T, before, after, site string, send func(g *gat
 		t.Fatal(err)
 	}
 	var all []gatewaytest.Attempt
-	g.Eventually("the callback is given up", func() error {
+	g.Eventually("the callback is dead", func() error {
 		if all = g.Attempts(id); len(all) == 0 || all[len(all)-1].State != "dead" {
 			return fmt.Errorf("%d attempts", len(all))
 		}

@@ -150,7 +150,7 @@ func TestCallbackLoopEnds(t *testing.T) {
 		if a := <-got; a.Header.Get("X-End") != "" {
 			break
 		} else if a.Header.Get("Callback-Hop") != "" {
-			t.Fatalf("there is one more callback: %v", a.Header)
+			t.Fatalf("unexpected callback: %v", a.Header)
 		}
 	}
 }
@@ -206,7 +206,7 @@ func TestQueueTakesOnlyItsPreferences(t *testing.T) {
 	}
 	resp, text := g.Do("POST", "/", "", "Idempotency-Key", "a", "Idempotency-Key", "a")
 	if detail := checkProblem(t, resp, text, 400); !strings.Contains(detail, "twice") {
-		t.Errorf("detail %q does not say what is wrong", detail)
+		t.Errorf("detail %q does not name the error", detail)
 	}
 }
 
@@ -228,6 +228,6 @@ func TestURLsAreNormalized(t *testing.T) {
 	}
 	resp, text := g.Post("/", `{"callback_url":"`+rcv.URL+`/hook "}`)
 	if detail := checkProblem(t, resp, text, 400); !strings.Contains(detail, "space") {
-		t.Errorf("detail %q does not say what is wrong", detail)
+		t.Errorf("detail %q does not name the error", detail)
 	}
 }

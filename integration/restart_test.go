@@ -39,7 +39,7 @@ func TestKillRepeatsOnlyInFlightDeliveries(t *testing.T) {
 	repeated := 0
 	for id, n := range seen {
 		if repeated += n - 1; n > 1+kills {
-			t.Errorf("the callback of %s came %d times", id, n)
+			t.Errorf("the callback of %s arrived %d times", id, n)
 		}
 	}
 	t.Logf("%d of %d callbacks were repeated in %d kills", repeated, tasks, kills)
@@ -78,7 +78,7 @@ func TestReloadRepeatsNoDelivery(t *testing.T) {
 	}
 	for id, n := range seen {
 		if n != 1 {
-			t.Errorf("the callback of %s came %d times", id, n)
+			t.Errorf("the callback of %s arrived %d times", id, n)
 		}
 	}
 }
@@ -121,7 +121,7 @@ func TestRetrySurvivesKill(t *testing.T) {
 	for n := 1; n <= 3; n++ {
 		got := rcv.Next(t)
 		if got.TaskID() != id || got.Header.Get("callback-attempt") != fmt.Sprint(n) {
-			t.Errorf("attempt %d says it is attempt %s of %s", n, got.Header.Get("callback-attempt"), got.TaskID())
+			t.Errorf("attempt %d has the number %s and the task %s", n, got.Header.Get("callback-attempt"), got.TaskID())
 		}
 		if n < 3 {
 			g.Attempted(id, n) // the next attempt is scheduled
@@ -183,12 +183,12 @@ func TestAttemptLongerThanLeaseIsMadeOnce(t *testing.T) {
 	var got []gatewaytest.Attempt
 	gatewaytest.Eventually(t, "the attempt ends", func() error {
 		if got = append(a.Attempts(id), b.Attempts(id)...); len(got) == 0 {
-			return fmt.Errorf("it goes on")
+			return fmt.Errorf("attempts continue")
 		}
 		return nil
 	})
 	if len(got) != 1 || got[0].State != "delivered" || got[0].Duration < gatewaytest.ShortLease.Seconds() || len(rcv.Got) > 0 {
-		t.Errorf("the attempts are %+v; %d more callbacks came", got, len(rcv.Got))
+		t.Errorf("the attempts are %+v; %d more callbacks arrived", got, len(rcv.Got))
 	}
 }
 
@@ -221,7 +221,7 @@ func TestDeliveriesStopAndContinueWithApp(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := rcv.Next(t); got.TaskID() != id || got.Header.Get("callback-attempt") != "2" {
-		t.Errorf("attempt %s of %s came", got.Header.Get("callback-attempt"), got.TaskID())
+		t.Errorf("unexpected attempt %s of %s", got.Header.Get("callback-attempt"), got.TaskID())
 	}
 	if strings.Contains(g.Log.String(), "panic") {
 		t.Error("something panicked")

@@ -107,7 +107,7 @@ func TestLargeResultIsTruncated(t *testing.T) {
 				truncated = fmt.Sprint(want.truncated)
 			}
 			if got := c.Header.Get("callback-truncated"); got != truncated {
-				t.Errorf("callback-truncated is %q, not %q", got, truncated)
+				t.Errorf("callback-truncated is %q, want %q", got, truncated)
 			}
 		})
 	}
@@ -129,7 +129,7 @@ func TestTruncatedRawResultStaysEncoded(t *testing.T) {
 		t.Errorf("the callback has %d bytes in %q, %s", len(c.Body), c.Header.Get("Content-Encoding"), c.Header.Get("Content-Type"))
 	}
 	if got := c.Header.Get("callback-truncated"); got != fmt.Sprint(len(body)) {
-		t.Errorf("callback-truncated is %q, not %d", got, len(body))
+		t.Errorf("callback-truncated is %q, want %d", got, len(body))
 	}
 }
 
@@ -171,7 +171,7 @@ func TestRangeResponseIsResult(t *testing.T) {
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback "+rcv.URL+"\nreverse_proxy "+app)
 	resp, text := g.Do("GET", "/", "", "Range", "bytes=100-109")
 	if want := numbers(1000)[100:110]; resp.StatusCode != 206 || text != want || resp.ContentLength != 10 {
-		t.Errorf("the client got %s %q, not %q", resp.Status, text, want)
+		t.Errorf("the client got %s %q, want %q", resp.Status, text, want)
 	}
 	c := rcv.Next(t)
 	if form, err := url.ParseQuery(c.Body); err != nil || form.Get("response") != text || c.Status() != "COMPLETE" {

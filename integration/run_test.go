@@ -124,7 +124,7 @@ func TestRunPrintsResponseAndCallsBack(t *testing.T) {
 		"Webhook-Id":               got.TaskID(),
 	} {
 		if v := got.Header.Get(name); v != want {
-			t.Errorf("%s is %q, not %q", name, v, want)
+			t.Errorf("%s is %q, want %q", name, v, want)
 		}
 	}
 	verifier, err := standardwebhooks.NewWebhook(exampleKey)
@@ -185,26 +185,26 @@ func TestRunExitCodes(t *testing.T) {
 		status, body           string
 		stdout, stderrContains string
 	}{
-		"the app answers 500": {
+		"endpoint answers 500": {
 			[]string{"--to", "http://" + app + "/fail"}, 1, "FAILED", "response=out+of+memory%0A",
 			"out of memory\n", "FAILED: the endpoint answered 500 Internal Server Error",
 		},
-		"nobody answers": {
+		"unreachable receiver": {
 			[]string{"--to", "http://127.0.0.1:1/"}, 1, "FAILED", "error=the+endpoint+gave+no+answer+%28502+Bad+Gateway%29",
 			"", "connection refused\nFAILED: the endpoint gave no answer",
 		},
-		"the response breaks off": {
+		"broken response": {
 			[]string{"--to", "http://" + app + "/broken"}, 1, "FAILED", "error=the+endpoint%27s+response+broke+off",
 			"part", "FAILED: the endpoint's response broke off",
 		},
-		"the time is up": {
+		"timeout": {
 			[]string{"--to", "http://" + app + "/hang", "--timeout", "100ms"}, 3, "TIMEOUT",
 			"error=the+endpoint+did+not+finish+within+100ms", "", "TIMEOUT: the endpoint did not finish within 100ms",
 		},
-		"a redirect is a response": {
+		"redirect": {
 			[]string{"--to", "http://" + app + "/moved", "--method", "PUT"}, 0, "COMPLETE", "response=", "", "",
 		},
-		"the response to HEAD has a length and no body": {
+		"response to HEAD": {
 			[]string{"--to", "http://" + app + "/length", "--method", "HEAD"}, 0, "COMPLETE", "response=", "", "",
 		},
 	} {
@@ -337,7 +337,7 @@ func TestRunUsageErrorsNameFlag(t *testing.T) {
 		want string
 	}{
 		"no target":          {nil, "--to is missing"},
-		"a target of no use": {[]string{"--to", "app:9000"}, `--to: "app:9000" is not an http or https URL`},
+		"an invalid target":  {[]string{"--to", "app:9000"}, `--to: "app:9000" is not an http or https URL`},
 		"an unknown flag":    {append(good, "--callback", "x"), "unknown flag: --callback"},
 		"an argument":        {append(good, "x"), `unexpected argument "x"`},
 		"a bad timeout":      {append(good, "--timeout", "soon"), `--timeout: "soon" is not a positive duration`},
@@ -351,10 +351,10 @@ func TestRunUsageErrorsNameFlag(t *testing.T) {
 			append(good, "--callback-url", "http://127.0.0.1/", "--config", deliveryFile(t, "deny 127.0.0.0/8")),
 			"--callback-url: host 127.0.0.1 is a denied address",
 		},
-		"a bad URL in data":     {append(good, "--data", `{"callback_url":7}`), "--data: callback_url: not a string"},
-		"a missing config":      {append(good, "--config", "/nowhere"), "--config: "},
-		"a bad config":          {append(good, "--config", deliveryFile(t, "retry never")), `--config: `},
-		"an adapter on its own": {append(good, "--adapter", "caddyfile"), "--config"},
+		"a bad URL in data":         {append(good, "--data", `{"callback_url":7}`), "--data: callback_url: not a string"},
+		"a missing config":          {append(good, "--config", "/nowhere"), "--config: "},
+		"a bad config":              {append(good, "--config", deliveryFile(t, "retry never")), `--config: `},
+		"an adapter without config": {append(good, "--adapter", "caddyfile"), "--config"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -33,7 +33,7 @@ func nextRun(t *testing.T, runs chan run) run {
 	case k := <-runs:
 		return k
 	case <-time.After(gatewaytest.Patience):
-		t.Fatal("no run came")
+		t.Fatal("no run started")
 		panic("unreachable")
 	}
 }
@@ -42,7 +42,7 @@ func every(d, uri string) string {
 	return fmt.Sprintf("queue q {\nschedule @every %s {\nuri %s\n}\n}", d, uri)
 }
 
-func TestMissedRunsAreMadeUpForByOne(t *testing.T) {
+func TestMissedRunsAreReplacedByOne(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*gatewaytest.Gateway){
 		"stopped": func(g *gatewaytest.Gateway) { g.Stop() },
@@ -58,17 +58,17 @@ func TestMissedRunsAreMadeUpForByOne(t *testing.T) {
 			end(g)
 			gatewaytest.Pause(11 * time.Second) // two or three run times
 			for len(runs) > 0 {
-				t.Fatalf("the task %s came too soon", (<-runs).id)
+				t.Fatalf("the task %s started too soon", (<-runs).id)
 			}
 			g.Start()
 			first := nextRun(t, runs)
 			second := nextRun(t, runs)
 			if wait := second.at.Sub(first.at); wait < 1500*time.Millisecond {
-				t.Errorf("another run came %v after the missed one", wait)
+				t.Errorf("another run started %v after the missed one", wait)
 			}
 			for _, k := range []run{first, second} {
 				if seen[k.id] || k.id == "" {
-					t.Errorf("the task %q came twice", k.id)
+					t.Errorf("the task %q started twice", k.id)
 				}
 				seen[k.id] = true
 			}
@@ -76,7 +76,7 @@ func TestMissedRunsAreMadeUpForByOne(t *testing.T) {
 	}
 }
 
-func TestRunsAreSkippedWhileOneWaits(t *testing.T) {
+func TestRunIsSkippedWhileOneWaits(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) { <-release })
@@ -141,7 +141,7 @@ func TestReloadKeepsRunTimes(t *testing.T) {
 	for i := 0; len(runs) == 0; i++ {
 		gatewaytest.Pause(500 * time.Millisecond)
 		if time.Since(started) > gatewaytest.Patience {
-			t.Fatal("no run came over many reloads")
+			t.Fatal("no run started during many reloads")
 		}
 		g.Configure(every("4s", "/t/kept")+fmt.Sprintf("\nqueue other {\nattempts %d\n}", i+1), site)
 		if err := g.Reload(); err != nil {

@@ -255,17 +255,17 @@ func TestConfigurationErrorsShowNoSecret(t *testing.T) {
 	if err := os.WriteFile(credentials, []byte("planted-credentials\n-----BEGIN USER NKEY SEED-----\nplanted-credentials\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	away := freeaddr.New(t)
+	unreachable := freeaddr.New(t)
 	for name, options := range map[string]string{
-		"a key with a wrong prefix":         gatewaytest.Delivering("secret planted-signing-key"),
-		"a key that is no base64":           gatewaytest.Delivering("secret whsec_planted-signing-key!"),
-		"a key that is too short":           gatewaytest.Delivering("secret whsec_" + plantedKey[6:18]),
-		"two keys of which one is bad":      gatewaytest.Delivering("secret " + plantedKey + " whsk_" + plantedKey[6:]),
-		"a cluster that is away":            "engine nats nats://gateway:planted-nats-password@" + away,
-		"a URL of a cluster that is none":   "engine nats http://gateway:planted-nats-password@" + away,
-		"a URL that cannot be read":         "engine nats nats://gateway:planted-nats-password@[::1",
-		"credentials that cannot be read":   "engine nats nats://" + away + " {\ncredentials " + credentials + "\n}",
-		"credentials instead of their file": "engine nats nats://" + away + " {\ncredentials " + filepath.Dir(credentials) + "\n}",
+		"a key with a wrong prefix": gatewaytest.Delivering("secret planted-signing-key"),
+		"a key that is not base64":  gatewaytest.Delivering("secret whsec_planted-signing-key!"),
+		"a key that is too short":   gatewaytest.Delivering("secret whsec_" + plantedKey[6:18]),
+		"a good and a bad key":      gatewaytest.Delivering("secret " + plantedKey + " whsk_" + plantedKey[6:]),
+		"unreachable cluster":       "engine nats nats://gateway:planted-nats-password@" + unreachable,
+		"a URL with a wrong scheme": "engine nats http://gateway:planted-nats-password@" + unreachable,
+		"an invalid URL":            "engine nats nats://gateway:planted-nats-password@[::1",
+		"unreadable credentials":    "engine nats nats://" + unreachable + " {\ncredentials " + credentials + "\n}",
+		"credentials is a folder":   "engine nats nats://" + unreachable + " {\ncredentials " + filepath.Dir(credentials) + "\n}",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

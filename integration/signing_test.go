@@ -230,7 +230,7 @@ func TestDerivedKeysRotateWithTheSecret(t *testing.T) {
 		t.Fatalf("the keys are %q", keys)
 	}
 	close(failing)
-	gatewaytest.Eventually(t, "the callback is signed with what is derived from the new secrets", func() error {
+	gatewaytest.Eventually(t, "the callback is signed with keys derived from the new secrets", func() error {
 		got := rcv.Next(t)
 		if err := verified(keys[0], got); err != nil {
 			return err
@@ -246,7 +246,7 @@ func TestDerivedKeysRotateWithTheSecret(t *testing.T) {
 	})
 }
 
-func TestKeyCommandNamesWhatIsWrong(t *testing.T) {
+func TestKeyCommandErrors(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		args []string

@@ -263,7 +263,7 @@ func TestStatusRequestIsNoTask(t *testing.T) {
 				t.Errorf("the document is %+v", doc)
 			}
 			if n := len(rcv.Got); n != 0 {
-				t.Errorf("%d more callbacks came", n)
+				t.Errorf("%d more callbacks arrived", n)
 			}
 		})
 	}

@@ -178,7 +178,7 @@ func TestUpgradedConnectionPasses(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := io.ReadFull(answers, got); err != nil || string(got) != sent {
-			t.Fatalf("frame %d came back as %q: %v", i, got, err)
+			t.Fatalf("frame %d was echoed as %q: %v", i, got, err)
 		}
 	}
 }

@@ -31,7 +31,7 @@ func TestTasksListsTableAndJSON(t *testing.T) {
 	rcv, _ := failing(t, http.StatusGone)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, gatewaytest.ExampleSite(t))
 	if c := onTasks(t, g, "tasks"); c.code != 0 || c.stdout != "" || c.stderr != "no tasks match\n" {
-		t.Errorf("of no tasks it says %q %q", c.stdout, c.stderr)
+		t.Errorf("without tasks it prints %q %q", c.stdout, c.stderr)
 	}
 	a := adminAPI(t, g)
 	var ids []string
@@ -68,14 +68,14 @@ func TestTasksListsTableAndJSON(t *testing.T) {
 	c = onTasks(t, g, "tasks", "--limit", "2")
 	c.wantCode(t, 0)
 	if strings.Count(c.stdout, "\n") != 3 || !strings.Contains(c.stderr, "there are more") {
-		t.Errorf("of two it says %q %q", c.stdout, c.stderr)
+		t.Errorf("with two tasks it prints %q %q", c.stdout, c.stderr)
 	}
 	if c := onTasks(t, g, "tasks", "--older-than", "1h"); c.stderr != "no tasks match\n" {
-		t.Errorf("of old ones it says %q %q", c.stdout, c.stderr)
+		t.Errorf("for old tasks it prints %q %q", c.stdout, c.stderr)
 	}
 }
 
-func TestATaskIsShownWithNothingThatControlsTheTerminal(t *testing.T) {
+func TestTaskOutputEscapesControlCharacters(t *testing.T) {
 	t.Parallel()
 	rcv, _ := failing(t, http.StatusGone)
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, gatewaytest.ExampleSite(t))
@@ -99,7 +99,7 @@ func TestATaskIsShownWithNothingThatControlsTheTerminal(t *testing.T) {
 	}
 }
 
-func TestTasksAreRedeliveredCanceledAndDeletedFromAShell(t *testing.T) {
+func TestTasksCommandRedeliversCancelsAndDeletes(t *testing.T) {
 	t.Parallel()
 	rcv, answer := failing(t, http.StatusGone)
 	hold := make(chan struct{})
@@ -122,19 +122,19 @@ func TestTasksAreRedeliveredCanceledAndDeletedFromAShell(t *testing.T) {
 	c := onTasks(t, g, "redeliver", dead[0], "nonsense")
 	c.wantCode(t, 1)
 	if !strings.Contains(c.stdout, dead[0]+" is redelivered") || !strings.Contains(c.stderr, "nonsense: there is no such task") {
-		t.Errorf("it says %q %q", c.stdout, c.stderr)
+		t.Errorf("the output is %q %q", c.stdout, c.stderr)
 	}
 	a.inState(dead[0], task.Done)
 	c = onTasks(t, g, "redeliver", dead[0])
 	c.wantCode(t, 1)
 	if !strings.Contains(c.stderr, "not kept") {
-		t.Errorf("it says %q", c.stderr)
+		t.Errorf("the output is %q", c.stderr)
 	}
 	c = onTasks(t, g, "redeliver", "--all", "--json")
 	c.wantCode(t, 0)
 	var o outcome
 	if err := json.Unmarshal([]byte(c.stdout), &o); err != nil || o.Changed != 2 {
-		t.Errorf("it says %q: %v", c.stdout, err)
+		t.Errorf("the output is %q: %v", c.stdout, err)
 	}
 	for _, id := range dead {
 		a.inState(id, task.Done)
@@ -146,7 +146,7 @@ func TestTasksAreRedeliveredCanceledAndDeletedFromAShell(t *testing.T) {
 	c = onTasks(t, g, "cancel", "--queue", "q", "--dry-run")
 	c.wantCode(t, 0)
 	if c.stdout != "5 tasks would be changed; this is a dry run\n" {
-		t.Errorf("it says %q", c.stdout)
+		t.Errorf("the output is %q", c.stdout)
 	}
 	c = onTasks(t, g, "cancel", "--queue", "q")
 	c.wantCode(t, 2)
@@ -156,7 +156,7 @@ func TestTasksAreRedeliveredCanceledAndDeletedFromAShell(t *testing.T) {
 	c = onTasks(t, g, "cancel", "--queue", "q", "--yes")
 	c.wantCode(t, 0)
 	if !strings.Contains(c.stdout, "changed 5 of 5 matching tasks") {
-		t.Errorf("it says %q", c.stdout)
+		t.Errorf("the output is %q", c.stdout)
 	}
 	gatewaytest.Eventually(t, "all have ended", func() error {
 		if got := a.all("state=done"); len(got) != 8 {
@@ -204,14 +204,14 @@ func TestTasksUsageErrors(t *testing.T) {
 	}
 	gone := runCaddy(t, t.TempDir(), "callback", "tasks", "--address", freeaddr.New(t))
 	if gone.code != 1 || !strings.Contains(gone.stderr, "--address") {
-		t.Errorf("of no gateway it says %d %q", gone.code, gone.stderr)
+		t.Errorf("without a gateway: exit code %d, %q", gone.code, gone.stderr)
 	}
 	// A wrong address, where a server responds with 200 to everything.
 	other := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "{}") })
 	for _, args := range [][]string{{"tasks"}, {"tasks", "--json"}, {"show", "x"}, {"show", "x", "--json"}, {"redeliver", "x"}, {"redeliver", "--all"}} {
 		got := runCaddy(t, t.TempDir(), append(append([]string{"callback"}, args...), "--address", other)...)
 		if got.code != 1 || !strings.Contains(got.stderr, "not a gateway's") || got.stdout != "" {
-			t.Errorf("%v of what is no gateway: %d %q %q", args, got.code, got.stdout, got.stderr)
+			t.Errorf("%v of another server: exit code %d, %q %q", args, got.code, got.stdout, got.stderr)
 		}
 	}
 	// The address may be a URL, or come from the gateway's own configuration.
@@ -281,9 +281,9 @@ func listen(t *testing.T, args ...string) *listener {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	said := bufio.NewScanner(stderr)
-	if !said.Scan() || !strings.Contains(said.Text(), addr) {
-		t.Fatalf("it says %q", said.Text())
+	lines := bufio.NewScanner(stderr)
+	if !lines.Scan() || !strings.Contains(lines.Text(), addr) {
+		t.Fatalf("the output is %q", lines.Text())
 	}
 	return &listener{t, cmd, stdout, bufio.NewScanner(stdout), "http://" + addr + "/hook"}
 }
@@ -297,7 +297,7 @@ func (l *listener) until(text string) (all string) {
 			return all
 		}
 	}
-	l.t.Fatalf("%q does not come: %s", text, all)
+	l.t.Fatalf("%q is not printed: %s", text, all)
 	return ""
 }
 
@@ -360,11 +360,11 @@ func TestListenFlags(t *testing.T) {
 	}
 	taken := strings.TrimSuffix(strings.TrimPrefix(l.url, "http://"), "/hook")
 	if c := runCaddy(t, t.TempDir(), "callback", "listen", "--address", taken); c.code != 1 || !strings.Contains(c.stderr, taken) {
-		t.Errorf("of an address that is taken it says %d %q", c.code, c.stderr)
+		t.Errorf("with an address in use: exit code %d, %q", c.code, c.stderr)
 	}
 }
 
-func TestCallbacksAreForwardedAndTheirAnswersPrinted(t *testing.T) {
+func TestListenForwardsCallbacksAndPrintsAnswers(t *testing.T) {
 	t.Parallel()
 	refused := true
 	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -399,7 +399,7 @@ func TestCallbacksAreForwardedAndTheirAnswersPrinted(t *testing.T) {
 	runCaddy(t, t.TempDir(), "callback", "listen", "--forward-to", rcv.URL, "--respond", "200").wantCode(t, 2)
 }
 
-func TestQueuesHostsAndSchedulesAreListedFromAShell(t *testing.T) {
+func TestCommandsListQueuesHostsAndSchedules(t *testing.T) {
 	t.Parallel()
 	rcv, _ := failing(t, http.StatusServiceUnavailable)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1h 1h 1h 1h")+"\nqueue train {\nschedule @every 24h {\nuri /q\n}\n}",

@@ -116,7 +116,7 @@ func has(t *testing.T, span *otlp.Span, want map[string]string) {
 	got := attributes(span)
 	for name, value := range want {
 		if got[name] != value {
-			t.Errorf("the span %s has %s %q, not %q", span.GetName(), name, got[name], value)
+			t.Errorf("the span %s has %s %q, want %q", span.GetName(), name, got[name], value)
 		}
 	}
 }
@@ -170,7 +170,7 @@ func TestTaskAndAttemptsShareTrace(t *testing.T) {
 
 func TestTraceSurvivesKill(t *testing.T) {
 	t.Parallel()
-	for name, another := range map[string]bool{"and starts again": false, "and another node goes on": true} {
+	for name, another := range map[string]bool{"restarted": false, "continued by another node": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			traced := newSpans(t)

@@ -51,7 +51,7 @@ func TestUpstreamRetrySendsWholeBody(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	})
 	for name, site := range map[string]string{
-		"after nobody answered": "reverse_proxy " + freeaddr.New(t) + " " + app + " {\nlb_policy first\nlb_retries 2\nfail_duration 30s\n}",
+		"after a connection error": "reverse_proxy " + freeaddr.New(t) + " " + app + " {\nlb_policy first\nlb_retries 2\nfail_duration 30s\n}",
 		"after a buffered body was lost": "reverse_proxy " + hangsUp + " " + app + " {\nrequest_buffers 1MiB\n" +
 			"lb_policy first\nlb_retries 2\nfail_duration 30s\nlb_retry_match {\nmethod POST\n}\n}",
 	} {

@@ -136,13 +136,13 @@ func TestUnansweredRequestFails(t *testing.T) {
 		status int
 		error  string
 	}{
-		"nobody listens":       {"reverse_proxy " + nobody, 502, "the endpoint gave no answer (502 Bad Gateway)"},
-		"nobody is there":      {"reverse_proxy nobody.invalid:80", 502, "the endpoint gave no answer (502 Bad Gateway)"},
-		"it hangs up":          {"reverse_proxy " + resets, 502, "the endpoint gave no answer (502 Bad Gateway)"},
-		"a handler's error":    {"misbehave error", 500, "the endpoint gave no answer"},
-		"a handler's refusal":  {"misbehave refuse", 403, "the request was refused (403 Forbidden)"},
-		"an error of Caddy's":  {"error 503", 503, "the endpoint gave no answer (503 Service Unavailable)"},
-		"it is answered after": {"reverse_proxy " + nobody + "\nhandle_errors {\nreverse_proxy " + sorry + "\n}", 418, "the endpoint gave no answer (502 Bad Gateway)"},
+		"refused connection":        {"reverse_proxy " + nobody, 502, "the endpoint gave no answer (502 Bad Gateway)"},
+		"unknown host":              {"reverse_proxy nobody.invalid:80", 502, "the endpoint gave no answer (502 Bad Gateway)"},
+		"closed connection":         {"reverse_proxy " + resets, 502, "the endpoint gave no answer (502 Bad Gateway)"},
+		"a handler's error":         {"misbehave error", 500, "the endpoint gave no answer"},
+		"a handler's refusal":       {"misbehave refuse", 403, "the request was refused (403 Forbidden)"},
+		"Caddy's error handler":     {"error 503", 503, "the endpoint gave no answer (503 Service Unavailable)"},
+		"answered by handle_errors": {"reverse_proxy " + nobody + "\nhandle_errors {\nreverse_proxy " + sorry + "\n}", 418, "the endpoint gave no answer (502 Bad Gateway)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -175,10 +175,10 @@ func TestBrokenResponseFails(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	})
 	for name, c := range map[string]struct{ path, site string }{
-		"a chunked body":                {"/chunked", "reverse_proxy " + app},
-		"of a known length":             {"/announced", "reverse_proxy " + app},
-		"by a panic":                    {"/", "misbehave \"panic late\""},
-		"without the handler's knowing": {"/", "misbehave \"write too little\""},
+		"a chunked body":    {"/chunked", "reverse_proxy " + app},
+		"of a known length": {"/announced", "reverse_proxy " + app},
+		"by a panic":        {"/", "misbehave \"panic late\""},
+		"by a short body":   {"/", "misbehave \"write too little\""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -215,7 +215,7 @@ func TestPanicFailsTask(t *testing.T) {
 	if message := errorOf(t, c); message != "the endpoint gave no answer" || c.Status() != "FAILED" {
 		t.Errorf("the callback is %s, error=%s", c.Status(), message)
 	}
-	g.Eventually("the panic is in the log, and where it came from", func() error {
+	g.Eventually("the log has the panic and its stack", func() error {
 		if log := g.Log.String(); !strings.Contains(log, "a handler's own fault") || !strings.Contains(log, "misbehave.ServeHTTP") {
 			return errors.New("it is not there")
 		}
@@ -245,9 +245,9 @@ func TestTaskTimeout(t *testing.T) {
 		canceled <- struct{}{}
 	})
 	for name, site := range map[string]string{
-		"its endpoint is canceled":      "reverse_proxy " + app,
-		"its endpoint answers late":     "misbehave outlast",
-		"its endpoint is tried no more": "reverse_proxy " + app + " {\nlb_retries 5\nlb_retry_match {\nmethod POST\n}\n}",
+		"canceled endpoint":     "reverse_proxy " + app,
+		"late endpoint":         "misbehave outlast",
+		"endpoint with retries": "reverse_proxy " + app + " {\nlb_retries 5\nlb_retry_match {\nmethod POST\n}\n}",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -272,7 +272,7 @@ func TestTaskTimeout(t *testing.T) {
 			// task.
 			resp, _ = g.Post("/fence", `{"callback_url":"`+rcv.URL+`"}`)
 			if cb := rcv.Next(t); cb.TaskID() != resp.Header.Get("beam-task-id") || cb.Status() != "COMPLETE" {
-				t.Errorf("there is another callback: task %s, %s %q", cb.TaskID(), cb.Status(), cb.Body)
+				t.Errorf("unexpected callback: task %s, %s %q", cb.TaskID(), cb.Status(), cb.Body)
 			}
 		})
 	}
@@ -314,7 +314,7 @@ func TestStreamTimeout(t *testing.T) {
 				t.Errorf("the client got %q, %v", text, err)
 			}
 			if _, err := io.Copy(io.Discard, resp.Body); err == nil {
-				t.Error("the client takes what it has for the whole")
+				t.Error("the client got a complete response")
 			}
 			<-canceled
 			cb := rcv.Next(t)

@@ -57,7 +57,7 @@ func TestModuleBuildsIntoCaddy(t *testing.T) {
 	}
 	listed := strings.Split(string(out), "\n")
 	if ours := registered(t); !slices.Equal(modules, ours) {
-		t.Errorf("xcaddy.md names %v, and there are %v", modules, ours)
+		t.Errorf("xcaddy.md names %v, want %v", modules, ours)
 	}
 	for _, module := range modules {
 		if !slices.Contains(listed, module) {
