@@ -23,7 +23,7 @@ func TestDefaultRetrySchedule(t *testing.T) {
 		got[i] = time.Duration(wait)
 	}
 	if !slices.Equal(got, want) {
-		t.Errorf("the schedule is %v, not %v", got, want)
+		t.Errorf("the schedule is %v, want %v", got, want)
 	}
 }
 

@@ -124,7 +124,7 @@ func TestDeliveryLagOfFirstAttempts(t *testing.T) {
 		test.rec.FinishedAt = now
 		m.attempted(test.rec, deliver.Retry, now, time.Second)
 		if got := gather(t, registry)["delivery_lag_seconds"]; got != test.lags {
-			t.Errorf("after %s there are %v lags, not %v", test.name, got, test.lags)
+			t.Errorf("after %s there are %v lags, want %v", test.name, got, test.lags)
 		}
 	}
 	if got := gather(t, registry)["delivery_duration_seconds"]; got != 3 {

@@ -60,7 +60,7 @@ func TestStartTimeIsReadFromTheRequest(t *testing.T) {
 			got, err := startTime(tt.header, now, longest)
 			if tt.refusal == "" {
 				if err != nil || !got.Equal(tt.want) || got.Location() != time.UTC {
-					t.Errorf("it starts at %v, not %v: %v", got, tt.want, err)
+					t.Errorf("it starts at %v, want %v: %v", got, tt.want, err)
 				}
 				return
 			}

@@ -49,17 +49,17 @@ func cost(b *bench, servers int, site func(app string) string, status int) ([]st
 	c.use(g)
 	w, err := startWorkload(g, "queue q {\nworkers 64\n}", func(w *workload) string { return site(w.app.addr) })
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", err, g.said())
+		return nil, fmt.Errorf("%w: %s", err, g.lastLog())
 	}
 	defer w.close()
 	warm, n := b.some(500), b.some(5_000)
 	if err := w.count(warm, status); err != nil {
-		return nil, fmt.Errorf("%w: %s", err, g.said())
+		return nil, fmt.Errorf("%w: %s", err, g.lastLog())
 	}
 	ours, theirs := []int{g.cmd.Process.Pid}, c.processes()
 	before, servedBefore := usageOf(ours), usageOf(theirs)
 	if err := w.count(n, status); err != nil {
-		return nil, fmt.Errorf("%w: %s", err, g.said())
+		return nil, fmt.Errorf("%w: %s", err, g.lastLog())
 	}
 	used, served := usageOf(ours).since(before), usageOf(theirs).since(servedBefore)
 	if used.err != nil || served.err != nil {

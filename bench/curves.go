@@ -52,7 +52,7 @@ func beside(b *bench, waiting, ended int) (float64, error) {
 		return 0, err
 	}
 	defer g.remove()
-	if err := stockUp(g.store(), waiting, ended); err != nil {
+	if err := fillStore(g.store(), waiting, ended); err != nil {
 		return 0, err
 	}
 	w, err := newWorkload(g)

@@ -57,8 +57,8 @@ var body = []byte(`{"response":"example response"}`)
 // newID returns a task ID like those of the gateway.
 func newID() string { return uuid.Must(uuid.NewV7()).String() }
 
-// owe stores a task whose callback is due.
-func owe(ctx context.Context, e engine.Engine, url, host string) error {
+// addDelivery stores a task whose callback is due.
+func addDelivery(ctx context.Context, e engine.Engine, url, host string) error {
 	rec := record(url, host)
 	lease, err := e.Claim(ctx, rec)
 	if err != nil {
@@ -139,7 +139,7 @@ func drain(hosts, workers, n int) (ours, theirs float64, err error) {
 	defer g.remove()
 	err = fill(g.store(), n, func(ctx context.Context, e engine.Engine, i int) error {
 		addr := addrs[i%len(addrs)]
-		return owe(ctx, e, "http://"+addr+"/hook", addr)
+		return addDelivery(ctx, e, "http://"+addr+"/hook", addr)
 	})
 	if err != nil {
 		return 0, 0, err
@@ -160,7 +160,7 @@ func drain(hosts, workers, n int) (ours, theirs float64, err error) {
 		return 0, 0, err
 	}
 	if err := awaitAll("callbacks", n, func() int { return int(arrived.Load()) }); err != nil {
-		return 0, 0, fmt.Errorf("%w: %s", err, g.said())
+		return 0, 0, fmt.Errorf("%w: %s", err, g.lastLog())
 	}
 	return float64(n) / time.Since(<-first).Seconds(), theirs, nil
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// stock is the content of a store before a measurement.
-type stock struct {
+// contents is the content of a store before a measurement.
+type contents struct {
 	what          string
 	queued, ended int
 	least         float64
@@ -21,7 +21,7 @@ type stock struct {
 // its store with that of a gateway whose store is empty.
 func depth(b *bench) ([]row, error) {
 	var rows []row
-	for _, s := range []stock{
+	for _, s := range []contents{
 		{what: "beside 100,000 ended and 100,000 waiting tasks, tasks/s", queued: 100_000, ended: 100_000, least: 0.95},
 		{what: "beside 1,000,000 waiting, tasks/s", queued: 1_000_000, least: 0.90},
 	} {
@@ -30,7 +30,7 @@ func depth(b *bench) ([]row, error) {
 			return nil, err
 		}
 		defer full.remove()
-		if err := stockUp(full.store(), b.some(s.queued), b.some(s.ended)); err != nil {
+		if err := fillStore(full.store(), b.some(s.queued), b.some(s.ended)); err != nil {
 			return nil, err
 		}
 		empty, err := newGateway()
@@ -69,8 +69,8 @@ func depth(b *bench) ([]row, error) {
 	return rows, nil
 }
 
-// stockUp fills a store with tasks that wait in a queue and finished tasks.
-func stockUp(folder string, waiting, ended int) error {
+// fillStore fills a store with tasks that wait in a queue and finished tasks.
+func fillStore(folder string, waiting, ended int) error {
 	return fill(folder, waiting+ended, func(ctx context.Context, e engine.Engine, i int) error {
 		if i < waiting {
 			return queued(ctx, e)

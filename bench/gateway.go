@@ -101,7 +101,7 @@ func (g *gateway) start(options, sites string) (time.Duration, error) {
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
-	return 0, fmt.Errorf("Caddy did not start: %s", g.said())
+	return 0, fmt.Errorf("Caddy did not start: %s", g.lastLog())
 }
 
 // serving reports whether all apps have started. The admin endpoint has the configuration
@@ -116,8 +116,8 @@ func serving(admin string) bool {
 	return err == nil && bytes.HasPrefix(config, []byte("{"))
 }
 
-// said returns the end of the log.
-func (g *gateway) said() string {
+// lastLog returns the end of the log.
+func (g *gateway) lastLog() string {
 	text, err := os.ReadFile(g.log.Name())
 	if err != nil {
 		return err.Error()

@@ -20,7 +20,7 @@ func isolation(b *bench) ([]row, error) {
 	var p50, p99, floor pairs
 	for range b.rounds {
 		with, err := healthy(b, func(ctx context.Context, e engine.Engine, _ int) error {
-			return owe(ctx, e, "http://"+hole.addr+"/hook", hole.addr)
+			return addDelivery(ctx, e, "http://"+hole.addr+"/hook", hole.addr)
 		})
 		if err != nil {
 			return nil, err
@@ -105,10 +105,10 @@ func healthy(b *bench, put func(context.Context, engine.Engine, int) error) ([]t
 		return nil, err
 	}
 	warm := len(arrived.since(answered))
-	arrived.forget()
-	answered.forget()
+	arrived.reset()
+	answered.reset()
 	if warm == 0 {
-		return nil, fmt.Errorf("no callback came: %s", g.said())
+		return nil, fmt.Errorf("no callback came: %s", g.lastLog())
 	}
 	if err := send(b.round * 5); err != nil {
 		return nil, err

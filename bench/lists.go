@@ -23,7 +23,7 @@ func lists(b *bench) ([]row, error) {
 			return queued(ctx, e)
 		}
 		host := fmt.Sprintf("127.1.%d.%d:1", i>>8&255, i&255)
-		return owe(ctx, e, "http://"+host+"/hook", host)
+		return addDelivery(ctx, e, "http://"+host+"/hook", host)
 	})
 	if err != nil {
 		return nil, err

@@ -149,8 +149,8 @@ func (s *stamps) mark(id string) {
 	}
 }
 
-// forget removes all times.
-func (s *stamps) forget() {
+// reset removes all times.
+func (s *stamps) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.at)

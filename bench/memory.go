@@ -29,7 +29,7 @@ func fillDue(folder string, n, hosts int) error {
 	return fill(folder, n, func(ctx context.Context, e engine.Engine, i int) error {
 		i %= hosts
 		host := fmt.Sprintf("127.%d.%d.%d:1", 1+i>>16, i>>8&255, i&255)
-		return owe(ctx, e, "http://"+host+"/hook", host)
+		return addDelivery(ctx, e, "http://"+host+"/hook", host)
 	})
 }
 

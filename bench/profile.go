@@ -67,7 +67,7 @@ func profiles(b *bench) (table, error) {
 	defer g.remove()
 	w, err := newWorkload(g)
 	if err != nil {
-		return table{}, fmt.Errorf("%w: %s", err, g.said())
+		return table{}, fmt.Errorf("%w: %s", err, g.lastLog())
 	}
 	defer w.close()
 	if _, err := w.round(b.round); err != nil { // warm-up

@@ -79,7 +79,7 @@ func proxied(b *bench) ([]row, error) {
 		for i := range b.rounds + 1 {
 			ours, theirs, err := turns(with, without, c.clients, b.round, c.request, i%2 == 0)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w: %s", c.what, err, g.said())
+				return nil, fmt.Errorf("%s: %w: %s", c.what, err, g.lastLog())
 			}
 			if i == 0 {
 				continue // warm-up
@@ -88,7 +88,7 @@ func proxied(b *bench) ([]row, error) {
 			if c.large {
 				whole, err := closed(buffered, c.clients, b.round, 200, c.request)
 				if err != nil {
-					return nil, fmt.Errorf("%s: %w: %s", c.what, err, g.said())
+					return nil, fmt.Errorf("%s: %w: %s", c.what, err, g.lastLog())
 				}
 				floor.add(ours.rate(), whole.rate())
 			}

@@ -51,7 +51,7 @@ func tasks(b *bench) ([]row, error) {
 			return awaitAll("callbacks", n, func() int { return int(arrived.Load() - before) })
 		})
 		if err != nil {
-			return nil, fmt.Errorf("%w: %s", err, g.said())
+			return nil, fmt.Errorf("%w: %s", err, g.lastLog())
 		}
 		if i == 0 {
 			continue // warm-up
@@ -99,7 +99,7 @@ func sideBySide(b *bench, what string, least float64, sides ...side) ([]row, err
 		g.keepIn(s.engine)
 		w, err := startWorkload(g, s.options, s.site)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %s", err, g.said())
+			return nil, fmt.Errorf("%w: %s", err, g.lastLog())
 		}
 		defer w.close()
 		w.status = s.status

@@ -70,7 +70,7 @@ func (w *workload) round(d time.Duration) (float64, error) {
 		return awaitAll("callbacks", n, func() int { return int(w.arrived.Load() - before) })
 	})
 	if err != nil {
-		return 0, fmt.Errorf("%w: %s", err, w.g.said())
+		return 0, fmt.Errorf("%w: %s", err, w.g.lastLog())
 	}
 	return float64(n) / took.Seconds(), nil
 }

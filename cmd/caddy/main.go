@@ -1,5 +1,5 @@
-// Command caddy is Caddy with the callback module built in: what xcaddy
-// would write, kept here so that a checkout runs with Go alone.
+// Command caddy is Caddy with the callback module, like a build by xcaddy. With it, a
+// checkout needs only Go.
 package main
 
 import (

@@ -1,8 +1,7 @@
-// Command testreport reads the output of `go test -json` and prints what a
-// person wants of it: the packages' closing lines, all that failing tests
-// wrote, and the tests that were skipped. It exits 1 if a test failed, if one
-// was skipped, or if none ran: in a check, a test that did not run is no test
-// that passed.
+// Command testreport reads the output of `go test -json` and prints a summary: the
+// result line of each package, the output of failing tests, and the skipped tests. It
+// exits with 1 if a test failed, if a test was skipped, or if no test ran, because CI
+// must not pass without running every test.
 package main
 
 import (
@@ -14,7 +13,7 @@ import (
 	"strings"
 )
 
-// event is a line of test2json's, see go doc test2json.
+// event is a line of test2json; see go doc test2json.
 type event struct {
 	Action     string
 	Package    string
@@ -23,10 +22,10 @@ type event struct {
 	Output     string
 }
 
-// report is what became of the tests.
+// report counts the results of the tests.
 type report struct {
 	out    io.Writer
-	output map[string]*strings.Builder // of tests that have not ended, by package and test
+	output map[string]*strings.Builder // of unfinished tests, by package and test
 	failed []string
 	skips  []string
 	passed int
@@ -72,7 +71,7 @@ func (r *report) add(e event) {
 		r.addPackage(e)
 	case e.Action == "output":
 		if strings.HasPrefix(e.Output, "=== ") {
-			return // that it runs, pauses or goes on
+			return // it started, paused or continued
 		}
 		if r.output[name] == nil {
 			r.output[name] = new(strings.Builder)
@@ -93,8 +92,8 @@ func (r *report) add(e event) {
 	}
 }
 
-// addPackage prints what a package says that is no test's, but for the PASS and
-// the coverage before its closing line.
+// addPackage prints the output of a package outside of its tests, except for PASS and
+// the coverage before the result line.
 func (r *report) addPackage(e event) {
 	switch e.Action {
 	case "output":
@@ -103,20 +102,20 @@ func (r *report) addPackage(e event) {
 		}
 	case "fail":
 		r.broken = true
-		// What a test was writing when its process ended.
+		// The output of tests that ran when their process ended.
 		for name, output := range r.output {
 			if strings.HasPrefix(name, e.Package+" ") {
-				fmt.Fprintf(r.out, "%s did not end:\n%s", name, output)
+				fmt.Fprintf(r.out, "%s did not finish:\n%s", name, output)
 				delete(r.output, name)
 			}
 		}
 	}
 }
 
-// close prints the summary and says whether all is well.
+// close prints the summary and reports whether every test passed.
 func (r *report) close() bool {
 	for _, name := range r.skips {
-		fmt.Fprintf(r.out, "SKIPPED %s: a test that is skipped fails\n", name)
+		fmt.Fprintf(r.out, "SKIPPED %s: skipped tests count as failed\n", name)
 	}
 	for _, name := range r.failed {
 		fmt.Fprintf(r.out, "FAILED %s\n", name)

@@ -19,9 +19,9 @@ import (
 )
 
 const (
-	folder  = "callbacks" // <id> is a callback as it came, <id>.done says that it is handled
-	maxBody = 32 << 20    // a result of 8 MiB is up to three times as long when it is encoded
-	minKey  = 38          // whsec_ and 24 bytes: an empty key would verify what anybody signs
+	folder  = "callbacks" // <id> is a received callback; <id>.done marks it as handled
+	maxBody = 32 << 20    // a result of 8 MiB becomes up to three times as long when encoded
+	minKey  = 38          // whsec_ and 24 bytes; with an empty key anybody could sign
 )
 
 var (
@@ -55,7 +55,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	for _, file := range kept { // what a crash left
+	for _, file := range kept { // stored before a crash
 		if taskID.MatchString(filepath.Base(file)) {
 			handle(filepath.Base(file))
 		}
@@ -85,10 +85,10 @@ func receive(hook *standardwebhooks.Webhook) http.HandlerFunc {
 			first, err := keep(id, status+"\n"+string(body))
 			if err != nil {
 				log.Print(err)
-				http.Error(w, "not stored", http.StatusInternalServerError) // it comes again
+				http.Error(w, "not stored", http.StatusInternalServerError) // the gateway retries
 				return
 			}
-			w.WriteHeader(http.StatusNoContent) // a repeat too: we have it
+			w.WriteHeader(http.StatusNoContent) // also for a repeat, which is already stored
 			if first {
 				go handle(id)
 			}
@@ -96,8 +96,8 @@ func receive(hook *standardwebhooks.Webhook) http.HandlerFunc {
 	}
 }
 
-// keep stores a callback, whole and on disk before it returns, and says whether
-// it is the first with its ID.
+// keep stores a callback on disk before it returns, and reports whether it is the first
+// with its ID.
 func keep(id, record string) (bool, error) {
 	tmp, err := os.CreateTemp(folder, ".tmp-*")
 	if err != nil {
@@ -108,14 +108,14 @@ func keep(id, record string) (bool, error) {
 	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
 		return false, err
 	}
-	err = os.Link(tmp.Name(), filepath.Join(folder, id)) // fails if it is there
+	err = os.Link(tmp.Name(), filepath.Join(folder, id)) // fails if it exists
 	if errors.Is(err, fs.ErrExist) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// handle finishes a stored task, unless that has been done.
+// handle finishes a stored task, unless it is already handled.
 func handle(id string) {
 	file := filepath.Join(folder, id)
 	if _, err := os.Stat(file + ".done"); err == nil {
@@ -129,7 +129,7 @@ func handle(id string) {
 	status, body, _ := strings.Cut(string(record), "\n")
 	pairs, err := url.ParseQuery(body)
 	if err != nil {
-		log.Printf("task %s: %v", id, err) // the pairs that could be read are there
+		log.Printf("task %s: %v", id, err) // pairs contains those that could be parsed
 	}
 	finish(id, status, pairs)
 	if err := os.WriteFile(file+".done", nil, 0o600); err != nil {
