@@ -109,7 +109,7 @@ func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
 	return opts, nil
 }
 
-// startQueues prepares the metrics of all queues.
+// startQueues sets the gauges of all queues, and warns of those that nothing runs.
 func (a *App) startQueues() {
 	for _, q := range a.queues {
 		a.metrics.queueOpened(q.Name, q.opts)
