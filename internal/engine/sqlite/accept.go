@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"syscall"
 
 	"github.com/ncruces/go-sqlite3"
 
@@ -14,87 +13,64 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-const insertTask = `INSERT INTO task(seq, id, state, version, queue, host, domain, status, starts, holder, at, since, schedule,
-	request, result, doc) VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`
-
-// kept returns the size of a body as its column stores it.
-func kept(b *body) any {
-	if b == nil {
-		return nil
-	}
-	return b.size
-}
-
 // errIDInUse is returned for a new task whose ID exists already.
 var errIDInUse = errors.New("the task ID is in use")
 
-// insert stores a new task at a place, whose state is set.
-func (t *tx) insert(rec *task.Record, doc []byte, p *place, at, since int64, request, result *body) (seq int64, err error) {
-	if p.host, err = t.hostID(rec); err != nil {
-		return 0, err
+// insert stores a new task.
+func (t *tx) insert(rec *task.Record, doc []byte, state int, at, since int64, request, result *body) (*row, error) {
+	if err := t.trust(rec); err != nil {
+		return nil, err
 	}
-	if rec.Queue != "" {
-		q, err := t.queue(rec.Queue)
+	r := &row{id: rec.ID, version: 1, starts: int64(rec.Starts), at: at, since: since, request: request.kept(), result: result.kept()}
+	r.place = place{
+		state: state, held: state == running, queue: rec.Queue, host: hostOf(rec), domain: rec.CallbackDomain,
+		size: size(doc, r.request, r.result),
+	}
+	var holder any
+	if r.place.held {
+		holder = t.s.holder
+	}
+	for r.seq = listedAt(cmp.Or(nanos(rec.CreatedAt), t.now), rec.ID); ; r.seq++ {
+		err := t.exec(`INSERT INTO task(seq, id, state, version, queue, host, domain, status, starts, holder, at, since, schedule, request,
+			result, doc) VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, -1), nullif(?, -1), ?) ON CONFLICT DO NOTHING`,
+			r.seq, r.id, state, opt(r.place.queue), opt(r.place.host), opt(r.place.domain), opt(statusOf(rec.Status)), r.starts, holder,
+			opt(at), since, opt(rec.Schedule), r.request, r.result, doc)
 		if err != nil {
-			return 0, err
-		}
-		p.queue = q.id
-	}
-	if p.domain, err = t.domain(rec.CallbackDomain); err != nil {
-		return 0, err
-	}
-	p.size = int64(len(doc)) + sizeOf(request) + sizeOf(result)
-	holder := int64(0)
-	if p.state == running {
-		holder, p.held = t.s.holder, true
-	}
-	var schedule any
-	if rec.Schedule != "" {
-		schedule = rec.Schedule
-	}
-	id := keyOf(rec.ID)
-	for seq = listedAt(cmp.Or(nanos(rec.CreatedAt), t.now), id); ; seq++ {
-		err = t.exec(insertTask, seq, id, p.state, null(p.queue), null(p.host), null(p.domain), null(statusOf(rec.Status)),
-			rec.Starts, null(holder), null(at), since, schedule, kept(request), kept(result), doc)
-		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		if t.Changes() == 1 {
 			break
 		}
-		if _, known, err := t.number("SELECT 1 FROM task WHERE id = ?", id); err != nil || known {
-			return 0, cmp.Or(err, fmt.Errorf("%w: %s", errIDInUse, rec.ID))
+		if _, known, err := t.number("SELECT 1 FROM task WHERE id = ?", r.id); err != nil || known {
+			return nil, cmp.Or(err, fmt.Errorf("%w: %s", errIDInUse, r.id))
 		}
 	}
-	if err := t.putBody(seq, engine.RequestBody, request); err != nil {
-		return 0, err
+	if err := t.putBody(r.seq, engine.RequestBody, request); err != nil {
+		return nil, err
 	}
-	if err := t.putBody(seq, engine.ResultBody, result); err != nil {
-		return 0, err
+	if err := t.putBody(r.seq, engine.ResultBody, result); err != nil {
+		return nil, err
 	}
-	t.move(rec.ID, nowhere, *p)
-	return seq, nil
+	t.count(r.place, 1)
+	t.changed = append(t.changed, r.id)
+	return r, nil
 }
 
-func sizeOf(b *body) int64 {
-	if b == nil {
-		return 0
+// trust records that the operator's own URL names the host of a task's callback.
+func (t *tx) trust(rec *task.Record) error {
+	name := hostOf(rec)
+	if name == "" || !rec.Callback.Trusted {
+		return nil
 	}
-	return b.size
-}
-
-// hostID returns the ID of the host of a task's callback. It returns 0 if there is no
-// callback.
-func (t *tx) hostID(rec *task.Record) (int64, error) {
-	h, err := t.host(hostOf(rec))
-	if err != nil || h == nil {
-		return 0, err
+	t.s.mu.Lock()
+	h := t.s.hosts[name]
+	known := h != nil && h.trusted
+	t.s.mu.Unlock()
+	if known {
+		return nil
 	}
-	if rec.Callback.Trusted && !h.trusted {
-		t.after(func() { h.trusted = true })
-		err = t.exec("UPDATE host SET trusted = 1 WHERE id = ?", h.id)
-	}
-	return h.id, err
+	t.after(func() { t.s.host(name).trusted = true })
+	return t.exec("INSERT INTO host(name, trusted) VALUES (?, 1) ON CONFLICT(name) DO UPDATE SET trusted = 1", name)
 }
 
 // Claim implements [engine.Acceptor].
@@ -106,22 +82,16 @@ func (s *store) Claim(ctx context.Context, rec *task.Record) (engine.Lease, erro
 	if err := s.admit(ctx, int64(len(doc))); err != nil {
 		return nil, err
 	}
-	l := &lease{s: s, id: rec.ID, waiting: true, version: 1}
-	err = s.updateOrUndo(ctx, func(t *tx) error {
+	l := &lease{s: s}
+	err = s.update(ctx, func(t *tx) error {
 		if err := t.checkQuota(rec.CallbackDomain); err != nil {
 			return err
 		}
-		p := place{state: running}
-		seq, err := t.insert(rec, doc, &p, 0, t.now, nil, nil)
-		if err != nil {
-			return err
+		if l.row, err = t.insert(rec, doc, running, 0, t.now, nil, nil); err == nil {
+			t.after(func() { s.leases[l.row.seq] = l })
 		}
-		t.after(func() {
-			l.seq, l.place = seq, p
-			s.leases[seq] = l
-		})
-		return nil
-	}, func() { l.abandon() })
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -138,72 +108,32 @@ func (s *store) enqueue(ctx context.Context, l *lease, rec *task.Record, r io.Re
 	if rec.Queue == "" {
 		return "", false, errors.New("the task names no queue")
 	}
+	e := &entry{opts: opts, lease: l, room: s.admit(ctx, 0)}
 	// A known key is answered even if the store is full.
-	room := s.admit(ctx, 0)
-	if room != nil && opts.Key == nil {
-		return "", false, room
+	if e.room != nil && opts.Key == nil {
+		return "", false, e.room
 	}
-	body, err := s.takeBody(r)
-	if err != nil {
+	var err error
+	if e.body, err = s.bodies.take(r, -1); err != nil {
 		return "", false, err
 	}
-	digest := ""
 	if opts.Key != nil && opts.Key.Digest != nil {
-		digest = opts.Key.Digest()
+		e.digest = opts.Key.Digest()
 	}
 	if rec.Request != nil {
-		rec.Request.Size = body.size
+		rec.Request.Size = e.body.size
 	}
-	doc, err := encode(rec)
-	if err != nil {
-		s.bodies.remove(files(body))
-		return "", false, err
+	e.rec = copyOf(rec)
+	if e.doc, err = encode(rec); err == nil {
+		err = s.update(ctx, func(t *tx) error { return t.enqueue(e) })
 	}
-	e := &entry{rec: copyOf(rec), doc: doc, body: body, opts: opts, digest: digest, lease: l, room: room}
-	apply := func(t *tx) error { return t.enqueue(e) }
-	if l == nil {
-		err = s.update(ctx, apply)
-	} else {
-		err = l.step(ctx, s, "enqueue", apply)
-	}
-	if errors.Is(err, engine.ErrUnavailable) || ctx.Err() != nil && err != nil {
-		return "", false, err // it may still be stored
-	}
-	stored := e
-	if l != nil && err == nil {
-		s.mu.Lock()
-		stored = l.queued // by this call, or by an earlier one that was interrupted
-		s.mu.Unlock()
-	}
-	if err != nil || stored != e || !e.created {
-		s.bodies.remove(files(body))
+	if err != nil || !e.created {
+		s.bodies.drop(e.body.files()...)
 	}
 	if err != nil && !errors.Is(err, engine.ErrKeyReused) {
 		return "", false, err
 	}
-	return stored.id, stored.created, err
-}
-
-// takeBody reads the body of a request.
-func (s *store) takeBody(r io.Reader) (*body, error) {
-	b, err := s.bodies.take(r, -1)
-	var source readError
-	switch {
-	case errors.As(err, &source):
-		return nil, source.error
-	case err != nil && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, errQuota)):
-		return nil, fmt.Errorf("%w: %w", engine.ErrFull, err)
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
-	}
-	return b, nil
-}
-
-func files(b *body) []string {
-	if b == nil || b.file == "" {
-		return nil
-	}
-	return []string{b.file}
+	return e.id, e.created, err
 }
 
 // entry is a task that is about to be queued.
@@ -220,20 +150,25 @@ type entry struct {
 	created bool
 }
 
-func (t *tx) enqueue(e *entry) error {
-	e.id, e.created = "", false
+func (t *tx) enqueue(e *entry) (err error) {
 	if e.lease != nil {
-		if err := e.lease.check(t); err != nil {
+		_, held, err := t.number("SELECT 1 FROM task WHERE seq = ? AND version = ? AND state = 1", e.lease.row.seq, e.lease.row.version)
+		if err == nil && !held {
+			err = engine.ErrLost
+		}
+		if err != nil {
 			return err
 		}
 	}
-	if known, err := t.known(e); err != nil || known != "" {
-		e.id = known
-		if err == nil && e.lease != nil {
-			t.after(func() { e.lease.queued = e })
-			return t.removeClaimed(e.lease)
-		}
+	if e.id, err = t.known(e); err != nil {
 		return err
+	}
+	if e.id != "" {
+		if e.lease == nil {
+			return nil
+		}
+		t.after(e.lease.end)
+		return t.remove(e.lease.row)
 	}
 	if e.room != nil {
 		return e.room
@@ -241,44 +176,44 @@ func (t *tx) enqueue(e *entry) error {
 	if err := t.checkQuota(e.rec.CallbackDomain); err != nil {
 		return err
 	}
-	q, err := t.queue(e.rec.Queue)
-	if err != nil {
-		return err
-	}
-	if e.opts.MaxQueued > 0 {
-		t.s.mu.Lock()
-		n := q.queued + t.queued[q.id]
-		t.s.mu.Unlock()
-		if n >= int64(e.opts.MaxQueued) {
+	if most := int64(e.opts.MaxQueued); most > 0 {
+		n, _, err := t.number("SELECT queued FROM queue WHERE name = ?", e.rec.Queue)
+		if err != nil {
+			return err
+		}
+		if n += t.counts[counter{countQueued, e.rec.Queue}]; n >= most {
 			return fmt.Errorf("%w: %d tasks wait in %s", engine.ErrQueueFull, n, e.rec.Queue)
 		}
 	}
 	at := cmp.Or(nanos(e.rec.NextAttemptAt), t.now)
 	if e.lease == nil {
-		p := place{state: queued}
-		_, err = t.insert(e.rec, e.doc, &p, at, t.now, e.body, nil)
+		_, err = t.insert(e.rec, e.doc, queued, at, t.now, e.body, nil)
 	} else {
-		err = t.toQueue(e.lease, e, at)
+		err = t.handOver(e, at)
 	}
-	if err != nil {
-		return err
-	}
-	if e.opts.Key != nil {
-		err := t.exec(`INSERT INTO key(hash, digest, task, expires) VALUES (?, ?, ?, ?) ON CONFLICT(hash)
+	if err == nil && e.opts.Key != nil {
+		err = t.exec(`INSERT INTO key(hash, digest, task, expires) VALUES (?, ?, ?, ?) ON CONFLICT(hash)
 			DO UPDATE SET digest = excluded.digest, task = excluded.task, expires = excluded.expires`,
 			e.opts.Key.Hash, e.digest, e.rec.ID, t.now+int64(engine.KeyLifetime))
-		if err != nil {
-			return err
-		}
 	}
-	e.id, e.created = e.rec.ID, true
-	t.after(func() {
-		q.ready(1)
-		if e.lease != nil {
-			e.lease.queued = e
-		}
-	})
-	return nil
+	e.id, e.created = e.rec.ID, err == nil
+	t.after(func() { t.s.queue(e.rec.Queue).ready(1) })
+	return err
+}
+
+// handOver turns a waiting client's task into a queue's task.
+func (t *tx) handOver(e *entry, at int64) error {
+	r := e.lease.row
+	to := place{state: queued, queue: e.rec.Queue, host: hostOf(e.rec), domain: e.rec.CallbackDomain, size: size(e.doc, e.body.size, -1)}
+	err := t.exec(`UPDATE task SET state = 0, version = version + 1, queue = ?, host = ?, domain = ?, starts = ?,
+		holder = NULL, at = ?, since = ?, request = ?, doc = ? WHERE seq = ?`,
+		to.queue, opt(to.host), opt(to.domain), e.rec.Starts, at, t.now, e.body.size, e.doc, r.seq)
+	if err == nil {
+		err = t.putBody(r.seq, engine.RequestBody, e.body)
+	}
+	t.move(r, to)
+	t.after(e.lease.end)
+	return cmp.Or(err, t.trust(e.rec))
 }
 
 // known returns the ID of the existing task with the entry's key or schedule. It
@@ -290,10 +225,10 @@ func (t *tx) known(e *entry) (id string, err error) {
 			id, digest = s.ColumnText(0), s.ColumnText(1)
 			return false
 		})
+		if err == nil && id != "" && digest != e.digest {
+			err = engine.ErrKeyReused
+		}
 		if err != nil || id != "" {
-			if err == nil && digest != e.digest {
-				err = engine.ErrKeyReused
-			}
 			return id, err
 		}
 	}
@@ -302,7 +237,7 @@ func (t *tx) known(e *entry) (id string, err error) {
 	}
 	err = t.query("SELECT id FROM task INDEXED BY task_schedule WHERE schedule = ? AND state = 0", []any{e.rec.Schedule},
 		func(s *sqlite3.Stmt) bool {
-			id = nameOf(s.ColumnRawBlob(0))
+			id = s.ColumnText(0)
 			return false
 		})
 	return id, err

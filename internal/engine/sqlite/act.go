@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -31,7 +32,7 @@ func (s *store) Act(ctx context.Context, id string, a engine.Action) error {
 			if r.place.state != done && r.place.state != dead {
 				return ended(r)
 			}
-			return t.remove(r.seq, r.id, r.place, true)
+			return t.remove(r)
 		}
 		return fmt.Errorf("there is no action %d", a.Kind)
 	})
@@ -62,11 +63,8 @@ func (t *tx) retryNow(r *row) error {
 	if busy || r.place.held || r.at <= t.now {
 		return nil
 	}
-	t.move(r.id, r.place, r.place)
-	t.after(func() {
-		t.s.dropAhead(r.place.host)
-		t.s.dueAt(r.place.host, t.now)
-	})
+	t.changed = append(t.changed, r.id)
+	t.after(func() { t.s.dueAt(r.place.host, t.now) })
 	return t.exec("UPDATE task SET version = version + 1, at = ? WHERE seq = ?", t.now, r.seq)
 }
 
@@ -98,12 +96,10 @@ func (t *tx) redeliver(r *row, a engine.Action) error {
 		return err
 	}
 	to := r.place
-	to.state, to.size = delivering, int64(len(doc))+max(0, r.request)+max(0, r.result)
-	if to.host, err = t.hostID(rec); err != nil {
-		return err
-	}
-	t.move(r.id, r.place, to)
+	to.state, to.host, to.size = delivering, hostOf(rec), size(doc, r.request, r.result)
+	t.move(r, to)
 	t.after(func() { t.s.dueAt(to.host, t.now) })
-	return t.exec("UPDATE task SET state = 2, version = version + 1, host = ?, at = ?, since = ?, doc = ? WHERE seq = ?",
-		null(to.host), t.now, t.now, doc, r.seq)
+	err = t.exec("UPDATE task SET state = 2, version = version + 1, host = ?, at = ?, since = ?, doc = ? WHERE seq = ?",
+		to.host, t.now, t.now, doc, r.seq)
+	return cmp.Or(err, t.trust(rec))
 }

@@ -12,7 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
+	"syscall"
 
 	"github.com/ncruces/go-sqlite3"
 	"go.uber.org/zap"
@@ -24,27 +24,17 @@ import (
 const maxInline = 256 << 10
 
 // bodies manages the files of large bodies. A file is synced, with its name, before the
-// row that refers to it is committed. It is removed after the commit that removes the
-// row, once no reader streams it.
+// row that refers to it is committed. It is removed once a later commit without such a
+// row is durable.
 type bodies struct {
 	folder string
 	disk   disk
 	log    *zap.Logger
 
-	mu       sync.Mutex
-	bytes    int64            // of all files
-	sizes    map[string]int64 // by file name
-	reading  map[string]int   // number of readers by file name
-	doomed   map[string]bool  // to be removed once no reader streams them
-	refused  []refused        // files of failed commits
-	unsynced []string         // files whose rows' removal is not synced yet
-}
-
-// refused is a file whose row was not committed. After a crash, a failed commit may be
-// found in the log until another commit has been written over it.
-type refused struct {
-	name string
-	at   time.Time
+	mu      sync.Mutex
+	bytes   int64    // of all files
+	dropped []string // files to be removed
+	failing bool     // a file could not be removed
 }
 
 // body is a body that is about to be stored, in memory or in a file.
@@ -55,6 +45,22 @@ type body struct {
 	size  int64
 }
 
+// files returns the file of a body, if it has one.
+func (b *body) files() []string {
+	if b == nil || b.file == "" {
+		return nil
+	}
+	return []string{b.file}
+}
+
+// kept returns the size of a body as its column has it: -1 if there is no body.
+func (b *body) kept() int64 {
+	if b == nil {
+		return -1
+	}
+	return b.size
+}
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func sumOf(data []byte) int64 { return int64(crc32.Checksum(data, castagnoli)) }
@@ -62,7 +68,6 @@ func sumOf(data []byte) int64 { return int64(crc32.Checksum(data, castagnoli)) }
 // open removes the files that no row refers to, and counts the others.
 func (b *bodies) open(s *store) error {
 	b.folder, b.disk, b.log = filepath.Join(s.cfg.Folder, bodiesName), s.cfg.disk, s.log
-	b.sizes, b.reading, b.doomed = map[string]int64{}, map[string]int{}, map[string]bool{}
 	known := map[string]bool{}
 	err := s.writer.query("SELECT file FROM body WHERE file IS NOT NULL", nil, func(stmt *sqlite3.Stmt) bool {
 		known[stmt.ColumnText(0)] = true
@@ -90,7 +95,6 @@ func (b *bodies) open(s *store) error {
 			if err != nil {
 				return err
 			}
-			b.sizes[name] = info.Size()
 			b.bytes += info.Size()
 		}
 		if errors.Is(err, io.EOF) {
@@ -102,12 +106,9 @@ func (b *bodies) open(s *store) error {
 	}
 }
 
-// readError is an error of the reader that supplies a body.
-type readError struct{ error }
-
-func (e readError) Unwrap() error { return e.error }
-
-// take reads a body to its end, or to limit if limit is not negative.
+// take reads a body to its end, or to limit if limit is not negative. It returns an
+// error of r unchanged. If the disk refuses the body, the error wraps ErrFull or
+// ErrUnavailable, and take also returns the part of the body that it has in memory.
 func (b *bodies) take(r io.Reader, limit int64) (*body, error) {
 	if r == nil {
 		return &body{bytes: []byte{}}, nil
@@ -118,24 +119,34 @@ func (b *bodies) take(r io.Reader, limit int64) (*body, error) {
 	var head bytes.Buffer
 	n, err := io.Copy(&head, io.LimitReader(r, maxInline+1))
 	if err != nil {
-		return nil, readError{err}
+		return nil, err
 	}
 	if n <= maxInline {
 		return &body{bytes: head.Bytes(), size: n}, nil
 	}
-	return b.spool(head.Bytes(), r)
+	rest := &source{Reader: r}
+	stored, err := b.spool(head.Bytes(), rest)
+	switch {
+	case rest.err != nil:
+		return nil, rest.err
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, errQuota):
+		err = fmt.Errorf("%w: writing a body's file: %w", engine.ErrFull, err)
+	case err != nil:
+		err = fmt.Errorf("%w: writing a body's file: %w", engine.ErrUnavailable, err)
+	default:
+		return stored, nil
+	}
+	return &body{bytes: head.Bytes(), size: n}, err
 }
 
-// spool writes a large body to a file. After a disk error it also returns the part of
-// the body that it has in memory.
+// spool writes a large body to a file.
 func (b *bodies) spool(head []byte, rest io.Reader) (*body, error) {
-	kept := &body{bytes: head, size: int64(len(head))}
 	f, err := b.disk.create(b.folder, "new-*")
 	if err != nil {
-		return kept, fmt.Errorf("creating a body's file: %w", err)
+		return nil, err
 	}
-	source, sum := &source{Reader: rest}, crc32.New(castagnoli)
-	n, err := io.Copy(io.MultiWriter(f, sum), io.MultiReader(bytes.NewReader(head), source))
+	sum := crc32.New(castagnoli)
+	n, err := io.Copy(io.MultiWriter(f, sum), io.MultiReader(bytes.NewReader(head), rest))
 	if err == nil {
 		err = f.Sync()
 	}
@@ -150,13 +161,9 @@ func (b *bodies) spool(head []byte, rest io.Reader) (*body, error) {
 	if err != nil {
 		_ = b.disk.remove(f.Name()) // an orphan is removed at the next start
 		_ = b.disk.remove(filepath.Join(b.folder, name))
-		if source.err != nil {
-			return nil, readError{source.err}
-		}
-		return kept, fmt.Errorf("writing a body's file: %w", err)
+		return nil, err
 	}
 	b.mu.Lock()
-	b.sizes[name] = n
 	b.bytes += n
 	b.mu.Unlock()
 	return &body{file: name, sum: int64(sum.Sum32()), size: n}, nil
@@ -176,78 +183,59 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// discard schedules the files of a failed commit for removal.
-func (b *bodies) discard(names []string) {
+// drop schedules files for removal that no row refers to, or whose row was removed or
+// refused by a commit. After a crash, the last commits may be undone, and a refused one
+// may be found in the log. The files are therefore kept until a later commit is durable.
+func (b *bodies) drop(names ...string) {
+	b.mu.Lock()
+	b.dropped = append(b.dropped, names...)
+	b.mu.Unlock()
+}
+
+// garbage returns the files to be removed. The caller must pass them to collect.
+func (b *bodies) garbage() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	names := b.dropped
+	b.dropped = nil
+	return names
+}
+
+// collect removes files. Windows does not remove a file that is being read: it is removed
+// later.
+func (b *bodies) collect(names []string) {
 	for _, name := range names {
-		b.refused = append(b.refused, refused{name, time.Now()})
+		path := filepath.Join(b.folder, name)
+		info, err := os.Stat(path)
+		if err == nil {
+			err = b.disk.remove(path)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		b.mu.Lock()
+		if err == nil {
+			b.bytes -= info.Size()
+		} else {
+			b.dropped = append(b.dropped, name)
+			if !b.failing {
+				b.log.Warn("removing a body failed", zap.Error(err))
+			}
+		}
+		b.failing = err != nil
+		b.mu.Unlock()
 	}
-}
-
-// removeRefused removes the files of failed commits that have been overwritten.
-func (b *bodies) removeRefused() {
-	b.mu.Lock()
-	names := make([]string, 0, len(b.refused))
-	for _, r := range b.refused {
-		names = append(names, r.name)
-	}
-	b.refused = nil
-	b.mu.Unlock()
-	b.remove(names)
-}
-
-// removeSynced removes the files whose rows a commit has removed. If the log is synced
-// at an interval, a power failure may restore the rows. The files are then kept until
-// the next sync.
-func (s *store) removeSynced(names []string) {
-	if s.cfg.Sync <= 0 || s.cfg.skips == skipRetire {
-		s.bodies.remove(names)
-		return
-	}
-	s.bodies.mu.Lock()
-	s.bodies.unsynced = append(s.bodies.unsynced, names...)
-	s.bodies.mu.Unlock()
 }
 
 // syncLog makes all commits durable and removes the files that waited for it.
 func (s *store) syncLog() error {
-	s.bodies.mu.Lock()
-	names := s.bodies.unsynced
-	s.bodies.unsynced = nil
-	s.bodies.mu.Unlock()
+	names := s.bodies.garbage()
 	if err := s.fs.syncLog(); err != nil {
-		s.bodies.mu.Lock()
-		s.bodies.unsynced = append(s.bodies.unsynced, names...)
-		s.bodies.mu.Unlock()
+		s.bodies.drop(names...)
 		return err
 	}
-	s.bodies.remove(names)
+	s.bodies.collect(names)
 	return nil
-}
-
-// remove removes files. A file that is being streamed is removed later.
-func (b *bodies) remove(names []string) {
-	if len(names) == 0 {
-		return
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, name := range names {
-		if b.reading[name] > 0 {
-			b.doomed[name] = true
-		} else {
-			b.unlink(name)
-		}
-	}
-}
-
-func (b *bodies) unlink(name string) {
-	if err := b.disk.remove(filepath.Join(b.folder, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		b.log.Warn("removing a body failed", zap.Error(err)) // an orphan is removed at the next start
-	}
-	b.bytes -= b.sizes[name]
-	delete(b.sizes, name)
 }
 
 func (b *bodies) used() int64 {
@@ -258,33 +246,25 @@ func (b *bodies) used() int64 {
 
 // stream opens the file of a body for reading.
 func (b *bodies) stream(want *body) (io.ReadCloser, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	name := want.file
-	if b.doomed[name] {
-		return nil, engine.ErrNotFound
-	}
-	f, err := os.Open(filepath.Join(b.folder, name))
+	f, err := os.Open(filepath.Join(b.folder, want.file))
 	if errors.Is(err, fs.ErrNotExist) {
-		b.log.Error("file of a body is missing", zap.String("file", filepath.Join(b.folder, name)))
-		return nil, fmt.Errorf("%w: its body's file %s is missing", engine.ErrNotFound, name)
+		b.log.Error("file of a body is missing", zap.String("file", filepath.Join(b.folder, want.file)))
+		return nil, fmt.Errorf("%w: its body's file %s is missing", engine.ErrNotFound, want.file)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: opening a body: %w", engine.ErrUnavailable, err)
 	}
-	b.reading[name]++
-	return &streamed{file: f, bodies: b, want: want}, nil
+	return &streamed{file: f, log: b.log, want: want}, nil
 }
 
 // streamed is the file of a body that is being read. If its content is not what was
 // stored, reading it ends with an error that wraps ErrNotFound.
 type streamed struct {
-	file   *os.File
-	bodies *bodies
-	want   *body
-	sum    uint32
-	size   int64
-	once   sync.Once
+	file *os.File
+	log  *zap.Logger
+	want *body
+	sum  uint32
+	size int64
 }
 
 func (f *streamed) Read(p []byte) (int, error) {
@@ -292,28 +272,13 @@ func (f *streamed) Read(p []byte) (int, error) {
 	f.sum = crc32.Update(f.sum, castagnoli, p[:n])
 	f.size += int64(n)
 	if err == io.EOF && (f.size != f.want.size || int64(f.sum) != f.want.sum) {
-		f.bodies.log.Error("file of a body is damaged", zap.String("file", f.file.Name()))
+		f.log.Error("file of a body is damaged", zap.String("file", f.file.Name()))
 		err = fmt.Errorf("%w: its body's file %s is damaged", engine.ErrNotFound, f.want.file)
 	}
 	return n, err
 }
 
-func (f *streamed) Close() error {
-	err := f.file.Close()
-	name := f.want.file
-	f.once.Do(func() {
-		f.bodies.mu.Lock()
-		defer f.bodies.mu.Unlock()
-		if f.bodies.reading[name]--; f.bodies.reading[name] == 0 {
-			delete(f.bodies.reading, name)
-			if f.bodies.doomed[name] {
-				delete(f.bodies.doomed, name)
-				f.bodies.unlink(name)
-			}
-		}
-	})
-	return err
-}
+func (f *streamed) Close() error { return f.file.Close() }
 
 func bodyID(seq int64, part engine.Part) int64 { return seq<<1 | int64(part) }
 
@@ -331,46 +296,12 @@ func (t *tx) putBody(seq int64, part engine.Part, b *body) error {
 
 // dropBody removes a body, if there is one.
 func (t *tx) dropBody(seq int64, part engine.Part) error {
-	return t.deleteBodies("DELETE FROM body WHERE id = ? RETURNING file", bodyID(seq, part))
-}
-
-// dropBodies removes the bodies of a task.
-func (t *tx) dropBodies(seq int64) error {
-	return t.deleteBodies("DELETE FROM body WHERE id BETWEEN ? AND ? RETURNING file",
-		bodyID(seq, engine.RequestBody), bodyID(seq, engine.ResultBody))
-}
-
-func (t *tx) deleteBodies(query string, args ...any) error {
-	return t.query(query, args, func(s *sqlite3.Stmt) bool {
+	return t.query("DELETE FROM body WHERE id = ? RETURNING file", []any{bodyID(seq, part)}, func(s *sqlite3.Stmt) bool {
 		if name := s.ColumnText(0); name != "" {
 			t.unneeded = append(t.unneeded, name)
 		}
 		return true
 	})
-}
-
-// openBody opens a body for reading.
-func (s *store) openBody(ctx context.Context, c *conn, seq int64, part engine.Part, size int64) (io.ReadCloser, error) {
-	if size < 0 {
-		return nil, engine.ErrNotFound
-	}
-	if size == 0 {
-		return io.NopCloser(bytes.NewReader(nil)), nil
-	}
-	var stored *body
-	err := c.query("SELECT file, sum, bytes FROM body WHERE id = ?", []any{bodyID(seq, part)}, func(stmt *sqlite3.Stmt) bool {
-		stored = &body{file: stmt.ColumnText(0), sum: stmt.ColumnInt64(1), bytes: stmt.ColumnBlob(2, nil), size: size}
-		return false
-	})
-	switch {
-	case err != nil:
-		return nil, err
-	case stored == nil:
-		return nil, engine.ErrNotFound
-	case stored.file != "":
-		return s.bodies.stream(stored)
-	}
-	return io.NopCloser(bytes.NewReader(stored.bytes)), nil
 }
 
 // smallBody reads a body of a task that is in the table and has at most maxSmall bytes.
@@ -390,19 +321,34 @@ func smallBody(c *conn, seq int64, part engine.Part, size int64) (b []byte, err 
 }
 
 // Open implements [engine.Tasks].
-func (s *store) Open(ctx context.Context, id string, part engine.Part) (io.ReadCloser, error) {
-	var r io.ReadCloser
-	err := s.read(ctx, func(c *conn) error {
+func (s *store) Open(ctx context.Context, id string, part engine.Part) (r io.ReadCloser, err error) {
+	err = s.read(ctx, func(c *conn) error {
 		row, err := find(c, id)
 		if err != nil {
 			return err
 		}
-		size := row.request
+		stored := &body{size: row.request}
 		if part == engine.ResultBody {
-			size = row.result
+			stored.size = row.result
 		}
-		r, err = s.openBody(ctx, c, row.seq, part, size)
-		return err
+		if stored.size < 0 {
+			return engine.ErrNotFound
+		}
+		err = c.query("SELECT file, sum, bytes FROM body WHERE id = ?", []any{bodyID(row.seq, part)}, func(stmt *sqlite3.Stmt) bool {
+			stored.file, stored.sum, stored.bytes = stmt.ColumnText(0), stmt.ColumnInt64(1), stmt.ColumnBlob(2, nil)
+			return false
+		})
+		switch {
+		case err != nil:
+			return err
+		case stored.file != "":
+			r, err = s.bodies.stream(stored)
+			return err
+		case int64(len(stored.bytes)) != stored.size:
+			return engine.ErrNotFound
+		}
+		r = io.NopCloser(bytes.NewReader(stored.bytes))
+		return nil
 	})
 	return r, err
 }

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -21,15 +23,7 @@ import (
 // op is one operation.
 type op struct {
 	apply func(*tx) error
-	// read is set for an operation that only reads, on a system where the writer's
-	// connection is the only one. It runs outside of a transaction.
-	read func(*conn) error
-
-	// done is closed once err and stored are set. It is nil if the operation was not
-	// started.
-	done   <-chan struct{}
-	err    error
-	stored bool // may be set even if err is not nil
+	err   error
 }
 
 // batch is a group of operations that are committed together.
@@ -38,59 +32,15 @@ type batch struct {
 	done chan struct{} // closed once all operations have their err
 }
 
-// update applies a change and returns once it is stored. It may call apply again if the
-// batch failed because of another operation. apply therefore makes changes outside of
-// the database only in tx.after. update returns the error of apply, unless the error is
-// SQLite's.
+// update applies a change and returns once it is stored. After an error of apply,
+// nothing of the change may have been applied; other errors are those of the commit, and
+// nothing is stored. If ctx ends before the commit has begun, the change is withdrawn. A
+// commit that has begun is waited for, so that the outcome is always known.
 func (s *store) update(ctx context.Context, apply func(*tx) error) error {
-	return s.submit(ctx, &op{apply: apply})
-}
-
-// updateOrUndo is update for a change whose outcome the caller must know. If the change
-// was stored but update returns an error, it calls undo.
-func (s *store) updateOrUndo(ctx context.Context, apply func(*tx) error, undo func()) error {
-	o := &op{apply: func(t *tx) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		return apply(t)
-	}}
-	err := s.submit(ctx, o)
-	if err != nil && o.done != nil {
-		go func() {
-			if <-o.done; o.stored {
-				undo()
-			}
-		}()
-	}
-	return err
-}
-
-// submit passes an operation to the writer and waits for its outcome.
-func (s *store) submit(ctx context.Context, o *op) error {
-	if err := s.begin(ctx, o); err != nil {
-		return err
-	}
-	if err := o.wait(ctx); err != nil {
-		return err
-	}
-	return o.err
-}
-
-// wait waits for the outcome of the operation.
-func (o *op) wait(ctx context.Context) error {
-	select {
-	case <-o.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
-	}
-}
-
-func (s *store) begin(ctx context.Context, o *op) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	o := &op{apply: apply}
 	s.batchMu.Lock()
 	if s.closing {
 		s.batchMu.Unlock()
@@ -98,19 +48,30 @@ func (s *store) begin(ctx context.Context, o *op) error {
 	}
 	if s.batch == nil {
 		s.batch = &batch{done: make(chan struct{})}
-	}
-	b := s.batch
-	b.ops = append(b.ops, o)
-	o.done = b.done
-	first := len(b.ops) == 1
-	s.batchMu.Unlock()
-	if first {
 		select {
 		case s.wake <- struct{}{}:
 		default:
 		}
 	}
-	return nil
+	b := s.batch
+	b.ops = append(b.ops, o)
+	s.batchMu.Unlock()
+	select {
+	case <-b.done:
+		return o.err
+	case <-ctx.Done():
+	}
+	s.batchMu.Lock()
+	withdrawn := s.batch == b
+	if withdrawn {
+		b.ops = slices.DeleteFunc(b.ops, func(other *op) bool { return other == o })
+	}
+	s.batchMu.Unlock()
+	if withdrawn {
+		return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
+	}
+	<-b.done
+	return o.err
 }
 
 // write is the goroutine that owns the writing connection.
@@ -140,7 +101,8 @@ func (s *store) write() {
 		s.batch = nil
 		s.batchMu.Unlock()
 		if b != nil {
-			s.commit(b)
+			s.commit(b.ops)
+			close(b.done)
 			s.checkpoint()
 			s.measure()
 		} else if closing {
@@ -149,55 +111,39 @@ func (s *store) write() {
 	}
 }
 
-// commit commits a batch and answers its callers.
-func (s *store) commit(b *batch) {
-	defer close(b.done)
-	var changing []*op
-	for _, o := range b.ops {
-		if o.read != nil {
-			o.err = o.read(s.writer)
-		} else {
-			changing = append(changing, o)
-		}
-	}
-	if len(changing) == 0 {
-		return
-	}
-	t, err := s.transact(changing)
-	if err != nil && len(changing) > 1 && !isEnvironment(err) {
-		// SQLite refuses one of the operations. Each is committed alone, so that the
-		// others succeed.
-		for _, o := range changing {
-			t, err := s.transact([]*op{o})
-			s.finish(t, []*op{o}, err)
-		}
-		return
-	}
-	s.finish(t, changing, err)
-}
-
-// finish applies the effects of a committed transaction in memory.
-func (s *store) finish(t *tx, ops []*op, err error) {
+// commit applies operations in one transaction and sets their errors.
+func (s *store) commit(ops []*op) {
+	t, err := s.transact(ops)
 	if err != nil {
 		err = s.explain(err)
 	}
 	for _, o := range ops {
-		o.stored = t.committed && o.err == nil
 		o.err = cmp.Or(err, o.err)
 	}
 	if !t.committed {
-		s.bodies.discard(t.stored)
+		s.bodies.drop(t.stored...)
 		return
 	}
 	s.mu.Lock()
 	t.publish()
 	s.mu.Unlock()
-	s.removeSynced(t.unneeded)
+	s.bodies.drop(t.unneeded...)
+	if s.cfg.Sync == 0 || s.cfg.skips == skipRetire {
+		s.bodies.collect(s.bodies.garbage())
+	}
 }
 
-// transact applies operations in one transaction. After an error nothing is stored.
+// apply commits one operation. Only the goroutine that owns the writer may call it.
+func (s *store) apply(f func(*tx) error) error {
+	o := &op{apply: f}
+	s.commit([]*op{o})
+	return o.err
+}
+
+// transact applies operations in one transaction. After an error, nothing is stored
+// unless tx.committed is set.
 func (s *store) transact(ops []*op) (_ *tx, err error) {
-	t := &tx{conn: s.writer, s: s, now: time.Now().UnixNano()}
+	t := &tx{conn: s.writer, s: s, now: time.Now().UnixNano(), counts: map[counter]int64{}}
 	if err := s.present(); err != nil {
 		return t, err
 	}
@@ -212,36 +158,33 @@ func (s *store) transact(ops []*op) (_ *tx, err error) {
 	for _, o := range ops {
 		o.err = o.apply(t)
 		if _, refused := codeOf(o.err); refused {
-			s.rollback(t)
+			s.rollback()
 			return t, o.err
 		}
 	}
 	if err = t.flush(); err == nil {
 		err = t.exec("COMMIT")
-		if err != nil {
-			s.stale = true
-		}
+		s.stale = err != nil
 	}
 	if err != nil {
-		s.rollback(t)
+		s.rollback()
 		if s.stale {
 			_ = s.overwrite() // retried later
 		}
 		return t, fmt.Errorf("committing: %w", err)
 	}
-	s.stale, t.committed = false, true
+	t.committed = true
 	s.broken.Store(nil)
 	// A commit is lost if it went into a file that the next process does not open.
 	return t, s.present()
 }
 
-func (s *store) rollback(t *tx) {
+func (s *store) rollback() {
 	if !s.writer.GetAutocommit() {
-		if err := t.exec("ROLLBACK"); err != nil {
+		if err := s.writer.exec("ROLLBACK"); err != nil {
 			s.log.Error("rolling back failed", zap.Error(err))
 		}
 	}
-	t.undo()
 }
 
 // overwriteInterval is how often a failed overwrite is retried.
@@ -263,8 +206,8 @@ func (s *store) overwrite() error {
 		if err == nil {
 			err = s.writer.exec("COMMIT")
 		}
-		if err != nil && !s.writer.GetAutocommit() {
-			_ = s.writer.exec("ROLLBACK") // the error of the commit is reported
+		if err != nil {
+			s.rollback()
 		}
 	}
 	s.stale = err != nil
@@ -278,31 +221,18 @@ func (s *store) overwrite() error {
 	return err
 }
 
-// isEnvironment reports whether the disk caused an error, rather than a statement.
-func isEnvironment(err error) bool {
-	code, ok := codeOf(err)
-	if !ok {
-		return true
-	}
-	switch sqlite3.ErrorCode(code) {
-	case sqlite3.CONSTRAINT, sqlite3.TOOBIG, sqlite3.MISMATCH, sqlite3.ERROR, sqlite3.RANGE:
-		return false
-	}
-	return true
-}
-
-// explain converts an error of SQLite to one that callers can compare.
+// explain converts an error of SQLite or of the file system to one that callers can
+// compare.
 func (s *store) explain(err error) error {
 	code, ok := codeOf(err)
-	if !ok {
-		return err
-	}
 	switch {
-	case sqlite3.ErrorCode(code) == sqlite3.FULL:
+	case !ok && !errors.As(err, new(*fs.PathError)):
+		return err
+	case errors.Is(err, sqlite3.FULL):
 		return fmt.Errorf("%w: %w", engine.ErrFull, err)
-	case sqlite3.ErrorCode(code) == sqlite3.TOOBIG:
+	case errors.Is(err, sqlite3.TOOBIG):
 		return fmt.Errorf("%w: %w", engine.ErrTooLarge, err)
-	case isDamage(code):
+	case ok && isDamage(code):
 		return s.reportDamage(err)
 	}
 	return fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
@@ -320,16 +250,11 @@ func isDamage(code sqlite3.ExtendedErrorCode) bool {
 		code == sqlite3.IOERR_DATA || code == sqlite3.IOERR_CORRUPTFS
 }
 
-// damaged returns the error of a database that cannot be read.
-func damaged(file string, err error) error {
-	return fmt.Errorf("%w: %s is damaged; stop Caddy and run `caddy callback repair` to salvage what can be read: %w",
-		engine.ErrUnavailable, file, err)
-}
-
 // reportDamage logs once that the database is damaged. From then on, new tasks are
 // refused.
 func (s *store) reportDamage(err error) error {
-	err = damaged(s.file, err)
+	err = fmt.Errorf("%w: %s is damaged; stop Caddy and run `caddy callback repair` to salvage what can be read: %w",
+		engine.ErrUnavailable, s.file, err)
 	if s.trouble.CompareAndSwap(nil, &err) {
 		s.log.Error("store is damaged", zap.String("file", s.file), zap.String("salvage", "caddy callback repair"), zap.Error(err))
 	}

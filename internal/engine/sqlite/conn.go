@@ -51,18 +51,18 @@ func (c *conn) prepare(query string, args []any) (*sqlite3.Stmt, error) {
 	return stmt, nil
 }
 
-// null binds NULL for zero.
-type null int64
+// opt returns nil, which binds NULL, for a zero value.
+func opt[T comparable](v T) any {
+	if v == *new(T) {
+		return nil
+	}
+	return v
+}
 
 func bind(stmt *sqlite3.Stmt, i int, arg any) error {
 	switch v := arg.(type) {
 	case nil:
 		return stmt.BindNull(i)
-	case null:
-		if v == 0 {
-			return stmt.BindNull(i)
-		}
-		return stmt.BindInt64(i, int64(v))
 	case int64:
 		return stmt.BindInt64(i, v)
 	case int:

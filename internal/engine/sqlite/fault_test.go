@@ -219,8 +219,8 @@ func TestRoom(t *testing.T) {
 			settled(t, s, newTask("a.test:443"), result)
 			must(t, takeOne(t, s, "a.test:443").Done(ctx))
 		}
-		if s.counts[done] != 100 {
-			t.Errorf("%d tasks are done, not 100", s.counts[done])
+		if stats, err := s.Stats(ctx); err != nil || stats.Tasks[task.Done] != 100 {
+			t.Errorf("%v are stored, %v", stats.Tasks, err)
 		}
 	})
 	t.Run("dead letters are evicted", func(t *testing.T) {

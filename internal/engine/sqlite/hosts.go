@@ -1,7 +1,6 @@
 package sqlite
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -11,22 +10,19 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// host is the in-memory state of a host, guarded by store.mu. The table may have a
-// million hosts: when there are more than maxHosts in memory, those that need not be
-// there are dropped.
+// host is the in-memory state of a host, guarded by store.mu. The table may have
+// deliveries to a million hosts: when there are more than maxHosts in memory, those that
+// need not be there are dropped.
 type host struct {
-	id      int64
-	state   engine.HostState
-	trusted bool
+	name    string
+	trusted bool // the table has it as trusted
 
 	stored   bool    // the table may have deliveries that memory does not have
-	fresh    []*owed // first deliveries in memory, oldest first
-	ahead    []*owed // deliveries of the table that were read to be taken next
-	held     int64   // number of first deliveries in memory, including those in flight
+	owed     []*owed // deliveries in memory, the next one first
+	ahead    int     // how many of them are in the table too
 	inFlight int64
 	reported bool // DueHosts has reported it, and no Take has returned fewer than asked for since
 	ready    bool // it is in store.ready
-	users    int  // transactions that have a pointer to it
 }
 
 // maxHosts is how many hosts without deliveries in memory may be kept there. maxReady
@@ -36,36 +32,17 @@ const (
 	maxReady = 4096
 )
 
-// The columns and the query that scanHost reads.
-const (
-	hostColumns = "id, name, paused, trusted, waiting, window, average, answered, failures, failing_since, last_error, last_status"
-	selectHosts = "SELECT " + hostColumns + " FROM host"
-)
-
-func scanHost(s *sqlite3.Stmt) *host {
-	return &host{id: s.ColumnInt64(0), trusted: s.ColumnBool(3), stored: s.ColumnInt64(4) > 0, state: engine.HostState{
-		Host: s.ColumnText(1), Paused: s.ColumnBool(2), Window: s.ColumnInt(5), Average: time.Duration(s.ColumnInt64(6)),
-		AnsweredAt: timeOf(s.ColumnInt64(7)), Failures: s.ColumnInt(8), FailingSince: timeOf(s.ColumnInt64(9)),
-		LastError: s.ColumnText(10), LastStatus: s.ColumnInt(11),
-	}}
+// host returns a host. store.mu is held.
+func (s *store) host(name string) *host {
+	h := s.hosts[name]
+	if h == nil {
+		h = &host{name: name, stored: true}
+		s.hosts[name] = h
+	}
+	return h
 }
 
-// findHost returns a host of the table. It returns nil if there is none.
-func findHost(c *conn, where string, arg any) (h *host, err error) {
-	err = c.query(selectHosts+where, []any{arg}, func(s *sqlite3.Stmt) bool {
-		h = scanHost(s)
-		return false
-	})
-	return h, err
-}
-
-// keep adds a host to memory. store.mu is held.
-func (s *store) keep(h *host) { s.hosts[h.id], s.hostNames[h.state.Host] = h, h }
-
-func (s *store) drop(h *host) {
-	delete(s.hosts, h.id)
-	delete(s.hostNames, h.state.Host)
-}
+func (s *store) isPaused(h *host) bool { return s.paused[engine.Target{Host: h.name}] }
 
 // dropHosts drops hosts that need not be in memory if there are too many. A dropped
 // host that was reported is reported again if it has deliveries due. store.mu is held.
@@ -73,9 +50,9 @@ func (s *store) dropHosts() {
 	if len(s.hosts) < s.hostsAt {
 		return
 	}
-	for _, h := range s.hosts {
-		if h.held == 0 && h.inFlight == 0 && len(h.ahead) == 0 && !h.ready && h.users == 0 {
-			s.drop(h)
+	for name, h := range s.hosts {
+		if len(h.owed) == 0 && h.inFlight == 0 && !h.ready {
+			delete(s.hosts, name)
 		}
 	}
 	s.hostsAt = 2*len(s.hosts) + maxHosts
@@ -86,7 +63,7 @@ type passed struct{ at, seq int64 }
 
 // dueNow schedules a report of a host. store.mu is held.
 func (s *store) dueNow(h *host) {
-	if h.reported || h.ready || h.state.Paused {
+	if h.reported || h.ready || s.isPaused(h) {
 		return
 	}
 	h.ready = true
@@ -96,8 +73,8 @@ func (s *store) dueNow(h *host) {
 
 // dueAt records that the table has a delivery of a host that becomes due at a time.
 // store.mu is held.
-func (s *store) dueAt(id, at int64) {
-	h := s.hosts[id]
+func (s *store) dueAt(name string, at int64) {
+	h := s.hosts[name]
 	if h != nil {
 		h.stored = true
 		if at <= time.Now().UnixNano() && len(s.ready) < maxReady {
@@ -135,15 +112,15 @@ func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, erro
 			h := s.ready[0]
 			s.ready = s.ready[1:]
 			h.ready = false
-			if !h.reported && !h.state.Paused && (h.stored || len(h.fresh) > 0) {
+			if !h.reported && !s.isPaused(h) && (h.stored || len(h.owed) > 0) {
 				h.reported = true
 				due = append(due, &dueHost{host: h})
 			}
 		}
 		s.mu.Unlock()
-		wait := time.Duration(0)
 		var reports []engine.HostDue
-		err := s.withTaker(ctx, func(c *conn) (err error) {
+		wait := time.Duration(0)
+		err := s.read(ctx, func(c *conn) (err error) {
 			due, wait, err = s.scanDue(c, due, limit)
 			if err == nil {
 				reports, err = s.report(c, due)
@@ -187,79 +164,44 @@ type dueHost struct {
 // scanBatch is how much of the index is read at once. Commits wait for the read.
 const scanBatch = 500
 
-// The queries for the next due delivery after the last one: at the same time, or later.
-const (
-	dueWith  = "SELECT at, host, seq FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND at = ? AND seq > ? ORDER BY seq LIMIT ?"
-	dueAfter = "SELECT at, host, seq FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND at > ? ORDER BY at, seq LIMIT ?"
-)
-
 // scanDue appends the hosts whose deliveries have become due since the last call to
 // due. It stops once it has found some. wait is how long to wait for more.
 func (s *store) scanDue(c *conn, due []*dueHost, limit int) (_ []*dueHost, wait time.Duration, err error) {
-	for len(due) < limit && err == nil {
+	found := map[string]*dueHost{}
+	for rows := scanBatch; err == nil && rows == scanBatch && len(found) == 0 && len(due) < limit; {
+		rows = 0
 		s.mu.Lock()
-		d := &dueScan{s: s, c: c, due: due, limit: limit, now: time.Now().UnixNano(), seen: map[int64]*dueHost{}}
+		now := time.Now().UnixNano()
 		s.nextDue = never
-		err = c.query(dueWith, []any{s.passed.at, s.passed.seq, scanBatch}, d.row)
-		if err == nil && d.rows < scanBatch && !d.full {
-			err = c.query(dueAfter, []any{s.passed.at, scanBatch}, d.row)
-		}
-		err = cmp.Or(err, d.err)
-		due, wait = d.due, time.Duration(max(0, min(s.nextDue-d.now, int64(time.Hour))))
-		s.dropHosts()
-		s.mu.Unlock()
-		if d.rows < scanBatch || len(d.seen) > 0 {
-			break
-		}
-	}
-	return due, wait, err
-}
-
-// dueScan is one scan of the index. store.mu is held.
-type dueScan struct {
-	s     *store
-	c     *conn
-	due   []*dueHost
-	limit int
-	now   int64
-	rows  int
-	full  bool               // the limit is reached
-	seen  map[int64]*dueHost // those that the scan has added
-	err   error
-}
-
-func (d *dueScan) row(r *sqlite3.Stmt) bool {
-	s, at, id, seq := d.s, r.ColumnInt64(0), r.ColumnInt64(1), r.ColumnInt64(2)
-	if at > d.now {
-		s.nextDue = at
-		return false
-	}
-	h := s.hosts[id]
-	if known := d.seen[id]; known != nil {
-		known.seen++
-	} else if h == nil || !h.reported && !h.state.Paused && s.inFlight[seq] == nil {
-		if d.full = len(d.due) >= d.limit; d.full {
-			return false
-		}
-		if h == nil {
-			if h, d.err = findHost(d.c, " WHERE id = ?", id); d.err != nil {
+		err = c.query(`SELECT at, seq, host FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND (at, seq) > (?, ?)
+			ORDER BY at, seq LIMIT ?`, []any{s.passed.at, s.passed.seq, scanBatch}, func(r *sqlite3.Stmt) bool {
+			at, seq, name := r.ColumnInt64(0), r.ColumnInt64(1), r.ColumnText(2)
+			if at > now {
+				s.nextDue = at
 				return false
 			}
-			if h == nil {
-				h = &host{id: id, state: engine.HostState{Paused: true}} // it cannot be taken
-			} else {
-				s.keep(h)
+			h := s.hosts[name]
+			switch {
+			case found[name] != nil:
+				found[name].seen++
+			case s.paused[engine.Target{Host: name}] || h != nil && (h.reported || s.inFlight[seq] != nil):
+			case len(due) >= limit:
+				return false
+			default:
+				h = s.host(name)
+				h.stored, h.reported = true, true
+				found[name] = &dueHost{h, 1}
+				due = append(due, found[name])
 			}
-		}
-		if !h.state.Paused {
-			h.stored, h.reported = true, true
-			d.seen[id] = &dueHost{h, 1}
-			d.due = append(d.due, d.seen[id])
-		}
+			s.passed = passed{at, seq}
+			rows++
+			return true
+		})
+		wait = time.Duration(max(0, min(s.nextDue-now, int64(time.Hour))))
+		s.dropHosts()
+		s.mu.Unlock()
 	}
-	s.passed = passed{at, seq}
-	d.rows++
-	return true
+	return due, wait, err
 }
 
 // maxDue is how many deliveries of a host are counted for a report.
@@ -269,15 +211,29 @@ const maxDue = 1000
 func (s *store) report(c *conn, due []*dueHost) (reports []engine.HostDue, err error) {
 	now := time.Now().UnixNano()
 	for _, h := range due {
+		d := engine.HostDue{HostState: engine.HostState{Host: h.name}}
+		err := c.query(selectHosts+" WHERE name = ?", []any{h.name}, func(r *sqlite3.Stmt) bool {
+			d.HostState, d.Trusted = scanHost(r), r.ColumnBool(2)
+			return false
+		})
+		if err != nil {
+			return nil, err
+		}
 		s.mu.Lock()
-		d := engine.HostDue{HostState: h.state, Due: h.seen + len(h.fresh), Trusted: h.trusted}
+		d.Due, d.Trusted = h.seen+len(h.owed)-h.ahead, d.Trusted || h.trusted
 		stored, inFlight := h.stored, h.inFlight
 		s.mu.Unlock()
 		if stored && h.seen == 0 {
 			n, _, err := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_due
-				WHERE host = ? AND state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, h.id, now, maxDue)
+				WHERE host = ? AND state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, h.name, now, maxDue)
 			if err != nil {
 				return nil, err
+			}
+			if n == 0 && d.Due == 0 {
+				s.mu.Lock()
+				h.reported = false
+				s.mu.Unlock()
+				continue
 			}
 			d.Due += int(max(0, n-inFlight))
 		}
@@ -287,27 +243,33 @@ func (s *store) report(c *conn, due []*dueHost) (reports []engine.HostDue, err e
 	return reports, nil
 }
 
+// selectHosts selects the columns that scanHost reads, and two more.
+const selectHosts = `SELECT name, paused, trusted, waiting, window, average, answered, failures, failing_since, last_error,
+	last_status FROM host`
+
+func scanHost(s *sqlite3.Stmt) engine.HostState {
+	return engine.HostState{
+		Host: s.ColumnText(0), Paused: s.ColumnBool(1), Window: s.ColumnInt(4), Average: time.Duration(s.ColumnInt64(5)),
+		AnsweredAt: timeOf(s.ColumnInt64(6)), Failures: s.ColumnInt(7), FailingSince: timeOf(s.ColumnInt64(8)),
+		LastError: s.ColumnText(9), LastStatus: s.ColumnInt(10),
+	}
+}
+
 // SaveHosts implements [engine.Deliveries].
 func (s *store) SaveHosts(ctx context.Context, states []engine.HostState) error {
 	return s.update(ctx, func(t *tx) error {
-		for _, state := range states {
-			h, err := t.host(state.Host)
+		for _, h := range states {
+			if h.Host == "" {
+				continue
+			}
+			err := t.exec(`INSERT INTO host(name, window, average, answered, failures, failing_since, last_error, last_status)
+				VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(name) DO UPDATE SET window = excluded.window, average = excluded.average,
+				answered = excluded.answered, failures = excluded.failures, failing_since = excluded.failing_since,
+				last_error = excluded.last_error, last_status = excluded.last_status`, h.Host, h.Window, int64(h.Average),
+				nanos(h.AnsweredAt), h.Failures, nanos(h.FailingSince), h.LastError, h.LastStatus)
 			if err != nil {
 				return err
 			}
-			if h == nil {
-				continue // it has no name
-			}
-			err = t.exec(`UPDATE host SET window = ?, average = ?, answered = ?, failures = ?, failing_since = ?, last_error = ?,
-				last_status = ? WHERE id = ?`, state.Window, int64(state.Average), nanos(state.AnsweredAt), state.Failures,
-				nanos(state.FailingSince), state.LastError, state.LastStatus, h.id)
-			if err != nil {
-				return err
-			}
-			t.after(func() {
-				state.Paused = h.state.Paused
-				h.state = state
-			})
 		}
 		return nil
 	})
@@ -315,44 +277,29 @@ func (s *store) SaveHosts(ctx context.Context, states []engine.HostState) error 
 
 // Pause implements [engine.Tasks].
 func (s *store) Pause(ctx context.Context, target engine.Target, paused bool) error {
+	table, name := "queue", target.Queue
+	if name == "" {
+		table, name = "host", target.Host
+	}
+	if name == "" {
+		return fmt.Errorf("%w: no host is named", engine.ErrNotFound)
+	}
 	return s.update(ctx, func(t *tx) error {
-		if target.Queue != "" {
-			return t.pauseQueue(target.Queue, paused)
-		}
-		h, err := t.host(target.Host)
-		if err != nil {
-			return err
-		}
-		if h == nil {
-			return fmt.Errorf("%w: no host is named", engine.ErrNotFound)
-		}
-		if err := t.exec("UPDATE host SET paused = ? WHERE id = ?", paused, h.id); err != nil {
-			return err
-		}
 		t.after(func() {
-			h.state.Paused = paused
-			if !paused && (h.stored || len(h.fresh) > 0) {
-				h.reported = false
-				s.dueNow(h)
+			if paused {
+				s.paused[target] = true
+				return
 			}
+			delete(s.paused, target)
+			if target.Queue != "" {
+				q := s.queue(name)
+				q.ready(len(q.waiters))
+				return
+			}
+			h := s.host(name)
+			h.reported = false
+			s.dueNow(h)
 		})
-		return nil
+		return t.exec("INSERT INTO "+table+"(name, paused) VALUES (?1, ?2) ON CONFLICT(name) DO UPDATE SET paused = ?2", name, paused)
 	})
-}
-
-func (t *tx) pauseQueue(name string, paused bool) error {
-	q, err := t.queue(name)
-	if err != nil {
-		return err
-	}
-	if err := t.exec("UPDATE queue SET paused = ? WHERE id = ?", paused, q.id); err != nil {
-		return err
-	}
-	t.after(func() {
-		q.paused = paused
-		if !paused {
-			q.ready(len(q.waiters))
-		}
-	})
-	return nil
 }

@@ -8,14 +8,19 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// queue is the in-memory state of a queue, guarded by store.mu.
+// queue has the workers that wait for jobs of a queue. store.mu guards it.
 type queue struct {
-	id      int64
-	name    string
-	paused  bool
-	queued  int64
-	running int64
-	waiters []waiter // workers, the longest waiting first
+	waiters []waiter // the longest waiting first
+}
+
+// queue returns the queue of a name. store.mu is held.
+func (s *store) queue(name string) *queue {
+	q := s.queues[name]
+	if q == nil {
+		q = new(queue)
+		s.queues[name] = q
+	}
+	return q
 }
 
 // ready wakes workers for n jobs that are ready or may be. store.mu is held.
@@ -30,61 +35,61 @@ func (q *queue) ready(n int) {
 type jobSource struct {
 	s    *store
 	name string
+	q    *queue
 }
 
 // Jobs implements [engine.Queues].
-func (s *store) Jobs(name string) engine.JobSource { return &jobSource{s, name} }
+func (s *store) Jobs(name string) engine.JobSource {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &jobSource{s, name, s.queue(name)}
+}
 
 // Next implements [engine.JobSource].
 func (j *jobSource) Next(ctx context.Context, limit, maxStarts int) ([]engine.Job, error) {
-	q, err := j.queue(ctx)
-	if err != nil {
-		return nil, err
-	}
 	for {
-		jobs, err := j.next(ctx, q, limit, maxStarts)
-		if len(jobs) == 0 && err == nil {
-			continue
+		jobs, err := j.next(ctx, limit, maxStarts)
+		if len(jobs) > 0 || err != nil {
+			return jobs, err
 		}
-		// Another worker tries to claim the remaining jobs and sets its timer
-		// accordingly.
-		j.s.mu.Lock()
-		if q.queued > 0 {
-			q.ready(1)
-		}
-		j.s.mu.Unlock()
-		return jobs, err
 	}
 }
 
 // next claims ready jobs, or waits until a job may be ready.
-func (j *jobSource) next(ctx context.Context, q *queue, limit, maxStarts int) ([]engine.Job, error) {
+func (j *jobSource) next(ctx context.Context, limit, maxStarts int) ([]engine.Job, error) {
 	w := make(waiter, 1)
 	j.s.mu.Lock()
-	q.waiters = append(q.waiters, w)
-	try := q.queued > 0 && !q.paused
+	j.q.waiters = append(j.q.waiters, w)
 	j.s.mu.Unlock()
 	woken := false
 	defer func() {
 		j.s.mu.Lock()
 		defer j.s.mu.Unlock()
-		if i := slices.Index(q.waiters, w); i >= 0 {
-			q.waiters = slices.Delete(q.waiters, i, i+1)
+		if i := slices.Index(j.q.waiters, w); i >= 0 {
+			j.q.waiters = slices.Delete(j.q.waiters, i, i+1)
 		} else if !woken {
-			q.ready(1) // passes its wake-up on to another worker
+			j.q.ready(1) // passes its wake-up on to another worker
 		}
 	}()
-	var timer <-chan time.Time
-	if try {
-		jobs, next, err := j.claim(ctx, q, limit, maxStarts)
-		if len(jobs) > 0 || err != nil {
-			return jobs, err
-		}
+	jobs, next, err := j.claim(ctx, limit, maxStarts)
+	if err != nil {
+		return nil, err
+	}
+	if len(jobs) > 0 {
 		if next > 0 {
-			t := time.NewTimer(time.Until(time.Unix(0, next)))
-			defer t.Stop()
-			timer = t.C
+			// Another worker tries to claim the remaining jobs and sets its timer
+			// accordingly.
+			j.s.mu.Lock()
+			j.q.ready(1)
+			j.s.mu.Unlock()
 		}
+		return jobs, nil
+	}
+	var timer <-chan time.Time
+	if next > 0 {
+		t := time.NewTimer(time.Until(time.Unix(0, next)))
+		defer t.Stop()
+		timer = t.C
 	}
 	select {
 	case <-w:
@@ -98,92 +103,64 @@ func (j *jobSource) next(ctx context.Context, q *queue, limit, maxStarts int) ([
 	return nil, nil
 }
 
-// queue returns the queue. It stores a new queue.
-func (j *jobSource) queue(ctx context.Context) (q *queue, err error) {
-	j.s.mu.Lock()
-	q = j.s.queueNames[j.name]
-	j.s.mu.Unlock()
-	if q != nil {
-		return q, nil
-	}
-	found := new(*queue)
-	err = j.s.update(ctx, func(t *tx) error {
-		q, err := t.queue(j.name)
-		*found = q
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return *found, nil
-}
-
-// claims is the outcome of a claim of jobs.
-type claims struct {
-	jobs []engine.Job
-	next int64 // when the next job is ready if none was; 0 if there is none
-}
-
-// claim takes up to limit ready jobs.
-func (j *jobSource) claim(ctx context.Context, q *queue, limit, maxStarts int) ([]engine.Job, int64, error) {
-	c := new(claims)
-	err := j.s.updateOrUndo(ctx, func(t *tx) error {
-		*c = claims{}
-		return t.claim(q, limit, maxStarts, c)
-	}, func() {
-		for _, job := range c.jobs {
-			job.Lease.(*lease).abandon()
+// claim takes up to limit ready jobs. next is when the first of the remaining jobs is
+// ready; 0 if there is none.
+func (j *jobSource) claim(ctx context.Context, limit, maxStarts int) (jobs []engine.Job, next int64, err error) {
+	s := j.s
+	err = s.update(ctx, func(t *tx) error {
+		s.mu.Lock()
+		paused := s.paused[engine.Target{Queue: j.name}]
+		s.mu.Unlock()
+		if paused {
+			return nil
 		}
+		rows, err := all(t.conn, " INDEXED BY task_ready WHERE queue = ? AND state = 0 AND at <= ? ORDER BY at, seq LIMIT ?", j.name, t.now, limit)
+		if err != nil {
+			return err
+		}
+		if jobs, err = s.jobs(t.conn, rows, t.now); err != nil {
+			return err
+		}
+		for _, job := range jobs {
+			if err := t.start(job.Lease.(*lease), maxStarts); err != nil {
+				return err
+			}
+		}
+		next, _, err = t.number("SELECT min(at) FROM task INDEXED BY task_ready WHERE queue = ? AND state = 0", j.name)
+		return err
 	})
 	if err != nil {
 		return nil, 0, err
 	}
-	return c.jobs, c.next, nil
+	return jobs, next, nil
 }
 
-func (t *tx) claim(q *queue, limit, maxStarts int, c *claims) error {
-	t.s.mu.Lock()
-	paused := q.paused
-	t.s.mu.Unlock()
-	if paused {
-		return nil
-	}
-	rows, err := all(t.conn, " INDEXED BY task_ready WHERE queue = ? AND state = 0 AND at <= ? ORDER BY at, seq LIMIT ?", q.id, t.now, limit)
-	if err != nil {
-		return err
-	}
-	if len(rows) == 0 {
-		c.next, _, err = t.number("SELECT min(at) FROM task INDEXED BY task_ready WHERE queue = ? AND state = 0", q.id)
-		return err
-	}
-	var leases []*lease
+// jobs returns queued tasks as they are once they are claimed.
+func (s *store) jobs(c *conn, rows []*row, now int64) (jobs []engine.Job, err error) {
 	for _, r := range rows {
-		err := t.exec(`UPDATE task SET state = 1, version = version + 1, starts = starts + 1, max_starts = ?, holder = ?, since = ?
-			WHERE seq = ?`, max(1, maxStarts), t.s.holder, t.now, r.seq)
-		if err != nil {
-			return err
-		}
-		from := r.place
-		r.place.state, r.place.held, r.since = running, true, t.now
+		r.place.state, r.place.held, r.since = running, true, now
 		r.version++
 		r.starts++
 		rec, err := r.record()
 		if err != nil {
-			return err
+			return nil, err
 		}
-		l := &lease{s: t.s, id: r.id, seq: r.seq, version: r.version, place: r.place}
-		t.move(r.id, from, r.place)
-		leases = append(leases, l)
-		request, err := smallBody(t.conn, r.seq, engine.RequestBody, r.request)
+		r.doc = nil
+		request, err := smallBody(c, r.seq, engine.RequestBody, r.request)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		c.jobs = append(c.jobs, engine.Job{Record: rec, Lease: l, Request: request})
+		jobs = append(jobs, engine.Job{Record: rec, Lease: &lease{s: s, row: r}, Request: request})
 	}
-	t.after(func() {
-		for _, l := range leases {
-			t.s.leases[l.seq] = l
-		}
-	})
-	return nil
+	return jobs, nil
+}
+
+// start claims a job.
+func (t *tx) start(l *lease, maxStarts int) error {
+	from := *l.row
+	from.place.state, from.place.held = queued, false
+	t.move(&from, l.row.place)
+	t.after(func() { t.s.leases[l.row.seq] = l })
+	return t.exec("UPDATE task SET state = 1, version = version + 1, starts = starts + 1, max_starts = ?, holder = ?, since = ? WHERE seq = ?",
+		max(1, maxStarts), t.s.holder, t.now, l.row.seq)
 }

@@ -14,31 +14,16 @@ import (
 // lease implements [engine.Lease]. Its fencing token is the version that the task had
 // when it was claimed.
 type lease struct {
-	fence
-	s       *store
-	id      string
-	waiting bool // of a waiting client's task, not of a queue's
-	seq     int64
-	version int64
-	place   place
+	s   *store
+	row *row // as it was claimed, without its document
 
 	// The fields below are guarded by store.mu.
 	lost   bool
 	onLost func()
-	queued *entry // the task that Enqueue has stored
 }
 
-// check returns ErrLost if the lease is over.
-func (l *lease) check(t *tx) error {
-	_, ok, err := t.number("SELECT 1 FROM task WHERE seq = ? AND version = ? AND state = 1", l.seq, l.version)
-	if err == nil && !ok {
-		err = engine.ErrLost
-	}
-	return err
-}
-
-// endLease removes the lease of a task after its holder has ended it. store.mu is held.
-func (s *store) endLease(seq int64) { delete(s.leases, seq) }
+// end removes the lease after its holder has ended it. store.mu is held.
+func (l *lease) end() { delete(l.s.leases, l.row.seq) }
 
 // loseLease ends the lease of a canceled task. store.mu is held.
 func (s *store) loseLease(seq int64) {
@@ -46,7 +31,7 @@ func (s *store) loseLease(seq int64) {
 	if l == nil {
 		return
 	}
-	delete(s.leases, seq)
+	l.end()
 	l.lost = true
 	if l.onLost != nil {
 		go l.onLost()
@@ -63,6 +48,17 @@ func (l *lease) OnLost(f func()) {
 	}
 }
 
+// step applies a step that ends the lease.
+func (l *lease) step(ctx context.Context, f func(*tx) error) error {
+	return l.s.update(ctx, func(t *tx) error {
+		err := f(t)
+		if err == nil {
+			t.after(l.end)
+		}
+		return err
+	})
+}
+
 // cutResult is how much of a result is kept while the store is almost full.
 const cutResult = 64 << 10
 
@@ -77,24 +73,22 @@ func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) 
 	}
 	for {
 		err := l.settle(ctx, rec, b)
-		switch {
-		case err == nil:
+		if err == nil {
 			return nil
-		case errors.Is(err, engine.ErrFull) && b != nil && b.size > 0:
-			// The verdict is stored without the result: it matters more.
-			l.s.bodies.remove(files(b))
-			n := int64(0)
-			if b.size > cutResult && b.file == "" {
-				n = cutResult
-			}
-			b = &body{bytes: b.bytes[:n], size: n}
-			continue
-		case errors.Is(err, engine.ErrLost):
-			l.s.bodies.remove(files(b))
-		case errors.Is(err, engine.ErrFull):
+		}
+		l.s.bodies.drop(b.files()...)
+		if !errors.Is(err, engine.ErrFull) {
+			return err
+		}
+		if b.kept() <= 0 {
 			return fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
 		}
-		return err
+		// The verdict is stored without the result: it matters more.
+		n := int64(0)
+		if b.size > cutResult && b.file == "" {
+			n = cutResult
+		}
+		b = &body{bytes: b.bytes[:n], size: n}
 	}
 }
 
@@ -105,17 +99,13 @@ func (s *store) takeResult(r io.Reader) (*body, error) {
 		limit = cutResult
 	}
 	b, err := s.bodies.take(r, limit)
-	var source readError
-	switch {
-	case errors.As(err, &source):
-		return nil, source.error
-	case err != nil:
-		// The disk accepts no file, but the database has a reserve for verdicts.
-		s.room.suspect()
-		n := min(b.size, cutResult)
-		return &body{bytes: b.bytes[:n], size: n}, nil
+	if err == nil || b == nil {
+		return b, err
 	}
-	return b, nil
+	// The disk accepts no file, but the database has a reserve for verdicts.
+	s.room.suspect()
+	n := min(b.size, cutResult)
+	return &body{bytes: b.bytes[:n], size: n}, nil
 }
 
 func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
@@ -128,102 +118,63 @@ func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
 	if err != nil {
 		return err
 	}
-	v := &verdict{seq: l.seq, version: l.version, from: l.place, rec: stored, doc: doc, result: b, dropRequest: !l.waiting, hold: true}
-	applied := false
-	err = l.step(ctx, l.s, "settle", func(t *tx) error {
-		if err := t.settle(v); err != nil {
-			return err
-		}
-		t.after(func() {
-			applied = true
-			l.s.endLease(l.seq)
-		})
-		return nil
-	})
-	if err == nil && !applied {
-		l.s.bodies.remove(files(b)) // an earlier call has stored another copy
-	}
-	return err
+	return l.step(ctx, func(t *tx) error { return t.settle(l.row, stored, doc, b, true) })
 }
 
-// verdict has the values that settle a queued or running task.
-type verdict struct {
-	seq, version int64
-	from         place
-	rec          *task.Record
-	doc          []byte
-	result       *body
-	dropRequest  bool
-	hold         bool // the delivery may stay in memory
-}
-
-const (
-	// settleHeld settles a task that stays in memory. It changes no indexed column.
-	settleHeld = `UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, at = ?, since = ?,
-		request = NULL, result = ?, doc = ? WHERE seq = ? AND version = ? AND state = ?`
-	settleStored = `UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, at = ?, since = ?,
-		request = NULL, result = ?, doc = ?, holder = NULL WHERE seq = ? AND version = ? AND state = ?`
-)
-
-// settle stores a verdict with its result and its delivery. If there is room, a first
-// delivery stays in memory.
-func (t *tx) settle(v *verdict) (err error) {
-	to := v.from
-	to.state, to.held, to.size = done, false, int64(len(v.doc))+sizeOf(v.result)
-	statement, at := settleStored, int64(0)
-	if v.rec.Callback != nil {
+// settle stores a verdict with its result and its delivery. If hold is set and there is
+// room, the delivery stays in memory; then no column of the indexes of waiting deliveries
+// changes.
+func (t *tx) settle(r *row, rec *task.Record, doc []byte, result *body, hold bool) (err error) {
+	to := r.place
+	to.state, to.held, to.host, to.size = done, false, hostOf(rec), size(doc, -1, result.kept())
+	holder, at := ", holder = NULL", int64(0)
+	if rec.Callback != nil {
 		to.state, at = delivering, t.now
-		if t.s.mu.Lock(); v.hold && t.s.freshN+t.fresh < maxFresh {
-			statement, to.held, at = settleHeld, true, 0
+		if t.s.mu.Lock(); hold && t.s.owed+t.held < maxOwed {
+			to.held, holder, at = true, "", 0
 		}
 		t.s.mu.Unlock()
 	}
-	err = t.exec(statement, to.state, null(statusOf(v.rec.Status)), v.rec.Starts, null(at), t.now, kept(v.result), v.doc,
-		v.seq, v.version, v.from.state)
+	err = t.fenced(`UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, at = ?, since = ?,
+		request = NULL, result = nullif(?, -1), doc = ?`+holder+` WHERE seq = ? AND version = ? AND state = ?`,
+		to.state, opt(statusOf(rec.Status)), rec.Starts, opt(at), t.now, result.kept(), doc, r.seq, r.version, r.place.state)
+	if err == nil && to.host != r.place.host {
+		err = t.exec("UPDATE task SET host = ? WHERE seq = ?", opt(to.host), r.seq)
+	}
+	if err == nil && r.request > 0 {
+		err = t.dropBody(r.seq, engine.RequestBody)
+	}
 	if err == nil {
-		err = t.fenced()
+		err = t.putBody(r.seq, engine.ResultBody, result)
+	}
+	if err == nil {
+		err = t.trust(rec)
 	}
 	if err != nil {
 		return err
 	}
-	if to.host, err = t.hostID(v.rec); err != nil {
-		return err
-	}
-	if to.host != v.from.host {
-		if err := t.exec("UPDATE task SET host = ? WHERE seq = ?", null(to.host), v.seq); err != nil {
-			return err
-		}
-	}
-	if v.dropRequest {
-		if err := t.dropBody(v.seq, engine.RequestBody); err != nil {
-			return err
-		}
-	}
-	if err := t.putBody(v.seq, engine.ResultBody, v.result); err != nil {
-		return err
-	}
-	t.move(v.rec.ID, v.from, to)
+	t.move(r, to)
 	switch {
 	case to.held:
-		t.fresh++
-		t.after(func() { t.s.addFresh(t.s.hosts[to.host], v.owed(to, t.now)) })
+		t.held++
+		settled := &row{seq: r.seq, id: r.id, version: r.version + 1, place: to, at: t.now, request: -1, result: result.kept()}
+		t.after(func() {
+			t.s.addOwed(newOwed(settled, rec, result))
+			t.s.dueNow(t.s.host(to.host))
+		})
 	case to.state == delivering:
 		t.after(func() { t.s.dueAt(to.host, t.now) })
 	}
 	return nil
 }
 
-// owed returns the delivery that follows from a verdict.
-func (v *verdict) owed(p place, at int64) *owed {
-	o := &owed{seq: v.seq, version: v.version + 1, place: p, rec: v.rec, at: at, kept: -1}
-	o.rec.State, o.rec.Version = task.Delivering, uint64(o.version)
-	if v.result != nil {
-		o.kept = v.result.size
-		if v.result.file == "" && v.result.size <= maxSmall {
-			o.result = v.result.bytes
-		}
+// fenced runs an update of a task. It returns ErrLost if the update changes no row.
+func (t *tx) fenced(query string, args ...any) error {
+	err := t.exec(query, args...)
+	if err == nil && t.Changes() != 1 {
+		err = engine.ErrLost
 	}
-	return o
+	return err
 }
 
 // Requeue implements [engine.Lease].
@@ -234,35 +185,25 @@ func (l *lease) Requeue(ctx context.Context, rec *task.Record, at time.Time) err
 	if err != nil {
 		return err
 	}
-	return l.step(ctx, l.s, "requeue", func(t *tx) error {
-		to := l.place
-		old, _, err := t.number("SELECT length(doc) FROM task WHERE seq = ?", l.seq)
-		if err != nil {
-			return err
-		}
-		to.state, to.held, to.size = queued, false, l.place.size+int64(len(doc))-old
-		err = t.exec(`UPDATE task SET state = 0, version = version + 1, starts = ?, max_starts = NULL, holder = NULL,
-			at = coalesce(?, at), since = ?, doc = ? WHERE seq = ? AND version = ? AND state = 1`,
-			rec.Starts, null(nanos(at)), t.now, doc, l.seq, l.version)
-		if err == nil {
-			err = t.fenced()
-		}
-		if err == nil {
-			l.back(t, to)
-		}
-		return err
-	})
+	return l.step(ctx, func(t *tx) error { return t.requeue(l.row, int64(rec.Starts), at, doc) })
 }
 
-// back counts a job that is queued again.
-func (l *lease) back(t *tx, to place) {
-	t.move(l.id, l.place, to)
-	t.after(func() {
-		l.s.endLease(l.seq)
-		if q := l.s.queues[to.queue]; q != nil {
-			q.ready(1)
-		}
-	})
+// requeue queues a running job again, after so many starts. It keeps its ready time if at
+// is zero, and its document if doc is nil.
+func (t *tx) requeue(r *row, starts int64, at time.Time, doc []byte) error {
+	to := r.place
+	to.state, to.held = queued, false
+	args := []any{starts, opt(nanos(at)), t.now, nil, r.seq, r.version}
+	if doc != nil {
+		args[3], to.size = doc, size(doc, r.request, r.result)
+	}
+	err := t.fenced(`UPDATE task SET state = 0, version = version + 1, starts = ?, max_starts = NULL, holder = NULL,
+		at = coalesce(?, at), since = ?, doc = coalesce(?, doc) WHERE seq = ? AND version = ? AND state = 1`, args...)
+	if err == nil {
+		t.move(r, to)
+		t.after(func() { t.s.queue(to.queue).ready(1) })
+	}
+	return err
 }
 
 // Enqueue implements [engine.Lease].
@@ -270,99 +211,29 @@ func (l *lease) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, o
 	return l.s.enqueue(ctx, l, rec, body, opts)
 }
 
-// toQueue turns a waiting client's task into a queue's task.
-func (t *tx) toQueue(l *lease, e *entry, at int64) error {
-	q, err := t.queue(e.rec.Queue)
-	if err != nil {
-		return err
-	}
-	to := place{state: queued, queue: q.id, size: int64(len(e.doc)) + e.body.size}
-	if to.host, err = t.hostID(e.rec); err != nil {
-		return err
-	}
-	if to.domain, err = t.domain(e.rec.CallbackDomain); err != nil {
-		return err
-	}
-	err = t.exec(`UPDATE task SET state = 0, version = version + 1, queue = ?, host = ?, domain = ?, starts = ?,
-		holder = NULL, at = ?, since = ?, request = ?, doc = ? WHERE seq = ? AND version = ? AND state = 1`,
-		to.queue, null(to.host), null(to.domain), e.rec.Starts, at, t.now, e.body.size, e.doc, l.seq, l.version)
-	if err == nil {
-		err = t.fenced()
-	}
-	if err == nil {
-		err = t.putBody(l.seq, engine.RequestBody, e.body)
-	}
-	if err == nil {
-		t.move(l.id, l.place, to)
-		t.after(func() { l.s.endLease(l.seq) })
-	}
-	return err
-}
-
-// removeClaimed removes the task of a waiting client.
-func (t *tx) removeClaimed(l *lease) error {
-	if err := t.remove(l.seq, l.id, l.place, false); err != nil {
-		return err
-	}
-	t.after(func() { l.s.endLease(l.seq) })
-	return nil
-}
-
-// remove removes a task, with its bodies if bodies is set.
-func (t *tx) remove(seq int64, id string, from place, bodies bool) error {
-	if err := t.exec("DELETE FROM task WHERE seq = ?", seq); err != nil {
-		return err
-	}
-	t.move(id, from, nowhere)
-	if !bodies {
-		return nil
-	}
-	return t.dropBodies(seq)
-}
-
 // Release implements [engine.Lease].
 func (l *lease) Release(ctx context.Context) error {
-	return l.step(ctx, l.s, "release", func(t *tx) error {
-		if l.waiting {
-			if err := l.check(t); err != nil {
-				return err
-			}
-			return t.removeClaimed(l)
+	return l.step(ctx, func(t *tx) error {
+		if l.row.place.queue == "" {
+			return t.remove(l.row)
 		}
-		err := t.exec(`UPDATE task SET state = 0, version = version + 1, starts = max(0, starts - 1), max_starts = NULL,
-			holder = NULL, since = ? WHERE seq = ? AND version = ? AND state = 1`, t.now, l.seq, l.version)
-		if err == nil {
-			err = t.fenced()
-		}
-		if err == nil {
-			to := l.place
-			to.state, to.held = queued, false
-			l.back(t, to)
-		}
-		return err
+		return t.requeue(l.row, max(0, l.row.starts-1), time.Time{}, nil)
 	})
 }
 
-// abandon releases a lease that was never returned to its caller.
-func (l *lease) abandon() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	for {
-		err := l.Release(ctx)
-		if err == nil || errors.Is(err, engine.ErrLost) || ctx.Err() != nil || l.s.isClosing() {
-			return // at the next start, a task that is still claimed is settled
-		}
-		timer := time.NewTimer(time.Second)
-		select {
-		case <-timer.C:
-		case <-l.s.stop:
-		}
-		timer.Stop()
+// remove removes a task with its bodies.
+func (t *tx) remove(r *row) error {
+	if err := t.fenced("DELETE FROM task WHERE seq = ? AND version = ?", r.seq, r.version); err != nil {
+		return err
 	}
-}
-
-func (s *store) isClosing() bool {
-	s.batchMu.Lock()
-	defer s.batchMu.Unlock()
-	return s.closing
+	t.count(r.place, -1)
+	t.changed = append(t.changed, r.id)
+	for part, size := range []int64{r.request, r.result} {
+		if size > 0 {
+			if err := t.dropBody(r.seq, engine.Part(part)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -15,276 +15,166 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// scanTime bounds how long a page examines tasks that may not match.
-const scanTime = 20 * time.Millisecond
-
-func cursorAt(seq int64) engine.Cursor { return engine.Cursor(strconv.FormatInt(seq, 36)) }
-
-// parseCursor returns the position of the task after which a list continues.
-func parseCursor(c engine.Cursor) (int64, error) {
-	if c == "" {
-		return math.MaxInt64, nil
-	}
-	seq, err := strconv.ParseInt(string(c), 36, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%w: %q", engine.ErrCursor, c)
-	}
-	return seq, nil
-}
-
-// stream is a range of an index or of the table. It is read backwards in small batches.
-type stream struct {
-	query  string // with the placeholders of value and the bounds of seq
-	value  int64
-	from   int64 // the lowest seq
-	next   []int64
-	last   int64
-	atEnd  bool
-	number int // size of the next batch
-}
-
-const streamBounds = " AND seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ?"
-
-// streamQueries has the query of each index.
-var streamQueries = map[string]string{
-	"all":    "SELECT seq FROM task NOT INDEXED WHERE ? = 0" + streamBounds,
-	"holder": "SELECT seq FROM task INDEXED BY task_holder WHERE holder = ?" + streamBounds,
-	"state":  "SELECT seq FROM task INDEXED BY task_state WHERE holder IS NULL AND state = ?" + streamBounds,
-	"queue":  "SELECT seq FROM task INDEXED BY task_queue WHERE queue = ?" + streamBounds,
-	"host":   "SELECT seq FROM task INDEXED BY task_host WHERE host = ?" + streamBounds,
-	"status": "SELECT seq FROM task INDEXED BY task_status WHERE status > 1 AND status = ?" + streamBounds,
-}
-
-// peek returns the next task, if there is one.
-func (st *stream) peek(c *conn) (int64, bool, error) {
-	if len(st.next) == 0 && !st.atEnd {
-		err := c.query(st.query, []any{st.value, st.from, st.last, st.number}, func(s *sqlite3.Stmt) bool {
-			st.next = append(st.next, s.ColumnInt64(0))
-			return true
-		})
-		if err != nil {
-			return 0, false, err
-		}
-		st.atEnd = len(st.next) < st.number
-		st.number = 1000
-	}
-	if len(st.next) == 0 {
-		return 0, false, nil
-	}
-	return st.next[0], true, nil
-}
-
-func (st *stream) pop() {
-	st.last, st.next = st.next[0], st.next[1:]
-}
+const (
+	// scanTime bounds how long a page examines tasks that may not match.
+	scanTime = 20 * time.Millisecond
+	// fewTasks is the number of candidates up to which all of them are examined.
+	fewTasks = 1000
+	// maxRanges is how many ranges of an index are merged.
+	maxRanges = 32
+)
 
 // List implements [engine.Tasks].
-func (s *store) List(ctx context.Context, f engine.Filter, after engine.Cursor, limit int) (*engine.Page, error) {
-	from, err := parseCursor(after)
-	if err != nil {
-		return nil, err
+func (s *store) List(ctx context.Context, f engine.Filter, after engine.Cursor, limit int) (page *engine.Page, err error) {
+	before := int64(math.MaxInt64)
+	if after != "" {
+		if before, err = strconv.ParseInt(string(after), 36, 64); err != nil {
+			return nil, fmt.Errorf("%w: %q", engine.ErrCursor, after)
+		}
 	}
-	limit = max(1, limit)
-	var page *engine.Page
-	err = s.read(ctx, func(c *conn) error {
-		l := &lister{s: s, c: c, f: f, limit: limit, begun: time.Now(), page: new(engine.Page)}
-		page = l.page
-		return l.list(from)
+	if !f.Before.IsZero() {
+		before = min(before, nanos(f.Before))
+	}
+	err = s.read(ctx, func(c *conn) (err error) {
+		l := &lister{c: c, f: f, holder: s.holder, from: max(0, nanos(f.After)), before: before}
+		page, err = l.list(max(1, limit))
+		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return page, nil
+	return page, err
 }
 
 // lister builds one page.
 type lister struct {
-	s     *store
-	c     *conn
-	f     engine.Filter
-	limit int
-	begun time.Time
-	page  *engine.Page
+	c            *conn
+	f            engine.Filter
+	holder       int64
+	from, before int64 // the range of seq
+	hosts        []string
 
-	queue int64
-	hosts []int64
+	ranges []string // of the index that has all candidates
+	args   []any
 }
 
-func (l *lister) list(before int64) error {
-	ok, err := l.resolve()
-	if err != nil || !ok {
-		return err
+func (l *lister) list(limit int) (*engine.Page, error) {
+	page := new(engine.Page)
+	if err := l.findHosts(); err != nil || l.f.Host != "" && len(l.hosts) == 0 {
+		return page, err
 	}
-	if !l.f.Before.IsZero() {
-		before = min(before, nanos(l.f.Before))
+	if err := l.choose(); err != nil {
+		return nil, err
 	}
-	streams, err := l.streams(before)
-	if err != nil {
-		return err
+	begun, last := time.Now(), l.before
+	var damaged error
+	// Each range is in the order of seq. SQLite merges them.
+	err := l.c.query(strings.Join(l.ranges, " UNION ALL ")+" ORDER BY seq DESC", l.args, func(stmt *sqlite3.Stmt) bool {
+		if len(page.Tasks) == limit || page.Scanned > 0 && page.Scanned%16 == 0 && time.Since(begun) > scanTime {
+			page.Next = engine.Cursor(strconv.FormatInt(last, 36))
+			return false
+		}
+		page.Scanned++
+		r := scanRow(stmt)
+		last = r.seq
+		if !l.matches(r) {
+			return true
+		}
+		rec, err := r.record()
+		if err != nil {
+			damaged = err
+			return false
+		}
+		if l.f.Match(rec) {
+			page.Tasks = append(page.Tasks, rec)
+		}
+		return true
+	})
+	if err == nil {
+		err = damaged
 	}
-	for {
-		var first *stream
-		seq := int64(-1)
-		for _, st := range streams {
-			n, ok, err := st.peek(l.c)
-			if err != nil {
-				return err
-			}
-			if ok && n > seq {
-				first, seq = st, n
-			}
-		}
-		if first == nil {
-			return nil
-		}
-		if len(l.page.Tasks) == l.limit || l.page.Scanned > 0 && l.page.Scanned%16 == 0 && time.Since(l.begun) > scanTime {
-			l.page.Next = cursorAt(before)
-			return nil
-		}
-		first.pop()
-		before = seq
-		l.page.Scanned++
-		if err := l.consider(seq); err != nil {
+	return page, err
+}
+
+// findHosts finds the hosts that a filter names, with or without a port.
+func (l *lister) findHosts() error {
+	if l.f.Host == "" {
+		return nil
+	}
+	// An IPv6 address has brackets only with a port. Each step of the recursion finds
+	// the next host in the index.
+	for _, span := range [][2]string{
+		{l.f.Host, l.f.Host + "\x00"}, {l.f.Host + ":", l.f.Host + ";"}, {"[" + l.f.Host + "]:", "[" + l.f.Host + "];"},
+	} {
+		err := l.c.query(`WITH RECURSIVE found(host) AS (
+			SELECT min(host) FROM task WHERE host >= ?1 AND host < ?2
+			UNION ALL SELECT (SELECT min(host) FROM task WHERE host > found.host AND host < ?2) FROM found WHERE found.host IS NOT NULL)
+			SELECT host FROM found WHERE host IS NOT NULL LIMIT 1000`, []any{span[0], span[1]}, func(r *sqlite3.Stmt) bool {
+			l.hosts = append(l.hosts, r.ColumnText(0))
+			return true
+		})
+		if err != nil {
 			return err
 		}
 	}
-}
-
-// resolve finds the rows for the names in a filter. ok is false if nothing can match.
-func (l *lister) resolve() (ok bool, err error) {
-	if l.f.Queue != "" {
-		if l.queue, ok, err = l.c.number("SELECT id FROM queue WHERE name = ?", l.f.Queue); err != nil || !ok {
-			return false, err
-		}
-	}
-	if l.f.Host == "" {
-		return true, nil
-	}
-	// An IPv6 address has brackets only with a port.
-	err = l.c.query(`SELECT id FROM host WHERE name = ?1 OR name >= ?1 || ':' AND name < ?1 || ';'
-		OR name >= '[' || ?1 || ']:' AND name < '[' || ?1 || '];' LIMIT 1000`, []any{l.f.Host},
-		func(s *sqlite3.Stmt) bool {
-			l.hosts = append(l.hosts, s.ColumnInt64(0))
-			return true
-		})
-	return len(l.hosts) > 0, err
-}
-
-// fewTasks is the number of tasks of a state up to which all of them are examined.
-const fewTasks = 1000
-
-// streams returns the streams to read: the smallest index that has all candidates.
-func (l *lister) streams(before int64) (streams []*stream, err error) {
-	after := int64(0)
-	if !l.f.After.IsZero() {
-		after = nanos(l.f.After)
-	}
-	if l.f.IDPrefix != "" {
-		if st, ok, err := l.byPrefix(after, before); err != nil || ok {
-			return []*stream{st}, err
-		}
-	}
-	add := func(index string, values ...int64) {
-		for _, v := range values {
-			streams = append(streams, &stream{query: streamQueries[index], value: v, from: after, last: before, number: l.limit + 1})
-		}
-	}
-	var wanted []int64
-	few, held := int64(0), false
-	l.s.mu.Lock()
-	for i, name := range stateNames {
-		if slices.Contains(l.f.States, name) {
-			wanted = append(wanted, int64(i))
-			few += l.s.counts[i]
-			held = held || i == running || i == delivering
-		}
-	}
-	l.s.mu.Unlock()
-	byState := len(wanted) > 0 && few <= fewTasks
-	switch {
-	case byState:
-	case len(l.hosts) > 0:
-		add("host", l.hosts...)
-	case l.queue != 0:
-		add("queue", l.queue)
-	case len(l.f.Statuses) > 0 && !slices.Contains(l.f.Statuses, task.Complete):
-		for _, v := range l.f.Statuses {
-			add("status", statusOf(v))
-		}
-	case len(l.f.States) == 0:
-		add("all", 0)
-	default:
-		byState = true
-	}
-	if byState {
-		add("state", wanted...)
-		if held {
-			add("holder", l.s.holder)
-		}
-	}
-	return streams, nil
-}
-
-// byPrefix returns the tasks whose ID has the prefix of the filter. ok is false if
-// there are too many.
-func (l *lister) byPrefix(after, before int64) (*stream, bool, error) {
-	low, high := prefixRange(l.f.IDPrefix)
-	text := append([]byte{0}, l.f.IDPrefix...)
-	st := &stream{atEnd: true}
-	n := 0
-	err := l.c.query("SELECT seq FROM task WHERE id >= ? AND id < ? UNION ALL SELECT seq FROM task WHERE id >= ? AND id < ? LIMIT ?",
-		[]any{low, high, text, append(slices.Clone(text), 0xff), fewTasks + 1}, func(s *sqlite3.Stmt) bool {
-			n++
-			if seq := s.ColumnInt64(0); seq >= after && seq < before {
-				st.next = append(st.next, seq)
-			}
-			return true
-		})
-	slices.Sort(st.next)
-	slices.Reverse(st.next)
-	return st, n <= fewTasks, err
-}
-
-// prefixRange returns the range of the UUIDs with a prefix. The range is empty if no
-// UUID has the prefix.
-func prefixRange(prefix string) (low, high []byte) {
-	digits := strings.ReplaceAll(prefix, "-", "")
-	if len(digits) > 32 {
-		return []byte{}, []byte{}
-	}
-	low, high = make([]byte, 16), slices.Repeat([]byte{0xff}, 17)
-	for i, d := range []byte(digits) {
-		n, err := strconv.ParseUint(string(d), 16, 8)
-		if err != nil || d >= 'A' && d <= 'F' {
-			return []byte{}, []byte{}
-		}
-		shift := 4 * (1 - i%2)
-		low[i/2] |= byte(n) << shift
-		high[i/2] = high[i/2]&^(0xf<<shift) | byte(n)<<shift
-	}
-	return low, high
-}
-
-// consider adds a task to the page if it matches.
-func (l *lister) consider(seq int64) error {
-	r, err := one(l.c, " WHERE seq = ?", seq)
-	if err != nil || r == nil {
-		return err
-	}
-	f := &l.f
-	if len(f.States) > 0 && !slices.Contains(f.States, stateNames[r.place.state]) ||
-		len(f.Statuses) > 0 && (r.status == 0 || !slices.Contains(f.Statuses, verdicts[r.status])) ||
-		l.queue != 0 && r.place.queue != l.queue ||
-		len(l.hosts) > 0 && !slices.Contains(l.hosts, r.place.host) ||
-		!strings.HasPrefix(r.id, f.IDPrefix) {
-		return nil
-	}
-	rec, err := r.record()
-	if err != nil {
-		return err
-	}
-	if f.Match(rec) {
-		l.page.Tasks = append(l.page.Tasks, rec)
-	}
 	return nil
+}
+
+// add adds the ranges of an index that have one of the values.
+func add[T any](l *lister, where string, values ...T) {
+	for _, v := range values {
+		l.ranges = append(l.ranges, selectTask+where+" AND seq >= ? AND seq < ?")
+		l.args = append(l.args, v, l.from, l.before)
+	}
+}
+
+// choose chooses the smallest index that has all candidates.
+func (l *lister) choose() error {
+	var wanted []int
+	tasks, held := int64(0), false
+	err := l.c.tally(func(name task.State, n int64) {
+		if slices.Contains(l.f.States, name) {
+			state := slices.Index(stateNames[:], name)
+			wanted = append(wanted, state)
+			tasks += n
+			held = held || state == running || state == delivering
+		}
+	})
+	few := len(wanted) > 0 && tasks <= fewTasks
+	if prefix := l.f.IDPrefix; err == nil && prefix != "" {
+		var n int64
+		n, _, err = l.c.number("SELECT count(*) FROM (SELECT 1 FROM task WHERE id >= ? AND id < ? LIMIT ?)", prefix, prefix+"\x7f", fewTasks+1)
+		if n <= fewTasks {
+			add(l, " INDEXED BY task_id WHERE id < ?", prefix+"\x7f")
+			l.ranges[0] += " AND id >= ?"
+			l.args = append(l.args, prefix)
+			return err
+		}
+	}
+	switch f := &l.f; {
+	case few:
+	case len(l.hosts) > 0 && len(l.hosts) <= maxRanges:
+		add(l, " INDEXED BY task_host WHERE host = ?", l.hosts...)
+	case f.Queue != "":
+		add(l, " INDEXED BY task_queue WHERE queue = ?", f.Queue)
+	case len(f.Statuses) > 0 && !slices.Contains(f.Statuses, task.Complete):
+		for _, v := range f.Statuses {
+			add(l, " INDEXED BY task_status WHERE status > 1 AND status = ?", statusOf(v))
+		}
+	case len(f.States) == 0:
+		add(l, " NOT INDEXED WHERE ? = 0", 0)
+	}
+	if l.ranges == nil {
+		add(l, " INDEXED BY task_state WHERE holder IS NULL AND state = ?", wanted...)
+		if held || l.ranges == nil {
+			add(l, " INDEXED BY task_holder WHERE holder = ?", l.holder)
+		}
+	}
+	return err
+}
+
+// matches compares the columns of a task with the filter.
+func (l *lister) matches(r *row) bool {
+	f := &l.f
+	return (len(f.States) == 0 || slices.Contains(f.States, stateNames[r.place.state])) &&
+		(len(f.Statuses) == 0 || r.status != 0 && slices.Contains(f.Statuses, verdicts[r.status])) &&
+		(f.Queue == "" || f.Queue == r.place.queue) &&
+		(f.Host == "" || slices.Contains(l.hosts, r.place.host)) && strings.HasPrefix(r.id, f.IDPrefix)
 }

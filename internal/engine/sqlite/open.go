@@ -13,9 +13,7 @@ import (
 	"crypto/rand"
 	_ "embed" // schema.sql
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -24,7 +22,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/vfs"
 	"go.uber.org/zap"
 
@@ -98,8 +95,6 @@ type store struct {
 	fs     *fileSystem
 	lock   *os.File
 	holder int64
-	// shared reports whether readers can have their own connections.
-	shared bool
 
 	batchMu sync.Mutex // guards the next three
 	batch   *batch
@@ -112,41 +107,32 @@ type store struct {
 
 	// The fields below belong to the writer.
 	writer   *conn
-	domains  map[string]int64
 	evicted  [states]evicted
 	logPages int
 	stale    bool // a commit failed and was not overwritten yet
 	measured time.Time
-	// trimmedHosts is the host.id up to which trimHosts has read the table.
-	trimmedHosts int64
 
-	mu         sync.Mutex // guards the state that commits change
-	settings   engine.Settings
-	counts     [states]int64
-	queues     map[int64]*queue
-	queueNames map[string]*queue
-	hosts      map[int64]*host
-	hostNames  map[string]*host
-	hostsAt    int     // the number of hosts at which some are dropped
-	ready      []*host // to be reported
-	passed     passed
-	nextDue    int64 // when the index of due deliveries has more; never if that is unknown
-	dueWake    chan struct{}
-	inFlight   map[int64]*delivery
-	freshN     int // of all hosts
-	aheadN     int // of all hosts
-	leases     map[int64]*lease
-	waiters    map[string][]waiter
+	mu       sync.Mutex // guards the state that commits change
+	settings engine.Settings
+	paused   map[engine.Target]bool
+	queues   map[string]*queue
+	hosts    map[string]*host
+	hostsAt  int     // the number of hosts at which some are dropped
+	ready    []*host // to be reported
+	passed   passed
+	nextDue  int64 // when the index of due deliveries has more; never if that is unknown
+	dueWake  chan struct{}
+	inFlight map[int64]*delivery
+	owed     int // how many deliveries all hosts have in memory
+	leases   map[int64]*lease
+	waiters  map[string][]waiter
 
 	pool    chan *conn
-	takeMu  sync.Mutex
-	taker   *conn
 	readMu  sync.Mutex
 	readCtx context.Context // canceled to interrupt readers
 	endRead context.CancelFunc
 
-	wall clock // belongs to watch; its first reading is before the first commit
-
+	opened  time.Time // before the first commit
 	secret  []byte
 	room    room
 	bodies  bodies
@@ -189,10 +175,9 @@ func open(ctx context.Context, cfg Config) (_ *store, err error) {
 		cfg: cfg, log: cfg.Logger, settings: cfg.Settings,
 		file: filepath.Join(cfg.Folder, databaseName), holder: cfg.holder,
 		closed: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}), written: make(chan struct{}),
-		domains: map[string]int64{}, queues: map[int64]*queue{}, queueNames: map[string]*queue{},
-		hosts: map[int64]*host{}, hostNames: map[string]*host{}, dueWake: make(chan struct{}, 1),
+		paused: map[engine.Target]bool{}, queues: map[string]*queue{}, hosts: map[string]*host{}, dueWake: make(chan struct{}, 1),
 		inFlight: map[int64]*delivery{}, leases: map[int64]*lease{}, waiters: map[string][]waiter{},
-		pool: make(chan *conn, readers), hostsAt: maxHosts, nextDue: never, wall: clock{time.Now()},
+		pool: make(chan *conn, readers), hostsAt: maxHosts, nextDue: never, opened: time.Now(),
 	}
 	if s.holder == 0 {
 		s.holder = processHolder()
@@ -208,30 +193,13 @@ func open(ctx context.Context, cfg Config) (_ *store, err error) {
 		return nil, err
 	}
 	if err := s.openDatabase(ctx); err != nil {
-		code, refused := codeOf(err)
-		if refused && isDamage(code) {
-			return nil, damaged(s.file, err)
-		}
-		if errors.Is(err, sqlite3.FULL) {
-			return nil, fmt.Errorf("opening %s: %w: %w", s.file, engine.ErrFull, err)
-		}
-		if refused || errors.As(err, new(*fs.PathError)) {
-			return nil, fmt.Errorf("opening %s: %w: %w", s.file, engine.ErrUnavailable, err)
-		}
-		return nil, fmt.Errorf("opening %s: %w", s.file, err)
+		return nil, fmt.Errorf("opening %s: %w", s.file, s.explain(err))
 	}
 	go s.write()
 	s.tasks.Go(s.maintain)
 	s.tasks.Go(s.watch)
-	s.log.Info("store opened", zap.String("file", s.file), zap.Int64("tasks", sum(s.counts[:])))
+	s.log.Info("store opened", zap.String("file", s.file))
 	return s, nil
-}
-
-func sum(counts []int64) (n int64) {
-	for _, c := range counts {
-		n += c
-	}
-	return n
 }
 
 // openFolder creates, checks and locks the folder for this process.
@@ -344,4 +312,10 @@ func (s *store) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("closing the store: %w", ctx.Err())
 	}
+}
+
+func (s *store) isClosing() bool {
+	s.batchMu.Lock()
+	defer s.batchMu.Unlock()
+	return s.closing
 }

@@ -335,16 +335,15 @@ func checkFiles(s *store) error {
 			return err
 		}
 		n, _, err := c.number(`SELECT count(*) FROM domain d WHERE bytes <>
-			(SELECT coalesce(sum(length(doc) + coalesce(request, 0) + coalesce(result, 0)), 0) FROM task WHERE task.domain = d.id)`)
+			(SELECT coalesce(sum(length(doc) + coalesce(request, 0) + coalesce(result, 0)), 0) FROM task WHERE task.domain = d.name)`)
 		if err == nil && n != 0 {
 			err = fmt.Errorf("the bytes of %d domains are not the sum of their tasks", n)
 		}
 		if err != nil {
 			return err
 		}
-		n, _, err = c.number(`SELECT count(*) FROM tally WHERE queued <> (SELECT count(*) FROM task WHERE state = 0)
-			OR running <> (SELECT count(*) FROM task WHERE state = 1) OR delivering <> (SELECT count(*) FROM task WHERE state = 2)
-			OR done <> (SELECT count(*) FROM task WHERE state = 3) OR dead <> (SELECT count(*) FROM task WHERE state = 4)`)
+		n, _, err = c.number(`SELECT count(*) FROM tally WHERE tasks <> (SELECT count(*) FROM task
+			WHERE state = iif(tally.state = 'queued', 0, iif(tally.state = 'running', 1, iif(tally.state = 'delivering', 2, iif(tally.state = 'done', 3, 4)))))`)
 		if err == nil && n != 0 {
 			err = fmt.Errorf("the tasks are not as many as the tally says")
 		}

@@ -24,7 +24,8 @@ type work struct {
 	// failSync is the probability that an fsync fails.
 	failSync float64
 	// dies makes every process die during an fsync.
-	dies bool
+	dies     bool
+	unsynced bool // the log is not synced, whatever sync is
 	// spoil breaks the engine.
 	spoil func(*process, *store)
 	skips precaution
@@ -67,9 +68,12 @@ func (w *work) live(t *testing.T, rng *rand.Rand, life int) error {
 	if w.spoil != nil {
 		w.spoil(p, nil)
 	}
-	begin := p.position()
+	begin, interval := p.position(), w.sync
+	if w.unsynced {
+		interval = time.Hour
+	}
 	s, err := open(context.Background(), Config{
-		Folder: filepath.Join(w.recording.root, storeName), Sync: w.sync, Settings: engine.Settings{KeepResults: w.keep},
+		Folder: filepath.Join(w.recording.root, storeName), Sync: interval, Settings: engine.Settings{KeepResults: w.keep},
 		vfs: p, disk: p, skips: w.skips, holder: 1 + rng.Int64N(1<<62), checkpointPages: 20 + rng.IntN(100),
 	})
 	must(t, err)
@@ -194,14 +198,9 @@ func TestPowerFailureFindsBrokenEngines(t *testing.T) {
 	t.Parallel()
 	base := uint64(time.Now().UnixNano())
 	for name, w := range map[string]work{
-		"bodies are not synced":  {spoil: func(p *process, _ *store) { p.keepBodiesUnsynced = true }},
-		"folders are not synced": {spoil: func(p *process, _ *store) { p.keepFoldersUnsynced = true }},
-		"the log is not synced": {spoil: func(_ *process, s *store) {
-			if s != nil {
-				unsync := func(c *conn) error { return c.Exec("PRAGMA synchronous = NORMAL") }
-				must(t, s.submit(context.Background(), &op{read: unsync}))
-			}
-		}},
+		"bodies are not synced":                   {spoil: func(p *process, _ *store) { p.keepBodiesUnsynced = true }},
+		"folders are not synced":                  {spoil: func(p *process, _ *store) { p.keepFoldersUnsynced = true }},
+		"the log is not synced":                   {unsynced: true},
 		"what a process has left is not synced":   {skips: skipAdopt, failSync: 0.03, dies: true},
 		"commits that failed are not overwritten": {skips: skipOverwrite, failSync: 0.1},
 		"bodies are removed before their rows":    {skips: skipRetire, sync: 20 * time.Millisecond},

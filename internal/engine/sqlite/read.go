@@ -39,9 +39,6 @@ func (s *store) read(ctx context.Context, f func(*conn) error) error {
 	if err := s.trouble.Load(); err != nil {
 		return *err
 	}
-	if !s.shared {
-		return s.explain(s.submit(ctx, &op{read: f}))
-	}
 	const attempts = 3
 	var err error
 	for range attempts {
@@ -50,7 +47,7 @@ func (s *store) read(ctx context.Context, f func(*conn) error) error {
 			break
 		}
 	}
-	if ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil {
 		return ctx.Err()
 	}
 	return s.explain(err)

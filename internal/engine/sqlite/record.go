@@ -1,15 +1,13 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"net"
-	"net/url"
 	"slices"
-	"strings"
+	"strconv"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/ncruces/go-sqlite3"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -32,20 +30,26 @@ type row struct {
 }
 
 // selectTask selects the columns that scanRow reads.
-const selectTask = `SELECT seq, id, state, version, holder IS NOT NULL, queue, host, domain, coalesce(status, 0), starts, max_starts,
+const selectTask = `SELECT seq, id, state, version, holder IS NOT NULL, queue, host, domain, status, starts, max_starts,
 	at, since, coalesce(request, -1), coalesce(result, -1), doc FROM task`
 
 func scanRow(s *sqlite3.Stmt) *row {
 	r := &row{
-		seq: s.ColumnInt64(0), id: nameOf(s.ColumnRawBlob(1)), version: s.ColumnInt64(3),
+		seq: s.ColumnInt64(0), id: s.ColumnText(1), version: s.ColumnInt64(3),
 		status: s.ColumnInt64(8), starts: s.ColumnInt64(9), maxStarts: s.ColumnInt64(10), at: s.ColumnInt64(11), since: s.ColumnInt64(12),
 		request: s.ColumnInt64(13), result: s.ColumnInt64(14), doc: s.ColumnBlob(15, nil),
 	}
 	r.place = place{
-		state: s.ColumnInt(2), held: s.ColumnBool(4), queue: s.ColumnInt64(5), host: s.ColumnInt64(6), domain: s.ColumnInt64(7),
-		size: int64(len(r.doc)) + max(0, r.request) + max(0, r.result),
+		state: s.ColumnInt(2), held: s.ColumnBool(4), queue: s.ColumnText(5), host: s.ColumnText(6), domain: s.ColumnText(7),
+		size: size(r.doc, r.request, r.result),
 	}
 	return r
+}
+
+// size returns what a task counts against its quota. The size of a body that is not kept
+// is -1.
+func size(doc []byte, request, result int64) int64 {
+	return int64(len(doc)) + max(0, request) + max(0, result)
 }
 
 // all returns the tasks that match a query whose first part is selectTask.
@@ -57,24 +61,16 @@ func all(c *conn, where string, args ...any) (rows []*row, err error) {
 	return rows, err
 }
 
-// one returns the first task that matches. It returns nil if there is none.
-func one(c *conn, where string, args ...any) (*row, error) {
-	rows, err := all(c, where, args...)
-	if err != nil || len(rows) == 0 {
+// find returns a task by its ID. It returns ErrNotFound if there is none.
+func find(c *conn, id string) (*row, error) {
+	rows, err := all(c, " WHERE id = ?", id)
+	if err == nil && len(rows) == 0 {
+		err = fmt.Errorf("%w: %s", engine.ErrNotFound, id)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return rows[0], nil
-}
-
-var stateNames = [states]task.State{task.Queued, task.Running, task.Delivering, task.Done, task.Dead}
-
-func stateOf(name task.State) (int, bool) {
-	for i, n := range stateNames {
-		if n == name {
-			return i, true
-		}
-	}
-	return 0, false
 }
 
 // record decodes the document of a row. Columns take precedence over the document.
@@ -84,7 +80,8 @@ func (r *row) record() (*task.Record, error) {
 		return nil, fmt.Errorf("reading task %s: %w", r.id, err)
 	}
 	rec.ID, rec.State, rec.Version = r.id, stateNames[r.place.state], uint64(r.version)
-	if r.place.queue != 0 {
+	rec.Queue, rec.CallbackDomain = r.place.queue, r.place.domain
+	if r.place.queue != "" {
 		rec.Starts = int(r.starts)
 		if r.place.state == running {
 			rec.StartedAt, rec.NextAttemptAt = timeOf(r.since), time.Time{}
@@ -106,7 +103,7 @@ func copyOf(rec *task.Record) *task.Record {
 // encode returns the document of a task.
 func encode(rec *task.Record) ([]byte, error) {
 	r := *rec
-	r.State = ""
+	r.State, r.ID, r.Queue, r.CallbackDomain = "", "", "", "" // columns have them
 	doc, err := task.Encode(&r)
 	if err != nil {
 		return nil, fmt.Errorf("%w: encoding the record: %w", engine.ErrTooLarge, err)
@@ -114,44 +111,16 @@ func encode(rec *task.Record) ([]byte, error) {
 	return doc, nil
 }
 
-// keyOf returns an ID as stored. UUIDs are stored as 16 bytes. Only tasks of other
-// stores have other IDs.
-func keyOf(id string) []byte {
-	if u, err := uuid.Parse(id); err == nil && u.String() == id {
-		return u[:]
-	}
-	return append([]byte{0}, id...)
-}
-
 // listedAt returns the position of a task in lists. The IDs order tasks that were accepted
 // at the same time: their 12 bits after the version count up. The position is therefore
 // the same in every store that the tasks are copied to.
-func listedAt(created int64, key []byte) int64 {
+func listedAt(created int64, id string) int64 {
 	created = min(max(created, 0), 1<<61) // bodyID has room for that
-	if len(key) != 16 {
+	if len(id) != 36 {
 		return created
 	}
-	return created + int64(key[6]&0xf)<<8 + int64(key[7])
-}
-
-// nameOf returns the ID for a stored ID.
-func nameOf(key []byte) string {
-	if u, err := uuid.FromBytes(key); err == nil && key[0] != 0 {
-		return u.String()
-	}
-	if len(key) == 16 && key[0] == 0 && !isText(key[1:]) {
-		return uuid.UUID(key).String()
-	}
-	return strings.TrimPrefix(string(key), "\x00")
-}
-
-func isText(b []byte) bool {
-	for _, c := range b {
-		if c < ' ' || c > '~' {
-			return false
-		}
-	}
-	return true
+	counter, _ := strconv.ParseUint(id[15:18], 16, 12) // 0 if it is not a UUID
+	return created + int64(counter)
 }
 
 func timeOf(ns int64) time.Time {
@@ -174,53 +143,21 @@ func hostOf(rec *task.Record) string {
 	if rec.Callback == nil {
 		return ""
 	}
-	if rec.CallbackHost != "" {
-		return rec.CallbackHost
-	}
-	u, err := url.Parse(rec.Callback.URL)
-	if err != nil || u.Host == "" {
-		return "unknown:0" // the callback exists nevertheless, and will become a dead letter
-	}
-	if u.Port() == "" {
-		port := "80"
-		if u.Scheme == "https" {
-			port = "443"
-		}
-		return net.JoinHostPort(u.Hostname(), port)
-	}
-	return u.Host
+	return cmp.Or(rec.CallbackHost, "unknown:0") // the callback becomes a dead letter
 }
 
 var verdicts = []task.Verdict{1: task.Complete, 2: task.Failed, 3: task.TimedOut}
 
 // statusOf returns a verdict as stored; 0 means none.
-func statusOf(v task.Verdict) int64 {
-	for i, name := range verdicts {
-		if i > 0 && name == v {
-			return int64(i)
-		}
-	}
-	return 0
-}
-
-// find returns a task by its ID. It returns ErrNotFound if there is none.
-func find(c *conn, id string) (*row, error) {
-	r, err := one(c, " WHERE id = ?", keyOf(id))
-	if err == nil && r == nil {
-		err = fmt.Errorf("%w: %s", engine.ErrNotFound, id)
-	}
-	return r, err
-}
+func statusOf(v task.Verdict) int64 { return int64(slices.Index(verdicts[1:], v) + 1) }
 
 // Get implements [engine.Tasks].
-func (s *store) Get(ctx context.Context, id string) (*task.Record, error) {
-	var rec *task.Record
-	err := s.read(ctx, func(c *conn) error {
+func (s *store) Get(ctx context.Context, id string) (rec *task.Record, err error) {
+	err = s.read(ctx, func(c *conn) error {
 		r, err := find(c, id)
-		if err != nil {
-			return err
+		if err == nil {
+			rec, err = r.record()
 		}
-		rec, err = r.record()
 		return err
 	})
 	return rec, err

@@ -5,27 +5,17 @@ import (
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
-
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// load reads the counts. It takes as long with a million tasks as with none.
-func (s *store) load() error {
-	c := s.writer
-	err := c.query("SELECT queued, running, delivering, done, dead FROM tally", nil, func(r *sqlite3.Stmt) bool {
-		for state := range s.counts {
-			s.counts[state] = r.ColumnInt64(state)
-		}
-		return true
-	})
-	if err != nil {
-		return err
-	}
-	return c.query("SELECT id, name, paused, queued, running FROM queue", nil, func(r *sqlite3.Stmt) bool {
-		q := &queue{id: r.ColumnInt64(0), name: r.ColumnText(1), paused: r.ColumnBool(2), queued: r.ColumnInt64(3), running: r.ColumnInt64(4)}
-		s.queues[q.id], s.queueNames[q.name] = q, q
+// loadPauses reads which queues and hosts are paused.
+func (s *store) loadPauses() error {
+	return s.writer.query(`SELECT name, '' FROM queue WHERE paused = 1
+		UNION ALL SELECT '', name FROM host INDEXED BY host_paused WHERE paused = 1`, nil, func(r *sqlite3.Stmt) bool {
+		s.paused[engine.Target{Queue: r.ColumnText(0), Host: r.ColumnText(1)}] = true
 		return true
 	})
 }
@@ -48,21 +38,17 @@ func (s *store) recover(ctx context.Context) error {
 		if len(rows) == 0 {
 			break
 		}
-		t, err := s.transact([]*op{{apply: func(t *tx) error {
+		err = s.apply(func(t *tx) error {
 			for _, r := range rows {
 				if err := t.expire(r); err != nil {
 					return err
 				}
 			}
 			return nil
-		}}})
+		})
 		if err != nil {
 			return err
 		}
-		s.mu.Lock()
-		t.publish()
-		s.mu.Unlock()
-		s.removeSynced(t.unneeded)
 		for _, r := range rows {
 			if r.place.state == running {
 				leases++
@@ -78,16 +64,14 @@ func (s *store) recover(ctx context.Context) error {
 // expire ends the lease of a task whose holder died. It makes a first delivery that was
 // in memory due.
 func (t *tx) expire(r *row) error {
-	to := r.place
-	to.held = false
 	switch {
 	case r.place.state == delivering:
-		t.move(r.id, r.place, to)
+		to := r.place
+		to.held = false
+		t.move(r, to)
 		return t.exec("UPDATE task SET holder = NULL, at = ? WHERE seq = ?", min(r.since, t.now), r.seq)
-	case r.place.queue != 0 && r.starts < r.maxStarts:
-		to.state = queued
-		t.move(r.id, r.place, to)
-		return t.exec("UPDATE task SET state = 0, version = version + 1, max_starts = NULL, holder = NULL, since = ? WHERE seq = ?", t.now, r.seq)
+	case r.place.queue != "" && r.starts < r.maxStarts:
+		return t.requeue(r, r.starts, time.Time{}, nil)
 	}
 	return t.fail(r, task.ErrorHolderDied)
 }
@@ -104,5 +88,5 @@ func (t *tx) fail(r *row, reason string) error {
 	if err != nil {
 		return err
 	}
-	return t.settle(&verdict{seq: r.seq, version: r.version, from: r.place, rec: rec, doc: doc, dropRequest: r.request >= 0})
+	return t.settle(r, rec, doc, nil, false)
 }

@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -107,7 +108,7 @@ func (r *repair) run(ctx context.Context, file string) (err error) {
 	}
 	if _, _, err := r.strict.number(countTables); err != nil {
 		_ = errors.Join(r.strict.close(), r.lax.close())
-		if err := restoreSchema(ctx, r.to, file); err != nil {
+		if err := restoreSchema(ctx, file); err != nil {
 			return err
 		}
 		if err := r.open(file, files.name); err != nil {
@@ -135,7 +136,7 @@ func (r *repair) run(ctx context.Context, file string) (err error) {
 		seq = next + 1
 	}
 	// The counts are in another table: they show how many tasks could not be found.
-	_, _ = r.read("SELECT queued + running + delivering + done + dead FROM tally", nil, func(s *sqlite3.Stmt) bool {
+	_, _ = r.read("SELECT sum(tasks) FROM tally", nil, func(s *sqlite3.Stmt) bool {
 		r.lost = max(r.lost, s.ColumnInt(0)-r.saved)
 		return false
 	})
@@ -317,25 +318,25 @@ func (r *repair) body(seq int64, part engine.Part, size int64) (b *body, lost bo
 // copyTables copies everything except tasks. If a row cannot be read, it is lost or
 // replaced by a new one: a pause, the measurements of a host, the secret.
 func (r *repair) copyTables(ctx context.Context) {
-	for _, t := range []struct{ name, columns, marks string }{
-		{"meta", "name, value", "?, ?"},
-		{"queue", "id, name, paused", "?, ?, ?"}, // counts are computed again
-		{"key", "hash, digest, task, expires", "?, ?, ?, ?"},
-		{"schedule", "name, last, next", "?, ?, ?"},
-		{"host", "id, name, paused, trusted, window, average, answered, failures, failing_since, last_error, last_status",
-			"?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"},
+	for table, columns := range map[string]string{
+		"meta":     "name, value",
+		"queue":    "name, paused", // counts are computed again
+		"key":      "hash, digest, task, expires",
+		"schedule": "name, last, next",
+		"host":     "name, paused, trusted, window, average, answered, failures, failing_since, last_error, last_status",
 	} {
 		var rows [][]any
-		_, _ = r.read("SELECT "+t.columns+" FROM "+t.name, nil, func(s *sqlite3.Stmt) bool {
+		_, _ = r.read("SELECT "+columns+" FROM "+table, nil, func(s *sqlite3.Stmt) bool {
 			values := make([]any, s.ColumnCount())
 			if s.Columns(values...) == nil {
 				rows = append(rows, values)
 			}
 			return true
 		}) // rows read before the error are kept
+		marks := strings.Repeat(", ?", strings.Count(columns, ",")+1)[2:]
 		for _, values := range rows {
 			_ = r.to.update(ctx, func(tx *tx) error {
-				return tx.exec("INSERT OR REPLACE INTO "+t.name+"("+t.columns+") VALUES ("+t.marks+")", values...)
+				return tx.exec("INSERT OR REPLACE INTO "+table+"("+columns+") VALUES ("+marks+")", values...)
 			})
 		}
 	}

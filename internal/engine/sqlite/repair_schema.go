@@ -3,8 +3,10 @@ package sqlite
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/ncruces/go-sqlite3"
@@ -12,18 +14,19 @@ import (
 
 // restoreSchema copies the pages that describe the tables from a new store. These pages
 // are the same in all stores of a version, and no other page can be read without them.
-func restoreSchema(ctx context.Context, from *store, file string) error {
+func restoreSchema(ctx context.Context, file string) error {
+	from, err := open(ctx, Config{Folder: filepath.Join(filepath.Dir(file), "empty")})
+	if err != nil {
+		return err
+	}
 	roots := map[int64]bool{}
-	err := from.submit(ctx, &op{read: func(c *conn) error {
-		if _, _, err := c.WALCheckpoint("main", sqlite3.CHECKPOINT_FULL); err != nil {
-			return err
-		}
+	err = from.read(ctx, func(c *conn) error {
 		return c.query("SELECT rootpage FROM sqlite_schema", nil, func(stmt *sqlite3.Stmt) bool {
 			roots[stmt.ColumnInt64(0)] = true
 			return true
 		})
-	}})
-	if err != nil {
+	})
+	if err = errors.Join(err, from.Close(ctx)); err != nil {
 		return err
 	}
 	pristine, err := os.ReadFile(from.file)

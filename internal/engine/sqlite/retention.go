@@ -7,7 +7,6 @@ import (
 	"math"
 	"time"
 
-	"github.com/ncruces/go-sqlite3"
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -76,7 +75,7 @@ func (s *store) stopped() context.Context {
 	return ctx
 }
 
-// trim removes expired tasks, keys, domains and hosts.
+// trim removes expired tasks and keys, and hosts that have not answered for a day.
 func (s *store) trim(ctx context.Context, l engine.Settings) error {
 	now := time.Now()
 	for _, batch := range []func(*tx) (int, error){
@@ -86,8 +85,10 @@ func (s *store) trim(ctx context.Context, l engine.Settings) error {
 		func(t *tx) (int, error) {
 			return t.trimRows("DELETE FROM key WHERE hash IN (SELECT hash FROM key WHERE expires <= ? LIMIT ?)", now.UnixNano())
 		},
-		(*tx).trimDomains,
-		func(t *tx) (int, error) { return t.trimHosts(now.Add(-24 * time.Hour)) },
+		func(t *tx) (int, error) {
+			return t.trimRows(`DELETE FROM host WHERE name IN (SELECT name FROM host INDEXED BY host_idle
+				WHERE waiting = 0 AND paused = 0 AND trusted = 0 AND failures = 0 AND answered < ? LIMIT ?)`, now.Add(-24*time.Hour).UnixNano())
+		},
 	} {
 		if err := s.inBatches(ctx, batch); err != nil {
 			return err
@@ -123,10 +124,11 @@ const bySince = " INDEXED BY task_since WHERE state = ? AND state >= 2 AND holde
 // trimEnded removes tasks of a state that ended before a time, and the oldest tasks if
 // there are more than most.
 func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
-	t.s.mu.Lock()
-	over := t.s.counts[state] - most
-	t.s.mu.Unlock()
-	until, limit := before.UnixNano(), int64(trimBatch)
+	tasks, _, err := t.number("SELECT tasks FROM tally WHERE state = ?", string(stateNames[state]))
+	if err != nil {
+		return 0, err
+	}
+	until, limit, over := before.UnixNano(), int64(trimBatch), tasks-most
 	if over > 0 {
 		until, limit = never, min(over, trimBatch)
 	}
@@ -135,7 +137,7 @@ func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
 		return 0, err
 	}
 	for _, r := range rows {
-		if err := t.remove(r.seq, r.id, r.place, true); err != nil {
+		if err := t.remove(r); err != nil {
 			return 0, err
 		}
 	}
@@ -151,27 +153,12 @@ func (t *tx) giveUp(before time.Time, gaveUp func(*task.Record)) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	var fresh []int64
-	t.s.mu.Lock()
-	for _, h := range t.s.hosts {
-		for _, o := range h.fresh {
-			if o.at <= before.UnixNano() {
-				fresh = append(fresh, o.seq)
-			}
-		}
-	}
-	t.s.mu.Unlock()
-	for _, seq := range fresh {
-		r, err := one(t.conn, " WHERE seq = ? AND state = 2", seq)
-		if err != nil {
-			return 0, err
-		}
-		if r != nil {
-			rows = append(rows, r)
-		}
+	held, err := all(t.conn, " INDEXED BY task_holder WHERE holder = ? AND state = 2 AND since <= ?", t.s.holder, before.UnixNano())
+	if err != nil {
+		return 0, err
 	}
 	n := 0
-	for _, r := range rows {
+	for _, r := range append(rows, held...) {
 		t.s.mu.Lock()
 		busy := t.s.inFlight[r.seq] != nil
 		t.s.mu.Unlock()
@@ -198,54 +185,12 @@ func (t *tx) giveUp(before time.Time, gaveUp func(*task.Record)) (int, error) {
 func (t *tx) giveUpOne(r *row) error {
 	to := r.place
 	to.state, to.held = dead, false
-	t.move(r.id, r.place, to)
+	t.move(r, to)
 	t.after(func() {
 		t.s.endFlight(r.seq)
-		t.s.dropFresh(r.place, r.seq)
-		t.s.dropAhead(r.place.host)
+		t.s.dropOwed(r.place.host, func(o *owed) bool { return o.seq == r.seq })
 	})
 	return t.exec("UPDATE task SET state = 4, version = version + 1, holder = NULL, at = NULL, since = ? WHERE seq = ?", t.now, r.seq)
-}
-
-// trimDomains removes domains without tasks.
-func (t *tx) trimDomains() (int, error) {
-	clear(t.s.domains)
-	// The bytes of a domain that was added in this transaction are not in the table
-	// yet.
-	if err := t.flushDomains(); err != nil {
-		return 0, err
-	}
-	return t.trimRows("DELETE FROM domain WHERE id IN (SELECT id FROM domain WHERE bytes <= ? LIMIT ?)", 0)
-}
-
-// trimHostsBatch is how many hosts are checked in one commit.
-const trimHostsBatch = 2000
-
-// trimHosts removes hosts that have no tasks and have not answered since a time. There
-// may be a million hosts, so that it continues where the last call stopped.
-func (t *tx) trimHosts(before time.Time) (int, error) {
-	from := t.s.trimmedHosts
-	last, more, err := t.number("SELECT max(id) FROM (SELECT id FROM host WHERE id > ? ORDER BY id LIMIT ?)", from, trimHostsBatch)
-	if err != nil {
-		return 0, err
-	}
-	t.s.trimmedHosts = last
-	if !more && from > 0 {
-		return t.trimHosts(before)
-	}
-	n := 0
-	err = t.query(`DELETE FROM host WHERE id > ? AND id <= ? AND paused = 0 AND failures = 0 AND answered < ?
-		AND NOT EXISTS (SELECT 1 FROM task WHERE task.host = host.id) RETURNING id`,
-		[]any{from, last, before.UnixNano()}, func(s *sqlite3.Stmt) bool {
-			t.s.mu.Lock()
-			if h := t.s.hosts[s.ColumnInt64(0)]; h != nil {
-				t.s.drop(h)
-			}
-			t.s.mu.Unlock()
-			n++
-			return true
-		})
-	return n, err
 }
 
 // evict makes room. It first removes the results of done tasks, and then the oldest
@@ -301,13 +246,11 @@ func (t *tx) evict(state, least int) (int, error) {
 	if from.least != least {
 		*from = evicted{least: least}
 	}
-	query := " INDEXED BY task_since WHERE state = ? AND state >= 2 AND holder IS NULL AND since >= ? AND result >= ? ORDER BY since LIMIT ?"
-	if state == dead {
-		query = " INDEXED BY task_since WHERE state = ? AND state >= 2 AND holder IS NULL AND since >= ? AND coalesce(result, 0) >= ? ORDER BY since LIMIT ?"
-	} else {
+	if state == done {
 		least = max(1, least)
 	}
-	rows, err := all(t.conn, query, state, from.since, least, evictBatch)
+	rows, err := all(t.conn, ` INDEXED BY task_since WHERE state = ? AND state >= 2 AND holder IS NULL AND since >= ?
+		AND coalesce(result, 0) >= ? ORDER BY since LIMIT ?`, state, from.since, least, evictBatch)
 	if err != nil {
 		return 0, err
 	}
@@ -316,11 +259,11 @@ func (t *tx) evict(state, least int) (int, error) {
 	}
 	for _, r := range rows {
 		if state == dead {
-			err = t.remove(r.seq, r.id, r.place, true)
+			err = t.remove(r)
 		} else {
 			to := r.place
-			err = t.dropResult(r.seq, &to, r.result)
-			t.move(r.id, r.place, to)
+			err = t.dropResult(r, &to)
+			t.move(r, to)
 		}
 		if err != nil {
 			return 0, err

@@ -92,9 +92,6 @@ func (s *store) measure() {
 	s.room.database, s.room.spare = (pages-free)*pageSize, free*pageSize
 	s.room.mu.Unlock()
 	s.measureDisk()
-	if !s.stale {
-		s.bodies.removeRefused()
-	}
 	if s.room.crowded() {
 		s.room.wakeMaintenance()
 	}
@@ -228,15 +225,19 @@ func (s *store) watch() {
 		defer ticker.Stop()
 		syncs = ticker.C
 	}
-	for {
+	for last := s.opened; ; {
 		select {
 		case <-s.stop:
 			return
 		case <-check.C:
 			_ = s.present() // logs its error
-			if step := s.wall.step(); step.Abs() >= minStep {
+			now := time.Now()
+			// The change on the wall clock, less the elapsed time. A smaller step only
+			// delays due tasks a little.
+			if step := now.Round(0).Sub(last.Round(0)) - now.Sub(last); step.Abs() >= time.Second {
 				s.clockSet(step)
 			}
+			last = now
 			s.measureDisk()
 			if s.room.crowded() {
 				s.room.wakeMaintenance()
@@ -249,4 +250,31 @@ func (s *store) watch() {
 			failing = err != nil
 		}
 	}
+}
+
+// clockSet looks again for due tasks after the clock was set.
+func (s *store) clockSet(step time.Duration) {
+	s.log.Warn("clock was set", zap.Duration("by", step))
+	if step < 0 {
+		if err := s.update(context.Background(), (*tx).redate); err != nil && !s.isClosing() {
+			s.log.Warn("looking for what is due after the clock was set failed", zap.Error(err))
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, q := range s.queues {
+		q.ready(len(q.waiters))
+	}
+	s.passed = passed{}
+	s.wakeDue()
+}
+
+// redate corrects times that were stored before the clock was set back. It makes jobs
+// without a start time and first deliveries due.
+func (t *tx) redate() error {
+	err := t.exec("UPDATE task SET at = ?1 WHERE seq > ?1 AND state = 0 AND at <= since", t.now)
+	if err != nil {
+		return err
+	}
+	return t.exec("UPDATE task INDEXED BY task_since SET at = ?1 WHERE state = 2 AND state >= 2 AND holder IS NULL AND since > ?1 AND at <= since", t.now)
 }

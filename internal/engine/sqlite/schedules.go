@@ -38,11 +38,7 @@ func (s *store) findRun(ctx context.Context, schedule string) (run engine.Run, f
 // Advance implements [engine.Schedules].
 func (s *store) Advance(ctx context.Context, schedule string, due, next time.Time) error {
 	return s.update(ctx, func(t *tx) error {
-		err := t.exec("UPDATE schedule SET last = next, next = ? WHERE name = ? AND next = ?", nanos(next), schedule, nanos(due))
-		if err == nil {
-			err = t.fenced()
-		}
-		return err
+		return t.fenced("UPDATE schedule SET last = next, next = ? WHERE name = ? AND next = ?", nanos(next), schedule, nanos(due))
 	})
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/ncruces/go-sqlite3"
 	"go.uber.org/zap"
@@ -63,29 +62,32 @@ func (s *store) openDatabase(ctx context.Context) (err error) {
 	if err := s.loadSecret(); err != nil {
 		return err
 	}
-	if s.shared {
-		if s.taker, err = s.openReader(); err != nil {
-			return err
-		}
+	// With a reader that is open already, deliveries go on when no file can be opened.
+	reader, err := s.openReader()
+	if err != nil {
+		return err
 	}
+	s.pool <- reader
 	if err := s.identify(); err != nil {
 		return err
 	}
 	if err := s.adopt(); err != nil {
 		return err
 	}
-	if _, err := s.transact([]*op{{apply: (*tx).redate}}); err != nil {
+	if err := s.apply((*tx).redate); err != nil {
 		return err
 	}
-	if err := s.load(); err != nil {
+	if err := s.loadPauses(); err != nil {
 		return err
 	}
 	if err := s.bodies.open(s); err != nil {
 		return err
 	}
-	s.measured = time.Time{}
 	s.measure()
-	return s.recover(ctx)
+	if err := s.recover(ctx); err != nil {
+		return err
+	}
+	return s.syncLog() // removes the files of what was recovered
 }
 
 // adopt makes the data of a killed process durable. That process may have written
@@ -119,22 +121,16 @@ func (s *store) configure() error {
 			return fmt.Errorf("enabling checksums: %w", err)
 		}
 	}
-	mode, err := s.journal()
+	mode := ""
+	err := c.query("PRAGMA journal_mode = WAL", nil, func(stmt *sqlite3.Stmt) bool {
+		mode = stmt.ColumnText(0)
+		return true
+	})
+	if err == nil && mode != "wal" {
+		err = fmt.Errorf("SQLite keeps no write-ahead log on this system or file system (journal_mode %s)", mode)
+	}
 	if err != nil {
 		return err
-	}
-	s.shared = mode == "wal"
-	if !s.shared {
-		// Without shared memory, a log requires that one connection has the file
-		// exclusively.
-		if err := c.Exec("PRAGMA locking_mode = EXCLUSIVE"); err != nil {
-			return err
-		}
-		if mode, err = s.journal(); err != nil {
-			return err
-		} else if mode != "wal" {
-			return fmt.Errorf("SQLite keeps no write-ahead log here (journal_mode %s)", mode)
-		}
 	}
 	synchronous := "FULL"
 	if s.cfg.Sync > 0 {
@@ -145,18 +141,6 @@ func (s *store) configure() error {
 		PRAGMA temp_store = MEMORY;
 		PRAGMA foreign_keys = OFF;
 		PRAGMA wal_autocheckpoint = 0`)
-}
-
-func (s *store) journal() (mode string, err error) {
-	stmt, _, err := s.writer.Prepare("PRAGMA journal_mode = WAL")
-	if err != nil {
-		return "", err
-	}
-	defer stmt.Close()
-	if stmt.Step() {
-		mode = stmt.ColumnText(0)
-	}
-	return mode, stmt.Err()
 }
 
 // migrate creates the tables, or migrates those of an earlier version.
@@ -225,9 +209,6 @@ func (s *store) release() {
 		default:
 		}
 		break
-	}
-	if s.taker != nil {
-		_ = s.taker.close()
 	}
 	if s.writer != nil {
 		if s.stale {

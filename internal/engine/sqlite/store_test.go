@@ -3,7 +3,6 @@ package sqlite
 import (
 	"context"
 	"io"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -98,25 +97,5 @@ func TestTaskIsStoredAtEachStep(t *testing.T) {
 	must(t, err)
 	if got.State != task.Done || got.Version != 4 {
 		t.Errorf("it is %s, version %d", got.State, got.Version)
-	}
-}
-
-// TestRepeatedSettleLeavesNoFile repeats a step whose outcome was unknown.
-func TestRepeatedSettleLeavesNoFile(t *testing.T) {
-	t.Parallel()
-	s := openTest(t, Config{})
-	rec := newTask("a.test:443")
-	l, err := s.Claim(t.Context(), rec)
-	must(t, err)
-	rec.Status, rec.Result = task.Complete, new(task.Result)
-	result := strings.Repeat("x", maxInline+1)
-	must(t, l.Settle(t.Context(), rec, strings.NewReader(result)))
-	heard := make(chan struct{})
-	close(heard)
-	f := &l.(*lease).fence
-	f.pending, f.kind = &op{done: heard, stored: true}, "settle"
-	must(t, l.Settle(t.Context(), rec, strings.NewReader(result)))
-	if files, err := os.ReadDir(s.bodies.folder); err != nil || len(files) != 1 {
-		t.Errorf("there are %d files, %v", len(files), err)
 	}
 }

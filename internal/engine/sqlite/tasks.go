@@ -46,21 +46,18 @@ func (s *store) Wait(ctx context.Context, id string, since uint64) (*task.Record
 	}
 }
 
+// exactDue is how many due deliveries are counted exactly. If more are due, all waiting
+// deliveries are counted as due.
+const exactDue = 20_000
+
 // Stats implements [engine.Tasks].
 func (s *store) Stats(ctx context.Context) (engine.Stats, error) {
-	if err := s.usable(ctx); err != nil {
-		return engine.Stats{}, err
-	}
 	stats := engine.Stats{Tasks: map[task.State]int64{}}
-	now := time.Now().UnixNano()
+	fresh, inFlight := int64(0), int64(0)
 	s.mu.Lock()
-	for state, n := range s.counts {
-		stats.Tasks[stateNames[state]] = n
-	}
-	inFlight := 0
 	for _, h := range s.hosts {
-		if !h.state.Paused {
-			stats.Due += int64(len(h.fresh))
+		if !s.isPaused(h) {
+			fresh += int64(len(h.owed) - h.ahead)
 		}
 	}
 	for _, d := range s.inFlight {
@@ -73,156 +70,147 @@ func (s *store) Stats(ctx context.Context) (engine.Stats, error) {
 	stats.Used, stats.Limit = s.room.used(), s.room.max
 	s.room.mu.Unlock()
 	err := s.read(ctx, func(c *conn) error {
-		due, _, err := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_at
-			WHERE state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, now, exactDue)
-		if err == nil && due == exactDue {
-			due = stats.Tasks[task.Delivering] - stats.Due
+		if err := c.tally(func(state task.State, n int64) { stats.Tasks[state] = n }); err != nil {
+			return err
 		}
-		stats.Due += max(0, due-int64(inFlight))
+		due, _, err := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_at
+			WHERE state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, time.Now().UnixNano(), exactDue)
+		if due == exactDue {
+			due = stats.Tasks[task.Delivering] - fresh
+		}
+		stats.Due = fresh + max(0, due-inFlight)
 		return err
 	})
 	return stats, err
 }
 
-// exactDue is how many due deliveries are counted exactly. If more are due, all waiting
-// deliveries are counted as due.
-const exactDue = 20_000
+// tally calls f with the number of tasks in each state.
+func (c *conn) tally(f func(task.State, int64)) error {
+	return c.query("SELECT state, tasks FROM tally", nil, func(r *sqlite3.Stmt) bool {
+		f(task.State(r.ColumnText(0)), r.ColumnInt64(1))
+		return true
+	})
+}
 
 // Queues implements [engine.Tasks].
-func (s *store) Queues(ctx context.Context) ([]engine.QueueStats, error) {
-	s.mu.Lock()
-	var (
-		list []engine.QueueStats
-		ids  []int64
-	)
-	for _, q := range s.queues {
-		if q.paused || q.queued > 0 || q.running > 0 {
-			list = append(list, engine.QueueStats{Queue: q.name, Queued: q.queued, Running: q.running, Paused: q.paused})
-			ids = append(ids, q.id)
-		}
-	}
-	s.mu.Unlock()
-	err := s.read(ctx, func(c *conn) error {
-		now := time.Now().UnixNano()
-		for i, id := range ids {
-			if list[i].Queued == 0 {
-				continue
+func (s *store) Queues(ctx context.Context) (list []engine.QueueStats, err error) {
+	err = s.read(ctx, func(c *conn) error {
+		list = nil
+		var oldest error
+		err := c.query(`SELECT name, paused, queued, running,
+			iif(queued > 0, (SELECT count(*) FROM task INDEXED BY task_ready WHERE queue = name AND state = 0 AND at > ?), 0),
+			iif(queued > 0, (SELECT doc FROM task INDEXED BY task_queue WHERE queue = name AND state = 0 ORDER BY seq LIMIT 1), NULL)
+			FROM queue WHERE paused = 1 OR queued > 0 OR running > 0 ORDER BY name`, []any{time.Now().UnixNano()}, func(r *sqlite3.Stmt) bool {
+			q := engine.QueueStats{Queue: r.ColumnText(0), Paused: r.ColumnBool(1), Queued: r.ColumnInt64(2), Running: r.ColumnInt64(3), Delayed: r.ColumnInt64(4)}
+			if doc := r.ColumnRawBlob(5); doc != nil {
+				rec, err := task.Decode(doc)
+				if err != nil {
+					oldest = fmt.Errorf("reading the oldest task of queue %s: %w", q.Queue, err)
+					return false
+				}
+				q.Oldest = rec.CreatedAt
 			}
-			delayed, _, err := c.number("SELECT count(*) FROM task INDEXED BY task_ready WHERE queue = ? AND state = 0 AND at > ?", id, now)
-			if err != nil {
-				return err
-			}
-			list[i].Delayed = min(delayed, list[i].Queued)
-			r, err := one(c, " INDEXED BY task_queue WHERE queue = ? AND state = 0 ORDER BY seq LIMIT 1", id)
-			if err != nil || r == nil {
-				return err
-			}
-			rec, err := r.record()
-			if err != nil {
-				return fmt.Errorf("reading the oldest task of queue %s: %w", list[i].Queue, err)
-			}
-			list[i].Oldest = rec.CreatedAt
-		}
-		return nil
+			list = append(list, q)
+			return true
+		})
+		return cmp.Or(err, oldest)
 	})
-	slices.SortFunc(list, func(a, b engine.QueueStats) int { return cmp.Compare(a.Queue, b.Queue) })
 	return list, err
 }
 
-// listed is a host in a page.
-type listed struct {
-	*host
-	pending int64
-}
-
-func (h listed) compare(pending int64, name string) int {
-	return cmp.Or(cmp.Compare(pending, h.pending), cmp.Compare(h.state.Host, name))
-}
-
-// Hosts implements [engine.Tasks]. It adds the deliveries in memory to the counts of
-// the table.
+// Hosts implements [engine.Tasks]. It adds the first deliveries in memory to the counts
+// of the table.
 func (s *store) Hosts(ctx context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error) {
-	pending, name := int64(never), ""
+	last := engine.HostStats{Pending: never}
 	if after != "" {
-		first, rest, ok := strings.Cut(string(after), " ")
+		first, name, ok := strings.Cut(string(after), " ")
 		n, err := strconv.ParseInt(first, 10, 64)
 		if !ok || err != nil {
 			return nil, "", fmt.Errorf("%w: %q", engine.ErrCursor, after)
 		}
-		pending, name = n, rest
+		last.Pending, last.Host = n, name
 	}
-	var stats []engine.HostStats
+	var page []engine.HostStats
 	next := engine.Cursor("")
-	err := s.read(ctx, func(c *conn) error {
-		stats, next = nil, ""
-		page, err := s.hostPage(c, pending, name, limit+1)
-		if err != nil {
+	err := s.read(ctx, func(c *conn) (err error) {
+		next = ""
+		if page, err = s.hostPage(c, last, limit+1); err != nil {
 			return err
 		}
 		if len(page) > limit {
 			page = page[:limit]
-			next = engine.Cursor(fmt.Sprintf("%d %s", page[limit-1].pending, page[limit-1].state.Host))
+			next = engine.Cursor(fmt.Sprintf("%d %s", page[limit-1].Pending, page[limit-1].Host))
 		}
-		for _, l := range page {
-			h := engine.HostStats{HostState: l.state, Pending: l.pending}
-			if h.InFlight, h.Next, err = s.next(c, l.id); err != nil {
+		for i := range page {
+			if err := s.addNext(c, &page[i]); err != nil {
 				return err
 			}
-			stats = append(stats, h)
 		}
 		return nil
 	})
-	return stats, next, err
+	return page, next, err
 }
 
-// hostPage returns the first hosts after a position.
-func (s *store) hostPage(c *conn, pending int64, name string, limit int) (page []listed, err error) {
-	held := map[int64]int64{}
+func compareHosts(a, b engine.HostStats) int {
+	return cmp.Or(cmp.Compare(b.Pending, a.Pending), cmp.Compare(a.Host, b.Host))
+}
+
+// hostPage returns the first hosts after the last one.
+func (s *store) hostPage(c *conn, last engine.HostStats, limit int) (page []engine.HostStats, err error) {
+	held := map[string]int64{}
 	s.mu.Lock()
-	for _, h := range s.hosts {
-		if h.held > 0 {
-			held[h.id] = h.held
+	for name, h := range s.hosts {
+		if n := int64(len(h.owed) - h.ahead); n > 0 {
+			held[name] = n
+		}
+	}
+	for _, d := range s.inFlight {
+		if d.place.held {
+			held[d.place.host]++
 		}
 	}
 	s.mu.Unlock()
-	add := func(h *host, waiting int64) {
-		if l := (listed{h, waiting + held[h.id]}); l.compare(pending, name) > 0 {
-			page = append(page, l)
+	add := func(h engine.HostStats) {
+		if compareHosts(last, h) < 0 {
+			page = append(page, h)
 		}
 	}
-	err = c.query("SELECT "+hostColumns+` FROM host INDEXED BY host_listed WHERE (waiting > 0 OR paused = 1 OR failures > 0)
-		AND waiting <= ? AND (waiting < ? OR name > ?) ORDER BY waiting DESC, name`, []any{pending, pending, name}, func(r *sqlite3.Stmt) bool {
-		if h := scanHost(r); held[h.id] == 0 {
-			add(h, r.ColumnInt64(4))
-		}
-		return len(page) < limit
-	})
-	for id := range held {
+	err = c.query(selectHosts+` INDEXED BY host_listed WHERE (waiting > 0 OR paused = 1 OR failures > 0)
+		AND waiting <= ? AND (waiting < ? OR name > ?) ORDER BY waiting DESC, name`, []any{last.Pending, last.Pending, last.Host},
+		func(r *sqlite3.Stmt) bool {
+			if h := scanHost(r); held[h.Host] == 0 {
+				add(engine.HostStats{HostState: h, Pending: r.ColumnInt64(3)})
+			}
+			return len(page) < limit
+		})
+	for name, n := range held {
+		h := engine.HostStats{HostState: engine.HostState{Host: name}, Pending: n}
 		if err == nil {
-			err = c.query(selectHosts+" WHERE id = ?", []any{id}, func(r *sqlite3.Stmt) bool {
-				add(scanHost(r), r.ColumnInt64(4))
-				return true
+			err = c.query(selectHosts+" WHERE name = ?", []any{name}, func(r *sqlite3.Stmt) bool {
+				h.HostState, h.Pending = scanHost(r), n+r.ColumnInt64(3)
+				return false
 			})
 		}
+		add(h)
 	}
-	slices.SortFunc(page, func(a, b listed) int { return a.compare(b.pending, b.state.Host) })
+	slices.SortFunc(page, compareHosts)
 	return page[:min(limit, len(page))], err
 }
 
-// next returns how many deliveries of a host are in flight, and when the next of the
+// addNext adds how many deliveries of a host are in flight, and when the next of the
 // others is due.
-func (s *store) next(c *conn, id int64) (inFlight int64, at time.Time, err error) {
+func (s *store) addNext(c *conn, stats *engine.HostStats) error {
 	first := int64(never)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if h := s.hosts[id]; h != nil {
-		inFlight = h.inFlight
-		if len(h.fresh) > 0 {
-			first = h.fresh[0].at
+	if h := s.hosts[stats.Host]; h != nil {
+		stats.InFlight = h.inFlight
+		if len(h.owed) > 0 {
+			first = h.owed[0].at
 		}
 	}
-	err = c.query("SELECT seq, at FROM task INDEXED BY task_due WHERE host = ? AND state = 2 AND holder IS NULL ORDER BY at LIMIT ?",
-		[]any{id, inFlight + 1}, func(r *sqlite3.Stmt) bool {
+	err := c.query("SELECT seq, at FROM task INDEXED BY task_due WHERE host = ? AND state = 2 AND holder IS NULL ORDER BY at LIMIT ?",
+		[]any{stats.Host, stats.InFlight + 1}, func(r *sqlite3.Stmt) bool {
 			if s.inFlight[r.ColumnInt64(0)] != nil {
 				return true
 			}
@@ -230,7 +218,7 @@ func (s *store) next(c *conn, id int64) (inFlight int64, at time.Time, err error
 			return false
 		})
 	if first != never {
-		at = timeOf(first)
+		stats.Next = timeOf(first)
 	}
-	return inFlight, at, err
+	return err
 }

@@ -1,9 +1,11 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -22,7 +24,7 @@ func (s *store) Import(ctx context.Context, rec *task.Record, request, result io
 		if r == nil {
 			continue
 		}
-		b, err := s.takeBody(r)
+		b, err := s.bodies.take(r, -1)
 		if err != nil {
 			return err
 		}
@@ -33,60 +35,45 @@ func (s *store) Import(ctx context.Context, rec *task.Record, request, result io
 		return err
 	}
 	err = s.update(ctx, func(t *tx) error { return t.insertImported(rec, doc, bodies[0], bodies[1]) })
+	if err != nil {
+		s.bodies.drop(append(bodies[0].files(), bodies[1].files()...)...)
+	}
 	if errors.Is(err, errIDInUse) {
-		s.bodies.remove(append(files(bodies[0]), files(bodies[1])...))
 		return nil
 	}
 	return err
 }
 
 func (t *tx) insertImported(rec *task.Record, doc []byte, request, result *body) error {
-	state, ok := stateOf(rec.State)
-	if !ok {
+	state := slices.Index(stateNames[:], rec.State)
+	if state < 0 {
 		state = queued
 		if rec.Ended() {
 			state = done
 		}
 	}
-	p := place{state: state}
 	since, at := t.now, int64(0)
 	switch state {
 	case queued, running:
-		at = nanos(rec.NextAttemptAt)
-		if at == 0 {
-			at = nanos(rec.CreatedAt)
-		}
+		at = cmp.Or(nanos(rec.NextAttemptAt), nanos(rec.CreatedAt))
 	case delivering:
-		at = max(nanos(rec.NextAttemptAt), 1)
-		if !rec.FinishedAt.IsZero() {
-			since = nanos(rec.FinishedAt)
-		}
+		at, since = max(nanos(rec.NextAttemptAt), 1), cmp.Or(nanos(rec.FinishedAt), since)
 	default:
-		if !rec.FinishedAt.IsZero() {
-			since = max(nanos(rec.FinishedAt), nanos(rec.DeliveredAt))
-		}
+		since = cmp.Or(max(nanos(rec.FinishedAt), nanos(rec.DeliveredAt)), since)
 	}
-	seq, err := t.insert(rec, doc, &p, at, since, request, result)
+	r, err := t.insert(rec, doc, state, at, since, request, result)
 	if err != nil {
 		return err
 	}
 	switch state {
 	case running:
 		// The holder is in the other store. No attempt is known to be the last one.
-		r, err := one(t.conn, " WHERE seq = ?", seq)
-		if err != nil {
-			return err
-		}
-		r.maxStarts = r.starts + 1
+		r.maxStarts, r.doc = r.starts+1, doc
 		return t.expire(r)
 	case queued:
-		t.after(func() {
-			if q := t.s.queues[p.queue]; q != nil {
-				q.ready(1)
-			}
-		})
+		t.after(func() { t.s.queue(rec.Queue).ready(1) })
 	case delivering:
-		t.after(func() { t.s.dueAt(p.host, at) })
+		t.after(func() { t.s.dueAt(r.place.host, at) })
 	}
 	return nil
 }
