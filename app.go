@@ -61,10 +61,10 @@ type App struct {
 	engine  engineModule
 	queues  map[string]*TaskQueue
 
-	// store is nil while it is not open, and away has the reason. started is closed once
+	// store is nil while it is not open, and openErr has the reason. started is closed once
 	// Start has tried to open it.
 	store   atomic.Pointer[sharedStore]
-	away    atomic.Pointer[error]
+	openErr atomic.Pointer[error]
 	started chan struct{}
 
 	// waits ends when clients must stop waiting for their tasks.
@@ -218,7 +218,7 @@ func (a *App) Start() error {
 		return fmt.Errorf("opening the store %s: %w", a.engine.place(), err)
 	}
 	if err != nil {
-		a.away.CompareAndSwap(nil, &err)
+		a.openErr.CompareAndSwap(nil, &err)
 	}
 	close(a.started)
 	return nil
@@ -307,8 +307,8 @@ func (a *App) look() (s *sharedStore, leave func(), err error) {
 		}
 	}
 	if s, err = useStore(a.engine.storeKey()); err != nil {
-		if away := a.away.Load(); away != nil {
-			err = *away
+		if openErr := a.openErr.Load(); openErr != nil {
+			err = *openErr
 		}
 		return nil, nil, err
 	}

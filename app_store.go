@@ -28,7 +28,7 @@ type sharedStore struct {
 	engine.Engine
 	key, place string
 
-	// owner is the newest living generation that uses the store, or nil. Its settings
+	// owner is the newest running generation that uses the store, or nil. Its settings
 	// apply. settling guards it.
 	owner     *App
 	deliverer *deliver.Deliverer
@@ -38,11 +38,11 @@ type sharedStore struct {
 
 	inFlight lifecycle.Gate
 	// quit ends the tasks in flight, with a cause, when the process exits. Before that,
-	// givingBack ends: tasks that still run are then requeued.
-	quit        context.Context
-	quitNow     context.CancelCauseFunc
-	givingBack  context.Context
-	giveBackNow context.CancelCauseFunc
+	// requeueing ends: tasks that still run are then requeued.
+	quit       context.Context
+	quitNow    context.CancelCauseFunc
+	requeueing context.Context
+	requeueNow context.CancelCauseFunc
 
 	// log is the logger of the newest generation that has used the store. The logger of
 	// an older one may be closed.
@@ -61,10 +61,10 @@ const (
 	openTimeout = 30 * time.Second
 	// reopenWait is the wait between two attempts.
 	reopenWait = time.Second
-	// awayInterval is the interval at which a store that cannot be opened is logged, and
-	// newsInterval the interval if the reason changes.
-	awayInterval = time.Minute
-	newsInterval = 5 * time.Second
+	// outageLogInterval is the interval at which a store that cannot be opened is logged, and
+	// changeLogInterval the interval if the reason changes.
+	outageLogInterval = time.Minute
+	changeLogInterval = 5 * time.Second
 	// closeWait bounds how long closing a store may take.
 	closeWait = 10 * time.Second
 )
@@ -87,10 +87,10 @@ func (a *App) keepOpening(ctx context.Context, first chan<- error) {
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		a.away.Store(&err)
-		interval := awayInterval
+		a.openErr.Store(&err)
+		interval := outageLogInterval
 		if reason != err.Error() {
-			interval = newsInterval
+			interval = changeLogInterval
 		}
 		if !held && time.Since(logged) >= interval {
 			logged, reason = time.Now(), err.Error()
@@ -110,9 +110,9 @@ func (a *App) keepOpening(ctx context.Context, first chan<- error) {
 func (a *App) joinStore(s *sharedStore, later bool) {
 	s.log.Store(a.log)
 	a.store.Store(s)
-	a.away.Store(nil)
+	a.openErr.Store(nil)
 	if later {
-		a.log.Info("store opened after all; callbacks are accepted", zap.String("store", s.place))
+		a.log.Info("store opened; callbacks are accepted", zap.String("store", s.place))
 	}
 	settling.Lock()
 	defer settling.Unlock()
@@ -229,9 +229,9 @@ func newStore(e engine.Engine, of engineModule, log *zap.Logger) *sharedStore {
 	s := &sharedStore{Engine: e, key: key, place: of.place(), closed: make(chan struct{})}
 	s.log.Store(log)
 	s.quit, s.quitNow = context.WithCancelCause(context.Background())
-	s.givingBack, s.giveBackNow = context.WithCancelCause(s.quit)
+	s.requeueing, s.requeueNow = context.WithCancelCause(s.quit)
 	s.deliverer = deliver.New(deliver.Config{
-		Engine: e, Folder: of.bodyFolder(), Quit: s.quit, Stopping: s.givingBack, Hold: s.use, Unhold: s.leave, Log: s.logger,
+		Engine: e, Folder: of.bodyFolder(), Quit: s.quit, Stopping: s.requeueing, Hold: s.use, Unhold: s.leave, Log: s.logger,
 	})
 	s.schedules = scheduler.New(e, time.Now)
 	openStores.Store(key, s)
@@ -314,7 +314,7 @@ const queueGrace = 10 * time.Second
 func drainStores(grace time.Duration) {
 	openStores.Range(func(_, value any) bool {
 		s := value.(*sharedStore)
-		time.AfterFunc(cmp.Or(grace, queueGrace), func() { s.giveBackNow(errStopped) })
+		time.AfterFunc(cmp.Or(grace, queueGrace), func() { s.requeueNow(errStopped) })
 		if grace > 0 {
 			time.AfterFunc(grace, func() { s.quitNow(errStopped) })
 		}
@@ -363,14 +363,14 @@ func (s *sharedStore) endLeaseLater(log *zap.Logger, step func(context.Context) 
 	defer tick.Stop()
 	for {
 		select {
-		case <-s.givingBack.Done():
+		case <-s.requeueing.Done():
 		case <-tick.C:
 		}
 		err := step(s.quit)
 		if err == nil || errors.Is(err, engine.ErrLost) {
 			return
 		}
-		if !passes(err) || s.givingBack.Err() != nil { // the process exits
+		if !passes(err) || s.requeueing.Err() != nil { // the process exits
 			// The next process that opens the store ends the lease.
 			log.Error("lease not ended", zap.Error(err))
 			return

@@ -60,7 +60,7 @@ func TestLastReferenceClosesStore(t *testing.T) {
 	select {
 	case <-s.closed:
 	case <-time.After(time.Minute):
-		t.Fatal("the store stays open")
+		t.Fatal("the store was not closed")
 	}
 	if _, _, err := first.enter(); !errors.Is(err, errNotOpen) {
 		t.Errorf("error after closing: %v", err)

@@ -258,7 +258,7 @@ const hopsReached capture.Reason = "hops"
 // skipped counts a request that could have been a task and is not.
 func (h *Handler) skipped(r *http.Request, reason capture.Reason) {
 	h.app.metrics.taskSkipped(reason)
-	if c := h.log.Check(zap.DebugLevel, "request is no task"); c != nil {
+	if c := h.log.Check(zap.DebugLevel, "request is not a task"); c != nil {
 		c.Write(zap.String("reason", string(reason)), zap.String("method", r.Method), zap.String("path", r.URL.Path))
 	}
 }

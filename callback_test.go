@@ -61,7 +61,7 @@ func TestPlainRequestsDoNotAllocate(t *testing.T) {
 			t.Errorf("%s: %v allocations", name, n)
 		}
 		if r.Body != body {
-			t.Errorf("%s: its body was exchanged", name)
+			t.Errorf("%s: the body was replaced", name)
 		}
 	}
 }

@@ -231,7 +231,7 @@ type attemptObserver struct{ app *App }
 
 // Begin implements [deliver.Observer].
 func (o attemptObserver) Begin(ctx context.Context, rec *task.Record, req *http.Request, at time.Time) trace.Span {
-	secret, _ := o.app.secret(ctx) // nil if the store is away
+	secret, _ := o.app.secret(ctx) // nil if the store is unavailable
 	hop.Set(req.Header, req.URL, secret)
 	return o.app.tracing.tracer.StartAttempt(rec, req, at)
 }
@@ -248,7 +248,7 @@ func (o attemptObserver) End(rec *task.Record, outcome deliver.Outcome, ans *sen
 // gives up itself.
 func (o attemptObserver) Expired(rec *task.Record) {
 	o.app.metrics.expired()
-	o.app.log.Warn("callback given up: its delivery window has ended", zap.String("task_id", rec.ID),
+	o.app.log.Warn("callback dead: its delivery window has ended", zap.String("task_id", rec.ID),
 		zap.String("callback_host", rec.CallbackHost), zap.Int("attempts", rec.Tries))
 	o.Ended(rec, deliver.Dead)
 }

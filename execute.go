@@ -356,7 +356,7 @@ func (x *execution) record(status task.Verdict, message string, result *task.Res
 	if x.again != nil && x.again() {
 		return
 	}
-	x.rec.ForgetRequest()
+	x.rec.DropRequest()
 	tracing.RecordTask(x.ctx, &x.rec)
 	x.app.metrics.taskEnded(&x.rec)
 	x.store.endLease(x.log, x.rec.ID, func(ctx context.Context) error { return x.settleOnce(ctx, body) })

@@ -156,8 +156,8 @@ func readPages(t *testing.T) string {
 	return all.String()
 }
 
-// saidValue matches a default that is given as a value.
-var saidValue = regexp.MustCompile("Default: `([^`]+)`")
+// documentedValue matches a default that is given as a value.
+var documentedValue = regexp.MustCompile("Default: `([^`]+)`")
 
 func TestDefaultsMatchComments(t *testing.T) {
 	ctx, err := caddy.ProvisionContext(&caddy.Config{})
@@ -183,8 +183,8 @@ func TestDefaultsMatchComments(t *testing.T) {
 	compared := 0
 	for module := range src.modules {
 		for _, f := range src.options(module) {
-			said := saidValue.FindStringSubmatch(f.doc)
-			if said == nil || !provisioned[f.owner].IsValid() {
+			documented := documentedValue.FindStringSubmatch(f.doc)
+			if documented == nil || !provisioned[f.owner].IsValid() {
 				continue
 			}
 			value := provisioned[f.owner].FieldByName(f.name)
@@ -192,8 +192,8 @@ func TestDefaultsMatchComments(t *testing.T) {
 				continue // the default is applied where it is used
 			}
 			compared++
-			if got := written(value); got != said[1] && f.name != "Folder" {
-				t.Errorf("%s.%s: the comment says %s, and it is %s", f.owner, f.name, said[1], got)
+			if got := written(value); got != documented[1] && f.name != "Folder" {
+				t.Errorf("%s.%s: the comment says %s, and it is %s", f.owner, f.name, documented[1], got)
 			}
 		}
 	}
@@ -254,8 +254,8 @@ func TestDocumentedDefaultsMatchComments(t *testing.T) {
 	compared := 0
 	for module := range src.modules {
 		for _, f := range src.options(module) {
-			said := saidValue.FindStringSubmatch(f.doc)
-			if said == nil || documentedIn[f.owner] == "" {
+			documented := documentedValue.FindStringSubmatch(f.doc)
+			if documented == nil || documentedIn[f.owner] == "" {
 				continue
 			}
 			page, err := os.ReadFile(documentedIn[f.owner])
@@ -270,8 +270,8 @@ func TestDocumentedDefaultsMatchComments(t *testing.T) {
 			// Further values of the same option may follow: 24h 100000.
 			cell := strings.TrimPrefix(string(row[1]), "`")
 			size, err := humanize.ParseBytes(strings.TrimSuffix(cell, "`"))
-			if !strings.HasPrefix(cell, said[1]) && (err != nil || strconv.FormatUint(size, 10) != said[1]) {
-				t.Errorf("%s.%s: the comment says %s, the page %s", f.owner, f.name, said[1], row[1])
+			if !strings.HasPrefix(cell, documented[1]) && (err != nil || strconv.FormatUint(size, 10) != documented[1]) {
+				t.Errorf("%s.%s: the comment says %s, the page %s", f.owner, f.name, documented[1], row[1])
 			}
 		}
 	}

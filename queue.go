@@ -212,7 +212,7 @@ func (q *TaskQueue) callbackWithin(outer *Handler) *Handler {
 	}
 	merged, err := q.callback.within(outer)
 	if err != nil {
-		q.log.Warn("the options of the callback further out do not fit those of the queue, and are not used",
+		q.log.Warn("options of the outer callback conflict with those of the queue and are ignored",
 			zap.String("queue", q.Name), zap.Error(err))
 		merged = q.callback
 	}

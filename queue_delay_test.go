@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/problem"
 )
 
-func TestStartTimeIsReadFromTheRequest(t *testing.T) {
+func TestStartTimeOfRequest(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
 	const longest = 48 * time.Hour

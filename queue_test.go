@@ -10,7 +10,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/problem"
 )
 
-func TestRefusalsOfTheEngineHaveTheirStatus(t *testing.T) {
+func TestEngineErrorStatuses(t *testing.T) {
 	t.Parallel()
 	for err, want := range map[error]int{
 		engine.ErrQueueFull: http.StatusTooManyRequests,

@@ -41,7 +41,7 @@ func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
 		batch, err := jobs.Next(ctx, n, q.opts.Attempts)
 		for _, job := range batch {
 			if ctx.Err() != nil {
-				q.putBack(s, job)
+				q.releaseJob(s, job)
 				continue
 			}
 			n--
@@ -54,7 +54,7 @@ func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
 		}
 		slots.give(n)
 		if err != nil && ctx.Err() == nil {
-			q.log.Warn("taking jobs from the queue", zap.String("queue", q.Name), zap.Error(err))
+			q.log.Warn("taking jobs failed", zap.String("queue", q.Name), zap.Error(err))
 			select {
 			case <-ctx.Done():
 			case <-time.After(fetchPause):
@@ -63,8 +63,8 @@ func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
 	}
 }
 
-// putBack releases a job that was taken too late to start.
-func (q *TaskQueue) putBack(s *sharedStore, job engine.Job) {
+// releaseJob releases a job that was taken too late to start.
+func (q *TaskQueue) releaseJob(s *sharedStore, job engine.Job) {
 	s.endLease(q.log, job.Record.ID, job.Lease.Release)
 }
 
@@ -77,7 +77,7 @@ func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 	q.app.metrics.taskStarted(rec)
 	body, err := openRequest(x.ctx, s, job)
 	if err != nil {
-		log.Error("opening the request of a job", zap.Error(err))
+		log.Error("request of a job not opened", zap.Error(err))
 		if errors.Is(err, engine.ErrNotFound) {
 			x.settle(verdict{status: task.Failed, message: "the task's request was lost"})
 		} else if x.response.Close(false) { // the engine is unavailable, and the job has not started
@@ -120,7 +120,7 @@ func (q *TaskQueue) newExecution(s *sharedStore, job engine.Job) *execution {
 	rec.NextAttemptAt = time.Time{}
 	set := settings{timeout: rec.Timeout, taskHeader: q.headerOf(&rec), kept: kept}
 	x := q.app.newExecution(context.Background(), s, set, &rec, nil)
-	x.log, x.lease, x.stopping = q.log, job.Lease, s.givingBack
+	x.log, x.lease, x.stopping = q.log, job.Lease, s.requeueing
 	x.again = func() bool { return q.again(x) }
 	return x
 }
@@ -129,7 +129,7 @@ func (q *TaskQueue) newExecution(s *sharedStore, job engine.Job) *execution {
 func (q *TaskQueue) run(x *execution, body io.ReadCloser, log *zap.Logger) {
 	r, err := q.request(x, body)
 	if err != nil {
-		log.Error("task's request not rebuilt", zap.Error(err))
+		log.Error("request of a job not restored", zap.Error(err))
 		x.settle(verdict{status: task.Failed, message: "the task's request could not be rebuilt"})
 		return
 	}
@@ -191,7 +191,7 @@ func (q *TaskQueue) request(x *execution, body io.ReadCloser) (*http.Request, er
 // retry_status, or because the gateway stops. It reports whether it did.
 func (q *TaskQueue) again(x *execution) bool {
 	if errors.Is(context.Cause(x.ctx), errStopped) {
-		q.putBack(x.store, engine.Job{Record: &x.rec, Lease: x.lease}) // this does not count as an attempt
+		q.releaseJob(x.store, engine.Job{Record: &x.rec, Lease: x.lease}) // this does not count as an attempt
 		return true
 	}
 	worth := x.rec.Status == task.Failed && slices.Contains(q.opts.RetryStatus, x.failedWith)

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestWaitsBetweenRunsGrowAndJitterOnlyAdds(t *testing.T) {
+func TestRetryWaitsGrowWithJitter(t *testing.T) {
 	t.Parallel()
 	for starts, want := range map[int]time.Duration{
 		1: time.Second, 2: 5 * time.Second, 3: 30 * time.Second, 4: 2 * time.Minute, 5: 2 * time.Minute, 100: 2 * time.Minute,
@@ -20,31 +20,31 @@ func TestWaitsBetweenRunsGrowAndJitterOnlyAdds(t *testing.T) {
 			seen[got] = true
 		}
 		if len(seen) < 2 {
-			t.Errorf("after %d starts the wait is always the same", starts)
+			t.Errorf("after %d starts the wait has no jitter", starts)
 		}
 	}
 }
 
-func TestSlotsAreSharedAndNeverMoreThanTheLimit(t *testing.T) {
+func TestSlotsAreSharedAndLimited(t *testing.T) {
 	t.Parallel()
 	var store sharedStore
 	s := store.slotsOf("q")
 	if s != store.slotsOf("q") {
-		t.Fatal("two generations have slots of their own")
+		t.Fatal("two generations do not share their slots")
 	}
 	if n := s.take(t.Context(), 3); n != 3 {
-		t.Errorf("of three free slots %d were taken", n)
+		t.Errorf("took %d of three free slots", n)
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if n := s.take(ended, 3); n != 0 {
-		t.Errorf("%d slots were taken that there are not", n)
+		t.Errorf("took %d slots although none is free", n)
 	}
 	waited := make(chan int)
 	go func() { waited <- s.take(context.WithoutCancel(t.Context()), 2) }()
 	s.give(1) // two are left, which is what the new limit allows
 	s.give(1)
 	if n := <-waited; n != 1 {
-		t.Errorf("%d slots were taken, not the one that was free", n)
+		t.Errorf("took %d slots, want the one that is free", n)
 	}
 }

@@ -27,9 +27,9 @@ func accepts(g *gatewaytest.Gateway, callbackURL string) (id string) {
 	return id
 }
 
-// turnsAway waits until a gateway refuses requests with a callback. Plain requests
+// awaitRefused waits until a gateway refuses requests with a callback. Plain requests
 // still pass.
-func turnsAway(g *gatewaytest.Gateway, callbackURL string, l *gatewaytest.Ledger) {
+func awaitRefused(g *gatewaytest.Gateway, callbackURL string, l *gatewaytest.Ledger) {
 	g.T.Helper()
 	g.Eventually("callbacks are refused", func() error {
 		resp, text := g.Post("/", fmt.Sprintf(`{"callback_url":%q}`, callbackURL))
@@ -88,7 +88,7 @@ func TestUnreachableClusterRefusesCallbacksAndLosesNone(t *testing.T) {
 	}()
 	<-working
 	c.Kill(0)
-	turnsAway(g, rcv.URL, l)
+	awaitRefused(g, rcv.URL, l)
 	close(release) // a task ends while its result cannot be stored
 	open.Store(true)
 	c.Start(0)

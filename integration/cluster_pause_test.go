@@ -127,7 +127,7 @@ func TestPartitionLosesNothing(t *testing.T) {
 	c.Suspend(a)
 	c.Suspend(b)
 	for _, g := range gateways {
-		turnsAway(g, rcv.URL, l)
+		awaitRefused(g, rcv.URL, l)
 	}
 	c.Resume(a)
 	c.Resume(b)

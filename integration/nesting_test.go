@@ -227,12 +227,12 @@ func TestKilledGatewaySendsNoCallbackForRefusedRequest(t *testing.T) {
 	rcv := gatewaytest.NewReceiver(t, nil)
 	options, site := gatewaytest.ToLocal+"\nqueue q {\nworkers 1\nmax_queued 1\n}", "task_queue /q q {\ncallback "+rcv.URL+"\nreverse_proxy %s\n}"
 	g := gatewaytest.Start(t, options, fmt.Sprintf(site, app))
-	owed := make(map[string]bool)
+	accepted := make(map[string]bool)
 	refused := 0
 	for refused < 20 {
 		switch resp, text := g.Post("/q", "{}"); resp.StatusCode {
 		case http.StatusAccepted:
-			owed[resp.Header.Get("beam-task-id")] = true
+			accepted[resp.Header.Get("beam-task-id")] = true
 		case http.StatusTooManyRequests:
 			if refused++; resp.Header.Get("beam-task-id") != "" {
 				t.Errorf("the refusal names the task %s", resp.Header.Get("beam-task-id"))
@@ -244,10 +244,10 @@ func TestKilledGatewaySendsNoCallbackForRefusedRequest(t *testing.T) {
 	g.Kill()
 	g.Configure(options, "task_queue /q q {\ncallback "+rcv.URL+"\nrespond ok\n}")
 	g.Start()
-	for range len(owed) {
-		if c := rcv.Next(t); !owed[c.TaskID()] || c.Status() != "COMPLETE" {
+	for range len(accepted) {
+		if c := rcv.Next(t); !accepted[c.TaskID()] || c.Status() != "COMPLETE" {
 			t.Errorf("unexpected callback of the task %s: %s %s", c.TaskID(), c.Status(), c.Body)
 		}
 	}
-	g.Metered(map[string]float64{`tasks{state="done"}`: float64(len(owed)), `tasks{state="delivering"}`: 0})
+	g.Metered(map[string]float64{`tasks{state="done"}`: float64(len(accepted)), `tasks{state="delivering"}`: 0})
 }

@@ -252,8 +252,8 @@ func TestKeyCommandErrors(t *testing.T) {
 		args []string
 		want string
 	}{
-		"no value":   {nil, "it takes one value, and here are 0"},
-		"two values": {[]string{"a", "b"}, "it takes one value, and here are 2"},
+		"no value":   {nil, "expected one value, got 0"},
+		"two values": {[]string{"a", "b"}, "expected one value, got 2"},
 		"a public key": {[]string{"a", "--secret", "whpk_AAAA"},
 			"--secret: a whpk_ key is public"},
 		"no configuration": {[]string{"a", "--config", "missing"}, "--config: "},

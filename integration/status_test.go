@@ -300,7 +300,7 @@ func TestStatusHidesOperatorsURL(t *testing.T) {
 		w.WriteHeader(http.StatusGone)
 		_, _ = io.WriteString(w, "planted-answer")
 	})
-	away := freeaddr.New(t)
+	unreachable := freeaddr.New(t)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 50ms"), fmt.Sprintf(`
 	task_status /tasks
 	handle /own* {
@@ -318,7 +318,7 @@ func TestStatusHidesOperatorsURL(t *testing.T) {
 	handle {
 		callback
 		respond ok
-	}`, away, rcv.URL))
+	}`, unreachable, rcv.URL))
 	own, _ := g.Post("/own", "{}")
 	named, _ := g.Post("/", fmt.Sprintf(`{"callback_url":"%s/planted-path"}`, rcv.URL))
 	for name, c := range map[string]struct {
@@ -334,7 +334,7 @@ func TestStatusHidesOperatorsURL(t *testing.T) {
 			t.Errorf("%s: the document is %+v", name, doc)
 		}
 		_, text := g.Do(http.MethodGet, "/tasks/"+c.id, "")
-		for _, word := range []string{"planted", away, "127.0.0.1"} {
+		for _, word := range []string{"planted", unreachable, "127.0.0.1"} {
 			if strings.Contains(text, word) && (word != "127.0.0.1" || c.host == "") {
 				t.Errorf("%s: %s is in %s", name, word, text)
 			}

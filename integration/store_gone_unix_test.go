@@ -20,7 +20,7 @@ func TestRemovedStoreRefusesTasks(t *testing.T) {
 	if err := os.Rename(store, store+"-away"); err != nil {
 		t.Fatal(err)
 	}
-	turnsAway(g, rcv.URL, l)
+	awaitRefused(g, rcv.URL, l)
 	if err := os.Rename(store+"-away", store); err != nil {
 		t.Fatal(err)
 	}

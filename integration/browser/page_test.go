@@ -139,11 +139,11 @@ func (p *tab) listen(event any) {
 		}
 		p.fault("exception: %s", text)
 	case *runtime.EventConsoleAPICalled:
-		var said []string
+		var texts []string
 		for _, arg := range event.Args {
-			said = append(said, string(arg.Value)+arg.Description)
+			texts = append(texts, string(arg.Value)+arg.Description)
 		}
-		p.fault("console.%s: %s", event.Type, strings.Join(said, " "))
+		p.fault("console.%s: %s", event.Type, strings.Join(texts, " "))
 	case *log.EventEntryAdded:
 		p.fault("%s, %s: %s %s", event.Entry.Source, event.Entry.Level, event.Entry.Text, event.Entry.URL)
 	case *network.EventLoadingFailed:

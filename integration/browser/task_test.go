@@ -17,8 +17,8 @@ func TestDashboardShowsOneTask(t *testing.T) {
 		p.shows(text)
 	}
 	p.is("the timeline is in order", `(() => {
-		const said = [...document.querySelectorAll(".timeline strong")].map((e) => e.textContent);
-		return said[0] === "Accepted" && said.indexOf("Verdict") < said.indexOf("Attempt 1") && said.at(-1) === "Next attempt";
+		const names = [...document.querySelectorAll(".timeline strong")].map((e) => e.textContent);
+		return names[0] === "Accepted" && names.indexOf("Verdict") < names.indexOf("Attempt 1") && names.at(-1) === "Next attempt";
 	})()`)
 	p.shows(" starts now instead.")
 	p.is("the answer is shown as text", `document.querySelector(".attempts .answer").textContent.includes(%s)`, markup)

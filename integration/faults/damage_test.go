@@ -152,10 +152,10 @@ func damageRound(t *testing.T, pattern string, change func([]byte) []byte, loses
 		}
 		return undelivered(g)
 	})
-	saidLost := 0
+	reportedLost := 0
 	repaired := asksForRepair(g)
 	if repaired {
-		saidLost = repairStore(g, receiver)
+		reportedLost = repairStore(g, receiver)
 	}
 	tally, lost := w.tally(ids[0], ids[1])
 	t.Logf("%s: %d of %d lost, repaired: %v", filepath.Base(file), tally.Lost, tally.Accepted, repaired)
@@ -167,7 +167,7 @@ func damageRound(t *testing.T, pattern string, change func([]byte) []byte, loses
 	case loses == "anything" && tally.Lost == tally.Accepted:
 		t.Error("the repair salvaged no task")
 	}
-	if !silent && !reportsDamage(g) && tally.Lost > saidLost {
+	if !silent && !reportsDamage(g) && tally.Lost > reportedLost {
 		t.Errorf("%d tasks are lost and not reported", tally.Lost)
 	}
 	return tally

@@ -50,10 +50,10 @@ type Response struct {
 	taskHeader [2]string   // replaces the endpoint's own
 	ResponseOptions
 
-	begun  bool // the handler has set a status
-	told   bool // OnWhole has been called
-	gone   bool // the client has left
-	expect int64
+	begun    bool // the handler has set a status
+	reported bool // OnWhole has been called
+	gone     bool // the client has left
+	expect   int64
 
 	// sending is the time since which the handler waits for the client, in nanoseconds
 	// since 1970, or 0. stall fires if the wait takes too long.
@@ -248,10 +248,10 @@ func (c *Response) DropStalled() bool {
 
 // tell calls OnWhole, once.
 func (c *Response) tell() {
-	if c.told {
+	if c.reported {
 		return
 	}
-	c.told = true
+	c.reported = true
 	if c.OnWhole != nil {
 		c.OnWhole()
 	}
@@ -263,7 +263,7 @@ func (c *Response) Begun() bool { return c.begun }
 
 // Short reports whether the handler wrote less than the announced length. It may be
 // called only from the handler's goroutine.
-func (c *Response) Short() bool { return c.expect > 0 && !c.told }
+func (c *Response) Short() bool { return c.expect > 0 && !c.reported }
 
 // ReadFrom copies through Write. The kernel's copy from a file to a socket could not be
 // captured.

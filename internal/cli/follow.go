@@ -163,9 +163,9 @@ func (f *follower) report(rec *task.Record, number int, a task.Attempt) {
 	if a.StatusCode >= 200 && a.StatusCode < 300 {
 		return
 	}
-	said := a.Error
-	if said == "" {
-		said = fmt.Sprintf("%d %s", a.StatusCode, http.StatusText(a.StatusCode))
+	text := a.Error
+	if text == "" {
+		text = fmt.Sprintf("%d %s", a.StatusCode, http.StatusText(a.StatusCode))
 	}
 	wait := time.Until(rec.NextAttemptAt).Round(100 * time.Millisecond)
 	next := ""
@@ -175,7 +175,7 @@ func (f *follower) report(rec *task.Record, number int, a task.Attempt) {
 	case wait > 0 && number == rec.Tries:
 		next = "; next in " + wait.String()
 	}
-	f.log.Line("callback, attempt %d: %s%s", number, said, next)
+	f.log.Line("callback, attempt %d: %s%s", number, text, next)
 }
 
 // reasonOf says why a task has failed or timed out.

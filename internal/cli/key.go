@@ -36,7 +36,7 @@ Exit codes: 0 printed, 2 the command line or the configuration is wrong.`,
   caddy callback key customer-42 --secret {env.CALLBACK_KEY}`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return c.Misused(cmd, fmt.Errorf("it takes one value, and here are %d", len(args)))
+				return c.Misused(cmd, fmt.Errorf("expected one value, got %d", len(args)))
 			}
 			return nil
 		},

@@ -108,9 +108,9 @@ type Deliverer struct {
 	blocked atomic.Bool
 	// storing counts attempts that have ended but are not stored yet.
 	storing atomic.Int64
-	// awayLogged is the time of the last log entry about a store that does not answer,
+	// outageLogged is the time of the last log entry about a store that does not answer,
 	// in Unix nanoseconds.
-	awayLogged atomic.Int64
+	outageLogged atomic.Int64
 
 	stop  context.CancelFunc
 	loops sync.WaitGroup
@@ -197,8 +197,8 @@ func (d *Deliverer) due(host engine.HostDue, now time.Time) {
 }
 
 const (
-	// awayInterval is the time between log entries about a store that does not answer.
-	awayInterval = time.Minute
+	// outageLogInterval is the time between log entries about a store that does not answer.
+	outageLogInterval = time.Minute
 	// storeRetryInterval is the wait before an unavailable store is tried again.
 	storeRetryInterval = time.Second
 )
@@ -210,7 +210,7 @@ func (d *Deliverer) failed(ctx context.Context, event string, err error) {
 		return
 	}
 	now := time.Now()
-	if last := d.awayLogged.Load(); now.UnixNano()-last >= int64(awayInterval) && d.awayLogged.CompareAndSwap(last, now.UnixNano()) {
+	if last := d.outageLogged.Load(); now.UnixNano()-last >= int64(outageLogInterval) && d.outageLogged.CompareAndSwap(last, now.UnixNano()) {
 		d.Log().Warn(event, zap.Error(err))
 	}
 	select {
@@ -233,7 +233,7 @@ func (d *Deliverer) start(ctx context.Context) {
 		if !d.blocked.Load() && d.storing.Load() < maxStoring {
 			if grant, ok := d.dispatcher.Next(time.Now()); ok {
 				d.Hold()
-				go d.carryOut(ctx, grant)
+				go d.attemptGrant(ctx, grant)
 				continue
 			}
 		}
@@ -278,8 +278,8 @@ func (d *Deliverer) reread(ctx context.Context) {
 	}
 }
 
-// carryOut takes the deliveries of a grant and attempts them.
-func (d *Deliverer) carryOut(ctx context.Context, grant dispatch.Grant) {
+// attemptGrant takes the deliveries of a grant and attempts them.
+func (d *Deliverer) attemptGrant(ctx context.Context, grant dispatch.Grant) {
 	defer d.Unhold()
 	taken, err := d.Engine.Take(ctx, grant.Host, len(grant.Attempts))
 	now := time.Now()

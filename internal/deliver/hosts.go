@@ -95,9 +95,9 @@ func (hs *hostStates) take(always bool) []engine.HostState {
 	return states
 }
 
-// putBack marks states as unsaved again after a save failed, unless there is a newer
+// markUnsaved marks states as unsaved again after a save failed, unless there is a newer
 // state.
-func (hs *hostStates) putBack(states []engine.HostState) {
+func (hs *hostStates) markUnsaved(states []engine.HostState) {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	for _, state := range states {
@@ -133,7 +133,7 @@ func (d *Deliverer) saveNow(ctx context.Context) error {
 	defer cancel()
 	err := d.Engine.SaveHosts(ctx, states)
 	if err != nil {
-		d.hosts.putBack(states)
+		d.hosts.markUnsaved(states)
 	}
 	return err
 }

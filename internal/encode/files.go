@@ -75,7 +75,7 @@ func (fs *files) find(taskID string) *Body {
 		return nil
 	}
 	if _, err := os.Stat(f.path); err != nil {
-		fs.forget(f) // the file was removed from outside
+		fs.discard(f) // the file was removed from outside
 		return nil
 	}
 	return fs.use(f)
@@ -105,13 +105,13 @@ func (fs *files) leave(f *file) {
 		f.waits = fs.waiting.PushBack(f)
 		fs.size += f.size
 		for fs.waiting.Len() > fs.max || fs.size > fs.maxSize {
-			fs.forget(fs.waiting.Front().Value.(*file))
+			fs.discard(fs.waiting.Front().Value.(*file))
 		}
 	}
 }
 
-// forget removes a file now, or when its last user leaves. The caller holds fs.mu.
-func (fs *files) forget(f *file) {
+// discard removes a file now, or when its last user leaves. The caller holds fs.mu.
+func (fs *files) discard(f *file) {
 	if fs.byTask[f.task] == f {
 		delete(fs.byTask, f.task)
 	}
@@ -128,7 +128,7 @@ func (fs *files) drop(taskID string) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if f := fs.byTask[taskID]; f != nil {
-		fs.forget(f)
+		fs.discard(f)
 	}
 }
 
@@ -143,7 +143,7 @@ func (fs *files) add(taskID string, cb form.Callback) (*Body, error) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if old := fs.byTask[taskID]; old != nil {
-		fs.forget(old)
+		fs.discard(old)
 	}
 	fs.byTask[taskID] = f
 	return fs.use(f), nil
@@ -193,7 +193,7 @@ func (fs *files) close() error {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	for _, f := range fs.byTask {
-		fs.forget(f)
+		fs.discard(f)
 	}
 	if !fs.ready {
 		return nil

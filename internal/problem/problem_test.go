@@ -21,10 +21,10 @@ func TestWrite(t *testing.T) {
 		status                 int
 		retryAfter, connection string
 	}{
-		"a refusal":            {problem.New(http.StatusBadRequest, "no"), http.StatusBadRequest, "", ""},
-		"a wrapped one":        {fmt.Errorf("accepting: %w", problem.New(http.StatusConflict, "no")), http.StatusConflict, "", ""},
-		"a stalled body":       {problem.New(http.StatusRequestTimeout, "no"), http.StatusRequestTimeout, "", "close"},
-		"a store that is away": {problem.New(http.StatusServiceUnavailable, "no"), http.StatusServiceUnavailable, "5", ""},
+		"a refusal":         {problem.New(http.StatusBadRequest, "no"), http.StatusBadRequest, "", ""},
+		"a wrapped one":     {fmt.Errorf("accepting: %w", problem.New(http.StatusConflict, "no")), http.StatusConflict, "", ""},
+		"a stalled body":    {problem.New(http.StatusRequestTimeout, "no"), http.StatusRequestTimeout, "", "close"},
+		"unavailable store": {problem.New(http.StatusServiceUnavailable, "no"), http.StatusServiceUnavailable, "5", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -51,7 +51,7 @@ func (s *runStore) Enqueue(_ context.Context, rec *task.Record, _ io.Reader, opt
 	return rec.ID, created, nil
 }
 
-func TestSchedulesRunOnceWhenTheClockIsSet(t *testing.T) {
+func TestClockStepRunsScheduleOnce(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		cron   string

@@ -201,7 +201,7 @@ func TestAcceptedTaskCanBeSettled(t *testing.T) {
 		t.Fatal(err)
 	}
 	rec.Starts, rec.Status, rec.Attempts, rec.Result = 3, Failed, large(0).Attempts, large(64<<10).Result
-	rec.ForgetRequest()
+	rec.DropRequest()
 	if _, err := Encode(rec); err != nil {
 		t.Errorf("its verdict: %v", err)
 	}

@@ -265,9 +265,9 @@ func (r *Record) Redeliver(at time.Time) {
 	r.Redelivered = append(r.Redelivered[max(0, len(r.Redelivered)-maxRedelivered+1):], at)
 }
 
-// ForgetRequest drops the parts of the request that are not needed after the verdict:
+// DropRequest drops the parts of the request that are not needed after the verdict:
 // headers contain credentials, and the record of the result needs the space.
-func (r *Record) ForgetRequest() {
+func (r *Record) DropRequest() {
 	if r.Request != nil {
 		r.Request = &Request{Method: r.Request.Method, URI: r.Request.URI, Size: r.Request.Size}
 	}

@@ -26,9 +26,9 @@ func TestRecordKeepsLatestAttempts(t *testing.T) {
 func TestDroppedRequestKeepsName(t *testing.T) {
 	t.Parallel()
 	rec := Record{Request: &Request{Method: "POST", URI: "/x", Header: map[string][]string{"Authorization": {"secret"}}}}
-	rec.ForgetRequest()
+	rec.DropRequest()
 	if rec.Request.Header != nil || rec.Request.Method != "POST" || rec.Request.URI != "/x" {
 		t.Errorf("the request is %+v", rec.Request)
 	}
-	new(Record).ForgetRequest() // a waiting client's task has no request
+	new(Record).DropRequest() // a waiting client's task has no request
 }

@@ -159,9 +159,9 @@ func setApplied(h http.Header, wait time.Duration) {
 // clients must stop waiting.
 func (c *Collection) waitFor(r *http.Request, wait time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(r.Context(), wait)
-	forget := context.AfterFunc(c.Waits, cancel)
+	stop := context.AfterFunc(c.Waits, cancel)
 	return ctx, func() {
-		forget()
+		stop()
 		cancel()
 	}
 }

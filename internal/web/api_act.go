@@ -202,7 +202,7 @@ func onMany(do action) func(*API, *call) (int, any, error) {
 		case err != nil:
 			return 0, nil, err
 		case given && filtered:
-			return 0, nil, badRequest("there are IDs and a filter; one of them is wanted")
+			return 0, nil, badRequest("ids and a filter cannot be combined; remove one of them")
 		case given:
 			return a.onNamed(c, do, named.IDs, dryRun)
 		case !filtered:
@@ -218,7 +218,7 @@ func (a *API) onNamed(c *call, do action, ids []string, dryRun bool) (int, any, 
 	case len(ids) == 0:
 		return 0, nil, badRequest("ids: none is given")
 	case len(ids) > maxIDs:
-		return 0, nil, badRequest("ids: there are more than %d", maxIDs)
+		return 0, nil, badRequest("ids: more than %d IDs", maxIDs)
 	}
 	e, leave, err := a.config.Open()
 	if err != nil {

@@ -30,7 +30,7 @@ func newEncoder() *encode.Encoder {
 }
 
 // errNoResult is the error for a result that does not exist or is no longer kept.
-var errNoResult = &apiError{http.StatusNotFound, "the task has no result, or it is not kept any more"}
+var errNoResult = &apiError{http.StatusNotFound, "the task has no result, or its result is no longer kept"}
 
 // result writes the endpoint's response as it was captured.
 func (a *API) result(c *call) (int, any, error) {

@@ -80,7 +80,7 @@ func TestUnavailableEngineIsAskedOnce(t *testing.T) {
 		opened := 0
 		a := NewAPI(APIConfig{Open: func() (engine.Engine, func(), error) {
 			opened++
-			return nil, nil, errors.New("away")
+			return nil, nil, errors.New("unavailable")
 		}})
 		look := func() int {
 			w := httptest.NewRecorder()

@@ -25,12 +25,12 @@ var computedRun = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // gateway is an API with an engine, below a dashboard at /ops/.
 type gateway struct {
-	t      *testing.T
-	url    string // of the API's base
-	engine engine.Engine
-	api    *API
-	away   atomic.Bool // the engine does not answer
-	doc    *openapitest.Document
+	t           *testing.T
+	url         string // of the API's base
+	engine      engine.Engine
+	api         *API
+	unavailable atomic.Bool // the engine does not answer
+	doc         *openapitest.Document
 }
 
 func newGateway(t *testing.T) *gateway {
@@ -50,7 +50,7 @@ func newGateway(t *testing.T) *gateway {
 	g := &gateway{t: t, engine: e}
 	g.api = NewAPI(APIConfig{
 		Open: func() (engine.Engine, func(), error) {
-			if g.away.Load() {
+			if g.unavailable.Load() {
 				return nil, nil, engine.ErrUnavailable
 			}
 			return e, func() {}, nil

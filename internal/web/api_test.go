@@ -89,7 +89,7 @@ func TestRoutesMatchDocument(t *testing.T) {
 	}
 	g.ask(http.MethodGet, "nothing", http.StatusNotFound)
 	g.ask(http.MethodDelete, "tasks", http.StatusMethodNotAllowed)
-	g.away.Store(true)
+	g.unavailable.Store(true)
 	for _, rt := range routes {
 		if rt.pattern != "openapi.json" && rt.pattern != "events" && rt.pattern != "overview" {
 			path := strings.ReplaceAll(rt.pattern, "{id}", queued)
@@ -213,11 +213,11 @@ func TestAttemptNumbersMatchCallbacks(t *testing.T) {
 	if got := attemptNumbers(rec); !slices.Equal(got, []int{1, 2, 3, 1, 2}) {
 		t.Errorf("they are numbered %v", got)
 	}
-	forgotten := new(task.Record)
+	long := new(task.Record)
 	for i := range 60 {
-		forgotten.AddAttempt(task.Attempt{At: at(i)})
+		long.AddAttempt(task.Attempt{At: at(i)})
 	}
-	if got := attemptNumbers(forgotten); got[0] != 11 || got[len(got)-1] != 60 {
+	if got := attemptNumbers(long); got[0] != 11 || got[len(got)-1] != 60 {
 		t.Errorf("of 60 attempts those kept are numbered %v", got)
 	}
 }

@@ -203,7 +203,7 @@ func TestBodies(t *testing.T) {
 				t.Errorf("?body= could be taken for a page: %v", w.Header())
 			}
 			if w := serve(inbox, http.MethodGet, "/y?body=1", nil); w.Code != http.StatusNotFound {
-				t.Errorf("another path gave the body away: %d", w.Code)
+				t.Errorf("another path returned the body: %d", w.Code)
 			}
 		})
 	}

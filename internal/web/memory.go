@@ -76,7 +76,7 @@ func (m *memory) add(c *callback) {
 	// The newest callback is kept even if it is too large: an inbox that stays empty would be
 	// confusing.
 	for len(m.callbacks) > m.keep || m.bytes > maxRemembered && len(m.callbacks) > 1 {
-		m.forget(m.callbacks[0])
+		m.discard(m.callbacks[0])
 		m.callbacks[0] = nil // the slice's array would keep it alive
 		m.callbacks = m.callbacks[1:]
 	}
@@ -91,16 +91,16 @@ func (m *memory) clear(s scope) {
 		if !s.holds(c) {
 			return false
 		}
-		m.forget(c)
+		m.discard(c)
 		return true
 	})
 	m.epoch = rand.Text()
 	m.announce()
 }
 
-// forget updates the counters and maps for a callback that leaves m.callbacks. The
+// discard updates the counters and maps for a callback that leaves m.callbacks. The
 // caller holds m.mu.
-func (m *memory) forget(c *callback) {
+func (m *memory) discard(c *callback) {
 	m.bytes -= c.cost()
 	if m.latest[c.TaskID] == c {
 		delete(m.latest, c.TaskID)

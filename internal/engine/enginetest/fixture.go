@@ -178,7 +178,7 @@ func settled(rec *task.Record, v task.Verdict, result string) *task.Record {
 		rec.Error, rec.UpstreamStatus = "the endpoint did not answer", 0
 	}
 	rec.Result = &task.Result{ContentType: "text/plain", Size: int64(len(result)), Kept: int64(len(result))}
-	rec.ForgetRequest()
+	rec.DropRequest()
 	return rec
 }
 

@@ -146,7 +146,7 @@ func (s *memStore) requeue(t *memTask, ready time.Time) {
 // fail sets the verdict FAILED.
 func (s *memStore) fail(t *memTask, reason string) {
 	t.rec.Status, t.rec.Error, t.rec.FinishedAt = task.Failed, reason, in(0)
-	t.rec.ForgetRequest()
+	t.rec.DropRequest()
 	s.verdict(t)
 }
 

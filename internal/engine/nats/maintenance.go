@@ -152,7 +152,7 @@ func (e *Engine) expired(m *message) *message {
 // failed returns the step that settles a task without a result.
 func (e *Engine) failed(m *message, rec *task.Record, reason string) *message {
 	rec.Status, rec.Error, rec.FinishedAt, rec.NextAttemptAt = task.Failed, reason, time.Now().UTC(), time.Time{}
-	rec.ForgetRequest()
+	rec.DropRequest()
 	return e.settled(m, rec)
 }
 

@@ -83,7 +83,7 @@ func (t *tx) fail(r *row, reason string) error {
 		return err
 	}
 	rec.Status, rec.Error, rec.FinishedAt, rec.Result = task.Failed, reason, time.Unix(0, t.now).UTC(), nil
-	rec.ForgetRequest()
+	rec.DropRequest()
 	doc, err := encode(rec)
 	if err != nil {
 		return err
