@@ -76,34 +76,22 @@ func (b *bodies) open(s *store) error {
 	if err != nil {
 		return err
 	}
-	folder, err := os.Open(b.folder)
-	if err != nil {
-		return err
-	}
-	defer folder.Close()
-	for {
-		entries, err := folder.ReadDir(1000)
-		for _, entry := range entries {
-			name := entry.Name()
-			if !known[name] {
-				if err := b.disk.remove(filepath.Join(b.folder, name)); err != nil {
-					s.log.Warn("removing an orphaned body failed", zap.Error(err))
-				}
-				continue
+	entries, err := os.ReadDir(b.folder)
+	for _, entry := range entries {
+		name := entry.Name()
+		if !known[name] {
+			if err := b.disk.remove(filepath.Join(b.folder, name)); err != nil {
+				s.log.Warn("removing an orphaned body failed", zap.Error(err))
 			}
-			info, err := entry.Info()
-			if err != nil {
-				return err
-			}
-			b.bytes += info.Size()
+			continue
 		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
+		info, err := entry.Info()
 		if err != nil {
 			return err
 		}
+		b.bytes += info.Size()
 	}
+	return err
 }
 
 // take reads a body to its end, or to limit if limit is not negative. It returns an

@@ -90,7 +90,7 @@ func (s *store) write() {
 		case <-again:
 			_ = s.overwrite() // retried later
 			continue
-		case <-s.stop:
+		case <-s.life.Done():
 		}
 		// This lets callers that are about to append run first. Two calls suffice;
 		// sleeping longer is slower.
@@ -199,16 +199,10 @@ func (s *store) overwrite() error {
 		s.stale = false
 		return nil
 	}
-	err := s.writer.exec("BEGIN IMMEDIATE")
-	if err == nil {
-		err = s.writer.exec(`INSERT INTO meta(name, value) VALUES ('overwritten', x'01')
-			ON CONFLICT(name) DO UPDATE SET value = CASE value WHEN x'01' THEN x'02' ELSE x'01' END`)
-		if err == nil {
-			err = s.writer.exec("COMMIT")
-		}
-		if err != nil {
-			s.rollback()
-		}
+	err := s.writer.Exec(`BEGIN IMMEDIATE; INSERT INTO meta(name, value) VALUES ('overwritten', x'01')
+		ON CONFLICT(name) DO UPDATE SET value = CASE value WHEN x'01' THEN x'02' ELSE x'01' END; COMMIT`)
+	if err != nil {
+		s.rollback()
 	}
 	s.stale = err != nil
 	if err == nil {

@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/url"
 	"path/filepath"
@@ -113,20 +112,6 @@ func (c *conn) number(query string, args ...any) (n int64, ok bool, err error) {
 		return false
 	})
 	return n, ok, err
-}
-
-// snapshot runs f in a read transaction.
-func (c *conn) snapshot(f func(*conn) error) (err error) {
-	if err := c.exec("BEGIN"); err != nil {
-		return err
-	}
-	defer func() {
-		c.SetInterrupt(context.Background())
-		if endErr := c.exec("COMMIT"); endErr != nil {
-			err = errors.Join(err, endErr, c.Exec("ROLLBACK"))
-		}
-	}()
-	return f(c)
 }
 
 func (c *conn) close() error {

@@ -37,8 +37,8 @@ func checkCounts(t *testing.T, s *store) {
 		defer s.mu.Unlock()
 		inMemory, all := map[string]int64{}, 0
 		for name, h := range s.hosts {
-			all += len(h.owed)
-			for _, o := range h.owed {
+			all += len(h.due)
+			for _, o := range h.due {
 				if o.place.held {
 					inMemory[name]++
 				}
@@ -49,8 +49,8 @@ func checkCounts(t *testing.T, s *store) {
 				inMemory[d.place.host]++
 			}
 		}
-		if !maps.Equal(inMemory, held) || s.owed != all {
-			t.Errorf("in memory are %v and %d, stored are %v", inMemory, s.owed, held)
+		if !maps.Equal(inMemory, held) || s.inMemory != all {
+			t.Errorf("in memory are %v and %d, stored are %v", inMemory, s.inMemory, held)
 		}
 		return nil
 	}))

@@ -19,26 +19,26 @@ import (
 const never = math.MaxInt64
 
 const (
-	// maxOwed is how many deliveries are kept in memory. maxSmall is the largest result
+	// maxInMemory is how many deliveries are kept in memory. maxSmall is the largest result
 	// kept with them, so that all take at most 24 MiB. Other deliveries wait in the
 	// table.
-	maxOwed  = 2048
-	maxSmall = 8 << 10
+	maxInMemory = 2048
+	maxSmall    = 8 << 10
 	// aheadBatch is how many deliveries of a host are read at once.
 	aheadBatch = 64
 )
 
-// owed is a delivery in memory that is not in flight: a first delivery, or one that was
+// dueDelivery is a delivery in memory that is not in flight: a first delivery, or one that was
 // read from the table to be taken next.
-type owed struct {
+type dueDelivery struct {
 	*row
 	rec    *task.Record
 	result []byte // nil if it must be read
 }
 
-// newOwed returns the delivery that follows from a verdict.
-func newOwed(r *row, rec *task.Record, result *body) *owed {
-	o := &owed{row: r, rec: rec}
+// newDue returns the delivery that follows from a verdict.
+func newDue(r *row, rec *task.Record, result *body) *dueDelivery {
+	o := &dueDelivery{row: r, rec: rec}
 	rec.State, rec.Version = task.Delivering, uint64(r.version)
 	if result != nil && result.file == "" && result.size <= maxSmall {
 		o.result = result.bytes
@@ -49,37 +49,37 @@ func newOwed(r *row, rec *task.Record, result *body) *owed {
 // delivery implements [engine.Delivery]. Its fencing token is the version that the task
 // had when it was taken. Only memory has the information that it is in flight.
 type delivery struct {
-	*owed
+	*dueDelivery
 	s      *store
 	rec    *task.Record // a copy that the caller changes
 	ending sync.Mutex   // held by a step that ends it
 }
 
-// addOwed adds a due delivery in memory. store.mu is held.
-func (s *store) addOwed(o *owed) {
+// addDue adds a due delivery in memory. store.mu is held.
+func (s *store) addDue(o *dueDelivery) {
 	h := s.host(o.place.host)
-	i := len(h.owed)
-	for i > 0 && h.owed[i-1].at > o.at {
+	i := len(h.due)
+	for i > 0 && h.due[i-1].at > o.at {
 		i--
 	}
-	h.owed = slices.Insert(h.owed, i, o)
-	s.owed++
+	h.due = slices.Insert(h.due, i, o)
+	s.inMemory++
 	if !o.place.held {
 		h.ahead++
 	}
 }
 
-// dropOwed removes deliveries of a host from memory. store.mu is held.
-func (s *store) dropOwed(name string, drop func(*owed) bool) {
+// dropDue removes deliveries of a host from memory. store.mu is held.
+func (s *store) dropDue(name string, drop func(*dueDelivery) bool) {
 	h := s.hosts[name]
 	if h == nil {
 		return
 	}
-	h.owed = slices.DeleteFunc(h.owed, func(o *owed) bool {
+	h.due = slices.DeleteFunc(h.due, func(o *dueDelivery) bool {
 		if !drop(o) {
 			return false
 		}
-		s.owed--
+		s.inMemory--
 		if !o.place.held {
 			h.ahead--
 		}
@@ -109,25 +109,28 @@ func (s *store) Take(ctx context.Context, name string, n int) (taken []engine.De
 		}
 		return err
 	})
-	return taken, err
+	if len(taken) > 0 {
+		return taken, nil // they are in flight
+	}
+	return nil, err
 }
 
 // takeFrom takes deliveries of a host from memory. store.mu is held.
 func (s *store) takeFrom(h *host, n int) (taken []engine.Delivery) {
-	for len(taken) < n && !s.isPaused(h) && len(h.owed) > 0 {
-		o := h.owed[0]
-		h.owed = h.owed[1:]
-		s.owed--
+	for len(taken) < n && !s.isPaused(h) && len(h.due) > 0 {
+		o := h.due[0]
+		h.due = h.due[1:]
+		s.inMemory--
 		if !o.place.held {
 			h.ahead--
 		}
-		d := &delivery{s: s, owed: o, rec: copyOf(o.rec)}
+		d := &delivery{s: s, dueDelivery: o, rec: copyOf(o.rec)}
 		s.inFlight[d.seq] = d
 		h.inFlight++
 		taken = append(taken, d)
 	}
-	if len(h.owed) == 0 {
-		h.owed = nil
+	if len(h.due) == 0 {
+		h.due = nil
 	}
 	if len(taken) < n {
 		h.reported = false
@@ -138,9 +141,9 @@ func (s *store) takeFrom(h *host, n int) (taken []engine.Delivery) {
 // readAhead reads the next due deliveries of a host from the table: at least n, if there
 // are so many, and up to aheadBatch if there is room in memory. store.mu is held.
 func (s *store) readAhead(c *conn, h *host, n int) error {
-	s.dropOwed(h.name, func(o *owed) bool { return !o.place.held })
+	s.dropDue(h.name, func(o *dueDelivery) bool { return !o.place.held })
 	now := time.Now().UnixNano()
-	limit := max(n, min(aheadBatch, maxOwed-s.owed))
+	limit := max(n, min(aheadBatch, maxInMemory-s.inMemory))
 	var rows []*row
 	h.stored = false
 	err := c.query(selectTask+" INDEXED BY task_due WHERE host = ? AND state = 2 AND holder IS NULL ORDER BY at, seq LIMIT ?",
@@ -163,7 +166,7 @@ func (s *store) readAhead(c *conn, h *host, n int) error {
 	}
 	for _, r := range rows {
 		rec, err := r.record()
-		o := &owed{row: r, rec: rec}
+		o := &dueDelivery{row: r, rec: rec}
 		if err == nil {
 			o.result, err = smallBody(c, r.seq, engine.ResultBody, r.result)
 		}
@@ -172,7 +175,7 @@ func (s *store) readAhead(c *conn, h *host, n int) error {
 			continue
 		}
 		r.doc = nil
-		s.addOwed(o)
+		s.addDue(o)
 	}
 	return nil
 }
@@ -287,7 +290,7 @@ func (d *delivery) Release(ctx context.Context) error {
 	s.endFlight(d.seq)
 	h.reported = false
 	if d.place.held {
-		s.addOwed(d.owed)
+		s.addDue(d.dueDelivery)
 	} else {
 		h.stored = true
 	}

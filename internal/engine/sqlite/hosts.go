@@ -17,10 +17,11 @@ type host struct {
 	name    string
 	trusted bool // the table has it as trusted
 
-	stored   bool    // the table may have deliveries that memory does not have
-	owed     []*owed // deliveries in memory, the next one first
-	ahead    int     // how many of them are in the table too
+	stored   bool           // the table may have deliveries that memory does not have
+	due      []*dueDelivery // deliveries in memory, the next one first
+	ahead    int            // how many of them are in the table too
 	inFlight int64
+	seen     int  // deliveries that became due since the last report
 	reported bool // DueHosts has reported it, and no Take has returned fewer than asked for since
 	ready    bool // it is in store.ready
 }
@@ -51,7 +52,7 @@ func (s *store) dropHosts() {
 		return
 	}
 	for name, h := range s.hosts {
-		if len(h.owed) == 0 && h.inFlight == 0 && !h.ready {
+		if len(h.due) == 0 && h.inFlight == 0 && !h.ready {
 			delete(s.hosts, name)
 		}
 	}
@@ -103,144 +104,126 @@ func (s *store) wakeDue() {
 // the table become due: that index is read once from start to end as time passes.
 func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, error) {
 	for {
-		if err := s.usable(ctx); err != nil {
-			return nil, err
-		}
-		var due []*dueHost
-		s.mu.Lock()
-		for len(due) < limit && len(s.ready) > 0 {
-			h := s.ready[0]
-			s.ready = s.ready[1:]
-			h.ready = false
-			if !h.reported && !s.isPaused(h) && (h.stored || len(h.owed) > 0) {
-				h.reported = true
-				due = append(due, &dueHost{host: h})
-			}
-		}
-		s.mu.Unlock()
 		var reports []engine.HostDue
 		wait := time.Duration(0)
 		err := s.read(ctx, func(c *conn) (err error) {
-			due, wait, err = s.scanDue(c, due, limit)
-			if err == nil {
-				reports, err = s.report(c, due)
+			if wait, err = s.scanDue(c, limit); err != nil {
+				return err
 			}
-			return err
+			for len(reports) < limit {
+				h := s.popReady()
+				if h == nil {
+					break
+				}
+				d, err := s.report(c, h)
+				if err != nil {
+					s.mu.Lock()
+					h.reported = false
+					s.dueNow(h)
+					s.mu.Unlock()
+					return err
+				}
+				if d.Due > 0 {
+					reports = append(reports, d)
+				}
+			}
+			return nil
 		})
-		if err != nil {
-			s.mu.Lock()
-			for _, h := range due {
-				h.reported = false
-				s.dueNow(h.host)
-			}
-			s.mu.Unlock()
-			return nil, err
-		}
 		if len(reports) > 0 {
 			return reports, nil
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-s.dueWake:
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, ctx.Err()
-		case <-s.stop:
-			timer.Stop()
-			return nil, errClosed
+		if err == nil {
+			_, err = s.wait(ctx, s.dueWake, wait)
 		}
-		timer.Stop()
+		if err != nil {
+			return nil, err
+		}
 	}
 }
 
-// dueHost is a host that is being reported. It has the number of its deliveries that
-// were seen in the table, or 0 if they were not counted.
-type dueHost struct {
-	*host
-	seen int
+// popReady returns the next host to be reported. It returns nil if there is none.
+func (s *store) popReady() *host {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.ready) > 0 {
+		h := s.ready[0]
+		s.ready = s.ready[1:]
+		h.ready = false
+		if !s.isPaused(h) && (h.stored || len(h.due) > 0) {
+			h.reported = true
+			return h
+		}
+	}
+	return nil
 }
 
 // scanBatch is how much of the index is read at once. Commits wait for the read.
 const scanBatch = 500
 
-// scanDue appends the hosts whose deliveries have become due since the last call to
-// due. It stops once it has found some. wait is how long to wait for more.
-func (s *store) scanDue(c *conn, due []*dueHost, limit int) (_ []*dueHost, wait time.Duration, err error) {
-	found := map[string]*dueHost{}
-	for rows := scanBatch; err == nil && rows == scanBatch && len(found) == 0 && len(due) < limit; {
+// scanDue lists the hosts whose deliveries have become due since the last call. It stops
+// once it has found some. wait is how long to wait for more: 0 if hosts are listed.
+func (s *store) scanDue(c *conn, limit int) (wait time.Duration, err error) {
+	for rows := scanBatch; err == nil && rows == scanBatch; {
 		rows = 0
 		s.mu.Lock()
 		now := time.Now().UnixNano()
 		s.nextDue = never
-		err = c.query(`SELECT at, seq, host FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND (at, seq) > (?, ?)
-			ORDER BY at, seq LIMIT ?`, []any{s.passed.at, s.passed.seq, scanBatch}, func(r *sqlite3.Stmt) bool {
-			at, seq, name := r.ColumnInt64(0), r.ColumnInt64(1), r.ColumnText(2)
-			if at > now {
-				s.nextDue = at
-				return false
-			}
-			h := s.hosts[name]
-			switch {
-			case found[name] != nil:
-				found[name].seen++
-			case s.paused[engine.Target{Host: name}] || h != nil && (h.reported || s.inFlight[seq] != nil):
-			case len(due) >= limit:
-				return false
-			default:
-				h = s.host(name)
-				h.stored, h.reported = true, true
-				found[name] = &dueHost{h, 1}
-				due = append(due, found[name])
-			}
-			s.passed = passed{at, seq}
-			rows++
-			return true
-		})
+		if len(s.ready) < limit {
+			err = c.query(`SELECT at, seq, host FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND (at, seq) > (?, ?)
+				ORDER BY at, seq LIMIT ?`, []any{s.passed.at, s.passed.seq, scanBatch}, func(r *sqlite3.Stmt) bool {
+				at, seq := r.ColumnInt64(0), r.ColumnInt64(1)
+				if at > now {
+					s.nextDue = at
+					return false
+				}
+				h := s.host(r.ColumnText(2))
+				if !h.ready && len(s.ready) >= limit {
+					return false
+				}
+				if s.inFlight[seq] == nil {
+					isNew := !h.ready
+					h.stored = true
+					s.dueNow(h)
+					if h.ready && (isNew || h.seen > 0) {
+						h.seen++ // the index has not been read for a host that was listed before
+					}
+				}
+				s.passed = passed{at, seq}
+				rows++
+				return true
+			})
+		}
 		wait = time.Duration(max(0, min(s.nextDue-now, int64(time.Hour))))
 		s.dropHosts()
+		if len(s.ready) > 0 {
+			rows, wait = 0, 0
+		}
 		s.mu.Unlock()
 	}
-	return due, wait, err
+	return wait, err
 }
 
 // maxDue is how many deliveries of a host are counted for a report.
 const maxDue = 1000
 
-// report returns the result of DueHosts for the given hosts.
-func (s *store) report(c *conn, due []*dueHost) (reports []engine.HostDue, err error) {
-	now := time.Now().UnixNano()
-	for _, h := range due {
-		d := engine.HostDue{HostState: engine.HostState{Host: h.name}}
-		err := c.query(selectHosts+" WHERE name = ?", []any{h.name}, func(r *sqlite3.Stmt) bool {
-			d.HostState, d.Trusted = scanHost(r), r.ColumnBool(2)
-			return false
-		})
-		if err != nil {
-			return nil, err
-		}
-		s.mu.Lock()
-		d.Due, d.Trusted = h.seen+len(h.owed)-h.ahead, d.Trusted || h.trusted
-		stored, inFlight := h.stored, h.inFlight
-		s.mu.Unlock()
-		if stored && h.seen == 0 {
-			n, _, err := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_due
-				WHERE host = ? AND state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, h.name, now, maxDue)
-			if err != nil {
-				return nil, err
-			}
-			if n == 0 && d.Due == 0 {
-				s.mu.Lock()
-				h.reported = false
-				s.mu.Unlock()
-				continue
-			}
-			d.Due += int(max(0, n-inFlight))
-		}
-		d.Due = max(1, d.Due)
-		reports = append(reports, d)
+// report returns what DueHosts reports about a host. Due is 0 if nothing is due.
+func (s *store) report(c *conn, h *host) (engine.HostDue, error) {
+	d := engine.HostDue{HostState: engine.HostState{Host: h.name}}
+	err := c.query(selectHosts+" WHERE name = ?", []any{h.name}, func(r *sqlite3.Stmt) bool {
+		d.HostState, d.Trusted = scanHost(r), r.ColumnBool(2)
+		return false
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.Due, d.Trusted = h.seen+len(h.due)-h.ahead, d.Trusted || h.trusted
+	if err == nil && h.stored && h.seen == 0 {
+		var n int64
+		n, _, err = c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_due
+			WHERE host = ? AND state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, h.name, time.Now().UnixNano(), maxDue)
+		d.Due += int(min(n, max(1, n-h.inFlight))) // some of them are in flight
 	}
-	return reports, nil
+	h.seen, h.reported = 0, d.Due > 0
+	return d, err
 }
 
 // selectHosts selects the columns that scanHost reads, and two more.

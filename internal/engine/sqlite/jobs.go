@@ -85,22 +85,12 @@ func (j *jobSource) next(ctx context.Context, limit, maxStarts int) ([]engine.Jo
 		}
 		return jobs, nil
 	}
-	var timer <-chan time.Time
+	most := time.Hour
 	if next > 0 {
-		t := time.NewTimer(time.Until(time.Unix(0, next)))
-		defer t.Stop()
-		timer = t.C
+		most = time.Until(time.Unix(0, next))
 	}
-	select {
-	case <-w:
-		woken = true
-	case <-timer:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-j.s.stop:
-		return nil, errClosed
-	}
-	return nil, nil
+	woken, err = j.s.wait(ctx, w, most)
+	return nil, err
 }
 
 // claim takes up to limit ready jobs. next is when the first of the remaining jobs is

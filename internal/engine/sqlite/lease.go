@@ -130,7 +130,7 @@ func (t *tx) settle(r *row, rec *task.Record, doc []byte, result *body, hold boo
 	holder, at := ", holder = NULL", int64(0)
 	if rec.Callback != nil {
 		to.state, at = delivering, t.now
-		if t.s.mu.Lock(); hold && t.s.owed+t.held < maxOwed {
+		if t.s.mu.Lock(); hold && t.s.inMemory+t.held < maxInMemory {
 			to.held, holder, at = true, "", 0
 		}
 		t.s.mu.Unlock()
@@ -159,7 +159,7 @@ func (t *tx) settle(r *row, rec *task.Record, doc []byte, result *body, hold boo
 		t.held++
 		settled := &row{seq: r.seq, id: r.id, version: r.version + 1, place: to, at: t.now, request: -1, result: result.kept()}
 		t.after(func() {
-			t.s.addOwed(newOwed(settled, rec, result))
+			t.s.addDue(newDue(settled, rec, result))
 			t.s.dueNow(t.s.host(to.host))
 		})
 	case to.state == delivering:

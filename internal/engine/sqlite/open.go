@@ -9,11 +9,12 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
-	"crypto/rand"
 	_ "embed" // schema.sql
-	"encoding/binary"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -44,7 +45,7 @@ type Config struct {
 	Logger *zap.Logger
 
 	// vfs is the file system of the database. Nil means the operating system's.
-	vfs vfs.VFS
+	vfs vfs.VFSFilename
 	// holder replaces the random ID of this process as a holder of leases.
 	holder int64
 	// disk is the disk for bodies. Nil means the operating system's.
@@ -81,11 +82,7 @@ var errClosed = fmt.Errorf("%w: it is closed", engine.ErrUnavailable)
 
 // processHolder is the ID of this process as a holder of leases. It is random because
 // process IDs are reused.
-var processHolder = sync.OnceValue(func() int64 {
-	var b [8]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return int64(binary.LittleEndian.Uint64(b[:])>>1) | 1
-})
+var processHolder = 1 + rand.Int64N(1<<62)
 
 // store implements [engine.Engine].
 type store struct {
@@ -101,7 +98,8 @@ type store struct {
 	closing bool
 	closed  chan struct{} // closed once the files are closed
 	wake    chan struct{}
-	stop    chan struct{} // closed by Close
+	life    context.Context // ends with Close
+	end     context.CancelFunc
 	written chan struct{} // closed when the writer's goroutine ends
 	tasks   sync.WaitGroup
 
@@ -123,7 +121,7 @@ type store struct {
 	nextDue  int64 // when the index of due deliveries has more; never if that is unknown
 	dueWake  chan struct{}
 	inFlight map[int64]*delivery
-	owed     int // how many deliveries all hosts have in memory
+	inMemory int // how many deliveries all hosts have in memory
 	leases   map[int64]*lease
 	waiters  map[string][]waiter
 
@@ -156,36 +154,31 @@ func open(ctx context.Context, cfg Config) (_ *store, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	if cfg.MaxSize <= 0 {
-		cfg.MaxSize = defaultMaxSize
-	}
 	if cfg.disk == nil {
 		cfg.disk = systemDisk{}
-	}
-	if cfg.checkpointPages == 0 {
-		cfg.checkpointPages = checkpointPages
 	}
 	if cfg.free == nil {
 		cfg.free = freeSpace
 	}
+	cfg.MaxSize = cmp.Or(max(0, cfg.MaxSize), defaultMaxSize)
+	cfg.checkpointPages = cmp.Or(cfg.checkpointPages, checkpointPages)
 	if cfg.Folder, err = filepath.Abs(cfg.Folder); err != nil {
 		return nil, fmt.Errorf("opening the store: %w", err)
 	}
 	s := &store{
 		cfg: cfg, log: cfg.Logger, settings: cfg.Settings,
-		file: filepath.Join(cfg.Folder, databaseName), holder: cfg.holder,
-		closed: make(chan struct{}), wake: make(chan struct{}, 1), stop: make(chan struct{}), written: make(chan struct{}),
+		file: filepath.Join(cfg.Folder, databaseName), holder: cmp.Or(cfg.holder, processHolder),
+		closed: make(chan struct{}), wake: make(chan struct{}, 1), written: make(chan struct{}),
 		paused: map[engine.Target]bool{}, queues: map[string]*queue{}, hosts: map[string]*host{}, dueWake: make(chan struct{}, 1),
 		inFlight: map[int64]*delivery{}, leases: map[int64]*lease{}, waiters: map[string][]waiter{},
 		pool: make(chan *conn, readers), hostsAt: maxHosts, nextDue: never, opened: time.Now(),
 	}
-	if s.holder == 0 {
-		s.holder = processHolder()
-	}
 	s.room.wake, s.room.max = make(chan struct{}, 1), cfg.MaxSize
+	s.life, s.end = context.WithCancel(context.Background())
 	s.readCtx, s.endRead = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
+			s.end()
 			s.release()
 		}
 	}()
@@ -218,7 +211,8 @@ func (s *store) openFolder() error {
 	if held, err := lockFile(lock); err != nil {
 		defer lock.Close()
 		if held {
-			return fmt.Errorf("%w: %s is in use by process %s", engine.ErrHeld, s.cfg.Folder, readHolder(lock.Name()))
+			pid, _ := io.ReadAll(lock) // only for the message
+			return fmt.Errorf("%w: %s is in use by process %s", engine.ErrHeld, s.cfg.Folder, cmp.Or(strings.TrimSpace(string(pid)), "(unknown)"))
 		}
 		return fmt.Errorf("%w: locking the store: %w", engine.ErrUnavailable, err)
 	}
@@ -237,14 +231,6 @@ func (s *store) openFolder() error {
 		return fmt.Errorf("%w: creating the folder of bodies: %w", engine.ErrUnavailable, err)
 	}
 	return nil
-}
-
-func readHolder(name string) string {
-	text, err := os.ReadFile(name)
-	if pid := strings.TrimSpace(string(text)); err == nil && pid != "" {
-		return pid
-	}
-	return "(unknown)"
 }
 
 // Ready implements [engine.Engine].
@@ -297,7 +283,7 @@ func (s *store) Close(ctx context.Context) error {
 	s.closing = true
 	s.batchMu.Unlock()
 	if first {
-		close(s.stop)
+		s.end()
 		go func() {
 			<-s.written
 			s.endRead()
@@ -318,4 +304,21 @@ func (s *store) isClosing() bool {
 	s.batchMu.Lock()
 	defer s.batchMu.Unlock()
 	return s.closing
+}
+
+// wait waits for a signal, at most for a time. It returns an error if ctx or the store
+// ends.
+func (s *store) wait(ctx context.Context, signal <-chan struct{}, most time.Duration) (signaled bool, err error) {
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	select {
+	case <-signal:
+		return true, nil
+	case <-timer.C:
+		return false, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-s.life.Done():
+		return false, errClosed
+	}
 }

@@ -36,9 +36,6 @@ func (s *store) read(ctx context.Context, f func(*conn) error) error {
 	if err := s.usable(ctx); err != nil {
 		return err
 	}
-	if err := s.trouble.Load(); err != nil {
-		return *err
-	}
 	const attempts = 3
 	var err error
 	for range attempts {
@@ -47,7 +44,10 @@ func (s *store) read(ctx context.Context, f func(*conn) error) error {
 			break
 		}
 	}
-	if err == nil || ctx.Err() != nil {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
 		return ctx.Err()
 	}
 	return s.explain(err)
@@ -80,7 +80,16 @@ func (s *store) readOnce(ctx context.Context, f func(*conn) error) (err error) {
 	defer cancel()
 	defer context.AfterFunc(pool, cancel)()
 	c.SetInterrupt(ctx)
-	return c.snapshot(f)
+	if err := c.exec("BEGIN"); err != nil {
+		return err
+	}
+	defer func() {
+		c.SetInterrupt(context.Background())
+		if endErr := c.exec("COMMIT"); endErr != nil {
+			err = errors.Join(err, endErr, c.Exec("ROLLBACK"))
+		}
+	}()
+	return f(c)
 }
 
 // interruptReaders interrupts all reads and makes them restart.

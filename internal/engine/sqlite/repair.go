@@ -179,10 +179,8 @@ func (r *repair) open(file, vfsName string) (err error) {
 const maxSeq = 1 << 62
 
 func (r *repair) highest() int64 {
-	for _, c := range []*conn{r.strict, r.lax} {
-		if n, _, err := c.number("SELECT max(seq) FROM task"); err == nil {
-			return n
-		}
+	if n, _, err := r.lax.number("SELECT max(seq) FROM task"); err == nil {
+		return n
 	}
 	return maxSeq
 }
@@ -192,48 +190,27 @@ func (r *repair) highest() int64 {
 func (r *repair) next(seq, last int64) (int64, bool) {
 	bad, step := seq-1, int64(1)
 	for at := seq; at <= last; at, step = at+step, step*2 {
-		found, state := r.from(at)
-		if state == noRow {
-			return 0, false
-		}
-		if state == rowUnreadable {
+		found, ok, err := r.from(at)
+		if err != nil {
 			bad = at
 			continue
 		}
 		for at-bad > 1 && bad >= seq {
 			middle := bad + (at-bad)/2
-			if n, state := r.from(middle); state == rowFound {
+			if n, ok, err := r.from(middle); err == nil && ok {
 				found, at = n, middle
 			} else {
 				bad = middle
 			}
 		}
-		return found, true
+		return found, ok
 	}
 	return 0, false
 }
 
-type lookup int
-
-const (
-	rowFound lookup = iota
-	noRow
-	rowUnreadable
-)
-
-// from returns the first row from seq on.
-func (r *repair) from(seq int64) (n int64, _ lookup) {
-	state := rowUnreadable
-	for _, c := range []*conn{r.strict, r.lax} {
-		n, ok, err := c.number("SELECT seq FROM task NOT INDEXED WHERE seq >= ? ORDER BY seq LIMIT 1", seq)
-		switch {
-		case err == nil && ok:
-			return n, rowFound
-		case err == nil:
-			state = noRow
-		}
-	}
-	return 0, state
+// from returns the first row from seq on. It returns an error if its page cannot be read.
+func (r *repair) from(seq int64) (n int64, ok bool, err error) {
+	return r.lax.number("SELECT seq FROM task NOT INDEXED WHERE seq >= ? ORDER BY seq LIMIT 1", seq)
 }
 
 // read runs a query with checksums verified. If that fails, it runs it again without,

@@ -39,40 +39,21 @@ func (s *store) limits() engine.Settings {
 
 // maintain removes expired tasks, between the commits of others.
 func (s *store) maintain() {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	defer context.AfterFunc(s.stopped(), cancel)()
 	for {
 		l := s.limits()
-		if err := s.trim(ctx, l); err != nil && !s.isClosing() && !errors.Is(err, engine.ErrFull) {
+		if err := s.trim(s.life, l); err != nil && !s.isClosing() && !errors.Is(err, engine.ErrFull) {
 			s.log.Warn("removing expired tasks failed", zap.Error(err))
 		}
 		if s.room.crowded() {
-			if err := s.evict(ctx); err != nil && !s.isClosing() {
+			if err := s.evict(s.life); err != nil && !s.isClosing() {
 				s.log.Warn("evicting results failed", zap.Error(err))
 			}
 		}
 		interval := min(l.Retention, l.Dead, l.DeliveryWindow) / 10
-		timer := time.NewTimer(min(max(interval, 100*time.Millisecond), maxTrimInterval))
-		select {
-		case <-s.room.wake:
-		case <-timer.C:
-		case <-s.stop:
-			timer.Stop()
+		if _, err := s.wait(s.life, s.room.wake, min(max(interval, 100*time.Millisecond), maxTrimInterval)); err != nil {
 			return
 		}
-		timer.Stop()
 	}
-}
-
-// stopped returns a context that ends when the store is closed.
-func (s *store) stopped() context.Context {
-	ctx, cancel := context.WithCancel(context.Background())
-	s.tasks.Go(func() {
-		<-s.stop
-		cancel()
-	})
-	return ctx
 }
 
 // trim removes expired tasks and keys, and hosts that have not answered for a day.
@@ -188,7 +169,7 @@ func (t *tx) giveUpOne(r *row) error {
 	t.move(r, to)
 	t.after(func() {
 		t.s.endFlight(r.seq)
-		t.s.dropOwed(r.place.host, func(o *owed) bool { return o.seq == r.seq })
+		t.s.dropDue(r.place.host, func(o *dueDelivery) bool { return o.seq == r.seq })
 	})
 	return t.exec("UPDATE task SET state = 4, version = version + 1, holder = NULL, at = NULL, since = ? WHERE seq = ?", t.now, r.seq)
 }

@@ -227,7 +227,7 @@ func (s *store) watch() {
 	}
 	for last := s.opened; ; {
 		select {
-		case <-s.stop:
+		case <-s.life.Done():
 			return
 		case <-check.C:
 			_ = s.present() // logs its error

@@ -11,28 +11,17 @@ import (
 
 // NextRun implements [engine.Schedules].
 func (s *store) NextRun(ctx context.Context, schedule string, first time.Time) (engine.Run, error) {
-	run, found, err := s.findRun(ctx, schedule)
-	if err != nil || found {
-		return run, err
+	runs, err := s.Runs(ctx)
+	if _, known := runs[schedule]; known || err != nil {
+		return runs[schedule], err
 	}
 	err = s.update(ctx, func(t *tx) error {
 		return t.exec("INSERT INTO schedule(name, last, next) VALUES (?, 0, ?) ON CONFLICT(name) DO NOTHING", schedule, nanos(first))
 	})
-	if err != nil {
-		return engine.Run{}, err
+	if err == nil {
+		runs, err = s.Runs(ctx)
 	}
-	run, _, err = s.findRun(ctx, schedule)
-	return run, err
-}
-
-func (s *store) findRun(ctx context.Context, schedule string) (run engine.Run, found bool, err error) {
-	err = s.read(ctx, func(c *conn) error {
-		return c.query("SELECT last, next FROM schedule WHERE name = ?", []any{schedule}, func(stmt *sqlite3.Stmt) bool {
-			run, found = engine.Run{Last: timeOf(stmt.ColumnInt64(0)), Next: timeOf(stmt.ColumnInt64(1))}, true
-			return false
-		})
-	})
-	return run, found, err
+	return runs[schedule], err
 }
 
 // Advance implements [engine.Schedules].

@@ -23,15 +23,12 @@ const (
 	schemaVersion = 1
 )
 
-// migrations[i] migrates a database from version i+1 to version i+2.
-var migrations = []string{}
+var errOtherDatabase = errors.New("it is a database of another application")
 
-// openDatabase opens the writer's connection, migrates the schema, reads the counts,
-// and settles the tasks that previous processes left running.
+// openDatabase opens the writer's connection, creates the tables of a new database, and
+// settles the tasks that previous processes left running.
 func (s *store) openDatabase(ctx context.Context) (err error) {
 	s.fs = registerFileSystem(s.cfg.vfs)
-	_, statErr := os.Stat(s.file)
-	isNew := errors.Is(statErr, os.ErrNotExist)
 	// Other users must not read the file, whatever the umask. The log gets the same
 	// mode.
 	f, err := os.OpenFile(s.file, os.O_CREATE|os.O_RDWR, 0o600)
@@ -52,16 +49,13 @@ func (s *store) openDatabase(ctx context.Context) (err error) {
 	if err := s.configure(); err != nil {
 		return err
 	}
-	if err := s.migrate(isNew); err != nil {
+	if err := s.create(); err != nil {
 		return err
 	}
 	s.writer.WALHook(func(_ *sqlite3.Conn, _ string, pages int) error {
 		s.logPages = pages
 		return nil
 	})
-	if err := s.loadSecret(); err != nil {
-		return err
-	}
 	// With a reader that is open already, deliveries go on when no file can be opened.
 	reader, err := s.openReader()
 	if err != nil {
@@ -109,7 +103,7 @@ func (s *store) configure() error {
 	if id, _, err := c.number("PRAGMA application_id"); err != nil {
 		return err
 	} else if id != 0 && id != applicationID {
-		return fmt.Errorf("it is a database of another application")
+		return errOtherDatabase
 	}
 	if n, _, err := c.number("PRAGMA page_count"); err != nil {
 		return err
@@ -143,72 +137,51 @@ func (s *store) configure() error {
 		PRAGMA wal_autocheckpoint = 0`)
 }
 
-// migrate creates the tables, or migrates those of an earlier version.
-func (s *store) migrate(isNew bool) error {
+// create creates the tables in a new database, and reads the secret.
+func (s *store) create() error {
 	version, _, err := s.writer.number("PRAGMA user_version")
 	if err != nil {
 		return err
 	}
-	switch {
-	case version == schemaVersion:
-		return nil
-	case version > schemaVersion:
+	if version > schemaVersion {
 		return fmt.Errorf("its schema has version %d, of a later release; this one knows version %d", version, schemaVersion)
 	}
-	steps := []string{schema}
-	if version > 0 {
-		steps = migrations[version-1:]
-	}
-	tables, _, err := s.writer.number("SELECT count(*) FROM sqlite_schema")
-	if err != nil {
-		return err
-	}
-	if version == 0 && tables > 0 {
-		return errors.New("it is a database of another application")
-	}
-	if !isNew {
-		s.log.Info("store schema updated", zap.Int64("from", version), zap.Int("to", schemaVersion))
-	}
-	if err := s.writer.Exec("BEGIN IMMEDIATE"); err != nil {
-		return err
-	}
-	for _, step := range steps {
-		if err := s.writer.Exec(step); err != nil {
-			return errors.Join(fmt.Errorf("updating the schema: %w", err), s.writer.Exec("ROLLBACK"))
+	if version < schemaVersion {
+		if err := s.createTables(); err != nil {
+			return fmt.Errorf("creating the tables: %w", err)
 		}
 	}
-	return s.writer.Exec(fmt.Sprintf("PRAGMA user_version = %d; PRAGMA application_id = %d; COMMIT", schemaVersion, applicationID))
+	return s.writer.query("SELECT value FROM meta WHERE name = 'secret'", nil, func(stmt *sqlite3.Stmt) bool {
+		s.secret = stmt.ColumnBlob(0, nil)
+		return false
+	})
 }
 
-func (s *store) loadSecret() error {
-	read := func() error {
-		return s.writer.query("SELECT value FROM meta WHERE name = 'secret'", nil, func(stmt *sqlite3.Stmt) bool {
-			s.secret = stmt.ColumnBlob(0, nil)
-			return false
-		})
+func (s *store) createTables() error {
+	tables, _, err := s.writer.number("SELECT count(*) FROM sqlite_schema")
+	if err == nil && tables > 0 {
+		err = errOtherDatabase
 	}
-	if err := read(); err != nil || len(s.secret) > 0 {
+	if err != nil {
 		return err
 	}
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret) // never fails
-	if err := s.writer.exec("INSERT INTO meta(name, value) VALUES ('secret', ?)", secret); err != nil {
-		return err
+	err = s.writer.Exec("BEGIN IMMEDIATE;" + schema)
+	if err == nil {
+		err = s.writer.exec("INSERT INTO meta(name, value) VALUES ('secret', ?)", secret)
 	}
-	return read()
+	if err == nil {
+		err = s.writer.Exec(fmt.Sprintf("PRAGMA user_version = %d; PRAGMA application_id = %d; COMMIT", schemaVersion, applicationID))
+	}
+	return err
 }
 
 // release closes everything that has been opened.
 func (s *store) release() {
 	s.endRead()
-	for {
-		select {
-		case c := <-s.pool:
-			_ = c.close()
-			continue
-		default:
-		}
-		break
+	for len(s.pool) > 0 {
+		_ = (<-s.pool).close()
 	}
 	if s.writer != nil {
 		if s.stale {

@@ -36,12 +36,8 @@ func (s *store) Wait(ctx context.Context, id string, since uint64) (*task.Record
 		if err != nil || rec.Version != since {
 			return rec, err
 		}
-		select {
-		case <-w:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-s.stop:
-			return nil, errClosed
+		if _, err := s.wait(ctx, w, time.Hour); err != nil {
+			return nil, err
 		}
 	}
 }
@@ -57,7 +53,7 @@ func (s *store) Stats(ctx context.Context) (engine.Stats, error) {
 	s.mu.Lock()
 	for _, h := range s.hosts {
 		if !s.isPaused(h) {
-			fresh += int64(len(h.owed) - h.ahead)
+			fresh += int64(len(h.due) - h.ahead)
 		}
 	}
 	for _, d := range s.inFlight {
@@ -160,7 +156,7 @@ func (s *store) hostPage(c *conn, last engine.HostStats, limit int) (page []engi
 	held := map[string]int64{}
 	s.mu.Lock()
 	for name, h := range s.hosts {
-		if n := int64(len(h.owed) - h.ahead); n > 0 {
+		if n := int64(len(h.due) - h.ahead); n > 0 {
 			held[name] = n
 		}
 	}
@@ -205,8 +201,8 @@ func (s *store) addNext(c *conn, stats *engine.HostStats) error {
 	defer s.mu.Unlock()
 	if h := s.hosts[stats.Host]; h != nil {
 		stats.InFlight = h.inFlight
-		if len(h.owed) > 0 {
-			first = h.owed[0].at
+		if len(h.due) > 0 {
+			first = h.due[0].at
 		}
 	}
 	err := c.query("SELECT seq, at FROM task INDEXED BY task_due WHERE host = ? AND state = 2 AND holder IS NULL ORDER BY at LIMIT ?",

@@ -15,7 +15,7 @@ import (
 // error code that the library loses. It gives the store access to the log for its own
 // syncs, and writes the log one commit at a time.
 type fileSystem struct {
-	vfs.VFS
+	vfs.VFSFilename
 	name string
 
 	mu  sync.Mutex
@@ -26,11 +26,11 @@ var fileSystems atomic.Int64
 
 // registerFileSystem registers inner, or the system's files if inner is nil, with
 // SQLite under a unique name. It must be unregistered.
-func registerFileSystem(inner vfs.VFS) *fileSystem {
+func registerFileSystem(inner vfs.VFSFilename) *fileSystem {
 	if inner == nil {
-		inner = vfs.Find("os")
+		inner = vfs.Find("os").(vfs.VFSFilename)
 	}
-	fs := &fileSystem{VFS: inner, name: fmt.Sprintf("callback-%d", fileSystems.Add(1))}
+	fs := &fileSystem{VFSFilename: inner, name: fmt.Sprintf("callback-%d", fileSystems.Add(1))}
 	vfs.Register(fs.name, fs)
 	return fs
 }
@@ -39,15 +39,7 @@ func (fs *fileSystem) unregister() { vfs.Unregister(fs.name) }
 
 // OpenFilename implements [vfs.VFSFilename].
 func (fs *fileSystem) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.File, vfs.OpenFlag, error) {
-	var (
-		inner vfs.File
-		err   error
-	)
-	if named, ok := fs.VFS.(vfs.VFSFilename); ok {
-		inner, flags, err = named.OpenFilename(name, flags)
-	} else {
-		inner, flags, err = fs.VFS.Open(name.String(), flags)
-	}
+	inner, flags, err := fs.VFSFilename.OpenFilename(name, flags)
 	if err != nil {
 		return nil, flags, err
 	}
