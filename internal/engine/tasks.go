@@ -32,7 +32,8 @@ type Tasks interface {
 	Act(ctx context.Context, id string, a Action) error
 	// Pause stops handing out the jobs of a queue or the deliveries of a host, or
 	// resumes it. Work in flight ends as usual. A pause survives restarts and holds for
-	// all gateways of the store.
+	// all gateways of the store. Resuming a host clears its Failures and FailingSince:
+	// they count again from its next attempt.
 	Pause(ctx context.Context, t Target, paused bool) error
 	// Hosts lists the hosts that have deliveries pending, are failing or are paused, up
 	// to limit after the cursor. Hosts with the most pending deliveries come first.
@@ -187,7 +188,8 @@ type Stats struct {
 	// Due is how many deliveries are due now. If there are too many to count, it may
 	// include retries that are waiting.
 	Due int64
-	// Used and Limit are bytes; zero means unknown.
+	// Used is how many bytes the store uses, and Limit at how many it is full, because
+	// of its own limit or of its disk. Zero means unknown.
 	Used, Limit int64
 }
 

@@ -19,6 +19,7 @@ var dueSuite = suite{"due hosts", []testcase{
 	{"reported after a release", reportedReleased},
 	{"reported when a retry is due", reportedRetry},
 	{"reported after a resume", reportedResumed},
+	{"resume clears failures", resumedAnew},
 	{"new delivery wakes a wait", reportedAtOnce},
 	{"canceled wait loses no host", reportedAfterCancel},
 	{"at most max hosts per call", reportedAll},
@@ -194,6 +195,38 @@ func reportedResumed(f *fixture) {
 	f.must(f.e.Pause(f.ctx, engine.Target{Host: "a:443"}, false))
 	f.reported("a:443")
 	f.short("a:443", 1)
+}
+
+func resumedAnew(f *fixture) {
+	want := engine.HostState{
+		Host: "a:443", Window: 3, AnsweredAt: in(-time.Minute),
+		Failures: 4, FailingSince: in(-time.Hour), LastError: "connection refused",
+	}
+	f.must(f.e.SaveHosts(f.ctx, []engine.HostState{want}))
+	f.must(f.e.Pause(f.ctx, engine.Target{Host: "a:443"}, true))
+	f.deliveringTo("a:443")
+	want.Paused = true
+	if got := f.hosts(10)["a:443"].HostState; !sameHost(got, want) {
+		f.Errorf("the paused host is %+v, not %+v", got, want)
+	}
+	f.must(f.e.Pause(f.ctx, engine.Target{Host: "a:443"}, false))
+	want.Paused, want.Failures, want.FailingSince = false, 0, time.Time{}
+	for _, restart := range []bool{false, true} {
+		if restart {
+			f.reopen()
+		}
+		due, err := f.e.DueHosts(f.ctx, 10)
+		f.must(err)
+		if len(due) != 1 || !sameHost(due[0].HostState, want) {
+			f.Errorf("reported is %+v, not %+v", due, want)
+		}
+	}
+	// Failures count again.
+	want.Failures, want.FailingSince = 1, in(0)
+	f.must(f.e.SaveHosts(f.ctx, []engine.HostState{want}))
+	if got := f.hosts(10)["a:443"].HostState; !sameHost(got, want) {
+		f.Errorf("the failing host is %+v, not %+v", got, want)
+	}
 }
 
 func reportedAtOnce(f *fixture) {

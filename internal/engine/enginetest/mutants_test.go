@@ -30,6 +30,7 @@ var faults = []struct{ name, suite string }{
 	{"hosts are not reported again", "due_hosts"},
 	{"hosts are not reported again", "delivery"},
 	{"hosts are reported twice", "due_hosts"},
+	{"a resumed host is still failing", "due_hosts"},
 	{"stop is not fenced", "act"},
 	{"OnLost is not called", "claim"},
 	{"versions do not change", "wait"},

@@ -137,6 +137,10 @@ func (e *memEngine) Pause(_ context.Context, t engine.Target, paused bool) error
 	if e.paused[t] = paused; !paused {
 		delete(e.paused, t)
 		delete(e.quiet, t.Host)
+		if s, known := e.hosts[t.Host]; known && e.fault != "a resumed host is still failing" {
+			s.Failures, s.FailingSince = 0, time.Time{}
+			e.hosts[t.Host] = s
+		}
 	}
 	e.change()
 	return nil

@@ -39,6 +39,9 @@ func (x *index) pause(t engine.Target, paused bool) {
 		b = x.queue(t.Queue)
 	}
 	b.paused = paused
+	if !paused {
+		b.learned.Failures, b.learned.FailingSince = 0, time.Time{}
+	}
 	b.isReported = b.isReported && paused
 	x.report(b)
 	signal(b.wake)

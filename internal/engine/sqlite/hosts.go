@@ -283,6 +283,10 @@ func (s *store) Pause(ctx context.Context, target engine.Target, paused bool) er
 			h.reported = false
 			s.dueNow(h)
 		})
-		return t.exec("INSERT INTO "+table+"(name, paused) VALUES (?1, ?2) ON CONFLICT(name) DO UPDATE SET paused = ?2", name, paused)
+		err := t.exec("INSERT INTO "+table+"(name, paused) VALUES (?1, ?2) ON CONFLICT(name) DO UPDATE SET paused = ?2", name, paused)
+		if err != nil || paused || target.Host == "" {
+			return err
+		}
+		return t.exec("UPDATE host SET failures = 0, failing_since = 0 WHERE name = ?", name)
 	})
 }

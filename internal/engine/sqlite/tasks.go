@@ -64,6 +64,8 @@ func (s *store) Stats(ctx context.Context) (engine.Stats, error) {
 	s.mu.Unlock()
 	s.room.mu.Lock()
 	stats.Used, stats.Limit = s.room.used(), s.room.max
+	left, reserve := s.room.left()
+	stats.Limit = min(stats.Limit, stats.Used+max(0, left-reserve))
 	s.room.mu.Unlock()
 	err := s.read(ctx, func(c *conn) error {
 		if err := c.tally(func(state task.State, n int64) { stats.Tasks[state] = n }); err != nil {
