@@ -45,6 +45,11 @@ type App struct {
 	// Default: true.
 	KeepResults *bool `json:"keep_results,omitempty"`
 
+	// The URL that gets alerts: signed callbacks that say that a task is dead, that a host
+	// has failed for an hour or is paused, or that the store is nearly full. It may be
+	// private. Placeholders such as `{env.ALERTS}` expand. Default: none.
+	Alert string `json:"alert,omitempty"`
+
 	// How the tasks of each queue are run, by the queue's name. Default: the defaults of
 	// its options.
 	Queues map[string]*QueueOptions `json:"queues,omitempty"`
@@ -73,6 +78,8 @@ type App struct {
 
 	opening sync.WaitGroup // the goroutine that opens the store
 	stop    context.CancelFunc
+
+	alertURL, alertHost string // normalised, and its host and port; empty without alerts
 
 	spool string // the folder for the bodies of requests that are being read
 
@@ -130,6 +137,9 @@ func (a *App) Provision(ctx caddy.Context) (err error) {
 		return err
 	}
 	if err := a.Delivery.provision(); err != nil {
+		return err
+	}
+	if err := a.provisionAlert(); err != nil {
 		return err
 	}
 	a.deliveries = a.newDeliveryOptions()

@@ -35,6 +35,7 @@ type sharedStore struct {
 	schedules *scheduler.Scheduler
 	slots     sync.Map // *slots, by queue
 	secret    storeSecret
+	watch     storeWatch
 
 	inFlight lifecycle.Gate
 	// quit ends the tasks in flight, with a cause, when the process exits. Before that,
@@ -177,6 +178,7 @@ const settleTimeout = 10 * time.Second
 func (s *sharedStore) change(owner *App) {
 	s.owner = owner
 	s.schedules.Stop()
+	s.watch.end()
 	if owner == nil {
 		s.deliverer.Follow(nil)
 		return
@@ -191,6 +193,7 @@ func (s *sharedStore) change(owner *App) {
 		Plans: owner.plans(), Accepted: func() { owner.metrics.taskAccepted(1) }, Log: owner.log,
 	})
 	s.deliverer.Follow(owner.deliveries)
+	s.watch.start(s, owner)
 }
 
 // openStore returns the store from the pool, and opens it if it is not there.

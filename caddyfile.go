@@ -115,8 +115,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		if h.URL == "off" {
 			return d.Err("callback off is only for the block of a task_queue; elsewhere, leave out the directive")
 		}
-		// The delivery options decide whether its address is allowed.
-		if _, err := new(safedial.Policy).Trusted().CheckURL(h.URL); err != nil && !hasPlaceholder(h.URL) {
+		if err := checkOwnURL(h.URL); err != nil {
 			return d.Errf("callback: bad URL: %v", err)
 		}
 	}
@@ -205,6 +204,7 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 //	    retention    <duration> [<count>]
 //	    dead         <duration> [<count>]
 //	    keep_results on|off
+//	    alert        <url>
 //	    queue        <name> { … }
 //	    delivery {
 //	        timeout     <duration>
@@ -219,6 +219,7 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 //	        slow        <n>
 //	        per_host    <n>
 //	        rate        <n>/<duration>
+//	        pause_after <duration>
 //	    }
 //	}
 //
@@ -247,6 +248,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"retention":    {parse: durationAndCount(&a.Retention, &a.RetentionCount)},
 		"dead":         {parse: durationAndCount(&a.Dead, &a.DeadCount)},
 		"keep_results": {parse: onOff(&a.KeepResults)},
+		"alert":        {parse: ownURL(&a.Alert), expands: true},
 		"queue":        {parse: a.parseQueue, repeatable: true},
 		"delivery":     {parse: a.parseDelivery},
 		"store":        {parse: replacedBy("engine sqlite <folder>"), gone: true},
@@ -303,6 +305,7 @@ func (a *App) parseDelivery(d *caddyfile.Dispenser) error {
 		"slow":        {parse: count(&o.Slow)},
 		"per_host":    {parse: count(&o.PerHost)},
 		"rate":        {parse: rate(&o.Rate)},
+		"pause_after": {parse: duration(&o.PauseAfter)},
 	})
 }
 

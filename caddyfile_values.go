@@ -209,6 +209,28 @@ func secrets(field *[]string, parse func(string) (webhook.Key, error)) func(*cad
 	})
 }
 
+// ownURL parses a URL of the operator.
+func ownURL(field *string) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, value string) error {
+		if err := checkOwnURL(value); err != nil {
+			return d.Errf("%s: bad URL: %v", name, err)
+		}
+		*field = value
+		return nil
+	})
+}
+
+// checkOwnURL returns an error if a URL cannot be the operator's own. The delivery
+// options decide whether its address is allowed. A placeholder is checked after it
+// expands.
+func checkOwnURL(raw string) error {
+	if hasPlaceholder(raw) {
+		return nil
+	}
+	_, err := new(safedial.Policy).Trusted().CheckURL(raw)
+	return err
+}
+
 // checkPolicy checks the values of one option. Its error names the option.
 func checkPolicy(c safedial.Config) error {
 	_, err := safedial.NewPolicy(c)

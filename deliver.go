@@ -14,8 +14,10 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/alert"
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/dispatch"
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/hop"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/send"
@@ -80,6 +82,11 @@ type Delivery struct {
 	// `10/1s`, or `600/1m` for the same rate. Each gateway counts its own. Default: none;
 	// the other limits hold.
 	Rate string `json:"rate,omitempty"`
+
+	// How long a host may fail before its deliveries are paused, as an operator can pause
+	// them: from the first failed attempt to a later one without a success between them.
+	// Default: none; failing hosts are not paused.
+	PauseAfter caddy.Duration `json:"pause_after,omitempty"`
 
 	policy  *safedial.Policy // for URLs from requests
 	trusted *safedial.Policy // for the operator's URLs
@@ -177,6 +184,8 @@ func (o *Delivery) validate() error {
 		return errors.New("delivery: derive_keys: there is no secret to derive keys from; add one with secret")
 	case o.DeriveKeys != "" && !hasPlaceholder(o.DeriveKeys):
 		return fmt.Errorf("delivery: derive_keys: %q has no placeholder, so all receivers would have one key", o.DeriveKeys)
+	case o.PauseAfter < 0:
+		return fmt.Errorf("delivery: pause_after: %v is negative", time.Duration(o.PauseAfter))
 	case o.Timeout < 0:
 		return fmt.Errorf("delivery: timeout: %v is negative", time.Duration(o.Timeout))
 	case o.Concurrency < 1:
@@ -222,7 +231,7 @@ func (a *App) newDeliveryOptions() *deliver.Options {
 	})
 	return &deliver.Options{
 		Sender: sender, Limits: dispatch.Limits{Concurrency: o.Concurrency, Slow: o.Slow, PerHost: o.PerHost, Interval: o.every},
-		Retry: waits, Window: o.window(), Log: a.log, Observer: attemptObserver{a},
+		Retry: waits, Window: o.window(), PauseAfter: time.Duration(o.PauseAfter), Log: a.log, Observer: attemptObserver{a},
 	}
 }
 
@@ -255,8 +264,31 @@ func (o attemptObserver) Expired(rec *task.Record) {
 
 // Ended implements [deliver.Observer].
 func (o attemptObserver) Ended(rec *task.Record, outcome deliver.Outcome) {
-	events.add(rec, outcome, o.app.log)
+	events.add(eventNames[outcome], o.app.log, func() map[string]any { return deliveryData(rec) })
+	if outcome == deliver.Dead && !isAlert(rec) {
+		alerts.raise(alert.Dead, rec.CallbackHost, true, deliveryData(rec))
+	}
 }
 
 // Failed implements [deliver.Observer].
 func (o attemptObserver) Failed(rec *task.Record) { o.app.metrics.taskEnded(rec) }
+
+// HostFailed implements [deliver.Observer].
+func (o attemptObserver) HostFailed(rec *task.Record, host engine.HostState, at time.Time) {
+	if at.Sub(host.FailingSince) < failingFor || isAlert(rec) {
+		return
+	}
+	data := hostData(host)
+	if alerts.raise(alert.HostFailing, host.Host, false, data) {
+		events.add(alert.HostFailing, o.app.log, func() map[string]any { return data })
+	}
+}
+
+// HostPaused implements [deliver.Observer].
+func (o attemptObserver) HostPaused(rec *task.Record, host engine.HostState) {
+	data := hostData(host)
+	events.add(alert.HostPaused, o.app.log, func() map[string]any { return data })
+	if !isAlert(rec) {
+		alerts.raise(alert.HostPaused, host.Host, true, data)
+	}
+}

@@ -10,7 +10,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/alert"
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -18,20 +20,31 @@ import (
 // attempt of a delivery.
 var eventNames = map[deliver.Outcome]string{
 	deliver.Delivered: "callback_delivered",
-	deliver.Dead:      "callback_dead",
+	deliver.Dead:      alert.Dead,
 }
 
-// event describes a finished delivery. It contains no URL, secret or body.
+// event is an event and its data, which contains no URL, secret or body.
 type event struct {
 	name string
 	data map[string]any
 }
 
-func newEvent(rec *task.Record, outcome deliver.Outcome) event {
-	return event{eventNames[outcome], map[string]any{
+// deliveryData describes a delivery that has ended.
+func deliveryData(rec *task.Record) map[string]any {
+	last := rec.LastAttempt()
+	return map[string]any{
 		"task_id": rec.ID, "status": string(rec.Status), "queue": rec.Queue, "callback_host": rec.CallbackHost,
 		"attempts": rec.Tries, "upstream_status": rec.UpstreamStatus,
-	}}
+		"last_status_code": last.StatusCode, "last_error": last.Error,
+	}
+}
+
+// hostData describes a failing host.
+func hostData(host engine.HostState) map[string]any {
+	return map[string]any{
+		"callback_host": host.Host, "failures": host.Failures, "failing_since": host.FailingSince.Format(time.RFC3339Nano),
+		"last_status": host.LastStatus, "last_error": host.LastError,
+	}
 }
 
 // maxEvents bounds the events that wait in memory for slow handlers.
@@ -132,11 +145,12 @@ func (a *App) endEvents() {
 	}
 }
 
-// add queues the event of a finished delivery. It does not wait.
-func (q *eventQueue) add(rec *task.Record, outcome deliver.Outcome, log *zap.Logger) {
+// add queues an event. It does not wait. data is called at once, unless no handler is
+// subscribed.
+func (q *eventQueue) add(name string, log *zap.Logger, data func() map[string]any) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if a := generations.NewestRunning(); a != nil && !a.events.ShouldEmit(eventNames[outcome]) {
+	if a := generations.NewestRunning(); a != nil && !a.events.ShouldEmit(name) {
 		return // no handler is subscribed
 	}
 	if len(q.waiting) >= maxEvents {
@@ -145,7 +159,7 @@ func (q *eventQueue) add(rec *task.Record, outcome deliver.Outcome, log *zap.Log
 		}
 		return
 	}
-	q.waiting = append(q.waiting, newEvent(rec, outcome))
+	q.waiting = append(q.waiting, event{name, data()})
 	q.start()
 }
 

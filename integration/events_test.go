@@ -102,7 +102,7 @@ func TestEventForEachEndedDelivery(t *testing.T) {
 	g.Start()
 
 	id := g.Task(rcv.URL + "/hook?token=hunter2")
-	want := fmt.Sprintf("callback_delivered map[attempts:2 callback_host:%s queue: status:COMPLETE task_id:%s upstream_status:200]",
+	want := fmt.Sprintf("callback_delivered map[attempts:2 callback_host:%s last_error: last_status_code:200 queue: status:COMPLETE task_id:%s upstream_status:200]",
 		hostOf(t, rcv.URL), id)
 	if got := events(g, "delivered", 1)[0]; got != want {
 		t.Errorf("the event is %s, want %s", got, want)
@@ -120,7 +120,7 @@ func TestEventForEachEndedDelivery(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp, _ := g.Post("/q", fmt.Sprintf(`{"callback_url":%q}`, gone.URL+"/hook?token=hunter2"))
-	want = fmt.Sprintf("callback_dead map[attempts:1 callback_host:%s queue:q status:FAILED task_id:%s upstream_status:418]",
+	want = fmt.Sprintf("callback_dead map[attempts:1 callback_host:%s last_error: last_status_code:410 queue:q status:FAILED task_id:%s upstream_status:418]",
 		hostOf(t, gone.URL), resp.Header.Get("beam-task-id"))
 	if got := events(g, "dead", 1)[0]; got != want {
 		t.Errorf("the event is %s, want %s", got, want)

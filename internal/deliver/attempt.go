@@ -55,13 +55,18 @@ func (d *Deliverer) attempt(granted *dispatch.Attempt, dl engine.Delivery) {
 		d.conclude(rec, func(ctx context.Context) error { return dl.Retry(ctx, time.Now().UTC().Add(postponement)) })
 		return
 	}
-	d.end(granted, outcomeOf(&ans), func(stats dispatch.Stats) { d.hosts.learn(rec.CallbackHost, stats, &ans) })
+	var host engine.HostState
+	d.end(granted, outcomeOf(&ans), func(stats dispatch.Stats) { host = d.hosts.learn(rec.CallbackHost, stats, &ans) })
 	rec.AddAttempt(task.Attempt{
 		At: ans.At, StatusCode: ans.Status, DurationMS: ans.Took.Milliseconds(),
 		Error: ans.Message(), Response: ans.Excerpt,
 	})
 	rec.AddTrace(ans.Trace)
 	d.follows(o, dl, &ans, span)
+	if host.Failures > 0 {
+		o.Observer.HostFailed(rec, host, ans.At)
+		d.pauseFailing(o, rec, host, ans.At)
+	}
 }
 
 // postponement is the wait before the next attempt of a callback if the store or its

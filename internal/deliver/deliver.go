@@ -49,6 +49,7 @@ type Config struct {
 type Engine interface {
 	engine.Deliveries
 	Hosts(ctx context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error)
+	Pause(ctx context.Context, t engine.Target, paused bool) error
 }
 
 // Options say how attempts are made. They must not change while a Deliverer follows
@@ -60,9 +61,12 @@ type Options struct {
 	// waits.
 	Retry []time.Duration
 	// Window is how long after its verdict a callback may be delivered.
-	Window   time.Duration
-	Log      *zap.Logger
-	Observer Observer
+	Window time.Duration
+	// PauseAfter is how long a host may fail before it is paused. Zero means that no
+	// host is.
+	PauseAfter time.Duration
+	Log        *zap.Logger
+	Observer   Observer
 }
 
 // Observer is notified of attempts. Its methods are called from several goroutines at
@@ -81,6 +85,12 @@ type Observer interface {
 	// Failed is called for a task whose gateway died, so that the engine decided its
 	// verdict.
 	Failed(rec *task.Record)
+	// HostFailed is called after a failed attempt, at the given time, with the state of
+	// its host.
+	HostFailed(rec *task.Record, host engine.HostState, at time.Time)
+	// HostPaused is called when a failed attempt has paused a host, because it has
+	// failed for Options.PauseAfter.
+	HostPaused(rec *task.Record, host engine.HostState)
 }
 
 // Outcome is the outcome of an attempt, as metrics and the log name it.
@@ -99,6 +109,7 @@ type Deliverer struct {
 	dispatcher *dispatch.Dispatcher
 	bodies     *encode.Encoder
 	hosts      hostStates
+	saving     sync.Mutex              // held while states of hosts are saved
 	opts       atomic.Pointer[Options] // nil while no deliveries are taken
 
 	// changed has a value when start must ask the dispatcher again.

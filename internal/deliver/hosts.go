@@ -7,9 +7,12 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddy-callback/caddy-callback/internal/dispatch"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/send"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 const (
@@ -36,16 +39,35 @@ func newHostStates() hostStates {
 	return hostStates{failing: make(map[string]engine.HostState), unsaved: make(map[string]engine.HostState)}
 }
 
-// load adds the state of a failing host from the engine, unless a newer state is in
-// memory.
+// load takes over the state of a host with deliveries due from the engine, unless a
+// newer state is in memory.
 func (hs *hostStates) load(state engine.HostState) {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
-	if _, known := hs.failing[state.Host]; !known && state.Failures > 0 {
-		if _, known := hs.unsaved[state.Host]; !known {
-			hs.note(state)
-		}
+	known, failing := hs.failing[state.Host]
+	_, newer := hs.unsaved[state.Host]
+	switch {
+	case failing && (known.Paused || state.Failures == 0 && !newer):
+		// It was resumed: a paused host has no deliveries due.
+		delete(hs.failing, state.Host)
+		delete(hs.unsaved, state.Host)
+	case !failing && !newer && state.Failures > 0:
+		hs.note(state)
 	}
+}
+
+// markPaused marks a failing host as paused, or not. It reports whether that has changed
+// the state.
+func (hs *hostStates) markPaused(host string, paused bool) bool {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	state, failing := hs.failing[host]
+	if !failing || state.Paused == paused {
+		return false
+	}
+	state.Paused = paused
+	hs.failing[host] = state
+	return true
 }
 
 // note stores the state of a host that fails. The caller holds hs.mu.
@@ -59,8 +81,8 @@ func (hs *hostStates) note(state engine.HostState) {
 	hs.failing[state.Host] = state
 }
 
-// learn updates the state of a host after an attempt.
-func (hs *hostStates) learn(host string, stats dispatch.Stats, ans *send.Answer) {
+// learn updates the state of a host after an attempt, and returns it.
+func (hs *hostStates) learn(host string, stats dispatch.Stats, ans *send.Answer) engine.HostState {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	before := hs.failing[host]
@@ -68,7 +90,7 @@ func (hs *hostStates) learn(host string, stats dispatch.Stats, ans *send.Answer)
 	if ans.Accepted() {
 		delete(hs.failing, host)
 	} else {
-		state.Failures, state.FailingSince = before.Failures+1, before.FailingSince
+		state.Failures, state.FailingSince, state.Paused = before.Failures+1, before.FailingSince, before.Paused
 		if before.Failures == 0 {
 			state.FailingSince = ans.At
 		}
@@ -77,6 +99,7 @@ func (hs *hostStates) learn(host string, stats dispatch.Stats, ans *send.Answer)
 		hs.note(state)
 	}
 	hs.unsaved[host], hs.last = state, state
+	return state
 }
 
 // take returns the states to save. If there are none and always is set, it returns the
@@ -124,7 +147,10 @@ func (d *Deliverer) saveHosts(ctx context.Context) {
 	}
 }
 
+// saveNow saves new states of hosts. When it returns, all earlier saves have ended.
 func (d *Deliverer) saveNow(ctx context.Context) error {
+	d.saving.Lock()
+	defer d.saving.Unlock()
 	states := d.hosts.take(d.blocked.Load())
 	if len(states) == 0 {
 		return nil
@@ -136,4 +162,28 @@ func (d *Deliverer) saveNow(ctx context.Context) error {
 		d.hosts.markUnsaved(states)
 	}
 	return err
+}
+
+// pauseFailing pauses a host if it has failed for PauseAfter until the attempt at the
+// given time. The state of the host is saved first: it must not be saved after the host
+// is resumed, because resuming clears its failures.
+func (d *Deliverer) pauseFailing(o *Options, rec *task.Record, host engine.HostState, at time.Time) {
+	if o.PauseAfter == 0 || at.Sub(host.FailingSince) < o.PauseAfter || !d.hosts.markPaused(host.Host, true) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), saveTimeout)
+	defer cancel()
+	err := d.saveNow(ctx)
+	if err == nil {
+		err = d.Engine.Pause(ctx, engine.Target{Host: host.Host}, true)
+	}
+	log := o.Log.With(zap.String("callback_host", host.Host), zap.Time("failing_since", host.FailingSince),
+		zap.Int("failures", host.Failures), zap.String("error", host.LastError))
+	if err != nil {
+		d.hosts.markPaused(host.Host, false) // the next failed attempt tries again
+		log.Error("failing host not paused", zap.NamedError("cause", err))
+		return
+	}
+	log.Warn("failing host paused")
+	o.Observer.HostPaused(rec, host)
 }
