@@ -112,7 +112,7 @@ func (a *App) storeAlert(s *sharedStore, al alert.Alert) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(s.givingBack, alertPatience)
+	ctx, cancel := context.WithTimeout(s.requeueing, alertPatience)
 	defer cancel()
 	lease, err := s.Claim(ctx, rec)
 	for err != nil && passes(err) && ctx.Err() == nil {
