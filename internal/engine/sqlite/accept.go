@@ -124,10 +124,12 @@ func (s *store) enqueue(ctx context.Context, l *lease, rec *task.Record, r io.Re
 		rec.Request.Size = e.body.size
 	}
 	e.rec = copyOf(rec)
-	if e.doc, err = encode(rec); err == nil {
-		err = s.update(ctx, func(t *tx) error { return t.enqueue(e) })
+	if e.doc, err = encode(rec); err != nil {
+		s.bodies.drop(e.body.files()...)
+		return "", false, err
 	}
-	if err != nil || !e.created {
+	err = s.update(ctx, func(t *tx) error { return t.enqueue(e) }, e.body.files()...)
+	if err == nil && !e.created {
 		s.bodies.drop(e.body.files()...)
 	}
 	if err != nil && !errors.Is(err, engine.ErrKeyReused) {

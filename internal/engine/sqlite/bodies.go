@@ -217,7 +217,10 @@ func (b *bodies) collect(names []string) {
 
 // syncLog makes all commits durable and removes the files that waited for it.
 func (s *store) syncLog() error {
-	names := s.bodies.garbage()
+	var names []string
+	if s.broken.Load() == nil { // otherwise a refused commit may still be in the log
+		names = s.bodies.garbage()
+	}
 	if err := s.fs.syncLog(); err != nil {
 		s.bodies.drop(names...)
 		return err
@@ -276,7 +279,6 @@ func (t *tx) putBody(seq int64, part engine.Part, b *body) error {
 		return nil // the column of the task has the size
 	}
 	if b.file != "" {
-		t.stored = append(t.stored, b.file)
 		return t.exec("INSERT INTO body(id, file, sum, bytes) VALUES (?, ?, ?, NULL)", bodyID(seq, part), b.file, b.sum)
 	}
 	return t.exec("INSERT INTO body(id, file, sum, bytes) VALUES (?, NULL, ?, ?)", bodyID(seq, part), sumOf(b.bytes), b.bytes)

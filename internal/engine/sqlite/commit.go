@@ -23,6 +23,7 @@ import (
 // op is one operation.
 type op struct {
 	apply func(*tx) error
+	files []string // of bodies that it refers to
 	err   error
 }
 
@@ -32,19 +33,17 @@ type batch struct {
 	done chan struct{} // closed once all operations have their err
 }
 
-// update applies a change and returns once it is stored. After an error of apply,
-// nothing of the change may have been applied; other errors are those of the commit, and
-// nothing is stored. If ctx ends before the commit has begun, the change is withdrawn. A
-// commit that has begun is waited for, so that the outcome is always known.
-func (s *store) update(ctx context.Context, apply func(*tx) error) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	o := &op{apply: apply}
+// update applies a change and returns once it is stored. If apply returns an error that is
+// not SQLite's, it has changed nothing. If ctx ends before the commit has begun, the
+// change is withdrawn. A commit that has begun is waited for, so that the outcome is
+// known. The files of bodies are removed if the change is not stored.
+func (s *store) update(ctx context.Context, apply func(*tx) error, files ...string) error {
+	o := &op{apply: apply, files: files}
 	s.batchMu.Lock()
-	if s.closing {
+	if err := s.usable(ctx); err != nil {
 		s.batchMu.Unlock()
-		return errClosed
+		s.bodies.drop(files...)
+		return err
 	}
 	if s.batch == nil {
 		s.batch = &batch{done: make(chan struct{})}
@@ -68,6 +67,7 @@ func (s *store) update(ctx context.Context, apply func(*tx) error) error {
 	}
 	s.batchMu.Unlock()
 	if withdrawn {
+		s.bodies.drop(files...)
 		return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
 	}
 	<-b.done
@@ -97,7 +97,7 @@ func (s *store) write() {
 		runtime.Gosched()
 		runtime.Gosched()
 		s.batchMu.Lock()
-		b, closing := s.batch, s.closing
+		b, closing := s.batch, s.isClosing()
 		s.batch = nil
 		s.batchMu.Unlock()
 		if b != nil {
@@ -118,10 +118,12 @@ func (s *store) commit(ops []*op) {
 		err = s.explain(err)
 	}
 	for _, o := range ops {
+		if !t.committed || o.err != nil {
+			s.bodies.drop(o.files...)
+		}
 		o.err = cmp.Or(err, o.err)
 	}
 	if !t.committed {
-		s.bodies.drop(t.stored...)
 		return
 	}
 	s.mu.Lock()

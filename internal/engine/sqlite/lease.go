@@ -49,14 +49,14 @@ func (l *lease) OnLost(f func()) {
 }
 
 // step applies a step that ends the lease.
-func (l *lease) step(ctx context.Context, f func(*tx) error) error {
+func (l *lease) step(ctx context.Context, f func(*tx) error, files ...string) error {
 	return l.s.update(ctx, func(t *tx) error {
 		err := f(t)
 		if err == nil {
 			t.after(l.end)
 		}
 		return err
-	})
+	}, files...)
 }
 
 // cutResult is how much of a result is kept while the store is almost full.
@@ -76,7 +76,6 @@ func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) 
 		if err == nil {
 			return nil
 		}
-		l.s.bodies.drop(b.files()...)
 		if !errors.Is(err, engine.ErrFull) {
 			return err
 		}
@@ -116,9 +115,10 @@ func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
 	stored := copyOf(rec)
 	doc, err := encode(stored)
 	if err != nil {
+		l.s.bodies.drop(b.files()...)
 		return err
 	}
-	return l.step(ctx, func(t *tx) error { return t.settle(l.row, stored, doc, b, true) })
+	return l.step(ctx, func(t *tx) error { return t.settle(l.row, stored, doc, b, true) }, b.files()...)
 }
 
 // settle stores a verdict with its result and its delivery. If hold is set and there is

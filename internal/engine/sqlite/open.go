@@ -93,9 +93,8 @@ type store struct {
 	lock   *os.File
 	holder int64
 
-	batchMu sync.Mutex // guards the next three
+	batchMu sync.Mutex // guards batch
 	batch   *batch
-	closing bool
 	closed  chan struct{} // closed once the files are closed
 	wake    chan struct{}
 	life    context.Context // ends with Close
@@ -279,11 +278,10 @@ func (s *store) Secret(ctx context.Context) ([]byte, error) {
 // Close implements [engine.Engine].
 func (s *store) Close(ctx context.Context) error {
 	s.batchMu.Lock()
-	first := !s.closing
-	s.closing = true
+	first := !s.isClosing()
+	s.end() // with the lock held: no operation follows the last batch
 	s.batchMu.Unlock()
 	if first {
-		s.end()
 		go func() {
 			<-s.written
 			s.endRead()
@@ -300,11 +298,7 @@ func (s *store) Close(ctx context.Context) error {
 	}
 }
 
-func (s *store) isClosing() bool {
-	s.batchMu.Lock()
-	defer s.batchMu.Unlock()
-	return s.closing
-}
+func (s *store) isClosing() bool { return s.life.Err() != nil }
 
 // wait waits for a signal, at most for a time. It returns an error if ctx or the store
 // ends.

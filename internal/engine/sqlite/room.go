@@ -109,7 +109,7 @@ func (s *store) measureDisk() {
 	}
 	bodies := s.bodies.used()
 	s.room.mu.Lock()
-	s.room.log, s.room.free, s.room.bodies, s.room.max = log, free, bodies, s.cfg.MaxSize
+	s.room.log, s.room.free, s.room.bodies = log, free, bodies
 	s.room.mu.Unlock()
 }
 

@@ -26,18 +26,18 @@ func (s *store) Import(ctx context.Context, rec *task.Record, request, result io
 		}
 		b, err := s.bodies.take(r, -1)
 		if err != nil {
+			s.bodies.drop(bodies[0].files()...)
 			return err
 		}
 		bodies[i] = b
 	}
+	files := append(bodies[0].files(), bodies[1].files()...)
 	doc, err := encode(rec)
 	if err != nil {
+		s.bodies.drop(files...)
 		return err
 	}
-	err = s.update(ctx, func(t *tx) error { return t.insertImported(rec, doc, bodies[0], bodies[1]) })
-	if err != nil {
-		s.bodies.drop(append(bodies[0].files(), bodies[1].files()...)...)
-	}
+	err = s.update(ctx, func(t *tx) error { return t.insertImported(rec, doc, bodies[0], bodies[1]) }, files...)
 	if errors.Is(err, errIDInUse) {
 		return nil
 	}

@@ -35,7 +35,6 @@ type tx struct {
 	counts     map[counter]int64 // changes of the counters
 	held       int               // first deliveries that will be in memory
 	unneeded   []string          // files of bodies whose rows are removed
-	stored     []string          // files of bodies that rows refer to after the commit
 }
 
 // counter is a counter in the database.
