@@ -6,6 +6,7 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -84,19 +85,25 @@ var reductions = []func(*Record){
 func encode(rec *Record) ([]byte, error) {
 	line, err := marshal(rec)
 	if err == nil && mayLose(line) {
-		line, err = marshal(mapStrings(reflect.ValueOf(rec), escape).Interface())
+		line, err = marshal(mapStrings(reflect.ValueOf(rec), escape).Interface().(*Record))
 	}
 	return line, err
 }
 
-func marshal(rec any) ([]byte, error) {
-	var line bytes.Buffer
-	e := json.NewEncoder(&line)
-	e.SetEscapeHTML(false) // it would store each < and & as six bytes
-	if err := e.Encode(rec); err != nil {
+// lines are buffers for encoding. They grow to the size of the records of this process.
+var lines = sync.Pool{New: func() any { return new([]byte) }}
+
+func marshal(rec *Record) ([]byte, error) {
+	buffer := lines.Get().(*[]byte)
+	defer lines.Put(buffer)
+	line, err := appendRecord((*buffer)[:0], rec)
+	if err != nil {
 		return nil, err
 	}
-	return bytes.TrimSuffix(line.Bytes(), []byte("\n")), nil
+	if cap(line) <= MaxEncoded {
+		*buffer = line
+	}
+	return bytes.Clone(line), nil
 }
 
 // escaped is the beginning of an escaped string in JSON.

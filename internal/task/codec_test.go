@@ -94,6 +94,27 @@ func TestCodecKeepsEveryString(t *testing.T) {
 	}
 }
 
+func TestRecordIsEncodedAsByEncodingJSON(t *testing.T) {
+	t.Parallel()
+	full := new(Record)
+	fill(reflect.ValueOf(full).Elem(), `é<"\ \x7f`)
+	sparse := new(Record)
+	fill(reflect.ValueOf(&sparse.Task).Elem(), "plain")
+	sparse.Callback, sparse.Result = new(Callback), new(Result)
+	for name, rec := range map[string]*Record{"full": full, "sparse": sparse, "typical": typical(), "empty": new(Record)} {
+		var want bytes.Buffer
+		e := json.NewEncoder(&want)
+		e.SetEscapeHTML(false)
+		if err := e.Encode(rec); err != nil {
+			t.Fatal(err)
+		}
+		got, err := appendRecord(nil, rec)
+		if err != nil || string(got)+"\n" != want.String() {
+			t.Errorf("%s: the record is encoded as\n%s, not\n%s: %v", name, got, want.String(), err)
+		}
+	}
+}
+
 func TestValidTextIsStoredUnchanged(t *testing.T) {
 	t.Parallel()
 	line, err := Encode(&Record{Task: Task{Error: "<é & \U0001F600>"}, Result: &Result{ContentType: "r\xe9"}})
