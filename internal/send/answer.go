@@ -68,10 +68,10 @@ func (a *Answer) Message() string {
 	return strings.ToValidUTF8(s[:min(len(s), maxMessage)], "")
 }
 
-// excerpt returns the beginning of an answer as text. It replaces control characters:
+// excerpt returns the beginning of what a receiver sent as text. It replaces control characters:
 // the text is shown in terminals, and in JSON they take six times their size.
-func excerpt(body []byte) string {
-	text := strings.ToValidUTF8(string(body[:min(len(body), maxExcerpt)]), "\uFFFD")
+func excerpt(text string) string {
+	text = strings.ToValidUTF8(text[:min(len(text), maxExcerpt)], "\uFFFD")
 	return strings.Map(func(c rune) rune {
 		switch {
 		case c == '\n' || c == '\t' || !unicode.IsControl(c):

@@ -152,7 +152,7 @@ func FuzzExcerpt(f *testing.F) {
 		f.Add([]byte(body))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		text := excerpt(body)
+		text := excerpt(string(body))
 		control := func(c rune) bool { return c != '\n' && c != '\t' && unicode.IsControl(c) }
 		if !utf8.ValidString(text) || strings.ContainsFunc(text, control) || utf8.RuneCountInString(text) > maxExcerpt {
 			t.Errorf("of %q is kept %q", body, text)

@@ -66,6 +66,7 @@ const (
 // it, net/http closes the connection too, but quotes the data in the process's log.
 type quietConn struct {
 	net.Conn
+	remote  string // the address, as text
 	buffer  []byte
 	unread  []byte
 	written atomic.Bool
@@ -75,7 +76,7 @@ type quietConn struct {
 }
 
 func newQuietConn(conn net.Conn) *quietConn {
-	return &quietConn{Conn: conn, buffer: make([]byte, readAhead)}
+	return &quietConn{Conn: conn, remote: conn.RemoteAddr().String(), buffer: make([]byte, readAhead)}
 }
 
 // Read implements [net.Conn]. Only one goroutine calls it.

@@ -22,7 +22,8 @@ func (s *Sender) request(ctx context.Context, c Callback, at time.Time) (*http.R
 	if err != nil {
 		return nil, errUnusable // the text of err contains the URL's query
 	}
-	h := req.Header
+	h := make(http.Header, headerFields)
+	req.Header = h
 	setHeader(h, rec, head, s.opts.UserAgent)
 	if c.Prepare != nil {
 		c.Prepare(req, at)
@@ -36,13 +37,20 @@ func (s *Sender) request(ctx context.Context, c Callback, at time.Time) (*http.R
 	return req, setBody(req, c)
 }
 
+// headerFields is about how many fields the header of a callback has.
+const headerFields = 20
+
 // setHeader sets the headers of a callback, except those of a profile and the
 // signatures.
 func setHeader(h http.Header, rec *task.Record, head *form.Callback, userAgent string) {
+	values := make([]string, 0, headerFields) // of all fields, in one allocation
 	set := func(name, value string) {
-		if value != "" {
-			h.Set(name, value)
+		if value == "" {
+			return
 		}
+		n := len(values)
+		values = append(values, value)
+		h[http.CanonicalHeaderKey(name)] = values[n : n+1 : n+1]
 	}
 	for _, field := range rec.Callback.Header {
 		h.Add(field[0], field[1])
@@ -51,18 +59,22 @@ func setHeader(h http.Header, rec *task.Record, head *form.Callback, userAgent s
 	set("Content-Encoding", head.ContentEncoding)
 	set("Callback-Encoding", head.Encoding)
 	if head.Truncated > 0 {
-		h.Set("Callback-Truncated", strconv.FormatInt(head.Truncated, 10))
+		set("Callback-Truncated", strconv.FormatInt(head.Truncated, 10))
 	}
-	setDefault(h, "User-Agent", userAgent)
+	if h.Get("User-Agent") == "" {
+		set("User-Agent", userAgent)
+	}
 	// The OWASP core rule set of web application firewalls refuses requests without
 	// Accept.
-	setDefault(h, "Accept", "*/*")
-	h.Set("Idempotency-Key", deliveryKey(rec))
-	h.Set(rec.Callback.TaskHeader, rec.ID)
-	h.Set(rec.Callback.StatusHeader, string(rec.Status))
-	h.Set("Callback-Attempt", strconv.Itoa(rec.Tries+1))
+	if h.Get("Accept") == "" {
+		set("Accept", "*/*")
+	}
+	set("Idempotency-Key", deliveryKey(rec))
+	set(rec.Callback.TaskHeader, rec.ID)
+	set(rec.Callback.StatusHeader, string(rec.Status))
+	set("Callback-Attempt", strconv.Itoa(rec.Tries+1))
 	if rec.UpstreamStatus != 0 {
-		h.Set("Callback-Upstream-Status", strconv.Itoa(rec.UpstreamStatus))
+		set("Callback-Upstream-Status", strconv.Itoa(rec.UpstreamStatus))
 	}
 	set("Traceparent", rec.Callback.Traceparent)
 }
@@ -76,12 +88,6 @@ func setBody(req *http.Request, c Callback) (err error) {
 	req.ContentLength, req.GetBody = c.Body.Size, c.Body.Open
 	req.Body, err = c.Body.Open()
 	return err
-}
-
-func setDefault(h http.Header, name, value string) {
-	if h.Get(name) == "" && value != "" {
-		h.Set(name, value)
-	}
 }
 
 // sign adds the signatures of the body. It reads the body once.

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptrace"
 	"time"
 
 	"github.com/caddy-callback/caddy-callback/internal/encode"
@@ -94,8 +93,8 @@ func (s *Sender) Send(ctx context.Context, c Callback) Answer {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeout)
 	defer cancel()
 	ans := Answer{At: time.Now().UTC()} // the time to sign a large body is not the receiver's
-	t, hidden := new(trace), newMask(c.Record, req.Header)
-	req = req.WithContext(httptrace.WithClientTrace(ctx, t.hooks()))
+	t, hidden := new(trace), newMask(c.Record, req.URL, req.Header)
+	req = req.WithContext(t.follow(ctx))
 	header := s.post(req, c.Record, &ans)
 	ans.Excerpt = hidden.text(ans.Excerpt)
 	ans.Trace = t.record(ans.At)
@@ -137,7 +136,7 @@ func (s *Sender) post(req *http.Request, rec *task.Record, ans *Answer) http.Hea
 	if resp.ContentLength != 0 {
 		var body []byte
 		body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-		ans.Excerpt = excerpt(body)
+		ans.Excerpt = excerpt(string(body[:min(len(body), maxExcerpt)]))
 		reusable = len(body) < maxAnswer
 	}
 	reusable = !resp.Close && err == nil && (reusable || resp.ContentLength == 0)

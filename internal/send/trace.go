@@ -1,8 +1,8 @@
 package send
 
 import (
+	"bytes"
 	"context"
-	"crypto/tls"
 	"math"
 	"net/http"
 	"net/http/httptrace"
@@ -21,7 +21,8 @@ import (
 // trace records an attempt for operators, and tells a quietConn when it is in use. Its
 // hooks can run concurrently, and after the attempt: a transport continues to connect.
 type trace struct {
-	used atomic.Pointer[quietConn]
+	hooks httptrace.ClientTrace
+	used  atomic.Pointer[quietConn]
 
 	mu                   sync.Mutex
 	addr                 string // of the receiver; empty until there is a connection
@@ -38,6 +39,8 @@ func (s *span) started() {
 		s.begin = time.Now()
 	}
 }
+
+func (s *span) ended() { s.end = time.Now() }
 
 func (s *span) took() float64 {
 	if s.begin.IsZero() || s.end.Before(s.begin) {
@@ -57,41 +60,60 @@ func (t *trace) locked(f func()) {
 	f()
 }
 
-func (t *trace) hooks() *httptrace.ClientTrace {
-	return &httptrace.ClientTrace{
-		DNSStart:             func(httptrace.DNSStartInfo) { t.locked(t.dns.started) },
-		DNSDone:              func(httptrace.DNSDoneInfo) { t.locked(func() { t.dns.end = time.Now() }) },
-		ConnectStart:         func(string, string) { t.locked(t.connect.started) },
-		ConnectDone:          func(string, string, error) { t.locked(func() { t.connect.end = time.Now() }) },
-		TLSHandshakeStart:    func() { t.locked(t.secure.started) },
-		TLSHandshakeDone:     func(tls.ConnectionState, error) { t.locked(func() { t.secure.end = time.Now() }) },
-		GotFirstResponseByte: func() { t.locked(func() { t.answered = time.Now() }) },
-		GotConn: func(info httptrace.GotConnInfo) {
-			t.locked(func() {
-				t.ready, t.addr = time.Now(), info.Conn.RemoteAddr().String()
-			})
-			if conn, ok := info.Conn.(*quietConn); ok {
-				conn.requests.Add(1)
-				t.used.Store(conn)
-			}
-		},
-		PutIdleConn: func(error) {
-			if conn := t.used.Swap(nil); conn != nil {
-				conn.requests.Add(-1)
-			}
-		},
+// traceKey is the context key of the trace of an attempt.
+type traceKey struct{}
+
+// follow returns a context whose requests are traced.
+func (t *trace) follow(ctx context.Context) context.Context {
+	t.hooks = httptrace.ClientTrace{GotConn: t.gotConn, GotFirstResponseByte: t.gotByte, PutIdleConn: t.putConn}
+	return httptrace.WithClientTrace(context.WithValue(ctx, traceKey{}, t), &t.hooks)
+}
+
+func (t *trace) gotByte() { t.locked(func() { t.answered = time.Now() }) }
+
+func (t *trace) gotConn(info httptrace.GotConnInfo) {
+	conn, quiet := info.Conn.(*quietConn)
+	var addr string
+	if quiet {
+		addr = conn.remote
+		conn.requests.Add(1)
+		t.used.Store(conn)
+	} else {
+		addr = info.Conn.RemoteAddr().String()
+	}
+	t.locked(func() { t.ready, t.addr = time.Now(), addr })
+}
+
+func (t *trace) putConn(error) {
+	if conn := t.used.Swap(nil); conn != nil {
+		conn.requests.Add(-1)
 	}
 }
 
-// shaking reports to the trace of a request that a TLS handshake begins, and returns a
-// function that reports its end. net/http reports only its own handshakes.
+// connecting returns a context for a new connection, which the trace of the attempt
+// measures. Most attempts reuse a connection.
+func connecting(ctx context.Context) context.Context {
+	t, ok := ctx.Value(traceKey{}).(*trace)
+	if !ok {
+		return ctx
+	}
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		DNSStart:     func(httptrace.DNSStartInfo) { t.locked(t.dns.started) },
+		DNSDone:      func(httptrace.DNSDoneInfo) { t.locked(t.dns.ended) },
+		ConnectStart: func(string, string) { t.locked(t.connect.started) },
+		ConnectDone:  func(string, string, error) { t.locked(t.connect.ended) },
+	})
+}
+
+// shaking records in the trace of an attempt that a TLS handshake begins, and returns a
+// function that records its end.
 func shaking(ctx context.Context) (done func()) {
-	t := httptrace.ContextClientTrace(ctx)
-	if t == nil || t.TLSHandshakeStart == nil {
+	t, ok := ctx.Value(traceKey{}).(*trace)
+	if !ok {
 		return func() {}
 	}
-	t.TLSHandshakeStart()
-	return func() { t.TLSHandshakeDone(tls.ConnectionState{}, nil) }
+	t.locked(t.secure.started)
+	return func() { t.locked(t.secure.ended) }
 }
 
 // record returns the trace of the attempt that began at the given time.
@@ -119,14 +141,16 @@ const (
 // mask hides the secrets of a callback: the values of the operator's headers, which
 // contain credentials, the query of the URL, and signatures.
 type mask struct {
-	names    map[string]bool // of the headers that the operator has set
-	replacer *strings.Replacer
+	names    map[string]bool   // of the headers that the operator has set
+	replacer *strings.Replacer // nil if there are no secrets
 }
 
-// newMask returns the mask of a task's callback. sent is the header of the request.
-func newMask(rec *task.Record, sent http.Header) *mask {
-	m := &mask{names: make(map[string]bool)}
-	secrets := make([]string, 0, 2*len(rec.Callback.Header)+4)
+// newMask returns the mask of a task's callback to u. sent is the header of the request.
+func newMask(rec *task.Record, u *url.URL, sent http.Header) (m mask) {
+	var secrets []string
+	if len(rec.Callback.Header) > 0 {
+		m.names = make(map[string]bool)
+	}
 	for _, field := range rec.Callback.Header {
 		m.names[http.CanonicalHeaderKey(field[0])] = true
 		secrets = append(secrets, field[1])
@@ -139,14 +163,14 @@ func newMask(rec *task.Record, sent http.Header) *mask {
 			secrets = append(secrets, values...)
 		}
 	}
-	if u, err := url.Parse(rec.Callback.URL); err == nil {
+	if u != nil && u.RawQuery != "" {
 		secrets = append(secrets, u.RawQuery)
 		for _, values := range u.Query() {
 			secrets = append(secrets, values...)
 		}
-		if password, ok := u.User.Password(); ok {
-			secrets = append(secrets, password)
-		}
+	}
+	if password, ok := passwordOf(u); ok {
+		secrets = append(secrets, password)
 	}
 	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) }) // the longest match is replaced
 	var pairs []string
@@ -155,15 +179,37 @@ func newMask(rec *task.Record, sent http.Header) *mask {
 			pairs = append(pairs, secret, masked)
 		}
 	}
-	m.replacer = strings.NewReplacer(pairs...)
+	if len(pairs) > 0 {
+		m.replacer = strings.NewReplacer(pairs...)
+	}
 	return m
+}
+
+func passwordOf(u *url.URL) (string, bool) {
+	if u == nil {
+		return "", false
+	}
+	return u.User.Password()
+}
+
+// secretWords occur in the names of headers that hold credentials or a signature.
+var secretWords = [][]byte{
+	[]byte("authorization"), []byte("authenticat"), []byte("cookie"), []byte("signature"), []byte("token"), []byte("secret"),
+	[]byte("api-key"), []byte("apikey"), []byte("password"),
 }
 
 // isSecret reports whether a header with this name holds credentials or a signature.
 func isSecret(name string) bool {
-	name = strings.ToLower(name)
-	for _, part := range []string{"authorization", "authenticat", "cookie", "signature", "token", "secret", "api-key", "apikey", "password"} {
-		if strings.Contains(name, part) {
+	var buffer [64]byte // names of this length need no allocation
+	lower := buffer[:0]
+	for _, c := range []byte(name) {
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		lower = append(lower, c)
+	}
+	for _, word := range secretWords {
+		if bytes.Contains(lower, word) {
 			return true
 		}
 	}
@@ -171,20 +217,28 @@ func isSecret(name string) bool {
 }
 
 // text masks secrets in what a receiver sent.
-func (m *mask) text(s string) string { return m.replacer.Replace(s) }
+func (m *mask) text(s string) string {
+	if m.replacer == nil {
+		return s
+	}
+	return m.replacer.Replace(s)
+}
 
 // headers returns the headers to keep: sorted by name, with secrets masked, at most
 // maxKept bytes.
-func (m *mask) headers(h http.Header) (kept [][2]string) {
-	names := make([]string, 0, len(h))
+func (m *mask) headers(h http.Header) [][2]string {
+	if len(h) == 0 {
+		return nil
+	}
+	names := make([]string, 0, 32) // on the stack
 	for name := range h {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	size := 0
+	kept, size := make([][2]string, 0, len(h)), 0
 	for _, name := range names {
 		for _, value := range h[name] {
-			if value = m.text(excerpt([]byte(value))); m.names[name] || isSecret(name) {
+			if value = m.text(excerpt(value)); m.names[name] || isSecret(name) {
 				value = masked
 			}
 			value = strings.ToValidUTF8(value[:min(len(value), maxValue)], "")
@@ -203,7 +257,12 @@ func Preview(rec *task.Record, body *encode.Body) [][2]string {
 	h := make(http.Header)
 	setHeader(h, rec, &body.Head, "")
 	profile.Of(rec.Callback.Profile).SetHeader(h, rec, time.Now().UTC())
-	return newMask(rec, nil).headers(h)
+	u, err := url.Parse(rec.Callback.URL)
+	if err != nil {
+		u = nil // a URL that cannot be used has no secrets that are sent
+	}
+	m := newMask(rec, u, nil)
+	return m.headers(h)
 }
 
 // PublicURL returns a URL without its userinfo and query, which may hold secrets.

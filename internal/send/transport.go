@@ -102,7 +102,7 @@ func newTransport(o Options, policy *safedial.Policy) *http.Transport {
 	return &http.Transport{
 		Proxy: nil, // a proxy would connect for us, without the policy
 		DialContext: func(ctx context.Context, network, hostPort string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+			ctx, cancel := context.WithTimeout(connecting(ctx), o.Timeout)
 			defer cancel()
 			conn, err := dial(ctx, network, hostPort)
 			if err != nil {
@@ -111,7 +111,7 @@ func newTransport(o Options, policy *safedial.Policy) *http.Transport {
 			return newQuietConn(conn), nil
 		},
 		DialTLSContext: func(ctx context.Context, network, hostPort string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+			ctx, cancel := context.WithTimeout(connecting(ctx), o.Timeout)
 			defer cancel()
 			conn, err := dial(ctx, network, hostPort)
 			if err != nil {
