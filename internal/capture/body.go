@@ -15,6 +15,11 @@ const (
 	// file. Otherwise some hundred connections could use up the memory.
 	maxMemory = 256 << 10
 
+	// maxLarge is the largest body that is kept in memory as a whole, in bytes, while
+	// there is one of the maxLargeBodies places for it. A file costs a third of the rate.
+	maxLarge       = 2 << 20
+	maxLargeBodies = 16
+
 	// firstRead is the initial size of a body's buffer, in bytes. The buffer grows as
 	// data arrives, so that a client cannot allocate megabytes by announcing a large
 	// body.
@@ -35,10 +40,12 @@ const (
 type Body struct {
 	rest   *Watched
 	folder string
+	length int64 // as announced; -1 if unknown
 	size   int64 // bytes read from rest
 
 	mu     sync.Mutex    // a transport may close while it reads
 	head   *bytes.Buffer // the beginning; nil once it has been read again
+	large  bool          // head has one of the places for large bodies
 	spool  *os.File      // the part after head; nil if there is none, or it was read again
 	at     int64         // read position in the spool
 	tail   []byte        // the last part, which could not be written to the spool
@@ -47,7 +54,7 @@ type Body struct {
 }
 
 func newBody(r *http.Request, o Options) *Body {
-	b := &Body{rest: Watch(o.Response, r.Body), folder: o.Folder, head: getBuffer()}
+	b := &Body{rest: Watch(o.Response, r.Body), folder: o.Folder, length: r.ContentLength, head: getBuffer()}
 	b.head.Grow(int(min(max(r.ContentLength, 0), firstRead)) + bytes.MinRead)
 	return b
 }
@@ -127,7 +134,10 @@ func (b *Body) readTo(limit int64, field string) (named bool, err error) {
 		inMemory = min(limit, maxMemory)
 	}
 	part := &io.LimitedReader{R: b.rest}
-	for b.err == nil && b.size < inMemory {
+	for b.err == nil && (b.size < inMemory || b.size < limit && b.enlarge()) {
+		if b.large {
+			inMemory = min(limit, maxLarge)
+		}
 		part.N = min(inMemory-b.size, searchEvery)
 		n, err := b.head.ReadFrom(part)
 		b.size += n
@@ -162,6 +172,37 @@ func (b *Body) readTo(limit int64, field string) (named bool, err error) {
 		chunk.Write(rest) // rest is the end of the same buffer
 	}
 	return named, b.stall()
+}
+
+// enlarge moves the beginning of the body to a large buffer, if all of the body fits and
+// there is a place for it.
+func (b *Body) enlarge() bool {
+	if b.large || b.length <= maxMemory || b.length > maxLarge {
+		return false
+	}
+	select {
+	case largePlaces <- struct{}{}:
+	default:
+		return false
+	}
+	buffer := largeBuffers.Get().(*bytes.Buffer)
+	buffer.Write(b.head.Bytes())
+	putBuffer(b.head)
+	b.head, b.large = buffer, true
+	return true
+}
+
+// dropHead frees the buffer.
+func (b *Body) dropHead() {
+	if b.large {
+		b.head.Reset()
+		largeBuffers.Put(b.head)
+		<-largePlaces
+		b.large = false
+	} else {
+		putBuffer(b.head)
+	}
+	b.head = nil
 }
 
 // errSpool means that the body cannot be stored in a file.
@@ -265,8 +306,7 @@ func (b *Body) readAgain(p []byte) (n int, err error) {
 		if b.head.Len() > 0 || n > 0 && (b.spool != nil || len(b.tail) > 0) {
 			return n, nil
 		}
-		putBuffer(b.head)
-		b.head = nil
+		b.dropHead()
 	}
 	if n == 0 && b.spool != nil {
 		if n, err = b.spool.ReadAt(p, b.at); n > 0 {
@@ -289,8 +329,7 @@ func (b *Body) readAgain(p []byte) (n int, err error) {
 // free frees the buffer and the file. The caller holds the lock.
 func (b *Body) free() {
 	if b.head != nil {
-		putBuffer(b.head)
-		b.head = nil
+		b.dropHead()
 	}
 	b.closeSpool()
 	b.tail = nil
@@ -312,6 +351,13 @@ func (b *Body) Close() error {
 }
 
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// largeBuffers are kept apart, because a small body would hold a large buffer for as long
+// as its request takes.
+var (
+	largeBuffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, maxLarge+bytes.MinRead)) }}
+	largePlaces  = make(chan struct{}, maxLargeBodies)
+)
 
 func getBuffer() *bytes.Buffer { return buffers.Get().(*bytes.Buffer) }
 

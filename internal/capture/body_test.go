@@ -47,6 +47,7 @@ func TestLargeBodiesAreSpooled(t *testing.T) {
 		} {
 			want := object(size)
 			r := newRequest(wrap(bytes.NewReader(want)))
+			r.ContentLength = -1 // a body of known length may stay in memory
 			dir := t.TempDir()
 			value, _, err := Find(r, Options{Field: field, Limit: 8 << 20, Folder: dir + "/spool"})
 			if value != "http://c.example/" || err != nil {
@@ -66,6 +67,44 @@ func TestLargeBodiesAreSpooled(t *testing.T) {
 				t.Errorf("%d bytes %s: %d files remain", size, name, len(left))
 			}
 		}
+	}
+}
+
+// It is not parallel, because it takes the places of all bodies.
+func TestLargeBodiesOfKnownLengthStayInMemory(t *testing.T) {
+	var bodies []*Body
+	defer func() {
+		for _, body := range bodies {
+			body.Release()
+		}
+	}()
+	want := object(1 << 20)
+	find := func(size int) *Body {
+		r := newRequest(bytes.NewReader(want[:size]))
+		if _, _, err := Find(r, Options{Field: field, Limit: 8 << 20, Folder: t.TempDir()}); err != nil {
+			t.Fatal(err)
+		}
+		bodies = append(bodies, r.Body.(*Body))
+		return bodies[len(bodies)-1]
+	}
+	for i := range maxLargeBodies {
+		if body := find(len(want)); body.spool != nil || !body.large {
+			t.Fatalf("body %d is in a file", i)
+		}
+	}
+	if body := find(len(want)); body.spool == nil || body.large {
+		t.Error("more bodies are in memory than there are places")
+	}
+	for _, body := range bodies {
+		if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("%d bytes read back, %v", len(got), err)
+		}
+	}
+	if body := find(maxMemory); body.large {
+		t.Error("a body of that length takes a place")
+	}
+	if body := find(len(want)); body.spool != nil {
+		t.Error("bodies that were read keep their places")
 	}
 }
 

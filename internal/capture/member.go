@@ -65,6 +65,10 @@ func stringOf(raw, field string) (value string, _ error) {
 	if !utf8.ValidString(raw) {
 		return "", badMember(field, "has a control or invalid character")
 	}
+	special := func(c rune) bool { return c < ' ' || c == '\\' }
+	if len(raw) > 1 && strings.HasSuffix(raw, `"`) && !strings.ContainsFunc(raw, special) {
+		return strings.Clone(raw[1 : len(raw)-1]), nil // most values
+	}
 	// Not gjson: it drops the character after half of a surrogate pair.
 	if err := json.Unmarshal([]byte(raw), &value); err != nil {
 		return "", nil // not valid JSON

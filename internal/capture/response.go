@@ -87,13 +87,14 @@ func (c *Response) NameTask(header, id string) {
 	if c.taskHeader[0] != "" {
 		c.header.Del(c.taskHeader[0])
 	}
-	c.taskHeader = [2]string{header, id}
+	c.taskHeader = [2]string{http.CanonicalHeaderKey(header), id}
 	c.setTaskHeader()
 }
 
 func (c *Response) setTaskHeader() {
-	if c.taskHeader[0] != "" {
-		c.header.Set(c.taskHeader[0], c.taskHeader[1])
+	name, id := c.taskHeader[0], c.taskHeader[1]
+	if values := c.header[name]; name != "" && (len(values) != 1 || values[0] != id) {
+		c.header[name] = []string{id}
 	}
 }
 
