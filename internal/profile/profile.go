@@ -71,6 +71,9 @@ type Signer interface {
 // Of returns the profile with the given name. For an empty or unknown name it returns a
 // profile that changes nothing.
 func Of(name string) Profile {
+	if name == "" {
+		return none{}
+	}
 	for _, p := range all {
 		if p.Traits().Name == name {
 			return p

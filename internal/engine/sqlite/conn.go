@@ -76,7 +76,8 @@ func bind(stmt *sqlite3.Stmt, i int, arg any) error {
 		}
 		return stmt.BindBlob(i, v)
 	}
-	return fmt.Errorf("cannot bind a %T", arg)
+	// Without arg in the error: it would move the arguments of all statements to the heap.
+	return fmt.Errorf("argument %d has a type that cannot be bound", i)
 }
 
 // exec runs a statement that returns no rows.
