@@ -16,6 +16,7 @@ import (
 
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/hop"
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
@@ -71,6 +72,8 @@ type App struct {
 	store   atomic.Pointer[sharedStore]
 	openErr atomic.Pointer[error]
 	started chan struct{}
+
+	hops atomic.Pointer[hop.Key] // nil until first used
 
 	// waits ends when clients must stop waiting for their tasks.
 	waits    context.Context
@@ -316,7 +319,13 @@ func (a *App) look() (s *sharedStore, leave func(), err error) {
 			return nil, nil, fmt.Errorf("%w: the gateway is starting", engine.ErrUnavailable)
 		}
 	}
-	if s, err = useStore(a.engine.storeKey()); err != nil {
+	var key any
+	if s := a.store.Load(); s != nil {
+		key = s.key
+	} else {
+		key = a.engine.storeKey()
+	}
+	if s, err = useStore(key); err != nil {
 		if openErr := a.openErr.Load(); openErr != nil {
 			err = *openErr
 		}
@@ -325,27 +334,23 @@ func (a *App) look() (s *sharedStore, leave func(), err error) {
 	return s, s.leave, nil
 }
 
-// storeSecret caches the secret of a store.
-type storeSecret struct {
-	mu    sync.Mutex
-	value []byte // nil until first used
-}
-
-// secret returns random bytes that only the gateways of a store know.
-func (a *App) secret(ctx context.Context) ([]byte, error) {
+// hopKey returns the key of the gateways of the store, or nil if the store is unavailable.
+func (a *App) hopKey(ctx context.Context) *hop.Key {
+	if key := a.hops.Load(); key != nil {
+		return key
+	}
 	s, leave, err := a.look()
 	if err != nil {
-		return nil, err
+		return nil
 	}
 	defer leave()
-	s.secret.mu.Lock()
-	defer s.secret.mu.Unlock()
-	if s.secret.value == nil {
-		if s.secret.value, err = s.Secret(ctx); err != nil {
-			return nil, err
-		}
+	secret, err := s.Secret(ctx)
+	if err != nil {
+		return nil
 	}
-	return s.secret.value, nil
+	key := hop.NewKey(secret)
+	a.hops.Store(key)
+	return key
 }
 
 // Interface guards

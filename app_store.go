@@ -26,7 +26,8 @@ var stores = caddy.NewUsagePool()
 // sharedStore is an open engine, and what works on its tasks.
 type sharedStore struct {
 	engine.Engine
-	key, place string
+	key   any // a string; converting it for each task would allocate
+	place string
 
 	// owner is the newest running generation that uses the store, or nil. Its settings
 	// apply. settling guards it.
@@ -34,7 +35,6 @@ type sharedStore struct {
 	deliverer *deliver.Deliverer
 	schedules *scheduler.Scheduler
 	slots     sync.Map // *slots, by queue
-	secret    storeSecret
 	watch     storeWatch
 
 	inFlight lifecycle.Gate
@@ -228,7 +228,7 @@ func (a *App) openStore(ctx context.Context) (*sharedStore, error) {
 }
 
 func newStore(e engine.Engine, of engineModule, log *zap.Logger) *sharedStore {
-	key := of.storeKey()
+	key := any(of.storeKey())
 	s := &sharedStore{Engine: e, key: key, place: of.place(), closed: make(chan struct{})}
 	s.log.Store(log)
 	s.quit, s.quitNow = context.WithCancelCause(context.Background())
@@ -242,7 +242,7 @@ func newStore(e engine.Engine, of engineModule, log *zap.Logger) *sharedStore {
 }
 
 // useStore adds a reference to an open store, which stays open until leave.
-func useStore(key string) (*sharedStore, error) {
+func useStore(key any) (*sharedStore, error) {
 	if _, ok := openStores.Load(key); !ok {
 		return nil, errNotOpen
 	}

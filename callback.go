@@ -304,9 +304,5 @@ func (a *App) provenHops(r *http.Request) int {
 	if hop.Claimed(r.Header) == 0 {
 		return 0
 	}
-	secret, err := a.secret(r.Context())
-	if err != nil {
-		return 0
-	}
-	return hop.Proven(r.Header, r.Host, originalURL(r).RequestURI(), secret)
+	return a.hopKey(r.Context()).Proven(r.Header, r.Host, originalURL(r).RequestURI())
 }

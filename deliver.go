@@ -18,7 +18,6 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/dispatch"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
-	"github.com/caddy-callback/caddy-callback/internal/hop"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -240,8 +239,7 @@ type attemptObserver struct{ app *App }
 
 // Begin implements [deliver.Observer].
 func (o attemptObserver) Begin(ctx context.Context, rec *task.Record, req *http.Request, at time.Time) trace.Span {
-	secret, _ := o.app.secret(ctx) // nil if the store is unavailable
-	hop.Set(req.Header, req.URL, secret)
+	o.app.hopKey(ctx).Set(req.Header, req.URL)
 	return o.app.tracing.tracer.StartAttempt(rec, req, at)
 }
 

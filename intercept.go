@@ -204,6 +204,8 @@ func (h *Handler) checkNames() error {
 			return fmt.Errorf("header: %s is set by the gateway", field.Name)
 		}
 	}
+	// In the form that net/http wants, which would otherwise convert them for each task.
+	h.TaskHeader, h.StatusHeader = http.CanonicalHeaderKey(h.TaskHeader), http.CanonicalHeaderKey(h.StatusHeader)
 	return nil
 }
 

@@ -11,11 +11,13 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
+	"hash"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Headers of a callback, in canonical form.
@@ -50,11 +52,23 @@ func Claimed(h http.Header) int {
 	return hops
 }
 
-// Proven returns [Claimed] if a gateway that knows the secret has sent the request to this
-// host and URI. Otherwise it returns 0.
-func Proven(h http.Header, host, uri string, secret []byte) int {
+// Key makes and checks the MACs of numbers. Its methods may be called from several
+// goroutines at once.
+type Key struct{ macs sync.Pool } // of hash.Hash; a new one costs more than a MAC
+
+// NewKey returns the key of a secret that only the gateways of a store know.
+func NewKey(secret []byte) *Key {
+	return &Key{sync.Pool{New: func() any { return hmac.New(sha256.New, secret) }}}
+}
+
+// Proven returns [Claimed] if a gateway that has the key has sent the request to this
+// host and URI. Otherwise, and without a key, it returns 0.
+func (k *Key) Proven(h http.Header, host, uri string) int {
 	hops := Claimed(h)
-	want := mac(secret, hops, host, uri)
+	if hops == 0 || k == nil {
+		return 0
+	}
+	want := k.mac(hops, host, uri)
 	proves := func(mac string) bool { return hmac.Equal([]byte(mac), []byte(want)) }
 	if !slices.ContainsFunc(h[MACHeader], proves) {
 		return 0
@@ -63,29 +77,33 @@ func Proven(h http.Header, host, uri string, secret []byte) int {
 }
 
 // Set sets the headers of a callback to u. Without a stored number, the callback is the
-// first. Without a secret, the number is not proven.
-func Set(h http.Header, u *url.URL, secret []byte) {
-	n, err := strconv.Atoi(h.Get(Header))
-	if err != nil {
-		n = 1
+// first. Without a key, the number is not proven.
+func (k *Key) Set(h http.Header, u *url.URL) {
+	n := 1
+	if stored := h.Get(Header); stored != "" {
+		n, _ = strconv.Atoi(stored) // Next has written it
+	} else {
 		h.Set(Header, "1")
 	}
-	if secret != nil {
-		h.Set(MACHeader, mac(secret, n, u.Host, u.RequestURI()))
+	if k != nil {
+		h.Set(MACHeader, k.mac(n, u.Host, u.RequestURI()))
 	}
 }
 
 // mac returns the MAC of a number at a URL. It does not cover the scheme, because a proxy
 // in front of the gateway may terminate TLS.
-func mac(secret []byte, hops int, host, uri string) string {
-	sum := hmac.New(sha256.New, secret)
+func (k *Key) mac(hops int, host, uri string) string {
 	host = strings.ToLower(host)
 	for _, port := range []string{":80", ":443"} {
 		host = strings.TrimSuffix(host, port)
 	}
+	message := make([]byte, 0, 128)
 	for _, part := range []string{"callback-hop", strconv.Itoa(hops), host, uri} {
-		sum.Write([]byte(part))
-		sum.Write([]byte{0})
+		message = append(append(message, part...), 0)
 	}
-	return base64.RawURLEncoding.EncodeToString(sum.Sum(nil))
+	sum := k.macs.Get().(hash.Hash)
+	defer k.macs.Put(sum)
+	sum.Reset()
+	sum.Write(message)
+	return base64.RawURLEncoding.EncodeToString(sum.Sum(message[:0]))
 }
