@@ -33,7 +33,8 @@ func runAsCaddy() bool {
 // gateway is a Caddy process.
 type gateway struct {
 	dir, admin string
-	engine     string // the option
+	engine     string   // the option
+	env        []string // of the process, in addition to this program's
 	cmd        *exec.Cmd
 	log        *os.File
 }
@@ -89,7 +90,7 @@ func (g *gateway) start(options, sites string) (time.Duration, error) {
 		return 0, err
 	}
 	g.cmd = exec.Command(self, "run", "--config", file)
-	g.cmd.Env = append(os.Environ(), asCaddy+"=1", "XDG_DATA_HOME="+g.dir, "XDG_CONFIG_HOME="+g.dir, "HOME="+g.dir)
+	g.cmd.Env = append(append(os.Environ(), g.env...), asCaddy+"=1", "XDG_DATA_HOME="+g.dir, "XDG_CONFIG_HOME="+g.dir, "HOME="+g.dir)
 	g.cmd.Stdout, g.cmd.Stderr = g.log, g.log
 	began := time.Now()
 	if err := g.cmd.Start(); err != nil {

@@ -44,6 +44,7 @@ var measurements = []measurement{
 	{"lists", "a page of a list", compare(lists)},
 	{"cost", "what a task costs", costs},
 	{"profile", "where the time of a task goes", profiles},
+	{"allocations", "where the allocations of a task come from", allocations},
 	{"curves", "what grows with load, drawn", curves},
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -73,6 +74,16 @@ func profiles(b *bench) (table, error) {
 	if _, err := w.round(b.round); err != nil { // warm-up
 		return table{}, err
 	}
+	taken, n, err := underLoad(b, w, "profile")
+	if err != nil {
+		return table{}, err
+	}
+	return divide(taken, n)
+}
+
+// underLoad records a profile of a workload's gateway. It returns how many tasks have
+// ended meanwhile.
+func underLoad(b *bench, w *workload, kind string) (*profile.Profile, int, error) {
 	// The profile starts and ends while there is load.
 	d := max(time.Second, time.Duration(b.rounds)*b.round).Round(time.Second)
 	loaded := make(chan error, 1)
@@ -82,20 +93,15 @@ func profiles(b *bench) (table, error) {
 	}()
 	time.Sleep(time.Second)
 	before := w.arrived.Load()
-	taken, err := profileOf(g.admin, d)
+	taken, err := profileOf(w.g.admin, kind, d)
 	n := w.arrived.Load() - before
-	if loadErr := <-loaded; err == nil {
-		err = loadErr
-	}
-	if err != nil {
-		return table{}, err
-	}
-	return divide(taken, int(n))
+	return taken, int(n), cmp.Or(err, <-loaded)
 }
 
-// profileOf records a CPU profile of a process for the duration.
-func profileOf(admin string, d time.Duration) (*profile.Profile, error) {
-	resp, err := http.Get(fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", admin, int(d.Seconds())))
+// profileOf records a profile of a process for the duration. The kind is "profile" for
+// CPU time, and "allocs" for allocations.
+func profileOf(admin, kind string, d time.Duration) (*profile.Profile, error) {
+	resp, err := http.Get(fmt.Sprintf("http://%s/debug/pprof/%s?seconds=%d", admin, kind, int(d.Seconds())))
 	if err != nil {
 		return nil, err
 	}
@@ -106,34 +112,54 @@ func profileOf(admin string, d time.Duration) (*profile.Profile, error) {
 	return profile.Parse(resp.Body)
 }
 
-// divide returns a table of the CPU time of the parts for each of n tasks. A sample
-// belongs to the part of its innermost function that has a part.
+// divide returns a table of the CPU time of the parts for each of n tasks.
 func divide(p *profile.Profile, n int) (table, error) {
-	cpu := slices.IndexFunc(p.SampleType, func(t *profile.ValueType) bool { return t.Type == "cpu" })
-	if cpu < 0 || n == 0 {
-		return table{}, fmt.Errorf("a profile without CPU time, or of %d tasks", n)
+	took, err := sum(p, "cpu", samplePart)
+	if err != nil || n == 0 {
+		return table{}, cmp.Or(err, errors.New("no task has ended"))
 	}
-	took := make(map[string]int64)
 	var all int64
-	for _, sample := range p.Sample {
-		what := restPart
-	stack:
-		for _, location := range sample.Location {
-			for _, line := range location.Line {
-				if found := partOf(line.Function.Name); found != "" {
-					what = found
-					break stack
-				}
-			}
-		}
-		took[what] += sample.Value[cpu]
-		all += sample.Value[cpu]
-	}
 	micros := func(nanos int64) string { return fmt.Sprintf("%.0f", float64(nanos)/1000/float64(n)) }
 	t := table{head: []string{"part", "µs of CPU time a task"}}
-	for _, what := range slices.SortedFunc(maps.Keys(took), func(a, b string) int { return cmp.Or(cmp.Compare(took[b], took[a]), cmp.Compare(a, b)) }) {
+	for _, what := range largest(took) {
 		t.rows = append(t.rows, []string{what, micros(took[what])})
+		all += took[what]
 	}
 	t.rows = append(t.rows, []string{"all of it", micros(all)})
 	return t, nil
+}
+
+// sum adds up the values of the samples by what of returns for their stack. The stack has
+// the innermost function first. Samples for which of returns "" are left out.
+func sum(p *profile.Profile, typ string, of func(stack []profile.Line) string) (map[string]int64, error) {
+	i := slices.IndexFunc(p.SampleType, func(t *profile.ValueType) bool { return t.Type == typ })
+	if i < 0 {
+		return nil, fmt.Errorf("the profile has no values of the type %s", typ)
+	}
+	sums := make(map[string]int64)
+	for _, sample := range p.Sample {
+		var stack []profile.Line
+		for _, location := range sample.Location {
+			stack = append(stack, location.Line...)
+		}
+		if what := of(stack); what != "" {
+			sums[what] += sample.Value[i]
+		}
+	}
+	return sums, nil
+}
+
+// largest returns the keys, those with the largest sums first.
+func largest(sums map[string]int64) []string {
+	return slices.SortedFunc(maps.Keys(sums), func(a, b string) int { return cmp.Or(cmp.Compare(sums[b], sums[a]), cmp.Compare(a, b)) })
+}
+
+// samplePart returns the part of the innermost function that has one.
+func samplePart(stack []profile.Line) string {
+	for _, line := range stack {
+		if found := partOf(line.Function.Name); found != "" {
+			return found
+		}
+	}
+	return restPart
 }

@@ -27,6 +27,11 @@ func newWorkload(g *gateway) (*workload, error) {
 
 // startWorkload starts the gateway with options and a site.
 func startWorkload(g *gateway, options string, site func(w *workload) string) (*workload, error) {
+	return startWorkloadBeside(g, options, site, func(*workload) string { return "" })
+}
+
+// startWorkloadBeside starts the gateway with options and a site beside other sites.
+func startWorkloadBeside(g *gateway, options string, site, others func(w *workload) string) (*workload, error) {
 	w := &workload{g: g, status: 200}
 	var err error
 	if w.app, err = serve("127.0.0.1:0", ok("application/json", body)); err != nil {
@@ -43,7 +48,7 @@ func startWorkload(g *gateway, options string, site func(w *workload) string) (*
 		return nil, err
 	}
 	w.request = post("a", "/", "application/json", filler(200, fmt.Sprintf(`"callback_url":"http://%s/hook",`, w.rcv.addr)))
-	_, err = g.start(g.options(options, ""), siteAt(w.site, site(w)))
+	_, err = g.start(g.options(options, ""), siteAt(w.site, site(w))+others(w))
 	return w, err
 }
 
