@@ -59,7 +59,7 @@ func countedAllocations(n int) (ours, proxied float64, err error) {
 		return siteAt(plain, "reverse_proxy "+w.app.addr)
 	})
 	if err != nil {
-		return 0, 0, fmt.Errorf("%w: %s", err, g.said())
+		return 0, 0, fmt.Errorf("%w: %s", err, g.lastLog())
 	}
 	defer w.close()
 	each := func(f func(n int) error) (float64, error) {
@@ -126,7 +126,7 @@ func allocationSites(b *bench) (map[string]int64, int, error) {
 	g.env = []string{"GODEBUG=memprofilerate=4096"}
 	w, err := newWorkload(g)
 	if err != nil {
-		return nil, 0, fmt.Errorf("%w: %s", err, g.said())
+		return nil, 0, fmt.Errorf("%w: %s", err, g.lastLog())
 	}
 	defer w.close()
 	if _, err := w.round(b.round); err != nil { // warm-up

@@ -11,17 +11,19 @@ import (
 )
 
 // maxTaskAllocations bounds the allocations of a waiting client's task, including its
-// delivery, in addition to those of the same request through plain Caddy. About a third of
-// them are net/http's, for the POST to the receiver. CONTRIBUTING says how to find new
-// ones.
-const maxTaskAllocations = 300
+// delivery, in addition to those of the same request through plain Caddy. Some 50 of
+// them are net/http's, for the POST to the receiver. Tasks one after the other make more
+// than many at once, which share transactions. The bench's row allocations finds new ones.
+const maxTaskAllocations = 350
 
 func TestTaskMakesFewAllocations(t *testing.T) {
 	t.Parallel()
 	m := newMeter(t)
 	const n = 1000
 	m.tasks(n) // the first ones fill pools and caches
-	if got := m.tasks(n); got > float64(gatewaytest.Growth(maxTaskAllocations)) {
+	got := m.tasks(n)
+	t.Logf("a task makes %.0f allocations more than plain Caddy", got)
+	if got > float64(gatewaytest.Growth(maxTaskAllocations)) {
 		t.Errorf("a task makes %.0f allocations; at most %d are allowed", got, maxTaskAllocations)
 	}
 }
