@@ -169,7 +169,7 @@ func (w *storeWatch) start(s *sharedStore, owner *App) {
 		ticker := time.NewTicker(checkInterval)
 		defer ticker.Stop()
 		for {
-			if data := s.fillLevel(ctx); data != nil && alerts.raise(alert.StoreFull, s.key, false, data) {
+			if data := s.fillLevel(ctx); data != nil && alerts.raise(alert.StoreFull, s.key.(string), false, data) {
 				owner.log.Warn("store is nearly full", zap.Any("used", data["used"]), zap.Any("limit", data["limit"]))
 				events.add(alert.StoreFull, owner.log, func() map[string]any { return data })
 			}
