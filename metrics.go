@@ -121,51 +121,61 @@ func (a *App) provisionMetrics(registry *prometheus.Registry) (err error) {
 		return err
 	}
 	r := &registrar{registry: registry}
-	r.register(newTaskCounts(a))
+	r.register(newStoreGauges(a))
 	return r.err
 }
 
-// taskCounts asks the engine for the number of tasks in each state at every scrape.
-// While the engine is unavailable, it reports only that.
-type taskCounts struct {
-	app                                *App
-	tasks, queued, delayed, due, ready *prometheus.Desc
+// storeGauges asks the engine for the counts of its tasks, queues and hosts at every
+// scrape. While the engine is unavailable, it reports only that.
+type storeGauges struct {
+	app                                                       *App
+	tasks, queued, delayed, oldest, paused, due, hosts, ready *prometheus.Desc
+	used, limit                                               *prometheus.Desc
 }
 
-func newTaskCounts(a *App) *taskCounts {
+func newStoreGauges(a *App) *storeGauges {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, name), help, labels, nil)
 	}
-	return &taskCounts{
+	return &storeGauges{
 		app:     a,
 		tasks:   desc("tasks", "Tasks by state: queued, running, delivering, done or dead.", "state"),
 		queued:  desc("queued_tasks", "Tasks that wait in a queue.", "queue"),
 		delayed: desc("delayed_tasks", "Tasks that wait in a queue and are ready later: delayed, or before a retry.", "queue"),
+		oldest:  desc("queue_oldest_seconds", "Age of the oldest task that waits in a queue, or 0.", "queue"),
+		paused:  desc("queue_paused", "Whether a queue is paused: 1 or 0.", "queue"),
 		due:     desc("due_deliveries", "Deliveries that are due: in flight, or waiting for the dispatcher."),
+		hosts:   desc("hosts", "Hosts with pending callbacks that are failing, and hosts that are paused.", "state"),
+		used:    desc("store_used_bytes", "Bytes that the store uses."),
+		limit:   desc("store_limit_bytes", "Bytes at which the store is full, because of its limit or of its disk."),
 		ready:   desc("engine_ready", "Whether the engine accepts tasks: 1, or 0 while requests for callbacks are refused."),
 	}
 }
 
-// countsTimeout bounds how long an unresponsive engine delays a scrape.
-const countsTimeout = 2 * time.Second
+const (
+	// countsTimeout bounds how long an unresponsive engine delays a scrape.
+	countsTimeout = 2 * time.Second
+	// hostsCounted bounds the work of a scrape: of more hosts, those with the most
+	// pending callbacks count.
+	hostsCounted = 1000
+)
 
 // Describe implements [prometheus.Collector].
-func (c *taskCounts) Describe(descs chan<- *prometheus.Desc) {
-	descs <- c.tasks
-	descs <- c.queued
-	descs <- c.delayed
-	descs <- c.due
-	descs <- c.ready
+func (c *storeGauges) Describe(descs chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{
+		c.tasks, c.queued, c.delayed, c.oldest, c.paused, c.due, c.hosts, c.used, c.limit, c.ready,
+	} {
+		descs <- desc
+	}
 }
 
 // Collect implements [prometheus.Collector].
-func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
-	s, leave := c.use()
-	ready := 0.0
-	if s != nil && s.Ready() == nil {
-		ready = 1
+func (c *storeGauges) Collect(found chan<- prometheus.Metric) {
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		found <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
-	found <- prometheus.MustNewConstMetric(c.ready, prometheus.GaugeValue, ready)
+	s, leave := c.use()
+	gauge(c.ready, oneIf(s != nil && s.Ready() == nil))
 	if s == nil {
 		return
 	}
@@ -177,9 +187,13 @@ func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
 		return
 	}
 	for _, state := range []task.State{task.Queued, task.Running, task.Delivering, task.Done, task.Dead} {
-		found <- prometheus.MustNewConstMetric(c.tasks, prometheus.GaugeValue, float64(stats.Tasks[state]), string(state))
+		gauge(c.tasks, float64(stats.Tasks[state]), string(state))
 	}
-	found <- prometheus.MustNewConstMetric(c.due, prometheus.GaugeValue, float64(stats.Due))
+	gauge(c.due, float64(stats.Due))
+	gauge(c.used, float64(stats.Used))
+	if stats.Limit > 0 {
+		gauge(c.limit, float64(stats.Limit))
+	}
 	queues, err := s.Queues(ctx)
 	if err != nil {
 		return
@@ -188,14 +202,39 @@ func (c *taskCounts) Collect(found chan<- prometheus.Metric) {
 	for _, q := range queues {
 		counts[q.Queue] = q
 	}
+	now := time.Now()
 	for queue, n := range counts {
-		found <- prometheus.MustNewConstMetric(c.queued, prometheus.GaugeValue, float64(n.Queued), queue)
-		found <- prometheus.MustNewConstMetric(c.delayed, prometheus.GaugeValue, float64(n.Delayed), queue)
+		gauge(c.queued, float64(n.Queued), queue)
+		gauge(c.delayed, float64(n.Delayed), queue)
+		gauge(c.paused, oneIf(n.Paused), queue)
+		age := 0.0
+		if !n.Oldest.IsZero() {
+			age = max(0, now.Sub(n.Oldest).Seconds())
+		}
+		gauge(c.oldest, age, queue)
 	}
+	hosts, _, err := s.Hosts(ctx, "", hostsCounted)
+	if err != nil {
+		return
+	}
+	failing, paused := 0.0, 0.0
+	for _, h := range hosts {
+		failing += oneIf(h.Failures > 0 && h.Pending > 0)
+		paused += oneIf(h.Paused)
+	}
+	gauge(c.hosts, failing, "failing")
+	gauge(c.hosts, paused, "paused")
+}
+
+func oneIf(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }
 
 // use returns the open store, which stays open until leave, or nil.
-func (c *taskCounts) use() (s *sharedStore, leave func()) {
+func (c *storeGauges) use() (s *sharedStore, leave func()) {
 	if c.app.store.Load() == nil {
 		return nil, nil
 	}
@@ -207,7 +246,7 @@ func (c *taskCounts) use() (s *sharedStore, leave func()) {
 }
 
 // configured returns the queues of the configuration, without tasks.
-func (c *taskCounts) configured() map[string]engine.QueueStats {
+func (c *storeGauges) configured() map[string]engine.QueueStats {
 	queues := make(map[string]engine.QueueStats)
 	for name := range c.app.queues {
 		queues[name] = engine.QueueStats{}

@@ -81,6 +81,21 @@ var situations = map[string]struct{ fires, quiet string }{
 	"CallbackAttemptsFail": {
 		"caddy_callback_deliveries_total{outcome=\"retry\"} 0+6x60\n caddy_callback_deliveries_total{outcome=\"delivered\"} 0+2x60",
 		"caddy_callback_deliveries_total{outcome=\"retry\"} 0+2x60\n caddy_callback_deliveries_total{outcome=\"delivered\"} 0+6x60"},
+	"CallbackRetrying": {
+		"caddy_callback_tasks{state=\"delivering\"} 2000x120\n caddy_callback_due_deliveries 10x120",
+		"caddy_callback_tasks{state=\"delivering\"} 2000x120\n caddy_callback_due_deliveries 1500x120"},
+	"CallbackHostFailing": {
+		"caddy_callback_hosts{state=\"failing\"} 2x120",
+		"caddy_callback_hosts{state=\"failing\"} 0x120\n caddy_callback_hosts{state=\"paused\"} 1x120"},
+	"CallbackHostPaused": {
+		"caddy_callback_hosts{state=\"paused\"} 1x120",
+		"caddy_callback_hosts{state=\"failing\"} 1x120\n caddy_callback_hosts{state=\"paused\"} 0x120"},
+	"CallbackStoreNearlyFull": {
+		"caddy_callback_store_used_bytes 95x60\n caddy_callback_store_limit_bytes 100x60",
+		"caddy_callback_store_used_bytes 85x60\n caddy_callback_store_limit_bytes 100x60"},
+	"CallbackQueueOld": {
+		"caddy_callback_queue_oldest_seconds{queue=\"q\"} 0+60x120\n caddy_callback_queued_tasks{queue=\"q\"} 3x120\n caddy_callback_delayed_tasks{queue=\"q\"} 2x120",
+		"caddy_callback_queue_oldest_seconds{queue=\"q\"} 0+60x120\n caddy_callback_queued_tasks{queue=\"q\"} 3x120\n caddy_callback_delayed_tasks{queue=\"q\"} 3x120"},
 	"CallbackLag": {
 		"caddy_callback_delivery_lag_seconds_bucket{le=\"32.768\"} 0+1x60\n caddy_callback_delivery_lag_seconds_bucket{le=\"131.072\"} 0+9x60\n caddy_callback_delivery_lag_seconds_bucket{le=\"+Inf\"} 0+9x60",
 		"caddy_callback_delivery_lag_seconds_bucket{le=\"32.768\"} 0+9x60\n caddy_callback_delivery_lag_seconds_bucket{le=\"131.072\"} 0+9x60\n caddy_callback_delivery_lag_seconds_bucket{le=\"+Inf\"} 0+9x60"},
