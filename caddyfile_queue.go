@@ -19,10 +19,12 @@ import (
 //	task_queue [<matcher>] <name> {
 //	    callback [<url>] { … } | off
 //	    profile  openfaas|beam2
+//	    poll     { … }
 //	    <directives…>
 //	}
 //
-// callback has the options of the directive of that name. The other directives are the
+// callback has the options of the directive of that name, poll those that parsePoll
+// parses. The other directives are the
 // task: they run later, as in a `handle` block. A path matcher without `*` also matches
 // the paths below it, where tasks are looked up.
 func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
@@ -87,7 +89,7 @@ func (q *TaskQueue) takeOptions(d *caddyfile.Dispenser) error {
 	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		option := d.Val()
-		if option != "callback" && option != "profile" {
+		if option != "callback" && option != "profile" && option != "poll" {
 			d.NextSegment()
 			continue
 		}
@@ -97,10 +99,13 @@ func (q *TaskQueue) takeOptions(d *caddyfile.Dispenser) error {
 		seen[option] = true
 		segment := d.NextSegment()
 		var err error
-		if option == "profile" {
-			err = parseProfile(&q.Profile, caddyfile.NewDispenser(segment))
-		} else {
-			err = q.parseCallback(caddyfile.NewDispenser(segment))
+		switch d := caddyfile.NewDispenser(segment); option {
+		case "profile":
+			err = parseProfile(&q.Profile, d)
+		case "poll":
+			err = q.parsePoll(d)
+		default:
+			err = q.parseCallback(d)
 		}
 		if err != nil {
 			return err

@@ -35,9 +35,11 @@ type execution struct {
 	cancel   context.CancelCauseFunc
 	// recorded is closed when the verdict is stored, or the lease is lost.
 	recorded chan struct{}
-	// again, if set, may requeue the task instead of recording a verdict. It reports
-	// whether it did.
-	again func() bool
+	// again, if set, may requeue the task instead of recording a verdict, and change the
+	// verdict. It gets the body of the result, and reports whether it has requeued.
+	again func(body []byte) bool
+	// pending means that again has requeued the task for a poll of its endpoint.
+	pending bool
 	// failedWith is the status that the task failed with, from the endpoint or from the
 	// gateway's own error, or 0.
 	failedWith int
@@ -55,7 +57,8 @@ type execution struct {
 // settings are the parts of a configuration that an execution needs.
 type settings struct {
 	timeout    time.Duration
-	taskHeader string // name of the header with the task's ID
+	elapsed    time.Duration // how much of the timeout has passed before the execution
+	taskHeader string        // name of the header with the task's ID
 	kept       capture.ResponseOptions
 }
 
@@ -75,7 +78,7 @@ func (a *App) newExecution(ctx context.Context, s *sharedStore, set settings, re
 // recorded before the response ends.
 func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	defer x.cancel(nil)
-	x.deadline = time.AfterFunc(x.timeout, x.reachDeadline)
+	x.deadline = time.AfterFunc(x.timeout-x.elapsed, x.reachDeadline)
 	defer x.deadline.Stop()
 	defer context.AfterFunc(x.stopping, x.abandon)()
 
@@ -353,7 +356,7 @@ func (x *execution) record(status task.Verdict, message string, result *task.Res
 	defer close(x.recorded)
 	x.rec.Status, x.rec.Error, x.rec.Result = status, message, result
 	x.rec.FinishedAt = time.Now().UTC()
-	if x.again != nil && x.again() {
+	if x.again != nil && x.again(body) {
 		return
 	}
 	x.rec.DropRequest()

@@ -1,6 +1,7 @@
 package callback
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/poll"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
@@ -28,6 +30,7 @@ type metrics struct {
 	queueWait        *prometheus.HistogramVec
 	queueRun         *prometheus.HistogramVec
 	queueStarts      *prometheus.CounterVec
+	polls            *prometheus.CounterVec
 	queueWorkers     *prometheus.GaugeVec
 	queueMax         *prometheus.GaugeVec
 	queues           map[string]queueMetrics // of the configured queues
@@ -99,6 +102,7 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 		queueWait:        r.histogram("queue_wait_seconds", "Time from accepting a queued task, or from the end of its delay, to each of its starts.", waitBuckets, "queue"),
 		queueRun:         r.histogram("queue_run_seconds", "Time from starting a queued task to its verdict.", taskBuckets, "queue"),
 		queueStarts:      r.counter("queue_starts_total", "Starts of queued tasks.", "queue"),
+		polls:            r.counter("polls_total", "Polls of endpoints that answer later, by outcome: pending, retry, final or failed.", "queue", "outcome"),
 		queueWorkers:     r.gauge("queue_workers", "Tasks of a queue that can run at once on this node.", "queue"),
 		queueMax:         r.gauge("queue_max_tasks", "Tasks that can wait in a queue before more are refused.", "queue"),
 		queues:           make(map[string]queueMetrics),
@@ -141,7 +145,7 @@ func newStoreGauges(a *App) *storeGauges {
 		app:     a,
 		tasks:   desc("tasks", "Tasks by state: queued, running, delivering, done or dead.", "state"),
 		queued:  desc("queued_tasks", "Tasks that wait in a queue.", "queue"),
-		delayed: desc("delayed_tasks", "Tasks that wait in a queue and are ready later: delayed, or before a retry.", "queue"),
+		delayed: desc("delayed_tasks", "Tasks that wait in a queue and are ready later: delayed, or before a retry or a poll.", "queue"),
 		oldest:  desc("queue_oldest_seconds", "Age of the oldest task that waits in a queue, or 0.", "queue"),
 		paused:  desc("queue_paused", "Whether a queue is paused: 1 or 0.", "queue"),
 		due:     desc("due_deliveries", "Deliveries that are due: in flight, or waiting for the dispatcher."),
@@ -293,8 +297,24 @@ func (m *metrics) attempted(rec *task.Record, outcome deliver.Outcome, at time.T
 // expired counts a callback whose delivery window has ended.
 func (m *metrics) expired() { m.outcomes[deliver.Dead].Inc() }
 
-// taskStarted counts the start of a queue's task.
+// pollsOpened makes the counters of a queue's polls start at 0.
+func (m *metrics) pollsOpened(queue string) {
+	for _, o := range []poll.Outcome{poll.Pending, poll.Retry, poll.Final, poll.Failed} {
+		m.polls.WithLabelValues(queue, string(o))
+	}
+}
+
+// polled counts a poll. The outcome is empty if the endpoint named a location that is
+// not followed.
+func (m *metrics) polled(queue string, o poll.Outcome) {
+	m.polls.WithLabelValues(queue, string(cmp.Or(o, poll.Failed))).Inc()
+}
+
+// taskStarted counts the start of a queue's task. A poll is none.
 func (m *metrics) taskStarted(rec *task.Record) {
+	if rec.Poll != nil {
+		return
+	}
 	q := m.queue(rec.Queue)
 	q.wait.Observe(rec.StartedAt.Sub(rec.WaitsSince()).Seconds())
 	q.starts.Inc()

@@ -21,6 +21,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/header"
+	"github.com/caddy-callback/caddy-callback/internal/poll"
 	"github.com/caddy-callback/caddy-callback/internal/problem"
 	"github.com/caddy-callback/caddy-callback/internal/profile"
 	"github.com/caddy-callback/caddy-callback/internal/scheduler"
@@ -51,6 +52,10 @@ type TaskQueue struct {
 	// `callback`.
 	Profile string `json:"profile,omitempty"`
 
+	// How to poll an endpoint that accepts a request and answers it later. Default: none;
+	// the answer to the request is the result.
+	Poll *PollOptions `json:"poll,omitempty"`
+
 	// The routes that run a task. Required.
 	Routes caddyhttp.RouteList `json:"routes"`
 
@@ -60,6 +65,7 @@ type TaskQueue struct {
 	server   *caddyhttp.Server
 	block    caddyhttp.Handler
 	callback *Handler // the callback options with their defaults
+	rules    *poll.Rules
 	tasks    *taskapi.Collection
 	plans    []*scheduler.Plan // of the schedules; set by Validate
 	within   sync.Map          // *Handler, by the outer *Handler: the merged options
@@ -81,7 +87,7 @@ func (q *TaskQueue) Provision(ctx caddy.Context) error {
 	if !isQueueName(q.Name) {
 		return fmt.Errorf("name: %q is not made of letters, digits, - and _ (at most %d)", q.Name, maxQueueName)
 	}
-	written, err := json.Marshal([]any{q.Callback, q.NoCallback, q.Profile, q.Routes})
+	written, err := json.Marshal([]any{q.Callback, q.NoCallback, q.Profile, q.Poll, q.Routes})
 	if err != nil {
 		return fmt.Errorf("reading the block of the queue %s: %w", q.Name, err)
 	}
@@ -95,6 +101,7 @@ func (q *TaskQueue) Provision(ctx caddy.Context) error {
 	end := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 	q.block = q.Routes.Compile(end)
 	q.app = q.callback.app
+	q.rules = q.Poll.rules()
 	q.tasks = q.app.tasksOf(q.Name, q.log)
 	q.app.endWaitsOf(q.server)
 	q.opts, err = q.app.addQueue(q)
@@ -118,10 +125,14 @@ func (q *TaskQueue) provisionCallback(ctx caddy.Context) error {
 	return q.callback.Provision(ctx)
 }
 
-// Validate checks the callback options and the schedules, whose callbacks depend on them.
+// Validate checks the callback options, those of polls, and the schedules, whose callbacks depend on
+// the callback options.
 func (q *TaskQueue) Validate() (err error) {
 	if err := q.callback.Validate(); err != nil {
 		return fmt.Errorf("callback: %w", err)
+	}
+	if err := q.Poll.validate(); err != nil {
+		return fmt.Errorf("poll: %w", err)
 	}
 	if q.plans, err = q.newPlans(); err != nil {
 		return fmt.Errorf("queue %s: %w", q.Name, err)

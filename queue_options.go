@@ -113,6 +113,9 @@ func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
 func (a *App) startQueues() {
 	for _, q := range a.queues {
 		a.metrics.queueOpened(q.Name, q.opts)
+		if q.Poll != nil {
+			a.metrics.pollsOpened(q.Name)
+		}
 	}
 	a.warnOfIdleQueues()
 }

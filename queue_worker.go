@@ -75,6 +75,10 @@ func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 	x := q.newExecution(s, job)
 	job.Lease.OnLost(x.supersede)
 	q.app.metrics.taskStarted(rec)
+	if rec.Poll != nil && x.elapsed >= x.timeout {
+		x.timeOut()
+		return
+	}
 	body, err := openRequest(x.ctx, s, job)
 	if err != nil {
 		log.Error("request of a job not opened", zap.Error(err))
@@ -96,7 +100,7 @@ func openRequest(ctx context.Context, s *sharedStore, job engine.Job) (io.ReadCl
 	switch {
 	case job.Record.Request == nil: // a damaged record
 		return nil, engine.ErrNotFound
-	case job.Record.Request.Size == 0:
+	case job.Record.Request.Size == 0, job.Record.Poll != nil:
 		return http.NoBody, nil
 	case job.Request != nil:
 		return io.NopCloser(bytes.NewReader(job.Request)), nil
@@ -112,16 +116,16 @@ func (q *TaskQueue) newExecution(s *sharedStore, job engine.Job) *execution {
 		kept.Limit = rec.Callback.MaxResult
 	}
 	if rec.Request != nil {
-		kept.ToHEAD = rec.Request.Method == http.MethodHead
+		kept.ToHEAD = requestOf(&rec).Method == http.MethodHead
 	}
 	if rec.StartedAt.IsZero() {
 		rec.StartedAt = time.Now().UTC()
 	}
 	rec.NextAttemptAt = time.Time{}
-	set := settings{timeout: rec.Timeout, taskHeader: q.headerOf(&rec), kept: kept}
+	set := settings{timeout: rec.Timeout, elapsed: elapsedOf(&rec), taskHeader: q.headerOf(&rec), kept: kept}
 	x := q.app.newExecution(context.Background(), s, set, &rec, nil)
 	x.log, x.lease, x.stopping = q.log, job.Lease, s.requeueing
-	x.again = func() bool { return q.again(x) }
+	x.again = func(body []byte) bool { return q.again(x, body) }
 	return x
 }
 
@@ -144,6 +148,10 @@ func (q *TaskQueue) run(x *execution, body io.ReadCloser, log *zap.Logger) {
 	x.ctx = ctx
 	defer tracing.EndRun(span, &x.rec)
 	err = x.serve(r, q.block)
+	if x.pending {
+		log.Debug("endpoint answers later", zap.Int("upstream_status", x.rec.UpstreamStatus), zap.Error(err))
+		return
+	}
 	if c := log.Check(zap.InfoLevel, "task run"); c != nil {
 		c.Write(zap.Int("start", x.rec.Starts), zap.String("status", string(x.rec.Status)),
 			zap.Int("upstream_status", x.rec.UpstreamStatus), zap.Duration("waited", x.rec.StartedAt.Sub(x.rec.WaitsSince())),
@@ -153,7 +161,7 @@ func (q *TaskQueue) run(x *execution, body io.ReadCloser, log *zap.Logger) {
 
 // request returns the stored request, prepared for the block's handlers.
 func (q *TaskQueue) request(x *execution, body io.ReadCloser) (*http.Request, error) {
-	stored := x.rec.Request
+	stored := requestOf(&x.rec)
 	u, err := url.ParseRequestURI(stored.URI)
 	if err != nil {
 		return nil, fmt.Errorf("parsing the stored URI: %w", err)
@@ -187,14 +195,17 @@ func (q *TaskQueue) request(x *execution, body io.ReadCloser) (*http.Request, er
 	return r, nil
 }
 
-// again puts a job back into its queue if it should run again: after a status in
-// retry_status, or because the gateway stops. It reports whether it did.
-func (q *TaskQueue) again(x *execution) bool {
+// again puts a job back into its queue if it should run again: because the gateway stops,
+// to poll its endpoint, or after a status in retry_status. It reports whether it did.
+func (q *TaskQueue) again(x *execution, body []byte) bool {
 	if errors.Is(context.Cause(x.ctx), errStopped) {
 		q.releaseJob(x.store, engine.Job{Record: &x.rec, Lease: x.lease}) // this does not count as an attempt
 		return true
 	}
-	worth := x.rec.Status == task.Failed && slices.Contains(q.opts.RetryStatus, x.failedWith)
+	if q.pollAgain(x, body) {
+		return true
+	}
+	worth := x.rec.Poll == nil && x.rec.Status == task.Failed && slices.Contains(q.opts.RetryStatus, x.failedWith)
 	if !worth || x.rec.Starts >= q.opts.Attempts {
 		return false
 	}

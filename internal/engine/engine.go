@@ -34,6 +34,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"io"
+	"math"
 	"time"
 
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -149,7 +150,8 @@ type Lease interface {
 	Settle(ctx context.Context, rec *task.Record, result io.Reader) error
 	// Requeue queues a queue's task again, ready at the given time. If that is zero,
 	// the task is ready at once and returns to its old place. rec.Starts is how many
-	// attempts it has used. Requeue sets StartedAt to zero and NextAttemptAt to at.
+	// attempts it has used. Requeue sets StartedAt to zero and NextAttemptAt to at. It
+	// stores the rest of rec as it is.
 	Requeue(ctx context.Context, rec *task.Record, at time.Time) error
 	// Enqueue turns a waiting client's task into a queue's task with the same ID, as
 	// Acceptor.Enqueue does. If the key is known or a run of the schedule is queued,
@@ -176,10 +178,20 @@ type JobSource interface {
 	// Next waits until a job is ready and the queue is not paused, and claims up to max
 	// jobs. For each job it increments rec.Starts, sets StartedAt and clears
 	// NextAttemptAt. If the holder of a job dies, the job is queued again at its old
-	// place if rec.Starts < maxStarts, and otherwise settled as FAILED. If ctx ends
-	// during the claim, the claimed jobs are returned, or released as by Release. Next
-	// returns ctx's error, or ErrUnavailable.
+	// place if rec.Starts is less than [MaxStarts], and otherwise settled as FAILED. If
+	// ctx ends during the claim, the claimed jobs are returned, or released as by
+	// Release. Next returns ctx's error, or ErrUnavailable.
 	Next(ctx context.Context, max, maxStarts int) ([]Job, error)
+}
+
+// MaxStarts returns how often a job may be started whose queue allows limit starts. A
+// poll repeats nothing that the endpoint has done, so only the task's timeout limits
+// polls.
+func MaxStarts(rec *task.Record, limit int) int {
+	if rec.Poll != nil {
+		return math.MaxInt32
+	}
+	return max(1, limit)
 }
 
 // Job is a queued task that has been claimed.

@@ -137,6 +137,9 @@ type Record struct {
 	// Request is the request that a queue's task runs. It is nil for a waiting client's
 	// task.
 	Request *Request `json:"request,omitempty"`
+	// Poll is set once the endpoint has accepted the request of a queue's task to answer
+	// it later. Then a run of the task is a poll.
+	Poll *Poll `json:"poll,omitempty"`
 	// Starts is how often a queue's task was started.
 	Starts int `json:"starts,omitempty"`
 	// NotBefore is the earliest start of a queue's task. It is zero if the client asked
@@ -186,6 +189,28 @@ type Request struct {
 	TLS        bool              `json:"tls,omitempty"`
 	Size       int64             `json:"size,omitempty"` // of the body, in bytes
 	Vars       map[string]string `json:"vars,omitempty"`
+}
+
+// Poll is the state of a task whose endpoint answers later and is polled for the answer.
+type Poll struct {
+	// StartedAt is when the request was sent. The task's timeout counts from then.
+	StartedAt time.Time `json:"started_at"`
+	// URI and Host are those of the next poll.
+	URI  string `json:"uri"`
+	Host string `json:"host,omitempty"`
+	// Interval is the last wait between polls that the gateway chose. It is zero before
+	// the first one.
+	Interval time.Duration `json:"interval,omitempty"`
+	// Result means that the next poll gets the task's result, which is not judged.
+	Result bool `json:"result,omitempty"`
+}
+
+// BlockURI returns the path and query with which the queue's block gets the request.
+func (r *Request) BlockURI() string {
+	if r.Path != "" {
+		return r.Path
+	}
+	return r.URI
 }
 
 // Limits of what a record keeps. A task can be redelivered manually again and again,
@@ -266,8 +291,12 @@ func (r *Record) Redeliver(at time.Time) {
 }
 
 // DropRequest drops the parts of the request that are not needed after the verdict:
-// headers contain credentials, and the record of the result needs the space.
+// headers and locations contain credentials, and the record of the result needs the
+// space.
 func (r *Record) DropRequest() {
+	if r.Poll != nil {
+		r.StartedAt, r.Poll = r.Poll.StartedAt, nil
+	}
 	if r.Request != nil {
 		r.Request = &Request{Method: r.Request.Method, URI: r.Request.URI, Size: r.Request.Size}
 	}

@@ -140,6 +140,7 @@ const (
 	eventAccepted    = "accepted"
 	eventStarted     = "started"
 	eventNextStart   = "next_start"
+	eventNextPoll    = "next_poll"
 	eventVerdict     = "verdict"
 	eventAttempt     = "attempt"
 	eventNextAttempt = "next_attempt"
@@ -177,7 +178,11 @@ func timeline(rec *task.Record) []happening {
 			events = append(events, h)
 		}
 	}
-	add(rec.StartedAt, happening{Event: eventStarted, Start: rec.Starts})
+	if rec.Poll == nil {
+		add(rec.StartedAt, happening{Event: eventStarted, Start: rec.Starts})
+	} else {
+		add(rec.Poll.StartedAt, happening{Event: eventStarted})
+	}
 	if rec.Ended() {
 		add(rec.FinishedAt, happening{
 			Event: eventVerdict, Status: rec.Status, UpstreamStatus: rec.UpstreamStatus, Error: rec.Error,
@@ -204,6 +209,8 @@ func timeline(rec *task.Record) []happening {
 		add(given, happening{Event: eventDead})
 	case rec.Ended():
 		add(rec.NextAttemptAt, happening{Event: eventNextAttempt})
+	case rec.Poll != nil:
+		add(rec.NextAttemptAt, happening{Event: eventNextPoll})
 	default:
 		add(rec.NextAttemptAt, happening{Event: eventNextStart, Start: rec.Starts + 1})
 	}

@@ -21,6 +21,7 @@ var faults = []struct{ name, suite string }{
 	{"crashed holders keep their tasks", "claim"},
 	{"crashed holders keep their tasks", "queue"},
 	{"released jobs count", "queue"},
+	{"polls use attempts", "queue"},
 	{"delayed jobs block others", "job_order"},
 	{"key is looked up before the body is read", "idempotency_key"},
 	{"schedules are not fenced", "schedule"},

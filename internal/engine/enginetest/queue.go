@@ -19,6 +19,7 @@ var queueSuite = suite{"queue", []testcase{
 	{"queued task survives a crash", queuedSurvives},
 	{"release uses no attempt", jobReleased},
 	{"requeue", jobRequeued},
+	{"holder of a poll crashes", polledHolderCrashes},
 	{"enqueue a claimed task", takeOver},
 	{"enqueued claim survives a crash", takeOverSurvives},
 	{"interrupted enqueue of a claim", takeOverRepeated},
@@ -160,6 +161,32 @@ func jobRequeued(f *fixture) {
 	}
 	if b := f.body(rec.ID, engine.RequestBody); string(b) != "request of "+rec.ID {
 		f.Errorf("the request is %q", b)
+	}
+}
+
+func polledHolderCrashes(f *fixture) {
+	rec := f.enqueue(f.queued("q"))
+	j := f.next("q", 1)
+	polled := clone(j.Record)
+	polled.Poll = &task.Poll{StartedAt: in(0), URI: "/operations/1?a=b", Host: "other.example", Interval: time.Second, Result: true}
+	polled.Request.Header = nil
+	f.must(j.Lease.Requeue(f.ctx, polled, time.Time{}))
+	keeps := func(got *task.Record) {
+		f.Helper()
+		if got.Poll == nil || *got.Poll != *polled.Poll || got.Request.Header != nil {
+			f.Fatalf("the task is %s", encode(got))
+		}
+	}
+	keeps(f.in(rec.ID, task.Queued))
+	keeps(f.next("q", 1).Record)
+	f.crash()
+	j = f.next("q", 1)
+	keeps(j.Record)
+	f.must(j.Lease.Release(f.ctx))
+	keeps(f.in(rec.ID, task.Queued))
+	j = f.next("q", 1)
+	if got := f.settle(j.Record, j.Lease); got.Poll != nil || !got.StartedAt.Equal(polled.Poll.StartedAt) {
+		f.Errorf("the task ended as %s", encode(got))
 	}
 }
 

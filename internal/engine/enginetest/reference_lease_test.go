@@ -106,7 +106,10 @@ func (q *memQueue) Next(ctx context.Context, max, maxStarts int) (jobs []engine.
 		slices.SortStableFunc(ready, func(a, b *memTask) int { return q.order(a, b) })
 		for _, t := range ready[:min(max, len(ready))] {
 			t.rec.Starts++
-			t.rec.StartedAt, t.rec.NextAttemptAt, t.maxStarts = in(0), time.Time{}, maxStarts
+			t.rec.StartedAt, t.rec.NextAttemptAt, t.maxStarts = in(0), time.Time{}, engine.MaxStarts(t.rec, maxStarts)
+			if q.e.fault == "polls use attempts" {
+				t.maxStarts = maxStarts
+			}
 			l := &memLease{e: q.e, t: t}
 			t.holder = l
 			q.e.move(t, task.Running)

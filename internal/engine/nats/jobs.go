@@ -110,7 +110,7 @@ func (e *Engine) claimJob(ctx context.Context, c candidate, maxStarts int) (engi
 	rec.Starts++
 	rec.StartedAt, rec.NextAttemptAt = time.Now().UTC(), time.Time{}
 	n := m.next(rec, task.Running)
-	n.meta.MaxStarts, n.meta.Order = maxStarts, cmp.Or(n.meta.Order, c.seq)
+	n.meta.MaxStarts, n.meta.Order = engine.MaxStarts(rec, maxStarts), cmp.Or(n.meta.Order, c.seq)
 	l, err := e.claim(ctx, n, c.seq)
 	if err != nil {
 		return engine.Job{}, err

@@ -112,7 +112,7 @@ func (j *jobSource) claim(ctx context.Context, limit, maxStarts int) (jobs []eng
 			return err
 		}
 		for _, job := range jobs {
-			if err := t.start(job.Lease.(*lease), maxStarts); err != nil {
+			if err := t.start(job.Lease.(*lease), engine.MaxStarts(job.Record, maxStarts)); err != nil {
 				return err
 			}
 		}
@@ -152,5 +152,5 @@ func (t *tx) start(l *lease, maxStarts int) error {
 	t.move(&from, l.row.place)
 	t.after(func() { t.s.leases[l.row.seq] = l })
 	return t.exec("UPDATE task SET state = 1, version = version + 1, starts = starts + 1, max_starts = ?, holder = ?, since = ? WHERE seq = ?",
-		max(1, maxStarts), t.s.holder, t.now, l.row.seq)
+		maxStarts, t.s.holder, t.now, l.row.seq)
 }

@@ -88,7 +88,7 @@ const factsOf = (task) => {
 
 const happenings = {
 	__proto__: null,
-	accepted: "Accepted", started: "Started", next_start: "Next start", verdict: "Verdict", attempt: "Attempt",
+	accepted: "Accepted", started: "Started", next_start: "Next start", next_poll: "Next poll", verdict: "Verdict", attempt: "Attempt",
 	next_attempt: "Next attempt", redelivered: "Redelivered manually", delivered: "Delivered", dead: "Given up",
 };
 const happeningTones = { __proto__: null, delivered: "good", dead: "bad", next_attempt: "late", next_start: "late" };
