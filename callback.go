@@ -210,7 +210,7 @@ func (h *Handler) newCallback(target string, trusted bool, path string, repl *ca
 	keyFor := h.app.Delivery.keyFor(repl)
 	if keyFor != nil && len(*keyFor) > maxKeyFor {
 		return nil, problem.New(http.StatusBadRequest,
-			fmt.Sprintf("what the request gives derive_keys is too long: %d bytes at most", maxKeyFor))
+			fmt.Sprintf("the value of derive_keys for this request is too long; the limit is %d bytes", maxKeyFor))
 	}
 	return &task.Callback{
 		URL: target, Trusted: trusted, Format: h.Format, Profile: h.Profile,

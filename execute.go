@@ -327,7 +327,7 @@ func (x *execution) settle(v verdict) {
 func (x *execution) settleBroken() {
 	message := noAnswer
 	if x.response.Begun() {
-		message = "the endpoint's response broke off"
+		message = "the endpoint's response was incomplete"
 	}
 	x.settle(verdict{status: task.Failed, message: message})
 }

@@ -116,7 +116,7 @@ func (q *TaskQueue) provisionCallback(ctx caddy.Context) error {
 	}
 	switch own := q.callback.Profile; {
 	case q.NoCallback && q.Callback != nil:
-		return errors.New("callback and no_callback exclude each other")
+		return errors.New("callback and no_callback cannot be combined; remove one of them")
 	case q.Profile != "" && own != "" && own != q.Profile:
 		return fmt.Errorf("profile: %s is not that of the callback, %s; one of them is enough", q.Profile, own)
 	case q.Profile != "":
@@ -237,7 +237,7 @@ func (q *TaskQueue) callbackWithin(outer *Handler) *Handler {
 func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWriter, r *http.Request) (id string, start time.Time, h *Handler, err error) {
 	ctx := context.WithoutCancel(r.Context()) // accept the task even if the client disconnects
 	if len(r.Header["Idempotency-Key"]) > 1 {
-		return "", time.Time{}, nil, problem.New(http.StatusBadRequest, "Idempotency-Key: the header is there twice, and servers disagree on which one counts")
+		return "", time.Time{}, nil, problem.New(http.StatusBadRequest, "Idempotency-Key: the header occurs twice; send it once")
 	}
 	start, err = startTime(r.Header, time.Now(), time.Duration(q.opts.MaxDelay))
 	if err != nil {

@@ -37,7 +37,7 @@ func TestStartTimeOfRequest(t *testing.T) {
 		"not a number":            {delay("NaNd"), time.Time{}, "task-delay: "},
 		"infinite":                {delay("Infd"), time.Time{}, "task-delay: "},
 		"a list":                  {delay("1m, 2m"), time.Time{}, "task-delay: "},
-		"two delays":              {delay("1m", "1m"), time.Time{}, "task-delay: the header is there twice"},
+		"two delays":              {delay("1m", "1m"), time.Time{}, "task-delay: the header occurs twice; send it once"},
 		"an HTTP date":            {until("Tue, 01 Dec 2026 13:00:00 GMT"), now.Add(time.Hour), ""},
 		"an obsolete HTTP date":   {until("Tuesday, 01-Dec-26 13:00:00 GMT"), now.Add(time.Hour), ""},
 		"a time":                  {until("2026-12-01T13:00:00Z"), now.Add(time.Hour), ""},
@@ -45,15 +45,15 @@ func TestStartTimeOfRequest(t *testing.T) {
 		"now":                     {until("2026-12-01T12:00:00Z"), time.Time{}, ""},
 		"the past":                {until("1970-01-01T00:00:00Z"), time.Time{}, ""},
 		"the latest":              {until("2026-12-03T12:00:00Z"), now.Add(longest), ""},
-		"after the latest":        {until("2026-12-03T12:00:01Z"), time.Time{}, "task-not-before: the time is more than the 48h0m0s away"},
+		"after the latest":        {until("2026-12-03T12:00:01Z"), time.Time{}, "task-not-before: the time is more than 48h0m0s from now"},
 		"the end of the calendar": {until("9999-12-31T23:59:59Z"), time.Time{}, "task-not-before: the time is more"},
 		"no zone":                 {until("2026-12-01T13:00:00"), time.Time{}, "task-not-before: "},
 		"seconds since 1970":      {until("1796130000"), time.Time{}, "task-not-before: "},
 		"no such day":             {until("2026-02-30T13:00:00Z"), time.Time{}, "task-not-before: "},
 		"an empty time":           {until(""), time.Time{}, `task-not-before: "" is`},
-		"two times":               {until("2026-12-01T13:00:00Z", "2026-12-01T13:00:00Z"), time.Time{}, "task-not-before: the header is there twice"},
+		"two times":               {until("2026-12-01T13:00:00Z", "2026-12-01T13:00:00Z"), time.Time{}, "task-not-before: the header occurs twice; send it once"},
 		"both": {http.Header{delayHeader: {"1m"}, notBeforeHeader: {"2026-12-01T13:00:00Z"}},
-			time.Time{}, "task-delay: it excludes task-not-before"},
+			time.Time{}, "task-delay: cannot be combined with task-not-before"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -151,11 +151,11 @@ func startTime(h http.Header, now time.Time, longest time.Duration) (time.Time, 
 	delays, times := h[delayHeader], h[notBeforeHeader]
 	switch {
 	case len(delays) > 0 && len(times) > 0:
-		return time.Time{}, problem.New(http.StatusBadRequest, "task-delay: it excludes task-not-before, and both are set")
+		return time.Time{}, problem.New(http.StatusBadRequest, "task-delay: cannot be combined with task-not-before; send one of them")
 	case len(delays) > 1:
-		return time.Time{}, problem.New(http.StatusBadRequest, "task-delay: the header is there twice")
+		return time.Time{}, problem.New(http.StatusBadRequest, "task-delay: the header occurs twice; send it once")
 	case len(times) > 1:
-		return time.Time{}, problem.New(http.StatusBadRequest, "task-not-before: the header is there twice")
+		return time.Time{}, problem.New(http.StatusBadRequest, "task-not-before: the header occurs twice; send it once")
 	case len(delays) > 0:
 		return delayedBy(delays[0], now, longest)
 	case len(times) > 0:
@@ -187,7 +187,7 @@ func notBefore(value string, now time.Time, longest time.Duration) (time.Time, e
 		return time.Time{}, problem.New(http.StatusBadRequest,
 			fmt.Sprintf("task-not-before: %.64q is neither an HTTP date nor a time of RFC 3339 such as 2026-12-24T18:00:00Z", value))
 	case at.After(now.Add(longest)):
-		return time.Time{}, problem.New(http.StatusBadRequest, fmt.Sprintf("task-not-before: the time is more than the %v away that the queue allows", longest))
+		return time.Time{}, problem.New(http.StatusBadRequest, fmt.Sprintf("task-not-before: the time is more than %v from now, the maximum of the queue", longest))
 	case !at.After(now):
 		return time.Time{}, nil
 	}

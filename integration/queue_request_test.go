@@ -146,7 +146,7 @@ func TestQueueBlockIsLikeHandle(t *testing.T) {
 	rcv.Next(t)
 	for path, want := range map[string]string{
 		"/q/refused": "error=the+request+was+refused+%28404+Not+Found%29",
-		"/q/broken":  "error=the+endpoint%27s+response+broke+off",
+		"/q/broken":  "error=the+endpoint%27s+response+was+incomplete",
 	} {
 		id := accepted(t, g, path, "{}")
 		if c := rcv.Next(t); c.TaskID() != id || c.Status() != "FAILED" || c.Body != want {

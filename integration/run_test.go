@@ -194,8 +194,8 @@ func TestRunExitCodes(t *testing.T) {
 			"", "connection refused\nFAILED: the endpoint gave no answer",
 		},
 		"broken response": {
-			[]string{"--to", "http://" + app + "/broken"}, 1, "FAILED", "error=the+endpoint%27s+response+broke+off",
-			"part", "FAILED: the endpoint's response broke off",
+			[]string{"--to", "http://" + app + "/broken"}, 1, "FAILED", "error=the+endpoint%27s+response+was+incomplete",
+			"part", "FAILED: the endpoint's response was incomplete",
 		},
 		"timeout": {
 			[]string{"--to", "http://" + app + "/hang", "--timeout", "100ms"}, 3, "TIMEOUT",
@@ -342,7 +342,7 @@ func TestRunUsageErrorsNameFlag(t *testing.T) {
 		"an argument":        {append(good, "x"), `unexpected argument "x"`},
 		"a bad timeout":      {append(good, "--timeout", "soon"), `--timeout: "soon" is not a positive duration`},
 		"no time":            {append(good, "--timeout", "0"), `--timeout: "0" is not`},
-		"a bad format":       {append(good, "--format", "xml"), `--format: "xml" is none of form, json, raw, cloudevents`},
+		"a bad format":       {append(good, "--format", "xml"), `--format: "xml" is not one of form, json, raw, cloudevents`},
 		"a bad header":       {append(good, "-H", "x"), `--header: "x" is not "Name: value"`},
 		"a bad method":       {append(good, "--method", "A B"), `--method: "A B" is not a method`},
 		"a missing file":     {append(good, "--data", "@/nowhere"), "--data: open /nowhere"},

@@ -121,7 +121,7 @@ func TestTasksCommandRedeliversCancelsAndDeletes(t *testing.T) {
 
 	c := onTasks(t, g, "redeliver", dead[0], "nonsense")
 	c.wantCode(t, 1)
-	if !strings.Contains(c.stdout, dead[0]+" is redelivered") || !strings.Contains(c.stderr, "nonsense: there is no such task") {
+	if !strings.Contains(c.stdout, dead[0]+" is redelivered") || !strings.Contains(c.stderr, "nonsense: no such task") {
 		t.Errorf("the output is %q %q", c.stdout, c.stderr)
 	}
 	a.inState(dead[0], task.Done)
@@ -179,7 +179,7 @@ func TestTasksUsageErrors(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"tasks", "--state", "dying"}, 2, `"dying" is none of queued`},
+		{[]string{"tasks", "--state", "dying"}, 2, `"dying" is not one of queued`},
 		{[]string{"tasks", "--limit", "0"}, 2, "--limit"},
 		{[]string{"tasks", "--older-than", "soon"}, 2, `--older-than: "soon" is not a duration`},
 		{[]string{"tasks", "spare"}, 2, `"spare"`},

@@ -194,7 +194,7 @@ func TestBrokenResponseFails(t *testing.T) {
 				}
 			}
 			cb := rcv.Next(t)
-			if message := errorOf(t, cb); message != "the endpoint's response broke off" || cb.Status() != "FAILED" {
+			if message := errorOf(t, cb); message != "the endpoint's response was incomplete" || cb.Status() != "FAILED" {
 				t.Errorf("the callback is %s, error=%s", cb.Status(), message)
 			}
 			if got := cb.Header.Get("callback-upstream-status"); got != "200" {

@@ -182,7 +182,7 @@ func (c *client) withTask(id string, do func(id string) error) error {
 	id = strings.ToLower(id) // as the gateway writes IDs
 	err := do(id)
 	if isNotFound(err) && len(id) < minPrefix {
-		return fmt.Errorf("a task is named by at least %d characters of its ID", minPrefix)
+		return fmt.Errorf("give at least %d characters of the task's ID", minPrefix)
 	}
 	if !isNotFound(err) || !isPrefix(id) {
 		return err
@@ -198,7 +198,7 @@ func (c *client) withTask(id string, do func(id string) error) error {
 	case len(tasks) == 0 || !strings.HasPrefix(tasks[0].ID, id):
 		return err
 	case len(tasks) > 1 || page.Next != "":
-		return fmt.Errorf("several tasks have IDs that begin with this; type more characters")
+		return fmt.Errorf("several tasks have an ID that begins with this; give more characters")
 	}
 	return do(tasks[0].ID)
 }

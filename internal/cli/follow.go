@@ -122,7 +122,7 @@ func (f *follower) watch(ctx context.Context) (changes <-chan *task.Record, done
 func (f *follower) cancel() {
 	f.Cancel()
 	if f.HasCallback {
-		f.log.Line("interrupted; the callback is still to come. Interrupt again to give it up")
+		f.log.Line("interrupted; the callback is still being delivered. Interrupt again to give up")
 	}
 }
 

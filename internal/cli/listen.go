@@ -29,7 +29,7 @@ func (c *Caddy) newListenCommand() *cobra.Command {
 	f := new(listenFlags)
 	cmd := &cobra.Command{
 		Use:   "listen [--forward-to <url>] [--secret <key>]",
-		Short: "Receives callbacks, prints them, and passes them on",
+		Short: "Receives, prints and forwards callbacks",
 		Long: `
 Receives callbacks and prints each at once: its status and task, the pairs of its
 body, and whether the signature verifies. With --forward-to, each is also sent to a
@@ -53,7 +53,7 @@ wrong.`,
 	c.Flags(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.address, "address", "127.0.0.1:8099", "the address to listen on")
-	flags.StringVar(&f.forwardTo, "forward-to", "", "the URL that each callback is passed on to")
+	flags.StringVar(&f.forwardTo, "forward-to", "", "the URL to forward each callback to")
 	flags.StringArrayVar(&f.secrets, "secret", nil, "a key to verify signatures with; repeatable")
 	flags.IntVar(&f.respond, "respond", http.StatusOK, "the status to answer with")
 	flags.BoolVar(&f.json, "json", false, "print JSON")
@@ -99,7 +99,7 @@ func (f *listenFlags) run(cmd *cobra.Command, c *Caddy) error {
 	case err != nil:
 		return c.Misused(cmd, err)
 	case f.forwardTo != "" && cmd.Flags().Changed("respond"):
-		return c.Misused(cmd, errors.New("--respond: with --forward-to, the answer is that of the URL"))
+		return c.Misused(cmd, errors.New("--respond cannot be combined with --forward-to, which returns the answer of the URL"))
 	}
 	listener, err := net.Listen("tcp", f.address)
 	if err != nil {

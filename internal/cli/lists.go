@@ -150,7 +150,7 @@ type listedHost struct {
 func (h *listedHost) why() string {
 	switch {
 	case h.Failures == 0 && h.RateLimited:
-		return "held back by the rate"
+		return "waiting for the rate limit"
 	case h.Failures == 0:
 		return ""
 	case h.LastStatus > 0:

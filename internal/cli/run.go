@@ -94,7 +94,7 @@ func (f *runFlags) parse(c *Caddy, userAgent string) (*Run, error) {
 	case err != nil || timeout <= 0:
 		return nil, fmt.Errorf("--timeout: %q is not a positive duration such as 90s, 10m or 1d", f.timeout)
 	case !slices.Contains(encode.Formats(), f.format):
-		return nil, fmt.Errorf("--format: %q is none of %s", f.format, strings.Join(encode.Formats(), ", "))
+		return nil, fmt.Errorf("--format: %q is not one of %s", f.format, strings.Join(encode.Formats(), ", "))
 	}
 	request, err := f.request()
 	if err != nil {

@@ -37,7 +37,7 @@ const searchYears = 10
 
 // ErrNever is the error for an expression without run times, such as the 30th of
 // February.
-var ErrNever = errors.New("there is no such date")
+var ErrNever = errors.New("no date matches")
 
 // MinInterval is the shortest interval of [Every].
 const MinInterval = time.Second

@@ -174,7 +174,7 @@ func (a *API) Serve(w http.ResponseWriter, r *http.Request, path string) {
 		}
 	}
 	if len(allowed) == 0 {
-		writeProblem(w, http.StatusNotFound, "the API has nothing there; openapi.json says what it has")
+		writeProblem(w, http.StatusNotFound, "no such path; openapi.json lists the paths of the API")
 		return
 	}
 	w.Header().Set("Allow", strings.Join(allowed, ", "))
@@ -209,11 +209,11 @@ func (c *call) parse(rt *route) (err error) {
 	for name, values := range c.query {
 		switch {
 		case !contains(rt.params, name):
-			known := "it has none"
+			known := "it has no parameters"
 			if len(rt.params) > 0 {
-				known = "it has " + strings.Join(rt.params, ", ")
+				known = "expected one of " + strings.Join(rt.params, ", ")
 			}
-			return badRequest("%.40q is no parameter here; %s", name, known)
+			return badRequest("%.40q is not a parameter of this request; %s", name, known)
 		case len(values) > 1 && name != "state" && name != "status":
 			return badRequest("%s is given twice", name)
 		}
@@ -255,14 +255,14 @@ func (a *API) fail(c *call, err error) {
 	case errors.As(err, &own):
 		writeProblem(c.w, own.status, own.detail)
 	case errors.Is(err, engine.ErrCursor):
-		writeProblem(c.w, http.StatusBadRequest, "after: it is not one that this API returned")
+		writeProblem(c.w, http.StatusBadRequest, "after: not a cursor of this API")
 	case errors.Is(err, engine.ErrNotFound):
-		writeProblem(c.w, http.StatusNotFound, "there is no such task, or no longer")
+		writeProblem(c.w, http.StatusNotFound, "no such task; finished tasks are removed after their retention")
 	default:
 		if a.config.Failed != nil && !errors.Is(err, context.Canceled) {
 			a.config.Failed(err)
 		}
-		detail := "the store does not answer at the moment"
+		detail := "the store does not answer"
 		if errors.Is(err, engine.ErrFull) {
 			detail = "the store is full"
 		}

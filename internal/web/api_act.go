@@ -97,7 +97,7 @@ func (a *API) redeliver(c *call) (int, any, error) {
 	case rec.Callback == nil:
 		return 0, nil, &apiError{http.StatusConflict, "the task has no callback"}
 	case a.config.CheckURL == nil:
-		return 0, nil, badRequest("url: it cannot be changed here")
+		return 0, nil, badRequest("url: only a redelivery of named tasks can change it")
 	}
 	// The URL may only name destinations that the task's own URL could name.
 	if do.URL, do.Host, err = a.config.CheckURL(to.URL, rec.Callback.Trusted); err != nil {
@@ -216,7 +216,7 @@ func onMany(do action) func(*API, *call) (int, any, error) {
 func (a *API) onNamed(c *call, do action, ids []string, dryRun bool) (int, any, error) {
 	switch {
 	case len(ids) == 0:
-		return 0, nil, badRequest("ids: none is given")
+		return 0, nil, badRequest("ids: the list is empty")
 	case len(ids) > maxIDs:
 		return 0, nil, badRequest("ids: more than %d IDs", maxIDs)
 	}
@@ -301,7 +301,7 @@ func (b *bulk) count(do *action, err error) {
 	switch {
 	case errors.Is(err, engine.ErrNotFound):
 		b.Unknown++
-		b.Reason = cmp.Or(b.Reason, "there is no such task, or no longer")
+		b.Reason = cmp.Or(b.Reason, "no such task; finished tasks are removed after their retention")
 		return
 	case err == nil:
 		b.Matched++
@@ -310,7 +310,7 @@ func (b *bulk) count(do *action, err error) {
 	}
 	b.Matched++
 	b.Failed++
-	reason := "the store does not answer at the moment"
+	reason := "the store does not answer"
 	switch {
 	case errors.Is(err, engine.ErrEnded):
 		reason = do.refusal(err)

@@ -30,7 +30,7 @@ func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// credentials.
 	if err := d.foreign.Check(r); err != nil {
 		setSafeHeaders(w.Header())
-		writeProblem(w, http.StatusForbidden, "another site may not do that")
+		writeProblem(w, http.StatusForbidden, "requests from other sites are refused")
 		return
 	}
 	d.api.Serve(w, r, path)

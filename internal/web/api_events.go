@@ -21,7 +21,7 @@ func (a *API) events(c *call) (int, any, error) {
 	case a.viewers <- struct{}{}:
 		defer func() { <-a.viewers }()
 	default:
-		return 0, nil, &apiError{http.StatusServiceUnavailable, "too many are looking"}
+		return 0, nil, &apiError{http.StatusServiceUnavailable, "too many open streams"}
 	}
 	control := http.NewResponseController(c.w)
 	// The admin endpoint sets a read deadline of ten seconds. When it expires, the

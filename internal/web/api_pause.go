@@ -22,7 +22,7 @@ func (a *API) pausing(c *call, paused bool) (int, any, error) {
 		return 0, nil, err
 	}
 	if !slices.ContainsFunc(list, func(q Queue) bool { return q.Name == c.id }) {
-		return 0, nil, &apiError{http.StatusNotFound, "there is no such queue"}
+		return 0, nil, &apiError{http.StatusNotFound, "no such queue"}
 	}
 	return c.pause(e, engine.Target{Queue: c.id}, paused)
 }
@@ -68,7 +68,7 @@ func (a *API) runSchedule(c *call) (int, any, error) {
 		return 0, nil, err
 	}
 	if !slices.ContainsFunc(list, func(s Schedule) bool { return s.ID == c.id }) || a.config.Run == nil {
-		return 0, nil, &apiError{http.StatusNotFound, "there is no such schedule"}
+		return 0, nil, &apiError{http.StatusNotFound, "no such schedule"}
 	}
 	id, created, err := a.config.Run(context.WithoutCancel(c.r.Context()), e, c.id)
 	switch {
@@ -77,7 +77,7 @@ func (a *API) runSchedule(c *call) (int, any, error) {
 	case err != nil:
 		return 0, nil, err
 	case !created:
-		return 0, nil, &apiError{http.StatusConflict, "an earlier run still waits: task " + id}
+		return 0, nil, &apiError{http.StatusConflict, "the previous run is still queued: task " + id}
 	}
 	return http.StatusAccepted, map[string]string{"task_id": id}, nil
 }

@@ -95,7 +95,7 @@ func oneOf[T ~string](name string, values []string, known []T) (list []T, err er
 			for i, k := range known {
 				names[i] = string(k)
 			}
-			return nil, badRequest("%s: %.40q is none of %s", name, value, strings.Join(names, ", "))
+			return nil, badRequest("%s: %.40q is not one of %s", name, value, strings.Join(names, ", "))
 		default:
 			list = append(list, T(value))
 		}

@@ -126,7 +126,7 @@ func TestBadRequestsNameParameter(t *testing.T) {
 		"tasks?after=" + strings.Repeat("a", 10_000): "after",
 		"tasks?queue=a&queue=b":                      "twice",
 		"tasks?%zz":                                  "query",
-		"overview?x=1":                               "none",
+		"overview?x=1":                               "no parameters",
 		"hosts?limit=-1":                             "limit",
 	} {
 		detail := g.ask(http.MethodGet, path, http.StatusBadRequest)["detail"].(string)

@@ -40,7 +40,7 @@ func DashboardPage() http.Handler {
 		setSafeHeaders(w.Header())
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			w.Header().Set("Allow", "GET, HEAD")
-			http.Error(w, "the dashboard's page can only be read", http.StatusMethodNotAllowed)
+			http.Error(w, "the dashboard accepts only GET and HEAD", http.StatusMethodNotAllowed)
 			return
 		}
 		page.serve(w)

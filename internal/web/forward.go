@@ -69,12 +69,12 @@ func (in *Inbox) forward(w http.ResponseWriter, r *http.Request, number uint64) 
 	// Without this check, a page of another site could forward callbacks with the
 	// credentials of its viewer.
 	if err := in.foreign.Check(r); err != nil {
-		http.Error(w, "another site may not forward callbacks", http.StatusForbidden)
+		http.Error(w, "requests from other sites cannot forward callbacks", http.StatusForbidden)
 		return
 	}
 	c := in.memory.get(scopeOf(r), number)
 	if c == nil {
-		http.Error(w, "no such callback: never received, or forgotten", http.StatusNotFound)
+		http.Error(w, "no such callback: it was not received, or was removed", http.StatusNotFound)
 		return
 	}
 	var wanted struct {

@@ -237,7 +237,7 @@ func (in *Inbox) receive(r *http.Request) (b received) {
 			return b
 		}
 	}
-	b.err = fmt.Errorf("not read beyond %d bytes", b.size)
+	b.err = fmt.Errorf("only the first %d bytes were read", b.size)
 	return b
 }
 
@@ -248,7 +248,7 @@ func (in *Inbox) view(w http.ResponseWriter, show func(http.ResponseWriter)) {
 		defer func() { <-in.viewers }()
 	default:
 		w.Header().Set("Retry-After", "5")
-		http.Error(w, "too many are looking at the inbox", http.StatusServiceUnavailable)
+		http.Error(w, "too many open streams of the inbox", http.StatusServiceUnavailable)
 		return
 	}
 	show(deadlineWriter{w, http.NewResponseController(w)})
@@ -274,7 +274,7 @@ func (in *Inbox) clear(w http.ResponseWriter, r *http.Request) {
 	// Without this check, any page that the viewer has open could empty the inbox: the
 	// browser would send the request with the viewer's credentials.
 	if err := in.foreign.Check(r); err != nil {
-		http.Error(w, "another site may not clear the inbox", http.StatusForbidden)
+		http.Error(w, "requests from other sites cannot clear the inbox", http.StatusForbidden)
 		return
 	}
 	in.memory.clear(scopeOf(r))
@@ -321,7 +321,7 @@ func (in *Inbox) list(w http.ResponseWriter, r *http.Request) {
 func (in *Inbox) download(w http.ResponseWriter, r *http.Request, number uint64) {
 	c := in.memory.get(scopeOf(r), number)
 	if c == nil {
-		http.Error(w, "no such callback: never received, or forgotten", http.StatusNotFound)
+		http.Error(w, "no such callback: it was not received, or was removed", http.StatusNotFound)
 		return
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
