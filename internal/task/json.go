@@ -26,6 +26,7 @@ func appendRecord(b []byte, r *Record) ([]byte, error) {
 	}
 	o.text("callback_domain", r.CallbackDomain)
 	o.rare("request", r.Request, r.Request != nil)
+	o.rare("poll", r.Poll, r.Poll != nil)
 	o.number("starts", int64(r.Starts))
 	o.time("not_before", r.NotBefore)
 	o.number("timeout", int64(r.Timeout))
