@@ -17,14 +17,15 @@
 //     open, across reloads, and which configuration uses it; app_routes.go: what the
 //     routes say: warnings about their order, and which of them are traced
 //   - engine.go: the engines as modules
-//   - caddyfile.go, caddyfile_queue.go, caddyfile_values.go: the grammars
+//   - caddyfile.go, caddyfile_queue.go, caddyfile_poll.go, caddyfile_values.go: the
+//     grammars
 //   - intercept.go: the `callback` handler makes a request a task; callback.go
 //     decides whether it is one, and finds its callback
 //   - execute.go: a task's handlers run, and the task gets its verdict
 //   - deliver.go: the delivery options; internal/deliver makes the attempts
 //   - queue.go: the `task_queue` handler accepts a request, or takes it over from
 //     `callback`; queue_worker.go runs it; queue_options.go has the options, and reads
-//     when a task can start
+//     when a task can start; queue_poll.go polls endpoints that answer later
 //   - status.go: the `task_status` handler; internal/taskapi answers what clients ask
 //     about tasks
 //   - schedule.go: the schedules of a queue, and the tasks that they add
