@@ -148,9 +148,11 @@ func openNothing() (engine.Engine, func(), error) { return nil, nil, errNotOpen 
 
 // queueInfos describes the configured queues.
 func (a *App) queueInfos() (list []web.Queue) {
+	s := a.store.Load()
 	for name, q := range a.queues {
 		list = append(list, web.Queue{
 			Name: name, Workers: q.opts.Workers, MaxQueued: q.opts.MaxQueued, Attempts: q.opts.Attempts,
+			Rate: q.opts.Rate, RateLimited: s != nil && s.slotsOf(name).pace.Waiting(),
 		})
 	}
 	return list

@@ -258,6 +258,7 @@ func addQueueName(h httpcaddyfile.Helper, q *TaskQueue) error {
 //	    workers           <n>
 //	    attempts          <n> [<status…>]
 //	    max_queued        <n>
+//	    rate              <n>/<duration>
 //	    max_delay         <duration>
 //	    idempotency_scope <text>
 //	    schedule          <cron|@every d> [<tz>] {
@@ -289,6 +290,7 @@ func (a *App) parseQueue(d *caddyfile.Dispenser) error {
 		"workers":           {parse: count(&o.Workers)},
 		"attempts":          {parse: o.parseAttempts},
 		"max_queued":        {parse: count(&o.MaxQueued)},
+		"rate":              {parse: rate(&o.Rate)},
 		"max_delay":         {parse: duration(&o.MaxDelay)},
 		"idempotency_scope": {parse: text(&o.IdempotencyScope), expands: true},
 		"schedule":          {parse: o.parseSchedule, repeatable: true, expands: true},

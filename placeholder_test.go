@@ -75,6 +75,7 @@ func TestPlaceholdersInOptions(t *testing.T) {
 		{"queue", "attempts 1 {env.V}", "503", nil},
 		{"queue", "max_queued {env.V}", "1", nil},
 		{"queue", "max_delay {env.V}", "1h", nil},
+		{"queue", "rate {env.V}", "1/1s", nil},
 		{"queue", "idempotency_scope {env.V}", "v", func(l loaded) string {
 			return caddy.NewReplacer().ReplaceAll(l.app.Queues["q"].IdempotencyScope, "") // expands for each request
 		}},

@@ -28,6 +28,11 @@ type QueueOptions struct {
 	// How many tasks can wait. Further tasks are refused with 429. Default: `100000`.
 	MaxQueued int `json:"max_queued,omitempty"`
 
+	// How many tasks of the queue may start in a period, evenly spread: `10/1s`, or
+	// `600/1m` for the same rate. Retries count too. Each gateway counts its own. Default:
+	// none; only workers limits the queue.
+	Rate string `json:"rate,omitempty"`
+
 	// How long clients can delay a task with the headers `task-delay` and
 	// `task-not-before`, 3650 days at most. Default: `30d`.
 	MaxDelay caddy.Duration `json:"max_delay,omitempty"`
@@ -39,6 +44,8 @@ type QueueOptions struct {
 
 	// Schedules that add tasks to the queue. Default: none.
 	Schedules []*Schedule `json:"schedules,omitempty"`
+
+	interval time.Duration // between two starts; 0 if there is no rate
 }
 
 // Defaults of a queue.
@@ -69,7 +76,10 @@ func (o *QueueOptions) provision() {
 	}
 }
 
-func (o *QueueOptions) validate() error {
+func (o *QueueOptions) validate() (err error) {
+	if o.interval, err = parseRate(o.Rate); err != nil {
+		return fmt.Errorf("rate: %w", err)
+	}
 	switch {
 	case o.Workers < 1:
 		return fmt.Errorf("workers: %d is less than 1", o.Workers)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/pace"
 	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/tracing"
@@ -38,7 +39,7 @@ func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
 		if n == 0 {
 			return
 		}
-		batch, err := jobs.Next(ctx, n, q.opts.Attempts)
+		batch, err := q.next(ctx, jobs, slots, n)
 		for _, job := range batch {
 			if ctx.Err() != nil {
 				q.releaseJob(s, job)
@@ -61,6 +62,26 @@ func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
 			}
 		}
 	}
+}
+
+// next waits for jobs and claims up to n of them. With a rate, it first waits until a
+// start is permitted, so that a job waits in the engine, where another gateway can take
+// it.
+func (q *TaskQueue) next(ctx context.Context, jobs engine.JobSource, slots *slots, n int) ([]engine.Job, error) {
+	interval := q.opts.interval
+	if interval == 0 {
+		return jobs.Next(ctx, n, q.opts.Attempts)
+	}
+	if n = min(n, slots.pace.Acquire(ctx, interval)); n == 0 {
+		return nil, ctx.Err()
+	}
+	batch, err := jobs.Next(ctx, n, q.opts.Attempts)
+	started := len(batch)
+	if ctx.Err() != nil {
+		started = 0 // they are released
+	}
+	slots.pace.Release(interval, started)
+	return batch, err
 }
 
 // releaseJob releases a job that was taken too late to start.
@@ -283,8 +304,10 @@ func (w *workers) stop() {
 }
 
 // slots bound how many tasks of a queue run at once on this node. Generations share them
-// during a reload, because together they must not run more tasks than the limit.
+// during a reload, because together they must not run more tasks than the limit, nor
+// start them faster than the rate.
 type slots struct {
+	pace  *pace.Pace
 	mu    sync.Mutex
 	taken int
 	given chan struct{} // closed when slots become free
@@ -292,7 +315,7 @@ type slots struct {
 
 // slotsOf returns the slots of a queue on this node.
 func (s *sharedStore) slotsOf(queue string) *slots {
-	all, _ := s.slots.LoadOrStore(queue, &slots{given: make(chan struct{})})
+	all, _ := s.slots.LoadOrStore(queue, &slots{pace: pace.New(), given: make(chan struct{})})
 	return all.(*slots)
 }
 

@@ -106,6 +106,18 @@ type listedQueue struct {
 	Oldest  time.Time `json:"oldest"`
 	Paused  bool      `json:"paused"`
 	Workers int       `json:"workers"`
+	// RateLimited is set while tasks wait because of the rate.
+	RateLimited bool `json:"rate_limited"`
+}
+
+// heldBack is why tasks or callbacks wait although nothing fails.
+const heldBack = "waiting for the rate limit"
+
+func (q *listedQueue) why() string {
+	if q.RateLimited {
+		return heldBack
+	}
+	return ""
 }
 
 func (c *Caddy) newQueuesCommand() *cobra.Command {
@@ -114,16 +126,16 @@ func (c *Caddy) newQueuesCommand() *cobra.Command {
 		long: `
 Lists the queues of a running gateway: how many tasks are queued, how many of them
 are delayed, how many run, how long the oldest has waited, and which queues are
-paused. WORKERS are those of the gateway that is asked; the other columns count all
-gateways of the store.`,
+paused. WORKERS, and WHY ready tasks wait, are those of the gateway that is asked; the
+other columns count all gateways of the store.`,
 		columns: []column{
 			{name: "QUEUE", elastic: true}, {name: "QUEUED"}, {name: "DELAYED"}, {name: "RUNNING"}, {name: "OLDEST"},
-			{name: "WORKERS"}, {name: "PAUSED", usual: "paused"},
+			{name: "WORKERS"}, {name: "PAUSED", usual: "paused"}, {name: "WHY", elastic: true, optional: true},
 		},
 		row: func(s *screen, q *listedQueue) []cell {
 			return []cell{
 				{text: q.Name}, decimal(q.Queued), decimal(q.Delayed), decimal(q.Running), {text: s.age(q.Oldest)},
-				{text: strconv.Itoa(q.Workers)}, isPaused(q.Paused),
+				{text: strconv.Itoa(q.Workers)}, isPaused(q.Paused), {text: q.why()},
 			}
 		},
 	}
@@ -150,7 +162,7 @@ type listedHost struct {
 func (h *listedHost) why() string {
 	switch {
 	case h.Failures == 0 && h.RateLimited:
-		return "waiting for the rate limit"
+		return heldBack
 	case h.Failures == 0:
 		return ""
 	case h.LastStatus > 0:

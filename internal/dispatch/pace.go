@@ -3,11 +3,9 @@ package dispatch
 import (
 	"container/heap"
 	"time"
-)
 
-// paceSlack is how late an attempt may start without delaying those after it: timers
-// are not exact, and a busy machine is late too.
-const paceSlack = 20 * time.Millisecond
+	"github.com/caddy-callback/caddy-callback/internal/pace"
+)
 
 // paces are the hosts that wait because of the rate, ordered by the start of their next
 // attempt.
@@ -42,7 +40,7 @@ func (d *Dispatcher) started(h *host, now time.Time) {
 	if d.limits.Interval <= 0 {
 		return
 	}
-	if earliest := now.Add(-paceSlack); h.next.Before(earliest) {
+	if earliest := now.Add(-pace.Slack); h.next.Before(earliest) {
 		h.next = earliest
 	}
 	if h.next = h.next.Add(d.limits.Interval); h.next.After(now) {

@@ -30,6 +30,10 @@ type Queue struct {
 	Workers   int `json:"workers"`
 	MaxQueued int `json:"max_queued"`
 	Attempts  int `json:"attempts"`
+	// Rate is how many tasks this node starts in a period, "10/1s", or empty.
+	// RateLimited is set while tasks that are ready wait because of it.
+	Rate        string `json:"rate,omitempty"`
+	RateLimited bool   `json:"rate_limited,omitempty"`
 }
 
 // set sets the counts of the engine.
@@ -161,6 +165,10 @@ func (a *API) allQueues(ctx context.Context, e engine.Engine) ([]Queue, error) {
 			i, list = len(list), append(list, Queue{Name: stats.Queue})
 		}
 		list[i].set(stats)
+	}
+	for i := range list {
+		q := &list[i]
+		q.RateLimited = q.RateLimited && q.Queued > q.Delayed && !q.Paused
 	}
 	slices.SortFunc(list, func(a, b Queue) int { return cmp.Compare(a.Name, b.Name) })
 	return list, nil
