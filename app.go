@@ -88,6 +88,12 @@ type App struct {
 
 	workers    workers
 	deliveries *deliver.Options
+
+	// linking are the handlers with large_results, and statusPaths the paths of the
+	// task_status handlers, "" for an unknown one. They are complete once all apps are
+	// provisioned.
+	linking     []*Handler
+	statusPaths []string
 }
 
 // Defaults of the app.
@@ -210,6 +216,9 @@ func (a *App) settings() engine.Settings {
 // served meanwhile. It is an error only if another process has the store open.
 func (a *App) Start() error {
 	a.warnOfOrder()
+	if err := a.checkLinks(); err != nil {
+		return err
+	}
 	if err := a.openTracing(); err != nil {
 		return err
 	}

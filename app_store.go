@@ -337,7 +337,12 @@ const recordTimeout = 5 * time.Second
 // returns and repeats the call in the background, until it is stored, the lease is
 // lost, or the process exits. A lease that is never ended lasts as long as the process.
 func (s *sharedStore) endLease(log *zap.Logger, id string, step func(context.Context) error) {
-	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+	s.endLeaseWithin(recordTimeout, log, id, step)
+}
+
+// endLeaseWithin is endLease with another timeout of the first call.
+func (s *sharedStore) endLeaseWithin(timeout time.Duration, log *zap.Logger, id string, step func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	err := step(ctx)
 	if err == nil || errors.Is(err, engine.ErrLost) {

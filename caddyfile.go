@@ -94,6 +94,8 @@ func (opts options) names() (names []string) {
 //	    header         <name> <value>
 //	    max_request    <size>
 //	    max_result     <size>
+//	    large_results  link [<url>]
+//	    max_kept       <size>
 //	}
 //
 // The URL is the callback of every request that does not name one. Omitted options have
@@ -133,6 +135,8 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"header":        {parse: h.parseHeader, repeatable: true, expands: true},
 		"max_request":   {parse: size(&h.MaxRequest)},
 		"max_result":    {parse: size(&h.MaxResult)},
+		"large_results": {parse: h.parseLargeResults, expands: true},
+		"max_kept":      {parse: keptSize(&h.MaxKept)},
 	})
 	if err != nil {
 		return err

@@ -136,6 +136,18 @@ func size(field *int64) func(*caddyfile.Dispenser) error {
 	})
 }
 
+// keptSize parses the maximum size of a result in a file.
+func keptSize(field *int64) func(*caddyfile.Dispenser) error {
+	return one(func(d *caddyfile.Dispenser, name, value string) error {
+		n, err := humanize.ParseBytes(value)
+		if err != nil || n == 0 || n > mostKept {
+			return d.Errf("%s: %q is not a size such as 500MiB or 10GiB, 1TiB at most", name, value)
+		}
+		*field = int64(n)
+		return nil
+	})
+}
+
 // storeSize parses the maximum size of a store. The files of an empty one need the
 // minimum.
 func storeSize(field *int64) func(*caddyfile.Dispenser) error {

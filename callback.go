@@ -193,6 +193,9 @@ func (h *Handler) within(outer *Handler) (*Handler, error) {
 	setDefault(&merged.Timeout, from.Timeout)
 	setDefault(&merged.MaxRequest, from.MaxRequest)
 	setDefault(&merged.MaxResult, from.MaxResult)
+	if merged.LargeResults == "" {
+		merged.LargeResults, merged.ResultsURL, merged.MaxKept = from.LargeResults, from.ResultsURL, from.MaxKept
+	}
 	if err := merged.applyDefaults(); err != nil {
 		return nil, err
 	}
@@ -215,7 +218,7 @@ func (h *Handler) newCallback(target string, trusted bool, path string, repl *ca
 	return &task.Callback{
 		URL: target, Trusted: trusted, Format: h.Format, Profile: h.Profile,
 		TaskHeader: h.TaskHeader, StatusHeader: h.StatusHeader, MaxResult: h.MaxResult,
-		Function: profile.Of(h.Profile).Function(path), KeyFor: keyFor,
+		Function: profile.Of(h.Profile).Function(path), KeyFor: keyFor, Link: h.linkOf(repl),
 	}, nil
 }
 

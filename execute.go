@@ -1,7 +1,6 @@
 package callback
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +36,7 @@ type execution struct {
 	recorded chan struct{}
 	// again, if set, may requeue the task instead of recording a verdict, and change the
 	// verdict. It gets the body of the result, and reports whether it has requeued.
-	again func(body []byte) bool
+	again func(body *capture.Copy) bool
 	// pending means that again has requeued the task for a poll of its endpoint.
 	pending bool
 	// failedWith is the status that the task failed with, from the endpoint or from the
@@ -352,26 +351,38 @@ func (x *execution) settleResponse() {
 
 // record stores the verdict. Only the caller that closed the copy of the response gets
 // here.
-func (x *execution) record(status task.Verdict, message string, result *task.Result, body []byte) {
+func (x *execution) record(status task.Verdict, message string, result *task.Result, body *capture.Copy) {
 	defer close(x.recorded)
 	x.rec.Status, x.rec.Error, x.rec.Result = status, message, result
 	x.rec.FinishedAt = time.Now().UTC()
 	if x.again != nil && x.again(body) {
+		body.Close()
 		return
 	}
 	x.rec.DropRequest()
 	tracing.RecordTask(x.ctx, &x.rec)
 	x.app.metrics.taskEnded(&x.rec)
-	x.store.endLease(x.log, x.rec.ID, func(ctx context.Context) error { return x.settleOnce(ctx, body) })
+	timeout := recordTimeout + time.Duration(body.Size()/slowestDisk)*time.Second
+	x.store.endLeaseWithin(timeout, x.log, x.rec.ID, func(ctx context.Context) error {
+		err := x.settleOnce(ctx, body)
+		if !passes(err) {
+			body.Close()
+		}
+		return err
+	})
 }
 
+// slowestDisk is the speed, in bytes a second, that storing a large result may need
+// before it counts as failed.
+const slowestDisk = 8 << 20
+
 // settleOnce tries once to store the verdict.
-func (x *execution) settleOnce(ctx context.Context, body []byte) error {
+func (x *execution) settleOnce(ctx context.Context, body *capture.Copy) error {
 	rec := x.rec // a failed attempt may have changed it
 	if rec.Result == nil {
 		return x.lease.Settle(ctx, &rec, nil)
 	}
 	result := *rec.Result
 	rec.Result = &result
-	return x.lease.Settle(ctx, &rec, bytes.NewReader(body))
+	return x.lease.Settle(ctx, &rec, body.Reader())
 }

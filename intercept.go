@@ -1,6 +1,7 @@
 package callback
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -85,6 +86,20 @@ type Handler struct {
 	// Default: `8388608` (8 MiB).
 	MaxResult int64 `json:"max_result,omitempty"`
 
+	// What happens to a larger result: with `link` it is kept whole, and the callback has
+	// a signed link to it that expires after `retention`. It needs a `task_status`
+	// handler. Default: none; the result is truncated.
+	LargeResults string `json:"large_results,omitempty"`
+
+	// The URL of the `task_status` handler as receivers reach it, such as
+	// `https://example.com/tasks`. Default: the scheme and host of the client's request,
+	// and the path of the handler.
+	ResultsURL string `json:"results_url,omitempty"`
+
+	// The largest result that is kept whole with `large_results`, in bytes. A larger one
+	// is truncated. Default: `1073741824` (1 GiB).
+	MaxKept int64 `json:"max_kept,omitempty"`
+
 	app     *App
 	log     *zap.Logger
 	route   string
@@ -123,6 +138,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading the callback app: %w", err)
 	}
 	h.app, h.log = app.(*App), ctx.Logger()
+	if h.LargeResults != "" {
+		h.app.linking = append(h.app.linking, h)
+	}
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		h.route = server.Name()
 	}
@@ -140,6 +158,8 @@ func (h *Handler) applyDefaults() error {
 	setDefault(&h.Format, encode.FormatForm)
 	setDefault(&h.MaxRequest, defaultMaxBody)
 	setDefault(&h.MaxResult, defaultMaxBody)
+	setDefault(&h.MaxKept, defaultMaxKept)
+	expand(&h.ResultsURL)
 	h.URL = caddy.NewReplacer().ReplaceKnown(h.URL, "")
 	return nil
 }
@@ -157,7 +177,7 @@ func (h *Handler) Validate() error {
 	if formats := encode.Formats(); !own && !slices.Contains(formats, h.Format) {
 		return fmt.Errorf("format: unknown format %q; expected one of %s", h.Format, strings.Join(formats, ", "))
 	}
-	if err := h.checkNames(); err != nil {
+	if err := cmp.Or(h.checkNames(), h.validateLargeResults()); err != nil {
 		return err
 	}
 	if h.Profile == profile.Beam2 && !webhook.CanSignBeam(h.app.Delivery.keys) {
@@ -322,6 +342,7 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 		Limit: h.MaxResult, AsSent: h.Format == encode.FormatRaw, KeepHeader: profile.Of(h.Profile).Traits().KeepHeader,
 		ToHEAD: r.Method == http.MethodHead, // from the command line only
 	}}
+	h.app.keepLarge(&set.kept, callback)
 	x := h.app.newExecution(r.Context(), s, set, rec, w)
 	x.claimedBy = h
 	if x.lease, err = s.Claim(x.ctx, rec); err != nil {

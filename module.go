@@ -27,7 +27,8 @@
 //     `callback`; queue_worker.go runs it; queue_options.go has the options, and reads
 //     when a task can start; queue_poll.go polls endpoints that answer later
 //   - status.go: the `task_status` handler; internal/taskapi answers what clients ask
-//     about tasks
+//     about tasks; large_results.go: callbacks with a link to a result that is too
+//     large to be posted
 //   - schedule.go: the schedules of a queue, and the tasks that they add
 //   - admin.go: the operators' API and the dashboard
 //   - inbox.go: a receiver for trying things out

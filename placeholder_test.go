@@ -103,6 +103,11 @@ func TestPlaceholdersInOptions(t *testing.T) {
 		}},
 		{"callback", "max_request {env.V}", "1MiB", nil},
 		{"callback", "max_result {env.V}", "1MiB", nil},
+		{"callback", "max_kept {env.V}", "1GiB", nil},
+		{"callback", "large_results {env.V}", "link", nil},
+		{"callback", "large_results link {env.V}", "https://v.example/tasks", func(l loaded) string {
+			return firstHandler(t, l.ctx).(*Handler).ResultsURL
+		}},
 		{"inbox", "keep {env.V}", "1", nil},
 		{"inbox", "secret {env.V}", key, func(l loaded) string { return firstHandler(t, l.ctx).(*Inbox).Secret[0] }},
 		{"inbox", "forward_to {env.V}", "http://localhost:3000", func(l loaded) string { return firstHandler(t, l.ctx).(*Inbox).ForwardTo[0] }},

@@ -29,7 +29,7 @@ type QueueOptions struct {
 	MaxQueued int `json:"max_queued,omitempty"`
 
 	// How many tasks of the queue may start in a period, evenly spread: `10/1s`, or
-	// `600/1m` for the same rate. Retries count too. Each gateway counts its own. Default:
+	// `600/1m` for the same rate. Retries and polls count too. Each gateway counts its own. Default:
 	// none; only workers limits the queue.
 	Rate string `json:"rate,omitempty"`
 

@@ -12,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/poll"
 	"github.com/caddy-callback/caddy-callback/internal/send"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -151,13 +152,15 @@ func checkHosts(values []string) error {
 
 // pollAgain requeues the task of x for its next poll, if its endpoint has not answered
 // finally, and reports whether it did. Otherwise x has the task's verdict.
-func (q *TaskQueue) pollAgain(x *execution, body []byte) bool {
+func (q *TaskQueue) pollAgain(x *execution, body *capture.Copy) bool {
 	first := x.rec.Poll == nil
 	switch {
 	case first && (q.Poll == nil || x.rec.Status != task.Complete), x.rec.Status == task.TimedOut, x.rec.Request == nil:
 		return false
 	}
-	e := poll.Exchange{First: first, Home: x.rec.Request.Host, Answer: poll.Answer{Status: x.failedWith, Header: x.response.Header(), Body: body}}
+	e := poll.Exchange{First: first, Home: x.rec.Request.Host, Answer: poll.Answer{
+		Status: x.failedWith, Header: x.response.Header(), Body: body.Head(x.kept.Limit),
+	}}
 	if x.rec.Result != nil {
 		e.Answer.Coding = x.rec.Result.ContentEncoding
 		e.Answer.RetryAfter = send.ParseRetryAfter(e.Answer.Header.Get("Retry-After"), time.Now())

@@ -135,6 +135,7 @@ func (q *TaskQueue) newExecution(s *sharedStore, job engine.Job) *execution {
 	kept := capture.ResponseOptions{Limit: q.callback.MaxResult, AsSent: true, KeepHeader: true}
 	if rec.Callback != nil {
 		kept.Limit = rec.Callback.MaxResult
+		q.app.keepLarge(&kept, rec.Callback)
 	}
 	if rec.Request != nil {
 		kept.ToHEAD = requestOf(&rec).Method == http.MethodHead
@@ -146,7 +147,7 @@ func (q *TaskQueue) newExecution(s *sharedStore, job engine.Job) *execution {
 	set := settings{timeout: rec.Timeout, elapsed: elapsedOf(&rec), taskHeader: q.headerOf(&rec), kept: kept}
 	x := q.app.newExecution(context.Background(), s, set, &rec, nil)
 	x.log, x.lease, x.stopping = q.log, job.Lease, s.requeueing
-	x.again = func(body []byte) bool { return q.again(x, body) }
+	x.again = func(body *capture.Copy) bool { return q.again(x, body) }
 	return x
 }
 
@@ -218,7 +219,7 @@ func (q *TaskQueue) request(x *execution, body io.ReadCloser) (*http.Request, er
 
 // again puts a job back into its queue if it should run again: because the gateway stops,
 // to poll its endpoint, or after a status in retry_status. It reports whether it did.
-func (q *TaskQueue) again(x *execution, body []byte) bool {
+func (q *TaskQueue) again(x *execution, body *capture.Copy) bool {
 	if errors.Is(context.Cause(x.ctx), errStopped) {
 		q.releaseJob(x.store, engine.Job{Record: &x.rec, Lease: x.lease}) // this does not count as an attempt
 		return true

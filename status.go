@@ -3,6 +3,7 @@ package callback
 import (
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -10,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/link"
 	"github.com/caddy-callback/caddy-callback/internal/problem"
 	"github.com/caddy-callback/caddy-callback/internal/taskapi"
 )
@@ -20,6 +22,11 @@ import (
 // handler and knows an ID can do this. If that is not enough, put the handler behind
 // authentication.
 type TaskStatus struct {
+	// The path of the handler as clients write it, for the links of `large_results`. In a
+	// Caddyfile, the matcher's path sets it. Default: none; then `large_results` needs
+	// the URL.
+	Path string `json:"path,omitempty"`
+
 	tasks *taskapi.Collection
 }
 
@@ -35,6 +42,7 @@ func (t *TaskStatus) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading the callback app: %w", err)
 	}
 	app := module.(*App)
+	app.statusPaths = append(app.statusPaths, strings.TrimSuffix(t.Path, "/"))
 	t.tasks = app.tasksOf("", ctx.Logger())
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		app.endWaitsOf(server)
@@ -47,6 +55,9 @@ func (t *TaskStatus) Provision(ctx caddy.Context) error {
 func (t *TaskStatus) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	claimOf(r).release() // an outer callback handler makes every request a task
 	if look, ok := taskapi.ParseLookup(r.Method, r.URL.Path); ok {
+		if query := r.URL.Query(); link.Signed(query) {
+			return t.tasks.ServeLink(w, r, look, query)
+		}
 		return t.tasks.Serve(w, r, look)
 	}
 	w.Header().Set("Cache-Control", "no-store")
@@ -79,11 +90,11 @@ func (a *App) endWaitsOf(server *caddyhttp.Server) {
 //
 // A path matcher without `*` also matches the paths below it.
 func parseTaskStatus(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
-	matchers, _, err := matchersBelow(h)
+	matchers, path, err := matchersBelow(h)
 	if err != nil {
 		return nil, err
 	}
-	t := new(TaskStatus)
+	t := &TaskStatus{Path: path}
 	if err := t.UnmarshalCaddyfile(h.Dispenser); err != nil {
 		return nil, err
 	}

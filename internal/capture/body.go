@@ -252,7 +252,7 @@ func newSpool(folder string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = os.Remove(f.Name()) // Windows cannot remove an open file; free removes it
+	_ = os.Remove(f.Name()) // Windows cannot remove an open file; removeSpool removes it
 	return f, nil
 }
 
@@ -339,8 +339,7 @@ func (b *Body) closeSpool() {
 	if b.spool == nil {
 		return
 	}
-	_ = b.spool.Close()           // the data is not needed any more
-	_ = os.Remove(b.spool.Name()) // usually it is removed already
+	removeSpool(b.spool)
 	b.spool = nil
 }
 

@@ -2,6 +2,7 @@ package capture
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"maps"
 	"net/http"
@@ -12,7 +13,7 @@ import (
 
 // keptBody keeps the beginning of the body that is written to it. It decodes an encoded
 // body that is longer than the limit, so that it keeps the beginning of the content and
-// not of its encoding.
+// not of its encoding. It can also keep such a body whole, in a file.
 type keptBody struct {
 	coding string
 	limit  int64
@@ -20,10 +21,14 @@ type keptBody struct {
 	size   int64 // as sent
 	kept   []byte
 	inflow *inflow
+	large  wholeBody
 }
 
 func (b *keptBody) write(p []byte) {
 	b.size += int64(len(p))
+	if b.size > b.limit {
+		b.large.write(b.kept, p, b.size)
+	}
 	if b.inflow != nil {
 		b.inflow.write(p)
 		return
@@ -39,14 +44,22 @@ func (b *keptBody) write(p []byte) {
 
 // take returns the kept data, the size of the whole body, and the coding of both. It
 // ends the decoder; nothing may be written afterwards.
-func (b *keptBody) take() (kept []byte, size int64, coding string) {
+func (b *keptBody) take() (kept *Copy, size int64, coding string) {
+	var decoded []byte
+	err := errNotDecoded
 	if b.inflow != nil {
-		if kept, size, err := b.inflow.end(); err == nil {
-			return kept, size, ""
-		}
+		decoded, size, err = b.inflow.end()
 	}
-	return b.kept, b.size, b.coding
+	switch whole := b.large.take(); {
+	case whole != nil:
+		return &Copy{file: whole, size: b.size}, b.size, b.coding
+	case err == nil:
+		return &Copy{bytes: decoded, size: int64(len(decoded))}, size, ""
+	}
+	return &Copy{bytes: b.kept, size: int64(len(b.kept))}, b.size, b.coding
 }
+
+var errNotDecoded = errors.New("the body was not decoded")
 
 // inflow decodes written data in a goroutine of its own.
 type inflow struct {

@@ -18,6 +18,10 @@ import (
 type ResponseOptions struct {
 	// Limit is how much of the body is kept, in bytes.
 	Limit int64
+	// MaxLarge is up to which size a body over the limit is kept whole and as sent, in
+	// bytes. Zero means none. It is kept in a file in Folder.
+	MaxLarge int64
+	Folder   string
 	// AsSent keeps the encoding of an encoded body. Without it, a body that is longer
 	// than the limit is decoded.
 	AsSent bool
@@ -168,6 +172,7 @@ func (c *Response) begin(status int) {
 		c.status = status
 		c.body.coding = strings.Join(c.header["Content-Encoding"], ",")
 		c.body.limit, c.body.asSent = c.Limit, c.AsSent
+		c.body.large = wholeBody{folder: c.Folder, max: c.MaxLarge}
 	}
 }
 
@@ -327,8 +332,8 @@ func (c *Response) HasWritten() bool {
 func (c *Response) Status() int { return c.status }
 
 // Result returns the captured response. It may be called only from the handler's
-// goroutine, after Close.
-func (c *Response) Result() (status int, _ *task.Result, body []byte) {
+// goroutine, after Close. The caller closes the body.
+func (c *Response) Result() (status int, _ *task.Result, body *Copy) {
 	if status = c.status; status == 0 {
 		status = http.StatusOK // as in net/http, for a handler that writes nothing
 	}
@@ -339,7 +344,7 @@ func (c *Response) Result() (status int, _ *task.Result, body []byte) {
 		Size:            size,
 	}
 	if c.KeepHeader {
-		result.Kept, result.Header = int64(len(body)), c.endToEnd()
+		result.Kept, result.Header = body.Size(), c.endToEnd()
 	}
 	return status, result, body
 }
@@ -349,7 +354,8 @@ func (c *Response) Result() (status int, _ *task.Result, body []byte) {
 func (c *Response) Discard() (status int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, _, _ = c.body.take() // ends its goroutine
+	body, _, _ := c.body.take() // ends its goroutine
+	body.Close()
 	return c.status
 }
 

@@ -194,8 +194,8 @@ func TestHandlerDoesNotNoticeGoneClient(t *testing.T) {
 		t.Errorf("%d %v", n, err)
 	}
 	c.Close(false)
-	if status, result, body := c.Result(); status != 200 || string(body) != "abcabcabcdef" || result.Size != 12 {
-		t.Errorf("the result is %d, %d bytes, %q", status, result.Size, body)
+	if status, result, body := c.Result(); status != 200 || string(body.bytes) != "abcabcabcdef" || result.Size != 12 {
+		t.Errorf("the result is %d, %d bytes, %q", status, result.Size, body.bytes)
 	}
 }
 
@@ -289,8 +289,8 @@ func TestStalledClientIsDropped(t *testing.T) {
 					t.Errorf("the handler waited %v, want %v", took, tt.after)
 				}
 				c.Close(false)
-				if _, result, body := c.Result(); string(body) != "abcdef" || result.Size != 6 {
-					t.Errorf("%d bytes are kept: %q", result.Size, body)
+				if _, result, body := c.Result(); string(body.bytes) != "abcdef" || result.Size != 6 {
+					t.Errorf("%d bytes are kept: %q", result.Size, body.bytes)
 				}
 			})
 		})
@@ -313,8 +313,8 @@ func TestResponseWithoutClientIsKept(t *testing.T) {
 	}
 	c.Close(false)
 	status, result, body := c.Result()
-	if status != http.StatusTeapot || string(body) != "abc" || result.Header.Get("X-Own") != "1" || c.HasWritten() {
-		t.Errorf("the result is %d %v %q", status, result, body)
+	if status != http.StatusTeapot || string(body.bytes) != "abc" || result.Header.Get("X-Own") != "1" || c.HasWritten() {
+		t.Errorf("the result is %d %v %q", status, result, body.bytes)
 	}
 }
 

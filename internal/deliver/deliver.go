@@ -50,6 +50,7 @@ type Engine interface {
 	engine.Deliveries
 	Hosts(ctx context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error)
 	Pause(ctx context.Context, t engine.Target, paused bool) error
+	Secret(ctx context.Context) ([]byte, error)
 }
 
 // Options say how attempts are made. They must not change while a Deliverer follows
@@ -129,8 +130,9 @@ type Deliverer struct {
 
 // New returns a Deliverer that takes no deliveries before Follow.
 func New(c Config) *Deliverer {
+	secret := func(ctx context.Context) ([]byte, error) { return c.Engine.Secret(ctx) }
 	return &Deliverer{
-		Config: c, dispatcher: dispatch.New(dispatch.Limits{}), bodies: encode.New(encode.Options{Folder: c.Folder}),
+		Config: c, dispatcher: dispatch.New(dispatch.Limits{}), bodies: encode.New(encode.Options{Folder: c.Folder, Secret: secret}),
 		hosts: newHostStates(), changed: make(chan struct{}, 1), stop: func() {},
 	}
 }

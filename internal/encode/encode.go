@@ -19,8 +19,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/caddy-callback/caddy-callback/internal/form"
+	"github.com/caddy-callback/caddy-callback/internal/link"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
@@ -42,6 +44,9 @@ type Options struct {
 	// when needed. Defaults: 4,096 and 1 GiB.
 	Files     int
 	FilesSize int64
+	// Secret returns the secret that signs links to results that are too large to be
+	// posted. It is required if tasks have a [task.Link].
+	Secret func(context.Context) ([]byte, error)
 }
 
 func (o Options) withDefaults() Options {
@@ -87,10 +92,15 @@ type Result func(context.Context) (io.ReadCloser, error)
 // Encode returns the body of a task's callback. rec has a verdict. result is called
 // only if rec.Result is set and the body is not in a file yet.
 //
-// Encode returns the errors of result, of reading it and of ctx, and [ErrSpool].
+// Encode returns the errors of result, of reading it, of ctx and of the Secret, and
+// [ErrSpool].
 func (e *Encoder) Encode(ctx context.Context, rec *task.Record, result Result) (*Body, error) {
 	if rec.Result == nil {
-		return e.inMemory(encode(rec, nil)), nil
+		return e.inMemory(encode(rec, nil, "")), nil
+	}
+	linked := rec.Callback.Link != nil && rec.Result.Kept >= rec.Result.Size // all of it is kept
+	if linked && rec.Result.Kept > rec.Callback.MaxResult {
+		return e.encodeLink(ctx, rec, result)
 	}
 	destination := cmp.Or(rec.CallbackDomain, rec.CallbackHost)
 	if body := e.files.find(rec.ID); body != nil {
@@ -107,7 +117,10 @@ func (e *Encoder) Encode(ctx context.Context, rec *task.Record, result Result) (
 	if err != nil {
 		return nil, fmt.Errorf("reading the result: %w", err)
 	}
-	body := encode(rec, content)
+	body := encode(rec, content, "")
+	if linked && body.Truncated > 0 { // it is larger without its content codings
+		return e.encodeLink(ctx, rec, result)
+	}
 	size := int64(len(body.Body))
 	if size <= tiny || size <= e.opts.Large && e.files.used.Load()+size <= e.opts.InMemory {
 		return e.inMemory(body), nil
@@ -118,6 +131,22 @@ func (e *Encoder) Encode(ctx context.Context, rec *task.Record, result Result) (
 	}
 	b.reserve = e.reserve(destination, b.Size)
 	return b, nil
+}
+
+// encodeLink returns the body of a callback with a link to the result. Each attempt has a
+// new one, because the last attempt may be days after the first.
+func (e *Encoder) encodeLink(ctx context.Context, rec *task.Record, result Result) (*Body, error) {
+	r, err := result(ctx) // it may have been evicted
+	if err != nil {
+		return nil, fmt.Errorf("reading the result: %w", err)
+	}
+	r.Close()
+	secret, err := e.opts.Secret(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("signing the link to the result: %w", err)
+	}
+	expires := time.Now().Add(rec.Callback.Link.Valid)
+	return e.inMemory(encode(rec, nil, link.New(secret, rec.Callback.Link.URL, rec.ID, expires))), nil
 }
 
 func (e *Encoder) reserve(destination string, n int64) func(context.Context) (func(), error) {
@@ -156,13 +185,14 @@ func read(ctx context.Context, rec *task.Record, result Result) ([]byte, error) 
 	return content.Bytes(), nil
 }
 
-// encode encodes the body of a callback in memory. content is the captured result.
-func encode(rec *task.Record, content []byte) form.Callback {
+// encode encodes the body of a callback in memory. content is the captured result. If
+// there is a link to it, that is posted instead.
+func encode(rec *task.Record, content []byte, resultURL string) form.Callback {
 	var resp *form.Response
 	if rec.Result != nil {
 		resp = &form.Response{
 			ContentType: rec.Result.ContentType, ContentEncoding: rec.Result.ContentEncoding,
-			Body: content, Size: rec.Result.Size,
+			Body: content, Size: rec.Result.Size, Link: resultURL,
 		}
 	}
 	write, ok := formats[rec.Callback.Format]

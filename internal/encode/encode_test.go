@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -328,5 +329,47 @@ func TestCloudEventAttributes(t *testing.T) {
 		`"upstreamstatus":200,"datacontenttype":"text/plain; charset=utf-8","data":"done"}`
 	if got := content(t, body); got != want {
 		t.Errorf("%s\nwant %s", got, want)
+	}
+}
+
+func TestLargeResultsAreLinked(t *testing.T) {
+	t.Parallel()
+	const linked = `{"task_id":"1","status":"COMPLETE","upstream_status":200,"data":null,"result_url":"https://example.com/tasks/1/result?`
+	gone := errors.New("gone")
+	for name, test := range map[string]struct {
+		change func(*task.Record)
+		err    error // of opening the result
+		want   string
+	}{
+		"over max_result":  {func(*task.Record) {}, nil, linked},
+		"up to max_result": {func(r *task.Record) { r.Callback.MaxResult = 10 }, nil, `{"task_id":"1","status":"COMPLETE","upstream_status":200,"data":"0123456789"}`},
+		"kept in part":     {func(r *task.Record) { r.Result.Size = 11 }, nil, `{"task_id":"1","status":"COMPLETE","upstream_status":200,"data":"01234567"}`},
+		"evicted":          {func(*task.Record) {}, gone, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			secret := func(context.Context) ([]byte, error) { return []byte("secret"), nil }
+			e := New(Options{Folder: filepath.Join(t.TempDir(), "encoded"), Secret: secret})
+			rec, open := record("1", "a:80", "0123456789")
+			rec.Callback.Format, rec.Callback.MaxResult = FormatJSON, 8
+			rec.Callback.Link = &task.Link{URL: "https://example.com/tasks", Valid: time.Hour}
+			test.change(rec)
+			body, err := e.Encode(t.Context(), rec, func(ctx context.Context) (io.ReadCloser, error) {
+				if test.err != nil {
+					return nil, test.err
+				}
+				return open(ctx)
+			})
+			if !errors.Is(err, test.err) {
+				t.Fatal(err)
+			}
+			if err != nil {
+				return
+			}
+			defer body.Release()
+			if got := content(t, body); !strings.HasPrefix(got, test.want) {
+				t.Errorf("the body is %s, want %s", got, test.want)
+			}
+		})
 	}
 }

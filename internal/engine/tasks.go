@@ -16,8 +16,9 @@ type Tasks interface {
 	Get(ctx context.Context, id string) (*task.Record, error)
 	// Open opens a body of a task for reading. It returns ErrNotFound if there is no
 	// such task or the body is no longer kept. A body that is removed while it is read
-	// can be read to its end.
-	Open(ctx context.Context, id string, part Part) (io.ReadCloser, error)
+	// can be read to its end. Seek does no I/O, and reads after it cost no more than
+	// what they return.
+	Open(ctx context.Context, id string, part Part) (io.ReadSeekCloser, error)
 	// Wait returns the task as soon as its Version differs from since, at once if since
 	// is zero. It does not poll. It returns ctx's error, or ErrNotFound, also if the
 	// task is removed while Wait waits.

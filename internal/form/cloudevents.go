@@ -41,6 +41,7 @@ type eventDocument struct {
 	UpstreamStatus  int             `json:"upstreamstatus,omitempty"`
 	Error           string          `json:"error,omitempty"`
 	DataContentType string          `json:"datacontenttype,omitempty"`
+	DataRef         string          `json:"dataref,omitempty"`
 	Data            json.RawMessage `json:"data,omitempty"`
 	DataBase64      *string         `json:"data_base64,omitempty"`
 }
@@ -52,7 +53,8 @@ type eventDocument struct {
 //   - a string with the text if it is other text, a form or empty,
 //   - data_base64 if it is bytes,
 //   - a string with its first bytes, with Truncated, if it is larger than limit,
-//   - missing if there is no response.
+//   - missing if there is no response, or if it has a Link, which is in the extension
+//     attribute dataref then.
 //
 // datacontenttype says what the data is, after its content codings and its charset
 // were undone: JSON that is cut off is text. The status of the response and the
@@ -66,7 +68,11 @@ func EncodeCloudEvent(e Event, r *Response, limit int64) Callback {
 	if !e.Time.IsZero() {
 		doc.Time = e.Time.UTC().Format(time.RFC3339Nano)
 	}
-	if r != nil {
+	switch {
+	case r == nil:
+	case r.Link != "":
+		doc.DataContentType, doc.DataRef = typeOrBytes(r.ContentType), r.Link
+	default:
 		res := read(*r, limit)
 		cb.Truncated = res.truncated
 		doc.setData(res, r.ContentType)
@@ -81,14 +87,19 @@ func (d *eventDocument) setData(res result, contentType string) {
 	case res.kind == jsonValue:
 		d.DataContentType, d.Data = jsonType, res.body
 	case res.kind == binary, !utf8.Valid(res.body): // a form need not be UTF-8
-		if typ, _, err := mime.ParseMediaType(contentType); err != nil || !strings.Contains(typ, "/") {
-			contentType = "application/octet-stream"
-		}
 		encoded := base64.StdEncoding.EncodeToString(res.body)
-		d.DataContentType, d.DataBase64 = contentType, &encoded
+		d.DataContentType, d.DataBase64 = typeOrBytes(contentType), &encoded
 	default:
 		d.DataContentType, d.Data = textType(res, contentType), encodeDocument(string(res.body))
 	}
+}
+
+// typeOrBytes returns the content type, or that of any bytes if it is not valid.
+func typeOrBytes(contentType string) string {
+	if typ, _, err := mime.ParseMediaType(contentType); err != nil || !strings.Contains(typ, "/") {
+		return "application/octet-stream"
+	}
+	return contentType
 }
 
 // textType returns the media type of a string. A string with a JSON type would be

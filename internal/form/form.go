@@ -38,6 +38,9 @@ type Response struct {
 	// Size is the length of the whole body in bytes, as sent. Zero, as anything
 	// below len(Body), means len(Body).
 	Size int64
+	// Link is the URL of the body if that is too large to be posted. Body is not read
+	// then.
+	Link string
 }
 
 // Callback is the body of a callback with its content type. Its Body may share memory
@@ -56,6 +59,9 @@ type Callback struct {
 	// the result in bytes if only its beginning is posted, 0 if it is whole. It is
 	// the decoded size where that is known; counting ends at 64 MiB, or at the limit if that is more.
 	Truncated int64
+	// Link is the value of the header callback-result-url. It is set only in format raw,
+	// whose body has no place for it.
+	Link string
 }
 
 // Encode writes a response as a form. Most callers want this one.
@@ -73,9 +79,13 @@ type Callback struct {
 //     whole, becomes response= its first bytes, at most limit of them, with
 //     Truncated. It is text up to its last whole character, else base64: JSON or
 //     a form that is cut off is neither any more.
+//   - A body with a Link becomes result_url= that link.
 //
 // With a limit below 1, a body that is not empty is posted without data.
 func Encode(r Response, limit int64) Callback {
+	if r.Link != "" {
+		return Callback{ContentType: formType, Body: appendEscaped([]byte(resultURLPair), r.Link)}
+	}
 	res := read(r, limit)
 	cb := Callback{ContentType: formType, Truncated: res.truncated}
 	switch res.kind {
@@ -102,8 +112,11 @@ func EncodeError(message string) Callback {
 
 // EncodeRaw posts a response as the endpoint sent it, still in its content
 // codings. Only its first limit bytes are posted if it is longer, with
-// Truncated the size as sent.
+// Truncated the size as sent. If it has a Link, no body is posted.
 func EncodeRaw(r Response, limit int64) Callback {
+	if r.Link != "" {
+		return Callback{Link: r.Link}
+	}
 	body := head(r.Body, limit)
 	return Callback{
 		ContentType:     r.ContentType,

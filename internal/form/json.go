@@ -29,6 +29,7 @@ type document struct {
 	Status         string `json:"status"`
 	UpstreamStatus *int   `json:"upstream_status"`
 	Data           any    `json:"data"`
+	ResultURL      string `json:"result_url,omitempty"`
 	Error          string `json:"error,omitempty"`
 }
 
@@ -43,7 +44,8 @@ type document struct {
 //   - a string with the text if it is other UTF-8, a form or empty,
 //   - a string in base64, with Encoding "base64", if it is bytes,
 //   - a string with its first bytes, with Truncated, if it is larger than limit,
-//   - null if there is no response.
+//   - null if there is no response, or if it has a Link, which is in a member
+//     "result_url" then.
 //
 // A member "error" follows if the head has an error.
 func EncodeJSON(h Head, r *Response, limit int64) Callback {
@@ -53,6 +55,7 @@ func EncodeJSON(h Head, r *Response, limit int64) Callback {
 		doc.UpstreamStatus = &h.UpstreamStatus
 	}
 	doc.Data = cb.dataOf(r, limit)
+	doc.ResultURL = r.link()
 	cb.Body = encodeDocument(doc)
 	return cb
 }
@@ -63,15 +66,24 @@ func EncodeJSON(h Head, r *Response, limit int64) Callback {
 func EncodeData(message string, r *Response, limit int64) Callback {
 	cb := Callback{ContentType: jsonType}
 	cb.Body = encodeDocument(struct {
-		Data  any    `json:"data"`
-		Error string `json:"error,omitempty"`
-	}{cb.dataOf(r, limit), message})
+		Data      any    `json:"data"`
+		ResultURL string `json:"result_url,omitempty"`
+		Error     string `json:"error,omitempty"`
+	}{cb.dataOf(r, limit), r.link(), message})
 	return cb
+}
+
+// link returns the link to the body, "" if there is none.
+func (r *Response) link() string {
+	if r == nil {
+		return ""
+	}
+	return r.Link
 }
 
 // dataOf returns the member data, and notes in the callback how it is written.
 func (cb *Callback) dataOf(r *Response, limit int64) any {
-	if r == nil {
+	if r == nil || r.Link != "" {
 		return nil
 	}
 	res := read(*r, limit)

@@ -8,6 +8,8 @@ import (
 const (
 	// responsePair begins the pair of a result that is not a JSON object.
 	responsePair = "response="
+	// resultURLPair begins the pair of a link to a result.
+	resultURLPair = "result_url="
 	// errorPair begins the pair of a task without a result.
 	errorPair = "error="
 	// encodingBase64 is the value of callback-encoding for base64.

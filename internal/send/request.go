@@ -58,6 +58,7 @@ func setHeader(h http.Header, rec *task.Record, head *form.Callback, userAgent s
 	set("Content-Type", head.ContentType)
 	set("Content-Encoding", head.ContentEncoding)
 	set("Callback-Encoding", head.Encoding)
+	set("Callback-Result-Url", head.Link)
 	if head.Truncated > 0 {
 		set("Callback-Truncated", strconv.FormatInt(head.Truncated, 10))
 	}

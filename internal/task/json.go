@@ -92,6 +92,7 @@ func (o *object) callback(c *Callback) {
 	o.text("function", c.Function)
 	o.number("max_result", c.MaxResult)
 	o.text("traceparent", c.Traceparent)
+	o.rare("link", c.Link, c.Link != nil)
 	if c.KeyFor != nil {
 		o.name("key_for")
 		o.quote(*c.KeyFor)

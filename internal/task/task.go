@@ -90,9 +90,21 @@ type Callback struct {
 	// MaxResult is the largest result that is posted whole, in bytes.
 	MaxResult   int64  `json:"max_result,omitempty"`
 	Traceparent string `json:"traceparent,omitempty"`
+	// Link is set if a larger result is kept whole and posted as a link.
+	Link *Link `json:"link,omitempty"`
 	// KeyFor is the value from which the signing keys are derived, one from each
 	// secret. If it is nil, the secrets themselves sign.
 	KeyFor *string `json:"key_for,omitempty"`
+}
+
+// Link configures the links to results that are too large to be posted.
+type Link struct {
+	// URL is that of the `task_status` handler, which a link begins with.
+	URL string `json:"url"`
+	// MaxKept is the largest result that is kept whole, in bytes.
+	MaxKept int64 `json:"max_kept"`
+	// Valid is how long a link is valid after it was posted.
+	Valid time.Duration `json:"valid"`
 }
 
 // Result describes the endpoint's response as it was captured. The body is stored
@@ -103,7 +115,7 @@ type Result struct {
 	// Size is the length of the whole body in bytes. It is larger than the captured
 	// body if that was truncated.
 	Size int64 `json:"size,omitempty"`
-	// Kept is the length of the captured body. It is set only for a queue's task.
+	// Kept is the length of the captured body. The engine sets it.
 	Kept int64 `json:"kept,omitempty"`
 	// Header is the response's whole header. It is set only for a queue's task, whose
 	// result can be fetched, and if the callback's profile passes it on.

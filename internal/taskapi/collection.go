@@ -160,9 +160,17 @@ func (c *Collection) writeResult(w http.ResponseWriter, r *http.Request, e engin
 	case rec.Result == nil:
 		return problem.Write(w, problem.New(statusWithout(rec), rec.Error))
 	}
+	return c.sendResult(w, r, e, rec, rec.UpstreamStatus)
+}
+
+// errResultGone is the problem of a result that has been removed.
+var errResultGone = problem.New(http.StatusNotFound, "the task's result is no longer kept")
+
+// sendResult writes the task's result with the given status.
+func (c *Collection) sendResult(w http.ResponseWriter, r *http.Request, e engine.Engine, rec *task.Record, status int) error {
 	stored, err := e.Open(r.Context(), rec.ID, engine.ResultBody)
 	if errors.Is(err, engine.ErrNotFound) {
-		return problem.Write(w, problem.New(http.StatusNotFound, "the task's result is no longer kept"))
+		return problem.Write(w, errResultGone)
 	} else if err != nil {
 		return problem.WriteUnavailable(w, c.Log, err)
 	}
@@ -172,18 +180,25 @@ func (c *Collection) writeResult(w http.ResponseWriter, r *http.Request, e engin
 	if rec.Result.Size > rec.Result.Kept {
 		h.Set("Callback-Truncated", strconv.FormatInt(rec.Result.Size, 10))
 	}
+	if !hasBody(status) {
+		w.WriteHeader(status)
+		return nil
+	}
 	body := acceptable(h, r, rec, stored)
 	defer body.Close()
-	if _, decoded := body.(*decodedBody); !decoded && hasBody(rec.UpstreamStatus) {
+	if _, decoded := body.(*decodedBody); !decoded {
 		h.Set("Content-Length", strconv.FormatInt(rec.Result.Kept, 10))
+		if status == http.StatusOK && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+			c.serveContent(w, r, rec, stored)
+			return nil
+		}
 	}
-	w.WriteHeader(rec.UpstreamStatus)
-	if r.Method == http.MethodHead || !hasBody(rec.UpstreamStatus) {
+	w.WriteHeader(status)
+	if r.Method == http.MethodHead {
 		return nil
 	}
 	if _, err := io.Copy(w, body); err != nil {
-		c.Log.Debug("result not sent whole", zap.String("task_id", rec.ID), zap.Error(err))
-		panic(http.ErrAbortHandler) // the client must not mistake a partial result for a complete one
+		c.abort(rec, err)
 	}
 	return nil
 }
@@ -221,19 +236,24 @@ func hasBody(status int) bool {
 // acceptable returns the result's body as stored if the client accepts its content
 // codings, and decoded otherwise. It changes the header accordingly. The body stays
 // encoded if a coding is unknown or only the beginning of the body was kept.
-func acceptable(h http.Header, r *http.Request, rec *task.Record, stored io.ReadCloser) io.ReadCloser {
+func acceptable(h http.Header, r *http.Request, rec *task.Record, stored io.ReadSeekCloser) io.ReadCloser {
 	codings := strings.Join(h.Values("Content-Encoding"), ",")
 	result := rec.Result
-	if codings == "" || result.Kept == 0 || result.Size > result.Kept || !hasBody(rec.UpstreamStatus) {
+	if codings == "" || result.Kept == 0 || result.Size > result.Kept {
 		return stored
 	}
 	h.Add("Vary", "Accept-Encoding")
 	if acceptsCodings(r.Header.Values("Accept-Encoding"), codings) {
 		return stored
 	}
-	decoded, ok := newDecodedBody(codings, stored)
+	limit := int64(capture.MaxDecoded)
+	if rec.Callback != nil && rec.Callback.Link != nil {
+		limit = max(limit, rec.Callback.Link.MaxKept)
+	}
+	decoded, ok := newDecodedBody(codings, stored, limit)
 	if !ok {
-		return decoded
+		_, _ = stored.Seek(0, io.SeekStart) // it does no I/O
+		return stored
 	}
 	for _, name := range []string{"Content-Encoding", "Content-Md5", "Content-Digest", "Digest", "Repr-Digest"} {
 		h.Del(name)
@@ -281,34 +301,18 @@ type decodedBody struct {
 
 func (b *decodedBody) Close() error { return b.decoder.Close() }
 
-// newDecodedBody returns a decodedBody. If the body does not have the codings, it reports
-// false and returns the body as stored.
-func newDecodedBody(codings string, stored io.ReadCloser) (io.ReadCloser, bool) {
-	seen := &recorder{r: stored, read: new(bytes.Buffer)}
-	decoder, err := form.NewReader(codings, seen)
+// newDecodedBody returns a decodedBody of at most limit bytes. It reports false if the
+// body does not have the codings.
+func newDecodedBody(codings string, stored io.Reader, limit int64) (*decodedBody, bool) {
+	decoder, err := form.NewReader(codings, stored)
 	if err != nil {
-		return stored, false
+		return nil, false
 	}
 	ahead, err := io.ReadAll(io.LimitReader(decoder, decodeAhead))
 	if err != nil {
 		decoder.Close()
-		return io.NopCloser(io.MultiReader(seen.read, stored)), false
+		return nil, false
 	}
-	seen.read = nil
-	rest := capture.NewBounded(decoder, capture.MaxDecoded)
+	rest := capture.NewBounded(decoder, limit)
 	return &decodedBody{Reader: io.MultiReader(bytes.NewReader(ahead), rest), decoder: decoder}, true
-}
-
-// recorder keeps a copy of the bytes that are read through it, until read is nil.
-type recorder struct {
-	r    io.Reader
-	read *bytes.Buffer
-}
-
-func (c *recorder) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	if c.read != nil {
-		c.read.Write(p[:n])
-	}
-	return n, err
 }

@@ -64,7 +64,7 @@ type API struct {
 
 // NewAPI returns an API. It starts no goroutine.
 func NewAPI(config APIConfig) *API {
-	return &API{config: config, viewers: make(chan struct{}, maxViewers), closed: make(chan struct{}), encoder: newEncoder()}
+	return &API{config: config, viewers: make(chan struct{}, maxViewers), closed: make(chan struct{}), encoder: newEncoder(config)}
 }
 
 // Close ends the streams and refuses new ones; see [Inbox.Close]. It may be called

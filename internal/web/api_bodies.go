@@ -25,8 +25,16 @@ const (
 )
 
 // newEncoder returns an encoder of callbacks for display. It encodes in memory only.
-func newEncoder() *encode.Encoder {
-	return encode.New(encode.Options{Large: math.MaxInt64, InMemory: math.MaxInt64, Budget: encodings})
+func newEncoder(c APIConfig) *encode.Encoder {
+	secret := func(ctx context.Context) ([]byte, error) {
+		e, leave, err := c.Open()
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
+		return e.Secret(ctx)
+	}
+	return encode.New(encode.Options{Large: math.MaxInt64, InMemory: math.MaxInt64, Budget: encodings, Secret: secret})
 }
 
 // errNoResult is the error for a result that does not exist or is no longer kept.

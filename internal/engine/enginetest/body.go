@@ -17,6 +17,7 @@ var bodySuite = suite{"body", []testcase{
 	{"request bytes", requestBytes},
 	{"request bytes of a claimed task", takeOverBytes},
 	{"result bytes", resultBytes},
+	{"result bytes from any position", resultParts},
 	{"bodies survive a crash", bodiesSurvive},
 	{"unreadable request", requestUnreadable},
 	{"unreadable result keeps the lease", resultUnreadable},
@@ -95,6 +96,38 @@ func resultBytes(f *fixture) {
 		f.sameBytes("taken", f.read(r), pattern(n))
 		f.must(d.Done(f.ctx))
 		f.sameBytes("done", f.body(rec.ID, engine.ResultBody), pattern(n))
+	}
+}
+
+func resultParts(f *fixture) {
+	for _, n := range sizes {
+		rec, l := f.claim()
+		f.settleWith(rec, l, string(pattern(n)))
+		r, err := f.e.Open(f.ctx, rec.ID, engine.ResultBody)
+		f.must(err)
+		size, err := r.Seek(0, io.SeekEnd)
+		f.must(err)
+		if size != int64(n) {
+			f.Errorf("the end of a result of %d bytes is at %d", n, size)
+		}
+		_, err = r.Seek(-1, io.SeekStart)
+		if err == nil {
+			f.Errorf("there is a position before a result")
+		}
+		for _, from := range []int{n, n - n/3, 0, n / 2, n / 3} {
+			_, err := r.Seek(int64(from), io.SeekStart)
+			f.must(err)
+			part := make([]byte, min(n-from, 300<<10))
+			_, err = io.ReadFull(r, part)
+			f.must(err)
+			f.sameBytes("part", part, pattern(n)[from:from+len(part)])
+			if at, err := r.Seek(0, io.SeekCurrent); err != nil || at != int64(from+len(part)) {
+				f.Errorf("after reading to %d the position is %d, %v", from+len(part), at, err)
+			}
+		}
+		_, err = r.Seek(0, io.SeekStart)
+		f.must(err)
+		f.sameBytes("whole", f.read(r), pattern(n))
 	}
 }
 

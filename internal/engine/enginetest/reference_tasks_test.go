@@ -29,7 +29,7 @@ func (e *memEngine) Get(_ context.Context, id string) (*task.Record, error) {
 	return nil, engine.ErrNotFound
 }
 
-func (e *memEngine) Open(_ context.Context, id string, part engine.Part) (io.ReadCloser, error) {
+func (e *memEngine) Open(_ context.Context, id string, part engine.Part) (io.ReadSeekCloser, error) {
 	if err := e.begin(); err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package enginetest
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -453,9 +452,9 @@ func sortedPage[T any](all []T, after engine.Cursor, limit int) ([]T, engine.Cur
 	return all[from:to], engine.Cursor(strconv.Itoa(to))
 }
 
-func reader(b *[]byte) (io.ReadCloser, error) {
+func reader(b *[]byte) (io.ReadSeekCloser, error) {
 	if b == nil {
 		return nil, engine.ErrNotFound
 	}
-	return io.NopCloser(bytes.NewReader(*b)), nil
+	return engine.InMemory(*b), nil
 }

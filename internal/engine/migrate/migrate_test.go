@@ -190,7 +190,7 @@ type unreadable struct {
 	id string
 }
 
-func (e unreadable) Open(ctx context.Context, id string, part engine.Part) (io.ReadCloser, error) {
+func (e unreadable) Open(ctx context.Context, id string, part engine.Part) (io.ReadSeekCloser, error) {
 	if id == e.id {
 		return nil, errors.New("checksum does not match")
 	}

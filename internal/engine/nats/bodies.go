@@ -13,6 +13,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
 // chunkSize is the size of a chunk of a body. Each is acknowledged before the next is
@@ -60,45 +62,59 @@ type bodyReader struct {
 	ctx    context.Context
 	engine *Engine
 	name   string
-	left   int64
-	next   int
-	chunk  []byte
+	size   int64
+	at     int64  // position of the next byte
+	chunk  []byte // that of the first byte that is not read
+	first  int64  // position of its first byte
 }
 
 // openBody opens a body that was stored in chunks. It returns ErrNotFound if its
 // first chunk is not there.
-func (e *Engine) openBody(ctx context.Context, name string, size int64) (io.ReadCloser, error) {
-	r := &bodyReader{ctx: ctx, engine: e, name: name, left: size}
+func (e *Engine) openBody(ctx context.Context, name string, size int64) (io.ReadSeekCloser, error) {
+	r := &bodyReader{ctx: ctx, engine: e, name: name, size: size}
 	if err := r.fill(); err != nil {
 		return nil, fmt.Errorf("opening the body %s: %w", name, err)
 	}
-	return io.NopCloser(r), nil
+	return r, nil
 }
 
+// fill gets the chunk that has the next byte. Every chunk but the last has chunkSize
+// bytes.
 func (r *bodyReader) fill() error {
-	msg, err := r.engine.get(r.ctx, r.engine.bodies, bodySubject+r.name+"."+strconv.Itoa(r.next))
+	i := r.at / chunkSize
+	msg, err := r.engine.get(r.ctx, r.engine.bodies, bodySubject+r.name+"."+strconv.FormatInt(i, 10))
 	if err != nil {
 		return err
 	}
-	r.chunk = msg.Data
-	r.next++
+	r.chunk, r.first = msg.Data, i*chunkSize
 	return nil
 }
 
 func (r *bodyReader) Read(b []byte) (int, error) {
-	if r.left <= 0 {
+	if r.at >= r.size {
 		return 0, io.EOF
 	}
-	if len(r.chunk) == 0 {
+	if r.at < r.first || r.at >= r.first+int64(len(r.chunk)) {
 		if err := r.fill(); err != nil {
 			return 0, fmt.Errorf("reading the body %s: %w", r.name, err)
 		}
+		if r.at >= r.first+int64(len(r.chunk)) {
+			return 0, fmt.Errorf("reading the body %s: a chunk is cut off: %w", r.name, io.ErrUnexpectedEOF)
+		}
 	}
-	n := copy(b, r.chunk)
-	r.chunk = r.chunk[n:]
-	r.left -= int64(n)
+	n := copy(b, r.chunk[r.at-r.first:])
+	r.at += int64(n)
 	return n, nil
 }
+
+// Seek implements [io.Seeker].
+func (r *bodyReader) Seek(offset int64, whence int) (at int64, err error) {
+	r.at, err = engine.Position(r.at, r.size, offset, whence)
+	return r.at, err
+}
+
+// Close implements [io.Closer].
+func (r *bodyReader) Close() error { return nil }
 
 // discard removes a body that no task references. If that fails, collectBodies removes
 // it later.

@@ -1,7 +1,6 @@
 package nats
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -188,14 +187,14 @@ func (d *delivery) Record() *task.Record { return d.rec }
 func (d *delivery) Result(ctx context.Context) (io.ReadCloser, error) { return d.engine.body(ctx, d.m) }
 
 // body opens the body of a task, from its message or from the body stream.
-func (e *Engine) body(ctx context.Context, m *message) (io.ReadCloser, error) {
+func (e *Engine) body(ctx context.Context, m *message) (io.ReadSeekCloser, error) {
 	if m.meta.Dropped || m.rec.Ended() && m.rec.Result == nil {
 		return nil, engine.ErrNotFound
 	}
 	if m.meta.Body != "" {
 		return e.openBody(ctx, m.meta.Body, m.meta.Size)
 	}
-	return io.NopCloser(bytes.NewReader(m.body)), nil
+	return engine.InMemory(m.body), nil
 }
 
 // end stores the delivery's next step. If that fails, the attempt may be repeated.

@@ -22,7 +22,7 @@ func (e *Engine) Get(ctx context.Context, id string) (*task.Record, error) {
 }
 
 // Open implements engine.Tasks.
-func (e *Engine) Open(ctx context.Context, id string, part engine.Part) (io.ReadCloser, error) {
+func (e *Engine) Open(ctx context.Context, id string, part engine.Part) (io.ReadSeekCloser, error) {
 	m, err := e.getTask(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("opening a body of the task %s: %w", id, err)

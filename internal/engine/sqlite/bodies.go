@@ -236,7 +236,7 @@ func (b *bodies) used() int64 {
 }
 
 // stream opens the file of a body for reading.
-func (b *bodies) stream(want *body) (io.ReadCloser, error) {
+func (b *bodies) stream(want *body) (io.ReadSeekCloser, error) {
 	f, err := os.Open(filepath.Join(b.folder, want.file))
 	if errors.Is(err, fs.ErrNotExist) {
 		b.log.Error("file of a body is missing", zap.String("file", filepath.Join(b.folder, want.file)))
@@ -249,24 +249,42 @@ func (b *bodies) stream(want *body) (io.ReadCloser, error) {
 }
 
 // streamed is the file of a body that is being read. If its content is not what was
-// stored, reading it ends with an error that wraps ErrNotFound.
+// stored, reading it ends with an error that wraps ErrNotFound. Of a part of the body,
+// only the length is checked.
 type streamed struct {
-	file *os.File
-	log  *zap.Logger
-	want *body
-	sum  uint32
-	size int64
+	file   *os.File
+	log    *zap.Logger
+	want   *body
+	at     int64  // position of the next byte
+	sum    uint32 // of the first summed bytes
+	summed int64
 }
 
 func (f *streamed) Read(p []byte) (int, error) {
-	n, err := f.file.Read(p)
-	f.sum = crc32.Update(f.sum, castagnoli, p[:n])
-	f.size += int64(n)
-	if err == io.EOF && (f.size != f.want.size || int64(f.sum) != f.want.sum) {
+	n, err := f.file.ReadAt(p, f.at)
+	if f.at == f.summed {
+		f.sum = crc32.Update(f.sum, castagnoli, p[:n])
+		f.summed += int64(n)
+	}
+	f.at += int64(n)
+	if err != io.EOF {
+		return n, err
+	}
+	if n > 0 {
+		return n, nil // the next call finds the end
+	}
+	whole := f.summed == f.at
+	if f.at < f.want.size || whole && (f.at != f.want.size || int64(f.sum) != f.want.sum) {
 		f.log.Error("file of a body is damaged", zap.String("file", f.file.Name()))
 		err = fmt.Errorf("%w: its body's file %s is damaged", engine.ErrNotFound, f.want.file)
 	}
-	return n, err
+	return 0, err
+}
+
+// Seek implements [io.Seeker].
+func (f *streamed) Seek(offset int64, whence int) (at int64, err error) {
+	f.at, err = engine.Position(f.at, f.want.size, offset, whence)
+	return f.at, err
 }
 
 func (f *streamed) Close() error { return f.file.Close() }
@@ -311,7 +329,7 @@ func smallBody(c *conn, seq int64, part engine.Part, size int64) (b []byte, err 
 }
 
 // Open implements [engine.Tasks].
-func (s *store) Open(ctx context.Context, id string, part engine.Part) (r io.ReadCloser, err error) {
+func (s *store) Open(ctx context.Context, id string, part engine.Part) (r io.ReadSeekCloser, err error) {
 	err = s.read(ctx, func(c *conn) error {
 		row, err := find(c, id)
 		if err != nil {
@@ -337,7 +355,7 @@ func (s *store) Open(ctx context.Context, id string, part engine.Part) (r io.Rea
 		case int64(len(stored.bytes)) != stored.size:
 			return engine.ErrNotFound
 		}
-		r = io.NopCloser(bytes.NewReader(stored.bytes))
+		r = engine.InMemory(stored.bytes)
 		return nil
 	})
 	return r, err

@@ -16,7 +16,7 @@ const hostPhrase = (host) => {
 const queuePhrase = (queue) => {
 	if (queue.paused) return doing("late", "Paused");
 	if (queue.max_queued && queue.queued >= queue.max_queued) return doing("bad", "Full");
-	if (queue.rate_limited) return doing("busy", `Held back by the rate ${queue.rate}`);
+	if (queue.rate_limited) return doing("busy", `Waiting for the rate limit, ${queue.rate}`);
 	if (!queue.queued) return queue.running ? doing("busy", "Running") : doing("good", "Idle");
 	return queue.oldest ? doing("busy", "Oldest waits for", forHow(queue.oldest)) : doing("busy", "Waiting");
 };
