@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: help run build test race lint vuln bench benchtrial microbench fuzz golden faults soak ci
+.PHONY: help run build test race lint vuln bench peers benchtrial microbench fuzz golden faults soak ci
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ vuln: ## look for known vulnerabilities
 fuzz: ## fuzz every parser of foreign bytes, a minute each: make fuzz FUZZTIME=10m
 	FUZZTIME=$(or $(FUZZTIME),1m) bash .ci/fuzz
 
-bench: ## measure everything, and write the tables of docs/internals/performance.md; takes half an hour
-	cd bench && go run . -write
+bench: ## measure everything, and write the tables of docs/performance.md and docs/internals
+	cd bench && go run . -write -rounds 3
+
+peers: build ## run one load against this gateway and the systems in PEERS
+	cd bench && go run ./peers $(or $(PEERS),peers/systems.json)
 
 benchtrial: ## the same in ten minutes: fewer and shorter rounds, half as many tasks, no curves
 	cd bench && go run . -write -rounds 3 -round 2s -scale 0.5 -rows proxy,task,queue,sync,deliver,latency,start,cost

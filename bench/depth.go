@@ -71,17 +71,19 @@ func depth(b *bench) ([]row, error) {
 
 // fillStore fills a store with tasks that wait in a queue and finished tasks.
 func fillStore(folder string, waiting, ended int) error {
-	return fill(folder, waiting+ended, func(ctx context.Context, e engine.Engine, i int) error {
-		if i < waiting {
-			return queued(ctx, e)
-		}
-		rec := record("", "")
-		rec.Callback, rec.Queue, rec.Request = nil, "q", &task.Request{Method: "POST", URI: "/"}
-		lease, err := e.Claim(ctx, rec)
-		if err != nil {
-			return err
-		}
-		return lease.Settle(ctx, rec, bytes.NewReader(body))
+	return stocked(fmt.Sprintf("%d waiting and %d finished tasks", waiting, ended), folder, func(folder string) error {
+		return fill(folder, waiting+ended, func(ctx context.Context, e engine.Engine, i int) error {
+			if i < waiting {
+				return queued(ctx, e)
+			}
+			rec := record("", "")
+			rec.Callback, rec.Queue, rec.Request = nil, "q", &task.Request{Method: "POST", URI: "/"}
+			lease, err := e.Claim(ctx, rec)
+			if err != nil {
+				return err
+			}
+			return lease.Settle(ctx, rec, bytes.NewReader(body))
+		})
 	})
 }
 

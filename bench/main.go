@@ -2,9 +2,9 @@
 // one from the same run: the rounds of both alternate. The program prints medians, and
 // the median ratio of the rounds.
 //
-//	go run .                    # all rows of docs/internals/performance.md
+//	go run .                    # all tables of docs/performance.md and docs/internals/performance.md
 //	go run . -rows proxy,task   # only these rows
-//	go run . -write             # also write them to docs/internals/performance.md
+//	go run . -write             # also write them to these pages
 package main
 
 import (
@@ -62,7 +62,7 @@ func main() {
 	}
 	b := &bench{}
 	rows := flag.String("rows", "", "what to measure, with commas; everything if empty")
-	write := flag.Bool("write", false, "write the tables into docs/internals/performance.md")
+	write := flag.Bool("write", false, "write the tables into docs")
 	flag.IntVar(&b.rounds, "rounds", 5, "rounds of each side")
 	flag.DurationVar(&b.round, "round", 2*time.Second, "length of a round")
 	flag.Float64Var(&b.scale, "scale", 1, "of the numbers of tasks; less than 1 for a trial")
@@ -83,6 +83,7 @@ func (b *bench) main(names string, write bool) error {
 			return fmt.Errorf("there is no %q to measure", name)
 		}
 	}
+	defer removeStocks()
 	fmt.Println(machine())
 	for _, m := range measurements {
 		if chosen != nil && !slices.Contains(chosen, m.name) {

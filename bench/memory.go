@@ -26,10 +26,12 @@ func queued(ctx context.Context, e engine.Engine) error {
 
 // fillDue stores n callbacks for hosts without a listener: 127.1.0.1 and up.
 func fillDue(folder string, n, hosts int) error {
-	return fill(folder, n, func(ctx context.Context, e engine.Engine, i int) error {
-		i %= hosts
-		host := fmt.Sprintf("127.%d.%d.%d:1", 1+i>>16, i>>8&255, i&255)
-		return addDelivery(ctx, e, "http://"+host+"/hook", host)
+	return stocked(fmt.Sprintf("%d callbacks for %d hosts", n, hosts), folder, func(folder string) error {
+		return fill(folder, n, func(ctx context.Context, e engine.Engine, i int) error {
+			i %= hosts
+			host := fmt.Sprintf("127.%d.%d.%d:1", 1+i>>16, i>>8&255, i&255)
+			return addDelivery(ctx, e, "http://"+host+"/hook", host)
+		})
 	})
 }
 

@@ -54,24 +54,36 @@ func (t table) markdown() string {
 	return b.String()
 }
 
-// writeTable writes a table between its markers in docs/internals/performance.md.
+// pages are the pages with tables, for users and for contributors.
+var pages = []string{"../docs/performance.md", "../docs/internals/performance.md"}
+
+// writeTable writes a table between its markers in each page that has them.
 func writeTable(name, table string) error {
-	const page = "../docs/internals/performance.md"
-	text, err := os.ReadFile(page)
-	if err != nil {
-		return err
-	}
 	begin, end := []byte("<!-- bench:"+name+" -->\n"), []byte("<!-- end -->")
-	i := bytes.Index(text, begin)
-	if i < 0 {
-		return fmt.Errorf("%s has no mark %s", page, begin)
+	written := false
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			return err
+		}
+		i := bytes.Index(text, begin)
+		if i < 0 {
+			continue
+		}
+		i += len(begin)
+		n := bytes.Index(text[i:], end)
+		if n < 0 {
+			return fmt.Errorf("%s: the mark %s has no end", page, begin)
+		}
+		if err := os.WriteFile(page, slices.Concat(text[:i], []byte("\n"+table+"\n"), text[i+n:]), 0o644); err != nil {
+			return err
+		}
+		written = true
 	}
-	i += len(begin)
-	n := bytes.Index(text[i:], end)
-	if n < 0 {
-		return fmt.Errorf("%s: the mark %s has no end", page, begin)
+	if !written {
+		return fmt.Errorf("no page has the mark %s", begin)
 	}
-	return os.WriteFile(page, slices.Concat(text[:i], []byte("\n"+table+"\n"), text[i+n:]), 0o644)
+	return nil
 }
 
 // machine describes the machine of the measurement.

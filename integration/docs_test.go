@@ -299,7 +299,7 @@ func TestDocsCommandsAreTested(t *testing.T) {
 			}
 		case strings.HasPrefix(command, "caddy "):
 			checkFlags(t, b, command)
-		case b.page == "CONTRIBUTING.md", b.page == "docs/internals/performance.md":
+		case b.page == "CONTRIBUTING.md", b.page == "docs/performance.md", b.page == "docs/internals/performance.md":
 			for line := range strings.Lines(b.text) {
 				checkContributing(t, b, strings.TrimSpace(line))
 			}
