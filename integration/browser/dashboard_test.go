@@ -79,6 +79,9 @@ func TestDashboardChartsHaveAxesAndTooltip(t *testing.T) {
 	p.is("two minutes are shown", span+` <= 2 * 60e3`)
 	p.reload()
 	p.is("the span is remembered", `document.getElementById("span").value === "2"`)
+	p.choose("#span", "Last 24 hours")
+	p.is("a day is shown", `charts.tasks.times.length === 1440 && charts.latency.times.length === 1440`)
+	p.is("it ends with the last minute", `charts.tasks.times.at(-1) - charts.tasks.times[0] === 1439 * 60e3`)
 }
 
 func TestDashboardListUpdatesInPlace(t *testing.T) {

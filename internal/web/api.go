@@ -99,6 +99,7 @@ var routes = []route{
 	{http.MethodPost, "tasks/{id}/redeliver", nil, (*API).redeliver},
 	{http.MethodPost, "tasks/{id}/cancel", nil, (*API).cancel},
 	{http.MethodGet, "overview", nil, (*API).overview},
+	{http.MethodGet, "history", []string{"minutes"}, (*API).history},
 	{http.MethodGet, "queues", nil, (*API).queues},
 	{http.MethodPost, "queues/{id}/pause", nil, (*API).pauseQueue},
 	{http.MethodPost, "queues/{id}/resume", nil, (*API).resumeQueue},

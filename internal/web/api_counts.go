@@ -6,13 +6,14 @@ import (
 	"time"
 )
 
-// NodeCounts counts the events on this node during the last ten minutes, in a fixed
-// amount of memory. The zero value is ready for use. It may be used from several
-// goroutines at once.
+// NodeCounts counts the events on this node: those of the last ten minutes by second,
+// and those of the last day by minute. It needs a fixed amount of memory, about 160 KiB.
+// The zero value is ready for use. It may be used from several goroutines at once.
 type NodeCounts struct {
 	mu      sync.Mutex
 	seconds [countedSeconds]second
 	spans   [latencySpans]span
+	day     day
 }
 
 // Tally has the counters.
@@ -68,6 +69,7 @@ func (n *NodeCounts) Add(o Tally) {
 		*s = second{at: now}
 	}
 	s.add(o)
+	n.day.at(now / 60).add(o)
 }
 
 // TaskTook records how long a task took from its acceptance to its verdict.
@@ -75,6 +77,7 @@ func (n *NodeCounts) TaskTook(d time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.span().task.add(d)
+	n.day.latencies(time.Now().Unix() / 60).task.add(d)
 }
 
 // DeliveryTook records how long a delivery took from the verdict to the response that
@@ -83,6 +86,7 @@ func (n *NodeCounts) DeliveryTook(d time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.span().delivery.add(d)
+	n.day.latencies(time.Now().Unix() / 60).delivery.add(d)
 }
 
 // span returns the current span. The caller holds the lock.

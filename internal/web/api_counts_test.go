@@ -64,3 +64,46 @@ func TestQuantilePrecision(t *testing.T) {
 		}
 	})
 }
+
+func TestHistoryCoversADayByMinute(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		n := new(NodeCounts)
+		time.Sleep(time.Until(time.Now().Truncate(time.Minute).Add(time.Minute)))
+		for range 3 {
+			for range 60 {
+				n.Add(Tally{Accepted: 2, Delivered: 1})
+				n.TaskTook(100 * time.Millisecond)
+				time.Sleep(time.Second)
+			}
+		}
+		points := n.minutes(time.Now(), 5)
+		for i, p := range points {
+			want := Tally{}
+			if i >= 2 {
+				want = Tally{Accepted: 120, Delivered: 60}
+			}
+			measured := p.TaskP95 != nil && *p.TaskP95 > 80 && *p.TaskP95 < 125
+			if p.Tally != want || measured != (i >= 2) || p.DeliveryP50 != nil || p.At.Second() != 0 || time.Since(p.At) != time.Duration(5-i)*time.Minute {
+				t.Errorf("minute %d is %+v", i, p)
+			}
+		}
+		if last := points[4]; !last.At.Equal(time.Now().Add(-time.Minute)) {
+			t.Errorf("the last minute is %v", last.At)
+		}
+		time.Sleep((dayMinutes - 3) * time.Minute)
+		if points := n.minutes(time.Now(), dayMinutes); points[0].Accepted != 120 || points[2].TaskP95 == nil || points[3].Accepted != 0 {
+			t.Errorf("a day later it has %+v", points[:4])
+		}
+		// The entries are used again.
+		n.Add(Tally{Accepted: 1})
+		time.Sleep(time.Minute)
+		if points := n.minutes(time.Now(), dayMinutes); points[0].Accepted != 120 || points[dayMinutes-1].Accepted != 1 || points[dayMinutes-1].TaskP95 != nil {
+			t.Errorf("a minute later it has %+v … %+v", points[0], points[dayMinutes-1])
+		}
+		time.Sleep(48 * time.Hour)
+		if points := n.minutes(time.Now(), dayMinutes); points[0].Accepted != 0 || points[dayMinutes-1].Accepted != 0 {
+			t.Error("two days later it still has counts")
+		}
+	})
+}

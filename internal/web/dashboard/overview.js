@@ -81,11 +81,13 @@ const showNow = async (signal) => {
 const perSecond = (n) => (n >= 1000 ? number(Math.round(n)) : String(Number(n.toFixed(n < 1 ? 2 : 1))));
 
 let charts; // they are made once they are shown
-const spans = [["2", "Last 2 minutes"], ["5", "Last 5 minutes"], ["10", "Last 10 minutes"]];
+const spans = [["2", "Last 2 minutes"], ["5", "Last 5 minutes"], ["10", "Last 10 minutes"],
+	["60", "Last hour"], ["360", "Last 6 hours"], ["1440", "Last 24 hours"]];
+const finest = 10; // minutes; the overview has no more
 let latest; // the overview as last heard
 
-// latencyKept are the latencies that this page has received, by time: the API keeps no
-// history of them.
+// latencyHeard are the latencies that this page has received, by time: the overview has
+// no history of them.
 const latencyHeard = [];
 const mostHeard = 600;
 
@@ -94,18 +96,49 @@ const hearLatency = ({ at: time, latency = {} }) => {
 	if (latencyHeard.length > mostHeard) latencyHeard.shift();
 };
 
+// lately returns the counts of the last minutes from the overview, with the seconds that
+// each covers.
+const lately = (minutes) => {
+	const { history = [] } = latest;
+	const begin = Date.parse(history.at(-1)?.at) - minutes * 60e3;
+	return {
+		past: history.filter((one) => Date.parse(one.at) >= begin), heard: latencyHeard.filter((one) => one.time >= begin),
+		step: history.length > 1 ? (Date.parse(history[1].at) - Date.parse(history[0].at)) / 1000 : 1,
+	};
+};
+
+// byMinute returns the counts of a longer time. It fetches them once a minute, and draws the
+// charts again when they are there.
+let fetched = {}, fetching = false;
+const byMinute = (minutes) => {
+	if (!fetching && (fetched.minutes !== minutes || Date.now() - fetched.at >= 60e3)) {
+		fetching = true;
+		call(`history?minutes=${minutes}`).then(({ points }) => {
+			fetched = { minutes, at: Date.now(), points };
+		}, () => {
+			fetched = { minutes, at: Date.now(), points: fetched.minutes === minutes ? fetched.points : [] };
+		}).finally(() => {
+			fetching = false;
+			showCharts();
+		});
+	}
+	const past = fetched.minutes === minutes ? fetched.points : [];
+	return {
+		past, step: 60,
+		heard: past.map((one) => ({ time: Date.parse(one.at), task: one.task_p95_ms, callback: one.delivery_p50_ms, slow: one.delivery_p95_ms })),
+	};
+};
+
 const showCharts = () => {
 	if (!latest || byID("overview").hidden) return;
 	charts ??= {
 		tasks: newChart("Tasks", "per second", perSecond),
 		callbacks: newChart("Callbacks", "per second", perSecond),
-		latency: newChart("Latency", "of the last minute", milliseconds),
+		latency: newChart("Latency", "of a minute", milliseconds),
 	};
-	const { history = [] } = latest;
-	if (!history.length) return;
-	const last = Date.parse(history.at(-1).at), begin = last - Number(byID("span").value) * 60e3;
-	const past = history.filter((one) => Date.parse(one.at) >= begin);
-	const step = history.length > 1 ? (Date.parse(history[1].at) - Date.parse(history[0].at)) / 1000 : 1;
+	const minutes = Number(byID("span").value);
+	const { past, step, heard } = minutes > finest ? byMinute(minutes) : lately(minutes);
+	if (!past.length) return;
 	const times = past.map((one) => Date.parse(one.at));
 	const of = (...names) => past.map((one) => names.reduce((sum, name) => sum + (one[name] ?? 0), 0) / step);
 	setChart(charts.tasks, times, [
@@ -117,7 +150,6 @@ const showCharts = () => {
 		{ name: "Delivered", tone: "good", values: of("delivered") },
 		{ name: "Failed attempts", tone: "bad", values: of("attempts_failed") },
 	]);
-	const heard = latencyHeard.filter((one) => one.time >= begin);
 	setChart(charts.latency, heard.map((one) => one.time), [
 		{ name: "Callbacks p50", tone: "info", values: heard.map((one) => one.callback) },
 		{ name: "Callbacks p95", tone: "late", values: heard.map((one) => one.slow) },
