@@ -94,9 +94,9 @@ func (h *Handler) linkOf(repl *caddy.Replacer) *task.Link {
 }
 
 // keepLarge makes the capture of a response keep a large result whole, if the callback
-// links to it.
+// links to it. callback is nil if the task has none.
 func (a *App) keepLarge(o *capture.ResponseOptions, callback *task.Callback) {
-	if callback.Link != nil {
+	if callback != nil && callback.Link != nil {
 		o.MaxLarge, o.Folder = callback.Link.MaxKept, a.spool
 	}
 }
