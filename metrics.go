@@ -146,7 +146,7 @@ func newStoreGauges(a *App) *storeGauges {
 		tasks:   desc("tasks", "Tasks by state: queued, running, delivering, done or dead.", "state"),
 		queued:  desc("queued_tasks", "Tasks that wait in a queue.", "queue"),
 		delayed: desc("delayed_tasks", "Tasks that wait in a queue and are ready later: delayed, or before a retry or a poll.", "queue"),
-		oldest:  desc("queue_oldest_seconds", "Age of the oldest task that waits in a queue, or 0.", "queue"),
+		oldest:  desc("queue_oldest_seconds", "Age of the task that waits for a worker for the longest time, or 0.", "queue"),
 		paused:  desc("queue_paused", "Whether a queue is paused: 1 or 0.", "queue"),
 		due:     desc("due_deliveries", "Deliveries that are due: in flight, or waiting for the dispatcher."),
 		hosts:   desc("hosts", "Hosts with pending callbacks that are failing, and hosts that are paused.", "state"),

@@ -179,7 +179,7 @@ type QueueStats struct {
 	Queued  int64     // including those that are delayed
 	Delayed int64     // ready later; at most Queued
 	Running int64     // on all gateways
-	Oldest  time.Time // when the oldest queued task was accepted
+	Oldest  time.Time // when the job that is ready for the longest time was accepted; zero if none is ready
 	Paused  bool
 }
 

@@ -18,8 +18,8 @@ import (
 type Queue struct {
 	Name string `json:"name"`
 	// Queued, Delayed, Running and Oldest cover all gateways of the store. Delayed
-	// counts the queued tasks that become ready later. Oldest is when the oldest queued
-	// task was accepted.
+	// counts the queued tasks that become ready later. Oldest is when the task that is
+	// ready for the longest time was accepted.
 	Queued  int64     `json:"queued"`
 	Delayed int64     `json:"delayed"`
 	Running int64     `json:"running"`

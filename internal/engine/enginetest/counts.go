@@ -78,11 +78,20 @@ func (f *fixture) hosts(limit int) map[string]engine.HostStats {
 	}
 }
 
+// readySince returns when a queued task has become ready.
+func readySince(rec *task.Record) time.Time {
+	if rec.NextAttemptAt.IsZero() {
+		return rec.CreatedAt
+	}
+	return rec.NextAttemptAt
+}
+
 // counted computes the counts from the list of tasks, some of which are in flight.
 // Retries are due only much later.
 func (f *fixture) counted(inFlight map[string]engine.Delivery) counts {
 	f.Helper()
 	c := counts{tasks: map[task.State]int64{}, queues: map[string]engine.QueueStats{}, hosts: map[string]engine.HostStats{}}
+	oldest := map[string]*task.Record{}
 	for _, rec := range f.list(engine.Filter{}) {
 		c.tasks[rec.State]++
 		waits := rec.NextAttemptAt.After(time.Now())
@@ -105,9 +114,8 @@ func (f *fixture) counted(inFlight map[string]engine.Delivery) counts {
 				q.Queued++
 				if waits {
 					q.Delayed++
-				}
-				if q.Oldest.IsZero() || rec.CreatedAt.Before(q.Oldest) {
-					q.Oldest = rec.CreatedAt
+				} else if first := oldest[rec.Queue]; first == nil || readySince(rec).Before(readySince(first)) {
+					oldest[rec.Queue], q.Oldest = rec, rec.CreatedAt
 				}
 			}
 			c.queues[rec.Queue] = q

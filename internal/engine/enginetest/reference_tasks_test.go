@@ -214,6 +214,7 @@ func (e *memEngine) Queues(context.Context) ([]engine.QueueStats, error) {
 			of(t.Queue)
 		}
 	}
+	oldest := map[*engine.QueueStats]*memTask{}
 	for _, t := range e.tasks {
 		switch {
 		case t.rec.Queue == "":
@@ -224,9 +225,8 @@ func (e *memEngine) Queues(context.Context) ([]engine.QueueStats, error) {
 			q.Queued++
 			if t.place.After(time.Now()) {
 				q.Delayed++
-			}
-			if q.Oldest.IsZero() || t.rec.CreatedAt.Before(q.Oldest) {
-				q.Oldest = t.rec.CreatedAt
+			} else if first := oldest[q]; first == nil || readySince(t.rec).Before(readySince(first.rec)) {
+				oldest[q], q.Oldest = t, t.rec.CreatedAt
 			}
 		}
 	}

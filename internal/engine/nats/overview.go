@@ -105,16 +105,18 @@ func (e *Engine) Queues(context.Context) ([]engine.QueueStats, error) {
 			continue
 		}
 		s := engine.QueueStats{Queue: b.name, Queued: b.pending, Running: b.running, Paused: b.paused}
-		oldest, now := int64(0), time.Now().UnixNano()
+		var oldest *entry
+		now := time.Now().UnixNano()
 		for _, e := range b.entries {
 			if e.ready > now {
 				s.Delayed++
-			}
-			if oldest == 0 || e.created < oldest {
-				oldest = e.created
+			} else if oldest == nil || e.ready < oldest.ready {
+				oldest = e
 			}
 		}
-		s.Oldest = toTime(oldest)
+		if oldest != nil {
+			s.Oldest = toTime(oldest.created)
+		}
 		all = append(all, s)
 	}
 	slices.SortFunc(all, func(a, b engine.QueueStats) int { return cmp.Compare(a.Queue, b.Queue) })

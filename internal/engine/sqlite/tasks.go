@@ -96,8 +96,8 @@ func (s *store) Queues(ctx context.Context) (list []engine.QueueStats, err error
 		list = nil
 		var oldest error
 		err := c.query(`SELECT name, paused, queued, running,
-			iif(queued > 0, (SELECT count(*) FROM task INDEXED BY task_ready WHERE queue = name AND state = 0 AND at > ?), 0),
-			iif(queued > 0, (SELECT doc FROM task INDEXED BY task_queue WHERE queue = name AND state = 0 ORDER BY seq LIMIT 1), NULL)
+			iif(queued > 0, (SELECT count(*) FROM task INDEXED BY task_ready WHERE queue = name AND state = 0 AND at > ?1), 0),
+			iif(queued > 0, (SELECT doc FROM task INDEXED BY task_ready WHERE queue = name AND state = 0 AND at <= ?1 ORDER BY at, seq LIMIT 1), NULL)
 			FROM queue WHERE paused = 1 OR queued > 0 OR running > 0 ORDER BY name`, []any{time.Now().UnixNano()}, func(r *sqlite3.Stmt) bool {
 			q := engine.QueueStats{Queue: r.ColumnText(0), Paused: r.ColumnBool(1), Queued: r.ColumnInt64(2), Running: r.ColumnInt64(3), Delayed: r.ColumnInt64(4)}
 			if doc := r.ColumnRawBlob(5); doc != nil {
