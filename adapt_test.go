@@ -24,6 +24,7 @@ const divider = "----------\n"
 // the JSON or, if its name begins with error_, the error. The JSON must load, except
 // that of files whose name begins with invalid_.
 func TestAdaptCaddyfiles(t *testing.T) {
+	t.Setenv("CALLBACK_TEST_URL", "https://own.example/hook")
 	t.Setenv("OLD_KEY", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 	files, err := filepath.Glob("testdata/adapt/*.caddyfiletest")
 	if err != nil || len(files) == 0 {

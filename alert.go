@@ -56,8 +56,11 @@ func isAlert(rec *task.Record) bool {
 
 // provisionAlert checks the URL of alerts. The delivery options are provisioned.
 func (a *App) provisionAlert() error {
-	if expand(&a.Alert); a.Alert == "" {
+	if a.Alert == "" {
 		return nil
+	}
+	if expand(&a.Alert); a.Alert == "" {
+		return errors.New("alert: the placeholders of the URL expand to nothing; set them, or remove the option")
 	}
 	u, err := a.Delivery.trusted.CheckURL(a.Alert)
 	if err != nil {

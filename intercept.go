@@ -160,7 +160,12 @@ func (h *Handler) applyDefaults() error {
 	setDefault(&h.MaxResult, defaultMaxBody)
 	setDefault(&h.MaxKept, defaultMaxKept)
 	expand(&h.ResultsURL)
-	h.URL = caddy.NewReplacer().ReplaceKnown(h.URL, "")
+	if h.URL == "" {
+		return nil
+	}
+	if expand(&h.URL); h.URL == "" {
+		return errors.New("url: its placeholders expand to nothing; set them, or remove the URL")
+	}
 	return nil
 }
 

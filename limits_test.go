@@ -16,6 +16,10 @@ func TestValidateJSONLimits(t *testing.T) {
 	handler := func(options string) string {
 		return `{"apps":{"http":{"servers":{"s":{"listen":["127.0.0.1:0"],"routes":[{"handle":[{"handler":"callback",` + options + `}]}]}}}}}`
 	}
+	poll := func(options string) string {
+		return `{"apps":{"http":{"servers":{"s":{"listen":["127.0.0.1:0"],"routes":[{"handle":[{"handler":"task_queue","name":"q","routes":[],"poll":{` +
+			options + `}}]}]}}}}}`
+	}
 	for _, tt := range []struct{ config, wrong string }{
 		{app(`"retention":-1`), "retention: -1ns is negative"},
 		{app(`"retention_count":-1`), "retention: -1 is negative"},
@@ -47,7 +51,14 @@ func TestValidateJSONLimits(t *testing.T) {
 		{handler(`"task_header":"Host"`), "Host is set by the gateway"},
 		{handler(`"profile":"beam2","task_header":"x-task-signature"`), "is set by the profile beam2"},
 		{handler(`"profile":"openfaas","headers":[{"name":"x-function-status"}]`), "x-function-status is set by the gateway"},
+		{handler(`"url":"{env.CALLBACK_TEST_UNSET}"`), "url: its placeholders expand to nothing"},
+		{app(`"alert":"{env.CALLBACK_TEST_UNSET}"`), "alert: the placeholders of the URL expand to nothing"},
+		{poll(`"interval":1`), "interval: 1ns is shorter than 10ms"},
+		{poll(`"interval":-1`), "interval: -1ns is shorter than 10ms"},
+		{poll(`"hosts":["*"]`), `hosts: "*" is not a host`},
+		{poll(`"hosts":["x.example:99999"]`), `hosts: "x.example:99999" is not a host`},
 
+		{poll(`"interval":10000000,"hosts":["x.example:65535","[2606::1]:443"]`), ""},
 		{app(`"retention":1,"retention_count":1,"dead":1,"dead_count":1`), ""},
 		{app(`"queues":{"q":{"workers":1,"attempts":1,"max_queued":1,"max_delay":"3650d","retry_status":[400,599]}}`), ""},
 		{app(`"delivery":{"timeout":1,"concurrency":1,"per_host":1,"retry":[1]}`), ""},

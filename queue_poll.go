@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -82,6 +84,7 @@ const (
 	defaultPollHeader      = "Location"
 	defaultPollInterval    = 2 * time.Second
 	defaultLongestInterval = time.Minute
+	minPollInterval        = 10 * time.Millisecond
 )
 
 // rules returns the rules that the options describe. Tasks can be polled by a queue
@@ -133,7 +136,11 @@ func (o *PollOptions) validate() error {
 	if err := errors.Join(checkHosts(o.Hosts), checkHeaderNames(o.KeepHeaders)); err != nil {
 		return err
 	}
-	if r := o.rules(); r.Interval < 0 || r.Longest < r.Interval {
+	r := o.rules()
+	if r.Interval < minPollInterval {
+		return fmt.Errorf("interval: %v is shorter than %v", r.Interval, minPollInterval)
+	}
+	if r.Longest < r.Interval {
 		return fmt.Errorf("interval: the longest, %v, is shorter than the first, %v", r.Longest, r.Interval)
 	}
 	return nil
@@ -143,11 +150,18 @@ func (o *PollOptions) validate() error {
 // optional port.
 func checkHosts(values []string) error {
 	for _, value := range values {
-		if u, err := url.Parse("//" + value); err != nil || u.Host != value || u.Hostname() == "" {
+		u, err := url.Parse("//" + value)
+		if err != nil || u.Host != value || u.Hostname() == "" || strings.Contains(value, "*") || !isPort(u.Port()) {
 			return fmt.Errorf("hosts: %q is not a host such as api.example or api.example:8443", value)
 		}
 	}
 	return nil
+}
+
+// isPort reports whether s is the number of a port, or empty.
+func isPort(s string) bool {
+	n, err := strconv.Atoi(s)
+	return s == "" || err == nil && n > 0 && n <= 65535
 }
 
 // pollAgain requeues the task of x for its next poll, if its endpoint has not answered
@@ -162,6 +176,7 @@ func (q *TaskQueue) pollAgain(x *execution, body *capture.Copy) bool {
 		Status: x.failedWith, Header: x.response.Header(), Body: body.Head(x.kept.Limit),
 	}}
 	if x.rec.Result != nil {
+		e.Answer.Cut = int64(len(e.Answer.Body)) < x.rec.Result.Size
 		e.Answer.Coding = x.rec.Result.ContentEncoding
 		e.Answer.RetryAfter = send.ParseRetryAfter(e.Answer.Header.Get("Retry-After"), time.Now())
 	}
@@ -190,8 +205,10 @@ func (q *TaskQueue) pollAgain(x *execution, body *capture.Copy) bool {
 func (q *TaskQueue) failPoll(x *execution, err error) {
 	q.log.Warn("endpoint cannot be polled", zap.String("task_id", x.rec.ID), zap.String("queue", q.Name), zap.Error(err))
 	message := poll.ErrLocation // the error itself may name internal addresses
-	if errors.Is(err, poll.ErrNoLocation) {
-		message = poll.ErrNoLocation
+	for _, known := range []error{poll.ErrNoLocation, poll.ErrCut} {
+		if errors.Is(err, known) {
+			message = known
+		}
 	}
 	x.rec.Status, x.rec.Error, x.rec.Result = task.Failed, message.Error(), nil
 }

@@ -19,7 +19,7 @@ func TestValidateSchedules(t *testing.T) {
 		{"@every 90s", "", ""},
 		{"@every 1d", "", ""},
 		{"60 2 * * *", "", "minute"},
-		{"0 0 30 2 *", "", "no such date"},
+		{"0 0 30 2 *", "", "no date matches"},
 		{"TZ=UTC 2 * * *", "", "minute"},
 		{"0 0 14 3 *", "America/Nowhere", "not a time zone"},
 		{"0 0 * * *", "Local", "differs between machines"},

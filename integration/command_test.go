@@ -147,7 +147,7 @@ func TestAdaptNamesLine(t *testing.T) {
 	}
 	before, _, _ := strings.Cut(string(text), "retain 1h")
 	line := fmt.Sprintf(" at %s:%d", g.File, strings.Count(before, "\n")+1)
-	for _, want := range []string{`callback: unknown option "retain"; expected one of dead, `, line} {
+	for _, want := range []string{`callback: unknown option "retain"; expected one of alert, dead, `, line} {
 		if !strings.Contains(output, want) {
 			t.Errorf("%q does not contain %q", output, want)
 		}

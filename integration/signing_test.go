@@ -193,7 +193,7 @@ func TestReceiversVerifyWithDerivedKeys(t *testing.T) {
 	}
 	resp, body = g.Do(http.MethodPost, "/generate", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL),
 		"Content-Type", "application/json", "x-customer", strings.Repeat("x", 1025))
-	if resp.StatusCode != http.StatusBadRequest || !strings.Contains(body, "derive_keys is too long") {
+	if resp.StatusCode != http.StatusBadRequest || !strings.Contains(body, "the value of derive_keys for this request is too long") {
 		t.Errorf("a long value: %d %s", resp.StatusCode, body)
 	}
 }

@@ -34,8 +34,9 @@ type Condition struct {
 type Answer struct {
 	Status int // 0 if there was none
 	Header http.Header
-	// Body may be cut: then only its beginning is searched.
+	// Body is the answer's body. If Cut is set, it is only the beginning.
 	Body []byte
+	Cut  bool
 	// Coding is the content coding of Body.
 	Coding string
 	// RetryAfter is the wait that the endpoint asks for. Zero means that it asks for
@@ -77,6 +78,16 @@ func (a *Answer) find(s Source) string {
 		}
 	}
 	return ""
+}
+
+// unknown reports whether one of the paths may lead to a value in the part of a JSON body
+// that was cut off.
+func (a *Answer) unknown(paths ...string) bool {
+	body := bytes.TrimSpace(a.json())
+	if !a.Cut || len(body) == 0 || body[0] != '{' && body[0] != '[' {
+		return false
+	}
+	return slices.ContainsFunc(paths, func(path string) bool { return path != "" && !gjson.GetBytes(body, path).Exists() })
 }
 
 // meets reports whether the answer meets one of the conditions.

@@ -75,10 +75,12 @@ var (
 	// ErrLocation means that the endpoint named a location that is not followed. The
 	// error that wraps it has the details, which may name internal addresses.
 	ErrLocation = errors.New("the endpoint named a location that the gateway does not follow")
+	// ErrCut means that the part of an answer that tells whether it is final was cut off.
+	ErrCut = errors.New("the endpoint's answer is larger than max_result, and its state is in the part that was cut off")
 )
 
-// Next returns what to do after an answer. It returns an error that wraps ErrNoLocation
-// or ErrLocation if the endpoint cannot be polled.
+// Next returns what to do after an answer. It returns an error that wraps ErrNoLocation,
+// ErrLocation or ErrCut if the endpoint cannot be polled.
 func (r *Rules) Next(x Exchange) (Step, error) {
 	a := &x.Answer
 	switch {
@@ -101,6 +103,8 @@ func (r *Rules) Next(x Exchange) (Step, error) {
 		return r.again(Pending, x), nil
 	case a.Status >= 400:
 		return Step{Outcome: Final}, nil
+	case a.unknown(r.paths()...):
+		return Step{}, ErrCut
 	}
 	found, err := r.locate(&x, r.Result)
 	if err != nil || !found {
@@ -108,6 +112,15 @@ func (r *Rules) Next(x Exchange) (Step, error) {
 	}
 	x.Poll.Result, x.Poll.Interval = true, 0
 	return Step{Outcome: Pending, Poll: x.Poll}, nil
+}
+
+// paths returns the paths of the values that decide whether an answer is final.
+func (r *Rules) paths() []string {
+	all := []string{r.Result.JSON}
+	for _, c := range slices.Concat(r.Pending, r.Failed) {
+		all = append(all, c.JSON)
+	}
+	return all
 }
 
 // again returns the step that sends x's poll after a wait: the one that the endpoint

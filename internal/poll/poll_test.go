@@ -45,6 +45,11 @@ func TestNextDecidesOutcome(t *testing.T) {
 	byState.Pending = []Condition{{JSON: "state", Values: []string{"new", "busy"}}, {JSON: "done", Values: []string{"false"}}, {JSON: "answer", Values: []string{"null"}}}
 	byState.Failed = []Condition{{JSON: "state", Values: []string{"broken"}}}
 	cut := later(200, `{"state": "busy", "log": "`)
+	cut.Answer.Cut = true
+	cutResult := later(200, `{"state": "ready", "done": true, "answer": 1, "log": "`)
+	cutResult.Answer.Cut = true
+	cutText := later(200, `ready, log: `)
+	cutText.Answer.Cut = true
 	zipped := later(200, "")
 	zipped.Answer.Body, zipped.Answer.Coding = zip(t, `{"state": "busy"}`), "gzip"
 	unknown := later(200, `{"state": "busy"}`)
@@ -77,6 +82,8 @@ func TestNextDecidesOutcome(t *testing.T) {
 		"no JSON":                               {byState, later(200, `<html>`), Final},
 		"a poll with 202 and no pending value":  {byState, later(202, `{"state": "ready"}`), Final},
 		"a body that is cut":                    {byState, cut, Pending},
+		"a final body that is cut":              {byState, cutResult, Final},
+		"a text that is cut":                    {byState, cutText, Final},
 		"a body that is encoded":                {byState, zipped, Pending},
 		"an unknown coding":                     {byState, unknown, Final},
 		"a result is not judged":                {byState, result, Final},
@@ -90,6 +97,22 @@ func TestNextDecidesOutcome(t *testing.T) {
 			}
 			if asks := step.Outcome == Pending || step.Outcome == Retry; asks != (step.Wait > 0) || asks != (step.Poll.URI != "") {
 				t.Errorf("the step is %+v", step)
+			}
+		})
+	}
+}
+
+func TestNextRefusesToGuess(t *testing.T) {
+	t.Parallel()
+	byState := rules()
+	byState.Pending = []Condition{{JSON: "state", Values: []string{"busy"}}}
+	for name, body := range map[string]string{"object": `{"log": "`, "array": ` [{"log": "`} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			x := later(200, body)
+			x.Answer.Cut = true
+			if step, err := byState.Next(x); !errors.Is(err, ErrCut) {
+				t.Errorf("the outcome is %q: %v", step.Outcome, err)
 			}
 		})
 	}

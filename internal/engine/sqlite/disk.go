@@ -57,6 +57,12 @@ func createFolder(d disk, name string) error {
 			err = d.makeFolder(name)
 		}
 	}
+	if errors.Is(err, fs.ErrExist) {
+		// Caddy itself may create a parent at the same time.
+		if info, statErr := os.Stat(name); statErr == nil && info.IsDir() {
+			err = nil
+		}
+	}
 	if err == nil {
 		err = syncNames(d, parent)
 	}

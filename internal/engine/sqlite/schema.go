@@ -20,7 +20,7 @@ const (
 	// applicationID marks the file as a database of this engine: "CbTk".
 	applicationID = 0x4362546b
 	// schemaVersion is the user_version of schema.sql.
-	schemaVersion = 1
+	schemaVersion = 2
 )
 
 var errOtherDatabase = errors.New("it is a database of another application")
@@ -143,10 +143,10 @@ func (s *store) create() error {
 	if err != nil {
 		return err
 	}
-	if version > schemaVersion {
-		return fmt.Errorf("its schema has version %d, of a later release; this one knows version %d", version, schemaVersion)
+	if version != 0 && version != schemaVersion {
+		return fmt.Errorf("its schema has version %d, of another release; this one knows version %d", version, schemaVersion)
 	}
-	if version < schemaVersion {
+	if version == 0 {
 		if err := s.createTables(); err != nil {
 			return fmt.Errorf("creating the tables: %w", err)
 		}
