@@ -24,7 +24,7 @@ import (
 const SeedVariable = "ENGINETEST_SEED"
 
 // patience bounds what a case waits for.
-var patience = 60 * time.Second
+var patience = 5 * time.Minute
 
 // quiet is how long a case waits before it concludes that nothing happens.
 const quiet = 60 * time.Millisecond
