@@ -125,7 +125,7 @@ func fill(t testing.TB, _ *enginetest.Store, opened engine.Engine) func() {
 	}
 }
 
-// eventually waits until ok returns true, at most a minute.
+// eventually waits until ok returns true, at most five minutes.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
