@@ -92,12 +92,15 @@ func (s *store) Take(ctx context.Context, name string, n int) (taken []engine.De
 	if err := s.usable(ctx); err != nil || n <= 0 {
 		return nil, err
 	}
-	s.mu.Lock()
-	if h := s.host(name); !h.stored || h.ahead >= n || s.isPaused(h) {
-		defer s.mu.Unlock()
-		return s.takeFrom(h, n), nil
+	if taken, ok := s.takeReady(name, n); ok {
+		return taken, nil
 	}
-	s.mu.Unlock()
+	// One at a time: a read holds store.mu, and more readers would only open connections.
+	s.taking.Lock()
+	defer s.taking.Unlock()
+	if taken, ok := s.takeReady(name, n); ok {
+		return taken, nil
+	}
 	err = s.read(ctx, func(c *conn) error {
 		// Only memory has what is in flight. The lock must be held across the read.
 		s.mu.Lock()
@@ -113,6 +116,16 @@ func (s *store) Take(ctx context.Context, name string, n int) (taken []engine.De
 		return taken, nil // they are in flight
 	}
 	return nil, err
+}
+
+// takeReady takes deliveries of a host, unless the table must be read for them.
+func (s *store) takeReady(name string, n int) (taken []engine.Delivery, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.host(name); !h.stored || h.ahead >= n || s.isPaused(h) {
+		return s.takeFrom(h, n), true
+	}
+	return nil, false
 }
 
 // takeFrom takes deliveries of a host from memory. store.mu is held.

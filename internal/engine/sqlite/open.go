@@ -124,6 +124,7 @@ type store struct {
 	leases   map[int64]*lease
 	waiters  map[string][]waiter
 
+	taking  sync.Mutex // held by a Take that reads
 	pool    chan *conn
 	readMu  sync.Mutex
 	readCtx context.Context // canceled to interrupt readers
