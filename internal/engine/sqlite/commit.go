@@ -118,12 +118,11 @@ func (s *store) commit(ops []*op) {
 		err = s.explain(err)
 	}
 	for _, o := range ops {
-		if !t.committed || o.err != nil {
+		if o.err = cmp.Or(err, o.err); o.err != nil {
 			s.bodies.drop(o.files...)
 		}
-		o.err = cmp.Or(err, o.err)
 	}
-	if !t.committed {
+	if err != nil {
 		return
 	}
 	s.mu.Lock()
@@ -142,13 +141,9 @@ func (s *store) apply(f func(*tx) error) error {
 	return o.err
 }
 
-// transact applies operations in one transaction. After an error, nothing is stored
-// unless tx.committed is set.
+// transact applies operations in one transaction. After an error, nothing is stored.
 func (s *store) transact(ops []*op) (_ *tx, err error) {
 	t := &tx{conn: s.writer, s: s, now: time.Now().UnixNano(), counts: map[counter]int64{}}
-	if err := s.present(); err != nil {
-		return t, err
-	}
 	if s.stale {
 		if err := s.overwrite(); err != nil {
 			return t, err
@@ -164,7 +159,11 @@ func (s *store) transact(ops []*op) (_ *tx, err error) {
 			return t, o.err
 		}
 	}
-	if err = t.flush(); err == nil {
+	// Files that are moved later take this commit with them, like those before it.
+	if err = s.present(); err == nil {
+		err = t.flush()
+	}
+	if err == nil {
 		err = t.exec("COMMIT")
 		s.stale = err != nil
 	}
@@ -175,10 +174,8 @@ func (s *store) transact(ops []*op) (_ *tx, err error) {
 		}
 		return t, fmt.Errorf("committing: %w", err)
 	}
-	t.committed = true
 	s.broken.Store(nil)
-	// A commit is lost if it went into a file that the next process does not open.
-	return t, s.present()
+	return t, nil
 }
 
 func (s *store) rollback() {

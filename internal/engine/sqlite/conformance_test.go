@@ -61,8 +61,9 @@ func TestConformance(t *testing.T) {
 type faultyDisk struct {
 	vfs.VFS
 	fails, isFull atomic.Bool
-	syncFails     atomic.Bool // only fsync fails
-	noSpace       atomic.Bool // writes fail, as on a full disk
+	syncFails     atomic.Bool            // only fsync fails
+	noSpace       atomic.Bool            // writes fail, as on a full disk
+	atSync        atomic.Pointer[func()] // called once, by the next fsync
 }
 
 var errWrite = errors.New("input/output error")
@@ -116,6 +117,9 @@ func (f *faultyFile) Truncate(size int64) error {
 func (f *faultyFile) Sync(flags vfs.SyncFlag) error {
 	if err := f.fail(sqlite3.IOERR_FSYNC); err != nil {
 		return err
+	}
+	if call := f.disk.atSync.Swap(nil); call != nil {
+		(*call)()
 	}
 	if f.disk.syncFails.Load() {
 		return vfs.SystemError(errWrite, sqlite3.IOERR_FSYNC)

@@ -109,6 +109,26 @@ func TestDeletedFilesAreNoticed(t *testing.T) {
 	}
 }
 
+// A commit that is stored must be answered so, or its task would have no holder that knows
+// of it.
+func TestFilesMovedDuringCommit(t *testing.T) {
+	t.Parallel()
+	disk := &faultyDisk{VFS: vfs.Find("os")}
+	s := openTest(t, Config{vfs: disk})
+	log, aside := filepath.Join(s.cfg.Folder, databaseName+"-wal"), filepath.Join(t.TempDir(), "log")
+	var moved error
+	move := func() { moved = os.Rename(log, aside) }
+	disk.atSync.Store(&move)
+	l, err := s.Claim(t.Context(), newTask("a.test:443"))
+	must(t, moved)
+	must(t, err)
+	if _, err := s.Claim(t.Context(), newTask("a.test:443")); !errors.Is(err, engine.ErrUnavailable) {
+		t.Errorf("the next claim returns %v", err)
+	}
+	must(t, os.Rename(aside, log))
+	must(t, l.Release(t.Context()))
+}
+
 func TestFullDiskIsErrFullAndPasses(t *testing.T) {
 	t.Parallel()
 	disk := &faultyDisk{VFS: vfs.Find("os")}

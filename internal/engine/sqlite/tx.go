@@ -27,8 +27,6 @@ type tx struct {
 	*conn
 	s   *store
 	now int64
-	// committed is set once the transaction is stored, even if an error follows.
-	committed bool
 
 	changed    []string // IDs of tasks
 	afterwards []func()
