@@ -17,7 +17,7 @@
 //     open, across reloads, and which configuration uses it; app_routes.go: what the
 //     routes say: warnings about their order, and which of them are traced
 //   - engine.go: the engines as modules
-//   - caddyfile.go, caddyfile_queue.go, caddyfile_poll.go, caddyfile_values.go: the
+//   - caddyfile.go, caddyfile_queue.go, caddyfile_values.go: the
 //     grammars
 //   - intercept.go: the `callback` handler makes a request a task; callback.go
 //     decides whether it is one, and finds its callback

@@ -5,14 +5,14 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"go.uber.org/zap"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/caddy-callback/caddy-callback/internal/capture"
 	"github.com/caddy-callback/caddy-callback/internal/poll"
@@ -133,7 +133,7 @@ func (o *PollOptions) validate() error {
 			return errors.New("pending, failed: a condition has either status, or json and values")
 		}
 	}
-	if err := errors.Join(checkHosts(o.Hosts), checkHeaderNames(o.KeepHeaders)); err != nil {
+	if err := errors.Join(poll.CheckHosts(o.Hosts), checkHeaderNames(o.KeepHeaders)); err != nil {
 		return err
 	}
 	r := o.rules()
@@ -146,22 +146,118 @@ func (o *PollOptions) validate() error {
 	return nil
 }
 
-// checkHosts returns an error that names the first value that is not a host with an
-// optional port.
-func checkHosts(values []string) error {
-	for _, value := range values {
-		u, err := url.Parse("//" + value)
-		if err != nil || u.Host != value || u.Hostname() == "" || strings.Contains(value, "*") || !isPort(u.Port()) {
-			return fmt.Errorf("hosts: %q is not a host such as api.example or api.example:8443", value)
+// parsePoll parses
+//
+//	poll {
+//	    location     header <name> | json <path>
+//	    pending      status <code…> | json <path> <value…>
+//	    failed       json <path> <value…>
+//	    result       header <name> | json <path>
+//	    interval     <duration> [<longest>]
+//	    hosts        <host…>
+//	    keep_headers <name…>
+//	}
+//
+// pending and failed can occur several times. Omitted options have the defaults of
+// [PollOptions].
+func (q *TaskQueue) parsePoll(d *caddyfile.Dispenser) error {
+	d.Next() // the option's name
+	if d.NextArg() {
+		return d.Errf("poll takes a block and no value; unexpected %q", d.Val())
+	}
+	o := new(PollOptions)
+	q.Poll = o
+	return parseBlock(d, d.Nesting(), "poll", options{
+		"location":     {parse: pollSource(&o.Location)},
+		"pending":      {parse: pollCondition(&o.Pending, "status", "json"), repeatable: true},
+		"failed":       {parse: pollCondition(&o.Failed, "json"), repeatable: true},
+		"result":       {parse: pollSource(&o.Result)},
+		"interval":     {parse: o.parseInterval},
+		"hosts":        {parse: words(&o.Hosts, poll.CheckHosts)},
+		"keep_headers": {parse: words(&o.KeepHeaders, checkHeaderNames)},
+	})
+}
+
+// pollSource parses header <name> or json <path>.
+func pollSource(field **PollSource) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		name, args := d.Val(), d.RemainingArgs()
+		switch {
+		case len(args) != 2 || args[0] != "header" && args[0] != "json":
+			return d.Errf("%s takes header and a name, or json and a path", name)
+		case args[0] == "json":
+			*field = &PollSource{JSON: args[1]}
+		case !httpguts.ValidHeaderFieldName(args[1]):
+			return d.Errf("%s: %q is not a header name", name, args[1])
+		default:
+			*field = &PollSource{Header: args[1]}
 		}
+		return nil
+	}
+}
+
+// pollCondition parses status <code…> or json <path> <value…>, and appends it.
+func pollCondition(field *[]*PollCondition, kinds ...string) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		name, args := d.Val(), d.RemainingArgs()
+		switch {
+		case len(args) == 0 || !slices.Contains(kinds, args[0]):
+			return d.Errf("%s takes %s", name, pollConditionWords(kinds))
+		case args[0] == "json" && len(args) < 3:
+			return d.Errf("%s json takes a path and one or more values", name)
+		case args[0] == "json":
+			*field = append(*field, &PollCondition{JSON: args[1], Values: args[2:]})
+			return nil
+		case len(args) < 2:
+			return d.Errf("%s status takes one or more statuses", name)
+		}
+		c := new(PollCondition)
+		for _, arg := range args[1:] {
+			n, err := strconv.Atoi(arg)
+			if err != nil || n < 200 || n > 499 {
+				return d.Errf("%s: %q is not a status from 200 to 499", name, arg)
+			}
+			c.Status = append(c.Status, n)
+		}
+		*field = append(*field, c)
+		return nil
+	}
+}
+
+func pollConditionWords(kinds []string) string {
+	const json = "json, a path and values"
+	if slices.Contains(kinds, "status") {
+		return "status and statuses, or " + json
+	}
+	return json
+}
+
+func (o *PollOptions) parseInterval(d *caddyfile.Dispenser) error {
+	name := d.Val()
+	if args := d.CountRemainingArgs(); args < 1 || args > 2 {
+		return d.Errf("%s takes a duration and an optional longest one, not %d values", name, args)
+	}
+	d.NextArg()
+	if err := setDuration(d, name, &o.Interval); err != nil || !d.NextArg() {
+		return err
+	}
+	if err := setDuration(d, name, &o.LongestInterval); err != nil {
+		return err
+	}
+	if o.LongestInterval < o.Interval {
+		return d.Errf("%s: the longest, %s, is shorter than the first", name, d.Val())
 	}
 	return nil
 }
 
-// isPort reports whether s is the number of a port, or empty.
-func isPort(s string) bool {
-	n, err := strconv.Atoi(s)
-	return s == "" || err == nil && n > 0 && n <= 65535
+// checkHeaderNames returns an error that names the first value that is no header name.
+func checkHeaderNames(values []string) error {
+	for _, value := range values {
+		if !httpguts.ValidHeaderFieldName(value) {
+			return fmt.Errorf("keep_headers: %q is not a header name", value)
+		}
+	}
+	return nil
 }
 
 // pollAgain requeues the task of x for its next poll, if its endpoint has not answered
@@ -204,13 +300,7 @@ func (q *TaskQueue) pollAgain(x *execution, body *capture.Copy) bool {
 // failPoll ends a task whose endpoint cannot be polled.
 func (q *TaskQueue) failPoll(x *execution, err error) {
 	q.log.Warn("endpoint cannot be polled", zap.String("task_id", x.rec.ID), zap.String("queue", q.Name), zap.Error(err))
-	message := poll.ErrLocation // the error itself may name internal addresses
-	for _, known := range []error{poll.ErrNoLocation, poll.ErrCut} {
-		if errors.Is(err, known) {
-			message = known
-		}
-	}
-	x.rec.Status, x.rec.Error, x.rec.Result = task.Failed, message.Error(), nil
+	x.rec.Status, x.rec.Error, x.rec.Result = task.Failed, poll.Public(err).Error(), nil
 }
 
 // requeuePoll puts the task back into its queue until its next poll or, if that is
@@ -245,23 +335,4 @@ func (q *TaskQueue) headerOfPolls(h http.Header) http.Header {
 		return !slices.ContainsFunc(q.Poll.KeepHeaders, func(keep string) bool { return http.CanonicalHeaderKey(keep) == name })
 	})
 	return kept
-}
-
-// requestOf returns the request of a task's next run: the one that was accepted, or a
-// poll.
-func requestOf(rec *task.Record) *task.Request {
-	if rec.Poll == nil {
-		return rec.Request
-	}
-	request := *rec.Request
-	request.Method, request.URI, request.Path, request.Host, request.Size = http.MethodGet, rec.Poll.URI, "", rec.Poll.Host, 0
-	return &request
-}
-
-// elapsedOf returns how much of a task's timeout has passed before its next run.
-func elapsedOf(rec *task.Record) time.Duration {
-	if rec.Poll == nil {
-		return 0
-	}
-	return time.Since(rec.Poll.StartedAt)
 }

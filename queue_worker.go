@@ -138,13 +138,13 @@ func (q *TaskQueue) newExecution(s *sharedStore, job engine.Job) *execution {
 		q.app.keepLarge(&kept, rec.Callback)
 	}
 	if rec.Request != nil {
-		kept.ToHEAD = requestOf(&rec).Method == http.MethodHead
+		kept.ToHEAD = rec.NextRequest().Method == http.MethodHead
 	}
 	if rec.StartedAt.IsZero() {
 		rec.StartedAt = time.Now().UTC()
 	}
 	rec.NextAttemptAt = time.Time{}
-	set := settings{timeout: rec.Timeout, elapsed: elapsedOf(&rec), taskHeader: q.headerOf(&rec), kept: kept}
+	set := settings{timeout: rec.Timeout, elapsed: rec.Elapsed(time.Now()), taskHeader: q.headerOf(&rec), kept: kept}
 	x := q.app.newExecution(context.Background(), s, set, &rec, nil)
 	x.log, x.lease, x.stopping = q.log, job.Lease, s.requeueing
 	x.again = func(body *capture.Copy) bool { return q.again(x, body) }
@@ -183,7 +183,7 @@ func (q *TaskQueue) run(x *execution, body io.ReadCloser, log *zap.Logger) {
 
 // request returns the stored request, prepared for the block's handlers.
 func (q *TaskQueue) request(x *execution, body io.ReadCloser) (*http.Request, error) {
-	stored := requestOf(&x.rec)
+	stored := x.rec.NextRequest()
 	u, err := url.ParseRequestURI(stored.URI)
 	if err != nil {
 		return nil, fmt.Errorf("parsing the stored URI: %w", err)

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -43,6 +44,24 @@ func (r *Rules) locate(x *Exchange, s Source) (found bool, err error) {
 	}
 	x.Poll.URI, x.Poll.Host = uri, u.Host
 	return true, nil
+}
+
+// CheckHosts returns an error that names the first value that is not a host with an
+// optional port, as in [Rules].Hosts.
+func CheckHosts(values []string) error {
+	for _, value := range values {
+		u, err := url.Parse("//" + value)
+		if err != nil || u.Host != value || u.Hostname() == "" || strings.Contains(value, "*") || !isPort(u.Port()) {
+			return fmt.Errorf("hosts: %q is not a host such as api.example or api.example:8443", value)
+		}
+	}
+	return nil
+}
+
+// isPort reports whether s is the number of a port, or empty.
+func isPort(s string) bool {
+	n, err := strconv.Atoi(s)
+	return s == "" || err == nil && n > 0 && n <= 65535
 }
 
 // follows reports whether a location may be polled: its host is that of the task's

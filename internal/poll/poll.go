@@ -79,6 +79,17 @@ var (
 	ErrCut = errors.New("the endpoint's answer is larger than max_result, and its state is in the part that was cut off")
 )
 
+// Public returns the error that clients may see: ErrNoLocation, ErrLocation or ErrCut. An
+// error of [Rules.Next] itself may name internal addresses.
+func Public(err error) error {
+	for _, known := range []error{ErrNoLocation, ErrCut} {
+		if errors.Is(err, known) {
+			return known
+		}
+	}
+	return ErrLocation
+}
+
 // Next returns what to do after an answer. It returns an error that wraps ErrNoLocation,
 // ErrLocation or ErrCut if the endpoint cannot be polled.
 func (r *Rules) Next(x Exchange) (Step, error) {

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -169,6 +172,31 @@ func TestLocationIsResolved(t *testing.T) {
 				t.Errorf("it leads to %q at %q: %v", step.Poll.URI, step.Poll.Host, err)
 			}
 		})
+	}
+}
+
+func TestCheckHosts(t *testing.T) {
+	t.Parallel()
+	valid := []string{"api.example", "api.example:8443", "10.0.0.1", "[2606::1]:443", "x.example:65535"}
+	if err := CheckHosts(valid); err != nil {
+		t.Error(err)
+	}
+	for _, host := range []string{"", "*", "*.example", "x.example:0", "x.example:99999", "http://x.example", "x.example/1", "user@x.example", ":80"} {
+		if err := CheckHosts(append(slices.Clip(valid), host)); err == nil || !strings.Contains(err.Error(), strconv.Quote(host)) {
+			t.Errorf("%q: %v", host, err)
+		}
+	}
+}
+
+func TestPublicErrorsNameNoAddress(t *testing.T) {
+	t.Parallel()
+	for _, known := range []error{ErrNoLocation, ErrLocation, ErrCut} {
+		if got := Public(fmt.Errorf("%w: http://10.0.0.1", known)); got != known {
+			t.Errorf("%v becomes %v", known, got)
+		}
+	}
+	if got := Public(errors.New("parsing http://10.0.0.1")); got != ErrLocation {
+		t.Errorf("another error becomes %v", got)
 	}
 }
 

@@ -225,6 +225,25 @@ func (r *Request) BlockURI() string {
 	return r.URI
 }
 
+// NextRequest returns the request of the task's next run: the one that was accepted, or a
+// poll. The task has a request.
+func (r *Record) NextRequest() *Request {
+	if r.Poll == nil {
+		return r.Request
+	}
+	request := *r.Request
+	request.Method, request.URI, request.Path, request.Host, request.Size = http.MethodGet, r.Poll.URI, "", r.Poll.Host, 0
+	return &request
+}
+
+// Elapsed returns how much of the task's timeout has passed before its next run.
+func (r *Record) Elapsed(now time.Time) time.Duration {
+	if r.Poll == nil {
+		return 0
+	}
+	return now.Sub(r.Poll.StartedAt)
+}
+
 // Limits of what a record keeps. A task can be redelivered manually again and again,
 // and its record must fit in a message.
 const (

@@ -1,8 +1,10 @@
 package task
 
 import (
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestRecordKeepsLatestAttempts(t *testing.T) {
@@ -31,4 +33,24 @@ func TestDroppedRequestKeepsName(t *testing.T) {
 		t.Errorf("the request is %+v", rec.Request)
 	}
 	new(Record).DropRequest() // a waiting client's task has no request
+}
+
+func TestNextRequestOfPolledTask(t *testing.T) {
+	t.Parallel()
+	accepted := time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
+	rec := Record{Request: &Request{Method: "POST", URI: "/x", Path: "/y", Host: "a.example", Size: 3, RemoteAddr: "10.0.0.1:1"}}
+	if rec.NextRequest() != rec.Request || rec.Elapsed(accepted) != 0 {
+		t.Errorf("before polls, the next request is %+v after %v", rec.NextRequest(), rec.Elapsed(accepted))
+	}
+	rec.Poll = &Poll{StartedAt: accepted, URI: "/jobs/1", Host: "b.example"}
+	want := Request{Method: "GET", URI: "/jobs/1", Host: "b.example", RemoteAddr: "10.0.0.1:1"}
+	if got := *rec.NextRequest(); !reflect.DeepEqual(got, want) {
+		t.Errorf("the poll is %+v, want %+v", got, want)
+	}
+	if got := rec.Elapsed(accepted.Add(time.Minute)); got != time.Minute {
+		t.Errorf("a minute later, %v have passed", got)
+	}
+	if rec.Request.Method != "POST" {
+		t.Error("a poll changes the accepted request")
+	}
 }
