@@ -1,6 +1,7 @@
 package nats
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,33 @@ type unneededBody struct {
 // have opened it before the task's last step.
 const readTime = 5 * time.Minute
 
+// inlineLimit is the largest body that is stored in the message of its task. Every step
+// writes an inline body again.
+const inlineLimit = 32 << 10
+
+// readBody reads a body into m, or stores it if it is larger than inlineLimit. It
+// returns the reader's error unchanged. With cut, a full store keeps the beginning of
+// the body.
+func (e *Engine) readBody(ctx context.Context, m *message, r io.Reader, cut bool) error {
+	m.clearBody()
+	if r == nil {
+		return nil
+	}
+	head, err := io.ReadAll(io.LimitReader(r, inlineLimit+1))
+	if err != nil {
+		return err
+	}
+	if len(head) > inlineLimit {
+		m.meta.Body, m.meta.Size, err = e.putBody(ctx, m.meta.ID, io.MultiReader(bytes.NewReader(head), r))
+		if err == nil || !cut || !errors.Is(err, engine.ErrFull) {
+			return err
+		}
+		head = head[:inlineLimit]
+	}
+	m.body, m.meta.Size = head, int64(len(head))
+	return nil
+}
+
 // putBody stores a body of a task in chunks and returns its name. After an error it
 // removes the chunks that it stored.
 func (e *Engine) putBody(ctx context.Context, id string, r io.Reader) (name string, size int64, err error) {
@@ -42,6 +70,7 @@ func (e *Engine) putBody(ctx context.Context, id string, r io.Reader) (name stri
 			msg := nats.NewMsg(bodySubject + name + "." + strconv.Itoa(i))
 			msg.Data = chunk[:n]
 			if _, err = e.store(ctx, msg); err != nil {
+				err = fmt.Errorf("storing a body of the task %s: %w", id, err)
 				break
 			}
 			size += int64(n)
@@ -115,6 +144,15 @@ func (r *bodyReader) Seek(offset int64, whence int) (at int64, err error) {
 
 // Close implements [io.Closer].
 func (r *bodyReader) Close() error { return nil }
+
+// discardUnused removes a body that was stored for a step of a task, unless the task has
+// it. err is the error of the step: the servers may have stored the step if they did
+// not answer.
+func (e *Engine) discardUnused(ctx context.Context, name string, m *message, err error) {
+	if !errors.Is(err, engine.ErrUnavailable) && (err != nil || m.meta.Body != name) {
+		e.discard(ctx, name)
+	}
+}
 
 // discard removes a body that no task references. If that fails, collectBodies removes
 // it later.

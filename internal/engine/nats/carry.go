@@ -3,11 +3,9 @@ package nats
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -52,32 +50,27 @@ func (e *Engine) Import(ctx context.Context, rec *task.Record, request, result i
 		}
 		step = e.expired(m)
 	}
-	if err := e.put(ctx, step, last); err != nil {
-		e.discard(ctx, m.meta.Body)
-		if errors.Is(err, engine.ErrLost) { // another gateway imported it
-			return nil
-		}
+	err := e.put(ctx, step, last)
+	e.discardUnused(ctx, m.meta.Body, step, err)
+	if err != nil && !errors.Is(err, engine.ErrLost) { // lost: another gateway imported it
 		return fmt.Errorf("importing the task %s: %w", rec.ID, err)
-	}
-	if step.meta.Body != m.meta.Body {
-		e.discard(ctx, m.meta.Body)
 	}
 	return nil
 }
 
 // Keys implements engine.Tasks.
 func (e *Engine) Keys(ctx context.Context, after engine.Cursor, limit int) ([]engine.StoredKey, engine.Cursor, error) {
-	seq := uint64(0)
+	var at place
 	if after != "" {
 		var err error
-		if seq, err = strconv.ParseUint(string(after), 10, 64); err != nil {
-			return nil, "", fmt.Errorf("%w: %q", engine.ErrCursor, after)
+		if at, err = parsePlace(after); err != nil {
+			return nil, "", err
 		}
 	}
 	var keys []engine.StoredKey
-	seq, more, err := e.scan(ctx, seq, keySubject, limit, func(msg *jetstream.RawStreamMsg) (bool, error) {
+	seq, more, err := e.scan(ctx, uint64(at.n), keySubject, limit, func(msg *jetstream.RawStreamMsg) (bool, error) {
 		var key engine.StoredKey
-		err := json.Unmarshal(msg.Data, &key)
+		err := getMeta(msg.Header, &key)
 		lives := time.Now().Before(key.Expires)
 		if lives {
 			keys = append(keys, key)
@@ -90,7 +83,7 @@ func (e *Engine) Keys(ctx context.Context, after engine.Cursor, limit int) ([]en
 	if !more {
 		return keys, "", nil
 	}
-	return keys, engine.Cursor(strconv.FormatUint(seq, 10)), nil
+	return keys, place{n: int64(seq)}.cursor(), nil
 }
 
 // scan reads messages of the task stream with a subject prefix and a sequence after
@@ -126,11 +119,7 @@ func (e *Engine) ImportKey(ctx context.Context, k engine.StoredKey) error {
 	if !time.Now().Before(k.Expires) {
 		return nil
 	}
-	msg, err := keyMessage(k)
-	if err != nil {
-		return err
-	}
-	if _, err := e.store(ctx, msg); err != nil && !errors.Is(err, engine.ErrLost) {
+	if _, err := e.store(ctx, keyMessage(&k)); err != nil && !errors.Is(err, engine.ErrLost) {
 		return fmt.Errorf("importing an idempotency key: %w", err)
 	}
 	return nil

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -42,7 +41,7 @@ func (x *index) dueHosts(limit int) (due []engine.HostDue, wait time.Duration) {
 		}
 		b.isReported = true
 		x.report(b)
-		due = append(due, engine.HostDue{HostState: b.hostState(), Due: b.ready(now), Trusted: b.trusted > 0})
+		due = append(due, engine.HostDue{HostState: b.state, Due: b.ready(now), Trusted: b.trusted > 0})
 	}
 	return due, wait
 }
@@ -68,26 +67,20 @@ func (b *backlog) ready(now int64) (n int) {
 	return n
 }
 
-// hostState returns the state of a host.
-func (b *backlog) hostState() engine.HostState {
-	s := b.learned
-	s.Paused = b.paused
-	return s
-}
-
 // learn records the state of a host that a dispatcher has stored.
 func (x *index) learn(s engine.HostState) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.host(s.Host).learned = s
+	b := x.host(s.Host)
+	s.Paused = b.state.Paused
+	b.state = s
 }
 
 // SaveHosts implements engine.Deliveries. If several gateways save the state of a host,
 // the last one wins.
 func (e *Engine) SaveHosts(ctx context.Context, hosts []engine.HostState) error {
 	for _, h := range hosts {
-		h.Paused = false
-		if _, err := e.storeMeta(ctx, hostSubject+token(h.Host), h, hostTTL); err != nil {
+		if _, err := e.store(ctx, newMessage(hostSubject+token(h.Host), h, hostTTL)); err != nil {
 			return fmt.Errorf("storing the state of the host %s: %w", h.Host, err)
 		}
 		e.index.learn(h)
@@ -100,12 +93,8 @@ const hostTTL = 7 * 24 * time.Hour
 
 // delivery implements engine.Delivery.
 type delivery struct {
-	engine *Engine
-	m      *message
-	rec    *task.Record // the caller adds attempts to it
-	hold   *hold
-	mu     sync.Mutex
-	ended  bool
+	*held
+	rec *task.Record // the caller adds attempts to it
 }
 
 // Take implements engine.Deliveries. Each delivery is a step that names this gateway as
@@ -119,11 +108,9 @@ func (e *Engine) Take(ctx context.Context, host string, n int) (taken []engine.D
 		if len(picked) == 0 {
 			break
 		}
-		var more []*delivery
-		more, err = each(picked, func(c candidate) (*delivery, error) { return e.take(ctx, c) })
-		for _, d := range more {
-			taken = append(taken, d)
-		}
+		var more []engine.Delivery
+		more, err = each(picked, func(c candidate) (engine.Delivery, error) { return e.take(ctx, c) })
+		taken = append(taken, more...)
 	}
 	if len(taken) < n {
 		e.index.askAgain(host)
@@ -152,32 +139,17 @@ func (x *index) askAgain(host string) {
 
 // take stores that a delivery is in flight here. It returns ErrLost if another gateway
 // took it first, or if the delivery expired and is now dead.
-func (e *Engine) take(ctx context.Context, c candidate) (*delivery, error) {
-	h := &hold{token: newID()}
-	m, err := e.getStep(ctx, c.id, c.seq, task.Delivering)
-	if err == nil && e.isLate(m) {
-		if err = e.expireDelivery(ctx, m); err == nil {
-			return nil, errWrongSequence
+func (e *Engine) take(ctx context.Context, c candidate) (engine.Delivery, error) {
+	h, err := e.begin(ctx, c, func(m *message) (*message, error) {
+		if e.isLate(m) {
+			return nil, cmp.Or(e.giveUp(ctx, m), errWrongSequence)
 		}
+		return m.next(m.rec, task.Delivering), nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	if err == nil {
-		n := m.next(m.rec, task.Delivering)
-		n.meta.Holder, n.meta.Token, n.meta.Order = e.id, h.token, cmp.Or(n.meta.Order, c.seq)
-		e.index.hold(c.id, h)
-		if err = e.put(ctx, n, c.seq); err == nil {
-			return &delivery{engine: e, m: n, rec: cloneRecord(n.rec), hold: h}, nil
-		}
-	}
-	e.drop(c.id, h, err)
-	return nil, err
-}
-
-// drop ends a hold after an error, whether or not the step was stored.
-func (e *Engine) drop(id string, h *hold, err error) {
-	e.index.drop(id, h, err)
-	if errors.Is(err, engine.ErrNotFound) {
-		e.index.dropMissing(id)
-	}
+	return &delivery{h, cloneRecord(h.m.rec)}, nil
 }
 
 // Record implements engine.Delivery.
@@ -197,17 +169,13 @@ func (e *Engine) body(ctx context.Context, m *message) (io.ReadSeekCloser, error
 	return engine.InMemory(m.body), nil
 }
 
-// end stores the delivery's next step. If that fails, the attempt may be repeated.
-func (d *delivery) end(ctx context.Context, n *message) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.ended {
-		return engine.ErrLost
-	}
-	err := d.engine.put(ctx, n, d.m.seq)
-	d.ended = err == nil || errors.Is(err, engine.ErrLost)
-	if err != nil {
-		d.engine.drop(d.m.meta.ID, d.hold, err)
+// end stores the step that ends the delivery. If that fails, the attempt may be
+// repeated.
+func (d *delivery) end(ctx context.Context, m *message, name string) error {
+	if err := d.held.end(ctx, m, name); err != nil {
+		if !errors.Is(err, engine.ErrLost) {
+			d.engine.index.drop(d.m.meta.ID, d.held, err)
+		}
 		return fmt.Errorf("storing the outcome of the callback of task %s: %w", d.m.meta.ID, err)
 	}
 	return nil
@@ -226,7 +194,7 @@ func (d *delivery) Done(ctx context.Context) error {
 		n.clearBody()
 		n.meta.Dropped = true
 	}
-	return d.end(ctx, n)
+	return d.end(ctx, n, "done")
 }
 
 // Retry implements engine.Delivery.
@@ -235,12 +203,12 @@ func (d *delivery) Retry(ctx context.Context, at time.Time) error {
 	rec.NextAttemptAt = at
 	n := d.m.next(rec, task.Delivering)
 	n.meta.Ready, n.meta.Order = at.UnixNano(), 0
-	return d.end(ctx, n)
+	return d.end(ctx, n, "retry")
 }
 
 // Dead implements engine.Delivery.
 func (d *delivery) Dead(ctx context.Context) error {
-	return d.end(ctx, dead(d.m, cloneRecord(d.rec)))
+	return d.end(ctx, dead(d.m, cloneRecord(d.rec)), "dead")
 }
 
 // dead returns the step that gives up a callback.
@@ -253,7 +221,7 @@ func dead(m *message, rec *task.Record) *message {
 
 // Release implements engine.Delivery.
 func (d *delivery) Release(ctx context.Context) error {
-	err := d.end(ctx, d.m.next(d.m.rec, task.Delivering))
+	err := d.end(ctx, d.m.next(d.m.rec, task.Delivering), "release")
 	if err == nil {
 		d.engine.index.askAgain(d.m.meta.Host)
 	}
@@ -275,8 +243,8 @@ func (e *Engine) deliveryWindow() time.Duration {
 
 const defaultDeliveryWindow = 30 * 24 * time.Hour
 
-// expireDelivery makes a callback dead whose delivery window is over.
-func (e *Engine) expireDelivery(ctx context.Context, m *message) error {
+// giveUp makes a callback dead whose delivery window is over.
+func (e *Engine) giveUp(ctx context.Context, m *message) error {
 	n := dead(m, m.rec)
 	if err := e.put(ctx, n, m.seq); err != nil {
 		return err

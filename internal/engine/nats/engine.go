@@ -25,9 +25,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,11 +41,11 @@ import (
 
 // Config says where the cluster is.
 type Config struct {
-	// URLs name servers of the cluster.
+	// URLs name servers of the cluster, at least one.
 	URLs []string
 	// Credentials is the path of a NATS credentials file. Default: none.
 	Credentials string
-	// Replicas is the number of replicas of each stream that is created. Default: 3.
+	// Replicas is the number of replicas of each stream that is created, 1 to 5.
 	Replicas int
 	Settings engine.Settings
 	Logger   *zap.Logger
@@ -60,10 +58,8 @@ type Config struct {
 // make it shorter before they open an engine.
 var DefaultLeaseTime = 30 * time.Second
 
-const (
-	defaultReplicas = 3
-	maxReplicas     = 5
-)
+// maxReplicas is the limit of the server.
+const maxReplicas = 5
 
 // Engine is an open engine. Close it when done.
 type Engine struct {
@@ -131,41 +127,16 @@ func (c *Config) check() error {
 	if c.LeaseTime <= 0 {
 		c.LeaseTime = DefaultLeaseTime
 	}
-	if c.Replicas == 0 {
-		c.Replicas = defaultReplicas
-	}
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
 	}
-	if len(c.URLs) == 0 {
-		return errors.New("no NATS server is configured; name at least one URL")
-	}
-	if c.Replicas < 1 || c.Replicas > maxReplicas {
+	if c.Replicas > maxReplicas {
 		return fmt.Errorf("%d replicas of a stream are not possible; use 1 to %d", c.Replicas, maxReplicas)
-	}
-	for _, name := range c.URLs {
-		if err := checkURL(name); err != nil {
-			return err
-		}
 	}
 	if c.Credentials != "" {
 		if _, err := os.Stat(c.Credentials); err != nil {
 			return fmt.Errorf("reading the NATS credentials: %w", err)
 		}
-	}
-	return nil
-}
-
-func checkURL(name string) error {
-	if !strings.Contains(name, "://") {
-		name = "nats://" + name
-	}
-	u, err := url.Parse(name)
-	if err != nil {
-		return fmt.Errorf("the URL of a NATS server: %w", err)
-	}
-	if u.Hostname() == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
-		return fmt.Errorf("the URL of a NATS server: %q is not nats://, tls://, ws:// or wss:// with a host", name)
 	}
 	return nil
 }
@@ -349,7 +320,7 @@ func (e *Engine) Close(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 		defer cancel()
 		if e.nc.IsConnected() {
-			if _, err := e.storeHolder(ctx, holderMeta{ID: e.id, Ended: true}); err != nil {
+			if err := e.storeHolder(ctx, true); err != nil {
 				e.log.Debug("end of the gateway not stored", zap.Error(err))
 			}
 		}
@@ -378,21 +349,10 @@ func (e *Engine) Reconfigure(_ context.Context, s engine.Settings) error {
 
 // Secret implements engine.Engine.
 func (e *Engine) Secret(ctx context.Context) ([]byte, error) {
-	msg, err := e.get(ctx, e.tasks, secretSubject)
-	if errors.Is(err, engine.ErrNotFound) {
-		fresh := nats.NewMsg(secretSubject)
-		fresh.Data = make([]byte, 32)
-		_, _ = rand.Read(fresh.Data) // never fails
-		expect(fresh, 0)
-		if _, err = e.store(ctx, fresh); err == nil {
-			return fresh.Data, nil
-		}
-		if errors.Is(err, engine.ErrLost) { // another gateway created it
-			msg, err = e.get(ctx, e.tasks, secretSubject)
-		}
-	}
-	if err != nil {
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // never fails
+	if err := e.lookUpOrStore(ctx, secretSubject, &secret); err != nil {
 		return nil, fmt.Errorf("reading the secret of the store: %w", err)
 	}
-	return msg.Data, nil
+	return secret, nil
 }

@@ -2,7 +2,6 @@ package nats
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,25 +26,20 @@ func (e *Engine) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, 
 }
 
 // Enqueue implements engine.Lease.
-func (l *lease) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.over {
+func (l lease) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
+	if l.isOver() {
 		return "", false, engine.ErrLost
 	}
-	return l.engine.enqueue(ctx, rec, body, opts, l)
+	return l.engine.enqueue(ctx, rec, body, opts, l.held)
 }
 
-// enqueue stores a task as queued. If l is not nil, the task replaces the running one.
-func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions, l *lease) (string, bool, error) {
+// enqueue stores a task as queued. If h is not nil, the task replaces the running one.
+func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions, h *held) (string, bool, error) {
 	m := e.queued(cloneRecord(rec))
 	if err := e.readBody(ctx, m, body, false); err != nil {
 		return "", false, err
 	}
-	if m.rec.Request != nil {
-		request := *m.rec.Request
-		request.Size = m.meta.Size
-		m.rec.Request = &request
+	if rec.Request != nil {
 		rec.Request.Size = m.meta.Size
 	}
 	var key *engine.StoredKey
@@ -58,22 +52,26 @@ func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, 
 	var known string
 	bodyName, err := m.meta.Body, errKnown
 	for tries := 0; errors.Is(err, errKnown) && tries < enqueueTries; tries++ {
-		known, err = e.tryEnqueue(ctx, m, key, opts.MaxQueued, l)
+		known, err = e.tryEnqueue(ctx, m, key, opts.MaxQueued, h)
 	}
-	queued := err == nil && known == "" || errors.Is(err, engine.ErrLost) && l != nil && e.wasQueued(ctx, m)
-	if (!queued || m.meta.Body != bodyName) && !errors.Is(err, engine.ErrUnavailable) { // else it may have been stored
-		e.discard(ctx, bodyName)
+	if errors.Is(err, engine.ErrLost) && h != nil && e.wasQueued(ctx, m) {
+		err = nil
 	}
-	if queued {
-		return m.meta.ID, true, nil
+	isNew := err == nil && known == ""
+	if known != "" {
+		m.clearBody()
 	}
-	if err == nil && l != nil {
-		err = l.step(ctx, &message{meta: meta{ID: l.m.meta.ID, State: removed}}, "release")
+	e.discardUnused(ctx, bodyName, m, err)
+	if err == nil && known != "" && h != nil {
+		err = h.end(ctx, removal(m.meta.ID), "release")
 	}
-	if errors.Is(err, errKnown) {
+	switch {
+	case errors.Is(err, errKnown):
 		err = e.unavailable(err)
+	case isNew:
+		known = m.meta.ID
 	}
-	return known, false, err
+	return known, isNew, err
 }
 
 // wasQueued says whether an interrupted call has turned a waiting client's task into a
@@ -98,18 +96,14 @@ var errKnown = errors.New("another task was stored first")
 
 // tryEnqueue stores a task, its key and the latest run of its schedule in one atomic
 // step. It returns the ID of an earlier task if there is one.
-func (e *Engine) tryEnqueue(ctx context.Context, m *message, key *engine.StoredKey, maxQueued int, l *lease) (known string, err error) {
+func (e *Engine) tryEnqueue(ctx context.Context, m *message, key *engine.StoredKey, maxQueued int, h *held) (known string, err error) {
 	var with []*nats.Msg
-	isOther := func(known string) bool { return known != "" && (l == nil || known != m.meta.ID) }
+	isOther := func(known string) bool { return known != "" && (h == nil || known != m.meta.ID) }
 	if key != nil {
 		if known, err := e.knownKey(ctx, key); isOther(known) || err != nil {
 			return known, err
 		}
-		msg, err := keyMessage(*key)
-		if err != nil {
-			return "", err
-		}
-		with = append(with, msg)
+		with = append(with, keyMessage(key))
 	}
 	if m.rec.Schedule != "" {
 		msg, waiting, err := e.runMessage(ctx, m.rec)
@@ -123,8 +117,8 @@ func (e *Engine) tryEnqueue(ctx context.Context, m *message, key *engine.StoredK
 	if maxQueued > 0 && e.index.depth(m.meta.Queue) >= int64(maxQueued) {
 		return "", engine.ErrQueueFull
 	}
-	if l != nil {
-		if err = l.step(ctx, m, "enqueue", with...); errors.Is(err, engine.ErrLost) && !l.over {
+	if h != nil {
+		if err = h.end(ctx, m, "enqueue", with...); errors.Is(err, engine.ErrLost) && !h.isOver() {
 			err = errKnown
 		}
 		return "", err
@@ -150,56 +144,38 @@ func (x *index) depth(queue string) int64 {
 // knownKey returns the ID of the task that has a key, or "". It returns ErrKeyReused if
 // that task has another digest.
 func (e *Engine) knownKey(ctx context.Context, key *engine.StoredKey) (string, error) {
-	msg, err := e.get(ctx, e.tasks, keySubject+token(key.Hash))
-	if errors.Is(err, engine.ErrNotFound) {
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
 	var known engine.StoredKey
-	if err := json.Unmarshal(msg.Data, &known); err != nil {
-		return "", fmt.Errorf("decoding an idempotency key: %w", err)
+	_, err := e.lookUp(ctx, keySubject+token(key.Hash), &known)
+	switch {
+	case errors.Is(err, engine.ErrNotFound):
+		return "", nil
+	case err == nil && known.Digest != key.Digest:
+		err = engine.ErrKeyReused
 	}
-	if known.Digest != key.Digest {
-		return known.TaskID, engine.ErrKeyReused
-	}
-	return known.TaskID, nil
+	return known.TaskID, err
 }
 
 // keyMessage returns the message that stores a new key. The server removes it when the
 // key expires.
-func keyMessage(key engine.StoredKey) (*nats.Msg, error) {
-	msg := nats.NewMsg(keySubject + token(key.Hash))
-	var err error
-	if msg.Data, err = json.Marshal(key); err != nil {
-		return nil, fmt.Errorf("encoding an idempotency key: %w", err)
-	}
-	msg.Header.Set(ttlHeader, max(time.Until(key.Expires), time.Second).Round(time.Second).String())
-	expect(msg, 0)
-	return msg, nil
+func keyMessage(key *engine.StoredKey) *nats.Msg {
+	ttl := max(time.Until(key.Expires), time.Second).Round(time.Second)
+	return expect(newMessage(keySubject+token(key.Hash), key, ttl), 0)
 }
 
 // runMessage makes a task the latest run of its schedule. If an earlier run has not
 // started yet, it returns that run's ID instead.
 func (e *Engine) runMessage(ctx context.Context, rec *task.Record) (*nats.Msg, string, error) {
-	msg := nats.NewMsg(runSubject + token(rec.Schedule))
-	msg.Data = []byte(rec.ID)
-	latest, err := e.get(ctx, e.tasks, msg.Subject)
-	if errors.Is(err, engine.ErrNotFound) {
-		expect(msg, 0)
-		return msg, "", nil
+	subject, latest := runSubject+token(rec.Schedule), ""
+	seq, err := e.lookUp(ctx, subject, &latest)
+	if err == nil {
+		var run *message
+		run, err = e.getTask(ctx, latest)
+		if err == nil && run.meta.State == task.Queued && run.rec.Starts == 0 {
+			return nil, latest, nil
+		}
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, engine.ErrNotFound) {
 		return nil, "", err
 	}
-	expect(msg, latest.Sequence)
-	run, err := e.getTask(ctx, string(latest.Data))
-	switch {
-	case err == nil && run.meta.State == task.Queued && run.rec.Starts == 0:
-		return nil, run.meta.ID, nil
-	case err != nil && !errors.Is(err, engine.ErrNotFound):
-		return nil, "", err
-	}
-	return msg, "", nil
+	return expect(newMessage(subject, rec.ID, 0), seq), "", nil
 }

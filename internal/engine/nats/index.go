@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"container/heap"
 	"errors"
-	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -31,10 +30,11 @@ type index struct {
 	earlier  chan struct{}     // signals that due has another first host
 	holders  map[string]*holder
 	me       *holder
-	holds    map[string]*hold // what this gateway runs or attempts, by task
+	held     map[string]*held // what this gateway runs or attempts, by task
 	waiters  map[string][]chan struct{}
 	unneeded []unneededBody
-	position uint64 // the sequence up to which the stream was read
+	loaded   chan struct{} // closed when the index has all tasks
+	endLoad  func()
 }
 
 // entry is a task in the index. Times are Unix nanoseconds.
@@ -56,6 +56,9 @@ type entry struct {
 	pos      int      // in at
 }
 
+// candidate returns the step of the task that the index knows.
+func (e *entry) candidate() candidate { return candidate{place{e.created, e.id}, e.seq} }
+
 func (e *entry) place() *int { return &e.pos }
 
 func (e *entry) before(f *entry) bool {
@@ -70,14 +73,13 @@ type backlog struct {
 	pending int64           // tasks that are queued or delivering
 	running int64           // of a queue
 	trusted int64           // of the pending ones
-	paused  bool
-	raced   int           // how many entries are still picked at random
-	wake    chan struct{} // of a queue; signals that it may have a job
+	raced   int             // how many entries are still picked at random
+	wake    chan struct{}   // of a queue; signals that it may have a job
 	// isReported is true while the dispatcher knows the host, which is until a Take
 	// returns fewer deliveries than it asked for.
 	isReported bool
-	learned    engine.HostState
-	pos        int // in index.due
+	state      engine.HostState // of a queue: only Paused
+	pos        int              // in index.due
 }
 
 func (b *backlog) place() *int { return &b.pos }
@@ -92,20 +94,15 @@ type holder struct {
 	tasks  map[*entry]struct{} // tasks that the gateway holds
 }
 
-// hold is a lease or a delivery of this gateway. It ends with the next step of the
-// task.
-type hold struct {
-	token string // token of the first step; a prefix of the tokens of all its steps
-	lost  func() // called if another gateway stores the next step; may be nil
-}
-
 func newIndex(me string) *index {
 	x := &index{
 		tasks: make(map[string]*entry), counts: make(map[task.State]int64),
 		hosts: make(map[string]*backlog), queues: make(map[string]*backlog),
 		earlier: make(chan struct{}, 1), holders: make(map[string]*holder),
-		holds: make(map[string]*hold), waiters: make(map[string][]chan struct{}),
+		held: make(map[string]*held), waiters: make(map[string][]chan struct{}),
+		loaded: make(chan struct{}),
 	}
+	x.endLoad = sync.OnceFunc(func() { close(x.loaded) })
 	x.me = x.holder(me)
 	return x
 }
@@ -114,7 +111,7 @@ func newIndex(me string) *index {
 func (x *index) host(name string) *backlog {
 	b := x.hosts[name]
 	if b == nil {
-		b = &backlog{name: name, isHost: true, pos: -1, learned: engine.HostState{Host: name}}
+		b = &backlog{name: name, isHost: true, pos: -1, state: engine.HostState{Host: name}}
 		x.hosts[name] = b
 	}
 	return b
@@ -145,7 +142,16 @@ func (x *index) apply(id string, seq uint64, m *meta, fromStream bool) {
 	defer x.mu.Unlock()
 	e := x.tasks[id]
 	if e == nil || e.seq < seq {
-		e = x.advance(e, id, m)
+		if e != nil && e.state != removed {
+			x.leave(e)
+			if e.body != "" && e.body != m.Body {
+				x.unneeded = append(x.unneeded, unneededBody{e.body, time.Now()})
+			}
+		}
+		// A task that moved into a queue has a new place in byAge.
+		if e == nil || e.state == removed || m.State == removed || e.created != m.Created {
+			e = x.replace(e, id, m)
+		}
 		e.seq = seq
 		x.enter(e, m)
 		x.notify(id)
@@ -155,32 +161,20 @@ func (x *index) apply(id string, seq uint64, m *meta, fromStream bool) {
 	}
 }
 
-// advance returns the entry for the next step of a task. The entry is in no count and
-// no ranking.
-func (x *index) advance(e *entry, id string, m *meta) *entry {
-	// A task that moved into a queue has a new place in byAge.
-	moves := e == nil || e.state == removed || e.created != m.Created && m.State != removed
-	if e != nil && e.state != removed {
-		x.leave(e)
-		if e.body != "" && e.body != m.Body {
-			x.unneeded = append(x.unneeded, unneededBody{e.body, time.Now()})
-		}
-		if moves || m.State == removed {
-			e.state = removed
-			x.gone++
+// replace replaces the entry of a task, which may be nil, by a new one.
+func (x *index) replace(old *entry, id string, m *meta) *entry {
+	if old != nil && old.state != removed {
+		old.state = removed
+		if x.gone++; x.gone > 1000 && x.gone > len(x.byAge)/2 {
+			x.byAge = slices.DeleteFunc(x.byAge, func(e *entry) bool { return e.state == removed })
+			x.gone = 0
 		}
 	}
-	if moves {
-		e = &entry{id: strings.Clone(id), created: m.Created, pos: -1}
-		x.tasks[e.id] = e
-		if m.State != removed {
-			i, _ := slices.BinarySearchFunc(x.byAge, e, compareAge)
-			x.byAge = slices.Insert(x.byAge, i, e)
-		}
-	}
-	if x.gone > 1000 && x.gone > len(x.byAge)/2 {
-		x.byAge = slices.DeleteFunc(x.byAge, func(e *entry) bool { return e.state == removed })
-		x.gone = 0
+	e := &entry{id: strings.Clone(id), created: m.Created, pos: -1}
+	x.tasks[e.id] = e
+	if m.State != removed {
+		i, _ := slices.BinarySearchFunc(x.byAge, e, compareAge)
+		x.byAge = slices.Insert(x.byAge, i, e)
 	}
 	return e
 }
@@ -205,10 +199,10 @@ func (x *index) enter(e *entry, m *meta) {
 		e.holder = x.holder(m.Holder)
 		e.holder.tasks[e] = struct{}{}
 	}
-	if h := x.holds[e.id]; h != nil && m.Token != h.token {
-		delete(x.holds, e.id)
-		if h.lost != nil && !strings.HasPrefix(m.Token, h.token) {
-			h.lost()
+	if h := x.held[e.id]; h != nil && m.Token != h.token {
+		delete(x.held, e.id)
+		if !strings.HasPrefix(m.Token, h.token) {
+			h.lose()
 		}
 	}
 	if e.state != removed {
@@ -242,19 +236,19 @@ func (x *index) count(e *entry, n int64) {
 }
 
 // backlogOf returns the backlog in which an entry waits to be taken, or nil. If a delivery
-// names this gateway but has no hold, it was stored without being acknowledged.
+// names this gateway but is not held, it was stored without being acknowledged.
 func (x *index) backlogOf(e *entry) *backlog {
 	switch {
 	case e.state == task.Queued:
 		return e.queue
-	case e.state == task.Delivering && x.holds[e.id] == nil && (e.holder == nil || e.holder == x.me || e.holder.dead):
+	case e.state == task.Delivering && x.held[e.id] == nil && (e.holder == nil || e.holder == x.me || e.holder.dead):
 		return e.host
 	}
 	return nil
 }
 
-// enqueue adds an entry to its backlog. It is called again when the entry's holder or hold
-// changes.
+// enqueue adds an entry to its backlog. It is called again when the entry is no longer
+// held, or when its holder dies or returns.
 func (x *index) enqueue(e *entry) {
 	x.dequeue(e)
 	if b := x.backlogOf(e); b != nil {
@@ -279,7 +273,7 @@ func (x *index) report(b *backlog) {
 	if b.pos >= 0 {
 		heap.Remove(&x.due, b.pos)
 	}
-	if b.isHost && !b.isReported && !b.paused && len(b.entries) > 0 {
+	if b.isHost && !b.isReported && !b.state.Paused && len(b.entries) > 0 {
 		heap.Push(&x.due, b)
 		if b.pos == 0 {
 			signal(x.earlier)
@@ -292,7 +286,7 @@ func (x *index) report(b *backlog) {
 // from the first few, so that gateways do not all try the same ones.
 func (x *index) pick(b *backlog, n int) (picked []candidate, wait time.Duration) {
 	wait = maxSleep
-	for now := time.Now().UnixNano(); !b.paused && len(b.entries) > 0; {
+	for now := time.Now().UnixNano(); !b.state.Paused && len(b.entries) > 0; {
 		if wait = min(maxSleep, time.Duration(b.entries[0].ready-now)); wait > 0 || len(picked) == n {
 			break
 		}
@@ -302,7 +296,7 @@ func (x *index) pick(b *backlog, n int) (picked []candidate, wait time.Duration)
 		}
 		b.raced = max(0, b.raced-1)
 		x.dequeue(e)
-		picked = append(picked, candidate{place{e.created, e.id}, e.seq})
+		picked = append(picked, e.candidate())
 	}
 	return picked, wait
 }
@@ -310,21 +304,25 @@ func (x *index) pick(b *backlog, n int) (picked []candidate, wait time.Duration)
 // maxSleep limits how long a clock change goes unnoticed.
 const maxSleep = 5 * time.Second
 
-// hold registers a hold before its first step is stored.
-func (x *index) hold(id string, h *hold) {
+// hold registers what this gateway holds, before the first step is stored.
+func (x *index) hold(h *held) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.holds[id] = h
+	x.held[h.m.meta.ID] = h
 }
 
-// drop ends a hold after an error, whether or not the step was stored. The task goes
-// back to its backlog, unless another gateway took it: then its step follows in the
-// stream.
-func (x *index) drop(id string, h *hold, err error) {
+// drop ends h, which may be nil, after an error, whether or not the step was stored. The
+// task goes back to its backlog, unless another gateway took it: then its step follows
+// in the stream.
+func (x *index) drop(id string, h *held, err error) {
+	if errors.Is(err, engine.ErrNotFound) {
+		x.dropMissing(id)
+		return
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.holds[id] == h {
-		delete(x.holds, id)
+	if x.held[id] == h {
+		delete(x.held, id)
 	}
 	e := x.tasks[id]
 	if e == nil {
@@ -341,6 +339,17 @@ func (x *index) drop(id string, h *hold, err error) {
 	if !lost {
 		x.enqueue(e)
 	}
+}
+
+// dropMissing removes a task whose message is no longer in the stream.
+func (x *index) dropMissing(id string) {
+	x.mu.Lock()
+	seq := uint64(0)
+	if e := x.tasks[id]; e != nil {
+		seq = e.seq + 1
+	}
+	x.mu.Unlock()
+	x.apply(id, seq, &meta{State: removed}, true)
 }
 
 // raceSpread is how many entries are picked at random after a lost race, and how far
@@ -372,13 +381,10 @@ func (x *index) clear() {
 		}
 		x.notify(e.id)
 	}
-	for _, h := range x.holds {
-		if h.lost != nil {
-			h.lost()
-		}
+	for _, h := range x.held {
+		h.lose()
 	}
 	clear(x.tasks)
-	clear(x.holds)
+	clear(x.held)
 	x.byAge, x.gone, x.unneeded = nil, 0, nil
-	x.position = math.MaxUint64 // until it follows the new stream
 }

@@ -71,49 +71,66 @@ func (e *Engine) sleep(ctx context.Context, wake <-chan struct{}, d time.Duratio
 }
 
 func (j *jobs) claim(ctx context.Context, picked []candidate, maxStarts int) ([]engine.Job, error) {
-	return each(picked, func(c candidate) (engine.Job, error) { return j.engine.claimJob(ctx, c, maxStarts) })
-}
-
-// each takes the picked tasks concurrently. It leaves out those that other gateways
-// have taken, and returns an error only if none was taken.
-func each[T any](picked []candidate, take func(candidate) (T, error)) (taken []T, err error) {
-	all := make([]T, len(picked))
-	errs := make([]error, len(picked))
-	var wait sync.WaitGroup
-	for i, c := range picked {
-		wait.Go(func() { all[i], errs[i] = take(c) })
-	}
-	wait.Wait()
-	for i := range all {
-		switch {
-		case errs[i] == nil:
-			taken = append(taken, all[i])
-		case !errors.Is(errs[i], engine.ErrLost) && !errors.Is(errs[i], engine.ErrNotFound):
-			err = errs[i]
+	claimed, err := each(picked, func(c candidate) (engine.Job, error) {
+		h, err := j.engine.begin(ctx, c, func(m *message) (*message, error) {
+			m.rec.Starts++
+			m.rec.StartedAt, m.rec.NextAttemptAt = time.Now().UTC(), time.Time{}
+			n := m.next(m.rec, task.Running)
+			n.meta.MaxStarts = engine.MaxStarts(m.rec, maxStarts)
+			return n, nil
+		})
+		if err != nil {
+			return engine.Job{}, err
 		}
-	}
-	if len(taken) > 0 {
-		return taken, nil
+		return engine.Job{Record: cloneRecord(h.m.rec), Lease: lease{h}}, nil
+	})
+	if len(claimed) > 0 {
+		return claimed, nil
 	}
 	return nil, err
 }
 
-// claimJob stores the step with which this gateway starts a queued task. It returns
-// ErrLost if another gateway claimed the task first.
-func (e *Engine) claimJob(ctx context.Context, c candidate, maxStarts int) (engine.Job, error) {
-	m, err := e.getStep(ctx, c.id, c.seq, task.Queued)
-	if err != nil {
-		e.drop(c.id, nil, err)
-		return engine.Job{}, err
+// begin takes a waiting task: it stores the step that next returns. It returns ErrLost
+// if another gateway took the task first.
+func (e *Engine) begin(ctx context.Context, c candidate, next func(*message) (*message, error)) (*held, error) {
+	m, err := e.getStep(ctx, c)
+	if err == nil {
+		m, err = next(m)
 	}
-	rec := m.rec
-	rec.Starts++
-	rec.StartedAt, rec.NextAttemptAt = time.Now().UTC(), time.Time{}
-	n := m.next(rec, task.Running)
-	n.meta.MaxStarts, n.meta.Order = engine.MaxStarts(rec, maxStarts), cmp.Or(n.meta.Order, c.seq)
-	l, err := e.claim(ctx, n, c.seq)
 	if err != nil {
-		return engine.Job{}, err
+		e.index.drop(c.id, nil, err)
+		return nil, err
 	}
-	return engine.Job{Record: cloneRecord(n.rec), Lease: l}, nil
+	m.meta.Order = cmp.Or(m.meta.Order, c.seq) // its place, if it has to wait again
+	return e.hold(ctx, m, c.seq)
 }
+
+// each calls do for each candidate, some of them at the same time. It leaves out the
+// tasks that other gateways have taken or removed. It returns the results, and an error
+// if there was another one.
+func each[T any](all []candidate, do func(candidate) (T, error)) (results []T, err error) {
+	found := make([]T, len(all))
+	errs := make([]error, len(all))
+	slots := make(chan struct{}, maxConcurrent)
+	var wait sync.WaitGroup
+	for i, c := range all {
+		slots <- struct{}{}
+		wait.Go(func() {
+			found[i], errs[i] = do(c)
+			<-slots
+		})
+	}
+	wait.Wait()
+	for i, e := range errs {
+		switch {
+		case e == nil:
+			results = append(results, found[i])
+		case !errors.Is(e, engine.ErrLost) && !errors.Is(e, engine.ErrNotFound):
+			err = e
+		}
+	}
+	return results, err
+}
+
+// maxConcurrent limits how many tasks one call reads or takes at the same time.
+const maxConcurrent = 64

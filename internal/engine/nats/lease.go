@@ -14,12 +14,13 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// lease implements engine.Lease.
-type lease struct {
+// held is a task that this gateway runs, or whose callback it delivers. The next step of
+// the task ends it.
+type held struct {
 	engine *Engine
-	hold   *hold
+	m      *message // the step that began it
+	token  string   // of this step. The token of the step that ends it begins with it
 	mu     sync.Mutex
-	m      *message // the running task
 	over   bool
 
 	lostMu sync.Mutex
@@ -27,31 +28,64 @@ type lease struct {
 	onLost func()
 }
 
-// claim stores the step with which this gateway begins to run a task.
-func (e *Engine) claim(ctx context.Context, m *message, last uint64) (*lease, error) {
-	l := &lease{engine: e, m: m}
-	l.hold = &hold{token: newID(), lost: l.lose}
-	m.meta.Holder, m.meta.Token = e.id, l.hold.token
-	e.index.hold(m.meta.ID, l.hold)
+// hold stores the step with which this gateway begins to run a task or to deliver a
+// callback.
+func (e *Engine) hold(ctx context.Context, m *message, last uint64) (*held, error) {
+	h := &held{engine: e, m: m, token: newID()}
+	m.meta.Holder, m.meta.Token = e.id, h.token
+	e.index.hold(h)
 	if err := e.put(ctx, m, last); err != nil {
-		e.drop(m.meta.ID, l.hold, err) // if the step was stored, maintain finds a task without a lease
+		e.index.drop(m.meta.ID, h, err) // if the step was stored, maintain finds a task that is not held
 		return nil, err
 	}
-	return l, nil
+	return h, nil
 }
 
-// lose is called when the task has a step that the lease did not store.
-func (l *lease) lose() {
-	l.lostMu.Lock()
-	defer l.lostMu.Unlock()
-	if !l.lost && l.onLost != nil {
-		go l.onLost()
+// end stores the step that ends h. name distinguishes steps, so that a repeated step
+// recognizes that it was stored before.
+func (h *held) end(ctx context.Context, m *message, name string, with ...*nats.Msg) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over {
+		return engine.ErrLost
 	}
-	l.lost = true
+	m.meta.Token = h.token + "." + name
+	err := h.engine.put(ctx, m, h.m.seq, with...)
+	h.over = err == nil || errors.Is(err, engine.ErrLost) && (len(with) == 0 || !h.isCurrent(ctx))
+	if h.over && err != nil {
+		h.engine.index.drop(h.m.meta.ID, h, err)
+		h.lose()
+	}
+	return err
 }
+
+func (h *held) isOver() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.over
+}
+
+// isCurrent reports whether the step that began h is still the task's last one.
+func (h *held) isCurrent(ctx context.Context) bool {
+	_, err := h.engine.getStep(ctx, candidate{place{id: h.m.meta.ID}, h.m.seq})
+	return err == nil
+}
+
+// lose is called when the task has a step that h did not store.
+func (h *held) lose() {
+	h.lostMu.Lock()
+	defer h.lostMu.Unlock()
+	if !h.lost && h.onLost != nil {
+		go h.onLost()
+	}
+	h.lost = true
+}
+
+// lease implements engine.Lease.
+type lease struct{ *held }
 
 // OnLost implements engine.Lease.
-func (l *lease) OnLost(f func()) {
+func (l lease) OnLost(f func()) {
 	l.lostMu.Lock()
 	defer l.lostMu.Unlock()
 	if l.onLost = f; l.lost {
@@ -59,80 +93,46 @@ func (l *lease) OnLost(f func()) {
 	}
 }
 
-// step stores the last step of the lease. name distinguishes steps, so that a repeated
-// step recognizes that it was stored before.
-func (l *lease) step(ctx context.Context, m *message, name string, with ...*nats.Msg) error {
-	m.meta.Token = l.hold.token + "." + name
-	err := l.engine.put(ctx, m, l.m.seq, with...)
-	l.over = err == nil || errors.Is(err, engine.ErrLost) && (len(with) == 0 || !l.isCurrent(ctx))
-	if l.over && err != nil {
-		l.engine.drop(l.m.meta.ID, l.hold, err)
-		l.lose()
-	}
-	return err
-}
-
-// isCurrent reports whether the lease's step is still the task's last one.
-func (l *lease) isCurrent(ctx context.Context) bool {
-	now, err := l.engine.getTask(ctx, l.m.meta.ID)
-	return err == nil && now.seq == l.m.seq
-}
-
 // Claim implements engine.Acceptor.
 func (e *Engine) Claim(ctx context.Context, rec *task.Record) (engine.Lease, error) {
 	if err := e.Ready(); err != nil {
 		return nil, err
 	}
-	l, err := e.claim(ctx, &message{rec: cloneRecord(rec), meta: meta{ID: rec.ID, State: task.Running}}, 0)
+	h, err := e.hold(ctx, &message{rec: cloneRecord(rec), meta: meta{ID: rec.ID, State: task.Running}}, 0)
 	if errors.Is(err, engine.ErrLost) {
 		err = fmt.Errorf("%w: a task with this ID exists", engine.ErrUnavailable)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("claiming the task %s: %w", rec.ID, err)
 	}
-	return l, nil
+	return lease{h}, nil
 }
 
 // Settle implements engine.Lease.
-func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.over {
-		return engine.ErrLost
-	}
+func (l lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) error {
 	m := l.engine.settled(l.m, cloneRecord(rec))
 	if rec.Result != nil {
 		if err := l.engine.readBody(ctx, m, result, true); err != nil {
 			return err
 		}
 	}
-	body, name := m.meta.Body, "settle."+string(rec.Status)
-	kept(m)
-	err := l.step(ctx, m, name)
+	body := m.meta.Body
+	settle := func() error {
+		if rec.Result != nil {
+			rec.Result.Kept = m.meta.Size
+		}
+		return l.end(ctx, m, "settle."+string(rec.Status))
+	}
+	err := settle()
 	if errors.Is(err, engine.ErrFull) && m.meta.Size > 0 { // store the verdict without the result
 		m.clearBody()
-		kept(m)
-		err = l.step(ctx, m, name)
+		err = settle()
 	}
-	if m.meta.Body != body || err != nil && !errors.Is(err, engine.ErrUnavailable) { // an unavailable cluster may have stored it
-		l.engine.discard(ctx, body)
-	}
+	l.engine.discardUnused(ctx, body, m, err)
 	if err != nil {
 		return fmt.Errorf("settling the task %s: %w", m.meta.ID, err)
 	}
-	if rec.Result != nil {
-		rec.Result.Kept = m.meta.Size
-	}
 	return nil
-}
-
-// kept sets the size of the stored result in the record.
-func kept(m *message) {
-	if m.rec.Result != nil {
-		result := *m.rec.Result
-		result.Kept = m.meta.Size
-		m.rec.Result = &result
-	}
 }
 
 // settled returns the step that gives a task its verdict, without a result.
@@ -152,39 +152,29 @@ func (e *Engine) settled(m *message, rec *task.Record) *message {
 }
 
 // Requeue implements engine.Lease.
-func (l *lease) Requeue(ctx context.Context, rec *task.Record, at time.Time) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.over {
-		return engine.ErrLost
-	}
+func (l lease) Requeue(ctx context.Context, rec *task.Record, at time.Time) error {
 	rec = cloneRecord(rec)
 	m := l.m.next(rec, task.Queued)
 	rec.StartedAt, rec.NextAttemptAt = time.Time{}, at
 	if !at.IsZero() {
 		m.meta.Ready, m.meta.Order = at.UnixNano(), 0
 	}
-	if err := l.step(ctx, m, "requeue"); err != nil {
+	if err := l.end(ctx, m, "requeue"); err != nil {
 		return fmt.Errorf("requeueing the task %s: %w", m.meta.ID, err)
 	}
 	return nil
 }
 
 // Release implements engine.Lease.
-func (l *lease) Release(ctx context.Context) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.over {
-		return engine.ErrLost
-	}
-	m := &message{meta: meta{ID: l.m.meta.ID, State: removed}}
+func (l lease) Release(ctx context.Context) error {
+	m := removal(l.m.meta.ID)
 	if l.m.meta.Queue != "" {
 		rec := cloneRecord(l.m.rec)
 		rec.Starts--
 		rec.StartedAt = time.Time{}
 		m = l.m.next(rec, task.Queued)
 	}
-	if err := l.step(ctx, m, "release"); err != nil {
+	if err := l.end(ctx, m, "release"); err != nil {
 		return fmt.Errorf("releasing the task %s: %w", m.meta.ID, err)
 	}
 	return nil

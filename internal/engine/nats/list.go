@@ -2,13 +2,12 @@ package nats
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sort"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -18,33 +17,31 @@ import (
 const (
 	// listTime limits the search for a page.
 	listTime = 20 * time.Millisecond
-	// listStep and loadStep are how many tasks are scanned, or loaded, between two
-	// checks of the time.
+	// listStep is how many tasks are scanned between two checks of the time.
 	listStep = 1000
-	loadStep = 64
 )
 
-// place is a position in a list: the list goes on before the task with this time and
-// ID.
+// place is a position in a list, as in its cursor: of tasks the time and ID, of hosts
+// the pending deliveries and name.
 type place struct {
-	created int64
-	id      string
+	n  int64
+	id string
 }
 
 func (p place) cursor() engine.Cursor {
-	return engine.Cursor(strconv.FormatInt(p.created, 36) + "." + p.id)
+	return engine.Cursor(strconv.FormatInt(p.n, 36) + "." + p.id)
 }
 
 func parsePlace(c engine.Cursor) (place, error) {
-	created, id, ok := strings.Cut(string(c), ".")
-	at, err := strconv.ParseInt(created, 36, 64)
+	text, id, ok := strings.Cut(string(c), ".")
+	n, err := strconv.ParseInt(text, 36, 64)
 	if !ok || err != nil {
 		return place{}, fmt.Errorf("%w: %q", engine.ErrCursor, c)
 	}
-	return place{at, id}, nil
+	return place{n, id}, nil
 }
 
-// candidate is a task that matches a filter as far as the index can tell.
+// candidate is the step of a task that the index knows, which may not be the last one.
 type candidate struct {
 	place
 	seq uint64
@@ -55,7 +52,7 @@ func (e *Engine) List(ctx context.Context, f engine.Filter, after engine.Cursor,
 	if err := e.closed(); err != nil {
 		return nil, err
 	}
-	at := &place{created: int64(^uint64(0) >> 1)}
+	at := &place{n: math.MaxInt64}
 	if after != "" {
 		parsed, err := parsePlace(after)
 		if err != nil {
@@ -64,25 +61,24 @@ func (e *Engine) List(ctx context.Context, f engine.Filter, after engine.Cursor,
 		at = &parsed
 	}
 	page := new(engine.Page)
-	needsRecord := f.NeedsRecord()
 	deadline := time.Now().Add(listTime)
 	for at != nil && len(page.Tasks) < limit {
 		want := limit - len(page.Tasks)
-		if needsRecord {
-			want = loadStep
+		if f.NeedsRecord() {
+			want = maxConcurrent
 		}
 		found, next, scanned := e.index.find(&f, *at, want, deadline)
 		page.Scanned += scanned
-		recs, err := e.loadAll(ctx, found)
+		recs, err := each(found, func(c candidate) (*task.Record, error) { return e.Get(ctx, c.id) })
 		if err != nil {
 			return nil, fmt.Errorf("listing tasks: %w", err)
 		}
 		for i, rec := range recs {
-			if rec == nil || !f.Match(rec) {
+			if !f.Match(rec) {
 				continue
 			}
 			if page.Tasks = append(page.Tasks, rec); len(page.Tasks) == limit && i < len(recs)-1 {
-				next = &found[i].place
+				next = &place{fromTime(rec.CreatedAt), rec.ID}
 				break
 			}
 		}
@@ -103,13 +99,13 @@ func (x *index) find(f *engine.Filter, before place, n int, deadline time.Time) 
 	defer x.mu.Unlock()
 	i := sort.Search(len(x.byAge), func(i int) bool {
 		e := x.byAge[i]
-		return e.created > before.created || e.created == before.created && e.id >= before.id
+		return e.created > before.n || e.created == before.n && e.id >= before.id
 	})
 	for i--; i >= 0; i-- {
 		e := x.byAge[i]
 		scanned++
 		if e.state != removed && matches(f, e) {
-			found = append(found, candidate{place{e.created, e.id}, e.seq})
+			found = append(found, e.candidate())
 		}
 		if !f.After.IsZero() && e.created < f.After.UnixNano() {
 			return found, nil, scanned
@@ -147,26 +143,4 @@ func isHost(hostPort, host string) bool {
 	}
 	i := strings.LastIndexByte(hostPort, ':')
 	return i >= 0 && (hostPort[:i] == host || strings.Trim(hostPort[:i], "[]") == host)
-}
-
-// loadAll loads tasks. Those that no longer exist are nil.
-func (e *Engine) loadAll(ctx context.Context, found []candidate) ([]*task.Record, error) {
-	recs := make([]*task.Record, len(found))
-	errs := make([]error, len(found))
-	places := make(chan struct{}, loadStep)
-	var wait sync.WaitGroup
-	for i, c := range found {
-		places <- struct{}{}
-		wait.Go(func() {
-			defer func() { <-places }()
-			m, err := e.getTask(ctx, c.id)
-			if err == nil {
-				recs[i] = m.rec
-			} else if !errors.Is(err, engine.ErrNotFound) {
-				errs[i] = err
-			}
-		})
-	}
-	wait.Wait()
-	return recs, errors.Join(errs...)
 }

@@ -38,9 +38,9 @@ func (e *Engine) maintain() {
 			continue
 		}
 		youngest, unneeded := e.index.isYoungest(), e.index.takeUnneeded()
-		e.update(e.index.orphans(maintenanceBatch, youngest), e.expire)
+		e.expireAll(e.index.orphans(maintenanceBatch, youngest))
 		if youngest {
-			e.update(e.index.expired(*e.settings.Load(), e.deliveryWindow(), maintenanceBatch), e.evict)
+			e.expireAll(e.index.expired(*e.settings.Load(), e.deliveryWindow(), maintenanceBatch))
 			for _, name := range unneeded {
 				e.discard(e.closing, name)
 			}
@@ -58,9 +58,10 @@ func (e *Engine) maintain() {
 	}
 }
 
-func (e *Engine) update(tasks []candidate, do func(context.Context, candidate) error) {
+// expireAll stores the next step of each task.
+func (e *Engine) expireAll(tasks []candidate) {
 	for _, c := range tasks {
-		err := do(e.closing, c)
+		err := e.expire(e.closing, c)
 		switch {
 		case err == nil, errors.Is(err, engine.ErrLost), errors.Is(err, engine.ErrUnavailable):
 		case errors.Is(err, engine.ErrNotFound):
@@ -71,14 +72,31 @@ func (e *Engine) update(tasks []candidate, do func(context.Context, candidate) e
 	}
 }
 
+// expire ends a task that nobody runs, gives up a callback whose delivery window is
+// over, or removes a finished task.
+func (e *Engine) expire(ctx context.Context, c candidate) error {
+	m, err := e.getStep(ctx, c)
+	if err != nil {
+		return err
+	}
+	switch m.meta.State {
+	case task.Running:
+		return e.put(ctx, e.expired(m), m.seq)
+	case task.Delivering:
+		return e.giveUp(ctx, m)
+	default:
+		return e.put(ctx, removal(c.id), m.seq)
+	}
+}
+
 // pruneHosts removes the hosts that have no pending deliveries and have not answered
 // lately.
 func (x *index) pruneHosts() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for name, b := range x.hosts {
-		old := b.learned.Failures == 0 && time.Since(b.learned.AnsweredAt) > hostMemory
-		if old && b.pending == 0 && !b.paused {
+		old := b.state.Failures == 0 && time.Since(b.state.AnsweredAt) > hostMemory
+		if old && b.pending == 0 && !b.state.Paused {
 			delete(x.hosts, name)
 		}
 	}
@@ -86,17 +104,6 @@ func (x *index) pruneHosts() {
 
 // hostMemory is how long an idle, healthy host stays in the index.
 const hostMemory = 24 * time.Hour
-
-// dropMissing removes a task whose message is no longer in the stream.
-func (x *index) dropMissing(id string) {
-	x.mu.Lock()
-	seq := uint64(0)
-	if e := x.tasks[id]; e != nil {
-		seq = e.seq + 1
-	}
-	x.mu.Unlock()
-	x.apply(id, seq, &meta{State: removed}, true)
-}
 
 // isYoungest reports whether no running gateway was started after this one.
 func (x *index) isYoungest() bool {
@@ -121,21 +128,12 @@ func (x *index) orphans(n int, youngest bool) (found []candidate) {
 			continue
 		}
 		for e := range h.tasks {
-			if e.state == task.Running && x.holds[e.id] == nil && len(found) < n {
-				found = append(found, candidate{place{e.created, e.id}, e.seq})
+			if e.state == task.Running && x.held[e.id] == nil && len(found) < n {
+				found = append(found, e.candidate())
 			}
 		}
 	}
 	return found
-}
-
-// expire stores the next step of a running task without a lease.
-func (e *Engine) expire(ctx context.Context, c candidate) error {
-	m, err := e.getStep(ctx, c.id, c.seq, task.Running)
-	if err != nil {
-		return err
-	}
-	return e.put(ctx, e.expired(m), m.seq)
 }
 
 // expired returns the next step of a task whose holder died. A job that has starts left
@@ -196,27 +194,8 @@ func (x *index) expired(s engine.Settings, window time.Duration, n int) (found [
 		}
 		if e.state == task.Done && done.exceeds(e) || e.state == task.Dead && dead.exceeds(e) ||
 			e.state == task.Delivering && e.at != nil && delivering.exceeds(e) {
-			found = append(found, candidate{place{e.created, e.id}, e.seq})
+			found = append(found, e.candidate())
 		}
 	}
 	return found
-}
-
-// evict gives up a callback whose delivery window is over, and removes any other task.
-func (e *Engine) evict(ctx context.Context, c candidate) error {
-	m, err := e.getTask(ctx, c.id)
-	switch {
-	case err != nil:
-		return err
-	case m.seq != c.seq:
-		return engine.ErrLost
-	case m.meta.State == task.Delivering:
-		return e.expireDelivery(ctx, m)
-	}
-	return e.remove(ctx, m)
-}
-
-// remove removes a task.
-func (e *Engine) remove(ctx context.Context, m *message) error {
-	return e.put(ctx, &message{meta: meta{ID: m.meta.ID, State: removed}}, m.seq)
 }

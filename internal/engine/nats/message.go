@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -72,51 +71,37 @@ type message struct {
 	body []byte
 }
 
-// describe updates the metadata from the record.
-func (m *message) describe() {
+// removal returns the step that removes a task.
+func removal(id string) *message { return &message{meta: meta{ID: id, State: removed}} }
+
+// encode returns the message for a task's subject, after it has completed the metadata.
+// The server refuses the message unless the task's last step has the sequence last.
+func (m *message) encode(last uint64) (*nats.Msg, error) {
 	if m.meta.Token == "" {
 		m.meta.Token = newID()
 	}
-	if m.rec == nil {
-		return
-	}
-	m.meta.Status, m.meta.Created = m.rec.Status, fromTime(m.rec.CreatedAt)
-	m.meta.Host, m.meta.Trusted = "", false
-	if m.rec.Callback != nil {
-		m.meta.Host, m.meta.Trusted = m.rec.CallbackHost, m.rec.Callback.Trusted
-	}
-}
-
-// encode returns the message for a task's subject. The server refuses it unless the
-// task's last step has the sequence last.
-func (m *message) encode(last uint64) (*nats.Msg, error) {
-	msg := nats.NewMsg(taskSubject + token(m.meta.ID))
-	expect(msg, last)
-	var line []byte
+	ttl, data := removedTTL, []byte(nil)
 	if m.rec != nil {
-		rec := *m.rec
-		rec.State = m.meta.State
-		var err error
-		line, err = task.Encode(&rec)
+		m.rec.State, m.meta.Status, m.meta.Created = m.meta.State, m.rec.Status, fromTime(m.rec.CreatedAt)
+		m.meta.Host, m.meta.Trusted = "", false
+		if m.rec.Callback != nil {
+			m.meta.Host, m.meta.Trusted = m.rec.CallbackHost, m.rec.Callback.Trusted
+		}
+		line, err := task.Encode(m.rec)
 		if errors.Is(err, task.ErrTooLarge) {
 			err = fmt.Errorf("%w: %w", engine.ErrTooLarge, err)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("encoding the task %s: %w", m.meta.ID, err)
 		}
+		ttl, data = 0, append(append(line, '\n'), m.body...)
 	}
-	meta := m.meta
-	if token(meta.ID) == meta.ID {
+	subject, meta := taskSubject+token(m.meta.ID), m.meta
+	if subject == taskSubject+meta.ID {
 		meta.ID = ""
 	}
-	if err := setMeta(msg, meta); err != nil {
-		return nil, err
-	}
-	if meta.State == removed {
-		msg.Header.Set(ttlHeader, removedTTL.String())
-		return msg, nil
-	}
-	msg.Data = append(append(line, '\n'), m.body...)
+	msg := expect(newMessage(subject, meta, ttl), last)
+	msg.Data = data
 	return msg, nil
 }
 
@@ -150,28 +135,19 @@ func (m *message) next(rec *task.Record, state task.State) *message {
 // clearBody removes the body from the message.
 func (m *message) clearBody() { m.meta.Body, m.meta.Size, m.body = "", 0, nil }
 
-func setMeta(msg *nats.Msg, meta any) error {
-	text, err := json.Marshal(meta)
-	if err != nil {
-		return fmt.Errorf("encoding the header of a message: %w", err)
-	}
-	msg.Header.Set(metaHeader, string(text))
-	return nil
-}
-
-// storeMeta stores a message that has only metadata. If ttl is positive, the server
+// newMessage returns a message that has only metadata. If ttl is positive, the server
 // removes the message after that time.
-func (e *Engine) storeMeta(ctx context.Context, subject string, meta any, ttl time.Duration) (uint64, error) {
+func newMessage(subject string, meta any, ttl time.Duration) *nats.Msg {
+	text, _ := json.Marshal(meta) // fails only for a time after the year 9999
 	msg := nats.NewMsg(subject)
+	msg.Header.Set(metaHeader, string(text))
 	if ttl > 0 {
 		msg.Header.Set(ttlHeader, ttl.String())
 	}
-	if err := setMeta(msg, meta); err != nil {
-		return 0, err
-	}
-	return e.store(ctx, msg)
+	return msg
 }
 
+// getMeta reads the metadata of a message.
 func getMeta(header nats.Header, meta any) error {
 	if err := json.Unmarshal([]byte(header.Get(metaHeader)), meta); err != nil {
 		return fmt.Errorf("decoding the header of a message: %w", err)
@@ -179,8 +155,32 @@ func getMeta(header nats.Header, meta any) error {
 	return nil
 }
 
-func expect(msg *nats.Msg, last uint64) {
+// lookUp reads the metadata of the last message of a subject, and returns the sequence.
+func (e *Engine) lookUp(ctx context.Context, subject string, meta any) (seq uint64, err error) {
+	msg, err := e.get(ctx, e.tasks, subject)
+	if err != nil {
+		return 0, err
+	}
+	return msg.Sequence, getMeta(msg.Header, meta)
+}
+
+// lookUpOrStore is like lookUp, but stores meta if the subject has no message.
+func (e *Engine) lookUpOrStore(ctx context.Context, subject string, meta any) error {
+	_, err := e.lookUp(ctx, subject, meta)
+	if errors.Is(err, engine.ErrNotFound) {
+		_, err = e.store(ctx, expect(newMessage(subject, meta, 0), 0))
+		if errors.Is(err, engine.ErrLost) { // another gateway stored it
+			_, err = e.lookUp(ctx, subject, meta)
+		}
+	}
+	return err
+}
+
+// expect makes the server refuse a message unless the last one of its subject has the
+// sequence last. Zero means that there is none.
+func expect(msg *nats.Msg, last uint64) *nats.Msg {
 	msg.Header.Set(expectedHeader, strconv.FormatUint(last, 10))
+	return msg
 }
 
 // cloneRecord returns a copy whose attempts can be added to without changing rec.
@@ -203,53 +203,3 @@ func toTime(ns int64) time.Time {
 	}
 	return time.Unix(0, ns).UTC()
 }
-
-// source reads a body and remembers the reader's error, which the caller gets
-// unwrapped.
-type source struct {
-	r   io.Reader
-	err error
-}
-
-func (s *source) Read(b []byte) (int, error) {
-	n, err := s.r.Read(b)
-	if err != nil && !errors.Is(err, io.EOF) {
-		s.err = err
-	}
-	return n, err
-}
-
-// readBody reads a body into m, or stores it if it is larger than inlineLimit. With
-// cut, a full store keeps the beginning of the body.
-func (e *Engine) readBody(ctx context.Context, m *message, r io.Reader, cut bool) error {
-	m.clearBody()
-	if r == nil {
-		return nil
-	}
-	src := &source{r: r}
-	head, err := io.ReadAll(io.LimitReader(src, inlineLimit+1))
-	if err != nil {
-		return err
-	}
-	if len(head) > inlineLimit {
-		name, size, err := e.putBody(ctx, m.meta.ID, io.MultiReader(bytes.NewReader(head), src))
-		switch {
-		case src.err != nil:
-			return src.err
-		case err == nil:
-			m.meta.Body, m.meta.Size = name, size
-			return nil
-		case !cut || !errors.Is(err, engine.ErrFull):
-			return fmt.Errorf("storing the body of task %s: %w", m.meta.ID, err)
-		}
-		head = head[:inlineLimit]
-	}
-	m.body, m.meta.Size = head, int64(len(head))
-	return nil
-}
-
-// inlineLimit is the largest body that is stored in the message of its task. Every step
-// writes an inline body again.
-const inlineLimit = 32 << 10
-
-var errWrongSequence = fmt.Errorf("%w: the task has a later step", engine.ErrLost)

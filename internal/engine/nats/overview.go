@@ -7,11 +7,8 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -24,7 +21,7 @@ func (e *Engine) Pause(ctx context.Context, t engine.Target, paused bool) error 
 	if t.Queue != "" {
 		subject = pauseSubject + "queue." + token(t.Queue)
 	}
-	if _, err := e.storeMeta(ctx, subject, pauseMeta{t, paused}, 0); err != nil {
+	if _, err := e.store(ctx, newMessage(subject, pauseMeta{t, paused}, 0)); err != nil {
 		return fmt.Errorf("pausing: %w", err)
 	}
 	e.index.pause(t, paused)
@@ -38,9 +35,9 @@ func (x *index) pause(t engine.Target, paused bool) {
 	if t.Queue != "" {
 		b = x.queue(t.Queue)
 	}
-	b.paused = paused
+	b.state.Paused = paused
 	if !paused {
-		b.learned.Failures, b.learned.FailingSince = 0, time.Time{}
+		b.state.Failures, b.state.FailingSince = 0, time.Time{}
 	}
 	b.isReported = b.isReported && paused
 	x.report(b)
@@ -54,12 +51,11 @@ func (e *Engine) Hosts(_ context.Context, after engine.Cursor, limit int) ([]eng
 	}
 	skip := func(engine.HostStats) bool { return false }
 	if after != "" {
-		pending, host, ok := strings.Cut(string(after), ".")
-		n, err := strconv.ParseInt(pending, 10, 64)
-		if !ok || err != nil {
-			return nil, "", fmt.Errorf("%w: %q", engine.ErrCursor, after)
+		at, err := parsePlace(after)
+		if err != nil {
+			return nil, "", err
 		}
-		last := engine.HostStats{HostState: engine.HostState{Host: host}, Pending: n}
+		last := engine.HostStats{HostState: engine.HostState{Host: at.id}, Pending: at.n}
 		skip = func(s engine.HostStats) bool { return compareHosts(s, last) <= 0 }
 	}
 	all := slices.DeleteFunc(e.index.hostStats(), skip)
@@ -68,7 +64,7 @@ func (e *Engine) Hosts(_ context.Context, after engine.Cursor, limit int) ([]eng
 		return all, "", nil
 	}
 	last := all[limit-1]
-	return all[:limit], engine.Cursor(strconv.FormatInt(last.Pending, 10) + "." + last.Host), nil
+	return all[:limit], place{last.Pending, last.Host}.cursor(), nil
 }
 
 func compareHosts(a, b engine.HostStats) int {
@@ -79,10 +75,10 @@ func (x *index) hostStats() (all []engine.HostStats) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, b := range x.hosts {
-		if b.pending == 0 && b.learned.Failures == 0 && !b.paused {
+		if b.pending == 0 && b.state.Failures == 0 && !b.state.Paused {
 			continue
 		}
-		s := engine.HostStats{HostState: b.hostState(), Pending: b.pending, InFlight: b.pending - int64(len(b.entries))}
+		s := engine.HostStats{HostState: b.state, Pending: b.pending, InFlight: b.pending - int64(len(b.entries))}
 		if len(b.entries) > 0 {
 			s.Next = toTime(b.entries[0].ready)
 		}
@@ -101,10 +97,10 @@ func (e *Engine) Queues(context.Context) ([]engine.QueueStats, error) {
 	defer x.mu.Unlock()
 	var all []engine.QueueStats
 	for _, b := range x.queues {
-		if b.pending == 0 && b.running == 0 && !b.paused {
+		if b.pending == 0 && b.running == 0 && !b.state.Paused {
 			continue
 		}
-		s := engine.QueueStats{Queue: b.name, Queued: b.pending, Running: b.running, Paused: b.paused}
+		s := engine.QueueStats{Queue: b.name, Queued: b.pending, Running: b.running, Paused: b.state.Paused}
 		var oldest *entry
 		now := time.Now().UnixNano()
 		for _, e := range b.entries {
@@ -145,25 +141,10 @@ func (e *Engine) Stats(context.Context) (engine.Stats, error) {
 	return s, nil
 }
 
-// schedule returns the run times of a schedule, and the sequence of their message.
-func (e *Engine) schedule(ctx context.Context, schedule string) (s scheduleMeta, seq uint64, err error) {
-	msg, err := e.get(ctx, e.tasks, scheduleSubject+token(schedule))
-	if err != nil {
-		return s, 0, err
-	}
-	return s, msg.Sequence, getMeta(msg.Header, &s)
-}
-
 // NextRun implements engine.Schedules.
 func (e *Engine) NextRun(ctx context.Context, schedule string, first time.Time) (engine.Run, error) {
-	s, _, err := e.schedule(ctx, schedule)
-	if errors.Is(err, engine.ErrNotFound) {
-		err = e.setSchedule(ctx, scheduleMeta{schedule, engine.Run{Next: first.UTC()}}, 0)
-		if err == nil || errors.Is(err, engine.ErrLost) { // another gateway may have stored it
-			s, _, err = e.schedule(ctx, schedule)
-		}
-	}
-	if err != nil {
+	s := scheduleMeta{schedule, engine.Run{Next: first.UTC()}}
+	if err := e.lookUpOrStore(ctx, scheduleSubject+token(schedule), &s); err != nil {
 		return engine.Run{}, fmt.Errorf("looking up the schedule %s: %w", schedule, err)
 	}
 	return s.Run, nil
@@ -171,27 +152,20 @@ func (e *Engine) NextRun(ctx context.Context, schedule string, first time.Time) 
 
 // Advance implements engine.Schedules.
 func (e *Engine) Advance(ctx context.Context, schedule string, due, next time.Time) error {
-	s, seq, err := e.schedule(ctx, schedule)
+	var s scheduleMeta
+	subject := scheduleSubject + token(schedule)
+	seq, err := e.lookUp(ctx, subject, &s)
 	if err == nil && !s.Next.Equal(due) || errors.Is(err, engine.ErrNotFound) {
 		err = engine.ErrLost
 	}
 	if err == nil {
-		err = e.setSchedule(ctx, scheduleMeta{schedule, engine.Run{Last: due.UTC(), Next: next.UTC()}}, seq)
+		s.Run = engine.Run{Last: due.UTC(), Next: next.UTC()}
+		_, err = e.store(ctx, expect(newMessage(subject, s, 0), seq))
 	}
 	if err != nil {
 		return fmt.Errorf("advancing the schedule %s: %w", schedule, err)
 	}
 	return nil
-}
-
-func (e *Engine) setSchedule(ctx context.Context, s scheduleMeta, last uint64) error {
-	msg := nats.NewMsg(scheduleSubject + token(s.Schedule))
-	expect(msg, last)
-	if err := setMeta(msg, s); err != nil {
-		return err
-	}
-	_, err := e.store(ctx, msg)
-	return err
 }
 
 // Runs implements engine.Tasks.

@@ -12,7 +12,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
-	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // stepTimeout limits the wait for a step to be stored, because a client is waiting.
@@ -26,7 +25,6 @@ const maxBatches = 12
 // ErrLost if the task has a later step. The messages in with, each with an expected
 // sequence, are stored in the same atomic step.
 func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats.Msg) error {
-	m.describe()
 	msg, err := m.encode(last)
 	if err != nil {
 		return err
@@ -43,7 +41,7 @@ func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats
 	}
 	m.seq = seq
 	if m.rec != nil {
-		m.rec.Version, m.rec.State = seq, m.meta.State
+		m.rec.Version = seq
 	}
 	e.index.apply(m.meta.ID, seq, &m.meta, false)
 	return nil
@@ -124,17 +122,16 @@ func (e *Engine) publish(ctx context.Context, msgs []*nats.Msg) (uint64, error) 
 
 // Error codes of JetStream that the client library does not define.
 const (
-	codeWrongSequence         = 10071
-	codeWrongSequenceConstant = 10164
 	codeInsufficientResources = 10023
 	codeAccountResources      = 10002
 	codeMemoryResources       = 10028
 	codeStorageResources      = 10047
 	codeStoreFailed           = 10077
-	codeMessageTooLarge       = 10054
 	codeBatchIncomplete       = 10176
 	codeTooManyBatches        = 10210
 )
+
+var errWrongSequence = fmt.Errorf("%w: the task has a later step", engine.ErrLost)
 
 // classify wraps an error of the server or the connection in one of package engine.
 func (e *Engine) classify(err error) error {
@@ -144,13 +141,13 @@ func (e *Engine) classify(err error) error {
 	var api *jetstream.APIError
 	if errors.As(err, &api) {
 		switch api.ErrorCode {
-		case codeWrongSequence, codeWrongSequenceConstant:
+		case jetstream.JSErrCodeStreamWrongLastSequence, jetstream.JSErrCodeStreamWrongLastSequenceConstant:
 			return errWrongSequence
 		case codeInsufficientResources, codeAccountResources, codeMemoryResources, codeStorageResources, codeStoreFailed:
 			full := fmt.Errorf("%w: %w", engine.ErrFull, err)
 			e.full.Store(&full)
 			return full
-		case codeMessageTooLarge:
+		case jetstream.JSErrCodeStreamMessageExceedsMaximum:
 			return fmt.Errorf("%w: %w", engine.ErrTooLarge, err)
 		case codeBatchIncomplete, codeTooManyBatches:
 			return fmt.Errorf("%w: %w", errNotYet, err)
@@ -192,11 +189,11 @@ func (e *Engine) lastStep(ctx context.Context, id string) (*message, error) {
 	return decode(msg)
 }
 
-// getStep returns a task. It returns ErrLost unless the task's last step has the given
-// sequence and state.
-func (e *Engine) getStep(ctx context.Context, id string, seq uint64, state task.State) (*message, error) {
-	m, err := e.getTask(ctx, id)
-	if err == nil && (m.seq != seq || m.meta.State != state) {
+// getStep returns the step of a task that the index knows. It returns ErrLost if the
+// task has a later one.
+func (e *Engine) getStep(ctx context.Context, c candidate) (*message, error) {
+	m, err := e.getTask(ctx, c.id)
+	if err == nil && m.seq != c.seq {
 		err = errWrongSequence
 	}
 	return m, err

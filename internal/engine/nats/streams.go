@@ -2,14 +2,15 @@ package nats
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
 // The streams.
@@ -95,16 +96,17 @@ func (e *Engine) openStream(ctx context.Context, want jetstream.StreamConfig) (s
 // refused when only this part is left.
 const reserve = 10
 
-// measure reads how full the streams are. If an operator has limited both, the fuller
-// one counts.
-func (e *Engine) measure(ctx context.Context) error {
+// measure reads how full the streams are, and when the task stream was created. If an
+// operator has limited both streams, the fuller one counts.
+func (e *Engine) measure(ctx context.Context) (created time.Time, err error) {
 	var used, limit int64
-	for _, name := range []string{taskStream, bodyStream} {
+	for _, name := range []string{bodyStream, taskStream} {
 		stream, err := e.js.Stream(ctx, name)
 		if err != nil {
-			return err
+			return created, err
 		}
 		info := stream.CachedInfo()
+		created = info.Created
 		bytes, most := int64(info.State.Bytes), info.Config.MaxBytes //nolint:gosec // far below 2^63
 		switch {
 		case most > 0 && (limit == 0 || float64(bytes)/float64(most) > float64(used)/float64(limit)):
@@ -115,7 +117,7 @@ func (e *Engine) measure(ctx context.Context) error {
 	}
 	e.used.Store(used)
 	e.limit.Store(limit)
-	return nil
+	return created, nil
 }
 
 // compatible returns an error that names a field with which an existing stream would
@@ -163,32 +165,16 @@ func adapt(have *jetstream.StreamConfig, want jetstream.StreamConfig) (changed b
 	return changed
 }
 
-// token encodes any string as one unique token of a subject. A string that is already a
-// token does not change.
+// token returns a unique token of a subject for any string: the string itself, or a
+// digest of it if it is long or has other characters.
 func token(s string) string {
-	const upper = "0123456789ABCDEF"
-	var b strings.Builder
-	for i := range len(s) {
-		switch c := s[i]; {
-		case c == '-' || c == ':' || c == '[' || c == ']' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z':
-			b.WriteByte(c)
-		case c == '.':
-			b.WriteByte('_')
-		default:
-			b.WriteByte('%')
-			b.WriteByte(upper[c>>4])
-			b.WriteByte(upper[c&15])
-		}
+	if s == "" || len(s) > maxToken || strings.Trim(s, tokenCharacters) != "" {
+		return "%" + engine.HashOf(s)
 	}
-	if s == "" {
-		return "%"
-	}
-	if b.Len() > maxToken {
-		sum := sha256.Sum256([]byte(s))
-		return "%" + hex.EncodeToString(sum[:])
-	}
-	return b.String()
+	return s
 }
 
-// maxToken is the maximum length of a token. Longer strings are hashed.
-const maxToken = 240
+const (
+	maxToken        = 100
+	tokenCharacters = "-_:0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+)

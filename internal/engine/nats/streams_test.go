@@ -63,7 +63,7 @@ func TestOpenNamesFieldOfIncompatibleStream(t *testing.T) {
 			if _, err := js.CreateStream(t.Context(), cfg); err != nil {
 				t.Fatal(err)
 			}
-			e, err := Open(t.Context(), Config{URLs: []string{url}})
+			e, err := Open(t.Context(), Config{URLs: []string{url}, Replicas: 3})
 			if err == nil {
 				e.(*Engine).kill()
 				t.Fatal("Open accepted the stream")

@@ -121,7 +121,7 @@ func (e *Engine) actOnce(ctx context.Context, id string, a engine.Action) error 
 			return err
 		}
 	case engine.Delete:
-		return e.remove(ctx, m)
+		n = removal(id)
 	default:
 		return fmt.Errorf("there is no action %d", a.Kind)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -36,79 +35,50 @@ const holderTTL = 24 * time.Hour
 // load starts to follow the task stream. It returns when the heartbeat that it stored
 // first has been read, because then the index has everything before it.
 func (e *Engine) load(ctx context.Context) error {
-	seq, err := e.beat(ctx)
+	err := e.beat(ctx)
+	if err == nil {
+		err = e.follow()
+	}
 	if err != nil {
 		return err
 	}
-	loaded, err := e.follow(seq)
-	if err != nil {
-		return err
+	select {
+	case <-e.index.loaded:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	for before := uint64(0); ; {
-		select {
-		case <-loaded:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(openTimeout):
-		}
-		now := e.readUpTo()
-		if now == before {
-			return errors.New("no message was received")
-		}
-		before = now
-	}
-}
-
-// readUpTo returns the last sequence that was read from the stream.
-func (e *Engine) readUpTo() uint64 {
-	e.index.mu.Lock()
-	defer e.index.mu.Unlock()
-	return e.index.position
 }
 
 // follow reads the headers of the task stream from its beginning and keeps following
-// it. The channel is closed once the sequence until has been read. The client library
-// resumes after an interruption.
-func (e *Engine) follow(until uint64) (<-chan struct{}, error) {
+// it. The client library resumes after an interruption.
+func (e *Engine) follow() error {
 	consumer, err := e.js.OrderedConsumer(e.closing, taskStream, jetstream.OrderedConsumerConfig{
 		FilterSubjects: watchedSubjects, HeadersOnly: true, DeliverPolicy: jetstream.DeliverAllPolicy,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	e.index.mu.Lock()
-	e.index.position = 0
-	e.index.mu.Unlock()
-	loaded := make(chan struct{})
-	end := sync.OnceFunc(func() { close(loaded) })
 	reading, err := consumer.Consume(func(msg jetstream.Msg) {
 		info, err := msg.Metadata()
+		if err == nil {
+			err = e.apply(msg.Subject(), info.Sequence.Stream, msg.Headers())
+		}
 		if err != nil {
-			return // not a message of a stream
-		}
-		seq := info.Sequence.Stream
-		if err := e.apply(msg.Subject(), seq, msg.Headers()); err != nil {
 			e.log.Error("stored message not readable", zap.String("subject", msg.Subject()), zap.Error(err))
-		}
-		e.index.mu.Lock()
-		e.index.position = max(e.index.position, seq)
-		e.index.mu.Unlock()
-		if seq >= until {
-			end()
 		}
 	}, jetstream.PullMaxMessages(readAhead), jetstream.PullExpiry(readExpiry), jetstream.PullHeartbeat(readHeartbeat),
 		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 			e.log.Debug("task stream interrupted", zap.Error(err))
 		}))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if e.stopReading != nil {
 		e.stopReading()
 	}
 	e.stopReading = reading.Stop
-	return loaded, nil
+	return nil
 }
 
 const (
@@ -144,23 +114,26 @@ func (e *Engine) apply(subject string, seq uint64, header nats.Header) (err erro
 }
 
 // beat stores a heartbeat.
-func (e *Engine) beat(ctx context.Context) (uint64, error) {
-	seq, err := e.storeHolder(ctx, holderMeta{ID: e.id})
+func (e *Engine) beat(ctx context.Context) error {
+	err := e.storeHolder(ctx, false)
 	if err == nil {
 		e.isDown.Store(false)
 	}
-	return seq, err
+	return err
 }
 
-func (e *Engine) storeHolder(ctx context.Context, h holderMeta) (uint64, error) {
-	return e.storeMeta(ctx, holderSubject+h.ID, h, holderTTL)
+func (e *Engine) storeHolder(ctx context.Context, ended bool) error {
+	_, err := e.store(ctx, newMessage(holderSubject+e.id, holderMeta{e.id, ended}, holderTTL))
+	return err
 }
 
-// keepAlive stores heartbeats, more often while the cluster is unavailable.
+// keepAlive stores heartbeats, more often while the cluster is unavailable. It notices
+// that the streams were deleted.
 func (e *Engine) keepAlive() {
 	interval := e.cfg.LeaseTime / 3
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
+	followed := e.tasks.CachedInfo().Created
 	for {
 		select {
 		case <-e.beating.Done():
@@ -168,27 +141,26 @@ func (e *Engine) keepAlive() {
 		case <-ticker.C:
 		case <-e.beatNow:
 		}
-		before := e.readUpTo()
-		seq, err := e.beat(e.closing)
-		if err == nil && seq <= before {
-			e.log.Error("task stream was deleted and created again; its tasks are lost")
-			e.index.clear()
-			_, err = e.follow(seq)
-		}
+		err := e.beat(e.closing)
 		if err == nil || errors.Is(err, engine.ErrFull) {
-			err = e.measure(e.closing)
+			var created time.Time
+			if created, err = e.measure(e.closing); err == nil && !created.Equal(followed) {
+				e.log.Error("task stream was deleted and created again; its tasks are lost")
+				e.index.clear()
+				if err = e.follow(); err == nil {
+					followed = created
+				}
+			}
 		}
+		ticker.Reset(interval)
 		if err != nil && e.closing.Err() == nil {
 			e.isDown.Store(true)
 			e.log.Debug("heartbeat not stored", zap.Error(err))
 			ticker.Reset(min(interval, retryInterval))
-			// The streams may have been deleted.
 			if _, _, err := e.openStreams(e.closing); err != nil {
 				e.log.Debug("streams not opened", zap.Error(err))
 			}
-			continue
 		}
-		ticker.Reset(interval)
 	}
 }
 
@@ -206,6 +178,7 @@ func (x *index) heard(m holderMeta) {
 	if h != x.me {
 		return
 	}
+	x.endLoad()
 	for _, h := range x.holders {
 		if h.silent++; h.silent >= beatsToDeath {
 			x.setDead(h, true)
