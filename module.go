@@ -26,9 +26,8 @@
 //   - queue.go: the `task_queue` handler accepts a request, or takes it over from
 //     `callback`; queue_worker.go runs it; queue_options.go has the options, and reads
 //     when a task can start; queue_poll.go polls endpoints that answer later
-//   - status.go: the `task_status` handler; internal/taskapi answers what clients ask
-//     about tasks; large_results.go: callbacks with a link to a result that is too
-//     large to be posted
+//   - status.go: the `task_status` handler, and callbacks with a link to a result that is
+//     too large to be posted; internal/taskapi answers what clients ask about tasks
 //   - schedule.go: the schedules of a queue, and the tasks that they add
 //   - admin.go: the operators' API and the dashboard
 //   - inbox.go: a receiver for trying things out

@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/url"
 	"strconv"
 	"strings"
@@ -51,6 +52,29 @@ func Verify(secret []byte, id string, query url.Values, now time.Time) error {
 		return ErrExpired
 	}
 	return nil
+}
+
+// CheckBase checks the URL of a task_status handler.
+func CheckBase(raw string) error {
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || strings.ContainsAny(raw, "?#") {
+		return fmt.Errorf("%q is not a URL such as https://example.com/tasks", raw)
+	}
+	return nil
+}
+
+// maxHost bounds the host of a request that is stored for a link, in bytes. It is longer
+// than any host name with a port.
+const maxHost = 300
+
+// Origin returns the URL of a host without a path, or "" if the host is not valid. The
+// client chooses the host, unless Caddy's site names it.
+func Origin(scheme, host string) string {
+	u, err := url.Parse(scheme + "://" + host)
+	if err != nil || host == "" || len(host) > maxHost || u.Host != host {
+		return ""
+	}
+	return u.String()
 }
 
 // sign returns the MAC of a link. The first word separates it from other uses of the

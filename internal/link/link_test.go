@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/url"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -59,5 +60,32 @@ func TestLinksAreVerified(t *testing.T) {
 	}
 	if Signed(url.Values{"expires": {later}}) {
 		t.Error("a query without a signature is taken for that of a link")
+	}
+}
+
+func TestCheckBase(t *testing.T) {
+	t.Parallel()
+	for _, valid := range []string{"https://example.com", "http://example.com:8080/tasks/"} {
+		if err := CheckBase(valid); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, raw := range []string{"", "/tasks", "ftp://example.com", "https://", "https://user@example.com", "https://example.com?a", "https://example.com#a", "https://[::1"} {
+		if CheckBase(raw) == nil {
+			t.Errorf("%q is accepted", raw)
+		}
+	}
+}
+
+func TestOriginOfHost(t *testing.T) {
+	t.Parallel()
+	for host, want := range map[string]string{
+		"example.com": "https://example.com", "example.com:8443": "https://example.com:8443", "[::1]:80": "https://[::1]:80",
+		strings.Repeat("a", maxHost): "https://" + strings.Repeat("a", maxHost), strings.Repeat("a", maxHost+1): "",
+		"": "", "user@example.com": "", "example.com/tasks": "", "example.com?a": "", "a b": "", "[::1": "",
+	} {
+		if got := Origin("https", host); got != want {
+			t.Errorf("%q becomes %q, want %q", host, got, want)
+		}
 	}
 }
