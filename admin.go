@@ -16,11 +16,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
-	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/scheduler"
-	"github.com/caddy-callback/caddy-callback/internal/task"
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
@@ -54,38 +52,6 @@ func (*AdminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 // before it starts the apps, and keeps it if they fail to start. So each request looks
 // up the generation that is alive.
 var noAPI = web.NewAPI(web.APIConfig{Open: openNothing})
-
-// nodeCounts are the counts of this process. They continue after a reload.
-var nodeCounts web.NodeCounts
-
-// countEnded counts a task that has got its verdict.
-func countEnded(rec *task.Record) {
-	var tally web.Tally
-	switch rec.Status {
-	case task.Complete:
-		tally.Completed = 1
-	case task.TimedOut:
-		tally.TimedOut = 1
-	default:
-		tally.Failed = 1
-	}
-	nodeCounts.Add(tally)
-	nodeCounts.TaskTook(rec.FinishedAt.Sub(rec.CreatedAt))
-}
-
-// countAttempt counts an attempt to deliver a callback.
-func countAttempt(rec *task.Record, outcome deliver.Outcome) {
-	if outcome != deliver.Delivered {
-		nodeCounts.Add(web.Tally{AttemptsFailed: 1})
-		return
-	}
-	nodeCounts.Add(web.Tally{Delivered: 1})
-	since := rec.FinishedAt
-	if n := len(rec.Redelivered); n > 0 {
-		since = rec.Redelivered[n-1]
-	}
-	nodeCounts.DeliveryTook(rec.DeliveredAt.Sub(since))
-}
 
 // newAPI returns the API of this generation.
 func (a *App) newAPI() *web.API {
@@ -129,7 +95,7 @@ func (a *App) runNow(ctx context.Context, e engine.Engine, id string) (string, b
 	}
 	id, created, err := plans[i].Enqueue(ctx, e, time.Now(), nil)
 	if created {
-		a.metrics.taskAccepted(1)
+		a.metrics.TaskAccepted(1)
 	}
 	return id, created, err
 }

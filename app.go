@@ -10,13 +10,15 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/alert"
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/event"
 	"github.com/caddy-callback/caddy-callback/internal/hop"
+	"github.com/caddy-callback/caddy-callback/internal/metrics"
 	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
@@ -58,14 +60,14 @@ type App struct {
 	// How callbacks are delivered. Default: the defaults of its options.
 	Delivery *Delivery `json:"delivery,omitempty"`
 
-	ctx     caddy.Context
-	log     *zap.Logger
-	metrics *metrics
-	api     *web.API
-	tracing tracingSetup
-	events  *caddyevents.App
-	engine  engineModule
-	queues  map[string]*TaskQueue
+	ctx      caddy.Context
+	log      *zap.Logger
+	metrics  *metrics.Metrics
+	api      *web.API
+	tracing  tracingSetup
+	handlers *event.Handlers
+	engine   engineModule
+	queues   map[string]*TaskQueue
 
 	// store is nil while it is not open, and openErr has the reason. started is closed once
 	// Start has tried to open it.
@@ -82,7 +84,7 @@ type App struct {
 	opening sync.WaitGroup // the goroutine that opens the store
 	stop    context.CancelFunc
 
-	alertURL, alertHost string // normalised, and its host and port; empty without alerts
+	alertReceiver *alert.Receiver // nil without alerts
 
 	spool string // the folder for the bodies of requests that are being read
 

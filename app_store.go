@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/alert"
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/lifecycle"
@@ -35,7 +36,7 @@ type sharedStore struct {
 	deliverer *deliver.Deliverer
 	schedules *scheduler.Scheduler
 	slots     sync.Map // *slots, by queue
-	watch     storeWatch
+	watch     alert.Watch
 
 	inFlight lifecycle.Gate
 	// quit ends the tasks in flight, with a cause, when the process exits. Before that,
@@ -133,7 +134,7 @@ func (a *App) join() {
 	generations.Add(a)
 	settleStores()
 	settling.Unlock()
-	events.resume()
+	events.Resume()
 }
 
 // drain makes this generation stop claiming. It may be called twice, and before join.
@@ -178,7 +179,7 @@ const settleTimeout = 10 * time.Second
 func (s *sharedStore) change(owner *App) {
 	s.owner = owner
 	s.schedules.Stop()
-	s.watch.end()
+	s.watch.Stop()
 	if owner == nil {
 		s.deliverer.Follow(nil)
 		return
@@ -190,10 +191,10 @@ func (s *sharedStore) change(owner *App) {
 		owner.log.Error("applying the limits of the configuration failed; the previous ones apply", zap.Error(err))
 	}
 	s.schedules.Start(scheduler.Config{
-		Plans: owner.plans(), Accepted: func() { owner.metrics.taskAccepted(1) }, Log: owner.log,
+		Plans: owner.plans(), Accepted: func() { owner.metrics.TaskAccepted(1) }, Log: owner.log,
 	})
 	s.deliverer.Follow(owner.deliveries)
-	s.watch.start(s, owner)
+	owner.watchStore(s)
 }
 
 // openStore returns the store from the pool, and opens it if it is not there.
@@ -349,7 +350,7 @@ func (s *sharedStore) endLeaseWithin(timeout time.Duration, log *zap.Logger, id 
 		return
 	}
 	log = log.With(zap.String("task_id", id))
-	if !passes(err) {
+	if !engine.IsTemporary(err) {
 		log.Error("lease not ended", zap.Error(err))
 		return
 	}
@@ -359,11 +360,6 @@ func (s *sharedStore) endLeaseWithin(timeout time.Duration, log *zap.Logger, id 
 		defer s.leave()
 		s.endLeaseLater(log, step)
 	}()
-}
-
-// passes reports whether an error of the engine may be temporary.
-func passes(err error) bool {
-	return errors.Is(err, engine.ErrUnavailable) || errors.Is(err, engine.ErrFull)
 }
 
 func (s *sharedStore) endLeaseLater(log *zap.Logger, step func(context.Context) error) {
@@ -378,7 +374,7 @@ func (s *sharedStore) endLeaseLater(log *zap.Logger, step func(context.Context) 
 		if err == nil || errors.Is(err, engine.ErrLost) {
 			return
 		}
-		if !passes(err) || s.requeueing.Err() != nil { // the process exits
+		if !engine.IsTemporary(err) || s.requeueing.Err() != nil { // the process exits
 			// The next process that opens the store ends the lease.
 			log.Error("lease not ended", zap.Error(err))
 			return

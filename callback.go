@@ -101,7 +101,7 @@ func (h *Handler) findCallback(w http.ResponseWriter, r *http.Request) (_ *task.
 	target, host, trusted := h.URL, h.own, true
 	hops, named, err := hop.Claimed(r.Header), "", error(nil)
 	if hops > hop.Max {
-		reason = hopsReached
+		reason = capture.Hops
 	} else if named, reason, err = h.urlOf(w, r); err != nil {
 		return nil, "", "", err
 	}
@@ -117,7 +117,7 @@ func (h *Handler) findCallback(w http.ResponseWriter, r *http.Request) (_ *task.
 	}
 	if trusted {
 		if hops = h.app.provenHops(r); hops > hop.Max {
-			return nil, "", hopsReached, nil
+			return nil, "", capture.Hops, nil
 		}
 	}
 	repl, _ := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
@@ -255,12 +255,9 @@ func (h *Handler) findURL(w http.ResponseWriter, r *http.Request) (string, captu
 	return capture.Find(r, o)
 }
 
-// hopsReached is the reason for a request that too many callbacks led to.
-const hopsReached capture.Reason = "hops"
-
 // skipped counts a request that could have been a task and is not.
 func (h *Handler) skipped(r *http.Request, reason capture.Reason) {
-	h.app.metrics.taskSkipped(reason)
+	h.app.metrics.TaskSkipped(reason)
 	if c := h.log.Check(zap.DebugLevel, "request is not a task"); c != nil {
 		c.Write(zap.String("reason", string(reason)), zap.String("method", r.Method), zap.String("path", r.URL.Path))
 	}

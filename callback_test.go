@@ -10,15 +10,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/metrics"
 	"github.com/caddy-callback/caddy-callback/internal/profile"
+	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
 func TestPlainRequestsDoNotAllocate(t *testing.T) {
-	metrics, err := newMetrics(prometheus.NewRegistry())
+	m, err := metrics.New(prometheus.NewRegistry(), new(web.NodeCounts))
 	if err != nil {
 		t.Fatal(err)
 	}
-	app := &App{metrics: metrics}
+	app := &App{metrics: m}
 	fromBody := &Handler{Field: defaultField, MaxRequest: defaultMaxBody, app: app, log: zap.NewNop()}
 	fromHeader := &Handler{Profile: profile.OpenFaaS, MaxRequest: defaultMaxBody, app: app, log: zap.NewNop()}
 	if err := fromHeader.applyProfile(); err != nil {

@@ -247,14 +247,14 @@ func (o attemptObserver) Begin(ctx context.Context, rec *task.Record, req *http.
 func (o attemptObserver) End(rec *task.Record, outcome deliver.Outcome, ans *send.Answer, span trace.Span) {
 	tracing.EndAttempt(span, ans, outcome)
 	if outcome != "" {
-		o.app.metrics.attempted(rec, outcome, ans.At, ans.Took)
+		o.app.metrics.Attempted(rec, outcome, ans.At, ans.Took)
 	}
 }
 
 // Expired implements [deliver.Observer]. The engine also calls it, for callbacks that it
 // gives up itself.
 func (o attemptObserver) Expired(rec *task.Record) {
-	o.app.metrics.expired()
+	o.app.metrics.Expired()
 	o.app.log.Warn("callback dead: its delivery window has ended", zap.String("task_id", rec.ID),
 		zap.String("callback_host", rec.CallbackHost), zap.Int("attempts", rec.Tries))
 	o.Ended(rec, deliver.Dead)
@@ -262,31 +262,31 @@ func (o attemptObserver) Expired(rec *task.Record) {
 
 // Ended implements [deliver.Observer].
 func (o attemptObserver) Ended(rec *task.Record, outcome deliver.Outcome) {
-	events.add(eventNames[outcome], o.app.log, func() map[string]any { return deliveryData(rec) })
-	if outcome == deliver.Dead && !isAlert(rec) {
+	events.Add(eventNames[outcome], o.app.log, func() map[string]any { return deliveryData(rec) })
+	if outcome == deliver.Dead && !alert.Is(rec) {
 		alerts.raise(alert.Dead, rec.CallbackHost, true, deliveryData(rec))
 	}
 }
 
 // Failed implements [deliver.Observer].
-func (o attemptObserver) Failed(rec *task.Record) { o.app.metrics.taskEnded(rec) }
+func (o attemptObserver) Failed(rec *task.Record) { o.app.metrics.TaskEnded(rec) }
 
 // HostFailed implements [deliver.Observer].
 func (o attemptObserver) HostFailed(rec *task.Record, host engine.HostState, at time.Time) {
-	if at.Sub(host.FailingSince) < failingFor || isAlert(rec) {
+	if at.Sub(host.FailingSince) < failingFor || alert.Is(rec) {
 		return
 	}
 	data := hostData(host)
 	if alerts.raise(alert.HostFailing, host.Host, false, data) {
-		events.add(alert.HostFailing, o.app.log, func() map[string]any { return data })
+		events.Add(alert.HostFailing, o.app.log, func() map[string]any { return data })
 	}
 }
 
 // HostPaused implements [deliver.Observer].
 func (o attemptObserver) HostPaused(rec *task.Record, host engine.HostState) {
 	data := hostData(host)
-	events.add(alert.HostPaused, o.app.log, func() map[string]any { return data })
-	if !isAlert(rec) {
+	events.Add(alert.HostPaused, o.app.log, func() map[string]any { return data })
+	if !alert.Is(rec) {
 		alerts.raise(alert.HostPaused, host.Host, true, data)
 	}
 }

@@ -1,13 +1,18 @@
 package callback
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/event"
+	"github.com/caddy-callback/caddy-callback/internal/metrics"
 	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
 func TestDefaultRetrySchedule(t *testing.T) {
@@ -31,28 +36,37 @@ func TestDefaultRetrySchedule(t *testing.T) {
 // attempt has failed.
 func TestExpiredCallbacksCountAsDead(t *testing.T) {
 	t.Parallel()
-	metrics, registry := newTestMetrics(t)
-	o := attemptObserver{&App{metrics: metrics, log: zap.NewNop()}}
-	o.Expired(&task.Record{Task: task.Task{ID: "expired"}})
-	if got := queuedEvent("expired"); got != "callback_dead" {
+	registry := prometheus.NewRegistry()
+	m, err := metrics.New(registry, new(web.NodeCounts))
+	if err != nil {
+		t.Fatal(err)
+	}
+	emitted := make(chan string, 1)
+	a := &App{metrics: m, log: zap.NewNop(), handlers: &event.Handlers{
+		Subscribed: func(string) bool { return true },
+		Emit:       func(name string, data map[string]any) { emitted <- fmt.Sprint(name, " ", data["task_id"]) },
+		Log:        zap.NewNop(),
+	}}
+	generations.Add(a) // it gets the events
+	defer generations.Remove(a)
+	defer generations.Drain(a)
+	attemptObserver{a}.Expired(&task.Record{Task: task.Task{ID: "expired"}})
+	if got := <-emitted; got != "callback_dead expired" {
 		t.Errorf("the event is %q", got)
 	}
-	if n := gather(t, registry)[`deliveries_total{outcome="dead"}`]; n != 1 {
-		t.Errorf("%v dead deliveries are counted", n)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
 	}
-}
-
-// queuedEvent removes a task's event from the queue of events, and returns its name. No
-// generation takes it, because none runs here.
-func queuedEvent(id string) (name string) {
-	events.mu.Lock()
-	defer events.mu.Unlock()
-	events.waiting = slices.DeleteFunc(events.waiting, func(e event) bool {
-		if e.data["task_id"] != id {
-			return false
+	dead := 0.0
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			if labels := metric.GetLabel(); len(labels) == 1 && labels[0].GetValue() == "dead" {
+				dead += metric.GetCounter().GetValue()
+			}
 		}
-		name = e.name
-		return true
-	})
-	return name
+	}
+	if dead != 1 {
+		t.Errorf("%v dead deliveries are counted", dead)
+	}
 }

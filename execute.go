@@ -295,7 +295,7 @@ func (x *execution) release() {
 	x.store.endLease(x.log, x.rec.ID, func(ctx context.Context) error {
 		err := x.lease.Release(ctx)
 		if err == nil {
-			x.app.metrics.taskAccepted(-1)
+			x.app.metrics.TaskAccepted(-1)
 		}
 		return err
 	})
@@ -361,11 +361,11 @@ func (x *execution) record(status task.Verdict, message string, result *task.Res
 	}
 	x.rec.DropRequest()
 	tracing.RecordTask(x.ctx, &x.rec)
-	x.app.metrics.taskEnded(&x.rec)
+	x.app.metrics.TaskEnded(&x.rec)
 	timeout := recordTimeout + time.Duration(body.Size()/slowestDisk)*time.Second
 	x.store.endLeaseWithin(timeout, x.log, x.rec.ID, func(ctx context.Context) error {
 		err := x.settleOnce(ctx, body)
-		if !passes(err) {
+		if !engine.IsTemporary(err) {
 			body.Close()
 		}
 		return err

@@ -355,7 +355,7 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 		return nil, err
 	}
 	x.lease.OnLost(x.supersede)
-	h.app.metrics.taskAccepted(1)
+	h.app.metrics.TaskAccepted(1)
 	return x, nil
 }
 

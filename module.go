@@ -33,7 +33,7 @@
 //   - inbox.go: a receiver for trying things out
 //   - command.go: what the command line needs of Caddy, and the task that it runs
 //     without a server; internal/cli has the commands
-//   - metrics.go, events.go: monitoring; alert.go: callbacks to the operator
+//   - monitoring.go: metrics, events, and alerts to the operator
 //
 // The package promises that a request accepted with a callback gets its callback, at
 // least once, with exactly one verdict, whatever crashes, a power failure included.

@@ -275,9 +275,9 @@ func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWrit
 	}
 	switch {
 	case created && claim == nil:
-		q.app.metrics.taskAccepted(1)
+		q.app.metrics.TaskAccepted(1)
 	case !created && claim != nil:
-		q.app.metrics.taskAccepted(-1) // the claim has counted it
+		q.app.metrics.TaskAccepted(-1) // the claim has counted it
 	}
 	return id, start, h, nil
 }

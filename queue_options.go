@@ -122,9 +122,9 @@ func (a *App) addQueue(q *TaskQueue) (*QueueOptions, error) {
 // startQueues sets the gauges of all queues, and warns of those that nothing runs.
 func (a *App) startQueues() {
 	for _, q := range a.queues {
-		a.metrics.queueOpened(q.Name, q.opts)
+		a.metrics.QueueOpened(q.Name, q.opts.Workers, q.opts.MaxQueued)
 		if q.Poll != nil {
-			a.metrics.pollsOpened(q.Name)
+			a.metrics.PollsOpened(q.Name)
 		}
 	}
 	a.warnOfIdleQueues()

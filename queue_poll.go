@@ -283,7 +283,7 @@ func (q *TaskQueue) pollAgain(x *execution, body *capture.Copy) bool {
 	}
 	step, err := q.rules.Next(e)
 	if !first {
-		q.app.metrics.polled(q.Name, step.Outcome)
+		q.app.metrics.Polled(q.Name, step.Outcome)
 	}
 	switch {
 	case err != nil:

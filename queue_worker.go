@@ -95,7 +95,7 @@ func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 	log := q.log.WithLazy(zap.String("task_id", rec.ID), zap.String("queue", q.Name))
 	x := q.newExecution(s, job)
 	job.Lease.OnLost(x.supersede)
-	q.app.metrics.taskStarted(rec)
+	q.app.metrics.TaskStarted(rec)
 	if rec.Poll != nil && x.elapsed >= x.timeout {
 		x.timeOut()
 		return

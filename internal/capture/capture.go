@@ -43,6 +43,8 @@ const (
 	TooLarge Reason = "max_request"
 	// NoSpool: the body could not be stored in a file.
 	NoSpool Reason = "no_spool"
+	// Hops means that too many callbacks led to the request. The caller finds that out.
+	Hops Reason = "hops"
 )
 
 // Options configure the search.

@@ -38,3 +38,7 @@ var (
 	// help.
 	ErrTooLarge = errors.New("the task is too large to be stored")
 )
+
+// IsTemporary reports whether an error may be gone when the call is repeated: the store is
+// full, or does not answer.
+func IsTemporary(err error) bool { return errors.Is(err, ErrUnavailable) || errors.Is(err, ErrFull) }

@@ -1,4 +1,4 @@
-package callback
+package metrics
 
 import (
 	"fmt"
@@ -12,9 +12,10 @@ import (
 
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/task"
+	"github.com/caddy-callback/caddy-callback/internal/web"
 )
 
-// gather returns the counters and the histogram counts of a registry, by name and
+// gather returns the counters, the gauges and the histogram counts of a registry, by name and
 // labels.
 func gather(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 	t.Helper()
@@ -24,7 +25,7 @@ func gather(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 	}
 	values := make(map[string]float64)
 	for _, family := range families {
-		name := strings.TrimPrefix(family.GetName(), metricsNamespace+"_"+metricsSubsystem+"_")
+		name := strings.TrimPrefix(family.GetName(), namespace+"_"+subsystem+"_")
 		for _, metric := range family.GetMetric() {
 			var labels []string
 			for _, label := range metric.GetLabel() {
@@ -37,6 +38,8 @@ func gather(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 			switch {
 			case metric.Counter != nil:
 				values[series] = metric.GetCounter().GetValue()
+			case metric.Gauge != nil:
+				values[series] = metric.GetGauge().GetValue()
 			case metric.Histogram != nil:
 				values[series] = float64(metric.GetHistogram().GetSampleCount())
 			}
@@ -45,10 +48,10 @@ func gather(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 	return values
 }
 
-func newTestMetrics(t *testing.T) (*metrics, *prometheus.Registry) {
+func newTestMetrics(t *testing.T) (*Metrics, *prometheus.Registry) {
 	t.Helper()
 	registry := prometheus.NewRegistry()
-	m, err := newMetrics(registry)
+	m, err := New(registry, new(web.NodeCounts))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,9 +89,9 @@ func TestTasksAreCountedByRouteAndQueue(t *testing.T) {
 	canceled := &task.Record{Route: "q", Task: task.Task{ // before it started
 		Queue: "q", Status: task.Failed, CreatedAt: now.Add(-time.Minute), FinishedAt: now,
 	}}
-	m.taskStarted(run)
+	m.TaskStarted(run)
 	for _, rec := range []*task.Record{run, waiting, canceled} {
-		m.taskEnded(rec)
+		m.TaskEnded(rec)
 	}
 	want := map[string]float64{
 		`tasks_total{route="q",status="FAILED"}`:      2,
@@ -122,7 +125,7 @@ func TestDeliveryLagOfFirstAttempts(t *testing.T) {
 		{"the first after a redelivery", &task.Record{Tries: 1, Redelivered: []time.Time{now}}, 1},
 	} {
 		test.rec.FinishedAt = now
-		m.attempted(test.rec, deliver.Retry, now, time.Second)
+		m.Attempted(test.rec, deliver.Retry, now, time.Second)
 		if got := gather(t, registry)["delivery_lag_seconds"]; got != test.lags {
 			t.Errorf("after %s there are %v lags, want %v", test.name, got, test.lags)
 		}
