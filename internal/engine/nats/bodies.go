@@ -86,64 +86,64 @@ func (e *Engine) putBody(ctx context.Context, id string, r io.Reader) (name stri
 	return "", 0, err
 }
 
-// bodyReader reads a body chunk by chunk, as slowly as its reader likes.
-type bodyReader struct {
+// body opens the body of a task. It returns ErrNotFound if there is none, or if its first
+// chunk is not there.
+func (e *Engine) body(ctx context.Context, m *message) (io.ReadSeekCloser, error) {
+	if m.dropped() || m.rec.Ended() && m.rec.Result == nil {
+		return nil, engine.ErrNotFound
+	}
+	if m.meta.Body == "" {
+		return engine.InMemory(m.body), nil
+	}
+	c := &chunks{ctx: ctx, engine: e, name: m.meta.Body}
+	if err := c.get(0); err != nil {
+		return nil, err
+	}
+	return storedBody{io.NewSectionReader(c, 0, m.meta.Size)}, nil
+}
+
+// storedBody is a body that is read as slowly as its reader likes.
+type storedBody struct{ *io.SectionReader }
+
+// Close implements [io.Closer].
+func (storedBody) Close() error { return nil }
+
+// chunks reads the chunks of a body. It has one in memory.
+type chunks struct {
 	ctx    context.Context
 	engine *Engine
 	name   string
-	size   int64
-	at     int64  // position of the next byte
-	chunk  []byte // that of the first byte that is not read
-	first  int64  // position of its first byte
+	number int64
+	chunk  []byte
 }
 
-// openBody opens a body that was stored in chunks. It returns ErrNotFound if its
-// first chunk is not there.
-func (e *Engine) openBody(ctx context.Context, name string, size int64) (io.ReadSeekCloser, error) {
-	r := &bodyReader{ctx: ctx, engine: e, name: name, size: size}
-	if err := r.fill(); err != nil {
-		return nil, fmt.Errorf("opening the body %s: %w", name, err)
-	}
-	return r, nil
-}
-
-// fill gets the chunk that has the next byte. Every chunk but the last has chunkSize
-// bytes.
-func (r *bodyReader) fill() error {
-	i := r.at / chunkSize
-	msg, err := r.engine.get(r.ctx, r.engine.bodies, bodySubject+r.name+"."+strconv.FormatInt(i, 10))
+func (c *chunks) get(number int64) error {
+	subject := bodySubject + c.name + "." + strconv.FormatInt(number, 10)
+	msg, err := c.engine.get(c.ctx, c.engine.bodies, subject)
 	if err != nil {
-		return err
+		return fmt.Errorf("reading the chunk %s: %w", subject, err)
 	}
-	r.chunk, r.first = msg.Data, i*chunkSize
+	c.number, c.chunk = number, msg.Data
 	return nil
 }
 
-func (r *bodyReader) Read(b []byte) (int, error) {
-	if r.at >= r.size {
-		return 0, io.EOF
-	}
-	if r.at < r.first || r.at >= r.first+int64(len(r.chunk)) {
-		if err := r.fill(); err != nil {
-			return 0, fmt.Errorf("reading the body %s: %w", r.name, err)
+// ReadAt implements [io.ReaderAt]. Every chunk but the last has chunkSize bytes.
+func (c *chunks) ReadAt(b []byte, at int64) (n int, err error) {
+	for n < len(b) {
+		if number := at / chunkSize; number != c.number {
+			if err := c.get(number); err != nil {
+				return n, err
+			}
 		}
-		if r.at >= r.first+int64(len(r.chunk)) {
-			return 0, fmt.Errorf("reading the body %s: a chunk is cut off: %w", r.name, io.ErrUnexpectedEOF)
+		from := at % chunkSize
+		if from >= int64(len(c.chunk)) {
+			return n, fmt.Errorf("reading the body %s: a chunk is cut off: %w", c.name, io.ErrUnexpectedEOF)
 		}
+		k := copy(b[n:], c.chunk[from:])
+		n, at = n+k, at+int64(k)
 	}
-	n := copy(b, r.chunk[r.at-r.first:])
-	r.at += int64(n)
 	return n, nil
 }
-
-// Seek implements [io.Seeker].
-func (r *bodyReader) Seek(offset int64, whence int) (at int64, err error) {
-	r.at, err = engine.Position(r.at, r.size, offset, whence)
-	return r.at, err
-}
-
-// Close implements [io.Closer].
-func (r *bodyReader) Close() error { return nil }
 
 // discardUnused removes a body that was stored for a step of a task, unless the task has
 // it. err is the error of the step: the servers may have stored the step if they did

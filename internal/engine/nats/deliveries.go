@@ -104,7 +104,7 @@ func (e *Engine) Take(ctx context.Context, host string, n int) (taken []engine.D
 		return nil, err // without storage, the same attempt would be repeated without end
 	}
 	for len(taken) < n && err == nil {
-		picked := e.index.pickDeliveries(host, n-len(taken))
+		picked, _ := e.index.pick(e.index.host, host, n-len(taken))
 		if len(picked) == 0 {
 			break
 		}
@@ -119,13 +119,6 @@ func (e *Engine) Take(ctx context.Context, host string, n int) (taken []engine.D
 		return taken, nil
 	}
 	return nil, err
-}
-
-func (x *index) pickDeliveries(host string, n int) []candidate {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	picked, _ := x.pick(x.host(host), n)
-	return picked
 }
 
 // askAgain makes DueHosts report a host again when it has deliveries due.
@@ -152,22 +145,9 @@ func (e *Engine) take(ctx context.Context, c candidate) (engine.Delivery, error)
 	return &delivery{h, cloneRecord(h.m.rec)}, nil
 }
 
-// Record implements engine.Delivery.
 func (d *delivery) Record() *task.Record { return d.rec }
 
-// Result implements engine.Delivery.
 func (d *delivery) Result(ctx context.Context) (io.ReadCloser, error) { return d.engine.body(ctx, d.m) }
-
-// body opens the body of a task, from its message or from the body stream.
-func (e *Engine) body(ctx context.Context, m *message) (io.ReadSeekCloser, error) {
-	if m.meta.Dropped || m.rec.Ended() && m.rec.Result == nil {
-		return nil, engine.ErrNotFound
-	}
-	if m.meta.Body != "" {
-		return e.openBody(ctx, m.meta.Body, m.meta.Size)
-	}
-	return engine.InMemory(m.body), nil
-}
 
 // end stores the step that ends the delivery. If that fails, the attempt may be
 // repeated.
@@ -181,23 +161,18 @@ func (d *delivery) end(ctx context.Context, m *message, name string) error {
 	return nil
 }
 
-// Done implements engine.Delivery.
 func (d *delivery) Done(ctx context.Context) error {
 	rec := cloneRecord(d.rec)
-	rec.NextAttemptAt = time.Time{}
 	if rec.DeliveredAt.IsZero() {
 		rec.DeliveredAt = time.Now().UTC()
 	}
 	n := d.m.next(rec, task.Done)
-	n.meta.Ready, n.meta.Finished = 0, time.Now().UnixNano()
 	if !d.engine.settings.Load().KeepResults && rec.Queue == "" && n.meta.Size > 0 {
 		n.clearBody()
-		n.meta.Dropped = true
 	}
 	return d.end(ctx, n, "done")
 }
 
-// Retry implements engine.Delivery.
 func (d *delivery) Retry(ctx context.Context, at time.Time) error {
 	rec := cloneRecord(d.rec)
 	rec.NextAttemptAt = at
@@ -206,20 +181,10 @@ func (d *delivery) Retry(ctx context.Context, at time.Time) error {
 	return d.end(ctx, n, "retry")
 }
 
-// Dead implements engine.Delivery.
 func (d *delivery) Dead(ctx context.Context) error {
-	return d.end(ctx, dead(d.m, cloneRecord(d.rec)), "dead")
+	return d.end(ctx, d.m.next(cloneRecord(d.rec), task.Dead), "dead")
 }
 
-// dead returns the step that gives up a callback.
-func dead(m *message, rec *task.Record) *message {
-	rec.NextAttemptAt = time.Time{}
-	n := m.next(rec, task.Dead)
-	n.meta.Ready, n.meta.Finished = 0, time.Now().UnixNano()
-	return n
-}
-
-// Release implements engine.Delivery.
 func (d *delivery) Release(ctx context.Context) error {
 	err := d.end(ctx, d.m.next(d.m.rec, task.Delivering), "release")
 	if err == nil {
@@ -230,22 +195,12 @@ func (d *delivery) Release(ctx context.Context) error {
 
 // isLate reports whether the delivery window of the callback is over.
 func (e *Engine) isLate(m *message) bool {
-	return m.meta.Finished < time.Now().Add(-e.deliveryWindow()).UnixNano()
+	return m.meta.Finished < time.Now().Add(-e.settings.Load().DeliveryWindow).UnixNano()
 }
-
-// deliveryWindow returns how long after its verdict a callback may be delivered.
-func (e *Engine) deliveryWindow() time.Duration {
-	if window := e.settings.Load().DeliveryWindow; window > 0 {
-		return window
-	}
-	return defaultDeliveryWindow
-}
-
-const defaultDeliveryWindow = 30 * 24 * time.Hour
 
 // giveUp makes a callback dead whose delivery window is over.
 func (e *Engine) giveUp(ctx context.Context, m *message) error {
-	n := dead(m, m.rec)
+	n := m.next(m.rec, task.Dead)
 	if err := e.put(ctx, n, m.seq); err != nil {
 		return err
 	}

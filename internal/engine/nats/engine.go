@@ -21,6 +21,7 @@
 package nats
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -48,7 +49,7 @@ type Config struct {
 	// Replicas is the number of replicas of each stream that is created, 1 to 5.
 	Replicas int
 	Settings engine.Settings
-	Logger   *zap.Logger
+	Logger   *zap.Logger // required
 	// LeaseTime is how long a gateway may be silent before its leases expire. Default:
 	// [DefaultLeaseTime].
 	LeaseTime time.Duration
@@ -80,16 +81,12 @@ type Engine struct {
 	limit    atomic.Int64          // of the streams in bytes, if an operator has set one
 	beatNow  chan struct{}
 
-	closing context.Context
-	stop    context.CancelFunc
-	// stopHeart ends only the heartbeats. It is for tests.
-	beating   context.Context
-	stopHeart context.CancelFunc
-	steps     sync.RWMutex   // read-locked by steps that are being stored
-	done      sync.WaitGroup // the goroutines of the engine
-	once      sync.Once
-	// stopReading stops following the stream.
-	stopReading func()
+	closing     context.Context
+	stop        context.CancelFunc
+	steps       sync.RWMutex   // read-locked by steps that are being stored
+	done        sync.WaitGroup // the goroutines of the engine
+	once        sync.Once
+	stopReading func() // ends following the stream
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -100,17 +97,22 @@ const openTimeout = 10 * time.Second
 // Open connects to the cluster and loads its tasks. If the error wraps
 // engine.ErrUnavailable, trying again may help; otherwise the configuration is wrong.
 func Open(ctx context.Context, cfg Config) (engine.Engine, error) {
-	if err := cfg.check(); err != nil {
-		return nil, err
+	if cfg.Replicas > maxReplicas {
+		return nil, fmt.Errorf("%d replicas of a stream are not possible; use 1 to %d", cfg.Replicas, maxReplicas)
 	}
+	if cfg.Credentials != "" {
+		if _, err := os.Stat(cfg.Credentials); err != nil {
+			return nil, fmt.Errorf("reading the NATS credentials: %w", err)
+		}
+	}
+	cfg.LeaseTime = cmp.Or(cfg.LeaseTime, DefaultLeaseTime)
 	e := &Engine{
 		cfg: cfg, log: cfg.Logger, id: newID(),
 		batches: make(chan struct{}, maxBatches), beatNow: make(chan struct{}, 1),
 	}
 	e.index = newIndex(e.id)
-	e.settings.Store(&cfg.Settings)
+	e.configure(cfg.Settings)
 	e.closing, e.stop = context.WithCancel(context.Background())
-	e.beating, e.stopHeart = context.WithCancel(e.closing)
 	if err := e.connect(ctx); err != nil {
 		e.kill()
 		if !errors.Is(err, engine.ErrUnavailable) {
@@ -119,26 +121,6 @@ func Open(ctx context.Context, cfg Config) (engine.Engine, error) {
 		return nil, err
 	}
 	return e, nil
-}
-
-// check fills in the defaults, and returns an error if the configuration cannot work
-// with any cluster.
-func (c *Config) check() error {
-	if c.LeaseTime <= 0 {
-		c.LeaseTime = DefaultLeaseTime
-	}
-	if c.Logger == nil {
-		c.Logger = zap.NewNop()
-	}
-	if c.Replicas > maxReplicas {
-		return fmt.Errorf("%d replicas of a stream are not possible; use 1 to %d", c.Replicas, maxReplicas)
-	}
-	if c.Credentials != "" {
-		if _, err := os.Stat(c.Credentials); err != nil {
-			return fmt.Errorf("reading the NATS credentials: %w", err)
-		}
-	}
-	return nil
 }
 
 func (e *Engine) connect(ctx context.Context) error {
@@ -199,25 +181,21 @@ func (e *Engine) dial(ctx context.Context) error {
 	if e.cfg.Credentials != "" {
 		opts = append(opts, nats.UserCredentials(e.cfg.Credentials))
 	}
-	type result struct {
-		nc  *nats.Conn
-		err error
-	}
-	connected := make(chan result)
+	var nc *nats.Conn
+	connected := make(chan error)
 	go func() {
-		nc, err := nats.Connect(strings.Join(e.cfg.URLs, ","), opts...)
+		var err error
+		nc, err = nats.Connect(strings.Join(e.cfg.URLs, ","), opts...)
 		select {
-		case connected <- result{nc, err}:
+		case connected <- err:
 		case <-ctx.Done():
-			if nc != nil {
-				nc.Close()
-			}
+			nc.Close() // which may be nil
 		}
 	}()
 	select {
-	case r := <-connected:
-		e.nc = r.nc
-		return r.err
+	case err := <-connected:
+		e.nc = nc
+		return err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -234,8 +212,11 @@ const (
 	pingInterval = 5 * time.Second
 )
 
-// oldestServer is the first release with atomic batches.
-var oldestServer = [2]int{2, 12}
+// oldestMajor and oldestMinor are the first release with atomic batches.
+const (
+	oldestMajor = 2
+	oldestMinor = 12
+)
 
 // leastPayload is the smallest max_payload that fits a record, its headers and an
 // inline body.
@@ -244,11 +225,9 @@ const leastPayload = 512 << 10
 func checkServer(nc *nats.Conn) error {
 	var major, minor int
 	version, name := nc.ConnectedServerVersion(), nc.ConnectedServerName()
-	if _, err := fmt.Sscanf(version, "%d.%d", &major, &minor); err != nil {
-		return fmt.Errorf("the NATS server has the version %q; %d.%d or newer is needed", version, oldestServer[0], oldestServer[1])
-	}
-	if major < oldestServer[0] || major == oldestServer[0] && minor < oldestServer[1] {
-		return fmt.Errorf("the NATS server %s is version %s; %d.%d or newer is needed", name, version, oldestServer[0], oldestServer[1])
+	_, err := fmt.Sscanf(version, "%d.%d", &major, &minor)
+	if err != nil || major < oldestMajor || major == oldestMajor && minor < oldestMinor {
+		return fmt.Errorf("the NATS server %s is version %q; %d.%d or newer is needed", name, version, oldestMajor, oldestMinor)
 	}
 	if nc.MaxPayload() < leastPayload {
 		return fmt.Errorf("the NATS server %s has max_payload %d; %d or more is needed", name, nc.MaxPayload(), leastPayload)
@@ -343,9 +322,16 @@ func (e *Engine) kill() {
 
 // Reconfigure implements engine.Engine. The settings of the youngest gateway apply.
 func (e *Engine) Reconfigure(_ context.Context, s engine.Settings) error {
-	e.settings.Store(&s)
+	e.configure(s)
 	return e.closed()
 }
+
+func (e *Engine) configure(s engine.Settings) {
+	s.DeliveryWindow = cmp.Or(s.DeliveryWindow, defaultDeliveryWindow)
+	e.settings.Store(&s)
+}
+
+const defaultDeliveryWindow = 30 * 24 * time.Hour
 
 // Secret implements engine.Engine.
 func (e *Engine) Secret(ctx context.Context) ([]byte, error) {

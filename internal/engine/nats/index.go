@@ -57,7 +57,7 @@ type entry struct {
 }
 
 // candidate returns the step of the task that the index knows.
-func (e *entry) candidate() candidate { return candidate{place{e.created, e.id}, e.seq} }
+func (e *entry) candidate() candidate { return candidate{e.id, e.seq} }
 
 func (e *entry) place() *int { return &e.pos }
 
@@ -281,10 +281,13 @@ func (x *index) report(b *backlog) {
 	}
 }
 
-// pick takes up to n entries that are ready out of a backlog, and returns how long to
-// wait for the next one. After it has lost a race to another gateway it picks at random
+// pick takes up to n entries that are ready out of the backlog of a host or a queue, and
+// returns how long to wait for the next one. After it has lost a race to another gateway it picks at random
 // from the first few, so that gateways do not all try the same ones.
-func (x *index) pick(b *backlog, n int) (picked []candidate, wait time.Duration) {
+func (x *index) pick(of func(name string) *backlog, name string, n int) (picked []candidate, wait time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	b := of(name)
 	wait = maxSleep
 	for now := time.Now().UnixNano(); !b.state.Paused && len(b.entries) > 0; {
 		if wait = min(maxSleep, time.Duration(b.entries[0].ready-now)); wait > 0 || len(picked) == n {
@@ -297,6 +300,9 @@ func (x *index) pick(b *backlog, n int) (picked []candidate, wait time.Duration)
 		b.raced = max(0, b.raced-1)
 		x.dequeue(e)
 		picked = append(picked, e.candidate())
+	}
+	if len(picked) > 0 && len(b.entries) > 0 {
+		signal(b.wake) // another worker may take the rest
 	}
 	return picked, wait
 }

@@ -1,6 +1,7 @@
 package nats
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -43,7 +44,7 @@ func parsePlace(c engine.Cursor) (place, error) {
 
 // candidate is the step of a task that the index knows, which may not be the last one.
 type candidate struct {
-	place
+	id  string
 	seq uint64
 }
 
@@ -143,4 +144,101 @@ func isHost(hostPort, host string) bool {
 	}
 	i := strings.LastIndexByte(hostPort, ':')
 	return i >= 0 && (hostPort[:i] == host || strings.Trim(hostPort[:i], "[]") == host)
+}
+
+// Hosts implements engine.Tasks.
+func (e *Engine) Hosts(_ context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error) {
+	if err := e.closed(); err != nil {
+		return nil, "", err
+	}
+	skip := func(engine.HostStats) bool { return false }
+	if after != "" {
+		at, err := parsePlace(after)
+		if err != nil {
+			return nil, "", err
+		}
+		last := engine.HostStats{HostState: engine.HostState{Host: at.id}, Pending: at.n}
+		skip = func(s engine.HostStats) bool { return compareHosts(s, last) <= 0 }
+	}
+	all := slices.DeleteFunc(e.index.hostStats(), skip)
+	slices.SortFunc(all, compareHosts)
+	if len(all) <= limit {
+		return all, "", nil
+	}
+	last := all[limit-1]
+	return all[:limit], place{last.Pending, last.Host}.cursor(), nil
+}
+
+func compareHosts(a, b engine.HostStats) int {
+	return cmp.Or(cmp.Compare(b.Pending, a.Pending), cmp.Compare(a.Host, b.Host))
+}
+
+func (x *index) hostStats() (all []engine.HostStats) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, b := range x.hosts {
+		if b.pending == 0 && b.state.Failures == 0 && !b.state.Paused {
+			continue
+		}
+		s := engine.HostStats{HostState: b.state, Pending: b.pending, InFlight: b.pending - int64(len(b.entries))}
+		if len(b.entries) > 0 {
+			s.Next = toTime(b.entries[0].ready)
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// Queues implements engine.Tasks.
+func (e *Engine) Queues(context.Context) ([]engine.QueueStats, error) {
+	if err := e.closed(); err != nil {
+		return nil, err
+	}
+	x := e.index
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var all []engine.QueueStats
+	for _, b := range x.queues {
+		if b.pending == 0 && b.running == 0 && !b.state.Paused {
+			continue
+		}
+		s := engine.QueueStats{Queue: b.name, Queued: b.pending, Running: b.running, Paused: b.state.Paused}
+		var oldest *entry
+		now := time.Now().UnixNano()
+		for _, e := range b.entries {
+			if e.ready > now {
+				s.Delayed++
+			} else if oldest == nil || e.ready < oldest.ready {
+				oldest = e
+			}
+		}
+		if oldest != nil {
+			s.Oldest = toTime(oldest.created)
+		}
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b engine.QueueStats) int { return cmp.Compare(a.Queue, b.Queue) })
+	return all, nil
+}
+
+// Stats implements engine.Tasks. Used is some seconds old. Limit is zero unless an
+// operator has limited a stream; in that case both values are of that stream.
+func (e *Engine) Stats(context.Context) (engine.Stats, error) {
+	if err := e.closed(); err != nil {
+		return engine.Stats{}, err
+	}
+	x := e.index
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	s := engine.Stats{Tasks: make(map[task.State]int64, len(x.counts)), Used: e.used.Load(), Limit: e.limit.Load()}
+	for state, n := range x.counts {
+		if n > 0 {
+			s.Tasks[state] = n
+		}
+	}
+	now := time.Now().UnixNano()
+	for _, b := range x.hosts {
+		s.Due += int64(b.ready(now))
+	}
+	return s, nil
 }

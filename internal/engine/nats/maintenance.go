@@ -40,7 +40,7 @@ func (e *Engine) maintain() {
 		youngest, unneeded := e.index.isYoungest(), e.index.takeUnneeded()
 		e.expireAll(e.index.orphans(maintenanceBatch, youngest))
 		if youngest {
-			e.expireAll(e.index.expired(*e.settings.Load(), e.deliveryWindow(), maintenanceBatch))
+			e.expireAll(e.index.expired(e.settings.Load(), maintenanceBatch))
 			for _, name := range unneeded {
 				e.discard(e.closing, name)
 			}
@@ -180,12 +180,12 @@ func (b *bound) exceeds(e *entry) bool {
 
 // expired returns up to n tasks whose retention or delivery window is over, and those
 // that exceed the retention count, oldest first.
-func (x *index) expired(s engine.Settings, window time.Duration, n int) (found []candidate) {
+func (x *index) expired(s *engine.Settings, n int) (found []candidate) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	done := x.bound(task.Done, s.Retention, s.RetentionCount)
 	dead := x.bound(task.Dead, s.Dead, s.DeadCount)
-	delivering := bound{before: time.Now().Add(-window).UnixNano()}
+	delivering := x.bound(task.Delivering, s.DeliveryWindow, 0)
 	latest := max(done.before, dead.before, delivering.before)
 	for _, e := range x.byAge {
 		// A task finishes after it was accepted, so all later ones are too young.

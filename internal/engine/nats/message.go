@@ -56,10 +56,9 @@ type meta struct {
 	// Token identifies the step that stored the message.
 	Token string `json:"k,omitempty"`
 	// Body is the name of the body in the body stream, empty if the body is inline.
-	// Size is its length in both cases. Dropped means that the result was not kept.
-	Body    string `json:"b,omitempty"`
-	Size    int64  `json:"z,omitempty"`
-	Dropped bool   `json:"d,omitempty"`
+	// Size is its length in both cases.
+	Body string `json:"b,omitempty"`
+	Size int64  `json:"z,omitempty"`
 }
 
 // message is a stored task: metadata in a header, then the record as a line of JSON,
@@ -124,12 +123,21 @@ func decode(msg *jetstream.RawStreamMsg) (*message, error) {
 }
 
 // next returns the message of the task's next step: a copy that may be changed, without
-// a holder.
+// a holder. A task that becomes done or dead waits for nothing.
 func (m *message) next(rec *task.Record, state task.State) *message {
 	n := &message{meta: m.meta, rec: rec, body: m.body}
 	n.meta.State, n.meta.Token = state, ""
 	n.meta.Holder, n.meta.MaxStarts = "", 0
+	if state == task.Done || state == task.Dead {
+		rec.NextAttemptAt = time.Time{}
+		n.meta.Ready, n.meta.Finished = 0, time.Now().UnixNano()
+	}
 	return n
+}
+
+// dropped reports whether the result is no longer kept.
+func (m *message) dropped() bool {
+	return m.rec.Result != nil && m.rec.Result.Kept > 0 && m.meta.Size == 0
 }
 
 // clearBody removes the body from the message.

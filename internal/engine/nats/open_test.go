@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
@@ -64,7 +65,7 @@ func TestOpenClusterUnavailable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			start := time.Now()
-			e, err := Open(t.Context(), Config{URLs: []string{url(t)}, Replicas: 3})
+			e, err := Open(t.Context(), Config{URLs: []string{url(t)}, Replicas: 3, Logger: zap.NewNop()})
 			if err == nil {
 				e.(*Engine).kill()
 				t.Fatal("Open succeeded")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -86,8 +87,8 @@ func (e *Engine) openStream(ctx context.Context, want jetstream.StreamConfig) (s
 	if err := compatible(want, have); err != nil {
 		return nil, err
 	}
-	if adapt(&have, want) {
-		return e.js.UpdateStream(ctx, have)
+	if adapted := adapt(have, want); !reflect.DeepEqual(adapted, have) {
+		return e.js.UpdateStream(ctx, adapted)
 	}
 	return stream, nil
 }
@@ -147,22 +148,20 @@ func compatible(want, have jetstream.StreamConfig) error {
 	return nil
 }
 
-// adapt changes the configuration of an existing stream as needed, and reports whether
-// it changed anything.
-func adapt(have *jetstream.StreamConfig, want jetstream.StreamConfig) (changed bool) {
+// adapt returns the configuration of an existing stream with the changes that are needed.
+func adapt(have, want jetstream.StreamConfig) jetstream.StreamConfig {
+	have.Subjects = slices.Clone(have.Subjects)
 	for _, subject := range want.Subjects {
 		if !slices.Contains(have.Subjects, subject) {
-			have.Subjects, changed = append(have.Subjects, subject), true
+			have.Subjects = append(have.Subjects, subject)
 		}
 	}
 	// With direct gets any server may answer, and one that lags behind would return an
 	// outdated step.
-	changed = changed || have.AllowDirect
 	have.AllowDirect = false
-	changed = changed || !have.AllowMsgTTL || want.AllowAtomicPublish && !have.AllowAtomicPublish
 	have.AllowMsgTTL = true
 	have.AllowAtomicPublish = have.AllowAtomicPublish || want.AllowAtomicPublish
-	return changed
+	return have
 }
 
 // token returns a unique token of a subject for any string: the string itself, or a

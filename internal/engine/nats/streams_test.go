@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
@@ -63,7 +64,7 @@ func TestOpenNamesFieldOfIncompatibleStream(t *testing.T) {
 			if _, err := js.CreateStream(t.Context(), cfg); err != nil {
 				t.Fatal(err)
 			}
-			e, err := Open(t.Context(), Config{URLs: []string{url}, Replicas: 3})
+			e, err := Open(t.Context(), Config{URLs: []string{url}, Replicas: 3, Logger: zap.NewNop()})
 			if err == nil {
 				e.(*Engine).kill()
 				t.Fatal("Open accepted the stream")

@@ -115,7 +115,7 @@ func (e *Engine) actOnce(ctx context.Context, id string, a engine.Action) error 
 			return nil // an attempt is in flight, or already due
 		}
 	case engine.Stop:
-		n = dead(m, rec)
+		n = m.next(rec, task.Dead)
 	case engine.Redeliver:
 		if n, err = e.redelivered(m, rec, a); err != nil {
 			return err
@@ -144,7 +144,7 @@ func (e *Engine) redelivered(m *message, rec *task.Record, a engine.Action) (*me
 	switch {
 	case rec.Callback == nil:
 		return nil, engine.ErrEnded
-	case m.meta.Dropped:
+	case m.dropped():
 		return nil, engine.ErrNotKept
 	}
 	now := time.Now().UTC()
@@ -158,4 +158,33 @@ func (e *Engine) redelivered(m *message, rec *task.Record, a engine.Action) (*me
 	// The delivery window starts again.
 	n.meta.Finished, n.meta.Ready, n.meta.Order = now.UnixNano(), now.UnixNano(), 0
 	return n, nil
+}
+
+// Pause implements engine.Tasks.
+func (e *Engine) Pause(ctx context.Context, t engine.Target, paused bool) error {
+	subject := pauseSubject + "host." + token(t.Host)
+	if t.Queue != "" {
+		subject = pauseSubject + "queue." + token(t.Queue)
+	}
+	if _, err := e.store(ctx, newMessage(subject, pauseMeta{t, paused}, 0)); err != nil {
+		return fmt.Errorf("pausing: %w", err)
+	}
+	e.index.pause(t, paused)
+	return nil
+}
+
+func (x *index) pause(t engine.Target, paused bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	b := x.host(t.Host)
+	if t.Queue != "" {
+		b = x.queue(t.Queue)
+	}
+	b.state.Paused = paused
+	if !paused {
+		b.state.Failures, b.state.FailingSince = 0, time.Time{}
+	}
+	b.isReported = b.isReported && paused
+	x.report(b)
+	signal(b.wake)
 }

@@ -87,26 +87,27 @@ const (
 	readHeartbeat = time.Second
 )
 
+// apply updates the index with a message of the stream.
 func (e *Engine) apply(subject string, seq uint64, header nats.Header) (err error) {
+	read := func(meta any) bool {
+		err = getMeta(header, meta)
+		return err == nil
+	}
 	switch {
 	case strings.HasPrefix(subject, taskSubject):
-		m := meta{ID: strings.TrimPrefix(subject, taskSubject)}
-		if err = getMeta(header, &m); err == nil {
+		if m := (meta{ID: strings.TrimPrefix(subject, taskSubject)}); read(&m) {
 			e.index.apply(m.ID, seq, &m, true)
 		}
 	case strings.HasPrefix(subject, holderSubject):
-		var h holderMeta
-		if err = getMeta(header, &h); err == nil {
+		if h := (holderMeta{}); read(&h) {
 			e.index.heard(h)
 		}
 	case strings.HasPrefix(subject, hostSubject):
-		var h engine.HostState
-		if err = getMeta(header, &h); err == nil {
+		if h := (engine.HostState{}); read(&h) {
 			e.index.learn(h)
 		}
 	case strings.HasPrefix(subject, pauseSubject):
-		var p pauseMeta
-		if err = getMeta(header, &p); err == nil {
+		if p := (pauseMeta{}); read(&p) {
 			e.index.pause(p.Target, p.Paused)
 		}
 	}
@@ -136,7 +137,7 @@ func (e *Engine) keepAlive() {
 	followed := e.tasks.CachedInfo().Created
 	for {
 		select {
-		case <-e.beating.Done():
+		case <-e.closing.Done():
 			return
 		case <-ticker.C:
 		case <-e.beatNow:
