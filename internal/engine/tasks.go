@@ -112,12 +112,6 @@ func (f *Filter) Match(rec *task.Record) bool {
 		(strings.Contains(rec.Error, f.LastError) || strings.Contains(last.Error, f.LastError))
 }
 
-// Cursor is the position at which a list continues. It is opaque and printable, and
-// empty at the start and after the end. Clients send cursors back. For a cursor that it
-// did not return, a list returns ErrCursor or an arbitrary page, and has no other
-// effect.
-type Cursor string
-
 // Page is a part of a list.
 type Page struct {
 	Tasks []*task.Record
