@@ -18,9 +18,7 @@ var errIDInUse = errors.New("the task ID is in use")
 
 // insert stores a new task.
 func (t *tx) insert(rec *task.Record, doc []byte, state int, at, since int64, request, result *body) (*row, error) {
-	if err := t.trust(rec); err != nil {
-		return nil, err
-	}
+	t.trust(rec)
 	r := &row{id: rec.ID, version: 1, starts: int64(rec.Starts), at: at, since: since, request: request.kept(), result: result.kept()}
 	r.place = place{
 		state: state, held: state == running, queue: rec.Queue, host: hostOf(rec), domain: rec.CallbackDomain,
@@ -31,46 +29,39 @@ func (t *tx) insert(rec *task.Record, doc []byte, state int, at, since int64, re
 		holder = t.s.holder
 	}
 	for r.seq = listedAt(cmp.Or(nanos(rec.CreatedAt), t.now), rec.ID); ; r.seq++ {
-		err := t.exec(`INSERT INTO task(seq, id, state, version, queue, host, domain, status, starts, holder, at, since, schedule, request,
+		t.exec(`INSERT INTO task(seq, id, state, version, queue, host, domain, status, starts, holder, at, since, schedule, request,
 			result, doc) VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, -1), nullif(?, -1), ?) ON CONFLICT DO NOTHING`,
 			r.seq, r.id, state, opt(r.place.queue), opt(r.place.host), opt(r.place.domain), opt(statusOf(rec.Status)), r.starts, holder,
 			opt(at), since, opt(rec.Schedule), r.request, r.result, doc)
-		if err != nil {
-			return nil, err
-		}
-		if t.Changes() == 1 {
+		if t.err != nil || t.Changes() == 1 {
 			break
 		}
-		if _, known, err := t.number("SELECT 1 FROM task WHERE id = ?", r.id); err != nil || known {
-			return nil, cmp.Or(err, fmt.Errorf("%w: %s", errIDInUse, r.id))
+		if _, known := t.number("SELECT 1 FROM task WHERE id = ?", r.id); known {
+			return nil, fmt.Errorf("%w: %s", errIDInUse, r.id)
 		}
 	}
-	if err := t.putBody(r.seq, engine.RequestBody, request); err != nil {
-		return nil, err
-	}
-	if err := t.putBody(r.seq, engine.ResultBody, result); err != nil {
-		return nil, err
-	}
+	t.putBody(r.seq, engine.RequestBody, request)
+	t.putBody(r.seq, engine.ResultBody, result)
 	t.count(r.place, 1)
 	t.changed = append(t.changed, r.id)
 	return r, nil
 }
 
 // trust records that the operator's own URL names the host of a task's callback.
-func (t *tx) trust(rec *task.Record) error {
+func (t *tx) trust(rec *task.Record) {
 	name := hostOf(rec)
 	if name == "" || !rec.Callback.Trusted {
-		return nil
+		return
 	}
 	t.s.mu.Lock()
 	h := t.s.hosts[name]
 	known := h != nil && h.trusted
 	t.s.mu.Unlock()
 	if known {
-		return nil
+		return
 	}
 	t.after(func() { t.s.host(name).trusted = true })
-	return t.exec("INSERT INTO host(name, trusted) VALUES (?, 1) ON CONFLICT(name) DO UPDATE SET trusted = 1", name)
+	t.exec("INSERT INTO host(name, trusted) VALUES (?, 1) ON CONFLICT(name) DO UPDATE SET trusted = 1", name)
 }
 
 // Claim implements [engine.Acceptor].
@@ -154,12 +145,8 @@ type entry struct {
 
 func (t *tx) enqueue(e *entry) (err error) {
 	if e.lease != nil {
-		_, held, err := t.number("SELECT 1 FROM task WHERE seq = ? AND version = ? AND state = 1", e.lease.row.seq, e.lease.row.version)
-		if err == nil && !held {
-			err = engine.ErrLost
-		}
-		if err != nil {
-			return err
+		if _, held := t.number("SELECT 1 FROM task WHERE seq = ? AND version = ? AND state = 1", e.lease.row.seq, e.lease.row.version); !held {
+			return engine.ErrLost
 		}
 	}
 	if e.id, err = t.known(e); err != nil {
@@ -172,17 +159,11 @@ func (t *tx) enqueue(e *entry) (err error) {
 		t.after(e.lease.end)
 		return t.remove(e.lease.row)
 	}
-	if e.room != nil {
-		return e.room
-	}
-	if err := t.checkQuota(e.rec.CallbackDomain); err != nil {
+	if err := cmp.Or(e.room, t.checkQuota(e.rec.CallbackDomain)); err != nil {
 		return err
 	}
 	if most := int64(e.opts.MaxQueued); most > 0 {
-		n, _, err := t.number("SELECT queued FROM queue WHERE name = ?", e.rec.Queue)
-		if err != nil {
-			return err
-		}
+		n, _ := t.number("SELECT queued FROM queue WHERE name = ?", e.rec.Queue)
 		if n += t.counts[counter{countQueued, e.rec.Queue}]; n >= most {
 			return fmt.Errorf("%w: %d tasks wait in %s", engine.ErrQueueFull, n, e.rec.Queue)
 		}
@@ -193,54 +174,46 @@ func (t *tx) enqueue(e *entry) (err error) {
 	} else {
 		err = t.handOver(e, at)
 	}
-	if err == nil && e.opts.Key != nil {
-		err = t.exec(`INSERT INTO key(hash, digest, task, expires) VALUES (?, ?, ?, ?) ON CONFLICT(hash)
+	if err != nil {
+		return err
+	}
+	if e.opts.Key != nil {
+		t.exec(`INSERT INTO key(hash, digest, task, expires) VALUES (?, ?, ?, ?) ON CONFLICT(hash)
 			DO UPDATE SET digest = excluded.digest, task = excluded.task, expires = excluded.expires`,
 			e.opts.Key.Hash, e.digest, e.rec.ID, t.now+int64(engine.KeyLifetime))
 	}
-	e.id, e.created = e.rec.ID, err == nil
-	t.after(func() { t.s.queue(e.rec.Queue).ready(1) })
-	return err
+	e.id, e.created = e.rec.ID, true
+	t.after(func() { t.s.wakeWorker(e.rec.Queue) })
+	return nil
 }
 
 // handOver turns a waiting client's task into a queue's task.
 func (t *tx) handOver(e *entry, at int64) error {
 	r := e.lease.row
 	to := place{state: queued, queue: e.rec.Queue, host: hostOf(e.rec), domain: e.rec.CallbackDomain, size: size(e.doc, e.body.size, -1)}
-	err := t.exec(`UPDATE task SET state = 0, version = version + 1, queue = ?, host = ?, domain = ?, starts = ?,
+	t.putBody(r.seq, engine.RequestBody, e.body)
+	t.trust(e.rec)
+	t.after(e.lease.end)
+	return t.step(r, to, `UPDATE task SET state = 0, version = version + 1, queue = ?, host = ?, domain = ?, starts = ?,
 		holder = NULL, at = ?, since = ?, request = ?, doc = ? WHERE seq = ?`,
 		to.queue, opt(to.host), opt(to.domain), e.rec.Starts, at, t.now, e.body.size, e.doc, r.seq)
-	if err == nil {
-		err = t.putBody(r.seq, engine.RequestBody, e.body)
-	}
-	t.move(r, to)
-	t.after(e.lease.end)
-	return cmp.Or(err, t.trust(e.rec))
 }
 
 // known returns the ID of the existing task with the entry's key or schedule. It
 // returns "" if the entry is new.
 func (t *tx) known(e *entry) (id string, err error) {
 	if key := e.opts.Key; key != nil {
-		var digest string
-		err := t.query("SELECT task, digest FROM key WHERE hash = ? AND expires > ?", []any{key.Hash, t.now}, func(s *sqlite3.Stmt) bool {
+		digest := ""
+		t.query("SELECT task, digest FROM key WHERE hash = ? AND expires > ?", []any{key.Hash, t.now}, func(s *sqlite3.Stmt) bool {
 			id, digest = s.ColumnText(0), s.ColumnText(1)
 			return false
 		})
-		if err == nil && id != "" && digest != e.digest {
+		if id != "" && digest != e.digest {
 			err = engine.ErrKeyReused
 		}
-		if err != nil || id != "" {
-			return id, err
-		}
 	}
-	if e.rec.Schedule == "" {
-		return "", nil
+	if id == "" && e.rec.Schedule != "" {
+		id = t.text("SELECT id FROM task INDEXED BY task_schedule WHERE schedule = ? AND state = 0", e.rec.Schedule)
 	}
-	err = t.query("SELECT id FROM task INDEXED BY task_schedule WHERE schedule = ? AND state = 0", []any{e.rec.Schedule},
-		func(s *sqlite3.Stmt) bool {
-			id = s.ColumnText(0)
-			return false
-		})
 	return id, err
 }

@@ -1,7 +1,6 @@
 package sqlite
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -16,25 +15,24 @@ func (s *store) Act(ctx context.Context, id string, a engine.Action) error {
 		if err != nil {
 			return err
 		}
-		switch a.Kind {
-		case engine.Cancel:
-			return t.cancel(r, a.Reason)
-		case engine.RetryNow:
-			return t.retryNow(r)
-		case engine.Stop:
-			if r.place.state != delivering {
-				return ended(r)
+		switch state := r.place.state; {
+		case a.Kind == engine.Cancel && (state == queued || state == running):
+			if err := t.fail(r, a.Reason); err != nil {
+				return err
 			}
+			t.after(func() { s.loseLease(r.seq) })
+			return nil
+		case a.Kind == engine.RetryNow && state == delivering:
+			t.retryNow(r)
+			return nil
+		case a.Kind == engine.Stop && state == delivering:
 			return t.giveUpOne(r)
-		case engine.Redeliver:
+		case a.Kind == engine.Redeliver && (state == done || state == dead):
 			return t.redeliver(r, a)
-		case engine.Delete:
-			if r.place.state != done && r.place.state != dead {
-				return ended(r)
-			}
+		case a.Kind == engine.Delete && (state == done || state == dead):
 			return t.remove(r)
 		}
-		return fmt.Errorf("there is no action %d", a.Kind)
+		return ended(r)
 	})
 }
 
@@ -42,41 +40,21 @@ func ended(r *row) error {
 	return fmt.Errorf("%w: task %s is %s", engine.ErrEnded, r.id, stateNames[r.place.state])
 }
 
-func (t *tx) cancel(r *row, reason string) error {
-	if r.place.state != queued && r.place.state != running {
-		return ended(r)
-	}
-	if err := t.fail(r, reason); err != nil {
-		return err
-	}
-	t.after(func() { t.s.loseLease(r.seq) })
-	return nil
-}
-
-func (t *tx) retryNow(r *row) error {
-	t.s.mu.Lock()
-	busy := t.s.inFlight[r.seq] != nil
-	t.s.mu.Unlock()
-	if r.place.state != delivering {
-		return ended(r)
-	}
-	if busy || r.place.held || r.at <= t.now {
-		return nil
+func (t *tx) retryNow(r *row) {
+	if r.place.held || r.at <= t.now || t.s.flight(r.seq) != nil {
+		return
 	}
 	t.changed = append(t.changed, r.id)
 	t.after(func() { t.s.dueAt(r.place.host, t.now) })
-	return t.exec("UPDATE task SET version = version + 1, at = ? WHERE seq = ?", t.now, r.seq)
+	t.exec("UPDATE task SET version = version + 1, at = ? WHERE seq = ?", t.now, r.seq)
 }
 
 func (t *tx) redeliver(r *row, a engine.Action) error {
-	if r.place.state != done && r.place.state != dead {
-		return ended(r)
-	}
 	rec, err := r.record()
 	if err != nil {
 		return err
 	}
-	if rec.Callback == nil && a.URL == "" {
+	if rec.Callback == nil {
 		return ended(r)
 	}
 	if rec.Result != nil && r.result < 0 {
@@ -84,9 +62,6 @@ func (t *tx) redeliver(r *row, a engine.Action) error {
 	}
 	rec.Redeliver(time.Unix(0, t.now).UTC())
 	if a.URL != "" {
-		if rec.Callback == nil {
-			return ended(r)
-		}
 		callback := *rec.Callback
 		callback.URL = a.URL
 		rec.Callback, rec.CallbackHost = &callback, a.Host
@@ -97,9 +72,8 @@ func (t *tx) redeliver(r *row, a engine.Action) error {
 	}
 	to := r.place
 	to.state, to.host, to.size = delivering, hostOf(rec), size(doc, r.request, r.result)
-	t.move(r, to)
 	t.after(func() { t.s.dueAt(to.host, t.now) })
-	err = t.exec("UPDATE task SET state = 2, version = version + 1, host = ?, at = ?, since = ?, doc = ? WHERE seq = ?",
+	t.trust(rec)
+	return t.step(r, to, "UPDATE task SET state = 2, version = version + 1, host = ?, at = ?, since = ?, doc = ? WHERE seq = ?",
 		to.host, t.now, t.now, doc, r.seq)
-	return cmp.Or(err, t.trust(rec))
 }

@@ -69,11 +69,11 @@ func sumOf(data []byte) int64 { return int64(crc32.Checksum(data, castagnoli)) }
 func (b *bodies) open(s *store) error {
 	b.folder, b.disk, b.log = filepath.Join(s.cfg.Folder, bodiesName), s.cfg.disk, s.log
 	known := map[string]bool{}
-	err := s.writer.query("SELECT file FROM body WHERE file IS NOT NULL", nil, func(stmt *sqlite3.Stmt) bool {
+	s.writer.query("SELECT file FROM body WHERE file IS NOT NULL", nil, func(stmt *sqlite3.Stmt) bool {
 		known[stmt.ColumnText(0)] = true
 		return true
 	})
-	if err != nil {
+	if err := s.writer.failed(); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(b.folder)
@@ -291,41 +291,47 @@ func (f *streamed) Close() error { return f.file.Close() }
 
 func bodyID(seq int64, part engine.Part) int64 { return seq<<1 | int64(part) }
 
-// putBody stores a body in place of the previous one.
-func (t *tx) putBody(seq int64, part engine.Part, b *body) error {
-	if b == nil || b.size == 0 {
-		return nil // the column of the task has the size
+// putBody stores a body.
+func (t *tx) putBody(seq int64, part engine.Part, b *body) {
+	switch {
+	case b == nil || b.size == 0: // the column of the task has the size
+	case b.file != "":
+		t.exec("INSERT INTO body(id, file, sum, bytes) VALUES (?, ?, ?, NULL)", bodyID(seq, part), b.file, b.sum)
+	default:
+		t.exec("INSERT INTO body(id, file, sum, bytes) VALUES (?, NULL, ?, ?)", bodyID(seq, part), sumOf(b.bytes), b.bytes)
 	}
-	if b.file != "" {
-		return t.exec("INSERT INTO body(id, file, sum, bytes) VALUES (?, ?, ?, NULL)", bodyID(seq, part), b.file, b.sum)
-	}
-	return t.exec("INSERT INTO body(id, file, sum, bytes) VALUES (?, NULL, ?, ?)", bodyID(seq, part), sumOf(b.bytes), b.bytes)
 }
 
-// dropBody removes a body, if there is one.
-func (t *tx) dropBody(seq int64, part engine.Part) error {
-	return t.query("DELETE FROM body WHERE id = ? RETURNING file", []any{bodyID(seq, part)}, func(s *sqlite3.Stmt) bool {
-		if name := s.ColumnText(0); name != "" {
-			t.unneeded = append(t.unneeded, name)
-		}
-		return true
-	})
+// dropBody removes a body of size bytes.
+func (t *tx) dropBody(seq int64, part engine.Part, size int64) {
+	if size <= 0 {
+		return // it has no row
+	}
+	if name := t.text("DELETE FROM body WHERE id = ? RETURNING file", bodyID(seq, part)); name != "" {
+		t.unneeded = append(t.unneeded, name)
+	}
 }
 
-// smallBody reads a body of a task that is in the table and has at most maxSmall bytes.
-// It returns nil for another body.
-func smallBody(c *conn, seq int64, part engine.Part, size int64) (b []byte, err error) {
+// loadBody reads a body of size bytes. If its row is lost, it has no file and no bytes.
+func loadBody(c *conn, seq int64, part engine.Part, size int64) *body {
+	b := &body{size: size}
 	if size == 0 {
-		return []byte{}, nil // it has no row
+		b.bytes = []byte{} // it has no row
+		return b
 	}
-	if size < 0 || size > maxSmall {
-		return nil, nil
-	}
-	err = c.query("SELECT bytes FROM body WHERE id = ? AND file IS NULL", []any{bodyID(seq, part)}, func(s *sqlite3.Stmt) bool {
-		b = s.ColumnBlob(0, nil)
+	c.query("SELECT file, sum, bytes FROM body WHERE id = ?", []any{bodyID(seq, part)}, func(s *sqlite3.Stmt) bool {
+		b.file, b.sum, b.bytes = s.ColumnText(0), s.ColumnInt64(1), s.ColumnBlob(2, nil)
 		return false
 	})
-	return b, err
+	return b
+}
+
+// smallBody reads a body that has at most maxSmall bytes. It returns nil for another body.
+func smallBody(c *conn, seq int64, part engine.Part, size int64) []byte {
+	if size < 0 || size > maxSmall {
+		return nil
+	}
+	return loadBody(c, seq, part, size).bytes
 }
 
 // Open implements [engine.Tasks].
@@ -335,24 +341,19 @@ func (s *store) Open(ctx context.Context, id string, part engine.Part) (r io.Rea
 		if err != nil {
 			return err
 		}
-		stored := &body{size: row.request}
+		kept := row.request
 		if part == engine.ResultBody {
-			stored.size = row.result
+			kept = row.result
 		}
-		if stored.size < 0 {
+		if kept < 0 {
 			return engine.ErrNotFound
 		}
-		err = c.query("SELECT file, sum, bytes FROM body WHERE id = ?", []any{bodyID(row.seq, part)}, func(stmt *sqlite3.Stmt) bool {
-			stored.file, stored.sum, stored.bytes = stmt.ColumnText(0), stmt.ColumnInt64(1), stmt.ColumnBlob(2, nil)
-			return false
-		})
-		switch {
-		case err != nil:
-			return err
-		case stored.file != "":
+		stored := loadBody(c, row.seq, part, kept)
+		if stored.file != "" {
 			r, err = s.bodies.stream(stored)
 			return err
-		case int64(len(stored.bytes)) != stored.size:
+		}
+		if int64(len(stored.bytes)) != kept {
 			return engine.ErrNotFound
 		}
 		r = engine.InMemory(stored.bytes)

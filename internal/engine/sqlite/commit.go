@@ -33,8 +33,8 @@ type batch struct {
 	done chan struct{} // closed once all operations have their err
 }
 
-// update applies a change and returns once it is stored. If apply returns an error that is
-// not SQLite's, it has changed nothing. If ctx ends before the commit has begun, the
+// update applies a change and returns once it is stored. If apply returns an error, it has
+// changed nothing. If ctx ends before the commit has begun, the
 // change is withdrawn. A commit that has begun is waited for, so that the outcome is
 // known. The files of bodies are removed if the change is not stored.
 func (s *store) update(ctx context.Context, apply func(*tx) error, files ...string) error {
@@ -149,22 +149,15 @@ func (s *store) transact(ops []*op) (_ *tx, err error) {
 			return t, err
 		}
 	}
-	if err := t.exec("BEGIN IMMEDIATE"); err != nil {
-		return t, fmt.Errorf("beginning a transaction: %w", err)
-	}
+	t.exec("BEGIN IMMEDIATE")
 	for _, o := range ops {
 		o.err = o.apply(t)
-		if _, refused := codeOf(o.err); refused {
-			s.rollback()
-			return t, o.err
-		}
 	}
+	t.flush()
 	// Files that are moved later take this commit with them, like those before it.
-	if err = s.present(); err == nil {
-		err = t.flush()
-	}
-	if err == nil {
-		err = t.exec("COMMIT")
+	if err = cmp.Or(t.failed(), s.present()); err == nil {
+		t.exec("COMMIT")
+		err = t.failed()
 		s.stale = err != nil
 	}
 	if err != nil {
@@ -180,7 +173,7 @@ func (s *store) transact(ops []*op) (_ *tx, err error) {
 
 func (s *store) rollback() {
 	if !s.writer.GetAutocommit() {
-		if err := s.writer.exec("ROLLBACK"); err != nil {
+		if err := s.writer.Exec("ROLLBACK"); err != nil {
 			s.log.Error("rolling back failed", zap.Error(err))
 		}
 	}
@@ -217,7 +210,8 @@ func (s *store) overwrite() error {
 // explain converts an error of SQLite or of the file system to one that callers can
 // compare.
 func (s *store) explain(err error) error {
-	code, ok := codeOf(err)
+	var code sqlite3.ExtendedErrorCode
+	ok := errors.As(err, &code)
 	switch {
 	case !ok && !errors.As(err, new(*fs.PathError)):
 		return err
@@ -229,12 +223,6 @@ func (s *store) explain(err error) error {
 		return s.reportDamage(err)
 	}
 	return fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
-}
-
-// codeOf returns the SQLite code of an error. ok is false if the error is not SQLite's.
-func codeOf(err error) (code sqlite3.ExtendedErrorCode, ok bool) {
-	ok = errors.As(err, &code)
-	return code, ok
 }
 
 func isDamage(code sqlite3.ExtendedErrorCode) bool {
@@ -258,8 +246,8 @@ const (
 	// checkpointPages is the number of log pages that triggers a checkpoint. A longer
 	// log causes longer pauses.
 	checkpointPages = 1000
-	// maxLogPages is the log size at which readers are interrupted so that the log can
-	// restart: 64 MiB.
+	// maxLogPages is the log size at which the writer waits for readers so that the log
+	// can restart: 64 MiB.
 	maxLogPages = 64 << 20 / pageSize
 )
 
@@ -270,7 +258,6 @@ func (s *store) checkpoint() {
 	}
 	mode := sqlite3.CHECKPOINT_PASSIVE
 	if s.logPages > maxLogPages {
-		s.interruptReaders()
 		mode = sqlite3.CHECKPOINT_RESTART
 	}
 	pages, moved, err := s.writer.WALCheckpoint("main", mode)

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
@@ -10,10 +11,19 @@ import (
 )
 
 // conn is a connection with its prepared statements. Only one goroutine uses it at a
-// time.
+// time. After a statement has failed, statements do nothing until failed is called: a
+// transaction runs to its end, and one check then tells whether to roll it back.
 type conn struct {
 	*sqlite3.Conn
 	stmts map[string]*sqlite3.Stmt
+	err   error // of the first statement that failed
+}
+
+// failed returns the error of the statements since the last call.
+func (c *conn) failed() error {
+	err := c.err
+	c.err = nil
+	return err
 }
 
 // openConn opens a connection to the database in a file.
@@ -31,23 +41,25 @@ func openConn(file, vfsName string, flags sqlite3.OpenFlag) (*conn, error) {
 	return &conn{Conn: c, stmts: map[string]*sqlite3.Stmt{}}, nil
 }
 
-// prepare returns the statement of a constant query, with its arguments bound.
-func (c *conn) prepare(query string, args []any) (*sqlite3.Stmt, error) {
+// prepare returns the statement of a constant query, with its arguments bound. It returns
+// nil if the connection has failed.
+func (c *conn) prepare(query string, args []any) *sqlite3.Stmt {
 	stmt := c.stmts[query]
-	if stmt == nil {
+	if stmt == nil && c.err == nil {
 		var err error
-		stmt, _, err = c.PrepareFlags(query, sqlite3.PREPARE_PERSISTENT)
-		if err != nil {
-			return nil, fmt.Errorf("preparing %q: %w", query, err)
-		}
-		c.stmts[query] = stmt
-	}
-	for i, arg := range args {
-		if err := bind(stmt, i+1, arg); err != nil {
-			return nil, err
+		if stmt, _, err = c.PrepareFlags(query, sqlite3.PREPARE_PERSISTENT); err != nil {
+			c.err = fmt.Errorf("preparing %q: %w", query, err)
+		} else {
+			c.stmts[query] = stmt
 		}
 	}
-	return stmt, nil
+	for i := 0; i < len(args) && c.err == nil; i++ {
+		c.err = bind(stmt, i+1, args[i])
+	}
+	if c.err != nil {
+		return nil
+	}
+	return stmt
 }
 
 // opt returns nil, which binds NULL, for a zero value.
@@ -81,38 +93,42 @@ func bind(stmt *sqlite3.Stmt, i int, arg any) error {
 }
 
 // exec runs a statement that returns no rows.
-func (c *conn) exec(query string, args ...any) error {
-	stmt, err := c.prepare(query, args)
-	if err != nil {
-		return err
+func (c *conn) exec(query string, args ...any) {
+	if stmt := c.prepare(query, args); stmt != nil {
+		c.err = stmt.Exec()
 	}
-	return stmt.Exec()
 }
 
 // query runs a statement and calls row for each of its rows, until row returns false.
-func (c *conn) query(query string, args []any, row func(*sqlite3.Stmt) bool) error {
-	stmt, err := c.prepare(query, args)
-	if err != nil {
-		return err
+func (c *conn) query(query string, args []any, row func(*sqlite3.Stmt) bool) {
+	stmt := c.prepare(query, args)
+	if stmt == nil {
+		return
 	}
-	for stmt.Step() {
-		if !row(stmt) {
-			break
-		}
+	for stmt.Step() && row(stmt) {
 	}
-	err = stmt.Err()
+	c.err = cmp.Or(c.err, stmt.Err())
 	_ = stmt.Reset() // repeats the error of the step
-	return err
 }
 
 // number runs a statement and returns the first column of its first row. ok is false if
 // there is no row or the column is NULL.
-func (c *conn) number(query string, args ...any) (n int64, ok bool, err error) {
-	err = c.query(query, args, func(s *sqlite3.Stmt) bool {
+func (c *conn) number(query string, args ...any) (n int64, ok bool) {
+	c.query(query, args, func(s *sqlite3.Stmt) bool {
 		n, ok = s.ColumnInt64(0), s.ColumnType(0) != sqlite3.NULL
 		return false
 	})
-	return n, ok, err
+	return n, ok
+}
+
+// text runs a statement and returns the first column of its first row. It returns "" if
+// there is no row or the column is NULL.
+func (c *conn) text(query string, args ...any) (text string) {
+	c.query(query, args, func(s *sqlite3.Stmt) bool {
+		text = s.ColumnText(0)
+		return false
+	})
+	return text
 }
 
 func (c *conn) close() error {

@@ -95,22 +95,16 @@ func (s *store) Take(ctx context.Context, name string, n int) (taken []engine.De
 	if taken, ok := s.takeReady(name, n); ok {
 		return taken, nil
 	}
-	// One at a time: a read holds store.mu, and more readers would only open connections.
-	s.taking.Lock()
-	defer s.taking.Unlock()
-	if taken, ok := s.takeReady(name, n); ok {
-		return taken, nil
-	}
 	err = s.read(ctx, func(c *conn) error {
 		// Only memory has what is in flight. The lock must be held across the read.
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		h := s.host(name)
-		err := s.readAhead(c, h, n)
-		if err == nil {
-			taken = append(taken, s.takeFrom(h, n-len(taken))...)
+		s.readAhead(c, h, n)
+		if c.err == nil {
+			taken = s.takeFrom(h, n)
 		}
-		return err
+		return nil
 	})
 	if len(taken) > 0 {
 		return taken, nil // they are in flight
@@ -153,13 +147,13 @@ func (s *store) takeFrom(h *host, n int) (taken []engine.Delivery) {
 
 // readAhead reads the next due deliveries of a host from the table: at least n, if there
 // are so many, and up to aheadBatch if there is room in memory. store.mu is held.
-func (s *store) readAhead(c *conn, h *host, n int) error {
+func (s *store) readAhead(c *conn, h *host, n int) {
 	s.dropDue(h.name, func(o *dueDelivery) bool { return !o.place.held })
 	now := time.Now().UnixNano()
 	limit := max(n, min(aheadBatch, maxInMemory-s.inMemory))
 	var rows []*row
 	h.stored = false
-	err := c.query(selectTask+" INDEXED BY task_due WHERE host = ? AND state = 2 AND holder IS NULL ORDER BY at, seq LIMIT ?",
+	c.query(selectTask+" INDEXED BY task_due WHERE host = ? AND state = 2 AND holder IS NULL ORDER BY at, seq LIMIT ?",
 		[]any{h.name, int64(limit) + h.inFlight + 1}, func(stmt *sqlite3.Stmt) bool {
 			h.stored = true
 			if s.inFlight[stmt.ColumnInt64(0)] != nil {
@@ -173,24 +167,20 @@ func (s *store) readAhead(c *conn, h *host, n int) error {
 			rows = append(rows, r)
 			return len(rows) < limit
 		})
-	if err != nil {
-		h.stored = true
-		return err
-	}
 	for _, r := range rows {
 		rec, err := r.record()
-		o := &dueDelivery{row: r, rec: rec}
-		if err == nil {
-			o.result, err = smallBody(c, r.seq, engine.ResultBody, r.result)
+		result := smallBody(c, r.seq, engine.ResultBody, r.result)
+		if c.err != nil {
+			break
 		}
 		if err != nil {
-			s.log.Error("reading a delivery failed", zap.String("task_id", r.id), zap.Error(s.explain(err)))
+			s.log.Error("reading a delivery failed", zap.String("task_id", r.id), zap.Error(err))
 			continue
 		}
 		r.doc = nil
-		s.addDue(o)
+		s.addDue(&dueDelivery{row: r, rec: rec, result: result})
 	}
-	return nil
+	h.stored = h.stored || c.err != nil
 }
 
 // Record implements [engine.Delivery].
@@ -231,10 +221,7 @@ func (d *delivery) end(ctx context.Context, state int, at time.Time, drop bool) 
 	d.ending.Lock()
 	defer d.ending.Unlock()
 	return d.s.update(ctx, func(t *tx) error {
-		t.s.mu.Lock()
-		held := t.s.inFlight[d.seq] == d
-		t.s.mu.Unlock()
-		if !held {
+		if t.s.flight(d.seq) != d {
 			return engine.ErrLost
 		}
 		to := d.place
@@ -246,14 +233,16 @@ func (d *delivery) end(ctx context.Context, state int, at time.Time, drop bool) 
 		if state != delivering {
 			columns, args = ", holder = NULL, state = ?5, since = ?6", append(args, state, t.now)
 		}
-		err := t.fenced("UPDATE task SET version = version + 1, at = ?1, doc = ?2"+columns+" WHERE seq = ?3 AND version = ?4", args...)
-		if err == nil && drop && d.row.result > 0 {
-			err = t.dropResult(d.row, &to)
+		if drop {
+			to.size -= max(0, d.row.result)
 		}
+		err := t.step(d.row, to, "UPDATE task SET version = version + 1, at = ?1, doc = ?2"+columns+" WHERE seq = ?3 AND version = ?4", args...)
 		if err != nil {
 			return err
 		}
-		t.move(d.row, to)
+		if drop {
+			t.dropResult(d.row)
+		}
 		t.after(func() {
 			t.s.endFlight(d.seq)
 			if state == delivering {
@@ -264,13 +253,19 @@ func (d *delivery) end(ctx context.Context, state int, at time.Time, drop bool) 
 	})
 }
 
-// dropResult removes the result of a task.
-func (t *tx) dropResult(r *row, to *place) error {
-	to.size -= r.result
-	if err := t.dropBody(r.seq, engine.ResultBody); err != nil {
-		return err
+// dropResult removes the result of a task, if it has one.
+func (t *tx) dropResult(r *row) {
+	if r.result >= 0 {
+		t.dropBody(r.seq, engine.ResultBody, r.result)
+		t.exec("UPDATE task SET result = NULL WHERE seq = ?", r.seq)
 	}
-	return t.exec("UPDATE task SET result = NULL WHERE seq = ?", r.seq)
+}
+
+// flight returns the delivery of a task that is in flight; nil if there is none.
+func (s *store) flight(seq int64) *delivery {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inFlight[seq]
 }
 
 // endFlight removes a delivery from those in flight. store.mu is held.

@@ -21,7 +21,6 @@ type host struct {
 	due      []*dueDelivery // deliveries in memory, the next one first
 	ahead    int            // how many of them are in the table too
 	inFlight int64
-	seen     int  // deliveries that became due since the last report
 	reported bool // DueHosts has reported it, and no Take has returned fewer than asked for since
 	ready    bool // it is in store.ready
 }
@@ -69,7 +68,7 @@ func (s *store) dueNow(h *host) {
 	}
 	h.ready = true
 	s.ready = append(s.ready, h)
-	s.wakeDue()
+	wake(s.dueWake)
 }
 
 // dueAt records that the table has a delivery of a host that becomes due at a time.
@@ -88,14 +87,7 @@ func (s *store) dueAt(name string, at int64) {
 	}
 	if at < s.nextDue {
 		s.nextDue = at
-		s.wakeDue()
-	}
-}
-
-func (s *store) wakeDue() {
-	select {
-	case s.dueWake <- struct{}{}:
-	default:
+		wake(s.dueWake)
 	}
 }
 
@@ -106,24 +98,14 @@ func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, erro
 	for {
 		var reports []engine.HostDue
 		wait := time.Duration(0)
-		err := s.read(ctx, func(c *conn) (err error) {
-			if wait, err = s.scanDue(c, limit); err != nil {
-				return err
-			}
-			for len(reports) < limit {
+		err := s.read(ctx, func(c *conn) error {
+			wait = s.scanDue(c, limit)
+			for len(reports) < limit && c.err == nil {
 				h := s.popReady()
 				if h == nil {
 					break
 				}
-				d, err := s.report(c, h)
-				if err != nil {
-					s.mu.Lock()
-					h.reported = false
-					s.dueNow(h)
-					s.mu.Unlock()
-					return err
-				}
-				if d.Due > 0 {
+				if d := s.report(c, h); d.Due > 0 {
 					reports = append(reports, d)
 				}
 			}
@@ -162,14 +144,14 @@ const scanBatch = 500
 
 // scanDue lists the hosts whose deliveries have become due since the last call. It stops
 // once it has found some. wait is how long to wait for more: 0 if hosts are listed.
-func (s *store) scanDue(c *conn, limit int) (wait time.Duration, err error) {
-	for rows := scanBatch; err == nil && rows == scanBatch; {
+func (s *store) scanDue(c *conn, limit int) (wait time.Duration) {
+	for rows := scanBatch; c.err == nil && rows == scanBatch; {
 		rows = 0
 		s.mu.Lock()
 		now := time.Now().UnixNano()
 		s.nextDue = never
 		if len(s.ready) < limit {
-			err = c.query(`SELECT at, seq, host FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND (at, seq) > (?, ?)
+			c.query(`SELECT at, seq, host FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND (at, seq) > (?, ?)
 				ORDER BY at, seq LIMIT ?`, []any{s.passed.at, s.passed.seq, scanBatch}, func(r *sqlite3.Stmt) bool {
 				at, seq := r.ColumnInt64(0), r.ColumnInt64(1)
 				if at > now {
@@ -181,12 +163,8 @@ func (s *store) scanDue(c *conn, limit int) (wait time.Duration, err error) {
 					return false
 				}
 				if s.inFlight[seq] == nil {
-					isNew := !h.ready
 					h.stored = true
 					s.dueNow(h)
-					if h.ready && (isNew || h.seen > 0) {
-						h.seen++ // the index has not been read for a host that was listed before
-					}
 				}
 				s.passed = passed{at, seq}
 				rows++
@@ -200,30 +178,33 @@ func (s *store) scanDue(c *conn, limit int) (wait time.Duration, err error) {
 		}
 		s.mu.Unlock()
 	}
-	return wait, err
+	return wait
 }
 
 // maxDue is how many deliveries of a host are counted for a report.
 const maxDue = 1000
 
 // report returns what DueHosts reports about a host. Due is 0 if nothing is due.
-func (s *store) report(c *conn, h *host) (engine.HostDue, error) {
+func (s *store) report(c *conn, h *host) engine.HostDue {
 	d := engine.HostDue{HostState: engine.HostState{Host: h.name}}
-	err := c.query(selectHosts+" WHERE name = ?", []any{h.name}, func(r *sqlite3.Stmt) bool {
+	c.query(selectHosts+" WHERE name = ?", []any{h.name}, func(r *sqlite3.Stmt) bool {
 		d.HostState, d.Trusted = scanHost(r), r.ColumnBool(2)
 		return false
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d.Due, d.Trusted = h.seen+len(h.due)-h.ahead, d.Trusted || h.trusted
-	if err == nil && h.stored && h.seen == 0 {
-		var n int64
-		n, _, err = c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_due
+	d.Due, d.Trusted = len(h.due)-h.ahead, d.Trusted || h.trusted
+	if h.stored {
+		n, _ := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_due
 			WHERE host = ? AND state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, h.name, time.Now().UnixNano(), maxDue)
 		d.Due += int(min(n, max(1, n-h.inFlight))) // some of them are in flight
 	}
-	h.seen, h.reported = 0, d.Due > 0
-	return d, err
+	h.reported = d.Due > 0 && c.err == nil
+	if c.err != nil {
+		d.Due = 0
+		s.dueNow(h)
+	}
+	return d
 }
 
 // selectHosts selects the columns that scanHost reads, and two more.
@@ -245,14 +226,11 @@ func (s *store) SaveHosts(ctx context.Context, states []engine.HostState) error 
 			if h.Host == "" {
 				continue
 			}
-			err := t.exec(`INSERT INTO host(name, window, average, answered, failures, failing_since, last_error, last_status)
+			t.exec(`INSERT INTO host(name, window, average, answered, failures, failing_since, last_error, last_status)
 				VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(name) DO UPDATE SET window = excluded.window, average = excluded.average,
 				answered = excluded.answered, failures = excluded.failures, failing_since = excluded.failing_since,
 				last_error = excluded.last_error, last_status = excluded.last_status`, h.Host, h.Window, int64(h.Average),
 				nanos(h.AnsweredAt), h.Failures, nanos(h.FailingSince), h.LastError, h.LastStatus)
-			if err != nil {
-				return err
-			}
 		}
 		return nil
 	})
@@ -275,18 +253,17 @@ func (s *store) Pause(ctx context.Context, target engine.Target, paused bool) er
 			}
 			delete(s.paused, target)
 			if target.Queue != "" {
-				q := s.queue(name)
-				q.ready(len(q.waiters))
+				s.wakeWorker(name)
 				return
 			}
 			h := s.host(name)
 			h.reported = false
 			s.dueNow(h)
 		})
-		err := t.exec("INSERT INTO "+table+"(name, paused) VALUES (?1, ?2) ON CONFLICT(name) DO UPDATE SET paused = ?2", name, paused)
-		if err != nil || paused || target.Host == "" {
-			return err
+		t.exec("INSERT INTO "+table+"(name, paused) VALUES (?1, ?2) ON CONFLICT(name) DO UPDATE SET paused = ?2", name, paused)
+		if table == "host" && !paused {
+			t.exec("UPDATE host SET failures = 0, failing_since = 0 WHERE name = ?", name)
 		}
-		return t.exec("UPDATE host SET failures = 0, failing_since = 0 WHERE name = ?", name)
+		return nil
 	})
 }

@@ -124,7 +124,7 @@ func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
 // settle stores a verdict with its result and its delivery. If hold is set and there is
 // room, the delivery stays in memory; then no column of the indexes of waiting deliveries
 // changes.
-func (t *tx) settle(r *row, rec *task.Record, doc []byte, result *body, hold bool) (err error) {
+func (t *tx) settle(r *row, rec *task.Record, doc []byte, result *body, hold bool) error {
 	to := r.place
 	to.state, to.held, to.host, to.size = done, false, hostOf(rec), size(doc, -1, result.kept())
 	holder, at := ", holder = NULL", int64(0)
@@ -135,25 +135,18 @@ func (t *tx) settle(r *row, rec *task.Record, doc []byte, result *body, hold boo
 		}
 		t.s.mu.Unlock()
 	}
-	err = t.fenced(`UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, at = ?, since = ?,
+	err := t.step(r, to, `UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, at = ?, since = ?,
 		request = NULL, result = nullif(?, -1), doc = ?`+holder+` WHERE seq = ? AND version = ? AND state = ?`,
 		to.state, opt(statusOf(rec.Status)), rec.Starts, opt(at), t.now, result.kept(), doc, r.seq, r.version, r.place.state)
-	if err == nil && to.host != r.place.host {
-		err = t.exec("UPDATE task SET host = ? WHERE seq = ?", opt(to.host), r.seq)
-	}
-	if err == nil && r.request > 0 {
-		err = t.dropBody(r.seq, engine.RequestBody)
-	}
-	if err == nil {
-		err = t.putBody(r.seq, engine.ResultBody, result)
-	}
-	if err == nil {
-		err = t.trust(rec)
-	}
 	if err != nil {
 		return err
 	}
-	t.move(r, to)
+	if to.host != r.place.host {
+		t.exec("UPDATE task SET host = ? WHERE seq = ?", opt(to.host), r.seq)
+	}
+	t.dropBody(r.seq, engine.RequestBody, r.request)
+	t.putBody(r.seq, engine.ResultBody, result)
+	t.trust(rec)
 	switch {
 	case to.held:
 		t.held++
@@ -166,15 +159,6 @@ func (t *tx) settle(r *row, rec *task.Record, doc []byte, result *body, hold boo
 		t.after(func() { t.s.dueAt(to.host, t.now) })
 	}
 	return nil
-}
-
-// fenced runs an update of a task. It returns ErrLost if the update changes no row.
-func (t *tx) fenced(query string, args ...any) error {
-	err := t.exec(query, args...)
-	if err == nil && t.Changes() != 1 {
-		err = engine.ErrLost
-	}
-	return err
 }
 
 // Requeue implements [engine.Lease].
@@ -193,15 +177,15 @@ func (l *lease) Requeue(ctx context.Context, rec *task.Record, at time.Time) err
 func (t *tx) requeue(r *row, starts int64, at time.Time, doc []byte) error {
 	to := r.place
 	to.state, to.held = queued, false
-	args := []any{starts, opt(nanos(at)), t.now, nil, r.seq, r.version}
+	var changed any
 	if doc != nil {
-		args[3], to.size = doc, size(doc, r.request, r.result)
+		changed, to.size = doc, size(doc, r.request, r.result)
 	}
-	err := t.fenced(`UPDATE task SET state = 0, version = version + 1, starts = ?, max_starts = NULL, holder = NULL,
-		at = coalesce(?, at), since = ?, doc = coalesce(?, doc) WHERE seq = ? AND version = ? AND state = 1`, args...)
+	err := t.step(r, to, `UPDATE task SET state = 0, version = version + 1, starts = ?, max_starts = NULL, holder = NULL,
+		at = coalesce(?, at), since = ?, doc = coalesce(?, doc) WHERE seq = ? AND version = ? AND state = 1`,
+		starts, opt(nanos(at)), t.now, changed, r.seq, r.version)
 	if err == nil {
-		t.move(r, to)
-		t.after(func() { t.s.queue(to.queue).ready(1) })
+		t.after(func() { t.s.wakeWorker(to.queue) })
 	}
 	return err
 }
@@ -223,17 +207,12 @@ func (l *lease) Release(ctx context.Context) error {
 
 // remove removes a task with its bodies.
 func (t *tx) remove(r *row) error {
-	if err := t.fenced("DELETE FROM task WHERE seq = ? AND version = ?", r.seq, r.version); err != nil {
-		return err
+	if t.exec("DELETE FROM task WHERE seq = ? AND version = ?", r.seq, r.version); t.Changes() != 1 {
+		return engine.ErrLost
 	}
 	t.count(r.place, -1)
 	t.changed = append(t.changed, r.id)
-	for part, size := range []int64{r.request, r.result} {
-		if size > 0 {
-			if err := t.dropBody(r.seq, engine.Part(part)); err != nil {
-				return err
-			}
-		}
-	}
+	t.dropBody(r.seq, engine.RequestBody, r.request)
+	t.dropBody(r.seq, engine.ResultBody, r.result)
 	return nil
 }

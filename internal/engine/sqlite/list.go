@@ -27,8 +27,10 @@ const (
 // List implements [engine.Tasks].
 func (s *store) List(ctx context.Context, f engine.Filter, after engine.Cursor, limit int) (page *engine.Page, err error) {
 	before := int64(math.MaxInt64)
-	if after != "" {
-		if before, err = strconv.ParseInt(string(after), 36, 64); err != nil {
+	if position, err := after.Position(); err != nil {
+		return nil, err
+	} else if position != "" {
+		if before, err = strconv.ParseInt(position, 36, 64); err != nil {
 			return nil, fmt.Errorf("%w: %q", engine.ErrCursor, after)
 		}
 	}
@@ -57,18 +59,16 @@ type lister struct {
 
 func (l *lister) list(limit int) (*engine.Page, error) {
 	page := new(engine.Page)
-	if err := l.findHosts(); err != nil || l.f.Host != "" && len(l.hosts) == 0 {
-		return page, err
+	if l.findHosts(); l.f.Host != "" && len(l.hosts) == 0 {
+		return page, nil
 	}
-	if err := l.choose(); err != nil {
-		return nil, err
-	}
+	l.choose()
 	begun, last := time.Now(), l.before
 	var damaged error
 	// Each range is in the order of seq. SQLite merges them.
-	err := l.c.query(strings.Join(l.ranges, " UNION ALL ")+" ORDER BY seq DESC", l.args, func(stmt *sqlite3.Stmt) bool {
+	l.c.query(strings.Join(l.ranges, " UNION ALL ")+" ORDER BY seq DESC", l.args, func(stmt *sqlite3.Stmt) bool {
 		if len(page.Tasks) == limit || page.Scanned > 0 && page.Scanned%16 == 0 && time.Since(begun) > scanTime {
-			page.Next = engine.Cursor(strconv.FormatInt(last, 36))
+			page.Next = engine.NewCursor(strconv.FormatInt(last, 36))
 			return false
 		}
 		page.Scanned++
@@ -87,34 +87,27 @@ func (l *lister) list(limit int) (*engine.Page, error) {
 		}
 		return true
 	})
-	if err == nil {
-		err = damaged
-	}
-	return page, err
+	return page, damaged
 }
 
 // findHosts finds the hosts that a filter names, with or without a port.
-func (l *lister) findHosts() error {
+func (l *lister) findHosts() {
 	if l.f.Host == "" {
-		return nil
+		return
 	}
 	// An IPv6 address has brackets only with a port. Each step of the recursion finds
 	// the next host in the index.
 	for _, span := range [][2]string{
 		{l.f.Host, l.f.Host + "\x00"}, {l.f.Host + ":", l.f.Host + ";"}, {"[" + l.f.Host + "]:", "[" + l.f.Host + "];"},
 	} {
-		err := l.c.query(`WITH RECURSIVE found(host) AS (
+		l.c.query(`WITH RECURSIVE found(host) AS (
 			SELECT min(host) FROM task WHERE host >= ?1 AND host < ?2
 			UNION ALL SELECT (SELECT min(host) FROM task WHERE host > found.host AND host < ?2) FROM found WHERE found.host IS NOT NULL)
 			SELECT host FROM found WHERE host IS NOT NULL LIMIT 1000`, []any{span[0], span[1]}, func(r *sqlite3.Stmt) bool {
 			l.hosts = append(l.hosts, r.ColumnText(0))
 			return true
 		})
-		if err != nil {
-			return err
-		}
 	}
-	return nil
 }
 
 // add adds the ranges of an index that have one of the values.
@@ -126,10 +119,10 @@ func add[T any](l *lister, where string, values ...T) {
 }
 
 // choose chooses the smallest index that has all candidates.
-func (l *lister) choose() error {
+func (l *lister) choose() {
 	var wanted []int
 	tasks, held := int64(0), false
-	err := l.c.tally(func(name task.State, n int64) {
+	l.c.tally(func(name task.State, n int64) {
 		if slices.Contains(l.f.States, name) {
 			state := slices.Index(stateNames[:], name)
 			wanted = append(wanted, state)
@@ -138,14 +131,13 @@ func (l *lister) choose() error {
 		}
 	})
 	few := len(wanted) > 0 && tasks <= fewTasks
-	if prefix := l.f.IDPrefix; err == nil && prefix != "" {
-		var n int64
-		n, _, err = l.c.number("SELECT count(*) FROM (SELECT 1 FROM task WHERE id >= ? AND id < ? LIMIT ?)", prefix, prefix+"\x7f", fewTasks+1)
+	if prefix := l.f.IDPrefix; prefix != "" {
+		n, _ := l.c.number("SELECT count(*) FROM (SELECT 1 FROM task WHERE id >= ? AND id < ? LIMIT ?)", prefix, prefix+"\x7f", fewTasks+1)
 		if n <= fewTasks {
 			add(l, " INDEXED BY task_id WHERE id < ?", prefix+"\x7f")
 			l.ranges[0] += " AND id >= ?"
 			l.args = append(l.args, prefix)
-			return err
+			return
 		}
 	}
 	switch f := &l.f; {
@@ -167,7 +159,6 @@ func (l *lister) choose() error {
 			add(l, " INDEXED BY task_holder WHERE holder = ?", l.holder)
 		}
 	}
-	return err
 }
 
 // matches compares the columns of a task with the filter.

@@ -74,7 +74,6 @@ const (
 	lockName       = "lock"
 	defaultMaxSize = 10 << 30
 	pageSize       = 4096
-	readers        = 4
 )
 
 // errClosed is returned by all methods after Close.
@@ -112,7 +111,7 @@ type store struct {
 	mu       sync.Mutex // guards the state that commits change
 	settings engine.Settings
 	paused   map[engine.Target]bool
-	queues   map[string]*queue
+	queues   map[string]chan struct{} // wake the workers of a queue
 	hosts    map[string]*host
 	hostsAt  int     // the number of hosts at which some are dropped
 	ready    []*host // to be reported
@@ -122,13 +121,10 @@ type store struct {
 	inFlight map[int64]*delivery
 	inMemory int // how many deliveries all hosts have in memory
 	leases   map[int64]*lease
-	waiters  map[string][]waiter
+	waiters  map[string][]chan struct{} // of a task
 
-	taking  sync.Mutex // held by a Take that reads
-	pool    chan *conn
-	readMu  sync.Mutex
-	readCtx context.Context // canceled to interrupt readers
-	endRead context.CancelFunc
+	reading chan struct{} // has one entry for each read
+	pool    chan *conn    // open connections that no read uses
 
 	opened  time.Time // before the first commit
 	secret  []byte
@@ -169,13 +165,12 @@ func open(ctx context.Context, cfg Config) (_ *store, err error) {
 		cfg: cfg, log: cfg.Logger, settings: cfg.Settings,
 		file: filepath.Join(cfg.Folder, databaseName), holder: cmp.Or(cfg.holder, processHolder),
 		closed: make(chan struct{}), wake: make(chan struct{}, 1), written: make(chan struct{}),
-		paused: map[engine.Target]bool{}, queues: map[string]*queue{}, hosts: map[string]*host{}, dueWake: make(chan struct{}, 1),
-		inFlight: map[int64]*delivery{}, leases: map[int64]*lease{}, waiters: map[string][]waiter{},
-		pool: make(chan *conn, readers), hostsAt: maxHosts, nextDue: never, opened: time.Now(),
+		paused: map[engine.Target]bool{}, queues: map[string]chan struct{}{}, hosts: map[string]*host{}, dueWake: make(chan struct{}, 1),
+		inFlight: map[int64]*delivery{}, leases: map[int64]*lease{}, waiters: map[string][]chan struct{}{},
+		reading: make(chan struct{}, readers), pool: make(chan *conn, readers), hostsAt: maxHosts, nextDue: never, opened: time.Now(),
 	}
 	s.room.wake, s.room.max = make(chan struct{}, 1), cfg.MaxSize
 	s.life, s.end = context.WithCancel(context.Background())
-	s.readCtx, s.endRead = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			s.end()
@@ -267,7 +262,7 @@ func (s *store) Reconfigure(ctx context.Context, settings engine.Settings) error
 	s.mu.Lock()
 	s.settings = settings
 	s.mu.Unlock()
-	s.room.wakeMaintenance()
+	wake(s.room.wake)
 	return nil
 }
 
@@ -285,7 +280,6 @@ func (s *store) Close(ctx context.Context) error {
 	if first {
 		go func() {
 			<-s.written
-			s.endRead()
 			s.tasks.Wait()
 			s.release()
 			close(s.closed)

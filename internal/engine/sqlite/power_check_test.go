@@ -322,38 +322,24 @@ func (w *work) checkSecret(s *store, at int) error {
 func checkFiles(s *store) error {
 	var rows []string
 	err := s.read(context.Background(), func(c *conn) error {
-		rows = nil
-		result := ""
-		err := c.query("PRAGMA integrity_check", nil, func(stmt *sqlite3.Stmt) bool {
-			result = stmt.ColumnText(0)
-			return false
-		})
-		if err == nil && result != "ok" {
-			err = fmt.Errorf("the database is not sound: %s", result)
+		if result := c.text("PRAGMA integrity_check"); result != "ok" {
+			return fmt.Errorf("the database is not sound: %s", result)
 		}
-		if err != nil {
-			return err
-		}
-		n, _, err := c.number(`SELECT count(*) FROM domain d WHERE bytes <>
+		wrong, _ := c.number(`SELECT count(*) FROM domain d WHERE bytes <>
 			(SELECT coalesce(sum(length(doc) + coalesce(request, 0) + coalesce(result, 0)), 0) FROM task WHERE task.domain = d.name)`)
-		if err == nil && n != 0 {
-			err = fmt.Errorf("the bytes of %d domains are not the sum of their tasks", n)
+		if wrong != 0 {
+			return fmt.Errorf("the bytes of %d domains are not the sum of their tasks", wrong)
 		}
-		if err != nil {
-			return err
-		}
-		n, _, err = c.number(`SELECT count(*) FROM tally WHERE tasks <> (SELECT count(*) FROM task
+		wrong, _ = c.number(`SELECT count(*) FROM tally WHERE tasks <> (SELECT count(*) FROM task
 			WHERE state = iif(tally.state = 'queued', 0, iif(tally.state = 'running', 1, iif(tally.state = 'delivering', 2, iif(tally.state = 'done', 3, 4)))))`)
-		if err == nil && n != 0 {
-			err = fmt.Errorf("the tasks are not as many as the tally says")
+		if wrong != 0 {
+			return fmt.Errorf("the tasks are not as many as the tally says")
 		}
-		if err != nil {
-			return err
-		}
-		return c.query("SELECT file FROM body WHERE file IS NOT NULL ORDER BY file", nil, func(stmt *sqlite3.Stmt) bool {
+		c.query("SELECT file FROM body WHERE file IS NOT NULL ORDER BY file", nil, func(stmt *sqlite3.Stmt) bool {
 			rows = append(rows, stmt.ColumnText(0))
 			return true
 		})
+		return nil
 	})
 	if err != nil {
 		return err

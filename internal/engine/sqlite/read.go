@@ -1,11 +1,16 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
 	"github.com/ncruces/go-sqlite3"
 )
+
+// readers is how many connections read at once. Other reads wait: a connection has
+// memory and descriptors of its own.
+const readers = 4
 
 // usable returns the error of an ended context or of a closed store.
 func (s *store) usable(ctx context.Context) error {
@@ -30,72 +35,41 @@ func (s *store) openReader() (*conn, error) {
 	return c, nil
 }
 
-// read runs f with a connection that sees one snapshot of the store. It runs f again if
-// f was interrupted so that the log could restart. f must be short.
+// read runs f with a connection that sees one snapshot of the store. f must be short: a
+// checkpoint may wait for it.
 func (s *store) read(ctx context.Context, f func(*conn) error) error {
 	if err := s.usable(ctx); err != nil {
 		return err
 	}
-	const attempts = 3
-	var err error
-	for range attempts {
-		err = s.readOnce(ctx, f)
-		if !errors.Is(err, sqlite3.INTERRUPT) || ctx.Err() != nil {
-			break
-		}
-	}
-	switch {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil:
+	select {
+	case s.reading <- struct{}{}:
+	case <-ctx.Done():
 		return ctx.Err()
+	case <-s.life.Done():
+		return errClosed
 	}
-	return s.explain(err)
-}
-
-func (s *store) readOnce(ctx context.Context, f func(*conn) error) (err error) {
-	s.readMu.Lock()
-	pool := s.readCtx
-	s.readMu.Unlock()
+	defer func() { <-s.reading }()
 	var c *conn
 	select {
 	case c = <-s.pool:
 	default:
-		if pool.Err() != nil {
-			return errClosed
-		}
+		var err error
 		if c, err = s.openReader(); err != nil {
-			return err
+			return s.explain(err)
 		}
 	}
-	defer func() {
-		c.SetInterrupt(context.Background())
-		select {
-		case s.pool <- c:
-		default:
-			_ = c.close()
-		}
-	}()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(pool, cancel)()
+	defer func() { s.pool <- c }()
 	c.SetInterrupt(ctx)
-	if err := c.exec("BEGIN"); err != nil {
-		return err
+	c.exec("BEGIN")
+	err := f(c)
+	err = cmp.Or(c.failed(), err)
+	c.SetInterrupt(context.Background())
+	c.exec("COMMIT")
+	if endErr := c.failed(); endErr != nil {
+		err = cmp.Or(err, errors.Join(endErr, c.Exec("ROLLBACK")))
 	}
-	defer func() {
-		c.SetInterrupt(context.Background())
-		if endErr := c.exec("COMMIT"); endErr != nil {
-			err = errors.Join(err, endErr, c.Exec("ROLLBACK"))
-		}
-	}()
-	return f(c)
-}
-
-// interruptReaders interrupts all reads and makes them restart.
-func (s *store) interruptReaders() {
-	s.readMu.Lock()
-	defer s.readMu.Unlock()
-	s.endRead()
-	s.readCtx, s.endRead = context.WithCancel(context.Background())
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return s.explain(err)
 }

@@ -53,22 +53,19 @@ func size(doc []byte, request, result int64) int64 {
 }
 
 // all returns the tasks that match a query whose first part is selectTask.
-func all(c *conn, where string, args ...any) (rows []*row, err error) {
-	err = c.query(selectTask+where, args, func(s *sqlite3.Stmt) bool {
+func all(c *conn, where string, args ...any) (rows []*row) {
+	c.query(selectTask+where, args, func(s *sqlite3.Stmt) bool {
 		rows = append(rows, scanRow(s))
 		return true
 	})
-	return rows, err
+	return rows
 }
 
 // find returns a task by its ID. It returns ErrNotFound if there is none.
 func find(c *conn, id string) (*row, error) {
-	rows, err := all(c, " WHERE id = ?", id)
-	if err == nil && len(rows) == 0 {
-		err = fmt.Errorf("%w: %s", engine.ErrNotFound, id)
-	}
-	if err != nil {
-		return nil, err
+	rows := all(c, " WHERE id = ?", id)
+	if len(rows) == 0 {
+		return nil, fmt.Errorf("%w: %s", engine.ErrNotFound, id)
 	}
 	return rows[0], nil
 }

@@ -12,8 +12,8 @@ import (
 )
 
 // loadPauses reads which queues and hosts are paused.
-func (s *store) loadPauses() error {
-	return s.writer.query(`SELECT name, '' FROM queue WHERE paused = 1
+func (s *store) loadPauses() {
+	s.writer.query(`SELECT name, '' FROM queue WHERE paused = 1
 		UNION ALL SELECT '', name FROM host INDEXED BY host_paused WHERE paused = 1`, nil, func(r *sqlite3.Stmt) bool {
 		s.paused[engine.Target{Queue: r.ColumnText(0), Host: r.ColumnText(1)}] = true
 		return true
@@ -31,15 +31,14 @@ func (s *store) recover(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		rows, err := all(s.writer, " INDEXED BY task_holder WHERE holder IS NOT NULL AND (state = 2 OR holder <> ?) LIMIT ?", s.holder, recoverBatch)
-		if err != nil {
-			return err
-		}
-		if len(rows) == 0 {
-			break
-		}
-		err = s.apply(func(t *tx) error {
+		n := 0
+		err := s.apply(func(t *tx) error {
+			rows := all(t.conn, " INDEXED BY task_holder WHERE holder IS NOT NULL AND (state = 2 OR holder <> ?) LIMIT ?", s.holder, recoverBatch)
+			n = len(rows)
 			for _, r := range rows {
+				if r.place.state == running {
+					leases++
+				}
 				if err := t.expire(r); err != nil {
 					return err
 				}
@@ -49,10 +48,8 @@ func (s *store) recover(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		for _, r := range rows {
-			if r.place.state == running {
-				leases++
-			}
+		if n == 0 {
+			break
 		}
 	}
 	if leases > 0 {
@@ -68,8 +65,7 @@ func (t *tx) expire(r *row) error {
 	case r.place.state == delivering:
 		to := r.place
 		to.held = false
-		t.move(r, to)
-		return t.exec("UPDATE task SET holder = NULL, at = ? WHERE seq = ?", min(r.since, t.now), r.seq)
+		return t.step(r, to, "UPDATE task SET holder = NULL, at = ? WHERE seq = ?", min(r.since, t.now), r.seq)
 	case r.place.queue != "" && r.starts < r.maxStarts:
 		return t.requeue(r, r.starts, time.Time{}, nil)
 	}

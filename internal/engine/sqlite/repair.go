@@ -1,7 +1,6 @@
 package sqlite
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +23,7 @@ import (
 // writes a report of what was saved and lost to out. It returns ErrHeld if a process
 // has the store open.
 func Repair(ctx context.Context, folder string, out io.Writer) (err error) {
-	held := &store{cfg: Config{Folder: folder}, endRead: func() {}}
+	held := &store{cfg: Config{Folder: folder}}
 	if _, err := os.Stat(filepath.Join(folder, databaseName)); err != nil {
 		return fmt.Errorf("finding the database: %w", err)
 	}
@@ -106,7 +105,8 @@ func (r *repair) run(ctx context.Context, file string) (err error) {
 	if err := r.open(file, files.name); err != nil {
 		return err
 	}
-	if _, _, err := r.strict.number(countTables); err != nil {
+	r.strict.number(countTables)
+	if r.strict.failed() != nil {
 		_ = errors.Join(r.strict.close(), r.lax.close())
 		if err := restoreSchema(ctx, file); err != nil {
 			return err
@@ -117,7 +117,8 @@ func (r *repair) run(ctx context.Context, file string) (err error) {
 	}
 	defer r.strict.close()
 	defer r.lax.close()
-	if _, _, err := r.lax.number(countTables); err != nil {
+	r.lax.number(countTables)
+	if err := r.lax.failed(); err != nil {
 		return fmt.Errorf("nothing of it can be read: %w", err)
 	}
 	r.copyTables(ctx)
@@ -136,9 +137,9 @@ func (r *repair) run(ctx context.Context, file string) (err error) {
 		seq = next + 1
 	}
 	// The counts are in another table: they show how many tasks could not be found.
-	_, _ = r.read("SELECT sum(tasks) FROM tally", nil, func(s *sqlite3.Stmt) bool {
-		r.lost = max(r.lost, s.ColumnInt(0)-r.saved)
-		return false
+	_, _ = r.read(func(c *conn) {
+		tasks, _ := c.number("SELECT sum(tasks) FROM tally")
+		r.lost = max(r.lost, int(tasks)-r.saved)
 	})
 	return r.flush(ctx)
 }
@@ -170,7 +171,8 @@ func (r *repair) open(file, vfsName string) (err error) {
 	}
 	// The header of the database turns checksums on, and must be read first. If either
 	// read fails, this connection is as strict as the other one.
-	_, _, _ = r.lax.number(countTables)
+	r.lax.number(countTables)
+	_ = r.lax.failed()
 	_ = r.lax.Exec("PRAGMA checksum_verification = OFF")
 	return nil
 }
@@ -179,10 +181,11 @@ func (r *repair) open(file, vfsName string) (err error) {
 const maxSeq = 1 << 62
 
 func (r *repair) highest() int64 {
-	if n, _, err := r.lax.number("SELECT max(seq) FROM task"); err == nil {
-		return n
+	n, _ := r.lax.number("SELECT max(seq) FROM task")
+	if r.lax.failed() != nil {
+		return maxSeq
 	}
-	return maxSeq
+	return n
 }
 
 // next returns the first readable row from seq on. In an unreadable range it searches
@@ -210,29 +213,30 @@ func (r *repair) next(seq, last int64) (int64, bool) {
 
 // from returns the first row from seq on. It returns an error if its page cannot be read.
 func (r *repair) from(seq int64) (n int64, ok bool, err error) {
-	return r.lax.number("SELECT seq FROM task NOT INDEXED WHERE seq >= ? ORDER BY seq LIMIT 1", seq)
+	n, ok = r.lax.number("SELECT seq FROM task NOT INDEXED WHERE seq >= ? ORDER BY seq LIMIT 1", seq)
+	return n, ok, r.lax.failed()
 }
 
-// read runs a query with checksums verified. If that fails, it runs it again without,
-// and doubtful is true.
-func (r *repair) read(query string, args []any, row func(*sqlite3.Stmt) bool) (doubtful bool, err error) {
-	if err = r.strict.query(query, args, row); err == nil {
+// read reads with checksums verified. If that fails, it reads again without, and doubtful
+// is true.
+func (r *repair) read(f func(*conn)) (doubtful bool, err error) {
+	f(r.strict)
+	if r.strict.failed() == nil {
 		return false, nil
 	}
-	return true, r.lax.query(query, args, row)
+	f(r.lax)
+	return true, r.lax.failed()
 }
 
 // save copies a task.
 func (r *repair) save(ctx context.Context, seq int64) error {
-	var found *row
-	doubtful, err := r.read(selectTask+" WHERE seq = ?", []any{seq}, func(s *sqlite3.Stmt) bool {
-		found = scanRow(s)
-		return false
-	})
-	if err != nil || found == nil || found.place.state < 0 || found.place.state >= states {
+	var rows []*row
+	doubtful, err := r.read(func(c *conn) { rows = all(c, " WHERE seq = ?", seq) })
+	if err != nil || len(rows) == 0 || rows[0].place.state < 0 || rows[0].place.state >= states {
 		r.lost++
 		return nil
 	}
+	found := rows[0]
 	rec, err := found.record()
 	if err != nil {
 		r.lost++
@@ -271,25 +275,20 @@ func (r *repair) save(ctx context.Context, seq int64) error {
 // body returns a body of size bytes. It returns nil if size is negative. lost is set if
 // the body cannot be read.
 func (r *repair) body(seq int64, part engine.Part, size int64) (b *body, lost bool) {
-	if size <= 0 {
-		if size == 0 {
-			b = &body{}
-		}
-		return b, false
+	if size < 0 {
+		return nil, false
 	}
-	_, err := r.read("SELECT file, sum, bytes FROM body WHERE id = ?", []any{bodyID(seq, part)}, func(s *sqlite3.Stmt) bool {
-		b = &body{file: s.ColumnText(0), sum: s.ColumnInt64(1), bytes: bytes.Clone(s.ColumnRawBlob(2)), size: size}
-		return false
-	})
-	if err == nil && b != nil && b.file != "" {
-		var info os.FileInfo
-		if info, err = os.Stat(filepath.Join(r.bodies, filepath.Base(b.file))); err == nil && info.Size() == size {
-			return b, false
-		}
-	} else if err == nil && b != nil && sumOf(b.bytes) == b.sum {
-		return b, false
+	_, err := r.read(func(c *conn) { b = loadBody(c, seq, part, size) })
+	if err == nil && b.file != "" {
+		info, err := os.Stat(filepath.Join(r.bodies, filepath.Base(b.file)))
+		lost = err != nil || info.Size() != size
+	} else {
+		lost = err != nil || int64(len(b.bytes)) != size || sumOf(b.bytes) != b.sum
 	}
-	return nil, true // its page or its file is damaged
+	if lost {
+		return nil, true // its page or its file is damaged
+	}
+	return b, false
 }
 
 // copyTables copies everything except tasks. If a row cannot be read, it is lost or
@@ -303,17 +302,20 @@ func (r *repair) copyTables(ctx context.Context) {
 		"host":     "name, paused, trusted, window, average, answered, failures, failing_since, last_error, last_status",
 	} {
 		var rows [][]any
-		_, _ = r.read("SELECT "+columns+" FROM "+table, nil, func(s *sqlite3.Stmt) bool {
-			values := make([]any, s.ColumnCount())
-			if s.Columns(values...) == nil {
-				rows = append(rows, values)
-			}
-			return true
+		_, _ = r.read(func(c *conn) {
+			c.query("SELECT "+columns+" FROM "+table, nil, func(s *sqlite3.Stmt) bool {
+				values := make([]any, s.ColumnCount())
+				if s.Columns(values...) == nil {
+					rows = append(rows, values)
+				}
+				return true
+			})
 		}) // rows read before the error are kept
 		marks := strings.Repeat(", ?", strings.Count(columns, ",")+1)[2:]
 		for _, values := range rows {
-			_ = r.to.update(ctx, func(tx *tx) error {
-				return tx.exec("INSERT OR REPLACE INTO "+table+"("+columns+") VALUES ("+marks+")", values...)
+			_ = r.to.update(ctx, func(t *tx) error {
+				t.exec("INSERT OR REPLACE INTO "+table+"("+columns+") VALUES ("+marks+")", values...)
+				return nil
 			})
 		}
 	}

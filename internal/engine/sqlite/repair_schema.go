@@ -21,10 +21,11 @@ func restoreSchema(ctx context.Context, file string) error {
 	}
 	roots := map[int64]bool{}
 	err = from.read(ctx, func(c *conn) error {
-		return c.query("SELECT rootpage FROM sqlite_schema", nil, func(stmt *sqlite3.Stmt) bool {
+		c.query("SELECT rootpage FROM sqlite_schema", nil, func(stmt *sqlite3.Stmt) bool {
 			roots[stmt.ColumnInt64(0)] = true
 			return true
 		})
+		return nil
 	})
 	if err = errors.Join(err, from.Close(ctx)); err != nil {
 		return err

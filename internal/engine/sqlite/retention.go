@@ -64,39 +64,33 @@ func (s *store) trim(ctx context.Context, l engine.Settings) error {
 		func(t *tx) (int, error) { return t.trimEnded(dead, now.Add(-l.Dead), l.DeadCount) },
 		func(t *tx) (int, error) { return t.giveUp(now.Add(-l.DeliveryWindow), l.GaveUp) },
 		func(t *tx) (int, error) {
-			return t.trimRows("DELETE FROM key WHERE hash IN (SELECT hash FROM key WHERE expires <= ? LIMIT ?)", now.UnixNano())
+			t.exec("DELETE FROM key WHERE hash IN (SELECT hash FROM key WHERE expires <= ? LIMIT ?)", now.UnixNano(), trimBatch)
+			return int(t.Changes()), nil
 		},
 		func(t *tx) (int, error) {
-			return t.trimRows(`DELETE FROM host WHERE name IN (SELECT name FROM host INDEXED BY host_idle
-				WHERE waiting = 0 AND paused = 0 AND trusted = 0 AND failures = 0 AND answered < ? LIMIT ?)`, now.Add(-24*time.Hour).UnixNano())
+			t.exec(`DELETE FROM host WHERE name IN (SELECT name FROM host INDEXED BY host_idle WHERE waiting = 0 AND paused = 0
+				AND trusted = 0 AND failures = 0 AND answered < ? LIMIT ?)`, now.Add(-24*time.Hour).UnixNano(), trimBatch)
+			return int(t.Changes()), nil
 		},
 	} {
-		if err := s.inBatches(ctx, batch); err != nil {
-			return err
+		for n := trimBatch; n == trimBatch; {
+			var err error
+			if n, err = s.remove(ctx, batch); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// inBatches repeats a batch until it removes fewer than its maximum.
-func (s *store) inBatches(ctx context.Context, batch func(*tx) (int, error)) error {
-	for {
-		n := 0
-		err := s.update(ctx, func(t *tx) (err error) {
-			n, err = batch(t)
-			t.after(func() { s.measured = time.Time{} })
-			return err
-		})
-		if err != nil || n < trimBatch {
-			return err
-		}
-	}
-}
-
-// trimRows runs a statement that removes up to trimBatch rows.
-func (t *tx) trimRows(query string, limit int64) (int, error) {
-	err := t.exec(query, limit, trimBatch)
-	return int(t.Changes()), err
+// remove runs one batch of removals, and measures the room that they make.
+func (s *store) remove(ctx context.Context, batch func(*tx) (int, error)) (n int, err error) {
+	err = s.update(ctx, func(t *tx) (err error) {
+		n, err = batch(t)
+		t.after(func() { s.measured = time.Time{} })
+		return err
+	})
+	return n, err
 }
 
 // bySince finds the oldest tasks of a state, up to a time.
@@ -105,18 +99,12 @@ const bySince = " INDEXED BY task_since WHERE state = ? AND state >= 2 AND holde
 // trimEnded removes tasks of a state that ended before a time, and the oldest tasks if
 // there are more than most.
 func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
-	tasks, _, err := t.number("SELECT tasks FROM tally WHERE state = ?", string(stateNames[state]))
-	if err != nil {
-		return 0, err
-	}
+	tasks, _ := t.number("SELECT tasks FROM tally WHERE state = ?", string(stateNames[state]))
 	until, limit, over := before.UnixNano(), int64(trimBatch), tasks-most
 	if over > 0 {
 		until, limit = never, min(over, trimBatch)
 	}
-	rows, err := all(t.conn, bySince, state, until, limit)
-	if err != nil {
-		return 0, err
-	}
+	rows := all(t.conn, bySince, state, until, limit)
 	for _, r := range rows {
 		if err := t.remove(r); err != nil {
 			return 0, err
@@ -129,21 +117,11 @@ func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
 }
 
 // giveUp turns callbacks whose delivery window has ended into dead letters.
-func (t *tx) giveUp(before time.Time, gaveUp func(*task.Record)) (int, error) {
-	rows, err := all(t.conn, bySince, delivering, before.UnixNano(), trimBatch)
-	if err != nil {
-		return 0, err
-	}
-	held, err := all(t.conn, " INDEXED BY task_holder WHERE holder = ? AND state = 2 AND since <= ?", t.s.holder, before.UnixNano())
-	if err != nil {
-		return 0, err
-	}
-	n := 0
+func (t *tx) giveUp(before time.Time, gaveUp func(*task.Record)) (n int, err error) {
+	rows := all(t.conn, bySince, delivering, before.UnixNano(), trimBatch)
+	held := all(t.conn, " INDEXED BY task_holder WHERE holder = ? AND state = 2 AND since <= ?", t.s.holder, before.UnixNano())
 	for _, r := range append(rows, held...) {
-		t.s.mu.Lock()
-		busy := t.s.inFlight[r.seq] != nil
-		t.s.mu.Unlock()
-		if busy {
+		if t.s.flight(r.seq) != nil {
 			continue // its attempt ends by itself
 		}
 		if err := t.giveUpOne(r); err != nil {
@@ -166,12 +144,11 @@ func (t *tx) giveUp(before time.Time, gaveUp func(*task.Record)) (int, error) {
 func (t *tx) giveUpOne(r *row) error {
 	to := r.place
 	to.state, to.held = dead, false
-	t.move(r, to)
 	t.after(func() {
 		t.s.endFlight(r.seq)
 		t.s.dropDue(r.place.host, func(o *dueDelivery) bool { return o.seq == r.seq })
 	})
-	return t.exec("UPDATE task SET state = 4, version = version + 1, holder = NULL, at = NULL, since = ? WHERE seq = ?", t.now, r.seq)
+	return t.step(r, to, "UPDATE task SET state = 4, version = version + 1, holder = NULL, at = NULL, since = ? WHERE seq = ?", t.now, r.seq)
 }
 
 // evict makes room. It first removes the results of done tasks, and then the oldest
@@ -185,12 +162,7 @@ func (s *store) evict(ctx context.Context) error {
 			if !s.room.pagesHelp() {
 				least = maxInline + 1
 			}
-			n := 0
-			err := s.update(ctx, func(t *tx) (err error) {
-				n, err = t.evict(state, least)
-				t.after(func() { s.measured = time.Time{} })
-				return err
-			})
+			n, err := s.remove(ctx, func(t *tx) (int, error) { return t.evict(state, least) })
 			if err != nil {
 				return err
 			}
@@ -230,25 +202,22 @@ func (t *tx) evict(state, least int) (int, error) {
 	if state == done {
 		least = max(1, least)
 	}
-	rows, err := all(t.conn, ` INDEXED BY task_since WHERE state = ? AND state >= 2 AND holder IS NULL AND since >= ?
+	rows := all(t.conn, ` INDEXED BY task_since WHERE state = ? AND state >= 2 AND holder IS NULL AND since >= ?
 		AND coalesce(result, 0) >= ? ORDER BY since LIMIT ?`, state, from.since, least, evictBatch)
-	if err != nil {
-		return 0, err
-	}
 	if len(rows) > 0 {
 		from.since = rows[len(rows)-1].since
 	}
 	for _, r := range rows {
 		if state == dead {
-			err = t.remove(r)
-		} else {
-			to := r.place
-			err = t.dropResult(r, &to)
-			t.move(r, to)
+			if err := t.remove(r); err != nil {
+				return 0, err
+			}
+			continue
 		}
-		if err != nil {
-			return 0, err
-		}
+		to := r.place
+		to.size -= r.result
+		t.move(r, to)
+		t.dropResult(r)
 	}
 	return len(rows), nil
 }

@@ -66,13 +66,6 @@ func (r *room) suspect() {
 	r.mu.Unlock()
 }
 
-func (r *room) wakeMaintenance() {
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
-}
-
 // measure measures the used space. Only the writer calls it.
 func (s *store) measure() {
 	now := time.Now()
@@ -80,20 +73,17 @@ func (s *store) measure() {
 		return
 	}
 	s.measured = now
-	pages, _, err := s.writer.number("PRAGMA page_count")
-	if err != nil {
+	pages, _ := s.writer.number("PRAGMA page_count")
+	free, _ := s.writer.number("PRAGMA freelist_count")
+	if s.writer.failed() != nil {
 		return // the next commit reports it
-	}
-	free, _, err := s.writer.number("PRAGMA freelist_count")
-	if err != nil {
-		return
 	}
 	s.room.mu.Lock()
 	s.room.database, s.room.spare = (pages-free)*pageSize, free*pageSize
 	s.room.mu.Unlock()
 	s.measureDisk()
 	if s.room.crowded() {
-		s.room.wakeMaintenance()
+		wake(s.room.wake)
 	}
 }
 
@@ -164,11 +154,10 @@ func (t *tx) checkQuota(domain string) error {
 	if used <= limit/2 {
 		return nil
 	}
-	bytes, _, err := t.number("SELECT bytes FROM domain WHERE name = ?", domain)
-	if err == nil && bytes > limit/4 {
-		err = fmt.Errorf("%w: callbacks to %s hold %d of %d bytes", engine.ErrQuota, domain, bytes, limit)
+	if bytes, _ := t.number("SELECT bytes FROM domain WHERE name = ?", domain); bytes > limit/4 {
+		return fmt.Errorf("%w: callbacks to %s hold %d of %d bytes", engine.ErrQuota, domain, bytes, limit)
 	}
-	return err
+	return nil
 }
 
 // identify records which files are open.
@@ -240,7 +229,7 @@ func (s *store) watch() {
 			last = now
 			s.measureDisk()
 			if s.room.crowded() {
-				s.room.wakeMaintenance()
+				wake(s.room.wake)
 			}
 		case <-syncs:
 			err := s.syncLog()
@@ -263,18 +252,16 @@ func (s *store) clockSet(step time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, q := range s.queues {
-		q.ready(len(q.waiters))
+		wake(q)
 	}
 	s.passed = passed{}
-	s.wakeDue()
+	wake(s.dueWake)
 }
 
 // redate corrects times that were stored before the clock was set back. It makes jobs
 // without a start time and first deliveries due.
 func (t *tx) redate() error {
-	err := t.exec("UPDATE task SET at = ?1 WHERE seq > ?1 AND state = 0 AND at <= since", t.now)
-	if err != nil {
-		return err
-	}
-	return t.exec("UPDATE task INDEXED BY task_since SET at = ?1 WHERE state = 2 AND state >= 2 AND holder IS NULL AND since > ?1 AND at <= since", t.now)
+	t.exec("UPDATE task SET at = ?1 WHERE seq > ?1 AND state = 0 AND at <= since", t.now)
+	t.exec("UPDATE task INDEXED BY task_since SET at = ?1 WHERE state = 2 AND state >= 2 AND holder IS NULL AND since > ?1 AND at <= since", t.now)
+	return nil
 }

@@ -16,7 +16,8 @@ func (s *store) NextRun(ctx context.Context, schedule string, first time.Time) (
 		return runs[schedule], err
 	}
 	err = s.update(ctx, func(t *tx) error {
-		return t.exec("INSERT INTO schedule(name, last, next) VALUES (?, 0, ?) ON CONFLICT(name) DO NOTHING", schedule, nanos(first))
+		t.exec("INSERT INTO schedule(name, last, next) VALUES (?, 0, ?) ON CONFLICT(name) DO NOTHING", schedule, nanos(first))
+		return nil
 	})
 	if err == nil {
 		runs, err = s.Runs(ctx)
@@ -27,7 +28,11 @@ func (s *store) NextRun(ctx context.Context, schedule string, first time.Time) (
 // Advance implements [engine.Schedules].
 func (s *store) Advance(ctx context.Context, schedule string, due, next time.Time) error {
 	return s.update(ctx, func(t *tx) error {
-		return t.fenced("UPDATE schedule SET last = next, next = ? WHERE name = ? AND next = ?", nanos(next), schedule, nanos(due))
+		t.exec("UPDATE schedule SET last = next, next = ? WHERE name = ? AND next = ?", nanos(next), schedule, nanos(due))
+		if t.Changes() != 1 {
+			return engine.ErrLost
+		}
+		return nil
 	})
 }
 
@@ -35,10 +40,11 @@ func (s *store) Advance(ctx context.Context, schedule string, due, next time.Tim
 func (s *store) Runs(ctx context.Context) (map[string]engine.Run, error) {
 	runs := map[string]engine.Run{}
 	err := s.read(ctx, func(c *conn) error {
-		return c.query("SELECT name, last, next FROM schedule", nil, func(stmt *sqlite3.Stmt) bool {
+		c.query("SELECT name, last, next FROM schedule", nil, func(stmt *sqlite3.Stmt) bool {
 			runs[stmt.ColumnText(0)] = engine.Run{Last: timeOf(stmt.ColumnInt64(1)), Next: timeOf(stmt.ColumnInt64(2))}
 			return true
 		})
+		return nil
 	})
 	return runs, err
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/ncruces/go-sqlite3"
 	"go.uber.org/zap"
@@ -71,9 +72,7 @@ func (s *store) openDatabase(ctx context.Context) (err error) {
 	if err := s.apply((*tx).redate); err != nil {
 		return err
 	}
-	if err := s.loadPauses(); err != nil {
-		return err
-	}
+	s.loadPauses()
 	if err := s.bodies.open(s); err != nil {
 		return err
 	}
@@ -97,17 +96,20 @@ func (s *store) adopt() error {
 	return syncNames(s.cfg.disk, s.cfg.Folder, filepath.Dir(s.cfg.Folder))
 }
 
+// restartTimeout is how long the writer waits for readers so that the log can restart.
+const restartTimeout = time.Second
+
 // configure sets the options of the writer's connection.
 func (s *store) configure() error {
 	c := s.writer
-	if id, _, err := c.number("PRAGMA application_id"); err != nil {
+	id, _ := c.number("PRAGMA application_id")
+	pages, _ := c.number("PRAGMA page_count")
+	switch err := c.failed(); {
+	case err != nil:
 		return err
-	} else if id != 0 && id != applicationID {
+	case id != 0 && id != applicationID:
 		return errOtherDatabase
-	}
-	if n, _, err := c.number("PRAGMA page_count"); err != nil {
-		return err
-	} else if n == 0 {
+	case pages == 0:
 		if err := c.Exec(fmt.Sprintf("PRAGMA page_size = %d", pageSize)); err != nil {
 			return err
 		}
@@ -115,71 +117,65 @@ func (s *store) configure() error {
 			return fmt.Errorf("enabling checksums: %w", err)
 		}
 	}
-	mode := ""
-	err := c.query("PRAGMA journal_mode = WAL", nil, func(stmt *sqlite3.Stmt) bool {
-		mode = stmt.ColumnText(0)
-		return true
-	})
-	if err == nil && mode != "wal" {
-		err = fmt.Errorf("SQLite keeps no write-ahead log on this system or file system (journal_mode %s)", mode)
-	}
-	if err != nil {
+	mode := c.text("PRAGMA journal_mode = WAL")
+	if err := c.failed(); err != nil {
 		return err
+	}
+	if mode != "wal" {
+		return fmt.Errorf("SQLite keeps no write-ahead log on this system or file system (journal_mode %s)", mode)
 	}
 	synchronous := "FULL"
 	if s.cfg.Sync > 0 {
 		synchronous = "NORMAL"
 	}
-	return c.Exec("PRAGMA synchronous = " + synchronous + `;
+	return errors.Join(c.BusyTimeout(restartTimeout), c.Exec("PRAGMA synchronous = "+synchronous+`;
 		PRAGMA cache_size = -16384;
 		PRAGMA temp_store = MEMORY;
 		PRAGMA foreign_keys = OFF;
-		PRAGMA wal_autocheckpoint = 0`)
+		PRAGMA wal_autocheckpoint = 0`))
 }
 
 // create creates the tables in a new database, and reads the secret.
 func (s *store) create() error {
-	version, _, err := s.writer.number("PRAGMA user_version")
-	if err != nil {
+	version, _ := s.writer.number("PRAGMA user_version")
+	tables, _ := s.writer.number("SELECT count(*) FROM sqlite_schema")
+	switch err := s.writer.failed(); {
+	case err != nil:
 		return err
-	}
-	if version != 0 && version != schemaVersion {
+	case version != 0 && version != schemaVersion:
 		return fmt.Errorf("its schema has version %d, of another release; this one knows version %d", version, schemaVersion)
-	}
-	if version == 0 {
+	case version == 0 && tables > 0:
+		return errOtherDatabase
+	case version == 0:
 		if err := s.createTables(); err != nil {
 			return fmt.Errorf("creating the tables: %w", err)
 		}
 	}
-	return s.writer.query("SELECT value FROM meta WHERE name = 'secret'", nil, func(stmt *sqlite3.Stmt) bool {
+	s.writer.query("SELECT value FROM meta WHERE name = 'secret'", nil, func(stmt *sqlite3.Stmt) bool {
 		s.secret = stmt.ColumnBlob(0, nil)
 		return false
 	})
+	return s.writer.failed()
 }
 
 func (s *store) createTables() error {
-	tables, _, err := s.writer.number("SELECT count(*) FROM sqlite_schema")
-	if err == nil && tables > 0 {
-		err = errOtherDatabase
-	}
-	if err != nil {
-		return err
-	}
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret) // never fails
-	err = s.writer.Exec("BEGIN IMMEDIATE;" + schema)
-	if err == nil {
-		err = s.writer.exec("INSERT INTO meta(name, value) VALUES ('secret', ?)", secret)
+	if err := s.writer.Exec("BEGIN IMMEDIATE;" + schema); err != nil {
+		return err
 	}
-	if err == nil {
-		err = s.writer.Exec(fmt.Sprintf("PRAGMA user_version = %d; PRAGMA application_id = %d; COMMIT", schemaVersion, applicationID))
-	}
-	return err
+	s.writer.exec("INSERT INTO meta(name, value) VALUES ('secret', ?)", secret)
+	s.writer.exec(fmt.Sprintf("PRAGMA user_version = %d", schemaVersion))
+	s.writer.exec(fmt.Sprintf("PRAGMA application_id = %d", applicationID))
+	s.writer.exec("COMMIT")
+	return s.writer.failed()
 }
 
 // release closes everything that has been opened.
 func (s *store) release() {
-	s.endRead()
+	for range cap(s.reading) {
+		s.reading <- struct{}{} // waits for reads
+	}
 	for len(s.pool) > 0 {
 		_ = (<-s.pool).close()
 	}

@@ -1,12 +1,10 @@
 package sqlite
 
 import (
-	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -17,14 +15,14 @@ import (
 
 // Wait implements [engine.Tasks].
 func (s *store) Wait(ctx context.Context, id string, since uint64) (*task.Record, error) {
-	w := make(waiter, 1)
+	w := make(chan struct{}, 1)
 	s.mu.Lock()
 	s.waiters[id] = append(s.waiters[id], w)
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		left := slices.DeleteFunc(s.waiters[id], func(other waiter) bool { return other == w })
+		left := slices.DeleteFunc(s.waiters[id], func(other chan struct{}) bool { return other == w })
 		if len(left) == 0 {
 			delete(s.waiters, id)
 		} else {
@@ -68,23 +66,21 @@ func (s *store) Stats(ctx context.Context) (engine.Stats, error) {
 	stats.Limit = min(stats.Limit, stats.Used+max(0, left-reserve))
 	s.room.mu.Unlock()
 	err := s.read(ctx, func(c *conn) error {
-		if err := c.tally(func(state task.State, n int64) { stats.Tasks[state] = n }); err != nil {
-			return err
-		}
-		due, _, err := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_at
+		c.tally(func(state task.State, n int64) { stats.Tasks[state] = n })
+		due, _ := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_at
 			WHERE state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, time.Now().UnixNano(), exactDue)
 		if due == exactDue {
 			due = stats.Tasks[task.Delivering] - fresh
 		}
 		stats.Due = fresh + max(0, due-inFlight)
-		return err
+		return nil
 	})
 	return stats, err
 }
 
 // tally calls f with the number of tasks in each state.
-func (c *conn) tally(f func(task.State, int64)) error {
-	return c.query("SELECT state, tasks FROM tally", nil, func(r *sqlite3.Stmt) bool {
+func (c *conn) tally(f func(task.State, int64)) {
+	c.query("SELECT state, tasks FROM tally", nil, func(r *sqlite3.Stmt) bool {
 		f(task.State(r.ColumnText(0)), r.ColumnInt64(1))
 		return true
 	})
@@ -92,10 +88,8 @@ func (c *conn) tally(f func(task.State, int64)) error {
 
 // Queues implements [engine.Tasks].
 func (s *store) Queues(ctx context.Context) (list []engine.QueueStats, err error) {
-	err = s.read(ctx, func(c *conn) error {
-		list = nil
-		var oldest error
-		err := c.query(`SELECT name, paused, queued, running,
+	err = s.read(ctx, func(c *conn) (damaged error) {
+		c.query(`SELECT name, paused, queued, running,
 			iif(queued > 0, (SELECT count(*) FROM task INDEXED BY task_ready WHERE queue = name AND state = 0 AND at > ?1), 0),
 			iif(queued > 0, (SELECT doc FROM task INDEXED BY task_ready WHERE queue = name AND state = 0 AND at <= ?1 ORDER BY at, seq LIMIT 1), NULL)
 			FROM queue WHERE paused = 1 OR queued > 0 OR running > 0 ORDER BY name`, []any{time.Now().UnixNano()}, func(r *sqlite3.Stmt) bool {
@@ -103,7 +97,7 @@ func (s *store) Queues(ctx context.Context) (list []engine.QueueStats, err error
 			if doc := r.ColumnRawBlob(5); doc != nil {
 				rec, err := task.Decode(doc)
 				if err != nil {
-					oldest = fmt.Errorf("reading the oldest task of queue %s: %w", q.Queue, err)
+					damaged = fmt.Errorf("reading the oldest task of queue %s: %w", q.Queue, err)
 					return false
 				}
 				q.Oldest = rec.CreatedAt
@@ -111,54 +105,59 @@ func (s *store) Queues(ctx context.Context) (list []engine.QueueStats, err error
 			list = append(list, q)
 			return true
 		})
-		return cmp.Or(err, oldest)
+		return damaged
 	})
 	return list, err
 }
 
 // Hosts implements [engine.Tasks]. It adds the first deliveries in memory to the counts
 // of the table.
-func (s *store) Hosts(ctx context.Context, after engine.Cursor, limit int) ([]engine.HostStats, engine.Cursor, error) {
+func (s *store) Hosts(ctx context.Context, after engine.Cursor, limit int) (page []engine.HostStats, next engine.Cursor, err error) {
 	last := engine.HostStats{Pending: never}
-	if after != "" {
-		first, name, ok := strings.Cut(string(after), " ")
-		n, err := strconv.ParseInt(first, 10, 64)
-		if !ok || err != nil {
+	if position, err := after.Position(); err != nil {
+		return nil, "", err
+	} else if position != "" {
+		if _, err := fmt.Sscan(position, &last.Pending, &last.Host); err != nil {
 			return nil, "", fmt.Errorf("%w: %q", engine.ErrCursor, after)
 		}
-		last.Pending, last.Host = n, name
 	}
-	var page []engine.HostStats
-	next := engine.Cursor("")
-	err := s.read(ctx, func(c *conn) (err error) {
-		next = ""
-		if page, err = s.hostPage(c, last, limit+1); err != nil {
-			return err
-		}
+	held, err := json.Marshal(s.heldOf())
+	if err != nil {
+		return nil, "", fmt.Errorf("listing hosts: %w", err)
+	}
+	err = s.read(ctx, func(c *conn) error {
+		c.query(listHosts, []any{string(held), last.Pending, last.Host, limit + 1}, func(r *sqlite3.Stmt) bool {
+			page = append(page, engine.HostStats{HostState: scanHost(r), Pending: r.ColumnInt64(3)})
+			return true
+		})
 		if len(page) > limit {
 			page = page[:limit]
-			next = engine.Cursor(fmt.Sprintf("%d %s", page[limit-1].Pending, page[limit-1].Host))
+			next = engine.NewCursor(fmt.Sprint(page[limit-1].Pending, " ", page[limit-1].Host))
 		}
 		for i := range page {
-			if err := s.addNext(c, &page[i]); err != nil {
-				return err
-			}
+			s.addNext(c, &page[i])
 		}
 		return nil
 	})
 	return page, next, err
 }
 
-func compareHosts(a, b engine.HostStats) int {
-	return cmp.Or(cmp.Compare(b.Pending, a.Pending), cmp.Compare(a.Host, b.Host))
-}
+// listHosts lists the hosts of the table and those of ?1, which has their first deliveries
+// in memory, by pending deliveries. SQLite merges the two lists.
+const listHosts = `SELECT name, paused, trusted, waiting, window, average, answered, failures, failing_since, last_error, last_status
+	FROM host INDEXED BY host_listed WHERE (waiting > 0 OR paused = 1 OR failures > 0) AND name NOT IN (SELECT key FROM json_each(?1))
+	AND waiting <= ?2 AND (waiting < ?2 OR name > ?3)
+	UNION ALL SELECT key, paused, trusted, coalesce(waiting, 0) + value AS pending, window, average, answered, failures,
+	failing_since, last_error, last_status FROM json_each(?1) LEFT JOIN host ON name = key
+	WHERE pending <= ?2 AND (pending < ?2 OR key > ?3) ORDER BY 4 DESC, 1 LIMIT ?4`
 
-// hostPage returns the first hosts after the last one.
-func (s *store) hostPage(c *conn, last engine.HostStats, limit int) (page []engine.HostStats, err error) {
-	held := map[string]int64{}
+// heldOf returns how many first deliveries of each host are in memory.
+func (s *store) heldOf() map[string]int {
+	held := map[string]int{}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	for name, h := range s.hosts {
-		if n := int64(len(h.due) - h.ahead); n > 0 {
+		if n := len(h.due) - h.ahead; n > 0 {
 			held[name] = n
 		}
 	}
@@ -167,37 +166,12 @@ func (s *store) hostPage(c *conn, last engine.HostStats, limit int) (page []engi
 			held[d.place.host]++
 		}
 	}
-	s.mu.Unlock()
-	add := func(h engine.HostStats) {
-		if compareHosts(last, h) < 0 {
-			page = append(page, h)
-		}
-	}
-	err = c.query(selectHosts+` INDEXED BY host_listed WHERE (waiting > 0 OR paused = 1 OR failures > 0)
-		AND waiting <= ? AND (waiting < ? OR name > ?) ORDER BY waiting DESC, name`, []any{last.Pending, last.Pending, last.Host},
-		func(r *sqlite3.Stmt) bool {
-			if h := scanHost(r); held[h.Host] == 0 {
-				add(engine.HostStats{HostState: h, Pending: r.ColumnInt64(3)})
-			}
-			return len(page) < limit
-		})
-	for name, n := range held {
-		h := engine.HostStats{HostState: engine.HostState{Host: name}, Pending: n}
-		if err == nil {
-			err = c.query(selectHosts+" WHERE name = ?", []any{name}, func(r *sqlite3.Stmt) bool {
-				h.HostState, h.Pending = scanHost(r), n+r.ColumnInt64(3)
-				return false
-			})
-		}
-		add(h)
-	}
-	slices.SortFunc(page, compareHosts)
-	return page[:min(limit, len(page))], err
+	return held
 }
 
 // addNext adds how many deliveries of a host are in flight, and when the next of the
 // others is due.
-func (s *store) addNext(c *conn, stats *engine.HostStats) error {
+func (s *store) addNext(c *conn, stats *engine.HostStats) {
 	first := int64(never)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -207,7 +181,7 @@ func (s *store) addNext(c *conn, stats *engine.HostStats) error {
 			first = h.due[0].at
 		}
 	}
-	err := c.query("SELECT seq, at FROM task INDEXED BY task_due WHERE host = ? AND state = 2 AND holder IS NULL ORDER BY at LIMIT ?",
+	c.query("SELECT seq, at FROM task INDEXED BY task_due WHERE host = ? AND state = 2 AND holder IS NULL ORDER BY at LIMIT ?",
 		[]any{stats.Host, stats.InFlight + 1}, func(r *sqlite3.Stmt) bool {
 			if s.inFlight[r.ColumnInt64(0)] != nil {
 				return true
@@ -218,5 +192,4 @@ func (s *store) addNext(c *conn, stats *engine.HostStats) error {
 	if first != never {
 		stats.Next = timeOf(first)
 	}
-	return err
 }

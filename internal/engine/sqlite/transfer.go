@@ -71,7 +71,7 @@ func (t *tx) insertImported(rec *task.Record, doc []byte, request, result *body)
 		r.maxStarts, r.doc = r.starts+1, doc
 		return t.expire(r)
 	case queued:
-		t.after(func() { t.s.queue(rec.Queue).ready(1) })
+		t.after(func() { t.s.wakeWorker(rec.Queue) })
 	case delivering:
 		t.after(func() { t.s.dueAt(r.place.host, at) })
 	}
@@ -80,27 +80,33 @@ func (t *tx) insertImported(rec *task.Record, doc []byte, request, result *body)
 
 // Keys implements [engine.Tasks].
 func (s *store) Keys(ctx context.Context, after engine.Cursor, limit int) ([]engine.StoredKey, engine.Cursor, error) {
+	last, err := after.Position()
+	if err != nil {
+		return nil, "", err
+	}
 	var keys []engine.StoredKey
-	err := s.read(ctx, func(c *conn) error {
+	err = s.read(ctx, func(c *conn) error {
 		keys = nil
-		return c.query("SELECT hash, digest, task, expires FROM key WHERE hash > ? AND expires > ? ORDER BY hash LIMIT ?",
-			[]any{string(after), time.Now().UnixNano(), limit}, func(stmt *sqlite3.Stmt) bool {
+		c.query("SELECT hash, digest, task, expires FROM key WHERE hash > ? AND expires > ? ORDER BY hash LIMIT ?",
+			[]any{last, time.Now().UnixNano(), limit}, func(stmt *sqlite3.Stmt) bool {
 				keys = append(keys, engine.StoredKey{
 					Hash: stmt.ColumnText(0), Digest: stmt.ColumnText(1), TaskID: stmt.ColumnText(2), Expires: timeOf(stmt.ColumnInt64(3)),
 				})
 				return true
 			})
+		return nil
 	})
 	if err != nil || len(keys) < limit || len(keys) == 0 {
 		return keys, "", err
 	}
-	return keys, engine.Cursor(keys[len(keys)-1].Hash), nil
+	return keys, engine.NewCursor(keys[len(keys)-1].Hash), nil
 }
 
 // ImportKey implements [engine.Tasks].
 func (s *store) ImportKey(ctx context.Context, k engine.StoredKey) error {
 	return s.update(ctx, func(t *tx) error {
-		return t.exec("INSERT INTO key(hash, digest, task, expires) VALUES (?, ?, ?, ?) ON CONFLICT(hash) DO NOTHING",
+		t.exec("INSERT INTO key(hash, digest, task, expires) VALUES (?, ?, ?, ?) ON CONFLICT(hash) DO NOTHING",
 			k.Hash, k.Digest, k.TaskID, nanos(k.Expires))
+		return nil
 	})
 }

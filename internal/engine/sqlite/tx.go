@@ -1,6 +1,9 @@
 package sqlite
 
-import "github.com/caddy-callback/caddy-callback/internal/task"
+import (
+	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
+)
 
 // The states of a task as stored.
 const (
@@ -22,7 +25,8 @@ type place struct {
 	size                int64  // of its document and bodies
 }
 
-// tx is a transaction of the writer with its pending changes in memory.
+// tx is a transaction of the writer with its pending changes in memory. The commit
+// checks whether a statement has failed; only other errors are returned.
 type tx struct {
 	*conn
 	s   *store
@@ -49,6 +53,17 @@ const (
 
 // after schedules f to be called after the commit, with store.mu held.
 func (t *tx) after(f func()) { t.afterwards = append(t.afterwards, f) }
+
+// step updates a task and counts it in its new place. It returns ErrLost if the update
+// changes no row.
+func (t *tx) step(r *row, to place, update string, args ...any) error {
+	t.exec(update, args...)
+	if t.Changes() != 1 {
+		return engine.ErrLost
+	}
+	t.move(r, to)
+	return nil
+}
 
 // move counts a task in another place.
 func (t *tx) move(r *row, to place) {
@@ -77,16 +92,12 @@ func (t *tx) add(update, name string, n int64) {
 }
 
 // flush writes the changed counters to the database.
-func (t *tx) flush() error {
+func (t *tx) flush() {
 	for c, n := range t.counts {
-		if n == 0 {
-			continue
-		}
-		if err := t.exec(c.update, n, c.name); err != nil {
-			return err
+		if n != 0 {
+			t.exec(c.update, n, c.name)
 		}
 	}
-	return nil
 }
 
 // publish applies the transaction to the state in memory. store.mu is held.
@@ -96,14 +107,8 @@ func (t *tx) publish() {
 	}
 	for _, id := range t.changed {
 		for _, w := range t.s.waiters[id] {
-			select {
-			case w <- struct{}{}:
-			default:
-			}
+			wake(w)
 		}
 	}
 	t.s.dropHosts()
 }
-
-// waiter receives a signal when a task or queue changes.
-type waiter chan struct{}
