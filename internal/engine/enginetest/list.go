@@ -317,7 +317,7 @@ func listWhileMoving(f *fixture) {
 func listBadCursor(f *fixture) {
 	r := f.random()
 	f.someTasks(r, 20)
-	cursors := []engine.Cursor{"x", "-1", "\xff\xff", "99999999999999999999", engine.Cursor(strings.Repeat("a", 5000)), "{}", "a.b.c"}
+	cursors := []engine.Cursor{"x", "zzz", "-1", "\xff\xff", "99999999999999999999", engine.Cursor(strings.Repeat("a", 5000)), "{}", "a.b.c"}
 	p, err := f.e.List(f.ctx, engine.Filter{}, "", 5)
 	f.must(err)
 	for i := range len(p.Next) {
@@ -330,8 +330,8 @@ func listBadCursor(f *fixture) {
 		_, _, hostsErr := f.e.Hosts(f.ctx, c, 5)
 		_, _, keysErr := f.e.Keys(f.ctx, c, 5)
 		for what, err := range map[string]error{"List": listErr, "Hosts": hostsErr, "Keys": keysErr} {
-			if err != nil && !errors.Is(err, engine.ErrCursor) {
-				f.Errorf("%s with the cursor %q: %v", what, c, err)
+			if c != "" && !errors.Is(err, engine.ErrCursor) {
+				f.Errorf("%s with the cursor %q returns %v", what, c, err)
 			}
 		}
 	}

@@ -199,8 +199,7 @@ func (e *memEngine) Keys(_ context.Context, after engine.Cursor, limit int) ([]e
 		all = append(all, k)
 	}
 	slices.SortFunc(all, func(a, b engine.StoredKey) int { return cmp.Compare(a.Hash, b.Hash) })
-	page, next := sortedPage(all, after, limit)
-	return page, next, nil
+	return sortedPage(all, after, limit)
 }
 
 func (e *memEngine) ImportKey(_ context.Context, k engine.StoredKey) error {

@@ -64,12 +64,16 @@ func (e *memEngine) List(_ context.Context, f engine.Filter, after engine.Cursor
 		return nil, err
 	}
 	defer e.mu.Unlock()
-	all := e.find(func(t *memTask) bool { return matches(f, t.rec) && (after == "" || t.rec.ID < string(after)) })
+	last, err := after.Position()
+	if err != nil {
+		return nil, err
+	}
+	all := e.find(func(t *memTask) bool { return matches(f, t.rec) && (last == "" || t.rec.ID < last) })
 	slices.SortFunc(all, func(a, b *memTask) int { return cmp.Compare(b.rec.ID, a.rec.ID) }) // they are UUIDv7
 	p := &engine.Page{Scanned: len(all)}
 	for _, t := range all {
 		if len(p.Tasks) == limit {
-			p.Next = engine.Cursor(p.Tasks[limit-1].ID)
+			p.Next = engine.NewCursor(p.Tasks[limit-1].ID)
 			break
 		}
 		p.Tasks = append(p.Tasks, versioned(t.rec))
@@ -193,8 +197,7 @@ func (e *memEngine) Hosts(_ context.Context, after engine.Cursor, limit int) ([]
 	slices.SortFunc(all, func(a, b engine.HostStats) int {
 		return cmp.Or(cmp.Compare(b.Pending, a.Pending), cmp.Compare(a.Host, b.Host))
 	})
-	page, next := sortedPage(all, after, limit)
-	return page, next, nil
+	return sortedPage(all, after, limit)
 }
 
 func (e *memEngine) Queues(context.Context) ([]engine.QueueStats, error) {

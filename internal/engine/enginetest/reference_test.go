@@ -444,15 +444,19 @@ func (e *memEngine) find(match func(t *memTask) bool) []*memTask {
 	return out
 }
 
-// sortedPage returns a page of an in-memory list. Its cursor is a number.
-func sortedPage[T any](all []T, after engine.Cursor, limit int) ([]T, engine.Cursor) {
-	from, _ := strconv.Atoi(string(after))
+// sortedPage returns a page of an in-memory list. The position of its cursor is a number.
+func sortedPage[T any](all []T, after engine.Cursor, limit int) ([]T, engine.Cursor, error) {
+	position, err := after.Position()
+	if err != nil {
+		return nil, "", err
+	}
+	from, _ := strconv.Atoi(position)
 	from = max(0, min(from, len(all)))
 	to := min(from+limit, len(all))
 	if to == len(all) {
-		return all[from:], ""
+		return all[from:], "", nil
 	}
-	return all[from:to], engine.Cursor(strconv.Itoa(to))
+	return all[from:to], engine.NewCursor(strconv.Itoa(to)), nil
 }
 
 func reader(b *[]byte) (io.ReadSeekCloser, error) {

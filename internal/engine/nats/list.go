@@ -30,11 +30,15 @@ type place struct {
 }
 
 func (p place) cursor() engine.Cursor {
-	return engine.Cursor(strconv.FormatInt(p.n, 36) + "." + p.id)
+	return engine.NewCursor(strconv.FormatInt(p.n, 36) + "." + p.id)
 }
 
 func parsePlace(c engine.Cursor) (place, error) {
-	text, id, ok := strings.Cut(string(c), ".")
+	position, err := c.Position()
+	if err != nil {
+		return place{}, err
+	}
+	text, id, ok := strings.Cut(position, ".")
 	n, err := strconv.ParseInt(text, 36, 64)
 	if !ok || err != nil {
 		return place{}, fmt.Errorf("%w: %q", engine.ErrCursor, c)
