@@ -35,7 +35,7 @@ type sharedStore struct {
 	owner     *App
 	deliverer *deliver.Deliverer
 	schedules *scheduler.Scheduler
-	slots     sync.Map // *slots, by queue
+	slots     sync.Map // *pace.Slots, by queue
 	watch     alert.Watch
 
 	inFlight lifecycle.Gate

@@ -327,38 +327,8 @@ func (o *Delivery) parseRetry(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// parseInbox parses
-//
-//	callback_inbox [<matcher>] {
-//	    keep    <n>
-//	    secret  <key…>
-//	    respond <status>
-//	    forward_to <origin…>
-//	}
-//
-// Omitted options have the defaults of [Inbox].
-func parseInbox(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
-	inbox := new(Inbox)
-	return inbox, inbox.UnmarshalCaddyfile(h.Dispenser)
-}
-
-// UnmarshalCaddyfile parses the directive. See parseInbox for its grammar.
-func (i *Inbox) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // the directive's name
-	if d.NextArg() {
-		return d.Errf("callback_inbox takes a block and no value; unexpected %q", d.Val())
-	}
-	return parseBlock(d, 0, "callback_inbox", options{
-		"keep":       {parse: count(&i.Keep)},
-		"secret":     {parse: secrets(&i.Secret, webhook.ParseVerifyKey), expands: true},
-		"respond":    {parse: status(&i.Respond)},
-		"forward_to": {parse: words(&i.ForwardTo, func(v []string) error { return checkOrigins(known(v)) }), expands: true},
-	})
-}
-
 // Interface guards
 var (
 	_ caddyfile.Unmarshaler = (*App)(nil)
 	_ caddyfile.Unmarshaler = (*Handler)(nil)
-	_ caddyfile.Unmarshaler = (*Inbox)(nil)
 )

@@ -17,20 +17,18 @@
 //     open, across reloads, and which configuration uses it; app_routes.go: what the
 //     routes say: warnings about their order, and which of them are traced
 //   - engine.go: the engines as modules
-//   - caddyfile.go, caddyfile_queue.go, caddyfile_values.go: the
-//     grammars
+//   - caddyfile.go, caddyfile_queue.go, caddyfile_values.go: the grammars
 //   - intercept.go: the `callback` handler makes a request a task; callback.go
 //     decides whether it is one, and finds its callback
 //   - execute.go: a task's handlers run, and the task gets its verdict
 //   - deliver.go: the delivery options; internal/deliver makes the attempts
 //   - queue.go: the `task_queue` handler accepts a request, or takes it over from
-//     `callback`; queue_worker.go runs it; queue_options.go has the options, and reads
-//     when a task can start; queue_poll.go polls endpoints that answer later
+//     `callback`; queue_worker.go runs it; queue_options.go has the options, and the
+//     schedules that add tasks; queue_poll.go polls endpoints that answer later
 //   - status.go: the `task_status` handler, and callbacks with a link to a result that is
 //     too large to be posted; internal/taskapi answers what clients ask about tasks
-//   - schedule.go: the schedules of a queue, and the tasks that they add
-//   - admin.go: the operators' API and the dashboard
-//   - inbox.go: a receiver for trying things out
+//   - web.go: the operators' API, the dashboard, and the inbox, a receiver for trying
+//     things out; internal/web has the pages
 //   - command.go: what the command line needs of Caddy, and the task that it runs
 //     without a server; internal/cli has the commands
 //   - monitoring.go: metrics, events, and alerts to the operator

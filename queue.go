@@ -239,7 +239,7 @@ func (q *TaskQueue) accept(s *sharedStore, claim *execution, w http.ResponseWrit
 	if len(r.Header["Idempotency-Key"]) > 1 {
 		return "", time.Time{}, nil, problem.New(http.StatusBadRequest, "Idempotency-Key: the header occurs twice; send it once")
 	}
-	start, err = startTime(r.Header, time.Now(), time.Duration(q.opts.MaxDelay))
+	start, err = header.StartTime(r.Header, time.Now(), time.Duration(q.opts.MaxDelay), caddy.ParseDuration)
 	if err != nil {
 		return "", time.Time{}, nil, err
 	}
@@ -314,7 +314,7 @@ func (q *TaskQueue) newRecord(claim *execution, h *Handler, r *http.Request) (*t
 	header.Drop(rec.Request.Header, h.TaskHeader)
 	rec.Request.Header.Set(h.TaskHeader, rec.ID)
 	header.TakePreferences(rec.Request.Header)
-	dropDelay(rec.Request.Header)
+	header.DropDelay(rec.Request.Header)
 	rec.Request.Header.Del("Expect")
 	return rec, nil
 }

@@ -35,7 +35,7 @@ func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
 	jobs, slots := s.Jobs(q.Name), s.slotsOf(q.Name)
 	for {
 		// Wait for one slot, and take all other free slots with it.
-		n := slots.take(ctx, q.opts.Workers)
+		n := slots.Acquire(ctx, q.opts.Workers)
 		if n == 0 {
 			return
 		}
@@ -49,11 +49,11 @@ func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
 			s.use()
 			go func() {
 				defer s.leave()
-				defer slots.give(1)
+				defer slots.Release(1)
 				q.begin(s, job)
 			}()
 		}
-		slots.give(n)
+		slots.Release(n)
 		if err != nil && ctx.Err() == nil {
 			q.log.Warn("taking jobs failed", zap.String("queue", q.Name), zap.Error(err))
 			select {
@@ -67,12 +67,12 @@ func (q *TaskQueue) work(ctx context.Context, s *sharedStore) {
 // next waits for jobs and claims up to n of them. With a rate, it first waits until a
 // start is permitted, so that a job waits in the engine, where another gateway can take
 // it.
-func (q *TaskQueue) next(ctx context.Context, jobs engine.JobSource, slots *slots, n int) ([]engine.Job, error) {
+func (q *TaskQueue) next(ctx context.Context, jobs engine.JobSource, slots *pace.Slots, n int) ([]engine.Job, error) {
 	interval := q.opts.interval
 	if interval == 0 {
 		return jobs.Next(ctx, n, q.opts.Attempts)
 	}
-	if n = min(n, slots.pace.Acquire(ctx, interval)); n == 0 {
+	if n = min(n, slots.Pace.Acquire(ctx, interval)); n == 0 {
 		return nil, ctx.Err()
 	}
 	batch, err := jobs.Next(ctx, n, q.opts.Attempts)
@@ -80,7 +80,7 @@ func (q *TaskQueue) next(ctx context.Context, jobs engine.JobSource, slots *slot
 	if ctx.Err() != nil {
 		started = 0 // they are released
 	}
-	slots.pace.Release(interval, started)
+	slots.Pace.Release(interval, started)
 	return batch, err
 }
 
@@ -304,47 +304,8 @@ func (w *workers) stop() {
 	w.cancel = nil
 }
 
-// slots bound how many tasks of a queue run at once on this node. Generations share them
-// during a reload, because together they must not run more tasks than the limit, nor
-// start them faster than the rate.
-type slots struct {
-	pace  *pace.Pace
-	mu    sync.Mutex
-	taken int
-	given chan struct{} // closed when slots become free
-}
-
 // slotsOf returns the slots of a queue on this node.
-func (s *sharedStore) slotsOf(queue string) *slots {
-	all, _ := s.slots.LoadOrStore(queue, &slots{pace: pace.New(), given: make(chan struct{})})
-	return all.(*slots)
-}
-
-// take waits until fewer than limit slots are taken. It takes the rest and returns their
-// number, or 0 if ctx ends first.
-func (s *slots) take(ctx context.Context, limit int) int {
-	for ctx.Err() == nil {
-		s.mu.Lock()
-		n, given := limit-s.taken, s.given
-		if n > 0 {
-			s.taken = limit
-			s.mu.Unlock()
-			return n
-		}
-		s.mu.Unlock()
-		select {
-		case <-given:
-		case <-ctx.Done():
-		}
-	}
-	return 0
-}
-
-// give frees n slots.
-func (s *slots) give(n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.taken -= n
-	close(s.given)
-	s.given = make(chan struct{})
+func (s *sharedStore) slotsOf(queue string) *pace.Slots {
+	all, _ := s.slots.LoadOrStore(queue, pace.NewSlots())
+	return all.(*pace.Slots)
 }

@@ -1,7 +1,6 @@
 package callback
 
 import (
-	"context"
 	"testing"
 	"time"
 )
@@ -25,26 +24,10 @@ func TestRetryWaitsGrowWithJitter(t *testing.T) {
 	}
 }
 
-func TestSlotsAreSharedAndLimited(t *testing.T) {
+func TestGenerationsShareSlots(t *testing.T) {
 	t.Parallel()
 	var store sharedStore
-	s := store.slotsOf("q")
-	if s != store.slotsOf("q") {
-		t.Fatal("two generations do not share their slots")
-	}
-	if n := s.take(t.Context(), 3); n != 3 {
-		t.Errorf("took %d of three free slots", n)
-	}
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	if n := s.take(ended, 3); n != 0 {
-		t.Errorf("took %d slots although none is free", n)
-	}
-	waited := make(chan int)
-	go func() { waited <- s.take(context.WithoutCancel(t.Context()), 2) }()
-	s.give(1) // two are left, which is what the new limit allows
-	s.give(1)
-	if n := <-waited; n != 1 {
-		t.Errorf("took %d slots, want the one that is free", n)
+	if s := store.slotsOf("q"); s != store.slotsOf("q") || s == store.slotsOf("r") {
+		t.Error("the slots are not those of the queue")
 	}
 }

@@ -21,6 +21,7 @@ package schedule
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -49,6 +50,31 @@ func Every(interval time.Duration) (*Schedule, error) {
 		return nil, fmt.Errorf("%v is shorter than a second", interval)
 	}
 	return &Schedule{every: interval}, nil
+}
+
+// New returns the schedule that a configuration has written: a cron expression with a time
+// zone, UTC if that is empty, or "@every" and a duration, which parse reads. The errors are
+// those of [Parse] and [Every].
+func New(expression, zone string, parse func(string) (time.Duration, error)) (*Schedule, error) {
+	if every, ok := strings.CutPrefix(expression, "@every "); ok {
+		interval, err := parse(strings.TrimSpace(every))
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%q is not a duration such as 90s, 10m or 1d", every)
+		case zone != "":
+			return nil, errors.New("@every has no time zone")
+		}
+		return Every(interval)
+	}
+	// Gateways that share the schedule may have different local time zones.
+	if zone == "Local" {
+		return nil, errors.New(`the time zone "Local" differs between machines; name it, such as Europe/Paris`)
+	}
+	place, err := time.LoadLocation(zone)
+	if err != nil {
+		return nil, fmt.Errorf("%q is not a time zone", zone)
+	}
+	return Parse(expression, place)
 }
 
 // Parse returns the schedule of a cron expression or of one of [Descriptors]. The

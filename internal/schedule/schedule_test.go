@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 	_ "time/tzdata" // the zones are the same on every machine
@@ -225,4 +226,41 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%q runs at %v after %v", expression, next, now)
 		}
 	})
+}
+
+func TestNewReadsConfiguration(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 12, 1, 12, 0, 0, 0, time.UTC)
+	for name, tt := range map[string]struct {
+		expression, zone string
+		next             time.Duration // until the next run
+		wrong            string
+	}{
+		"cron in UTC":            {"30 13 * * *", "", 90 * time.Minute, ""},
+		"cron in a zone":         {"30 13 * * *", "Europe/Paris", 30 * time.Minute, ""},
+		"interval":               {"@every  10m", "", 10 * time.Minute, ""},
+		"interval, too short":    {"@every 1ms", "", 0, "shorter than a second"},
+		"interval, no duration":  {"@every soon", "", 0, `"soon" is not a duration`},
+		"interval in a zone":     {"@every 1h", "UTC", 0, "no time zone"},
+		"a zone of this machine": {"@daily", "Local", 0, "differs between machines"},
+		"no zone":                {"@daily", "America/Nowhere", 0, "not a time zone"},
+		"no expression":          {"@every", "", 0, "expected one of"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, err := New(tt.expression, tt.zone, time.ParseDuration)
+			if tt.wrong != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.wrong) {
+					t.Errorf("the error is %v; expected %q in it", err, tt.wrong)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := s.Next(now); !got.Equal(now.Add(tt.next)) {
+				t.Errorf("the next run is at %v", got)
+			}
+		})
+	}
 }
