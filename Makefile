@@ -29,14 +29,14 @@ vuln: ## look for known vulnerabilities
 fuzz: ## fuzz every parser of foreign bytes, a minute each: make fuzz FUZZTIME=10m
 	FUZZTIME=$(or $(FUZZTIME),1m) bash .ci/fuzz
 
-bench: ## measure everything, and write the tables of docs/performance.md and docs/internals
-	cd bench && go run . -write -rounds 3
+bench: ## measure everything in 20 minutes, and write the tables and pictures of docs/performance.md and docs/internals
+	cd bench && go run . -write
 
 peers: build ## run one load against this gateway and the systems in PEERS
 	cd bench && go run ./peers $(or $(PEERS),peers/systems.json)
 
-benchtrial: ## the same in ten minutes: fewer and shorter rounds, half as many tasks, no curves
-	cd bench && go run . -write -rounds 3 -round 2s -scale 0.5 -rows proxy,task,queue,sync,deliver,latency,start,cost
+benchtrial: ## try every measurement in a minute or two; the figures mean nothing
+	cd bench && go run . -trial
 
 microbench: ## run the benchmarks that stand beside the code
 	go test -run "^$$" -bench . ./...
@@ -44,8 +44,8 @@ microbench: ## run the benchmarks that stand beside the code
 faults: ## make every fault many times and print what became of the tasks; takes half an hour
 	bash .ci/faults
 
-soak: ## hold 80 % of what the machine does, and see that nothing grows: make soak SOAK=30m
-	CALLBACK_SOAK=$(or $(SOAK),30m) CALLBACK_SOAK_CSV=$(CURDIR)/soak.csv go test -count=1 -v -timeout 24h ./integration/soak
+soak: ## hold 80 % of what the machine does for an hour, and see that nothing grows: make soak SOAK=30m
+	CALLBACK_SOAK=$(or $(SOAK),1h) CALLBACK_SOAK_CSV=$(CURDIR)/soak.csv go test -count=1 -v -timeout 24h ./integration/soak
 
 golden: ## write the golden files of the Caddyfile anew; look at the diff
 	go test . -run TestAdaptCaddyfiles -update

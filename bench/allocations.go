@@ -37,7 +37,7 @@ func allocations(b *bench) (table, error) {
 	if err != nil {
 		return t, err
 	}
-	for _, site := range largest(sites)[:min(len(sites), 25)] {
+	for _, site := range largest(sites)[:min(len(sites), 10)] {
 		line("`"+site+"`", float64(sites[site])/float64(tasks))
 	}
 	return t, nil

@@ -95,7 +95,7 @@ func startCluster(n int) (*cluster, error) {
 // ready waits until the cluster can create streams.
 func (c *cluster) ready() error {
 	var last error
-	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(100 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < patience; time.Sleep(100 * time.Millisecond) {
 		nc, err := nats.Connect(c.urls())
 		if err != nil {
 			last = err

@@ -3,95 +3,229 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"strings"
+	"sync"
 )
 
 // point is one measurement of a curve.
-type point struct {
-	x, y float64
+type point struct{ x, y float64 }
+
+// line is a line of a picture.
+type line struct {
+	name   string // "" if the picture has only one
+	points []point
 }
 
-// curves draws a picture for each measurement under a growing load.
+// curve is a picture of what grows with the load.
+type curve struct {
+	file, title, x, y string
+	at                []int
+	lines             []string
+	// open prepares the measurements of a line. measure returns the figure at n, close
+	// ends what open started.
+	open func(b *bench, line string) (measure func(n int) (float64, error), close func(), err error)
+}
+
+var pictures = []curve{
+	{"waiting.svg", "Tasks with a callback beside waiting tasks", "waiting tasks", "tasks/s",
+		[]int{1_000, 10_000, 100_000, million}, []string{""}, besideFilled(waiting, mixed)},
+	{"retained.svg", "Tasks with a callback beside finished tasks that are kept", "finished tasks", "tasks/s",
+		[]int{1_000, 10_000, 100_000}, []string{""}, besideFilled(ended, "")},
+	{"hosts.svg", "Deliveries from a full store", "hosts", "deliveries/s", []int{1, 10, 100, 1_000}, []string{""}, toHosts},
+	{"result-size.svg", "Tasks with a callback by the size of the result", "bytes", "tasks/s",
+		[]int{100, 10_000, 100_000, 1_000_000, 8_000_000}, []string{""}, sized},
+	{"writers.svg", "Tasks with a callback by the number of clients", "clients at once", "tasks/s",
+		[]int{1, 4, 16, 64, 256}, []string{"sync always", "sync 10ms"}, writers},
+	{"gateways.svg", "Gateways on a NATS cluster of three, all on one machine", "gateways", "tasks/s",
+		[]int{1, 2, 3, 4}, []string{""}, gateways},
+}
+
+// curves draws all pictures.
 func curves(b *bench) (table, error) {
-	for _, c := range []struct {
-		file, title, x, y string
-		at                []int
-		measure           func(b *bench, n int) (float64, error)
-	}{
-		{"queue-depth.svg", "Tasks with a callback beside tasks that wait in a queue", "waiting tasks", "tasks/s",
-			[]int{1, 1_000, 10_000, 100_000, 1_000_000}, func(b *bench, n int) (float64, error) { return beside(b, n, 0) }},
-		{"retained.svg", "Tasks with a callback beside ended tasks that can be looked up", "ended tasks", "tasks/s",
-			[]int{1, 1_000, 10_000, 100_000, 1_000_000}, func(b *bench, n int) (float64, error) { return beside(b, 0, n) }},
-		{"hosts.svg", "Deliveries of a full stream", "hosts", "deliveries/s",
-			[]int{1, 3, 10, 30, 100, 300, 1000}, func(b *bench, n int) (float64, error) {
-				ours, _, err := drain(n, concurrency, b.some(10_000))
-				return ours, err
-			}},
-		{"result-size.svg", "Tasks with a callback by the size of the result", "bytes", "tasks/s",
-			[]int{100, 1_000, 10_000, 100_000, 1_000_000, 8_000_000}, sized},
-	} {
-		var points []point
-		for _, n := range c.at {
-			y, err := c.measure(b, n)
+	t := table{head: []string{"", ""}}
+	for _, c := range pictures {
+		var lines []line
+		for _, name := range c.lines {
+			l, err := c.measure(b, name)
 			if err != nil {
-				return table{}, fmt.Errorf("%s at %d: %w", c.file, n, err)
+				return t, fmt.Errorf("%s: %w", c.file, err)
 			}
-			fmt.Printf("%s: %d %s, %s %s\n", c.file, n, c.x, number(y), c.y)
-			points = append(points, point{float64(n), y})
+			lines = append(lines, l)
 		}
-		if err := writeFile(c.file, draw(c.title, c.x, c.y, points)); err != nil {
-			return table{}, err
+		if err := b.writePicture(c.file, draw(c, lines)); err != nil {
+			return t, err
 		}
+		t.rows = append(t.rows, c.row(lines))
 	}
-	return table{}, nil
+	return t, nil
 }
 
-// beside returns the tasks per second with other tasks in the store.
-func beside(b *bench, waiting, ended int) (float64, error) {
-	g, err := newGateway()
+// measure measures the points of a line.
+func (c curve) measure(b *bench, name string) (line, error) {
+	l := line{name: name}
+	measure, end, err := c.open(b, name)
 	if err != nil {
-		return 0, err
+		return l, err
 	}
-	defer g.remove()
-	if err := fillStore(g.store(), waiting, ended); err != nil {
-		return 0, err
-	}
-	w, err := newWorkload(g)
-	if err != nil {
-		return 0, err
-	}
-	defer w.close()
-	return medianOf(b, w)
-}
-
-// medianOf returns the median of several rounds of a workload, after a warm-up round.
-func medianOf(b *bench, w *workload) (float64, error) {
-	var rates []float64
-	for i := range (b.rounds+1)/2 + 1 {
-		rate, err := w.round(b.round)
+	defer end()
+	for _, n := range c.at {
+		y, err := measure(n)
 		if err != nil {
-			return 0, err
+			return l, fmt.Errorf("at %d %s: %w", n, c.x, err)
+		}
+		l.points = append(l.points, point{float64(n), y})
+	}
+	return l, nil
+}
+
+// row returns the picture and the first and last point of each line.
+func (c curve) row(lines []line) []string {
+	var texts []string
+	for _, l := range lines {
+		first, last := l.points[0], l.points[len(l.points)-1]
+		text := fmt.Sprintf("%s %s at %s, %s at %s", number(first.y), c.y, short(first.x), number(last.y), short(last.x))
+		if l.name != "" {
+			text = "`" + l.name + "`: " + text
+		}
+		texts = append(texts, text)
+	}
+	return []string{fmt.Sprintf("![%s](images/%s)", c.title, c.file), strings.Join(texts, "<br>")}
+}
+
+// medianOf returns the median of two rounds of a workload, after a warm-up.
+func medianOf(b *bench, workloads ...*workload) (float64, error) {
+	var rates []float64
+	for i := range 3 {
+		each := make([]float64, len(workloads))
+		errs := make([]error, len(workloads))
+		var group sync.WaitGroup
+		for k, w := range workloads {
+			group.Go(func() { each[k], errs[k] = w.round(b.round / 3) })
+		}
+		group.Wait()
+		sum := 0.0
+		for k := range each {
+			if errs[k] != nil {
+				return 0, errs[k]
+			}
+			sum += each[k]
 		}
 		if i > 0 {
-			rates = append(rates, rate)
+			rates = append(rates, sum)
 		}
 	}
 	return median(rates), nil
 }
 
-// sized returns the tasks per second for results of n bytes.
-func sized(b *bench, n int) (float64, error) {
+// opened starts a workload whose gateway has the options of the embedded engine.
+func opened(options string, fill func(folder string) error) (*workload, func(), error) {
 	g, err := newGateway()
 	if err != nil {
-		return 0, err
+		return nil, nil, err
 	}
-	defer g.remove()
+	g.keepIn(options)
+	if err := fill(g.store()); err != nil {
+		g.remove()
+		return nil, nil, err
+	}
 	w, err := newWorkload(g)
 	if err != nil {
-		return 0, err
+		g.remove()
+		return nil, nil, fmt.Errorf("%w: %s", err, g.lastLog())
 	}
-	defer w.close()
-	w.app.mu.Lock()
-	w.app.answer = ok("text/plain", bytes.Repeat([]byte("x"), n))
-	w.app.mu.Unlock()
-	return medianOf(b, w)
+	return w, func() { w.close(); g.remove() }, nil
+}
+
+func nothing(string) error { return nil }
+
+// besideFilled measures gateways whose store has n tasks. A million are copied from the
+// stock, if there is one.
+func besideFilled(put putter, stock string) func(*bench, string) (func(int) (float64, error), func(), error) {
+	return func(b *bench, _ string) (func(int) (float64, error), func(), error) {
+		return func(n int) (float64, error) {
+			w, end, err := opened("", func(folder string) error {
+				if n == million && stock != "" {
+					return copyStock(stock, folder)
+				}
+				return fillMany(folder, b.some(n), 1, put)
+			})
+			if err != nil {
+				return 0, err
+			}
+			defer end()
+			return medianOf(b, w)
+		}, func() {}, nil
+	}
+}
+
+// toHosts measures deliveries to n hosts.
+func toHosts(b *bench, _ string) (func(int) (float64, error), func(), error) {
+	return func(n int) (float64, error) {
+		ours, _, err := drain(n, concurrency, b.some(10_000))
+		return ours, err
+	}, func() {}, nil
+}
+
+// sized measures tasks with results of n bytes.
+func sized(b *bench, _ string) (func(int) (float64, error), func(), error) {
+	w, end, err := opened("", nothing)
+	if err != nil {
+		return nil, nil, err
+	}
+	return func(n int) (float64, error) {
+		w.app.respond(ok("text/plain", bytes.Repeat([]byte("x"), n)))
+		w.clients = clients
+		if n > 1_000_000 {
+			w.clients = 8 // as many results are in memory
+		}
+		return medianOf(b, w)
+	}, end, nil
+}
+
+// writers measures n clients at once, with a mode of fsync.
+func writers(b *bench, mode string) (func(int) (float64, error), func(), error) {
+	w, end, err := opened(mode, nothing)
+	if err != nil {
+		return nil, nil, err
+	}
+	return func(n int) (float64, error) {
+		w.clients = n
+		return medianOf(b, w)
+	}, end, nil
+}
+
+// gateways measures n gateways that share a cluster of three servers. They share the
+// clients too.
+func gateways(b *bench, _ string) (func(int) (float64, error), func(), error) {
+	c, err := startCluster(3)
+	if err != nil {
+		c.remove()
+		return nil, nil, err
+	}
+	var all []*workload
+	end := func() {
+		for _, w := range all {
+			w.close()
+			w.g.remove()
+		}
+		c.remove()
+	}
+	return func(n int) (float64, error) {
+		for len(all) < n {
+			g, err := newGateway()
+			if err != nil {
+				return 0, err
+			}
+			c.use(g)
+			w, err := startWorkload(g, "", waitingSite)
+			if err != nil {
+				return 0, fmt.Errorf("%w: %s", err, g.lastLog())
+			}
+			all = append(all, w)
+		}
+		for _, w := range all {
+			w.clients = clients / n
+		}
+		return medianOf(b, all...)
+	}, end, nil
 }

@@ -1,90 +1,70 @@
 package main
 
 import (
-	"bytes"
-	"context"
 	"fmt"
 	"time"
-
-	"github.com/caddy-callback/caddy-callback/internal/engine"
-	"github.com/caddy-callback/caddy-callback/internal/task"
 )
-
-// contents is the content of a store before a measurement.
-type contents struct {
-	what          string
-	queued, ended int
-	least         float64
-}
 
 // depth compares the rate of tasks with a callback of a gateway that has many tasks in
 // its store with that of a gateway whose store is empty.
 func depth(b *bench) ([]row, error) {
+	empty, err := newGateway()
+	if err != nil {
+		return nil, err
+	}
+	defer empty.remove()
+	z, err := newWorkload(empty)
+	if err != nil {
+		return nil, err
+	}
+	defer z.close()
 	var rows []row
-	for _, s := range []contents{
-		{what: "beside 100,000 ended and 100,000 waiting tasks, tasks/s", queued: 100_000, ended: 100_000, least: 0.95},
-		{what: "beside 1,000,000 waiting, tasks/s", queued: 1_000_000, least: 0.90},
+	for _, c := range []struct {
+		what  string
+		fill  func(folder string) error
+		least float64
+	}{
+		{"beside 100,000 finished tasks, tasks/s", func(folder string) error { return fillMany(folder, b.some(100_000), 1, ended) }, 0.95},
+		{"beside 1,000,000 waiting tasks, tasks/s", func(folder string) error { return copyStock(mixed, folder) }, 0.90},
 	} {
-		full, err := newGateway()
+		rate, err := besideOthers(b, z, c.fill)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", c.what, err)
 		}
-		defer full.remove()
-		if err := fillStore(full.store(), b.some(s.queued), b.some(s.ended)); err != nil {
-			return nil, err
-		}
-		empty, err := newGateway()
-		if err != nil {
-			return nil, err
-		}
-		defer empty.remove()
-		var rate pairs
-		a, err := newWorkload(full)
-		if err != nil {
-			return nil, err
-		}
-		defer a.close()
-		z, err := newWorkload(empty)
-		if err != nil {
-			return nil, err
-		}
-		defer z.close()
-		for i := range b.rounds + 1 {
-			ours, err := a.round(b.round)
-			if err != nil {
-				return nil, err
-			}
-			theirs, err := z.round(b.round)
-			if err != nil {
-				return nil, err
-			}
-			if i > 0 { // the first round is a warm-up
-				rate.add(ours, theirs)
-			}
-		}
-		rows = append(rows, rate.atLeast(s.what, "", s.least))
-		full.kill()
-		empty.kill()
+		rows = append(rows, rate.atLeast(c.what, "", c.least))
 	}
 	return rows, nil
 }
 
-// fillStore fills a store with tasks that wait in a queue and finished tasks.
-func fillStore(folder string, waiting, ended int) error {
-	return stocked(fmt.Sprintf("%d waiting and %d finished tasks", waiting, ended), folder, func(folder string) error {
-		return fill(folder, waiting+ended, func(ctx context.Context, e engine.Engine, i int) error {
-			if i < waiting {
-				return queued(ctx, e)
-			}
-			rec := record("", "")
-			rec.Callback, rec.Queue, rec.Request = nil, "q", &task.Request{Method: "POST", URI: "/"}
-			lease, err := e.Claim(ctx, rec)
-			if err != nil {
-				return err
-			}
-			return lease.Settle(ctx, rec, bytes.NewReader(body))
-		})
-	})
+// besideOthers compares a gateway whose store fill fills with the empty one.
+func besideOthers(b *bench, empty *workload, fill func(folder string) error) (rate pairs, err error) {
+	full, err := newGateway()
+	if err != nil {
+		return rate, err
+	}
+	defer full.remove()
+	if err := fill(full.store()); err != nil {
+		return rate, err
+	}
+	w, err := newWorkload(full)
+	if err != nil {
+		return rate, err
+	}
+	defer w.close()
+	for i := range b.turns(0.4) {
+		ours, err := w.round(b.round)
+		if err != nil {
+			return rate, err
+		}
+		theirs, err := empty.round(b.round)
+		if err != nil {
+			return rate, err
+		}
+		if i > 0 { // the first round is a warm-up
+			rate.add(ours, theirs)
+		}
+	}
+	return rate, nil
 }
 
 // starts compares the time until the first response after kill -9: a gateway with
@@ -95,7 +75,7 @@ func starts(b *bench) ([]row, error) {
 		return nil, err
 	}
 	defer full.remove()
-	if err := fillDue(full.store(), b.some(1_000_000), 1); err != nil {
+	if err := copyStock(oneHost, full.store()); err != nil {
 		return nil, err
 	}
 	plain, err := newGateway()
@@ -104,7 +84,7 @@ func starts(b *bench) ([]row, error) {
 	}
 	defer plain.remove()
 	var times pairs
-	for range b.rounds {
+	for range b.cold(1) {
 		ours, err := toFirst(full, full.options("", ""), "callback\nrespond ok")
 		if err != nil {
 			return nil, err

@@ -96,7 +96,7 @@ func (g *gateway) start(options, sites string) (time.Duration, error) {
 	if err := g.cmd.Start(); err != nil {
 		return 0, err
 	}
-	for time.Since(began) < 2*time.Minute {
+	for time.Since(began) < patience {
 		if serving(g.admin) {
 			return time.Since(began), nil
 		}

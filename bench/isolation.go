@@ -18,7 +18,7 @@ func isolation(b *bench) ([]row, error) {
 	}
 	defer hole.close()
 	var p50, p99, floor pairs
-	for range b.rounds {
+	for range b.cold(1) {
 		with, err := healthy(b, func(ctx context.Context, e engine.Engine, _ int) error {
 			return addDelivery(ctx, e, "http://"+hole.addr+"/hook", hole.addr)
 		})
@@ -101,7 +101,7 @@ func healthy(b *bench, put func(context.Context, engine.Engine, int) error) ([]t
 		return awaitAll("callbacks", answered.len(), arrived.len)
 	}
 	// Warm up: open connections, and let the gateway find the host unresponsive.
-	if err := send(5 * time.Second); err != nil {
+	if err := send(5 * b.round / 2); err != nil {
 		return nil, err
 	}
 	warm := len(arrived.since(answered))
@@ -110,7 +110,7 @@ func healthy(b *bench, put func(context.Context, engine.Engine, int) error) ([]t
 	if warm == 0 {
 		return nil, fmt.Errorf("no callback came: %s", g.lastLog())
 	}
-	if err := send(b.round * 5); err != nil {
+	if err := send(b.round * 5 / 2); err != nil {
 		return nil, err
 	}
 	return arrived.since(answered), nil

@@ -2,85 +2,177 @@ package main
 
 import (
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 )
 
-// latencies measures, at 200 tasks per second, the time from the last byte of the
-// endpoint's response to the callback, and from the 202 of a queue to the start of the
-// task.
+// latencies measures how soon a callback is sent after the last byte of the endpoint's
+// response, and how soon a queue's task starts after its 202. It does so at 200 tasks per
+// second and at half of the rate that the machine can sustain, with evictions and
+// checkpoints of the database in progress.
 func latencies(b *bench) ([]row, error) {
-	const rate = 200
-	arrived, answered, begun, accepted := newStamps(), newStamps(), newStamps(), newStamps()
-	app, err := serve("127.0.0.1:0", ok("application/json", body))
+	l, err := startLatency()
 	if err != nil {
 		return nil, err
 	}
-	defer app.close()
-	app.onAnswer = answered.mark
-	work, err := serve("127.0.0.1:0", ok("application/json", body))
+	defer l.close()
+	rate, err := l.saturate(b)
 	if err != nil {
 		return nil, err
 	}
-	defer work.close()
-	work.onRequest = begun.mark
-	rcv, err := serve("127.0.0.1:0", ok("text/plain", nil))
-	if err != nil {
-		return nil, err
+	const low = 200
+	half := max(1, int(rate/2))
+	var rows []row
+	var pause time.Duration
+	for _, c := range []struct {
+		what     string
+		queue    bool
+		rate     int
+		share    float64 // of the time
+		p50, p99 time.Duration
+	}{
+		{"from the endpoint's last byte to the callback at the receiver", false, low, 0.4, time.Millisecond, 5 * time.Millisecond},
+		{"from the endpoint's last byte to the callback, half of the saturated rate", false, half, 0.5, 0, 10 * time.Millisecond},
+		{"a queue's task, from its 202 to its start", true, low, 0.1, time.Millisecond, 5 * time.Millisecond},
+	} {
+		s, err := l.hold(c.queue, c.rate, time.Duration(c.share*float64(b.long)))
+		if err != nil {
+			return nil, fmt.Errorf("%s, %d/s: %w: %s", c.what, c.rate, err, l.g.lastLog())
+		}
+		pause = max(pause, s.pause)
+		slices.Sort(s.took)
+		what := fmt.Sprintf("%s, %s/s", c.what, number(float64(c.rate)))
+		rows = append(rows, within(what+", p50", quantile(s.took, 0.5), c.p50), within(what+", p99", quantile(s.took, 0.99), c.p99))
 	}
-	defer rcv.close()
-	rcv.onRequest = arrived.mark
+	return append(rows, within(fmt.Sprintf("the longest time without a callback or a start, in %v", b.long), pause, 100*time.Millisecond)), nil
+}
 
+// within returns a row for a duration. A limit of zero means no target.
+func within(what string, took, limit time.Duration) row {
+	r := row{what: what, measured: number(millis(took)) + " ms"}
+	if limit > 0 {
+		r.target, r.met = "< "+number(millis(limit))+" ms", took < limit
+	}
+	return r
+}
+
+// latency is a gateway with an endpoint for waiting clients' tasks and one for a queue's.
+type latency struct {
+	*workload
+	work    *peer
+	queue   string // address of the queue's site
+	entries []byte // a request for it
+}
+
+func startLatency() (*latency, error) {
 	g, err := newGateway()
 	if err != nil {
 		return nil, err
 	}
-	defer g.remove()
-	waiting, err := freeAddr()
+	l := &latency{entries: post("a", "/", "application/json", filler(200, ""))}
+	if l.work, err = serve("127.0.0.1:0", ok("application/json", body)); err != nil {
+		return nil, err
+	}
+	if l.queue, err = freeAddr(); err != nil {
+		return nil, err
+	}
+	// Finished tasks are evicted all the time.
+	l.workload, err = startWorkloadBeside(g, "retention 24h 1000", waitingSite, func(*workload) string {
+		return siteAt(l.queue, "task_queue q {\nreverse_proxy "+l.work.addr+"\n}")
+	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %s", err, g.lastLog())
 	}
-	queued, err := freeAddr()
-	if err != nil {
-		return nil, err
-	}
-	_, err = g.start(g.options("", ""), siteAt(waiting, "callback\nreverse_proxy "+app.addr)+
-		siteAt(queued, "task_queue q {\nreverse_proxy "+work.addr+"\n}"))
-	if err != nil {
-		return nil, err
-	}
-	d := b.round * time.Duration(b.rounds)
-	request := post("a", "/", "application/json", filler(200, fmt.Sprintf(`"callback_url":"http://%s/hook",`, rcv.addr)))
-	if err := steady(waiting, rate, d, 200, [][]byte{request}, nil); err != nil {
-		return nil, err
-	}
-	if err := awaitAll("callbacks", answered.len(), arrived.len); err != nil {
-		return nil, err
-	}
-	if err := steady(queued, rate, d, 202, [][]byte{post("a", "/", "application/json", filler(200, ""))}, accepted.mark); err != nil {
-		return nil, err
-	}
-	if err := awaitAll("queued tasks", accepted.len(), begun.len); err != nil {
-		return nil, err
-	}
-	var rows []row
-	for _, c := range []struct {
-		what  string
-		waits []time.Duration
-	}{
-		{"from the upstream's last byte to the callback at the receiver, 200/s", arrived.since(answered)},
-		{"a queue's task, from its 202 to its start, 200/s", begun.since(accepted)},
-	} {
-		for _, q := range []struct {
-			name  string
-			at    float64
-			limit time.Duration
-		}{{"p50", 0.5, time.Millisecond}, {"p99", 0.99, 5 * time.Millisecond}} {
-			got := quantile(c.waits, q.at)
-			rows = append(rows, row{
-				what: c.what + ", " + q.name, measured: number(millis(got)) + " ms", against: "", ratio: "",
-				target: "< " + number(millis(q.limit)) + " ms", met: got < q.limit,
-			})
+	return l, nil
+}
+
+func (l *latency) close() {
+	l.work.close()
+	l.workload.close()
+	l.g.remove()
+}
+
+// saturate returns the tasks per second that the machine can sustain.
+func (l *latency) saturate(b *bench) (float64, error) {
+	var rates []float64
+	for i := range 3 {
+		rate, err := l.round(b.round)
+		if err != nil {
+			return 0, err
+		}
+		if i > 0 { // the first round is a warm-up
+			rates = append(rates, rate)
 		}
 	}
-	return rows, nil
+	return median(rates), nil
+}
+
+// hold sends tasks at a rate for a duration, and returns how long they took.
+func (l *latency) hold(queue bool, rate int, d time.Duration) (*spans, error) {
+	s := newSpans()
+	addr, request, status, seen := l.site, l.request, 200, func(string) {}
+	if queue {
+		addr, request, status, seen = l.queue, l.entries, 202, s.begin
+		l.work.observe(s.end, nil)
+		defer l.work.observe(nil, nil)
+	} else {
+		l.app.observe(nil, s.begin)
+		l.rcv.observe(s.end, nil)
+		defer l.app.observe(nil, nil)
+		defer l.rcv.observe(nil, nil)
+	}
+	if err := steady(addr, rate, d, status, [][]byte{request}, seen); err != nil {
+		return nil, err
+	}
+	sent := max(1, int(d.Seconds()*float64(rate)))
+	return s, awaitAll("tasks", sent, s.len)
+}
+
+// spans are times between two events of each task. It keeps only tasks for which one of
+// the two is missing, because a map of all IDs would make the program pause.
+type spans struct {
+	mu    sync.Mutex
+	open  map[string]time.Time
+	took  []time.Duration
+	last  time.Time     // of an end
+	pause time.Duration // the longest between two ends
+}
+
+func newSpans() *spans { return &spans{open: make(map[string]time.Time)} }
+
+// begin records the first event of a task. It may come after the second one, which then
+// took no time.
+func (s *spans) begin(id string) { s.mark(id, false) }
+
+// end records the second event of a task.
+func (s *spans) end(id string) { s.mark(id, true) }
+
+func (s *spans) mark(id string, end bool) {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if end {
+		if !s.last.IsZero() {
+			s.pause = max(s.pause, now.Sub(s.last))
+		}
+		s.last = now
+	}
+	at, known := s.open[id]
+	switch {
+	case !known:
+		s.open[id] = now
+		return
+	case end:
+		s.took = append(s.took, now.Sub(at))
+	default:
+		s.took = append(s.took, 0)
+	}
+	delete(s.open, id)
+}
+
+func (s *spans) len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.took)
 }

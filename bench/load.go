@@ -88,10 +88,10 @@ func steady(addr string, perSecond int, d time.Duration, status int, requests []
 		failed = errors.Join(failed, err)
 		mu.Unlock()
 	}
-	tick := time.NewTicker(time.Second / time.Duration(perSecond))
-	defer tick.Stop()
+	began := time.Now()
 	for i := range max(1, int(d.Seconds()*float64(perSecond))) {
-		<-tick.C
+		// If the machine was busy, requests that are late are sent at once.
+		time.Sleep(time.Until(began.Add(time.Duration(i) * time.Second / time.Duration(perSecond))))
 		request := requests[i%len(requests)]
 		group.Go(func() {
 			var c *conn
@@ -179,6 +179,9 @@ func (s *stamps) since(from *stamps) []time.Duration {
 	return waits
 }
 
+// patience is how long the program waits for something that does not move.
+const patience = 5 * time.Minute
+
 // awaitAll waits until f returns n. It fails if the number stops growing.
 func awaitAll(what string, n int, f func() int) error {
 	tick := time.NewTicker(time.Millisecond)
@@ -192,7 +195,7 @@ func awaitAll(what string, n int, f func() int) error {
 		if have != last {
 			last, moved = have, time.Now()
 		}
-		if time.Since(moved) > time.Minute {
+		if time.Since(moved) > patience {
 			return fmt.Errorf("%s: %d of %d, and no more come", what, have, n)
 		}
 	}

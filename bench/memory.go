@@ -24,42 +24,31 @@ func queued(ctx context.Context, e engine.Engine) error {
 	return err
 }
 
-// fillDue stores n callbacks for hosts without a listener: 127.1.0.1 and up.
-func fillDue(folder string, n, hosts int) error {
-	return stocked(fmt.Sprintf("%d callbacks for %d hosts", n, hosts), folder, func(folder string) error {
-		return fill(folder, n, func(ctx context.Context, e engine.Engine, i int) error {
-			i %= hosts
-			host := fmt.Sprintf("127.%d.%d.%d:1", 1+i>>16, i>>8&255, i&255)
-			return addDelivery(ctx, e, "http://"+host+"/hook", host)
-		})
-	})
-}
-
 // memory compares the resident memory of the gateway with that of plain Caddy, which is
 // the same program without the callback app.
 func memory(b *bench) ([]row, error) {
-	plain, err := resident(nil, func(*gateway) string { return "" }, "respond ok")
-	if err != nil {
-		return nil, err
-	}
+	const site = "callback\nrespond ok"
 	options := func(g *gateway) string { return g.options("", "retry 1h") }
-	idle, err := resident(nil, options, "callback\nrespond ok")
+	none := func(string) error { return nil }
+	stock := func(name string) func(string) error {
+		return func(folder string) error { return copyStock(name, folder) }
+	}
+	// The first two do nothing, so they do not affect the third.
+	used, err := resident(b,
+		instance{none, func(*gateway) string { return "" }, "respond ok"}, instance{none, options, site}, instance{stock(oneHost), options, site})
 	if err != nil {
 		return nil, err
 	}
-	n := b.some(1_000_000)
-	rows := []row{grown("idle", idle, plain, 15)}
-	for _, c := range []struct {
-		what  string
-		hosts int
-	}{{"1,000,000 callbacks waiting for one host", 1}, {"1,000,000 callbacks waiting for as many hosts", n}} {
-		full, err := resident(func(folder string) error { return fillDue(folder, n, c.hosts) }, options, "callback\nrespond ok")
-		if err != nil {
-			return nil, err
-		}
-		rows = append(rows, grown(c.what, full, plain, 60))
+	more, err := resident(b, instance{stock(manyHosts), options, site})
+	if err != nil {
+		return nil, err
 	}
-	return rows, nil
+	plain := used[0]
+	return []row{
+		grown("idle", used[1], plain, 15),
+		grown("1,000,000 callbacks waiting for one host", used[2], plain, 60),
+		grown("1,000,000 callbacks waiting for as many hosts", more[0], plain, 60),
+	}, nil
 }
 
 func grown(what string, have, plain, limit float64) row {
@@ -67,29 +56,48 @@ func grown(what string, have, plain, limit float64) row {
 		fmt.Sprintf("≤ +%.0f MB", limit), have-plain <= limit}
 }
 
-// resident returns the resident memory of a gateway some time after its start on a store.
-func resident(fill func(folder string) error, options func(*gateway) string, site string) (float64, error) {
-	g, err := newGateway()
-	if err != nil {
-		return 0, err
-	}
-	defer g.remove()
-	if fill != nil {
-		if err := fill(g.store()); err != nil {
-			return 0, err
-		}
-	}
-	addr, err := freeAddr()
-	if err != nil {
-		return 0, err
-	}
-	if _, err := g.start(options(g), siteAt(addr, site)); err != nil {
-		return 0, err
-	}
-	time.Sleep(calm)
-	return g.memory()
+// instance is a gateway whose memory is measured.
+type instance struct {
+	fill    func(folder string) error
+	options func(*gateway) string
+	site    string
 }
 
-// calm is the time from the start to reading the memory. Go returns memory to the system
-// over minutes, so the figure is what an operator sees soon after the start.
-const calm = 30 * time.Second
+// resident returns the resident memory of gateways some time after their start.
+func resident(b *bench, instances ...instance) ([]float64, error) {
+	var started []*gateway
+	defer func() {
+		for _, g := range started {
+			g.remove()
+		}
+	}()
+	for _, i := range instances {
+		g, err := newGateway()
+		if err != nil {
+			return nil, err
+		}
+		started = append(started, g)
+		if err := i.fill(g.store()); err != nil {
+			return nil, err
+		}
+		addr, err := freeAddr()
+		if err != nil {
+			return nil, err
+		}
+		if _, err := g.start(i.options(g), siteAt(addr, i.site)); err != nil {
+			return nil, err
+		}
+	}
+	// Go returns memory to the system over minutes, so the figure is what an operator
+	// sees soon after the start.
+	time.Sleep(15 * b.round)
+	var used []float64
+	for _, g := range started {
+		mb, err := g.memory()
+		if err != nil {
+			return nil, err
+		}
+		used = append(used, mb)
+	}
+	return used, nil
+}

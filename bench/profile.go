@@ -85,7 +85,7 @@ func profiles(b *bench) (table, error) {
 // ended meanwhile.
 func underLoad(b *bench, w *workload, kind string) (*profile.Profile, int, error) {
 	// The profile starts and ends while there is load.
-	d := max(time.Second, time.Duration(b.rounds)*b.round).Round(time.Second)
+	d := max(time.Second, min(6*time.Second, time.Duration(b.rounds)*b.round)).Round(time.Second)
 	loaded := make(chan error, 1)
 	go func() {
 		_, err := w.round(d + 2*time.Second)

@@ -40,7 +40,7 @@ func twoSites(app string) (g *gateway, with, without string, err error) {
 // the callback directive.
 func proxied(b *bench) ([]row, error) {
 	// Use many short rounds: long rounds vary by more than the targets allow.
-	b = &bench{rounds: 5 * b.rounds, round: b.round / 2, scale: b.scale}
+	b = &bench{rounds: 5 * b.rounds, round: b.round / 4, scale: b.scale, budget: b.budget}
 	app, err := serve("127.0.0.1:0", ok("application/json", []byte(`{"response":"example response"}`)))
 	if err != nil {
 		return nil, err
@@ -76,7 +76,7 @@ func proxied(b *bench) ([]row, error) {
 		{"JSON of 1 MiB without the member, requests/s", post("a", "/", "application/json", filler(1<<20, "")), 4, 0.90, false, true},
 	} {
 		var rate, p99, floor pairs
-		for i := range b.rounds + 1 {
+		for i := range b.turns(1.0 / 3) {
 			ours, theirs, err := turns(with, without, c.clients, b.round, c.request, i%2 == 0)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w: %s", c.what, err, g.lastLog())

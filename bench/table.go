@@ -55,13 +55,17 @@ func (t table) markdown() string {
 }
 
 // pages are the pages with tables, for users and for contributors.
-var pages = []string{"../docs/performance.md", "../docs/internals/performance.md"}
+var pages = []string{"performance.md", "internals/performance.md"}
+
+// endMark ends a table in a page.
+const endMark = "<!-- end -->"
 
 // writeTable writes a table between its markers in each page that has them.
-func writeTable(name, table string) error {
-	begin, end := []byte("<!-- bench:"+name+" -->\n"), []byte("<!-- end -->")
+func (b *bench) writeTable(name, table string) error {
+	begin, end := []byte("<!-- bench:"+name+" -->\n"), []byte(endMark)
 	written := false
 	for _, page := range pages {
+		page = filepath.Join(b.docs, page)
 		text, err := os.ReadFile(page)
 		if err != nil {
 			return err
@@ -164,9 +168,9 @@ func number(v float64) string {
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// writeFile writes a picture for the docs.
-func writeFile(name string, data []byte) error {
-	path := filepath.Join("../docs/images", name)
+// writePicture writes a picture for the pages.
+func (b *bench) writePicture(name string, data []byte) error {
+	path := filepath.Join(b.docs, "images", name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ func tasks(b *bench) ([]row, error) {
 	request := post("a", "/", "application/json", filler(200, fmt.Sprintf(`"callback_url":"http://%s/hook",`, rcv.addr)))
 	n := b.some(20_000)
 	var rate pairs
-	for i := range b.rounds + 1 {
+	for i := range b.turns(1) {
 		proxied, err := count(without, clients, n, 200, request)
 		if err != nil {
 			return nil, err
@@ -106,7 +106,7 @@ func sideBySide(b *bench, what string, least float64, sides ...side) ([]row, err
 		all = append(all, w)
 	}
 	var rate pairs
-	for i := range b.rounds + 1 {
+	for i := range b.turns(1) {
 		var rates []float64
 		for _, w := range all {
 			r, err := w.round(b.round)

@@ -110,6 +110,7 @@ type peer struct {
 
 	mu     sync.Mutex
 	answer []byte
+	seen   [2]func(id string) // as onRequest and onAnswer, but may change; see observe
 	conns  map[net.Conn]bool
 }
 
@@ -156,12 +157,15 @@ func (s *peer) handle(c net.Conn) {
 		if _, err := r.Discard(max(h.length, 0)); err != nil {
 			return
 		}
+		s.mu.Lock()
+		answer, seen := s.answer, s.seen
+		s.mu.Unlock()
 		if s.onRequest != nil {
 			s.onRequest(h.id)
 		}
-		s.mu.Lock()
-		answer := s.answer
-		s.mu.Unlock()
+		if seen[0] != nil {
+			seen[0](h.id)
+		}
 		if answer == nil { // a peer that never responds
 			_, _ = io.Copy(io.Discard, r)
 			return
@@ -172,7 +176,24 @@ func (s *peer) handle(c net.Conn) {
 		if s.onAnswer != nil {
 			s.onAnswer(h.id)
 		}
+		if seen[1] != nil {
+			seen[1](h.id)
+		}
 	}
+}
+
+// observe sets functions that are called like onRequest and onAnswer from now on.
+func (s *peer) observe(request, answer func(id string)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = [2]func(id string){request, answer}
+}
+
+// respond replaces the response.
+func (s *peer) respond(answer []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answer = answer
 }
 
 func (s *peer) close() {

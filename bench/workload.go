@@ -14,6 +14,7 @@ type workload struct {
 	site     string
 	request  []byte
 	status   int // of the responses
+	clients  int // that send at once
 	arrived  atomic.Int64
 }
 
@@ -32,7 +33,7 @@ func startWorkload(g *gateway, options string, site func(w *workload) string) (*
 
 // startWorkloadBeside starts the gateway with options and a site beside other sites.
 func startWorkloadBeside(g *gateway, options string, site, others func(w *workload) string) (*workload, error) {
-	w := &workload{g: g, status: 200}
+	w := &workload{g: g, status: 200, clients: clients}
 	var err error
 	if w.app, err = serve("127.0.0.1:0", ok("application/json", body)); err != nil {
 		return nil, err
@@ -55,7 +56,7 @@ func startWorkloadBeside(g *gateway, options string, site, others func(w *worklo
 // count sends n tasks and waits for their callbacks.
 func (w *workload) count(n, status int) error {
 	before := w.arrived.Load()
-	if _, err := count(w.site, clients, n, status, w.request); err != nil {
+	if _, err := count(w.site, w.clients, n, status, w.request); err != nil {
 		return err
 	}
 	return awaitAll("callbacks", n, func() int { return int(w.arrived.Load() - before) })
@@ -67,7 +68,7 @@ func (w *workload) round(d time.Duration) (float64, error) {
 	before := w.arrived.Load()
 	n := 0
 	took, err := timed(func() error {
-		sent, err := closed(w.site, clients, d, w.status, w.request)
+		sent, err := closed(w.site, w.clients, d, w.status, w.request)
 		if err != nil {
 			return err
 		}

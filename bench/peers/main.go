@@ -6,7 +6,7 @@
 //	go run ./peers -only gateway -time 30s -kill=false peers/systems.json
 //
 // The file describes each system: how to start it, and how to submit a task to it. See
-// docs/internals/performance.md.
+// docs/performance.md.
 package main
 
 import (
