@@ -173,7 +173,7 @@ func sized(b *bench, _ string) (func(int) (float64, error), func(), error) {
 		return nil, nil, err
 	}
 	return func(n int) (float64, error) {
-		w.app.respond(ok("text/plain", bytes.Repeat([]byte("x"), n)))
+		w.app.respond(ok("text/plain", bytes.Repeat([]byte("x"), b.some(n))))
 		w.clients = clients
 		if n > 1_000_000 {
 			w.clients = 8 // as many results are in memory

@@ -23,7 +23,7 @@ type bench struct {
 	rounds int           // at most
 	round  time.Duration // length of one
 	long   time.Duration // how long latency is measured
-	scale  float64       // factor for the numbers of tasks
+	scale  float64       // factor for the numbers of tasks and the sizes of results
 	docs   string        // folder of the pages and pictures that are written
 
 	budget time.Duration // of the measurement that runs
@@ -53,7 +53,7 @@ var measurements = []measurement{
 	{"cost", "what a task costs", 40 * time.Second, nil, costs},
 	{"profile", "where the time of a task goes", 12 * time.Second, nil, profiles},
 	{"allocations", "where the allocations of a task come from", 22 * time.Second, nil, allocations},
-	{"curves", "what grows with load, drawn", 80 * time.Second, []string{mixed}, curves},
+	{"curves", "what grows with load, drawn", 95 * time.Second, []string{mixed}, curves},
 }
 
 // latencyBudget is the budget of the ten minutes in which pauses are looked for.
@@ -101,7 +101,7 @@ func main() {
 	flag.IntVar(&b.rounds, "rounds", 5, "rounds of each side; fewer if they take longer than planned")
 	flag.DurationVar(&b.round, "round", 2*time.Second, "length of a round")
 	flag.DurationVar(&b.long, "long", 10*time.Minute, "how long latency is measured")
-	flag.Float64Var(&b.scale, "scale", 1, "factor for the numbers of tasks")
+	flag.Float64Var(&b.scale, "scale", 1, "factor for the numbers of tasks and the sizes of results")
 	flag.StringVar(&b.docs, "docs", "../docs", "folder of the pages that are written")
 	flag.Parse()
 	if *trial {
@@ -117,9 +117,6 @@ func main() {
 func (b *bench) try() {
 	b.rounds, b.round, b.long, b.scale = 1, 100*time.Millisecond, time.Second, 0.002
 }
-
-// trial reports whether only the program itself is tried.
-func (b *bench) trial() bool { return b.scale < 0.01 }
 
 func (b *bench) main(names string, write bool) error {
 	chosen, err := choose(names)
@@ -173,5 +170,5 @@ func choose(names string) (chosen []measurement, err error) {
 	return chosen, nil
 }
 
-// some returns n tasks, scaled down in a trial.
+// some returns n, scaled down in a trial.
 func (b *bench) some(n int) int { return max(1, int(float64(n)*b.scale)) }

@@ -52,7 +52,7 @@ func memory(b *bench) ([]row, error) {
 }
 
 func grown(what string, have, plain, limit float64) row {
-	return row{what, number(have) + " MB", number(plain) + " MB", fmt.Sprintf("+%.0f MB", have-plain),
+	return row{what, number(have) + " MB", number(plain) + " MB", fmt.Sprintf("%+.0f MB", have-plain),
 		fmt.Sprintf("≤ +%.0f MB", limit), have-plain <= limit}
 }
 

@@ -19,9 +19,9 @@ type workload struct {
 }
 
 // newWorkload starts the gateway between an app and a receiver. It has a queue q, whose
-// only worker never finishes its task.
+// only worker never finishes its task. It keeps finished tasks.
 func newWorkload(g *gateway) (*workload, error) {
-	return startWorkload(g, "queue q {\nworkers 1\nmax_queued 10000000\n}", func(w *workload) string {
+	return startWorkload(g, "retention 24h 10000000\nqueue q {\nworkers 1\nmax_queued 10000000\n}", func(w *workload) string {
 		return "handle /queue {\ntask_queue q {\nreverse_proxy " + w.busy.addr + "\n}\n}\ncallback\nreverse_proxy " + w.app.addr
 	})
 }
