@@ -38,7 +38,7 @@ const (
 //
 // Close may be called while another goroutine reads.
 type Body struct {
-	rest   *Watched
+	rest   watched
 	folder string
 	length int64 // as announced; -1 if unknown
 	size   int64 // bytes read from rest
@@ -54,7 +54,8 @@ type Body struct {
 }
 
 func newBody(r *http.Request, o Options) *Body {
-	b := &Body{rest: Watch(o.Response, r.Body), folder: o.Folder, length: r.ContentLength, head: getBuffer()}
+	b := &Body{folder: o.Folder, length: r.ContentLength, head: getBuffer()}
+	b.rest.watch(o.Response, r.Body)
 	b.head.Grow(int(min(max(r.ContentLength, 0), firstRead)) + bytes.MinRead)
 	return b
 }
@@ -133,7 +134,7 @@ func (b *Body) readTo(limit int64, field string) (named bool, err error) {
 	if b.folder != "" {
 		inMemory = min(limit, maxMemory)
 	}
-	part := &io.LimitedReader{R: b.rest}
+	part := &io.LimitedReader{R: &b.rest}
 	for b.err == nil && (b.size < inMemory || b.size < limit && b.enlarge()) {
 		if b.large {
 			inMemory = min(limit, maxLarge)

@@ -24,14 +24,16 @@ func member(data []byte, field string, cut bool) (string, Reason, error) {
 	if !mayName(data, field) {
 		return "", "", nil
 	}
-	var found []gjson.Result
+	var found [2]gjson.Result
+	n := 0
 	// gjson takes strings. A copy would double the memory of a body, so the string
 	// shares the bytes: nothing writes to them, and no substring is kept.
 	gjson.Parse(unsafe.String(unsafe.SliceData(data), len(data))).ForEach(func(key, value gjson.Result) bool {
 		if key.Type == gjson.String && key.Str == field {
-			found = append(found, value)
+			found[n] = value
+			n++
 		}
-		return len(found) < 2
+		return n < len(found)
 	})
 	// gjson.Valid recurses: a body of brackets would overflow the stack and end the
 	// process.
@@ -39,9 +41,9 @@ func member(data []byte, field string, cut bool) (string, Reason, error) {
 		return "", NotJSON, nil // the endpoint decides what to do with it
 	}
 	switch {
-	case len(found) == 0:
+	case n == 0:
 		return "", "", nil
-	case len(found) > 1:
+	case n > 1:
 		return "", "", badMember(field, "the member is there twice, and parsers disagree on which one counts")
 	}
 	switch value := found[0]; value.Type {
@@ -61,7 +63,7 @@ func badMember(field, detail string) error {
 
 // stringOf returns the value of a JSON string. It copies the value, so that the body
 // can be freed while the task runs.
-func stringOf(raw, field string) (value string, _ error) {
+func stringOf(raw, field string) (string, error) {
 	if !utf8.ValidString(raw) {
 		return "", badMember(field, "has a control or invalid character")
 	}
@@ -69,6 +71,7 @@ func stringOf(raw, field string) (value string, _ error) {
 	if len(raw) > 1 && strings.HasSuffix(raw, `"`) && !strings.ContainsFunc(raw, special) {
 		return strings.Clone(raw[1 : len(raw)-1]), nil // most values
 	}
+	var value string
 	// Not gjson: it drops the character after half of a surrogate pair.
 	if err := json.Unmarshal([]byte(raw), &value); err != nil {
 		return "", nil // not valid JSON

@@ -3,7 +3,6 @@ package capture
 import (
 	"errors"
 	"io"
-	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -49,9 +48,9 @@ type Response struct {
 
 	client     http.ResponseWriter // nil if nobody waits
 	header     http.Header
-	before     http.Header // the header before the handler ran
-	own        http.Header // the handler's fields that describe the body
-	taskHeader [2]string   // replaces the endpoint's own
+	before     []headerField // the header before the handler ran
+	own        http.Header   // the handler's fields that describe the body
+	taskHeader [2]string     // replaces the endpoint's own
 	ResponseOptions
 
 	begun    bool // the handler has set a status
@@ -81,8 +80,17 @@ func NewResponse(client http.ResponseWriter, o ResponseOptions) *Response {
 	} else {
 		c.header = client.Header()
 	}
-	c.before = maps.Clone(c.header)
+	c.before = make([]headerField, 0, len(c.header))
+	for name, values := range c.header {
+		c.before = append(c.before, headerField{name, values})
+	}
 	return c
+}
+
+// headerField is a field of a header.
+type headerField struct {
+	name   string
+	values []string
 }
 
 // NameTask adds a task's ID to the response, in the given header. An empty name removes
@@ -363,7 +371,9 @@ func (c *Response) Discard() (status int) {
 // to the client.
 func (c *Response) DiscardHeader() {
 	clear(c.header)
-	maps.Copy(c.header, c.before)
+	for _, f := range c.before {
+		c.header[f.name] = f.values
+	}
 	c.setTaskHeader()
 }
 

@@ -16,36 +16,33 @@ const StallTimeout = 30 * time.Second
 // ErrStalled is the error of a body whose client sent nothing for [StallTimeout].
 var ErrStalled = errors.New("the body stalled")
 
-// Watched reads a body and fails if its client stalls.
-type Watched struct {
+// watched reads a body and fails if its client stalls.
+type watched struct {
 	body    io.ReadCloser
 	timer   *time.Timer // nil without a response
 	stalled atomic.Bool
 	unbound bool // the timeout does not apply any more
 }
 
-// Watch returns a reader of a request's body. A read fails with [ErrStalled] once the
-// client has sent nothing for [StallTimeout]. w is the response to the request, which
-// can end a read. If w is nil, there is no timeout.
-func Watch(w http.ResponseWriter, body io.ReadCloser) *Watched {
-	b := &Watched{body: body}
-	if w == nil {
+// watch begins to read a request's body. A read fails with [ErrStalled] once the client
+// has sent nothing for [StallTimeout]. w is the response to the request, which can end a
+// read. If w is nil, there is no timeout.
+func (b *watched) watch(w http.ResponseWriter, body io.ReadCloser) {
+	if b.body = body; w == nil {
 		b.unbound = true
-		return b
+		return
 	}
-	control := http.NewResponseController(w)
 	b.timer = time.AfterFunc(StallTimeout, func() {
 		b.stalled.Store(true)
 		// This ends the waiting read. Setting a deadline before each read instead would
 		// replace the server's own.
-		_ = control.SetReadDeadline(time.Now()) // some responses do not support it
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now()) // some responses do not support it
 	})
 	b.timer.Stop()
-	return b
 }
 
 // Read reads from the body.
-func (b *Watched) Read(p []byte) (int, error) {
+func (b *watched) Read(p []byte) (int, error) {
 	if b.unbound {
 		return b.body.Read(p)
 	}
@@ -62,7 +59,7 @@ func (b *Watched) Read(p []byte) (int, error) {
 }
 
 // Unbind ends the timeout for later reads.
-func (b *Watched) Unbind() { b.unbound = true }
+func (b *watched) Unbind() { b.unbound = true }
 
 // Close closes the body.
-func (b *Watched) Close() error { return b.body.Close() }
+func (b *watched) Close() error { return b.body.Close() }

@@ -112,9 +112,9 @@ func (d *Deliverer) post(o *Options, dl engine.Delivery) (ans send.Answer, span 
 		return send.Answer{At: time.Now().UTC(), Err: err}, nil
 	}
 	defer body.Release()
-	ans = o.Sender.Send(d.Quit, send.Callback{Record: rec, Body: body, Prepare: func(req *http.Request, at time.Time) {
+	ans = o.Sender.Send(d.Quit, send.Callback{Record: rec, Body: body}, func(req *http.Request, at time.Time) {
 		span = o.Observer.Begin(d.Quit, rec, req, at)
-	}})
+	})
 	return ans, span
 }
 

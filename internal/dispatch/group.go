@@ -49,5 +49,5 @@ func network(addr netip.Addr) string {
 	if err != nil {
 		return addr.String()
 	}
-	return prefix.String()
+	return string(prefix.AppendTo(make([]byte, 0, len("ffff:ffff:ffff::/48"))))
 }

@@ -18,18 +18,17 @@ type Body struct {
 
 	content []byte
 	file    *file // nil if the body is in memory
-	release func()
+	files   *files
 	reserve func(context.Context) (func(), error)
 	once    sync.Once
 }
 
 // inMemory returns a body in memory.
 func (e *Encoder) inMemory(cb form.Callback) *Body {
-	b := &Body{content: cb.Body, Size: int64(len(cb.Body))}
+	b := &Body{content: cb.Body, Size: int64(len(cb.Body)), files: &e.files}
 	cb.Body = nil
 	b.Head = cb
 	e.files.used.Add(b.Size)
-	b.release = func() { e.files.used.Add(-b.Size) }
 	return b
 }
 
@@ -37,7 +36,7 @@ func (e *Encoder) inMemory(cb form.Callback) *Body {
 // Release, also while other readers are open.
 func (b *Body) Open() (io.ReadCloser, error) {
 	if b.file == nil {
-		return io.NopCloser(bytes.NewReader(b.content)), nil
+		return memory{bytes.NewReader(b.content)}, nil
 	}
 	return b.file.open()
 }
@@ -56,7 +55,21 @@ func (b *Body) Reserve(ctx context.Context) (free func(), err error) {
 
 // Release ends the use of the body. Open readers can still be read to their end.
 // Release may be called twice.
-func (b *Body) Release() { b.once.Do(b.release) }
+func (b *Body) Release() {
+	b.once.Do(func() {
+		if b.file == nil {
+			b.files.used.Add(-b.Size)
+		} else {
+			b.files.leave(b.file)
+		}
+	})
+}
+
+// memory is a reader of a body in memory.
+type memory struct{ *bytes.Reader }
+
+// Close implements [io.Closer].
+func (memory) Close() error { return nil }
 
 // reader is an open file. The file is kept until the reader is closed.
 type reader struct {

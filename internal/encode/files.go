@@ -89,7 +89,7 @@ func (fs *files) use(f *file) *Body {
 		f.waits = nil
 		fs.size -= f.size
 	}
-	return &Body{Head: f.head, Size: f.size, file: f, release: func() { fs.leave(f) }}
+	return &Body{Head: f.head, Size: f.size, file: f, files: fs}
 }
 
 // leave ends one use of a file.

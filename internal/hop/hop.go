@@ -105,5 +105,6 @@ func (k *Key) mac(hops int, host, uri string) string {
 	defer k.macs.Put(sum)
 	sum.Reset()
 	sum.Write(message)
-	return base64.RawURLEncoding.EncodeToString(sum.Sum(message[:0]))
+	digest := sum.Sum(message[:0])
+	return string(base64.RawURLEncoding.AppendEncode(nil, digest))
 }

@@ -146,7 +146,7 @@ func (p *Policy) permitsPort(port uint16) bool {
 // parsePort accepts only the shortest decimal form: each port has one spelling.
 func parsePort(s string) (uint16, bool) {
 	port, err := strconv.ParseUint(s, 10, 16)
-	return uint16(port), err == nil && port > 0 && s == strconv.FormatUint(port, 10)
+	return uint16(port), err == nil && s[0] != '0'
 }
 
 // destinations is a list of addresses and host names.

@@ -70,7 +70,8 @@ func (p *Policy) CheckURL(raw string) (*url.URL, error) {
 	}
 	u.RawQuery = escapeQuery(u.RawQuery)
 	u.Fragment, u.RawFragment = "", "" // never sent (RFC 9110, section 7.1)
-	if len(u.String()) > maxURL {
+	// Encoding makes at most three bytes of one.
+	if 3*len(raw) > maxURL && len(u.String()) > maxURL {
 		return nil, fmt.Errorf("longer than %d bytes", maxURL)
 	}
 	return u, nil
@@ -80,6 +81,9 @@ func (p *Policy) CheckURL(raw string) (*url.URL, error) {
 // and keeps escapes. People write "name=John Smith" and "name=Jürgen", and servers
 // answer 400 to both.
 func escapeQuery(query string) string {
+	if query == "" {
+		return ""
+	}
 	var b strings.Builder
 	for i, c := range []byte(query) {
 		if isQueryByte(c) || c == '%' && isEscape(query[i:]) {

@@ -54,7 +54,7 @@ func TestAnswerLimit(t *testing.T) {
 				<-r.Context().Done() // the sender hangs up
 			})
 			for version, url := range urls {
-				ans := s.Send(t.Context(), newCallback(t, url, "x"))
+				ans := s.Send(t.Context(), newCallback(t, url, "x"), nil)
 				if !ans.Accepted() || ans.Excerpt != strings.Repeat("x", maxExcerpt) {
 					t.Errorf("%s: the answer is %d with %d bytes: %v", version, ans.Status, len(ans.Excerpt), ans.Err)
 				}
@@ -79,7 +79,7 @@ func TestConnectionIsReusedAfterLargeAnswer(t *testing.T) {
 		}))
 		s := newSender(t, nil)
 		for range 2 {
-			s.Send(t.Context(), newCallback(t, srv.URL, "x"))
+			s.Send(t.Context(), newCallback(t, srv.URL, "x"), nil)
 		}
 		srv.Close()
 		first, second := <-from, <-from
@@ -105,7 +105,7 @@ func TestAnswerHeaderLimit(t *testing.T) {
 				w.Header().Set("X-Large", strings.Repeat("x", test.size))
 			})
 			for version, url := range urls {
-				ans := s.Send(t.Context(), newCallback(t, url, "x"))
+				ans := s.Send(t.Context(), newCallback(t, url, "x"), nil)
 				if ans.Accepted() != test.read || (ans.Err == nil) != test.read {
 					t.Errorf("%s: the answer with a header of %d bytes is %d: %v", version, test.size, ans.Status, ans.Err)
 				}

@@ -16,7 +16,7 @@ import (
 )
 
 // request builds the request of an attempt.
-func (s *Sender) request(ctx context.Context, c Callback, at time.Time) (*http.Request, error) {
+func (s *Sender) request(ctx context.Context, c Callback, prepare Prepare, at time.Time) (*http.Request, error) {
 	rec, head := c.Record, &c.Body.Head
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, rec.Callback.URL, http.NoBody)
 	if err != nil {
@@ -25,8 +25,8 @@ func (s *Sender) request(ctx context.Context, c Callback, at time.Time) (*http.R
 	h := make(http.Header, headerFields)
 	req.Header = h
 	setHeader(h, rec, head, s.opts.UserAgent)
-	if c.Prepare != nil {
-		c.Prepare(req, at)
+	if prepare != nil {
+		prepare(req, at)
 	}
 	service := profile.Of(rec.Callback.Profile)
 	service.SetHeader(h, rec, at)

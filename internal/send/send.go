@@ -2,7 +2,7 @@
 // signs it, posts it and reads the answer.
 //
 //	sender := send.New(send.Options{Timeout: …, Policy: …, Trusted: …, Keys: …})
-//	answer := sender.Send(ctx, send.Callback{Record: rec, Body: body})
+//	answer := sender.Send(ctx, send.Callback{Record: rec, Body: body}, nil)
 //
 // The answer says whether the callback was accepted, and whether another attempt may
 // succeed. The caller decides when to make that attempt.
@@ -65,10 +65,11 @@ func (s *Sender) Close() {
 type Callback struct {
 	Record *task.Record // with its Callback; Tries counts the attempts before this one
 	Body   *encode.Body
-	// Prepare is called with the request before it is signed. It may add headers. It
-	// may be nil.
-	Prepare func(req *http.Request, at time.Time)
 }
+
+// Prepare is called with the request of an attempt before it is signed. It may add
+// headers.
+type Prepare func(req *http.Request, at time.Time)
 
 // errUnusable is returned for a stored callback that can never be sent.
 var errUnusable = errors.New("the callback cannot be sent")
@@ -83,18 +84,20 @@ const (
 
 // Send makes one attempt. If ctx ends before there is an answer, Err is set; the
 // receiver may have received the callback nevertheless. An error that wraps
-// encode.ErrSpool is local: no attempt was made.
-func (s *Sender) Send(ctx context.Context, c Callback) Answer {
+// encode.ErrSpool is local: no attempt was made. prepare may be nil.
+func (s *Sender) Send(ctx context.Context, c Callback, prepare Prepare) Answer {
 	at := time.Now().UTC()
-	req, err := s.request(ctx, c, at)
+	t := &trace{Context: ctx}
+	req, err := s.request(t.follow(), c, prepare, at)
 	if err != nil {
 		return Answer{At: at, Err: err}
 	}
+	// The time to sign a large body is not the receiver's.
 	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeout)
 	defer cancel()
-	ans := Answer{At: time.Now().UTC()} // the time to sign a large body is not the receiver's
-	t, hidden := new(trace), newMask(c.Record, req.URL, req.Header)
-	req = req.WithContext(t.follow(ctx))
+	t.Context = ctx
+	ans := Answer{At: time.Now().UTC()}
+	hidden := newMask(c.Record, req.URL, req.Header)
 	header := s.post(req, c.Record, &ans)
 	ans.Excerpt = hidden.text(ans.Excerpt)
 	ans.Trace = t.record(ans.At)

@@ -113,7 +113,7 @@ func TestBodyIsSentWholeAndSigned(t *testing.T) {
 			}))
 			defer srv.Close()
 			s := newSender(t, func(o *Options) { o.Keys = keys })
-			if ans := s.Send(t.Context(), newCallback(t, srv.URL, want)); !ans.Accepted() || ans.Status != http.StatusAccepted || !ans.Connected {
+			if ans := s.Send(t.Context(), newCallback(t, srv.URL, want), nil); !ans.Accepted() || ans.Status != http.StatusAccepted || !ans.Connected {
 				t.Errorf("the answer is %+v", ans)
 			}
 		})
@@ -143,7 +143,7 @@ func TestClosedIdleConnectionIsReplaced(t *testing.T) {
 	})
 	s := newSender(t, nil)
 	for range 3 {
-		if ans := s.Send(t.Context(), newCallback(t, url, large)); !ans.Accepted() {
+		if ans := s.Send(t.Context(), newCallback(t, url, large), nil); !ans.Accepted() {
 			t.Errorf("the answer is %+v", ans)
 		}
 	}
@@ -176,7 +176,7 @@ func TestAttemptErrors(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			s := newSender(t, func(o *Options) { o.Timeout = 200 * time.Millisecond })
-			ans := s.Send(t.Context(), newCallback(t, test.url, "x"))
+			ans := s.Send(t.Context(), newCallback(t, test.url, "x"), nil)
 			if ans.Status != 0 || ans.Connected != test.connected && test.name != "talks first" || ans.Final() != test.final ||
 				ans.Message() == "" || !strings.Contains(ans.Message(), test.message) {
 				t.Errorf("the answer is %+v: %s", ans, ans.Message())
@@ -188,7 +188,7 @@ func TestAttemptErrors(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		s := newSender(t, nil)
-		if ans := s.Send(ctx, newCallback(t, silent, "x")); !errors.Is(ans.Err, context.Canceled) {
+		if ans := s.Send(ctx, newCallback(t, silent, "x"), nil); !errors.Is(ans.Err, context.Canceled) {
 			t.Errorf("the answer is %+v", ans)
 		}
 	})
@@ -256,7 +256,7 @@ func TestUnsolicitedResponseIsNotLogged(t *testing.T) {
 				ended <- struct{}{}
 			})
 			for _, url := range []string{plain, strings.Replace(secure, "http:", "https:", 1)} {
-				ans := s.Send(t.Context(), newCallback(t, url, "x"))
+				ans := s.Send(t.Context(), newCallback(t, url, "x"), nil)
 				if name != "first" && !ans.Accepted() {
 					t.Errorf("the answer is %+v", ans)
 				}
@@ -276,7 +276,7 @@ func TestTransportIsReplacedAfterManyHosts(t *testing.T) {
 	s := newSender(t, nil)
 	first := s.guarded.current()
 	for range 3 {
-		s.Send(t.Context(), newCallback(t, srv.URL, "x"))
+		s.Send(t.Context(), newCallback(t, srv.URL, "x"), nil)
 	}
 	if n := len(s.guarded.strangers); n != 0 {
 		t.Errorf("%d hosts without a connection are counted, and one has one", n)
@@ -285,7 +285,7 @@ func TestTransportIsReplacedAfterManyHosts(t *testing.T) {
 	srv.Close() // nobody listens there
 	for i := range maxStrangers + 10 {
 		c := newCallback(t, fmt.Sprintf("http://127.9.%d.%d:%s/", i/250, i%250+1, port), "x")
-		if ans := s.Send(t.Context(), c); ans.Status != 0 {
+		if ans := s.Send(t.Context(), c, nil); ans.Status != 0 {
 			t.Fatalf("the answer is %+v", ans)
 		}
 		if i == maxStrangers-2 && s.guarded.current() != first {

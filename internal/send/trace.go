@@ -20,7 +20,10 @@ import (
 
 // trace records an attempt for operators, and tells a quietConn when it is in use. Its
 // hooks can run concurrently, and after the attempt: a transport continues to connect.
+// It is the context of the request that it traces.
 type trace struct {
+	context.Context // with the timeout of the attempt, once the request is signed
+
 	hooks httptrace.ClientTrace
 	used  atomic.Pointer[quietConn]
 
@@ -63,10 +66,18 @@ func (t *trace) locked(f func()) {
 // traceKey is the context key of the trace of an attempt.
 type traceKey struct{}
 
+// Value implements [context.Context].
+func (t *trace) Value(key any) any {
+	if key == (traceKey{}) {
+		return t
+	}
+	return t.Context.Value(key)
+}
+
 // follow returns a context whose requests are traced.
-func (t *trace) follow(ctx context.Context) context.Context {
+func (t *trace) follow() context.Context {
 	t.hooks = httptrace.ClientTrace{GotConn: t.gotConn, GotFirstResponseByte: t.gotByte, PutIdleConn: t.putConn}
-	return httptrace.WithClientTrace(context.WithValue(ctx, traceKey{}, t), &t.hooks)
+	return httptrace.WithClientTrace(t, &t.hooks)
 }
 
 func (t *trace) gotByte() { t.locked(func() { t.answered = time.Now() }) }

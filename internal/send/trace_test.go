@@ -22,7 +22,7 @@ func TestTraceDurations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		first, second := s.Send(t.Context(), newCallback(t, target, "x")), s.Send(t.Context(), newCallback(t, target, "x"))
+		first, second := s.Send(t.Context(), newCallback(t, target, "x"), nil), s.Send(t.Context(), newCallback(t, target, "x"), nil)
 		for _, ans := range []Answer{first, second} {
 			if !ans.Accepted() || ans.Trace.RemoteAddr != u.Host || !ans.Trace.At.Equal(ans.At) || ans.Trace.FirstByte <= 0 {
 				t.Errorf("%s: the answer is %+v", version, ans)
@@ -41,7 +41,7 @@ func TestTraceWithoutConnection(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.NotFoundHandler())
 	server.Close()
-	ans := newSender(t, nil).Send(t.Context(), newCallback(t, server.URL, "x"))
+	ans := newSender(t, nil).Send(t.Context(), newCallback(t, server.URL, "x"), nil)
 	if ans.Err == nil || ans.Connected || ans.Trace.RemoteAddr != "" || len(ans.Trace.Sent) == 0 || ans.Trace.Received != nil {
 		t.Errorf("the answer is %+v", ans)
 	}
@@ -65,7 +65,7 @@ func TestTraceMasksSecrets(t *testing.T) {
 	c := newCallback(t, server.URL+"/hook?token=planted-query%21&x=planted+value", "x")
 	c.Record.Callback.Header = [][2]string{{"X-Own", "planted-own"}, {"Authorization", "Bearer planted-credentials"}}
 	s := newSender(t, func(o *Options) { o.Keys = []webhook.Key{key} })
-	ans := s.Send(t.Context(), c)
+	ans := s.Send(t.Context(), c, nil)
 	kept := fmt.Sprint(ans.Trace, ans.Excerpt, Preview(c.Record, c.Body), PublicURL(c.Record.Callback.URL))
 	for _, secret := range []string{"planted", "v1,", strings.TrimPrefix(keyText, "whsec_")} {
 		if strings.Contains(kept, secret) {
@@ -90,7 +90,7 @@ func TestTraceOfManyHeadersIsBounded(t *testing.T) {
 		}
 	}))
 	t.Cleanup(server.Close)
-	ans := newSender(t, nil).Send(t.Context(), newCallback(t, server.URL, "x"))
+	ans := newSender(t, nil).Send(t.Context(), newCallback(t, server.URL, "x"), nil)
 	size := 0
 	for _, h := range ans.Trace.Received {
 		size += len(h[0]) + len(h[1])
