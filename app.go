@@ -302,23 +302,24 @@ func (a *App) Cleanup() error {
 // longer than Start waits for the store: servers may listen before this app starts.
 const startWait = 2 * openWait
 
-// enter returns the store if it accepts tasks. The store stays open until leave is
+// enter returns the store if it accepts tasks. The store stays open until its leave is
 // called.
-func (a *App) enter() (s *sharedStore, leave func(), err error) {
-	if s, leave, err = a.look(); err != nil {
-		return nil, nil, err
+func (a *App) enter() (*sharedStore, error) {
+	s, err := a.look()
+	if err != nil {
+		return nil, err
 	}
 	if err := s.Ready(); err != nil {
-		leave()
-		return nil, nil, err
+		s.leave()
+		return nil, err
 	}
-	return s, leave, nil
+	return s, nil
 }
 
 // look is enter for look-ups. An operator can see the tasks of a full store.
-func (a *App) look() (s *sharedStore, leave func(), err error) {
+func (a *App) look() (*sharedStore, error) {
 	if caddy.Exiting() && !generations.IsAlive(a) {
-		return nil, nil, errStopped
+		return nil, errStopped
 	}
 	// During a reload the new servers may get a request before this app starts.
 	select {
@@ -327,7 +328,7 @@ func (a *App) look() (s *sharedStore, leave func(), err error) {
 		select {
 		case <-a.started:
 		case <-time.After(startWait):
-			return nil, nil, fmt.Errorf("%w: the gateway is starting", engine.ErrUnavailable)
+			return nil, fmt.Errorf("%w: the gateway is starting", engine.ErrUnavailable)
 		}
 	}
 	var key any
@@ -336,13 +337,14 @@ func (a *App) look() (s *sharedStore, leave func(), err error) {
 	} else {
 		key = a.engine.storeKey()
 	}
-	if s, err = useStore(key); err != nil {
-		if openErr := a.openErr.Load(); openErr != nil {
-			err = *openErr
-		}
-		return nil, nil, err
+	s, err := useStore(key)
+	if err == nil {
+		return s, nil
 	}
-	return s, s.leave, nil
+	if openErr := a.openErr.Load(); openErr != nil {
+		err = *openErr
+	}
+	return nil, err
 }
 
 // hopKey returns the key of the gateways of the store, or nil if the store is unavailable.
@@ -350,11 +352,11 @@ func (a *App) hopKey(ctx context.Context) *hop.Key {
 	if key := a.hops.Load(); key != nil {
 		return key
 	}
-	s, leave, err := a.look()
+	s, err := a.look()
 	if err != nil {
 		return nil
 	}
-	defer leave()
+	defer s.leave()
 	secret, err := s.Secret(ctx)
 	if err != nil {
 		return nil

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-callback/caddy-callback/internal/alert"
+	"github.com/caddy-callback/caddy-callback/internal/deadline"
 	"github.com/caddy-callback/caddy-callback/internal/deliver"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/lifecycle"
@@ -50,6 +51,9 @@ type sharedStore struct {
 	// an older one may be closed.
 	log    atomic.Pointer[zap.Logger]
 	closed chan struct{} // closed when the engine is closed
+
+	// timeout bounds the calls that end leases.
+	timeout *deadline.Shared
 }
 
 // openStores are the stores whose engines are not closed yet. A closing store has left
@@ -230,10 +234,13 @@ func (a *App) openStore(ctx context.Context) (*sharedStore, error) {
 
 func newStore(e engine.Engine, of engineModule, log *zap.Logger) *sharedStore {
 	key := any(of.storeKey())
-	s := &sharedStore{Engine: e, key: key, place: of.place(), closed: make(chan struct{})}
+	s := &sharedStore{Engine: e, key: key, place: of.place(), closed: make(chan struct{}), timeout: deadline.New(recordTimeout)}
 	s.log.Store(log)
 	s.quit, s.quitNow = context.WithCancelCause(context.Background())
 	s.requeueing, s.requeueNow = context.WithCancelCause(s.quit)
+	for _, stopping := range []context.Context{s.quit, s.requeueing} {
+		context.AfterFunc(stopping, func() { inFlight.abandon(stopping) })
+	}
 	s.deliverer = deliver.New(deliver.Config{
 		Engine: e, Folder: of.bodyFolder(), Quit: s.quit, Stopping: s.requeueing, Hold: s.use, Unhold: s.leave, Log: s.logger,
 	})
@@ -341,10 +348,14 @@ func (s *sharedStore) endLease(log *zap.Logger, id string, step func(context.Con
 	s.endLeaseWithin(recordTimeout, log, id, step)
 }
 
-// endLeaseWithin is endLease with another timeout of the first call.
+// endLeaseWithin is endLease with a longer timeout of the first call.
 func (s *sharedStore) endLeaseWithin(timeout time.Duration, log *zap.Logger, id string, step func(context.Context) error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
+	ctx := s.timeout.Context()
+	if timeout > recordTimeout {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.Background(), timeout)
+		defer cancel()
+	}
 	err := step(ctx)
 	if err == nil || errors.Is(err, engine.ErrLost) {
 		return

@@ -47,7 +47,7 @@ func TestLastReferenceClosesStore(t *testing.T) {
 	if second.store.Load() != s {
 		t.Fatal("two apps do not share the store")
 	}
-	_, leave, err := first.enter() // a task in flight
+	_, err := first.enter() // a task in flight
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,13 +56,13 @@ func TestLastReferenceClosesStore(t *testing.T) {
 	if _, err := s.Stats(t.Context()); err != nil {
 		t.Errorf("the store was closed while a task used it: %v", err)
 	}
-	leave()
+	s.leave()
 	select {
 	case <-s.closed:
 	case <-time.After(time.Minute):
 		t.Fatal("the store was not closed")
 	}
-	if _, _, err := first.enter(); !errors.Is(err, errNotOpen) {
+	if _, err := first.enter(); !errors.Is(err, errNotOpen) {
 		t.Errorf("error after closing: %v", err)
 	}
 }

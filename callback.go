@@ -52,14 +52,40 @@ func taskHeaderOf(r *http.Request) (name string, isTask bool) {
 }
 
 // inFlight are the tasks whose handlers run in this process.
-var inFlight flights
+var inFlight = flights{tasks: make(map[string]*execution)}
 
-type flights struct{ tasks sync.Map } // *execution, by task ID
+type flights struct {
+	mu    sync.Mutex
+	tasks map[string]*execution // by task ID
+}
 
 // add registers a task until remove is called.
-func (f *flights) add(x *execution) (remove func()) {
-	f.tasks.Store(x.rec.ID, x)
-	return func() { f.tasks.Delete(x.rec.ID) }
+func (f *flights) add(x *execution) {
+	f.mu.Lock()
+	f.tasks[x.rec.ID] = x
+	f.mu.Unlock()
+	if x.stopping.Err() != nil {
+		go x.abandon()
+	}
+}
+
+func (f *flights) remove(x *execution) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.tasks[x.rec.ID] == x { // after its lease was lost, a task may run a second time
+		delete(f.tasks, x.rec.ID)
+	}
+}
+
+// abandon ends the tasks that must be given up when the context ends.
+func (f *flights) abandon(stopping context.Context) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, x := range f.tasks {
+		if x.stopping == stopping {
+			go x.abandon()
+		}
+	}
 }
 
 // headerOf returns the name of the header with the task's ID if a task's own handlers
@@ -74,8 +100,10 @@ func (f *flights) headerOf(r *http.Request) (header string, ok bool) {
 		if len(values) != 1 || len(values[0]) != taskIDLength {
 			continue
 		}
-		x, _ := f.tasks.Load(values[0])
-		if x, ok := x.(*execution); ok && strings.EqualFold(name, x.taskHeader) {
+		f.mu.Lock()
+		x := f.tasks[values[0]]
+		f.mu.Unlock()
+		if x != nil && strings.EqualFold(name, x.taskHeader) {
 			return x.taskHeader, true
 		}
 	}

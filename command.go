@@ -138,20 +138,20 @@ func newRun(o *cli.Run, log *cli.Progress, folder string) (*run, error) {
 // follow runs the task and returns the exit code. The error means that it was not
 // accepted.
 func (r *run) follow(interrupts <-chan os.Signal) (code int, err error) {
-	s, leave, err := r.app.enter()
+	s, err := r.app.enter()
 	if err != nil {
 		return 0, err
 	}
 	out := cli.NewOutput(r.log)
 	x, err := r.h.claim(s, r.callback, r.host, out, r.request)
 	if err != nil {
-		leave()
+		s.leave()
 		return 0, err
 	}
 	job := &cli.Job{
 		ID: x.rec.ID, HasCallback: r.callback != nil, Tasks: s, Quit: s.quit,
 		Run: func() {
-			defer leave()
+			defer s.leave()
 			r.serve(x)
 		},
 		Cancel: func() {

@@ -49,7 +49,7 @@ type execution struct {
 	left      bool
 	// stopping ends when running tasks must be given up.
 	stopping context.Context
-	request  *requestContext
+	request  requestContext
 	deadline *time.Timer
 }
 
@@ -79,7 +79,6 @@ func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	defer x.cancel(nil)
 	x.deadline = time.AfterFunc(x.timeout-x.elapsed, x.reachDeadline)
 	defer x.deadline.Stop()
-	defer context.AfterFunc(x.stopping, x.abandon)()
 
 	header.LimitConnection(r.Header)
 	if x.claimedBy != nil && header.IsUpgrade(r) {
@@ -105,12 +104,13 @@ func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 			panic(cause) // Caddy's to handle
 		}
 	}()
-	defer inFlight.add(x)()
-	x.request = &requestContext{client: r.Context(), execution: x}
+	inFlight.add(x)
+	defer inFlight.remove(x)
+	x.request.client, x.request.execution = r.Context(), x
 	defer x.request.over.Store(true)
 	// The request is changed in place: Caddy's placeholders, such as
 	// {http.request.body}, read the request that Caddy prepared, not a copy.
-	*r = *r.WithContext(x.request)
+	*r = *r.WithContext(&x.request)
 	err = next.ServeHTTP(x.response, r)
 	if err == nil && !x.response.Begun() && hasSwitched(r) {
 		err = errSwitched
@@ -378,11 +378,8 @@ const slowestDisk = 8 << 20
 
 // settleOnce tries once to store the verdict.
 func (x *execution) settleOnce(ctx context.Context, body *capture.Copy) error {
-	rec := x.rec // a failed attempt may have changed it
-	if rec.Result == nil {
-		return x.lease.Settle(ctx, &rec, nil)
+	if x.rec.Result == nil {
+		return x.lease.Settle(ctx, &x.rec, nil)
 	}
-	result := *rec.Result
-	rec.Result = &result
-	return x.lease.Settle(ctx, &rec, body.Reader())
+	return x.lease.Settle(ctx, &x.rec, body.Reader())
 }

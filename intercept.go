@@ -319,11 +319,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // serve makes the request a task and forwards it.
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, callback *task.Callback, host string) error {
-	s, leave, err := h.app.enter()
+	s, err := h.app.enter()
 	if err != nil {
 		return problem.WriteUnavailable(w, h.log, err)
 	}
-	defer leave()
+	defer s.leave()
 	x, err := h.claim(s, callback, host, w, r)
 	if err != nil {
 		return problem.WriteUnavailable(w, h.log, err)
@@ -338,7 +338,7 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 		return nil, fmt.Errorf("making a task ID: %w", err)
 	}
 	now := time.Now().UTC()
-	rec := &task.Record{
+	rec := task.Record{
 		Task:  task.Task{ID: id.String(), CreatedAt: now, StartedAt: now, CallbackHost: host},
 		Route: h.route, Callback: callback, CallbackDomain: quotaDomain(callback, host), Span: tracing.ParentOf(r.Context()),
 		RequestMethod: r.Method, RequestPath: pathForOperators(r), RequestSize: max(0, r.ContentLength),
@@ -348,9 +348,9 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 		ToHEAD: r.Method == http.MethodHead, // from the command line only
 	}}
 	h.app.keepLarge(&set.kept, callback)
-	x := h.app.newExecution(r.Context(), s, set, rec, w)
+	x := h.app.newExecution(r.Context(), s, set, &rec, w)
 	x.claimedBy = h
-	if x.lease, err = s.Claim(x.ctx, rec); err != nil {
+	if x.lease, err = s.Claim(x.ctx, &x.rec); err != nil {
 		x.cancel(err)
 		return nil, err
 	}

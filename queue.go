@@ -162,12 +162,12 @@ func (q *TaskQueue) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhtt
 		claim.release() // a request about a task is not a task
 		return q.tasks.Serve(w, r, look)
 	}
-	s, leave, err := q.app.enter()
+	s, err := q.app.enter()
 	if err != nil {
 		claim.release()
 		return problem.WriteUnavailable(w, q.log, err)
 	}
-	defer leave()
+	defer s.leave()
 	id, start, h, err := q.accept(s, claim, w, r)
 	if err != nil {
 		claim.release()

@@ -104,11 +104,11 @@ func (a *App) runNow(ctx context.Context, e engine.Engine, id string) (string, b
 // openEngine returns the engine of the store, which stays open until the returned
 // function is called.
 func (a *App) openEngine() (engine.Engine, func(), error) {
-	s, leave, err := a.look()
+	s, err := a.look()
 	if err != nil {
 		return nil, nil, err // not a nil *sharedStore in the interface
 	}
-	return s.Engine, leave, nil
+	return s.Engine, s.leave, nil
 }
 
 func openNothing() (engine.Engine, func(), error) { return nil, nil, errNotOpen }

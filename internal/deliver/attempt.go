@@ -170,9 +170,7 @@ func (d *Deliverer) conclude(rec *task.Record, step func(context.Context) error)
 	defer d.storing.Add(-1)
 	for wait := firstStoreWait; ; wait = min(2*wait, maxStoreWait) {
 		last := d.Stopping.Err() != nil // the process exits
-		ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
-		err := step(ctx)
-		cancel()
+		err := step(d.timeout.Context())
 		if err == nil {
 			d.unblock()
 			return true

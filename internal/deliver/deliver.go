@@ -23,6 +23,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
+	"github.com/caddy-callback/caddy-callback/internal/deadline"
 	"github.com/caddy-callback/caddy-callback/internal/dispatch"
 	"github.com/caddy-callback/caddy-callback/internal/encode"
 	"github.com/caddy-callback/caddy-callback/internal/engine"
@@ -123,6 +124,8 @@ type Deliverer struct {
 	// outageLogged is the time of the last log entry about a store that does not answer,
 	// in Unix nanoseconds.
 	outageLogged atomic.Int64
+	// timeout bounds the tries to store outcomes.
+	timeout *deadline.Shared
 
 	stop  context.CancelFunc
 	loops sync.WaitGroup
@@ -133,7 +136,7 @@ func New(c Config) *Deliverer {
 	secret := func(ctx context.Context) ([]byte, error) { return c.Engine.Secret(ctx) }
 	return &Deliverer{
 		Config: c, dispatcher: dispatch.New(dispatch.Limits{}), bodies: encode.New(encode.Options{Folder: c.Folder, Secret: secret}),
-		hosts: newHostStates(), changed: make(chan struct{}, 1), stop: func() {},
+		hosts: newHostStates(), changed: make(chan struct{}, 1), timeout: deadline.New(storeTimeout), stop: func() {},
 	}
 }
 

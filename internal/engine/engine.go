@@ -144,9 +144,10 @@ const KeyLifetime = 24 * time.Hour
 type Lease interface {
 	// Settle stores the verdict, the result and the delivery in one atomic step. A task
 	// without rec.Callback is done. result is nil if rec.Result is; otherwise
-	// rec.Result.Kept is set to the number of bytes stored. If the reader fails, Settle
-	// returns its error unchanged, stores nothing and keeps the lease. A full store
-	// cuts the result, never the verdict.
+	// rec.Result.Kept is set to the number of bytes stored, and nothing else of rec that
+	// a repeated Settle needs is changed. If the reader fails, Settle returns its error
+	// unchanged, stores nothing and keeps the lease. A full store cuts the result, never
+	// the verdict.
 	Settle(ctx context.Context, rec *task.Record, result io.Reader) error
 	// Requeue queues a queue's task again, ready at the given time. If that is zero,
 	// the task is ready at once and returns to its old place. rec.Starts is how many
