@@ -229,20 +229,20 @@ func (a *App) Start() error {
 	a.stop = stop
 	first := make(chan error, 1)
 	a.opening.Go(func() { a.keepOpening(ctx, first) })
-	var err error
 	select {
-	case err = <-first:
+	case err := <-first:
+		if errors.Is(err, engine.ErrHeld) {
+			stop()
+			return fmt.Errorf("opening the store %s: %w", a.engine.place(), err)
+		}
+		if err != nil {
+			a.openErr.CompareAndSwap(nil, &err)
+		}
 	case <-time.After(openWait):
-		err = errors.New("the store does not answer")
+		err := errors.New("the store does not answer")
+		a.openErr.CompareAndSwap(nil, &err)
 		a.log.Error("store not open yet; callbacks are refused until it is",
 			zap.String("store", a.engine.place()), zap.Error(err))
-	}
-	if errors.Is(err, engine.ErrHeld) {
-		stop()
-		return fmt.Errorf("opening the store %s: %w", a.engine.place(), err)
-	}
-	if err != nil {
-		a.openErr.CompareAndSwap(nil, &err)
 	}
 	close(a.started)
 	return nil

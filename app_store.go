@@ -83,7 +83,7 @@ func (a *App) keepOpening(ctx context.Context, first chan<- error) {
 	for tries := 1; ; tries++ {
 		s, err := a.openStore(ctx)
 		if err == nil {
-			a.joinStore(s, tries > 1)
+			a.joinStore(s)
 		}
 		held := false
 		if tries == 1 {
@@ -111,13 +111,11 @@ func (a *App) keepOpening(ctx context.Context, first chan<- error) {
 	}
 }
 
-// joinStore makes this generation use a store. later means that Start did not wait for
-// it.
-func (a *App) joinStore(s *sharedStore, later bool) {
+// joinStore makes this generation use a store.
+func (a *App) joinStore(s *sharedStore) {
 	s.log.Store(a.log)
 	a.store.Store(s)
-	a.openErr.Store(nil)
-	if later {
+	if a.openErr.Swap(nil) != nil { // callbacks have been refused
 		a.log.Info("store opened; callbacks are accepted", zap.String("store", s.place))
 	}
 	settling.Lock()

@@ -46,8 +46,8 @@ type meter struct {
 
 func newMeter(t testing.TB) *meter {
 	m := &meter{arrived: make(chan struct{}, 100)}
-	m.receiver = httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { m.arrived <- struct{}{} }))
-	t.Cleanup(m.receiver.Close)
+	m.receiver = gatewaytest.NewServer(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { m.arrived <- struct{}{} }))
+	m.receiver.Start()
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"response":"example response"}`) })
 	m.Gateway = gatewaytest.New(t, gatewaytest.ToLocal, fmt.Sprintf("handle /task {\ncallback\nreverse_proxy %s\n}\nhandle {\nreverse_proxy %[1]s\n}", app))
 	m.Edit("level DEBUG", "level ERROR")

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -91,14 +90,13 @@ func TestEarlyAnswerCountsOverHTTP2(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rcv := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	rcv := gatewaytest.NewServer(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor != 2 {
 			t.Errorf("the callback was sent over %s", r.Proto)
 		}
 	}))
 	rcv.EnableHTTP2, rcv.TLS = true, &tls.Config{Certificates: []tls.Certificate{pair}}
 	rcv.StartTLS()
-	t.Cleanup(rcv.Close)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("trusted_ca "+cert), largeSite(t))
 	for range 5 {
 		if a := g.Attempted(g.Task(rcv.URL), 1)[0]; a.State != "delivered" {
@@ -167,10 +165,9 @@ func TestTrustedCA(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rcv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	rcv := gatewaytest.NewServer(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	rcv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
 	rcv.StartTLS()
-	t.Cleanup(rcv.Close)
 	for _, tc := range []struct{ line, state string }{{"trusted_ca " + cert, "delivered"}, {"", "retry"}} {
 		g := gatewaytest.Start(t, gatewaytest.Delivering(tc.line), gatewaytest.ExampleSite(t)+fmt.Sprintf("\nhandle /own {\ncallback %s/own\nrespond ok\n}", rcv.URL))
 		if a := g.Attempted(g.Task(rcv.URL), 1)[0]; a.State != tc.state {

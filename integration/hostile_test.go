@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
-const timeoutError = "no answer within 1s"
+const timeoutError = "no answer within 5s"
 
 func TestHostileReceiversCostOneTimeout(t *testing.T) {
 	t.Parallel()
@@ -40,7 +40,7 @@ func TestHostileReceiversCostOneTimeout(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 1s", "retry 1h"), gatewaytest.ExampleSite(t))
+			g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 5s", "retry 1h"), gatewaytest.ExampleSite(t))
 			id := g.Task(gatewaytest.NewPeer(t, gatewaytest.Hostile[name]))
 			got := g.Attempted(id, 1)[0]
 			if got.State != test.state || got.StatusCode != test.code || !strings.HasPrefix(got.Error, test.err) {

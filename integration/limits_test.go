@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -170,11 +169,10 @@ func TestConnectionsAreReused(t *testing.T) {
 // with which a gateway trusts its certificate.
 func newTLSReceiver(t *testing.T, answer http.HandlerFunc) (url, env string) {
 	t.Helper()
-	srv := httptest.NewUnstartedServer(answer)
+	srv := gatewaytest.NewServer(t, answer)
 	srv.EnableHTTP2 = true
 	srv.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 	srv.StartTLS()
-	t.Cleanup(srv.Close)
 	file := filepath.Join(t.TempDir(), "ca.pem")
 	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
 	if err := os.WriteFile(file, block, 0o600); err != nil {

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
@@ -18,10 +19,7 @@ import (
 // returns its port and the number of connections.
 func newVoid(t *testing.T) (port int, called *atomic.Int64) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "0.0.0.0:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := freeaddr.ListenOn(t, "0.0.0.0")
 	t.Cleanup(func() { ln.Close() })
 	called = new(atomic.Int64)
 	go func() {

@@ -80,7 +80,7 @@ func busyGateway(t *testing.T) *gatewaytest.Gateway {
 	rcv := failsFirst(t)
 	gone := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusGone) })
 	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1s"),
-		"metrics /metrics\ncallback {\ntimeout 1s\n}\ntask_queue /q* q {\ncallback\npoll\nreverse_proxy "+app+"\n}\nreverse_proxy "+app)
+		"metrics /metrics\n@rest not path /hangs\ncallback @rest\ncallback /hangs {\ntimeout 1s\n}\ntask_queue /q* q {\ncallback\npoll\nreverse_proxy "+app+"\n}\nreverse_proxy "+app)
 	for _, path := range []string{"/", "/fails", "/hangs"} {
 		g.Post(path, fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
 	}

@@ -173,7 +173,7 @@ func TestOpenFaaSFailures(t *testing.T) {
 	})
 	t.Cleanup(func() { close(release) }) // before the app waits for its requests
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback {\nprofile openfaas\ntimeout 2s\n}\nreverse_proxy "+app)
+	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback {\nprofile openfaas\ntimeout 10s\n}\nreverse_proxy "+app)
 	for _, test := range []struct {
 		function, status, verdict, contentType, body string
 		client                                       int

@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
 
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 	"github.com/caddy-callback/caddy-callback/integration/gatewaytest"
 )
 
@@ -117,12 +117,9 @@ func TestDeniedOperatorURLIsConfigurationError(t *testing.T) {
 func TestProxiesInTheEnvironmentAreNotUsed(t *testing.T) {
 	t.Parallel()
 	var proxied atomic.Int64
-	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { proxied.Add(1) }))
-	t.Cleanup(proxy.Close)
-	ln, err := net.Listen("tcp4", "0.0.0.0:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	proxy := gatewaytest.NewServer(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { proxied.Add(1) }))
+	proxy.Start()
+	ln := freeaddr.ListenOn(t, "0.0.0.0")
 	rcv := gatewaytest.NewReceiver(t, nil)
 	srv := &http.Server{Handler: rcv.Config.Handler}
 	t.Cleanup(func() { srv.Close() })

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -28,7 +27,7 @@ type spans struct {
 func newSpans(t *testing.T) *spans {
 	t.Helper()
 	s := new(spans)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := gatewaytest.NewServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return // the gateway was killed while sending
@@ -46,7 +45,7 @@ func newSpans(t *testing.T) *spans {
 		}
 		w.Header().Set("Content-Type", "application/x-protobuf")
 	}))
-	t.Cleanup(server.Close)
+	server.Start()
 	s.url = server.URL
 	return s
 }

@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -76,11 +75,10 @@ func TestUpstreamRetrySendsWholeBody(t *testing.T) {
 // newH2App is newApp for an app that speaks HTTP/2 without TLS.
 func newH2App(t *testing.T, handler http.HandlerFunc) string {
 	t.Helper()
-	app := httptest.NewUnstartedServer(handler)
+	app := gatewaytest.NewServer(t, handler)
 	app.Config.Protocols = new(http.Protocols)
 	app.Config.Protocols.SetUnencryptedHTTP2(true)
 	app.Start()
-	t.Cleanup(app.Close)
 	return strings.TrimPrefix(app.URL, "http://")
 }
 

@@ -252,7 +252,7 @@ func TestTaskTimeout(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			rcv := gatewaytest.NewReceiver(t, nil)
-			g := gatewaytest.Start(t, gatewaytest.ToLocal, "header X-Before yes\ncallback {\ntimeout 300ms\n}\nhandle /fence {\nrespond ok\n}\n"+site)
+			g := gatewaytest.Start(t, gatewaytest.ToLocal, "header X-Before yes\nhandle /fence {\ncallback\nrespond ok\n}\nhandle {\ncallback {\ntimeout 300ms\n}\n"+site+"\n}")
 			resp, text := g.Post("/", `{"callback_url":"`+rcv.URL+`"}`)
 			id := resp.Header.Get("beam-task-id")
 			if resp.StatusCode != 504 || text != "" || id == "" || resp.Header.Get("X-Late") != "" || resp.Header.Get("X-Before") != "yes" {

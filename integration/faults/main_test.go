@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
@@ -108,14 +107,14 @@ func printTable() {
 // receive starts a receiver that responds to each callback with answer.
 func receive(t *testing.T, answer func(w http.ResponseWriter, path string, c gatewaytest.Callback)) (url string) {
 	t.Helper()
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := gatewaytest.NewServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return // the gateway was killed while sending
 		}
 		answer(w, r.URL.Path, gatewaytest.Callback{Header: r.Header, Body: string(body), At: time.Now()})
 	}))
-	t.Cleanup(srv.Close)
+	srv.Start()
 	return srv.URL
 }
 

@@ -1,10 +1,12 @@
-// Package freeaddr finds addresses for the servers of tests.
+// Package freeaddr finds addresses for the servers of tests. Servers whose port is chosen
+// by the system are not safe: the port may have been that of a server that has closed, to
+// which the gateway of another test still sends callbacks.
 package freeaddr
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"net"
+	"strconv"
 	"sync"
 	"testing"
 )
@@ -12,10 +14,12 @@ import (
 // New returns a local address with a port as of [Port].
 func New(t testing.TB) string {
 	t.Helper()
-	return addr(Port(t))
+	return addr(loopback, Port(t))
 }
 
-func addr(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+const loopback = "127.0.0.1"
+
+func addr(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
 
 // Port returns a local port on which nothing listens and which no other test gets, in
 // this process or another. A port chosen by the system is not safe: a connection can
@@ -23,15 +27,28 @@ func addr(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 // and share the requests.
 func Port(t testing.TB) int {
 	t.Helper()
+	ln := ListenOn(t, loopback)
+	defer ln.Close()
+	return ln.Addr().(*net.TCPAddr).Port
+}
+
+// Listen listens on a local address with a port as of [Port].
+func Listen(t testing.TB) net.Listener {
+	t.Helper()
+	return ListenOn(t, loopback)
+}
+
+// ListenOn is [Listen] for another IP address.
+func ListenOn(t testing.TB, host string) net.Listener {
+	t.Helper()
 	const first, last = 10_000, 32_000 // below the ephemeral ports of common systems
 	for range 100 {
 		port := first + rand.N(last-first)
 		if !claim(port) {
 			continue
 		}
-		if ln, err := net.Listen("tcp", addr(port)); err == nil {
-			ln.Close()
-			return port
+		if ln, err := net.Listen("tcp", addr(host, port)); err == nil {
+			return ln
 		}
 	}
 	t.Fatal("no port is free")
@@ -42,7 +59,7 @@ func Port(t testing.TB) int {
 // binds the UDP port as a marker, so that the TCP port stays free.
 func claim(port int) bool {
 	const beyond = 33_000
-	conn, err := net.ListenPacket("udp4", addr(port+beyond))
+	conn, err := net.ListenPacket("udp4", addr(loopback, port+beyond))
 	if err != nil {
 		return false
 	}

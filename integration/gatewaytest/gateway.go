@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -89,7 +88,7 @@ func RunAtOnce(n int) {
 
 // Patience is how long a test waits for something that should happen soon. It is
 // generous because machines are shared. Tests conclude nothing from the duration.
-const Patience = slowness * 60 * time.Second
+const Patience = slowness * 3 * time.Minute
 
 // Gateway is a Caddy process with the callback module.
 type Gateway struct {
@@ -103,6 +102,8 @@ type Gateway struct {
 	Cmd  *exec.Cmd
 	Log  *LogBuffer
 	Done chan struct{}
+
+	logged int // the length of Log when the configuration was loaded
 }
 
 // New writes a Caddyfile for a gateway but does not start it. options is the content of
@@ -171,14 +172,14 @@ http://%s {
 	}
 }
 
-// Start starts the process and waits until it serves.
+// Start starts the process and waits until it serves and its store is open.
 func (g *Gateway) Start() {
 	g.T.Helper()
 	g.Launch()
 	g.Await()
 }
 
-// Await waits until the gateway serves.
+// Await waits until the gateway serves and its store is open.
 func (g *Gateway) Await() {
 	g.T.Helper()
 	g.Eventually("the gateway serves", func() error {
@@ -196,8 +197,24 @@ func (g *Gateway) Await() {
 		if config, err := io.ReadAll(resp.Body); err != nil || !bytes.HasPrefix(config, []byte("{")) {
 			return fmt.Errorf("no configuration yet: %s %v", config, err)
 		}
-		return nil
+		return g.storeOpen()
 	})
+}
+
+// storeOpen returns an error while the store is being opened, if the gateway did not wait
+// for it because the disk is slow. Until the store is open, callbacks are refused. A store
+// that cannot be opened is no error: tests break stores.
+func (g *Gateway) storeOpen() error {
+	resp, _, err := Send(http.MethodGet, "http://"+g.Admin+"/callback/queues", nil)
+	if err != nil || resp.StatusCode != http.StatusServiceUnavailable {
+		return err
+	}
+	log := g.Log.String()
+	log = log[min(g.logged, len(log)):]
+	if strings.Contains(log, "store not open yet") && !strings.Contains(log, "store not opened") {
+		return errors.New("the store is not open yet")
+	}
+	return nil
 }
 
 // Launch starts the process.
@@ -219,6 +236,7 @@ func (g *Gateway) Run(args ...string) {
 		"XDG_DATA_HOME="+g.Dir, "XDG_CONFIG_HOME="+g.Dir, "HOME="+g.Dir)
 	g.Cmd.Env = append(g.Cmd.Env, g.Env...)
 	g.Cmd.Stdout, g.Cmd.Stderr = g.Log, g.Log
+	g.logged = len(g.Log.String())
 	if err := g.Cmd.Start(); err != nil {
 		g.T.Fatal(err)
 	}
@@ -251,8 +269,9 @@ func (g *Gateway) Stop() int {
 	return g.Cmd.ProcessState.ExitCode()
 }
 
-// Reload loads the Caddyfile again and waits until only the new server listens. Until
-// then, the old server closes connections that it has accepted but not read from yet.
+// Reload loads the Caddyfile again and waits until only the new servers listen, and the
+// store is open. Until then, the old servers close connections that they have accepted but
+// not read from yet.
 func (g *Gateway) Reload() error {
 	text, err := os.ReadFile(g.File)
 	if err != nil {
@@ -264,6 +283,7 @@ func (g *Gateway) Reload() error {
 	}
 	req.Header.Set("Content-Type", "text/caddyfile")
 	req.Header.Set("Cache-Control", "must-revalidate") // load it even if it is unchanged
+	g.logged = len(g.Log.String())
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return err
@@ -276,48 +296,47 @@ func (g *Gateway) Reload() error {
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("reload: %s: %s", resp.Status, body)
 	}
+	if err := until(g.T.Context(), g.listensOnce); err != nil {
+		return fmt.Errorf("after a reload: %w", err)
+	}
 	// Connections to the replaced servers may close while they are used.
 	http.DefaultClient.CloseIdleConnections()
-	return g.listensOnce()
+	return until(g.T.Context(), g.storeOpen)
 }
 
-// listensOnce waits until only one socket listens on the site's port. Caddy opens the
-// next one before it closes the last. On systems other than Linux it does not wait.
+// listensOnce returns an error while several sockets listen on the port of the site or of
+// the admin endpoint. Caddy opens the next one before it closes the last. On systems other
+// than Linux it returns nil.
 func (g *Gateway) listensOnce() error {
-	_, text, err := net.SplitHostPort(g.Addr)
-	if err != nil {
-		return err
-	}
-	port, err := strconv.Atoi(text)
-	if err != nil {
-		return err
-	}
 	// A line is: number, local address, remote address, state in hexadecimal.
 	const listening = "0A"
-	suffix := fmt.Sprintf(":%04X", port)
-	for deadline := time.Now().Add(Patience); ; Pause(time.Millisecond) {
-		sockets := 0
-		for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
-			lines, err := os.ReadFile(table)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			for line := range strings.Lines(string(lines)) {
-				if f := strings.Fields(line); len(f) > 3 && f[3] == listening && strings.HasSuffix(f[1], suffix) {
-					sockets++
-				}
-			}
+	sockets := make(map[string]int) // by port in hexadecimal
+	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		lines, err := os.ReadFile(table)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
 		}
-		if sockets <= 1 {
-			return nil
+		if err != nil {
+			return err
 		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%d sockets listen at %s after a reload", sockets, g.Addr)
+		for line := range strings.Lines(string(lines)) {
+			if f := strings.Fields(line); len(f) > 3 && f[3] == listening {
+				_, port, _ := strings.Cut(f[1], ":")
+				sockets[port]++
+			}
 		}
 	}
+	for _, addr := range []string{g.Addr, g.Admin} {
+		_, text, _ := strings.Cut(addr, ":")
+		port, err := strconv.Atoi(text)
+		if err != nil {
+			return Fatal(err)
+		}
+		if n := sockets[fmt.Sprintf("%04X", port)]; n > 1 {
+			return fmt.Errorf("%d sockets listen at %s", n, addr)
+		}
+	}
+	return nil
 }
 
 // URL returns the URL of a path on the site.

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 )
 
 // NewPeer starts a receiver below HTTP, which calls serve for each connection and
@@ -26,10 +28,7 @@ func NewPeer(t testing.TB, serve func(net.Conn)) string {
 // returns, and returns the address that it listens on.
 func ServeConns(t testing.TB, serve func(net.Conn)) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := freeaddr.Listen(t)
 	t.Cleanup(func() { ln.Close() })
 	go func() {
 		for {

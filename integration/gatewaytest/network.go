@@ -4,6 +4,8 @@ import (
 	"net"
 	"sync"
 	"testing"
+
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 )
 
 // Network forwards connections until it is cut. While it is cut, it forwards nothing and
@@ -51,10 +53,7 @@ func (n *Network) wait() bool {
 // To returns an address that leads to addr through the network.
 func (n *Network) To(addr string) string {
 	n.t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	l := freeaddr.Listen(n.t)
 	n.t.Cleanup(func() { l.Close() })
 	go func() {
 		for {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 )
 
 // Callback is a request to a receiver.
@@ -33,7 +35,7 @@ type Receiver struct {
 func NewReceiver(t testing.TB, answer http.HandlerFunc) *Receiver {
 	t.Helper()
 	r := &Receiver{Got: make(chan Callback, 100_000)}
-	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	r.Server = NewServer(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		body, err := io.ReadAll(req.Body)
 		if err != nil {
 			return // the gateway was killed while sending
@@ -43,7 +45,7 @@ func NewReceiver(t testing.TB, answer http.HandlerFunc) *Receiver {
 			answer(w, req)
 		}
 	}))
-	closeAfter(t, r.Server)
+	r.Start()
 	return r
 }
 
@@ -62,14 +64,18 @@ func (r *Receiver) Next(t testing.TB) Callback {
 // NewApp starts an endpoint behind the gateway and returns its address.
 func NewApp(t testing.TB, handler http.HandlerFunc) string {
 	t.Helper()
-	app := httptest.NewServer(handler)
-	closeAfter(t, app)
+	app := NewServer(t, handler)
+	app.Start()
 	return strings.TrimPrefix(app.URL, "http://")
 }
 
-// closeAfter closes a server after the test. It waits at most [Patience] for handlers:
-// after a failure they may never return, and would block the other tests.
-func closeAfter(t testing.TB, srv *httptest.Server) {
+// NewServer returns a server that is not started yet. No other server of the tests gets
+// its port, even after it has closed. After the test it closes. It waits at most
+// [Patience] for handlers: after a failure they may never return, and would block the
+// other tests.
+func NewServer(t testing.TB, handler http.Handler) *httptest.Server {
+	t.Helper()
+	srv := &httptest.Server{Listener: freeaddr.Listen(t), Config: &http.Server{Handler: handler}}
 	t.Cleanup(func() {
 		closed := make(chan struct{})
 		go func() {
@@ -82,6 +88,7 @@ func closeAfter(t testing.TB, srv *httptest.Server) {
 			t.Error("a handler of the test does not return")
 		}
 	})
+	return srv
 }
 
 // Arrivals counts callbacks by task until all tasks have one. Otherwise it fails the

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -24,22 +25,26 @@ func (g *Gateway) Eventually(what string, f func() error) {
 // Eventually waits until f returns nil.
 func Eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	if err := until(t.Context(), f); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// until calls f until it returns nil. It returns the last error of f if ctx ends, after
+// [Patience], or at once if the error is [Fatal].
+func until(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		err := f()
-		if err == nil {
-			return
-		}
-		var end fatalError
-		if errors.As(err, &end) {
-			t.Fatalf("%s: %v", what, err)
+		if err == nil || errors.As(err, new(fatalError)) {
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("%s: not within %v: %v", what, Patience, err)
+			return fmt.Errorf("not within %v: %w", Patience, err)
 		case <-tick.C:
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
@@ -170,7 +169,7 @@ func readsCallbacks(t *testing.T, p *process) {
 func finishesRepeatOnce(t *testing.T, p *process) {
 	g := gateway(t)
 	codes := make(chan int, 10)
-	between := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	between := gatewaytest.NewServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		code, err := pass(p, r)
 		if err != nil {
 			t.Error(err)
@@ -180,7 +179,7 @@ func finishesRepeatOnce(t *testing.T, p *process) {
 			w.WriteHeader(http.StatusBadGateway)
 		}
 	}))
-	defer between.Close()
+	between.Start()
 	resp, _ := g.Post("/one", fmt.Sprintf(`{"callback_url":"%s/hook"}`, between.URL))
 	id := resp.Header.Get("beam-task-id")
 	if n := len(g.Attempted(id, 2)); n < 2 {

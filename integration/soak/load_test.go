@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -45,7 +44,7 @@ type entry struct {
 func newLoad(t *testing.T) *load {
 	l := &load{tasks: make(map[string]*entry)}
 	receive := func(refuse func(r *http.Request) bool) string {
-		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		srv := gatewaytest.NewServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body) // a broken body is no callback; it is repeated
 			if refuse(r) {
 				w.WriteHeader(http.StatusServiceUnavailable)
@@ -53,7 +52,7 @@ func newLoad(t *testing.T) *load {
 			}
 			l.arrive(r.Header.Get("beam-task-id"))
 		}))
-		t.Cleanup(srv.Close)
+		srv.Start()
 		return srv.URL
 	}
 	for range 8 {
