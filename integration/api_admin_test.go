@@ -186,8 +186,7 @@ func TestAPIListsTasksOfAllGateways(t *testing.T) {
 		})
 	}
 	answer.Store(http.StatusOK)
-	var o outcome
-	adminAPI(t, nodes[0]).ask(http.MethodPost, "tasks/redeliver?state=dead", http.StatusOK, &o)
+	o := adminAPI(t, nodes[0]).onMany("redeliver", "state=dead")
 	if o.Changed != len(ids) {
 		t.Errorf("the overview is %+v", o)
 	}

@@ -115,6 +115,21 @@ type outcome struct {
 	Next    string `json:"next"`
 }
 
+// onMany acts on all tasks that match a query. A request acts for a limited time, so
+// that a slow store needs several.
+func (a *api) onMany(action, query string) (total outcome) {
+	a.t.Helper()
+	for next := ""; ; next = total.Next {
+		var part outcome
+		a.ask(http.MethodPost, "tasks/"+action+"?"+query+"&after="+url.QueryEscape(next), http.StatusOK, &part)
+		total.Matched, total.Changed, total.Failed = total.Matched+part.Matched, total.Changed+part.Changed, total.Failed+part.Failed
+		total.Reason, total.Next = part.Reason, part.Next
+		if total.Next == "" {
+			return total
+		}
+	}
+}
+
 // failing starts a receiver that responds with a status that the test can change.
 func failing(t *testing.T, status int) (*gatewaytest.Receiver, *atomic.Int64) {
 	t.Helper()
@@ -193,8 +208,7 @@ func TestRedeliverySurvivesKill(t *testing.T) {
 	g.Kill()
 	g.Start()
 	answer.Store(http.StatusOK)
-	var o outcome
-	a.ask(http.MethodPost, "tasks/redeliver?host=127.0.0.1", http.StatusOK, &o)
+	o := a.onMany("redeliver", "host=127.0.0.1")
 	g.Kill()
 	g.Start()
 	if o.Matched != n || o.Changed != n {
@@ -277,16 +291,7 @@ func TestPagesListEveryTaskWhileOthersArrive(t *testing.T) {
 		t.Errorf("%d of %d are missing", missing, len(want))
 	}
 
-	var total outcome
-	for next := ""; ; next = total.Next {
-		var part outcome
-		a.ask(http.MethodPost, "tasks/cancel?queue=q&after="+url.QueryEscape(next), http.StatusOK, &part)
-		total.Matched, total.Changed, total.Failed = total.Matched+part.Matched, total.Changed+part.Changed, total.Failed+part.Failed
-		total.Reason, total.Next = part.Reason, part.Next
-		if total.Next == "" {
-			break
-		}
-	}
+	total := a.onMany("cancel", "queue=q")
 	if total.Changed < n || total.Failed > 0 {
 		t.Errorf("canceling returned %+v", total)
 	}

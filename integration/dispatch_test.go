@@ -50,7 +50,7 @@ func sizedSite(t *testing.T) string {
 
 func TestSlowReceiversDoNotDelayHealthyOne(t *testing.T) {
 	t.Parallel()
-	const tasks = 600
+	const tasks = 300
 	var answered atomic.Int64
 	port := newNetworks(t, func(w http.ResponseWriter, r *http.Request) {
 		select {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,7 +53,7 @@ func TestLimitsHoldAcrossReloads(t *testing.T) {
 			crowd.answer(w, r)
 		}))
 	}
-	options := gatewaytest.Delivering(fmt.Sprintf("per_host %d", perHost), fmt.Sprintf("concurrency %d", concurrency),
+	options := gatewaytest.Delivering("timeout 1h", fmt.Sprintf("per_host %d", perHost), fmt.Sprintf("concurrency %d", concurrency),
 		fmt.Sprintf("slow %d", slow))
 	site := gatewaytest.ExampleSite(t)
 	g := gatewaytest.Start(t, options, site)
@@ -85,7 +86,12 @@ func TestLimitsHoldAcrossReloads(t *testing.T) {
 func TestReloadChangesLimits(t *testing.T) {
 	t.Parallel()
 	crowd := newCrowd()
-	rcv := gatewaytest.NewReceiver(t, crowd.answer)
+	var open atomic.Pointer[chan struct{}]
+	rcv := gatewaytest.NewReceiver(t, func(_ http.ResponseWriter, r *http.Request) {
+		crowd.enter(r.Host, 1)
+		<-*open.Load()
+		crowd.enter(r.Host, -1) // before the response, because the next callback may follow at once
+	})
 	site := gatewaytest.ExampleSite(t)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("per_host 1"), site)
 	for _, limit := range []int{1, 3, 2} {
@@ -96,7 +102,18 @@ func TestReloadChangesLimits(t *testing.T) {
 		crowd.mu.Lock()
 		clear(crowd.most)
 		crowd.mu.Unlock()
+		opened := make(chan struct{})
+		open.Store(&opened)
 		g.Tasks(100, to(rcv.URL))
+		g.Eventually("the limit is reached", func() error {
+			crowd.mu.Lock()
+			defer crowd.mu.Unlock()
+			if crowd.now[""] < limit {
+				return fmt.Errorf("%d callbacks are with the receiver", crowd.now[""])
+			}
+			return nil
+		})
+		close(opened)
 		for range 100 {
 			rcv.Next(t)
 		}

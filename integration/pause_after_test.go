@@ -27,12 +27,13 @@ func TestPauseAfterPausesFailingHost(t *testing.T) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})
-	g := gatewaytest.New(t, gatewaytest.Delivering("retry 1s 1s 1s 1s 1s 1s", "pause_after 1s"), gatewaytest.ExampleSite(t))
+	g := gatewaytest.New(t, gatewaytest.Delivering("retry 1s 10s 1s 10s", "pause_after 1s"), gatewaytest.ExampleSite(t))
 	listening(g, "on callback_host_paused "+note("paused"))
 	g.Start()
 	a, host := adminAPI(t, g), hostOf(t, rcv.URL)
 	id := g.Task(rcv.URL)
-	// The second attempt is a second after the first. A resumed host gets two more.
+	// The second attempt is a second after the first. A resumed host gets two more. The
+	// longer waits leave a slow disk the time to store the pause.
 	for n := 1; n <= 2; n++ {
 		event := events(g, "paused", n)[n-1]
 		if !strings.Contains(event, "callback_host:"+host) || !strings.Contains(event, "last_status:503") || !strings.Contains(event, "failures:2 ") {

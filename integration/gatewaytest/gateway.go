@@ -134,9 +134,14 @@ func Start(t testing.TB, options, site string) *Gateway {
 	return g
 }
 
+// attemptTimeout is the timeout of an attempt if a test sets none. A slow machine needs
+// more than the default: receivers wait until the test has sent all tasks.
+const attemptTimeout = "timeout 2m"
+
 // ToLocal are options that allow callbacks to the test's own receivers.
 const ToLocal = `
 	delivery {
+		` + attemptTimeout + `
 		allow 127.0.0.1
 		ports any
 	}`

@@ -15,6 +15,9 @@ import (
 // Delivering returns options that allow callbacks to the test's own receivers, and
 // further lines of the delivery block.
 func Delivering(lines ...string) string {
+	if !strings.Contains(strings.Join(lines, "\n"), "timeout ") {
+		lines = append(lines, attemptTimeout)
+	}
 	return "delivery {\nallow 127.0.0.0/8\nports any\n" + strings.Join(lines, "\n") + "\n}"
 }
 
