@@ -29,7 +29,7 @@ func newRecordingApp(t *testing.T) (app string, requests chan appRequest) {
 
 func TestDelayedTaskSurvivesKill(t *testing.T) {
 	t.Parallel()
-	const delay = 4 * time.Second
+	const delay = 30 * time.Second // the gateway is killed and asked before it ends
 	for name, tt := range map[string]struct {
 		value func(now time.Time) []string
 		start func(t *testing.T, site string) (accepts, runs *gatewaytest.Gateway)

@@ -75,7 +75,7 @@ func TestReloadsLeakNoGoroutine(t *testing.T) {
 	g := gatewaytest.Start(t, gatewaytest.Delivering(), site)
 	l := gatewaytest.NewLedger(rcv, t.Context().Done())
 	l.Accept(g.Task(rcv.URL))
-	g.Eventually("the callback arrived", l.Settled)
+	l.Drain(t)
 	reloads(t, g, 1, 0, site) // the first reload starts goroutines that stay
 	var before int
 	g.Eventually("goroutines are counted", func() (err error) {
@@ -91,7 +91,7 @@ func TestReloadsLeakNoGoroutine(t *testing.T) {
 		return err
 	})
 	l.Accept(g.Task(rcv.URL))
-	g.Eventually("the callback arrived", l.Settled)
+	l.Drain(t)
 	report(t, "8. reload at rest, goroutines compared", rounds, l.Tally())
 }
 

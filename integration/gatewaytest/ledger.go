@@ -59,15 +59,8 @@ func (l *Ledger) Arrive(c Callback) {
 	l.arrived++
 }
 
-// Settled returns nil once every accepted task has its callback. Two verdicts on one
-// task, or two results, are fatal.
-func (l *Ledger) Settled() error {
-	_, err := l.missing()
-	return err
-}
-
-// missing returns how many accepted tasks have no callback, and why the ledger is
-// not settled.
+// missing returns how many accepted tasks have no callback, and an error if there are
+// any. Two verdicts on one task, or two results, are fatal.
 func (l *Ledger) missing() (n int, _ error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
