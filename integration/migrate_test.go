@@ -162,7 +162,7 @@ func TestMigrateResumesAfterKill(t *testing.T) {
 	from := "sqlite:" + g.Folder()
 	g.Configure(m.options(c), m.site)
 	// A gateway already uses the cluster.
-	other := gatewaytest.Start(t, m.options(c), m.site)
+	gatewaytest.Start(t, m.options(c), m.site)
 	m.isOpen.Store(true)
 	for i := range 5 {
 		g.Run("callback", "migrate", "--from", from, "--config", g.File, "--adapter", "caddyfile")
