@@ -11,7 +11,7 @@ import (
 // costs measures the cost of a task, for tasks of waiting clients and of a queue, with
 // the embedded engine and with a cluster of three servers.
 func costs(b *bench) (table, error) {
-	t := table{head: []string{"a task with a callback", "disk writes, gateway", "CPU, gateway", "disk writes, all servers", "CPU, all servers"}}
+	t := table{head: []string{"task", "disk writes, gateway", "CPU, gateway", "disk writes, all servers", "CPU, all servers"}}
 	waiting := func(app string) string { return "callback\nreverse_proxy " + app }
 	queue := func(app string) string { return "callback\ntask_queue q {\nreverse_proxy " + app + "\n}" }
 	for _, c := range []struct {

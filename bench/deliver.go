@@ -104,8 +104,8 @@ func deliveries(b *bench) ([]row, error) {
 		hosts   int
 		workers int
 	}{
-		{"deliveries from a full store to one fast receiver, a second", 1, perHost},
-		{"the same to 1,000 hosts", 1000, concurrency},
+		{"to one host, deliveries/s", 1, perHost},
+		{"to 1,000 hosts, deliveries/s", 1000, concurrency},
 	} {
 		var rate pairs
 		for i := range b.turns(0.5) {

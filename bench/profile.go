@@ -121,10 +121,15 @@ func divide(p *profile.Profile, n int) (table, error) {
 	var all int64
 	micros := func(nanos int64) string { return fmt.Sprintf("%.0f", float64(nanos)/1000/float64(n)) }
 	t := table{head: []string{"part", "µs of CPU time a task"}}
-	for _, what := range largest(took) {
-		t.rows = append(t.rows, []string{what, micros(took[what])})
-		all += took[what]
+	others := int64(0)
+	for i, what := range largest(took) {
+		if all += took[what]; i < 10 {
+			t.rows = append(t.rows, []string{what, micros(took[what])})
+		} else {
+			others += took[what]
+		}
 	}
+	t.rows = append(t.rows, []string{"smaller parts", micros(others)})
 	t.rows = append(t.rows, []string{"all of it", micros(all)})
 	return t, nil
 }

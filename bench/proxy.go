@@ -99,7 +99,7 @@ func proxied(b *bench) ([]row, error) {
 			rows = append(rows, p99.atMost("the same, p99", " ms", 1.05))
 		}
 		if c.large {
-			rows = append(rows, floor.beside("the same beside a plain proxy with request_buffers 2MiB", ""))
+			rows = append(rows, floor.beside("the same beside `request_buffers 2MiB`", ""))
 		}
 	}
 	return rows, nil

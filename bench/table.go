@@ -40,7 +40,22 @@ func comparison(rows []row) table {
 		}
 		t.rows = append(t.rows, []string{r.what, r.measured, r.against, r.ratio, r.target, met})
 	}
-	return t
+	return t.withoutEmpty()
+}
+
+// withoutEmpty returns the table without the columns in which no row has a value.
+func (t table) withoutEmpty() (kept table) {
+	kept.rows = make([][]string, len(t.rows))
+	for i, head := range t.head {
+		if !slices.ContainsFunc(t.rows, func(row []string) bool { return row[i] != "" }) {
+			continue
+		}
+		kept.head = append(kept.head, head)
+		for k, row := range t.rows {
+			kept.rows[k] = append(kept.rows[k], row[i])
+		}
+	}
+	return kept
 }
 
 func (t table) markdown() string {
