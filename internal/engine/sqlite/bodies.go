@@ -65,8 +65,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func sumOf(data []byte) int64 { return int64(crc32.Checksum(data, castagnoli)) }
 
-// open removes the files that no row refers to, and counts the others.
-func (b *bodies) open(s *store) error {
+// openBodies removes the files that no row refers to, and counts the others.
+func (s *store) openBodies() error {
+	b := &s.bodies
 	b.folder, b.disk, b.log = filepath.Join(s.cfg.Folder, bodiesName), s.cfg.disk, s.log
 	known := map[string]bool{}
 	s.writer.query("SELECT file FROM body WHERE file IS NOT NULL", nil, func(stmt *sqlite3.Stmt) bool {
@@ -221,7 +222,7 @@ func (s *store) syncLog() error {
 	if s.broken.Load() == nil { // otherwise a refused commit may still be in the log
 		names = s.bodies.garbage()
 	}
-	if err := s.fs.syncLog(); err != nil {
+	if err := s.fs.syncLog(false); err != nil {
 		s.bodies.drop(names...)
 		return err
 	}

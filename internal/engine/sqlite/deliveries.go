@@ -36,16 +36,6 @@ type dueDelivery struct {
 	result []byte // nil if it must be read
 }
 
-// newDue returns the delivery that follows from a verdict.
-func newDue(r *row, rec *task.Record, result *body) *dueDelivery {
-	o := &dueDelivery{row: r, rec: rec}
-	rec.State, rec.Version = task.Delivering, uint64(r.version)
-	if result != nil && result.file == "" && result.size <= maxSmall {
-		o.result = result.bytes
-	}
-	return o
-}
-
 // delivery implements [engine.Delivery]. Its fencing token is the version that the task
 // had when it was taken. Only memory has the information that it is in flight.
 type delivery struct {

@@ -45,28 +45,22 @@ func (systemDisk) remove(name string) error { return os.Remove(name) }
 
 func (systemDisk) syncFolder(name string) error { return syncFolder(name) }
 
-// createFolder creates a folder and its parents if they do not exist.
+// createFolder creates a folder and its parents if they do not exist. Caddy itself may
+// create a parent at the same time.
 func createFolder(d disk, name string) error {
 	if info, err := os.Stat(name); err == nil && info.IsDir() {
 		return nil
 	}
 	parent := filepath.Dir(name)
-	err := d.makeFolder(name)
-	if errors.Is(err, fs.ErrNotExist) && parent != name {
-		if err = createFolder(d, parent); err == nil {
-			err = d.makeFolder(name)
+	if parent != name {
+		if err := createFolder(d, parent); err != nil {
+			return err
 		}
 	}
-	if errors.Is(err, fs.ErrExist) {
-		// Caddy itself may create a parent at the same time.
-		if info, statErr := os.Stat(name); statErr == nil && info.IsDir() {
-			err = nil
-		}
+	if err := d.makeFolder(name); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
-	if err == nil {
-		err = syncNames(d, parent)
-	}
-	return err
+	return syncNames(d, parent)
 }
 
 // syncNames makes the names in folders durable. It skips a folder that this process may

@@ -374,7 +374,7 @@ func TestRelaxedSyncStoresToo(t *testing.T) {
 	s := openTest(t, Config{Sync: time.Millisecond})
 	rec := newTask("a.test:443")
 	settled(t, s, rec, "result")
-	must(t, s.fs.syncLog())
+	must(t, s.fs.syncLog(false))
 	closeTest(t, s)
 	s = openTest(t, Config{Folder: s.cfg.Folder})
 	if _, err := s.Get(t.Context(), rec.ID); err != nil {

@@ -115,7 +115,7 @@ func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, erro
 			return reports, nil
 		}
 		if err == nil {
-			_, err = s.wait(ctx, s.dueWake, wait)
+			err = s.wait(ctx, s.dueWake, wait)
 		}
 		if err != nil {
 			return nil, err
@@ -188,7 +188,7 @@ const maxDue = 1000
 func (s *store) report(c *conn, h *host) engine.HostDue {
 	d := engine.HostDue{HostState: engine.HostState{Host: h.name}}
 	c.query(selectHosts+" WHERE name = ?", []any{h.name}, func(r *sqlite3.Stmt) bool {
-		d.HostState, d.Trusted = scanHost(r), r.ColumnBool(2)
+		d.HostState, d.Trusted = scanHost(r), r.ColumnBool(9)
 		return false
 	})
 	s.mu.Lock()
@@ -207,15 +207,17 @@ func (s *store) report(c *conn, h *host) engine.HostDue {
 	return d
 }
 
-// selectHosts selects the columns that scanHost reads, and two more.
-const selectHosts = `SELECT name, paused, trusted, waiting, window, average, answered, failures, failing_since, last_error,
-	last_status FROM host`
+// hostColumns are what the table keeps about a host, without its name and its count.
+const hostColumns = "window, average, answered, failures, failing_since, last_error, last_status, paused, trusted"
+
+// selectHosts selects the columns that scanHost reads, trusted and waiting.
+const selectHosts = "SELECT name, " + hostColumns + ", waiting FROM host"
 
 func scanHost(s *sqlite3.Stmt) engine.HostState {
 	return engine.HostState{
-		Host: s.ColumnText(0), Paused: s.ColumnBool(1), Window: s.ColumnInt(4), Average: time.Duration(s.ColumnInt64(5)),
-		AnsweredAt: timeOf(s.ColumnInt64(6)), Failures: s.ColumnInt(7), FailingSince: timeOf(s.ColumnInt64(8)),
-		LastError: s.ColumnText(9), LastStatus: s.ColumnInt(10),
+		Host: s.ColumnText(0), Window: s.ColumnInt(1), Average: time.Duration(s.ColumnInt64(2)), AnsweredAt: timeOf(s.ColumnInt64(3)),
+		Failures: s.ColumnInt(4), FailingSince: timeOf(s.ColumnInt64(5)), LastError: s.ColumnText(6), LastStatus: s.ColumnInt(7),
+		Paused: s.ColumnBool(8),
 	}
 }
 

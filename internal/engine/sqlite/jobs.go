@@ -59,7 +59,7 @@ func (j *jobSource) Next(ctx context.Context, limit, maxStarts int) (jobs []engi
 		if next > 0 {
 			most = time.Until(time.Unix(0, next))
 		}
-		if _, err = j.s.wait(ctx, j.ready, most); err != nil {
+		if err = j.s.wait(ctx, j.ready, most); err != nil {
 			return nil, err
 		}
 	}

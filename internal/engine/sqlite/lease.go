@@ -73,21 +73,16 @@ func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) 
 	}
 	for {
 		err := l.settle(ctx, rec, b)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, engine.ErrFull) {
+		switch {
+		case !errors.Is(err, engine.ErrFull):
 			return err
-		}
-		if b.kept() <= 0 {
+		case b.kept() <= 0:
 			return fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
+		case b.size > cutResult && b.file == "":
+			b = b.cut(cutResult)
+		default:
+			b = b.cut(0) // the verdict matters more
 		}
-		// The verdict is stored without the result: it matters more.
-		n := int64(0)
-		if b.size > cutResult && b.file == "" {
-			n = cutResult
-		}
-		b = &body{bytes: b.bytes[:n], size: n}
 	}
 }
 
@@ -103,8 +98,14 @@ func (s *store) takeResult(r io.Reader) (*body, error) {
 	}
 	// The disk accepts no file, but the database has a reserve for verdicts.
 	s.room.suspect()
-	n := min(b.size, cutResult)
-	return &body{bytes: b.bytes[:n], size: n}, nil
+	return b.cut(cutResult), nil
+}
+
+// cut returns the first n bytes of a body, or the whole body if it is shorter. A file has
+// no bytes in memory: n must be 0.
+func (b *body) cut(n int64) *body {
+	n = min(n, b.size)
+	return &body{bytes: b.bytes[:n], size: n}
 }
 
 func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
@@ -151,8 +152,13 @@ func (t *tx) settle(r *row, rec *task.Record, doc []byte, result *body, hold boo
 	case to.held:
 		t.held++
 		settled := &row{seq: r.seq, id: r.id, version: r.version + 1, place: to, at: t.now, request: -1, result: result.kept()}
+		due := &dueDelivery{row: settled, rec: rec}
+		rec.State, rec.Version = task.Delivering, uint64(settled.version)
+		if result != nil && result.size <= maxSmall {
+			due.result = result.bytes
+		}
 		t.after(func() {
-			t.s.addDue(newDue(settled, rec, result))
+			t.s.addDue(due)
 			t.s.dueNow(t.s.host(to.host))
 		})
 	case to.state == delivering:

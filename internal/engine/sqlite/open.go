@@ -297,17 +297,17 @@ func (s *store) isClosing() bool { return s.life.Err() != nil }
 
 // wait waits for a signal, at most for a time. It returns an error if ctx or the store
 // ends.
-func (s *store) wait(ctx context.Context, signal <-chan struct{}, most time.Duration) (signaled bool, err error) {
+func (s *store) wait(ctx context.Context, signal <-chan struct{}, most time.Duration) error {
 	timer := time.NewTimer(most)
 	defer timer.Stop()
 	select {
 	case <-signal:
-		return true, nil
+		return nil
 	case <-timer.C:
-		return false, nil
+		return nil
 	case <-ctx.Done():
-		return false, ctx.Err()
+		return ctx.Err()
 	case <-s.life.Done():
-		return false, errClosed
+		return errClosed
 	}
 }

@@ -12,12 +12,13 @@ import (
 )
 
 // loadPauses reads which queues and hosts are paused.
-func (s *store) loadPauses() {
+func (s *store) loadPauses() error {
 	s.writer.query(`SELECT name, '' FROM queue WHERE paused = 1
 		UNION ALL SELECT '', name FROM host INDEXED BY host_paused WHERE paused = 1`, nil, func(r *sqlite3.Stmt) bool {
 		s.paused[engine.Target{Queue: r.ColumnText(0), Host: r.ColumnText(1)}] = true
 		return true
 	})
+	return s.writer.failed()
 }
 
 // recoverBatch is how many tasks are recovered in one transaction.

@@ -299,7 +299,7 @@ func (r *repair) copyTables(ctx context.Context) {
 		"queue":    "name, paused", // counts are computed again
 		"key":      "hash, digest, task, expires",
 		"schedule": "name, last, next",
-		"host":     "name, paused, trusted, window, average, answered, failures, failing_since, last_error, last_status",
+		"host":     "name, " + hostColumns, // waiting is computed again
 	} {
 		var rows [][]any
 		_, _ = r.read(func(c *conn) {

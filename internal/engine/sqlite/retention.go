@@ -50,7 +50,7 @@ func (s *store) maintain() {
 			}
 		}
 		interval := min(l.Retention, l.Dead, l.DeliveryWindow) / 10
-		if _, err := s.wait(s.life, s.room.wake, min(max(interval, 100*time.Millisecond), maxTrimInterval)); err != nil {
+		if err := s.wait(s.life, s.room.wake, min(max(interval, 100*time.Millisecond), maxTrimInterval)); err != nil {
 			return
 		}
 	}

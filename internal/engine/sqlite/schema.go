@@ -47,40 +47,27 @@ func (s *store) openDatabase(ctx context.Context) (err error) {
 	if s.writer, err = openConn(s.file, s.fs.name, sqlite3.OPEN_READWRITE); err != nil {
 		return err
 	}
-	if err := s.configure(); err != nil {
-		return err
+	for _, step := range []func() error{
+		s.configure, s.create, s.openFirstReader, s.identify, s.adopt,
+		func() error { return s.apply((*tx).redate) },
+		s.loadPauses, s.openBodies,
+		func() error { s.measure(); return s.recover(ctx) },
+		s.syncLog, // removes the files of what was recovered
+	} {
+		if err := step(); err != nil {
+			return err
+		}
 	}
-	if err := s.create(); err != nil {
-		return err
-	}
-	s.writer.WALHook(func(_ *sqlite3.Conn, _ string, pages int) error {
-		s.logPages = pages
-		return nil
-	})
-	// With a reader that is open already, deliveries go on when no file can be opened.
+	return nil
+}
+
+// openFirstReader opens a reader, so that deliveries go on when no file can be opened.
+func (s *store) openFirstReader() error {
 	reader, err := s.openReader()
-	if err != nil {
-		return err
+	if err == nil {
+		s.pool <- reader
 	}
-	s.pool <- reader
-	if err := s.identify(); err != nil {
-		return err
-	}
-	if err := s.adopt(); err != nil {
-		return err
-	}
-	if err := s.apply((*tx).redate); err != nil {
-		return err
-	}
-	s.loadPauses()
-	if err := s.bodies.open(s); err != nil {
-		return err
-	}
-	s.measure()
-	if err := s.recover(ctx); err != nil {
-		return err
-	}
-	return s.syncLog() // removes the files of what was recovered
+	return err
 }
 
 // adopt makes the data of a killed process durable. That process may have written
@@ -90,7 +77,7 @@ func (s *store) adopt() error {
 	if s.cfg.skips == skipAdopt {
 		return nil
 	}
-	if err := s.fs.rewriteLog(); err != nil {
+	if err := s.fs.syncLog(true); err != nil {
 		return fmt.Errorf("syncing the log: %w", err)
 	}
 	return syncNames(s.cfg.disk, s.cfg.Folder, filepath.Dir(s.cfg.Folder))
@@ -128,11 +115,16 @@ func (s *store) configure() error {
 	if s.cfg.Sync > 0 {
 		synchronous = "NORMAL"
 	}
-	return errors.Join(c.BusyTimeout(restartTimeout), c.Exec("PRAGMA synchronous = "+synchronous+`;
+	err := errors.Join(c.BusyTimeout(restartTimeout), c.Exec("PRAGMA synchronous = "+synchronous+`;
 		PRAGMA cache_size = -16384;
 		PRAGMA temp_store = MEMORY;
 		PRAGMA foreign_keys = OFF;
 		PRAGMA wal_autocheckpoint = 0`))
+	c.WALHook(func(_ *sqlite3.Conn, _ string, pages int) error { // wal_autocheckpoint would remove it
+		s.logPages = pages
+		return nil
+	})
+	return err
 }
 
 // create creates the tables in a new database, and reads the secret.

@@ -34,7 +34,7 @@ func (s *store) Wait(ctx context.Context, id string, since uint64) (*task.Record
 		if err != nil || rec.Version != since {
 			return rec, err
 		}
-		if _, err := s.wait(ctx, w, time.Hour); err != nil {
+		if err := s.wait(ctx, w, time.Hour); err != nil {
 			return nil, err
 		}
 	}
@@ -88,24 +88,17 @@ func (c *conn) tally(f func(task.State, int64)) {
 
 // Queues implements [engine.Tasks].
 func (s *store) Queues(ctx context.Context) (list []engine.QueueStats, err error) {
-	err = s.read(ctx, func(c *conn) (damaged error) {
+	err = s.read(ctx, func(c *conn) error {
 		c.query(`SELECT name, paused, queued, running,
 			iif(queued > 0, (SELECT count(*) FROM task INDEXED BY task_ready WHERE queue = name AND state = 0 AND at > ?1), 0),
-			iif(queued > 0, (SELECT doc FROM task INDEXED BY task_ready WHERE queue = name AND state = 0 AND at <= ?1 ORDER BY at, seq LIMIT 1), NULL)
+			iif(queued > 0, (SELECT CAST(doc AS TEXT) ->> 'created_at' FROM task INDEXED BY task_ready WHERE queue = name AND state = 0 AND at <= ?1 ORDER BY at, seq LIMIT 1), NULL)
 			FROM queue WHERE paused = 1 OR queued > 0 OR running > 0 ORDER BY name`, []any{time.Now().UnixNano()}, func(r *sqlite3.Stmt) bool {
 			q := engine.QueueStats{Queue: r.ColumnText(0), Paused: r.ColumnBool(1), Queued: r.ColumnInt64(2), Running: r.ColumnInt64(3), Delayed: r.ColumnInt64(4)}
-			if doc := r.ColumnRawBlob(5); doc != nil {
-				rec, err := task.Decode(doc)
-				if err != nil {
-					damaged = fmt.Errorf("reading the oldest task of queue %s: %w", q.Queue, err)
-					return false
-				}
-				q.Oldest = rec.CreatedAt
-			}
+			q.Oldest, _ = time.Parse(time.RFC3339Nano, r.ColumnText(5)) // zero if none is ready
 			list = append(list, q)
 			return true
 		})
-		return damaged
+		return nil
 	})
 	return list, err
 }
@@ -127,7 +120,7 @@ func (s *store) Hosts(ctx context.Context, after engine.Cursor, limit int) (page
 	}
 	err = s.read(ctx, func(c *conn) error {
 		c.query(listHosts, []any{string(held), last.Pending, last.Host, limit + 1}, func(r *sqlite3.Stmt) bool {
-			page = append(page, engine.HostStats{HostState: scanHost(r), Pending: r.ColumnInt64(3)})
+			page = append(page, engine.HostStats{HostState: scanHost(r), Pending: r.ColumnInt64(10)})
 			return true
 		})
 		if len(page) > limit {
@@ -144,12 +137,10 @@ func (s *store) Hosts(ctx context.Context, after engine.Cursor, limit int) (page
 
 // listHosts lists the hosts of the table and those of ?1, which has their first deliveries
 // in memory, by pending deliveries. SQLite merges the two lists.
-const listHosts = `SELECT name, paused, trusted, waiting, window, average, answered, failures, failing_since, last_error, last_status
-	FROM host INDEXED BY host_listed WHERE (waiting > 0 OR paused = 1 OR failures > 0) AND name NOT IN (SELECT key FROM json_each(?1))
-	AND waiting <= ?2 AND (waiting < ?2 OR name > ?3)
-	UNION ALL SELECT key, paused, trusted, coalesce(waiting, 0) + value AS pending, window, average, answered, failures,
-	failing_since, last_error, last_status FROM json_each(?1) LEFT JOIN host ON name = key
-	WHERE pending <= ?2 AND (pending < ?2 OR key > ?3) ORDER BY 4 DESC, 1 LIMIT ?4`
+const listHosts = selectHosts + ` INDEXED BY host_listed WHERE (waiting > 0 OR paused = 1 OR failures > 0)
+	AND name NOT IN (SELECT key FROM json_each(?1)) AND waiting <= ?2 AND (waiting < ?2 OR name > ?3)
+	UNION ALL SELECT key, ` + hostColumns + `, coalesce(waiting, 0) + value AS pending FROM json_each(?1) LEFT JOIN host ON name = key
+	WHERE pending <= ?2 AND (pending < ?2 OR key > ?3) ORDER BY 11 DESC, 1 LIMIT ?4`
 
 // heldOf returns how many first deliveries of each host are in memory.
 func (s *store) heldOf() map[string]int {

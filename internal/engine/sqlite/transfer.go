@@ -19,23 +19,21 @@ func (s *store) Import(ctx context.Context, rec *task.Record, request, result io
 	if err := s.admit(ctx, 0); err != nil {
 		return err
 	}
+	doc, err := encode(rec)
+	if err != nil {
+		return err
+	}
 	var bodies [2]*body
+	var files []string
 	for i, r := range []io.Reader{request, result} {
 		if r == nil {
 			continue
 		}
-		b, err := s.bodies.take(r, -1)
-		if err != nil {
-			s.bodies.drop(bodies[0].files()...)
+		if bodies[i], err = s.bodies.take(r, -1); err != nil {
+			s.bodies.drop(files...)
 			return err
 		}
-		bodies[i] = b
-	}
-	files := append(bodies[0].files(), bodies[1].files()...)
-	doc, err := encode(rec)
-	if err != nil {
-		s.bodies.drop(files...)
-		return err
+		files = append(files, bodies[i].files()...)
 	}
 	err = s.update(ctx, func(t *tx) error { return t.insertImported(rec, doc, bodies[0], bodies[1]) }, files...)
 	if errors.Is(err, errIDInUse) {

@@ -58,29 +58,21 @@ func (fs *fileSystem) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.
 }
 
 // syncLog makes the contents of the log durable. The writer may gather a commit at the
-// same time.
-func (fs *fileSystem) syncLog() error {
+// same time. If rewrite is set, it does so even if an fsync of another process failed, and
+// the log must not be written at the same time.
+func (fs *fileSystem) syncLog(rewrite bool) error {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if fs.log == nil {
 		return nil
 	}
-	return fs.log.rewrites.sync(fs.log.File, vfs.SYNC_NORMAL)
-}
-
-// rewriteLog makes the log durable even if an fsync of another process failed. The log
-// must not be written at the same time.
-func (fs *fileSystem) rewriteLog() error {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	if fs.log == nil {
-		return nil
+	if rewrite {
+		size, err := fs.log.File.Size()
+		if err != nil {
+			return err
+		}
+		fs.log.rewrites.distrust(size)
 	}
-	size, err := fs.log.File.Size()
-	if err != nil {
-		return err
-	}
-	fs.log.rewrites.distrust(size)
 	return fs.log.rewrites.sync(fs.log.File, vfs.SYNC_NORMAL)
 }
 
