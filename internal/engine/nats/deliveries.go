@@ -93,7 +93,7 @@ const hostTTL = 7 * 24 * time.Hour
 
 // delivery implements engine.Delivery.
 type delivery struct {
-	*held
+	*inFlight
 	rec *task.Record // the caller adds attempts to it
 }
 
@@ -133,7 +133,7 @@ func (x *index) askAgain(host string) {
 // take stores that a delivery is in flight here. It returns ErrLost if another gateway
 // took it first, or if the delivery expired and is now dead.
 func (e *Engine) take(ctx context.Context, c candidate) (engine.Delivery, error) {
-	h, err := e.begin(ctx, c, func(m *message) (*message, error) {
+	f, err := e.begin(ctx, c, func(m *message) (*message, error) {
 		if e.isLate(m) {
 			return nil, cmp.Or(e.giveUp(ctx, m), errWrongSequence)
 		}
@@ -142,7 +142,7 @@ func (e *Engine) take(ctx context.Context, c candidate) (engine.Delivery, error)
 	if err != nil {
 		return nil, err
 	}
-	return &delivery{h, cloneRecord(h.m.rec)}, nil
+	return &delivery{f, cloneRecord(f.m.rec)}, nil
 }
 
 func (d *delivery) Record() *task.Record { return d.rec }
@@ -152,9 +152,9 @@ func (d *delivery) Result(ctx context.Context) (io.ReadCloser, error) { return d
 // end stores the step that ends the delivery. If that fails, the attempt may be
 // repeated.
 func (d *delivery) end(ctx context.Context, m *message, name string) error {
-	if err := d.held.end(ctx, m, name); err != nil {
+	if err := d.inFlight.end(ctx, m, name); err != nil {
 		if !errors.Is(err, engine.ErrLost) {
-			d.engine.index.drop(d.m.meta.ID, d.held, err)
+			d.engine.index.drop(d.m.meta.ID, d.inFlight, err)
 		}
 		return fmt.Errorf("storing the outcome of the callback of task %s: %w", d.m.meta.ID, err)
 	}

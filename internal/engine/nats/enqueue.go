@@ -32,12 +32,12 @@ func (l lease) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, op
 	if l.isOver() {
 		return "", false, engine.ErrLost
 	}
-	return l.engine.enqueue(ctx, rec, body, opts, l.held)
+	return l.engine.enqueue(ctx, rec, body, opts, l.inFlight)
 }
 
-// enqueue stores a task as queued. If h is not nil, the task replaces the running one.
-func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions, h *held) (string, bool, error) {
-	m := e.queued(cloneRecord(rec))
+// enqueue stores a task as queued. If f is not nil, the task replaces the running one.
+func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions, f *inFlight) (string, bool, error) {
+	m := queued(cloneRecord(rec))
 	if err := e.readBody(ctx, m, body, false); err != nil {
 		return "", false, err
 	}
@@ -54,9 +54,9 @@ func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, 
 	var known string
 	bodyName, err := m.meta.Body, errKnown
 	for tries := 0; errors.Is(err, errKnown) && tries < enqueueTries; tries++ {
-		known, err = e.tryEnqueue(ctx, m, key, opts.MaxQueued, h)
+		known, err = e.tryEnqueue(ctx, m, key, opts.MaxQueued, f)
 	}
-	if errors.Is(err, engine.ErrLost) && h != nil && e.wasQueued(ctx, m) {
+	if errors.Is(err, engine.ErrLost) && f != nil && e.wasQueued(ctx, m) {
 		err = nil
 	}
 	isNew := err == nil && known == ""
@@ -64,8 +64,8 @@ func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, 
 		m.clearBody()
 	}
 	e.discardUnused(ctx, bodyName, m, err)
-	if err == nil && known != "" && h != nil {
-		err = h.end(ctx, removal(m.meta.ID), "release")
+	if err == nil && known != "" && f != nil {
+		err = f.end(ctx, removal(m.meta.ID), "release")
 	}
 	switch {
 	case errors.Is(err, errKnown):
@@ -83,7 +83,8 @@ func (e *Engine) wasQueued(ctx context.Context, m *message) bool {
 	return err == nil && now.meta.Queue == m.meta.Queue
 }
 
-func (e *Engine) queued(rec *task.Record) *message {
+// queued returns the step that stores a task as queued, without a body.
+func queued(rec *task.Record) *message {
 	ready := time.Now()
 	if rec.NextAttemptAt.After(ready) {
 		ready = rec.NextAttemptAt
@@ -98,9 +99,9 @@ var errKnown = errors.New("another task was stored first")
 
 // tryEnqueue stores a task, its key and the latest run of its schedule in one atomic
 // step. It returns the ID of an earlier task if there is one.
-func (e *Engine) tryEnqueue(ctx context.Context, m *message, key *engine.StoredKey, maxQueued int, h *held) (known string, err error) {
+func (e *Engine) tryEnqueue(ctx context.Context, m *message, key *engine.StoredKey, maxQueued int, f *inFlight) (known string, err error) {
 	var with []*nats.Msg
-	isOther := func(known string) bool { return known != "" && (h == nil || known != m.meta.ID) }
+	isOther := func(known string) bool { return known != "" && (f == nil || known != m.meta.ID) }
 	if key != nil {
 		if known, err := e.knownKey(ctx, key); isOther(known) || err != nil {
 			return known, err
@@ -119,8 +120,8 @@ func (e *Engine) tryEnqueue(ctx context.Context, m *message, key *engine.StoredK
 	if maxQueued > 0 && e.index.depth(m.meta.Queue) >= int64(maxQueued) {
 		return "", engine.ErrQueueFull
 	}
-	if h != nil {
-		if err = h.end(ctx, m, "enqueue", with...); errors.Is(err, engine.ErrLost) && !h.isOver() {
+	if f != nil {
+		if err = f.end(ctx, m, "enqueue", with...); errors.Is(err, engine.ErrLost) && !f.isOver() {
 			err = errKnown
 		}
 		return "", err
@@ -211,15 +212,13 @@ func (e *Engine) Advance(ctx context.Context, schedule string, due, next time.Ti
 
 // Runs implements engine.Tasks.
 func (e *Engine) Runs(ctx context.Context) (map[string]engine.Run, error) {
-	runs := make(map[string]engine.Run)
-	_, _, err := e.scan(ctx, 0, scheduleSubject, math.MaxInt, func(msg *jetstream.RawStreamMsg) (bool, error) {
-		var s scheduleMeta
-		err := getMeta(msg.Header, &s)
-		runs[s.Schedule] = s.Run
-		return true, err
-	})
+	all, _, err := scan[scheduleMeta](ctx, e, scheduleSubject, 0, math.MaxInt)
 	if err != nil {
 		return nil, fmt.Errorf("listing schedules: %w", err)
+	}
+	runs := make(map[string]engine.Run, len(all))
+	for _, s := range all {
+		runs[s.Schedule] = s.Run
 	}
 	return runs, nil
 }
@@ -241,27 +240,20 @@ func (e *Engine) Import(ctx context.Context, rec *task.Record, request, result i
 	case !errors.Is(err, engine.ErrNotFound):
 		return fmt.Errorf("importing the task %s: %w", rec.ID, err)
 	}
-	m := e.queued(cloneRecord(rec))
+	m := queued(cloneRecord(rec))
 	m.meta.State, m.meta.Ready = rec.State, cmp.Or(fromTime(rec.NextAttemptAt), fromTime(rec.CreatedAt))
 	body := result
 	if rec.State == task.Queued || rec.State == task.Running {
 		body = request
 	}
-	if rec.State == task.Delivering || rec.Ended() {
-		m.meta.Finished = max(fromTime(rec.FinishedAt), fromTime(rec.DeliveredAt))
-	}
-	if rec.State == task.Done || rec.State == task.Dead {
-		m.meta.Ready = 0
-	}
+	m.meta.Finished = max(fromTime(rec.FinishedAt), fromTime(rec.DeliveredAt))
 	if err := e.readBody(ctx, m, body, false); err != nil {
 		return err
 	}
 	step := m
 	if rec.State == task.Running {
-		if m.meta.Queue != "" {
-			m.meta.MaxStarts = rec.Starts + 1 // the limit itself is known only at the next start
-		}
-		step = e.expired(m)
+		m.meta.MaxStarts = rec.Starts + 1 // the limit itself is known only at the next start
+		step = expired(m)
 	}
 	err := e.put(ctx, step, last)
 	e.discardUnused(ctx, m.meta.Body, step, err)
@@ -273,58 +265,42 @@ func (e *Engine) Import(ctx context.Context, rec *task.Record, request, result i
 
 // Keys implements engine.Tasks.
 func (e *Engine) Keys(ctx context.Context, after engine.Cursor, limit int) ([]engine.StoredKey, engine.Cursor, error) {
-	var at place
-	if after != "" {
-		var err error
-		if at, err = parsePlace(after); err != nil {
-			return nil, "", err
-		}
+	at, err := parsePlace(after, place{})
+	if err != nil {
+		return nil, "", err
 	}
-	var keys []engine.StoredKey
-	seq, more, err := e.scan(ctx, uint64(at.n), keySubject, limit, func(msg *jetstream.RawStreamMsg) (bool, error) {
-		var key engine.StoredKey
-		err := getMeta(msg.Header, &key)
-		lives := time.Now().Before(key.Expires)
-		if lives {
-			keys = append(keys, key)
-		}
-		return lives, err
-	})
+	keys, next, err := scan[engine.StoredKey](ctx, e, keySubject, uint64(at.n), limit) //nolint:gosec // a sequence, or no key is found
 	if err != nil {
 		return nil, "", fmt.Errorf("listing idempotency keys: %w", err)
 	}
-	if !more {
+	if next == 0 {
 		return keys, "", nil
 	}
-	return keys, place{n: int64(seq)}.cursor(), nil
+	return keys, place{n: int64(next)}.cursor(), nil //nolint:gosec // far below 2^63
 }
 
-// scan reads messages of the task stream with a subject prefix and a sequence after
-// seq, until read has returned true limit times. It returns the last sequence, and
-// whether there may be more.
-func (e *Engine) scan(ctx context.Context, seq uint64, prefix string, limit int, read func(*jetstream.RawStreamMsg) (bool, error)) (uint64, bool, error) {
-	for n := 0; n < limit; {
+// scan returns the metadata of up to limit messages of the task stream with a subject
+// prefix and a sequence after seq. next is the last sequence, zero if there are no more.
+func scan[T any](ctx context.Context, e *Engine, prefix string, seq uint64, limit int) (all []T, next uint64, err error) {
+	for len(all) < limit {
 		var msg *jetstream.RawStreamMsg
+		var meta T
 		err := e.retry(ctx, func(ctx context.Context) (err error) {
 			msg, err = e.tasks.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(prefix+"*"))
 			return err
 		})
 		if errors.Is(err, engine.ErrNotFound) {
-			return seq, false, nil
+			return all, 0, nil
+		}
+		if err == nil {
+			seq, err = msg.Sequence, getMeta(msg.Header, &meta)
 		}
 		if err != nil {
-			return seq, true, err
+			return nil, 0, err
 		}
-		seq = msg.Sequence
-		counts, err := read(msg)
-		if err != nil {
-			return seq, true, fmt.Errorf("decoding the message %d: %w", seq, err)
-		}
-		if counts {
-			n++
-		}
+		all = append(all, meta)
 	}
-	return seq, true, nil
+	return all, seq, nil
 }
 
 // ImportKey implements engine.Tasks.

@@ -30,7 +30,7 @@ type index struct {
 	earlier  chan struct{}     // signals that due has another first host
 	holders  map[string]*holder
 	me       *holder
-	held     map[string]*held // what this gateway runs or attempts, by task
+	inFlight map[string]*inFlight // tasks that this gateway runs or attempts
 	waiters  map[string][]chan struct{}
 	unneeded []unneededBody
 	loaded   chan struct{} // closed when the index has all tasks
@@ -91,7 +91,7 @@ type holder struct {
 	id     string
 	silent int // heartbeats of this gateway since its last one
 	dead   bool
-	tasks  map[*entry]struct{} // tasks that the gateway holds
+	tasks  map[*entry]struct{} // what it runs or attempts
 }
 
 func newIndex(me string) *index {
@@ -99,7 +99,7 @@ func newIndex(me string) *index {
 		tasks: make(map[string]*entry), counts: make(map[task.State]int64),
 		hosts: make(map[string]*backlog), queues: make(map[string]*backlog),
 		earlier: make(chan struct{}, 1), holders: make(map[string]*holder),
-		held: make(map[string]*held), waiters: make(map[string][]chan struct{}),
+		inFlight: make(map[string]*inFlight), waiters: make(map[string][]chan struct{}),
 		loaded: make(chan struct{}),
 	}
 	x.endLoad = sync.OnceFunc(func() { close(x.loaded) })
@@ -199,10 +199,10 @@ func (x *index) enter(e *entry, m *meta) {
 		e.holder = x.holder(m.Holder)
 		e.holder.tasks[e] = struct{}{}
 	}
-	if h := x.held[e.id]; h != nil && m.Token != h.token {
-		delete(x.held, e.id)
-		if !strings.HasPrefix(m.Token, h.token) {
-			h.lose()
+	if f := x.inFlight[e.id]; f != nil && m.Token != f.token {
+		delete(x.inFlight, e.id)
+		if !strings.HasPrefix(m.Token, f.token) {
+			f.lose()
 		}
 	}
 	if e.state != removed {
@@ -236,19 +236,19 @@ func (x *index) count(e *entry, n int64) {
 }
 
 // backlogOf returns the backlog in which an entry waits to be taken, or nil. If a delivery
-// names this gateway but is not held, it was stored without being acknowledged.
+// names this gateway but is not in flight, it was stored without being acknowledged.
 func (x *index) backlogOf(e *entry) *backlog {
 	switch {
 	case e.state == task.Queued:
 		return e.queue
-	case e.state == task.Delivering && x.held[e.id] == nil && (e.holder == nil || e.holder == x.me || e.holder.dead):
+	case e.state == task.Delivering && x.inFlight[e.id] == nil && (e.holder == nil || e.holder == x.me || e.holder.dead):
 		return e.host
 	}
 	return nil
 }
 
-// enqueue adds an entry to its backlog. It is called again when the entry is no longer
-// held, or when its holder dies or returns.
+// enqueue adds an entry to its backlog. It is called again when the entry is no longer in
+// flight, or when its holder dies or returns.
 func (x *index) enqueue(e *entry) {
 	x.dequeue(e)
 	if b := x.backlogOf(e); b != nil {
@@ -282,8 +282,8 @@ func (x *index) report(b *backlog) {
 }
 
 // pick takes up to n entries that are ready out of the backlog of a host or a queue, and
-// returns how long to wait for the next one. After it has lost a race to another gateway it picks at random
-// from the first few, so that gateways do not all try the same ones.
+// returns how long to wait for the next one. After it has lost a race to another gateway
+// it picks at random from the first few, so that gateways do not all try the same ones.
 func (x *index) pick(of func(name string) *backlog, name string, n int) (picked []candidate, wait time.Duration) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -310,25 +310,25 @@ func (x *index) pick(of func(name string) *backlog, name string, n int) (picked 
 // maxSleep limits how long a clock change goes unnoticed.
 const maxSleep = 5 * time.Second
 
-// hold registers what this gateway holds, before the first step is stored.
-func (x *index) hold(h *held) {
+// start registers a task that is in flight, before the step is stored.
+func (x *index) start(f *inFlight) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.held[h.m.meta.ID] = h
+	x.inFlight[f.m.meta.ID] = f
 }
 
-// drop ends h, which may be nil, after an error, whether or not the step was stored. The
-// task goes back to its backlog, unless another gateway took it: then its step follows
-// in the stream.
-func (x *index) drop(id string, h *held, err error) {
+// drop ends f, which may be nil, after an error, whether or not the step was stored. The
+// task returns to its backlog, unless another gateway took it: then its step follows in
+// the stream.
+func (x *index) drop(id string, f *inFlight, err error) {
 	if errors.Is(err, engine.ErrNotFound) {
 		x.dropMissing(id)
 		return
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.held[id] == h {
-		delete(x.held, id)
+	if x.inFlight[id] == f {
+		delete(x.inFlight, id)
 	}
 	e := x.tasks[id]
 	if e == nil {
@@ -387,10 +387,10 @@ func (x *index) clear() {
 		}
 		x.notify(e.id)
 	}
-	for _, h := range x.held {
-		h.lose()
+	for _, f := range x.inFlight {
+		f.lose()
 	}
 	clear(x.tasks)
-	clear(x.held)
+	clear(x.inFlight)
 	x.byAge, x.gone, x.unneeded = nil, 0, nil
 }

@@ -15,101 +15,84 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// held is a task that this gateway runs, or whose callback it delivers. The next step of
-// the task ends it.
-type held struct {
+// inFlight is a task that this gateway runs, or whose callback it attempts. The next step
+// of the task ends it.
+type inFlight struct {
 	engine *Engine
 	m      *message // the step that began it
 	token  string   // of this step. The token of the step that ends it begins with it
 	mu     sync.Mutex
 	over   bool
-
-	lostMu sync.Mutex
-	lost   bool
-	onLost func()
+	lost   context.Context // ends when the task has a step that f did not store
+	lose   context.CancelFunc
 }
 
-// hold stores the step with which this gateway begins to run a task or to deliver a
-// callback.
-func (e *Engine) hold(ctx context.Context, m *message, last uint64) (*held, error) {
-	h := &held{engine: e, m: m, token: newID()}
-	m.meta.Holder, m.meta.Token = e.id, h.token
-	e.index.hold(h)
+// start stores the step with which this gateway begins to run a task or to attempt a
+// delivery.
+func (e *Engine) start(ctx context.Context, m *message, last uint64) (*inFlight, error) {
+	f := &inFlight{engine: e, m: m, token: newID()}
+	f.lost, f.lose = context.WithCancel(context.Background())
+	m.meta.Holder, m.meta.Token = e.id, f.token
+	e.index.start(f)
 	if err := e.put(ctx, m, last); err != nil {
-		e.index.drop(m.meta.ID, h, err) // if the step was stored, maintain finds a task that is not held
+		e.index.drop(m.meta.ID, f, err) // if the step was stored, maintain finds the task
 		return nil, err
 	}
-	return h, nil
+	return f, nil
 }
 
-// end stores the step that ends h. name distinguishes steps, so that a repeated step
+// end stores the step that ends f. name distinguishes steps, so that a repeated step
 // recognizes that it was stored before.
-func (h *held) end(ctx context.Context, m *message, name string, with ...*nats.Msg) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.over {
+func (f *inFlight) end(ctx context.Context, m *message, name string, with ...*nats.Msg) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over {
 		return engine.ErrLost
 	}
-	m.meta.Token = h.token + "." + name
-	err := h.engine.put(ctx, m, h.m.seq, with...)
-	h.over = err == nil || errors.Is(err, engine.ErrLost) && (len(with) == 0 || !h.isCurrent(ctx))
-	if h.over && err != nil {
-		h.engine.index.drop(h.m.meta.ID, h, err)
-		h.lose()
+	m.meta.Token = f.token + "." + name
+	err := f.engine.put(ctx, m, f.m.seq, with...)
+	f.over = err == nil || errors.Is(err, engine.ErrLost) && (len(with) == 0 || !f.isCurrent(ctx))
+	if f.over && err != nil {
+		f.engine.index.drop(f.m.meta.ID, f, err)
+		f.lose()
 	}
 	return err
 }
 
-func (h *held) isOver() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.over
+func (f *inFlight) isOver() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.over
 }
 
-// isCurrent reports whether the step that began h is still the task's last one.
-func (h *held) isCurrent(ctx context.Context) bool {
-	_, err := h.engine.getStep(ctx, candidate{h.m.meta.ID, h.m.seq})
+// isCurrent reports whether the step that began f is still the task's last one.
+func (f *inFlight) isCurrent(ctx context.Context) bool {
+	_, err := f.engine.getStep(ctx, candidate{f.m.meta.ID, f.m.seq})
 	return err == nil
 }
 
-// lose is called when the task has a step that h did not store.
-func (h *held) lose() {
-	h.lostMu.Lock()
-	defer h.lostMu.Unlock()
-	if !h.lost && h.onLost != nil {
-		go h.onLost()
-	}
-	h.lost = true
-}
-
 // lease implements engine.Lease.
-type lease struct{ *held }
+type lease struct{ *inFlight }
 
-func (l lease) OnLost(f func()) {
-	l.lostMu.Lock()
-	defer l.lostMu.Unlock()
-	if l.onLost = f; l.lost {
-		go f()
-	}
-}
+func (l lease) OnLost(f func()) { context.AfterFunc(l.lost, f) }
 
 // Claim implements engine.Acceptor.
 func (e *Engine) Claim(ctx context.Context, rec *task.Record) (engine.Lease, error) {
 	if err := e.Ready(); err != nil {
 		return nil, err
 	}
-	h, err := e.hold(ctx, &message{rec: cloneRecord(rec), meta: meta{ID: rec.ID, State: task.Running}}, 0)
+	f, err := e.start(ctx, &message{rec: cloneRecord(rec), meta: meta{ID: rec.ID, State: task.Running}}, 0)
 	if errors.Is(err, engine.ErrLost) {
 		err = fmt.Errorf("%w: a task with this ID exists", engine.ErrUnavailable)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("claiming the task %s: %w", rec.ID, err)
 	}
-	return lease{h}, nil
+	return lease{f}, nil
 }
 
 func (l lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) error {
-	m := l.engine.settled(l.m, cloneRecord(rec))
+	m := settled(l.m, cloneRecord(rec))
 	if rec.Result != nil {
 		if err := l.engine.readBody(ctx, m, result, true); err != nil {
 			return err
@@ -135,7 +118,7 @@ func (l lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) e
 }
 
 // settled returns the step that gives a task its verdict, without a result.
-func (e *Engine) settled(m *message, rec *task.Record) *message {
+func settled(m *message, rec *task.Record) *message {
 	now := time.Now().UTC()
 	if rec.FinishedAt.IsZero() {
 		rec.FinishedAt = now
@@ -228,7 +211,7 @@ func (e *Engine) sleep(ctx context.Context, wake <-chan struct{}, d time.Duratio
 
 func (j *jobs) claim(ctx context.Context, picked []candidate, maxStarts int) ([]engine.Job, error) {
 	claimed, err := each(picked, func(c candidate) (engine.Job, error) {
-		h, err := j.engine.begin(ctx, c, func(m *message) (*message, error) {
+		f, err := j.engine.begin(ctx, c, func(m *message) (*message, error) {
 			m.rec.Starts++
 			m.rec.StartedAt, m.rec.NextAttemptAt = time.Now().UTC(), time.Time{}
 			n := m.next(m.rec, task.Running)
@@ -238,7 +221,7 @@ func (j *jobs) claim(ctx context.Context, picked []candidate, maxStarts int) ([]
 		if err != nil {
 			return engine.Job{}, err
 		}
-		return engine.Job{Record: cloneRecord(h.m.rec), Lease: lease{h}}, nil
+		return engine.Job{Record: cloneRecord(f.m.rec), Lease: lease{f}}, nil
 	})
 	if len(claimed) > 0 {
 		return claimed, nil
@@ -248,7 +231,7 @@ func (j *jobs) claim(ctx context.Context, picked []candidate, maxStarts int) ([]
 
 // begin takes a waiting task: it stores the step that next returns. It returns ErrLost
 // if another gateway took the task first.
-func (e *Engine) begin(ctx context.Context, c candidate, next func(*message) (*message, error)) (*held, error) {
+func (e *Engine) begin(ctx context.Context, c candidate, next func(*message) (*message, error)) (*inFlight, error) {
 	m, err := e.getStep(ctx, c)
 	if err == nil {
 		m, err = next(m)
@@ -258,7 +241,7 @@ func (e *Engine) begin(ctx context.Context, c candidate, next func(*message) (*m
 		return nil, err
 	}
 	m.meta.Order = cmp.Or(m.meta.Order, c.seq) // its place, if it has to wait again
-	return e.hold(ctx, m, c.seq)
+	return e.start(ctx, m, c.seq)
 }
 
 // each calls do for each candidate, some of them at the same time. It leaves out the

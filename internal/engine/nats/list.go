@@ -33,15 +33,16 @@ func (p place) cursor() engine.Cursor {
 	return engine.NewCursor(strconv.FormatInt(p.n, 36) + "." + p.id)
 }
 
-func parsePlace(c engine.Cursor) (place, error) {
+// parsePlace returns the place of a cursor, or start for an empty one.
+func parsePlace(c engine.Cursor, start place) (place, error) {
 	position, err := c.Position()
-	if err != nil {
-		return place{}, err
+	if err != nil || position == "" {
+		return start, err
 	}
 	text, id, ok := strings.Cut(position, ".")
 	n, err := strconv.ParseInt(text, 36, 64)
 	if !ok || err != nil {
-		return place{}, fmt.Errorf("%w: %q", engine.ErrCursor, c)
+		return start, fmt.Errorf("%w: %q", engine.ErrCursor, c)
 	}
 	return place{n, id}, nil
 }
@@ -57,15 +58,11 @@ func (e *Engine) List(ctx context.Context, f engine.Filter, after engine.Cursor,
 	if err := e.closed(); err != nil {
 		return nil, err
 	}
-	at := &place{n: math.MaxInt64}
-	if after != "" {
-		parsed, err := parsePlace(after)
-		if err != nil {
-			return nil, err
-		}
-		at = &parsed
+	start, err := parsePlace(after, place{n: math.MaxInt64})
+	if err != nil {
+		return nil, err
 	}
-	page := new(engine.Page)
+	at, page := &start, new(engine.Page)
 	deadline := time.Now().Add(listTime)
 	for at != nil && len(page.Tasks) < limit {
 		want := limit - len(page.Tasks)
@@ -155,16 +152,12 @@ func (e *Engine) Hosts(_ context.Context, after engine.Cursor, limit int) ([]eng
 	if err := e.closed(); err != nil {
 		return nil, "", err
 	}
-	skip := func(engine.HostStats) bool { return false }
-	if after != "" {
-		at, err := parsePlace(after)
-		if err != nil {
-			return nil, "", err
-		}
-		last := engine.HostStats{HostState: engine.HostState{Host: at.id}, Pending: at.n}
-		skip = func(s engine.HostStats) bool { return compareHosts(s, last) <= 0 }
+	at, err := parsePlace(after, place{n: math.MaxInt64})
+	if err != nil {
+		return nil, "", err
 	}
-	all := slices.DeleteFunc(e.index.hostStats(), skip)
+	shown := engine.HostStats{HostState: engine.HostState{Host: at.id}, Pending: at.n}
+	all := slices.DeleteFunc(e.index.hostStats(), func(s engine.HostStats) bool { return compareHosts(s, shown) <= 0 })
 	slices.SortFunc(all, compareHosts)
 	if len(all) <= limit {
 		return all, "", nil

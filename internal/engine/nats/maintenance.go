@@ -81,7 +81,7 @@ func (e *Engine) expire(ctx context.Context, c candidate) error {
 	}
 	switch m.meta.State {
 	case task.Running:
-		return e.put(ctx, e.expired(m), m.seq)
+		return e.put(ctx, expired(m), m.seq)
 	case task.Delivering:
 		return e.giveUp(ctx, m)
 	default:
@@ -128,7 +128,7 @@ func (x *index) orphans(n int, youngest bool) (found []candidate) {
 			continue
 		}
 		for e := range h.tasks {
-			if e.state == task.Running && x.held[e.id] == nil && len(found) < n {
+			if e.state == task.Running && x.inFlight[e.id] == nil && len(found) < n {
 				found = append(found, e.candidate())
 			}
 		}
@@ -138,20 +138,20 @@ func (x *index) orphans(n int, youngest bool) (found []candidate) {
 
 // expired returns the next step of a task whose holder died. A job that has starts left
 // is queued again; any other task has FAILED.
-func (e *Engine) expired(m *message) *message {
-	rec := m.rec
-	if m.meta.Queue != "" && rec.Starts < m.meta.MaxStarts {
-		rec.StartedAt = time.Time{}
-		return m.next(rec, task.Queued)
+func expired(m *message) *message {
+	if m.meta.Queue != "" && m.rec.Starts < m.meta.MaxStarts {
+		m.rec.StartedAt = time.Time{}
+		return m.next(m.rec, task.Queued)
 	}
-	return e.failed(m, rec, task.ErrorHolderDied)
+	return failed(m, task.ErrorHolderDied)
 }
 
 // failed returns the step that settles a task without a result.
-func (e *Engine) failed(m *message, rec *task.Record, reason string) *message {
+func failed(m *message, reason string) *message {
+	rec := m.rec
 	rec.Status, rec.Error, rec.FinishedAt, rec.NextAttemptAt = task.Failed, reason, time.Now().UTC(), time.Time{}
 	rec.DropRequest()
-	return e.settled(m, rec)
+	return settled(m, rec)
 }
 
 // bound selects the tasks in a state that are evicted.

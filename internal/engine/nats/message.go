@@ -29,7 +29,7 @@ const (
 const removed task.State = "removed"
 
 // removedTTL is how long a removal stays in the stream. A gateway that was disconnected
-// for longer reads the whole stream again.
+// for longer removes the task from its index when it does not find the message.
 const removedTTL = 24 * time.Hour
 
 // meta is the part of a task that gateways keep in memory. Times are Unix nanoseconds.

@@ -37,13 +37,13 @@ const (
 // watchedSubjects are the subjects that gateways keep in memory. Keys are left out,
 // because there may be one for each task of a day.
 var watchedSubjects = []string{
-	taskSubject + "*", holderSubject + "*", hostSubject + "*", pauseSubject + "*.*", scheduleSubject + "*",
+	taskSubject + "*", holderSubject + "*", hostSubject + "*", pauseSubject + "*.*",
 }
 
 func taskConfig() jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:               taskStream,
-		Subjects:           append(slices.Clone(watchedSubjects), runSubject+"*", keySubject+"*", secretSubject),
+		Subjects:           append(slices.Clone(watchedSubjects), scheduleSubject+"*", runSubject+"*", keySubject+"*", secretSubject),
 		MaxMsgsPerSubject:  1,
 		AllowAtomicPublish: true,
 	}

@@ -106,7 +106,7 @@ func (e *Engine) actOnce(ctx context.Context, id string, a engine.Action) error 
 	var n *message
 	switch a.Kind {
 	case engine.Cancel:
-		n = e.failed(m, rec, a.Reason)
+		n = failed(m, a.Reason)
 	case engine.RetryNow:
 		rec.NextAttemptAt = time.Now().UTC()
 		n = m.next(rec, task.Delivering)
@@ -117,7 +117,7 @@ func (e *Engine) actOnce(ctx context.Context, id string, a engine.Action) error 
 	case engine.Stop:
 		n = m.next(rec, task.Dead)
 	case engine.Redeliver:
-		if n, err = e.redelivered(m, rec, a); err != nil {
+		if n, err = redelivered(m, a); err != nil {
 			return err
 		}
 	case engine.Delete:
@@ -140,7 +140,8 @@ func applies(kind engine.ActionKind, state task.State) bool {
 }
 
 // redelivered returns the step that makes the callback of a finished task due again.
-func (e *Engine) redelivered(m *message, rec *task.Record, a engine.Action) (*message, error) {
+func redelivered(m *message, a engine.Action) (*message, error) {
+	rec := m.rec
 	switch {
 	case rec.Callback == nil:
 		return nil, engine.ErrEnded
