@@ -19,6 +19,8 @@ var (
 	// ErrNotKept means that the result that a redelivery needs was removed. It wraps
 	// ErrEnded.
 	ErrNotKept = fmt.Errorf("%w, and its result is not kept", ErrEnded)
+	// ErrPaused means that the host of the callback is paused.
+	ErrPaused = errors.New("the host of the callback is paused")
 	// ErrFull means that the store has no room for new tasks.
 	ErrFull = errors.New("the store is full")
 	// ErrQuota means that the store is filling up and the destination of the callback

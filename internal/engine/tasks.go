@@ -130,7 +130,9 @@ const (
 	// is delivered.
 	Cancel ActionKind = iota
 	// RetryNow makes a delivery that waits for its next attempt due at once. A delivery
-	// that is already due or in flight is not changed.
+	// that is already due or in flight is not changed. RetryNow returns ErrPaused if
+	// the host is paused, unless the delivery is in flight: nothing would happen until
+	// the host is resumed.
 	RetryNow
 	// Stop gives up a callback that waits for an attempt or is being attempted. The
 	// task is then dead.

@@ -56,9 +56,14 @@ func (do *action) states() string {
 	return strings.Join(names, " or ")
 }
 
-// refusal says why the action does not apply to a task; err is an ErrEnded.
+// refusal says why the action does not apply to a task. It returns "" if err has another
+// cause.
 func (do *action) refusal(err error) string {
 	switch {
+	case errors.Is(err, engine.ErrPaused):
+		return "the host of the callback is paused; resume it to make the next attempt"
+	case !errors.Is(err, engine.ErrEnded):
+		return ""
 	case errors.Is(err, engine.ErrNotKept):
 		return "the result is not kept, so the callback cannot be delivered again"
 	case do.Kind == engine.Cancel:
@@ -115,9 +120,10 @@ func (a *API) act(c *call, do action) (int, any, error) {
 	defer leave()
 	// The action is completed even if the client disconnects now.
 	err = a.apply(context.WithoutCancel(c.r.Context()), e, c.id, do)
+	refusal := do.refusal(err)
 	switch {
-	case errors.Is(err, engine.ErrEnded):
-		return 0, nil, &apiError{http.StatusConflict, do.refusal(err)}
+	case refusal != "":
+		return 0, nil, &apiError{http.StatusConflict, refusal}
 	case err != nil:
 		return 0, nil, err
 	case do.status == http.StatusNoContent:
@@ -311,13 +317,10 @@ func (b *bulk) count(do *action, err error) {
 	b.Matched++
 	b.Failed++
 	reason := "the store does not answer"
-	switch {
-	case errors.Is(err, engine.ErrEnded):
-		reason = do.refusal(err)
-	case errors.Is(err, engine.ErrFull):
+	if errors.Is(err, engine.ErrFull) {
 		reason = "the store is full"
 	}
-	b.Reason = cmp.Or(b.Reason, reason)
+	b.Reason = cmp.Or(b.Reason, do.refusal(err), reason)
 }
 
 // flag reads a boolean parameter. It returns false if the parameter is missing.

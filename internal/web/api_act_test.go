@@ -60,6 +60,23 @@ func TestRetryMakesCallbackDue(t *testing.T) {
 	g.ask(http.MethodPost, "tasks/"+g.enqueue(nil)+"/retry", http.StatusConflict)
 }
 
+func TestRetryToPausedHostIsRefused(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	id := g.finish(task.Delivering, nil)
+	g.ask(http.MethodPost, "hosts/c.example:443/pause", http.StatusOK)
+	const reason = "the host of the callback is paused; resume it to make the next attempt"
+	if got := g.ask(http.MethodPost, "tasks/"+id+"/retry", http.StatusConflict); got["detail"] != reason {
+		t.Errorf("the answer is %v", got)
+	}
+	want := bulk{Matched: 1, Failed: 1, Reason: reason}
+	if got := g.bulk("tasks/retry?host=c.example", ""); got != want {
+		t.Errorf("the answer is %+v, want %+v", got, want)
+	}
+	g.ask(http.MethodPost, "hosts/c.example:443/resume", http.StatusOK)
+	g.ask(http.MethodPost, "tasks/"+id+"/retry", http.StatusAccepted)
+}
+
 func TestStopMakesCallbackDead(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)

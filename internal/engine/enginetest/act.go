@@ -14,6 +14,7 @@ var actSuite = suite{"act", []testcase{
 	{"action states", actStates},
 	{"action on an unknown task", actUnknown},
 	{"retry now", actRetryNow},
+	{"retry now to a paused host", actRetryPaused},
 	{"stop a delivery in flight", actStop},
 	{"redelivery resets attempts", actRedeliver},
 	{"redelivery to another URL", actRedeliverURL},
@@ -146,6 +147,27 @@ func actRetryNow(f *fixture) {
 	f.noneToTake(host)
 	f.must(d.Release(f.ctx))
 	f.must(f.e.Act(f.ctx, rec.ID, engine.Action{Kind: engine.RetryNow}))
+	f.must(f.take(host, 1)[0].Done(f.ctx))
+}
+
+func actRetryPaused(f *fixture) {
+	rec := f.delivering()
+	retry := engine.Action{Kind: engine.RetryNow}
+	d := f.take(host, 1)[0]
+	f.must(f.e.Pause(f.ctx, engine.Target{Host: host}, true))
+	f.must(f.e.Act(f.ctx, rec.ID, retry)) // it is in flight
+	f.must(d.Retry(f.ctx, in(time.Hour)))
+	before := f.get(rec.ID)
+	f.is(f.e.Act(f.ctx, rec.ID, retry), engine.ErrPaused)
+	if after := f.get(rec.ID); after.Version != before.Version {
+		f.Errorf("a refused retry changed the task to %s", encode(after))
+	}
+	due := f.delivering()
+	f.is(f.e.Act(f.ctx, due.ID, retry), engine.ErrPaused)
+	f.must(f.e.Pause(f.ctx, engine.Target{Host: host}, false))
+	f.must(f.take(host, 1)[0].Done(f.ctx))
+	f.noneToTake(host)
+	f.must(f.e.Act(f.ctx, rec.ID, retry))
 	f.must(f.take(host, 1)[0].Done(f.ctx))
 }
 

@@ -33,6 +33,7 @@ var faults = []struct{ name, suite string }{
 	{"hosts are reported twice", "due_hosts"},
 	{"a resumed host is still failing", "due_hosts"},
 	{"stop is not fenced", "act"},
+	{"deliveries to a paused host are retried", "act"},
 	{"OnLost is not called", "claim"},
 	{"versions do not change", "wait"},
 	{"no delivery window", "settings"},

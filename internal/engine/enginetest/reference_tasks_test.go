@@ -101,6 +101,9 @@ func (e *memEngine) Act(_ context.Context, id string, a engine.Action) error {
 		}
 		e.fail(t, a.Reason)
 	case a.Kind == engine.RetryNow && state == task.Delivering:
+		if t.holder == nil && e.paused[engine.Target{Host: t.rec.CallbackHost}] && e.fault != "deliveries to a paused host are retried" {
+			return engine.ErrPaused
+		}
 		if t.holder == nil && t.rec.NextAttemptAt.After(time.Now()) {
 			t.rec.NextAttemptAt = in(0)
 			e.move(t, task.Delivering)

@@ -111,7 +111,10 @@ func (e *Engine) actOnce(ctx context.Context, id string, a engine.Action) error 
 		rec.NextAttemptAt = time.Now().UTC()
 		n = m.next(rec, task.Delivering)
 		n.meta.Ready = rec.NextAttemptAt.UnixNano()
-		if m.meta.Holder != "" || m.meta.Ready <= n.meta.Ready {
+		switch {
+		case m.meta.Holder == "" && e.index.isPaused(rec.CallbackHost):
+			return engine.ErrPaused
+		case m.meta.Holder != "" || m.meta.Ready <= n.meta.Ready:
 			return nil // an attempt is in flight, or already due
 		}
 	case engine.Stop:
@@ -172,6 +175,13 @@ func (e *Engine) Pause(ctx context.Context, t engine.Target, paused bool) error 
 	}
 	e.index.pause(t, paused)
 	return nil
+}
+
+func (x *index) isPaused(host string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	b := x.hosts[host]
+	return b != nil && b.state.Paused
 }
 
 func (x *index) pause(t engine.Target, paused bool) {

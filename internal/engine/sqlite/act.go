@@ -23,8 +23,7 @@ func (s *store) Act(ctx context.Context, id string, a engine.Action) error {
 			t.after(func() { s.loseLease(r.seq) })
 			return nil
 		case a.Kind == engine.RetryNow && state == delivering:
-			t.retryNow(r)
-			return nil
+			return t.retryNow(r)
 		case a.Kind == engine.Stop && state == delivering:
 			return t.giveUpOne(r)
 		case a.Kind == engine.Redeliver && (state == done || state == dead):
@@ -40,13 +39,20 @@ func ended(r *row) error {
 	return fmt.Errorf("%w: task %s is %s", engine.ErrEnded, r.id, stateNames[r.place.state])
 }
 
-func (t *tx) retryNow(r *row) {
-	if r.place.held || r.at <= t.now || t.s.flight(r.seq) != nil {
-		return
+func (t *tx) retryNow(r *row) error {
+	t.s.mu.Lock()
+	inFlight, paused := t.s.inFlight[r.seq] != nil, t.s.paused[engine.Target{Host: r.place.host}]
+	t.s.mu.Unlock()
+	switch {
+	case paused && !inFlight:
+		return engine.ErrPaused
+	case inFlight || r.place.held || r.at <= t.now:
+		return nil
 	}
 	t.changed = append(t.changed, r.id)
 	t.after(func() { t.s.dueAt(r.place.host, t.now) })
 	t.exec("UPDATE task SET version = version + 1, at = ? WHERE seq = ?", t.now, r.seq)
+	return nil
 }
 
 func (t *tx) redeliver(r *row, a engine.Action) error {
