@@ -35,11 +35,17 @@ var command = caddycmd.Command{
 			shell.NewMigrateCommand(cli.Stores{Named: namedStore, Configured: configuredStore, Replicas: defaultReplicas}))
 		cmd.AddCommand(shell.Commands()...)
 		cmd.Args = cobra.ArbitraryArgs
+		// The error must name the unknown command, not the first of its flags.
+		cmd.DisableFlagParsing = true
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
+			switch {
+			case len(args) == 0 || args[0] == "--help" || args[0] == "-h":
 				return cmd.Help()
+			case strings.HasPrefix(args[0], "-"):
+				return shell.Misused(cmd, fmt.Errorf("unknown flag %s", args[0]))
+			default:
+				return shell.Misused(cmd, fmt.Errorf("unknown command %q", args[0]))
 			}
-			return shell.Misused(cmd, fmt.Errorf("unknown command %q", args[0]))
 		}
 	},
 }

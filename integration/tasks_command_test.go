@@ -184,6 +184,8 @@ func TestTasksUsageErrors(t *testing.T) {
 		{[]string{"tasks", "--older-than", "soon"}, 2, `--older-than: "soon" is not a duration`},
 		{[]string{"tasks", "spare"}, 2, `"spare"`},
 		{[]string{"tasks", "--nothing"}, 2, "--nothing"},
+		{[]string{"taks"}, 2, `unknown command "taks"`},
+		{[]string{"--nothing"}, 2, "--nothing"},
 		{[]string{"show"}, 2, "one task"},
 		{[]string{"show", "nonsense"}, 1, "no such task"},
 		{[]string{"show", "../tasks"}, 1, "no such task"},
