@@ -141,6 +141,9 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err != nil {
 		return err
 	}
+	if h.MaxKept != 0 && h.LargeResults == "" {
+		return directive.Err("callback: max_kept needs large_results link")
+	}
 	withDefaults := *h
 	if err = withDefaults.applyProfile(); err == nil {
 		err = withDefaults.checkNames()
@@ -184,8 +187,8 @@ func (h *Handler) parseHeader(d *caddyfile.Dispenser) error {
 	if !d.AllArgs(&field.Name, &field.Value) {
 		return d.Err("header takes a name and a value")
 	}
-	if !httpguts.ValidHeaderFieldName(field.Name) {
-		return d.Errf("header: %q is not a header name", field.Name)
+	if err := field.check(); err != nil {
+		return d.Errf("header: %v", err)
 	}
 	if profile.Reserved(field.Name) {
 		return d.Errf("header: %s is set by the gateway", field.Name)
@@ -295,8 +298,8 @@ func (a *App) parseDelivery(d *caddyfile.Dispenser) error {
 		return d.Errf("delivery takes a block and no value; unexpected %q", d.Val())
 	}
 	a.Delivery = new(Delivery)
-	o := a.Delivery
-	return parseBlock(d, d.Nesting(), "delivery", options{
+	o, option := a.Delivery, *d
+	err := parseBlock(d, d.Nesting(), "delivery", options{
 		"timeout":     {parse: duration(&o.Timeout)},
 		"retry":       {parse: o.parseRetry},
 		"secret":      {parse: secrets(&o.Secret, webhook.ParseKey), expands: true},
@@ -311,6 +314,10 @@ func (a *App) parseDelivery(d *caddyfile.Dispenser) error {
 		"rate":        {parse: rate(&o.Rate)},
 		"pause_after": {parse: duration(&o.PauseAfter)},
 	})
+	if err == nil && o.DeriveKeys != "" && len(o.Secret) == 0 {
+		return option.WrapErr(errNoSecret)
+	}
+	return err
 }
 
 func (o *Delivery) parseRetry(d *caddyfile.Dispenser) error {

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -291,10 +292,20 @@ func (a *App) parseQueue(d *caddyfile.Dispenser) error {
 		"attempts":          {parse: o.parseAttempts},
 		"max_queued":        {parse: count(&o.MaxQueued)},
 		"rate":              {parse: rate(&o.Rate)},
-		"max_delay":         {parse: duration(&o.MaxDelay)},
+		"max_delay":         {parse: o.parseMaxDelay},
 		"idempotency_scope": {parse: text(&o.IdempotencyScope), expands: true},
 		"schedule":          {parse: o.parseSchedule, repeatable: true, expands: true},
 	})
+}
+
+func (o *QueueOptions) parseMaxDelay(d *caddyfile.Dispenser) error {
+	if err := duration(&o.MaxDelay)(d); err != nil {
+		return err
+	}
+	if time.Duration(o.MaxDelay) > longestMaxDelay {
+		return d.Errf("max_delay: %s is more than 3650 days", d.Val())
+	}
+	return nil
 }
 
 func (o *QueueOptions) parseAttempts(d *caddyfile.Dispenser) error {
@@ -319,7 +330,7 @@ func (o *QueueOptions) parseAttempts(d *caddyfile.Dispenser) error {
 }
 
 func (o *QueueOptions) parseSchedule(d *caddyfile.Dispenser) error {
-	s := new(Schedule)
+	s, option := new(Schedule), *d
 	args := d.RemainingArgs()
 	if len(args) == 0 {
 		return d.Err(`schedule takes a time such as "30 2 * * *" or "@every 10m" and, optionally, a time zone`)
@@ -347,7 +358,7 @@ func (o *QueueOptions) parseSchedule(d *caddyfile.Dispenser) error {
 	}
 	o.Schedules = append(o.Schedules, s)
 	if err := o.checkSchedules(); err != nil {
-		return d.Errf("%v", err)
+		return option.WrapErr(err)
 	}
 	return nil
 }

@@ -282,6 +282,9 @@ func words(field *[]string, check func([]string) error) func(*caddyfile.Dispense
 		if len(values) == 0 {
 			return d.Errf("%s takes one or more values", name)
 		}
+		if slices.Contains(values, "") {
+			return d.Errf("%s: a value is empty", name)
+		}
 		if err := check(values); err != nil {
 			return d.WrapErr(err)
 		}

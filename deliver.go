@@ -177,10 +177,12 @@ func certPool(files []string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
+var errNoSecret = errors.New("delivery: derive_keys: there is no secret to derive keys from; add one with secret")
+
 func (o *Delivery) validate() error {
 	switch {
 	case o.DeriveKeys != "" && len(o.keys) == 0:
-		return errors.New("delivery: derive_keys: there is no secret to derive keys from; add one with secret")
+		return errNoSecret
 	case o.DeriveKeys != "" && !hasPlaceholder(o.DeriveKeys):
 		return fmt.Errorf("delivery: derive_keys: %q has no placeholder, so all receivers would have one key", o.DeriveKeys)
 	case o.PauseAfter < 0:

@@ -111,7 +111,9 @@ func (e *SQLiteEngine) open(ctx context.Context, settings engine.Settings, log *
 func (e *SQLiteEngine) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the engine's name
 	if d.NextArg() {
-		e.Folder = d.Val()
+		if e.Folder = d.Val(); e.Folder == "" {
+			return d.Err("engine sqlite: the folder is empty")
+		}
 	}
 	if d.NextArg() {
 		return d.Errf("engine sqlite: unexpected argument %q; expected one folder", d.Val())

@@ -117,6 +117,16 @@ type HeaderField struct {
 	Value string `json:"value,omitempty"`
 }
 
+func (f HeaderField) check() error {
+	switch {
+	case !httpguts.ValidHeaderFieldName(f.Name):
+		return fmt.Errorf("%q is not a header name", f.Name)
+	case !httpguts.ValidHeaderFieldValue(f.Value):
+		return fmt.Errorf("the value of %s contains a control character", f.Name)
+	}
+	return nil
+}
+
 // Defaults of the handler.
 const (
 	defaultTimeout      = time.Hour
@@ -221,8 +231,8 @@ func (h *Handler) checkNames() error {
 		return fmt.Errorf("task_header and status_header are both %s", h.TaskHeader)
 	}
 	for _, field := range h.Headers {
-		if !httpguts.ValidHeaderFieldName(field.Name) {
-			return fmt.Errorf("header: %q is not a header name", field.Name)
+		if err := field.check(); err != nil {
+			return fmt.Errorf("header: %w", err)
 		}
 		if profile.Reserved(field.Name) || profile.Sets(h.Profile, field.Name) ||
 			strings.EqualFold(field.Name, h.TaskHeader) || strings.EqualFold(field.Name, h.StatusHeader) {

@@ -218,8 +218,8 @@ func (s *Schedule) validate() error {
 		return fmt.Errorf("uri: %q is not a path", s.URI)
 	}
 	for _, field := range s.Headers {
-		if !httpguts.ValidHeaderFieldName(field.Name) {
-			return fmt.Errorf("header: %q is not a header name", field.Name)
+		if err := field.check(); err != nil {
+			return fmt.Errorf("header: %w", err)
 		}
 	}
 	return nil

@@ -185,6 +185,8 @@ func pollSource(field **PollSource) func(*caddyfile.Dispenser) error {
 		switch {
 		case len(args) != 2 || args[0] != "header" && args[0] != "json":
 			return d.Errf("%s takes header and a name, or json and a path", name)
+		case args[1] == "":
+			return d.Errf("%s %s: the value is empty", name, args[0])
 		case args[0] == "json":
 			*field = &PollSource{JSON: args[1]}
 		case !httpguts.ValidHeaderFieldName(args[1]):
@@ -205,6 +207,8 @@ func pollCondition(field *[]*PollCondition, kinds ...string) func(*caddyfile.Dis
 			return d.Errf("%s takes %s", name, pollConditionWords(kinds))
 		case args[0] == "json" && len(args) < 3:
 			return d.Errf("%s json takes a path and one or more values", name)
+		case args[0] == "json" && args[1] == "":
+			return d.Errf("%s json: the path is empty", name)
 		case args[0] == "json":
 			*field = append(*field, &PollCondition{JSON: args[1], Values: args[2:]})
 			return nil
@@ -238,7 +242,11 @@ func (o *PollOptions) parseInterval(d *caddyfile.Dispenser) error {
 		return d.Errf("%s takes a duration and an optional longest one, not %d values", name, args)
 	}
 	d.NextArg()
-	if err := setDuration(d, name, &o.Interval); err != nil || !d.NextArg() {
+	err := setDuration(d, name, &o.Interval)
+	if err == nil && time.Duration(o.Interval) < minPollInterval {
+		err = d.Errf("%s: %s is shorter than %v", name, d.Val(), minPollInterval)
+	}
+	if err != nil || !d.NextArg() {
 		return err
 	}
 	if err := setDuration(d, name, &o.LongestInterval); err != nil {
