@@ -2,6 +2,7 @@ package callback
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -346,8 +347,11 @@ func (h *Handler) callbackOfSchedule(s *Schedule, stored *task.Request) (*task.C
 	}
 	repl := caddy.NewReplacer() // there is no request whose placeholders could expand
 	callback, err := h.newCallback(target, trusted, r.URL.Path, repl)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, "", err
+	case callback.Link == nil && h.LargeResults == linkResults:
+		return nil, "", errors.New("large_results link: no client names a host for the link; write its URL: large_results link https://example.com/tasks")
 	}
 	if !h.sendsHeaders(own) {
 		return callback, host, nil

@@ -129,7 +129,7 @@ func (h *Handler) linkOf(repl *caddy.Replacer) *task.Link {
 	if at == "" {
 		origin := originOf(repl)
 		if origin == "" {
-			return nil // a schedule's request has no client that named a host
+			return nil // no client named a host, as for a schedule
 		}
 		at = origin + h.app.statusPaths[0]
 	}
