@@ -108,7 +108,16 @@ func (a *App) openEngine() (engine.Engine, func(), error) {
 	if err != nil {
 		return nil, nil, err // not a nil *sharedStore in the interface
 	}
-	return s.Engine, s.leave, nil
+	return s, s.leave, nil
+}
+
+// Pause implements [engine.Tasks]. A host is resumed through the deliverer, which
+// otherwise saves its failures again.
+func (s *sharedStore) Pause(ctx context.Context, t engine.Target, paused bool) error {
+	if t.Host != "" && !paused {
+		return s.deliverer.Resume(ctx, t.Host)
+	}
+	return s.Engine.Pause(ctx, t, paused)
 }
 
 func openNothing() (engine.Engine, func(), error) { return nil, nil, errNotOpen }

@@ -102,6 +102,17 @@ func (hs *hostStates) learn(host string, stats dispatch.Stats, ans *send.Answer)
 	return state
 }
 
+// forget removes what is known of a host.
+func (hs *hostStates) forget(host string) {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	delete(hs.failing, host)
+	delete(hs.unsaved, host)
+	if hs.last.Host == host {
+		hs.last = engine.HostState{}
+	}
+}
+
 // take returns the states to save. If there are none and always is set, it returns the
 // latest state.
 func (hs *hostStates) take(always bool) []engine.HostState {
@@ -162,6 +173,18 @@ func (d *Deliverer) saveNow(ctx context.Context) error {
 		d.hosts.markUnsaved(states)
 	}
 	return err
+}
+
+// Resume resumes a host. Failures that are not saved yet are dropped: saved afterwards,
+// they would count again.
+func (d *Deliverer) Resume(ctx context.Context, host string) error {
+	d.saving.Lock()
+	defer d.saving.Unlock()
+	if err := d.Engine.Pause(ctx, engine.Target{Host: host}, false); err != nil {
+		return err
+	}
+	d.hosts.forget(host)
+	return nil
 }
 
 // pauseFailing pauses a host if it has failed for PauseAfter until the attempt at the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
@@ -65,6 +66,29 @@ func (p *pauser) SaveHosts(_ context.Context, states []engine.HostState) error {
 func (p *pauser) Pause(_ context.Context, t engine.Target, _ bool) error {
 	p.calls = append(p.calls, "pause "+t.Host)
 	return p.err
+}
+
+func TestResumeDropsUnsavedFailures(t *testing.T) {
+	t.Parallel()
+	const host = "c.example:443"
+	e := new(pauser)
+	d := newTestDeliverer(t, e)
+	fail := func() engine.HostState {
+		return d.hosts.learn(host, dispatch.Stats{}, &send.Answer{At: time.Now()})
+	}
+	fail()
+	if err := d.Resume(t.Context(), host); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.saveNow(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"pause " + host}; !slices.Equal(e.calls, want) {
+		t.Errorf("the calls are %q, want %q", e.calls, want)
+	}
+	if got := fail(); got.Failures != 1 {
+		t.Errorf("the next failure is number %d", got.Failures)
+	}
 }
 
 // pausedHosts is an observer that records the paused hosts.
