@@ -9,6 +9,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/net/idna"
 )
 
 // maxURL is the longest URL of a callback, in bytes. It bounds what a client makes the
@@ -143,7 +145,8 @@ func (p *Policy) checkPort(port uint16) error {
 }
 
 // HostPort returns the canonical host and port of a checked URL. Limits per host use
-// it, so that "C.example", "c.example." and "c.example:80" are one host.
+// it, so that "C.example", "c.example." and "c.example:80" are one host, and so are
+// "bücher.example" and "xn--bcher-kva.example".
 func HostPort(u *url.URL) string {
 	addr, host := splitHost(u)
 	if addr.IsValid() {
@@ -200,27 +203,20 @@ func schemePort(scheme string) uint16 {
 // canonicalName returns a folded host name without a dot at its end.
 func canonicalName(host string) string { return strings.TrimSuffix(fold(host), ".") }
 
-// fold converts a host to lower case and applies the most misleading mappings that
-// net/http applies by IDNA (UTS 46) before it dials: "１２７。０.０.１" becomes
-// 127.0.0.1. It lets CheckURL refuse early what the dialer would refuse later, and
-// need not be complete.
+// fold converts a host to lower case and, by IDNA, to ASCII, as net/http does before it
+// dials: "１２７。０.０.１" becomes 127.0.0.1, and "bücher.example" the name by which it
+// is resolved. A host that IDNA refuses keeps its characters; net/http would not send it.
 func fold(host string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '。' || r == '．' || r == '｡':
-			return '.'
-		case r >= '！' && r <= '～': // full-width forms of ! to ~
-			r = r - '！' + '!'
-		case unicode.Is(unicode.Cf, r): // soft hyphens, joiners: IDNA drops them
-			return -1
+	if !isASCII(host) {
+		if ascii, err := idna.Lookup.ToASCII(host); err == nil {
+			return ascii
 		}
-		return unicode.ToLower(r)
-	}, host)
+	}
+	return strings.ToLower(host)
 }
 
 // nameProblem returns why a canonical name is not a valid host name, or "" if it
-// is. It accepts all characters outside ASCII: net/http checks them by IDNA when it
-// dials.
+// is.
 func nameProblem(name string) string {
 	// Docker and DNS-SD have underscores in names.
 	const characters = "abcdefghijklmnopqrstuvwxyz0123456789-_."
@@ -233,7 +229,7 @@ func nameProblem(name string) string {
 		return fmt.Sprintf("has a host with a part longer than %d bytes", maxLabel)
 	case strings.HasPrefix(name, "."), strings.HasSuffix(name, "."), strings.Contains(name, ".."):
 		return "has a host with an empty part"
-	case strings.ContainsFunc(name, func(r rune) bool { return r <= 127 && !strings.ContainsRune(characters, r) }):
+	case strings.ContainsFunc(name, func(r rune) bool { return !strings.ContainsRune(characters, r) }):
 		return "has an invalid character in its host"
 	case endsInNumber(name):
 		// 2130706433, 0177.0.0.1, 0x7f.1 and 127.1 are all 127.0.0.1 to
@@ -243,26 +239,25 @@ func nameProblem(name string) string {
 	return ""
 }
 
-// hasLongLabel reports whether a name has a label that is too long. A label outside ASCII is
-// at least as long in the form that DNS has.
+// hasLongLabel reports whether a name has a label that is too long.
 func hasLongLabel(name string) bool {
 	for label := range strings.SplitSeq(name, ".") {
-		if utf8.RuneCountInString(label) > maxLabel {
+		if len(label) > maxLabel {
 			return true
 		}
 	}
 	return false
 }
 
-// endsInNumber reports whether the last label of a name is a number, in any script. No
-// top-level domain is a number (RFC 3696, section 2), so the name is a spelling of an
-// address. Browsers use the same rule (WHATWG URL, "ends in a number").
+// endsInNumber reports whether the last label of a name is a number. No top-level domain
+// is a number (RFC 3696, section 2), so the name is a spelling of an address. Browsers
+// use the same rule (WHATWG URL, "ends in a number").
 func endsInNumber(name string) bool {
 	last := name[strings.LastIndex(name, ".")+1:]
 	if digits, isHex := strings.CutPrefix(last, "0x"); isHex {
 		return strings.Trim(digits, "0123456789abcdef") == ""
 	}
-	return !strings.ContainsFunc(last, func(r rune) bool { return !unicode.IsNumber(r) })
+	return strings.Trim(last, "0123456789") == ""
 }
 
 func isLocalhost(name string) bool {

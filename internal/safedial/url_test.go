@@ -103,8 +103,9 @@ func TestCheckURLErrors(t *testing.T) {
 		{"full-width digits, escaped", "http://%EF%BC%91%EF%BC%92%EF%BC%97.0.0.1/", "host 127.0.0.1 is a loopback address"},
 		{"ideographic stops", "http://127。0．0｡1/", "host 127.0.0.1 is a loopback address"},
 		{"a soft hyphen", "http://127.0.0.\u00ad1/", "host 127.0.0.1 is a loopback address"},
-		{"digits in circles", "http://①②⑦.⓪.⓪.①/", "has an address in a form that is not accepted"},
-		{"digits of mathematics", "http://𝟏𝟐𝟕.𝟎.𝟎.𝟏/", "has an address in a form that is not accepted"},
+		{"digits in circles", "http://①②⑦.⓪.⓪.①/", "host 127.0.0.1 is a loopback address"},
+		{"digits of mathematics", "http://𝟏𝟐𝟕.𝟎.𝟎.𝟏/", "host 127.0.0.1 is a loopback address"},
+		{"a name that IDNA refuses", "http://\u0301.example/", "has an invalid character in its host"},
 		{"localhost", "http://localhost/", "host localhost is this machine"},
 		{"localhost in capitals", "http://LOCALHOST/", "host localhost is this machine"},
 		{"localhost with a dot", "http://localhost./", "host localhost is this machine"},
@@ -171,7 +172,7 @@ func TestHostLabelLength(t *testing.T) {
 func TestParseHostPort(t *testing.T) {
 	t.Parallel()
 	for raw, want := range map[string]string{
-		"c.example:443": "c.example:443", "C.Example.:80": "c.example:80", "10.0.0.1:8080": "10.0.0.1:8080", "[::1]:80": "[::1]:80",
+		"c.example:443": "c.example:443", "C.Example.:80": "c.example:80", "bücher.example:80": "xn--bcher-kva.example:80", "10.0.0.1:8080": "10.0.0.1:8080", "[::1]:80": "[::1]:80",
 		"c.example": "", "c.example:": "", "c.example:99999": "", "c.example:0": "", "c.example:x": "", ":443": "", "": "",
 		"c..example:443": "", "u@c.example:443": "", "c.example:443/": "", "c.example:443?a": "", "a b:443": "", "127.1:443": "", "::1:80": "",
 	} {
@@ -213,6 +214,7 @@ func TestHostPortNormalizesSpellings(t *testing.T) {
 	}{
 		{"c.example:80", []string{"http://c.example", "http://C.EXAMPLE:80/x", "http://c.example.:/", "http://ｃ.example"}},
 		{"c.example:443", []string{"https://c.example", "http://c.example:443"}},
+		{"xn--bcher-kva.example:443", []string{"https://xn--bcher-kva.example", "https://bücher.example", "https://BÜCHER.example.", "https://b%C3%BCcher.example"}},
 		{"8.8.8.8:443", []string{"https://8.8.8.8", "https://[::ffff:8.8.8.8]:443", "https://８.８.８.８"}},
 		{"[2606:4700::1]:443", []string{"https://[2606:4700::1]", "https://[2606:4700:0:0:0:0:0:1]:443/"}},
 	}

@@ -171,6 +171,18 @@ func TestListsShowReasonAndFilter(t *testing.T) {
 	}
 }
 
+func TestFilterTakesHostOutsideASCII(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	g.finish(task.Done, nil)
+	id := g.finish(task.Done, func(r *task.Record) { r.CallbackHost = "xn--bcher-kva.example:443" })
+	for _, host := range []string{"xn--bcher-kva.example", "B%C3%BCcher.example", "b%C3%BCcher.example:443"} {
+		if got := g.ids("tasks?host=" + host); !slices.Equal(got, []string{id}) {
+			t.Errorf("%s lists %v, want %s", host, got, id)
+		}
+	}
+}
+
 func TestPausedHostWaitsUntilResumed(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t)

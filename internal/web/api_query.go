@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
+
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
@@ -27,6 +29,9 @@ var (
 // filter reads the filter of the query. given is false if the query has none.
 func (c *call) filter() (f engine.Filter, given bool, err error) {
 	f.Queue, f.Host, f.Route = c.query.Get("queue"), strings.ToLower(c.query.Get("host")), c.query.Get("route")
+	if ascii, err := httpguts.PunycodeHostPort(f.Host); err == nil {
+		f.Host = ascii // as callbacks are stored
+	}
 	f.Method, f.Path, f.LastError = c.query.Get("method"), c.query.Get("path"), c.query.Get("last_error")
 	if f.IDPrefix = c.query.Get("id"); f.IDPrefix != "" && !isID(f.IDPrefix) {
 		return f, false, badRequest("id: %.40q is not the beginning of a task's ID", f.IDPrefix)
