@@ -14,7 +14,7 @@ import (
 // delivery, in addition to those of the same request through plain Caddy. Some 50 of
 // them are net/http's, for the POST to the receiver. Tasks one after the other make more
 // than many at once, which share transactions. The bench's row allocations finds new ones.
-const maxTaskAllocations = 300
+const maxTaskAllocations = 250
 
 func TestTaskMakesFewAllocations(t *testing.T) {
 	t.Parallel()

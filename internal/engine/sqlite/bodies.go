@@ -102,6 +102,11 @@ func (b *bodies) take(r io.Reader, limit int64) (*body, error) {
 	if r == nil {
 		return &body{bytes: []byte{}}, nil
 	}
+	if small, ok := r.(*bytes.Reader); ok && limit < 0 && small.Len() <= maxInline { // most results
+		b := &body{bytes: make([]byte, small.Len()), size: int64(small.Len())}
+		_, _ = small.Read(b.bytes) // it has so many
+		return b, nil
+	}
 	if limit >= 0 {
 		r = io.LimitReader(r, limit)
 	}

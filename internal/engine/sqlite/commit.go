@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime"
-	"slices"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -23,13 +22,14 @@ import (
 // op is one operation.
 type op struct {
 	apply func(*tx) error
+	lease *lease   // that it ends, or nil
 	files []string // of bodies that it refers to
 	err   error
 }
 
 // batch is a group of operations that are committed together.
 type batch struct {
-	ops  []*op
+	ops  []op
 	done chan struct{} // closed once all operations have their err
 }
 
@@ -38,11 +38,15 @@ type batch struct {
 // change is withdrawn. A commit that has begun is waited for, so that the outcome is
 // known. The files of bodies are removed if the change is not stored.
 func (s *store) update(ctx context.Context, apply func(*tx) error, files ...string) error {
-	o := &op{apply: apply, files: files}
+	return s.commitOp(ctx, op{apply: apply, files: files})
+}
+
+// commitOp is update for an operation.
+func (s *store) commitOp(ctx context.Context, o op) error {
 	s.batchMu.Lock()
 	if err := s.usable(ctx); err != nil {
 		s.batchMu.Unlock()
-		s.bodies.drop(files...)
+		s.bodies.drop(o.files...)
 		return err
 	}
 	if s.batch == nil {
@@ -52,26 +56,26 @@ func (s *store) update(ctx context.Context, apply func(*tx) error, files ...stri
 		default:
 		}
 	}
-	b := s.batch
+	b, i := s.batch, len(s.batch.ops)
 	b.ops = append(b.ops, o)
 	s.batchMu.Unlock()
 	select {
 	case <-b.done:
-		return o.err
+		return b.ops[i].err
 	case <-ctx.Done():
 	}
 	s.batchMu.Lock()
 	withdrawn := s.batch == b
 	if withdrawn {
-		b.ops = slices.DeleteFunc(b.ops, func(other *op) bool { return other == o })
+		b.ops[i] = op{apply: func(*tx) error { return nil }}
 	}
 	s.batchMu.Unlock()
 	if withdrawn {
-		s.bodies.drop(files...)
+		s.bodies.drop(o.files...)
 		return fmt.Errorf("%w: waiting for the commit: %w", engine.ErrUnavailable, ctx.Err())
 	}
 	<-b.done
-	return o.err
+	return b.ops[i].err
 }
 
 // write is the goroutine that owns the writing connection.
@@ -112,12 +116,13 @@ func (s *store) write() {
 }
 
 // commit applies operations in one transaction and sets their errors.
-func (s *store) commit(ops []*op) {
+func (s *store) commit(ops []op) {
 	t, err := s.transact(ops)
 	if err != nil {
 		err = s.explain(err)
 	}
-	for _, o := range ops {
+	for i := range ops {
+		o := &ops[i]
 		if o.err = cmp.Or(err, o.err); o.err != nil {
 			s.bodies.drop(o.files...)
 		}
@@ -136,13 +141,13 @@ func (s *store) commit(ops []*op) {
 
 // apply commits one operation. Only the goroutine that owns the writer may call it.
 func (s *store) apply(f func(*tx) error) error {
-	o := &op{apply: f}
-	s.commit([]*op{o})
-	return o.err
+	ops := []op{{apply: f}}
+	s.commit(ops)
+	return ops[0].err
 }
 
 // transact applies operations in one transaction. After an error, nothing is stored.
-func (s *store) transact(ops []*op) (_ *tx, err error) {
+func (s *store) transact(ops []op) (_ *tx, err error) {
 	t := &tx{conn: s.writer, s: s, now: time.Now().UnixNano(), counts: map[counter]int64{}}
 	if s.stale {
 		if err := s.overwrite(); err != nil {
@@ -150,8 +155,11 @@ func (s *store) transact(ops []*op) (_ *tx, err error) {
 		}
 	}
 	t.exec("BEGIN IMMEDIATE")
-	for _, o := range ops {
-		o.err = o.apply(t)
+	for i := range ops {
+		o := &ops[i]
+		if o.err = o.apply(t); o.err == nil && o.lease != nil {
+			t.ended = append(t.ended, o.lease)
+		}
 	}
 	t.flush()
 	// Files that are moved later take this commit with them, like those before it.

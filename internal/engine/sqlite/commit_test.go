@@ -34,7 +34,7 @@ func TestChangesAreWithdrawnUntilTheCommitBegins(t *testing.T) {
 	waits := func() bool {
 		s.batchMu.Lock()
 		defer s.batchMu.Unlock()
-		return s.batch != nil && slices.ContainsFunc(s.batch.ops, func(o *op) bool { return len(o.files) > 0 })
+		return s.batch != nil && slices.ContainsFunc(s.batch.ops, func(o op) bool { return len(o.files) > 0 })
 	}
 	for !waits() {
 		runtime.Gosched()

@@ -1,7 +1,6 @@
 package sqlite
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"math"
@@ -31,7 +30,7 @@ const (
 // dueDelivery is a delivery in memory that is not in flight: a first delivery, or one that was
 // read from the table to be taken next.
 type dueDelivery struct {
-	*row
+	row
 	rec    *task.Record
 	result []byte // nil if it must be read
 }
@@ -41,8 +40,8 @@ type dueDelivery struct {
 type delivery struct {
 	*dueDelivery
 	s      *store
-	rec    *task.Record // a copy that the caller changes
-	ending sync.Mutex   // held by a step that ends it
+	rec    task.Record // a copy that the caller changes
+	ending sync.Mutex  // held by a step that ends it
 }
 
 // addDue adds a due delivery in memory. store.mu is held.
@@ -121,7 +120,7 @@ func (s *store) takeFrom(h *host, n int) (taken []engine.Delivery) {
 		if !o.place.held {
 			h.ahead--
 		}
-		d := &delivery{s: s, dueDelivery: o, rec: copyOf(o.rec)}
+		d := &delivery{s: s, dueDelivery: o, rec: *copyOf(o.rec)}
 		s.inFlight[d.seq] = d
 		h.inFlight++
 		taken = append(taken, d)
@@ -168,20 +167,20 @@ func (s *store) readAhead(c *conn, h *host, n int) {
 			continue
 		}
 		r.doc = nil
-		s.addDue(&dueDelivery{row: r, rec: rec, result: result})
+		s.addDue(&dueDelivery{row: *r, rec: rec, result: result})
 	}
 	h.stored = h.stored || c.err != nil
 }
 
 // Record implements [engine.Delivery].
-func (d *delivery) Record() *task.Record { return d.rec }
+func (d *delivery) Record() *task.Record { return &d.rec }
 
 // Result implements [engine.Delivery].
 func (d *delivery) Result(ctx context.Context) (io.ReadCloser, error) {
 	if d.result == nil {
 		return d.s.Open(ctx, d.id, engine.ResultBody)
 	}
-	return io.NopCloser(bytes.NewReader(d.result)), nil
+	return engine.InMemory(d.result), nil
 }
 
 // Done implements [engine.Delivery].
@@ -202,7 +201,7 @@ func (d *delivery) Dead(ctx context.Context) error { return d.end(ctx, dead, tim
 
 // end stores the outcome of an attempt.
 func (d *delivery) end(ctx context.Context, state int, at time.Time, drop bool) error {
-	rec := *d.rec
+	rec := d.rec
 	rec.NextAttemptAt = at
 	doc, err := encode(&rec)
 	if err != nil {
@@ -216,22 +215,24 @@ func (d *delivery) end(ctx context.Context, state int, at time.Time, drop bool) 
 		}
 		to := d.place
 		to.state, to.held, to.size = state, false, size(doc, d.row.request, d.row.result)
-		columns, args := "", []any{opt(nanos(at)), doc, d.seq, d.version}
-		if d.place.held {
-			columns = ", holder = NULL" // set only if it changes: four indexes depend on it
-		}
-		if state != delivering {
-			columns, args = ", holder = NULL, state = ?5, since = ?6", append(args, state, t.now)
-		}
 		if drop {
 			to.size -= max(0, d.row.result)
 		}
-		err := t.step(d.row, to, "UPDATE task SET version = version + 1, at = ?1, doc = ?2"+columns+" WHERE seq = ?3 AND version = ?4", args...)
+		const update, where = "UPDATE task SET version = version + 1, at = ?1, doc = ?2", " WHERE seq = ?3 AND version = ?4"
+		var err error
+		switch {
+		case state != delivering:
+			err = t.step(&d.row, to, update+", holder = NULL, state = ?5, since = ?6"+where, opt(nanos(at)), doc, d.seq, d.version, state, t.now)
+		case d.place.held:
+			err = t.step(&d.row, to, update+", holder = NULL"+where, opt(nanos(at)), doc, d.seq, d.version)
+		default: // four indexes depend on the holder, so it is set only if it changes
+			err = t.step(&d.row, to, update+where, opt(nanos(at)), doc, d.seq, d.version)
+		}
 		if err != nil {
 			return err
 		}
 		if drop {
-			t.dropResult(d.row)
+			t.dropResult(&d.row)
 		}
 		t.after(func() {
 			t.s.endFlight(d.seq)

@@ -50,13 +50,7 @@ func (l *lease) OnLost(f func()) {
 
 // step applies a step that ends the lease.
 func (l *lease) step(ctx context.Context, f func(*tx) error, files ...string) error {
-	return l.s.update(ctx, func(t *tx) error {
-		err := f(t)
-		if err == nil {
-			t.after(l.end)
-		}
-		return err
-	}, files...)
+	return l.s.commitOp(ctx, op{apply: f, files: files, lease: l})
 }
 
 // cutResult is how much of a result is kept while the store is almost full.
@@ -128,16 +122,18 @@ func (l *lease) settle(ctx context.Context, rec *task.Record, b *body) error {
 func (t *tx) settle(r *row, rec *task.Record, doc []byte, result *body, hold bool) error {
 	to := r.place
 	to.state, to.held, to.host, to.size = done, false, hostOf(rec), size(doc, -1, result.kept())
-	holder, at := ", holder = NULL", int64(0)
+	const update = `UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, at = ?, since = ?,
+		request = NULL, result = nullif(?, -1), doc = ?`
+	const where = " WHERE seq = ? AND version = ? AND state = ?"
+	query, at := update+", holder = NULL"+where, int64(0)
 	if rec.Callback != nil {
 		to.state, at = delivering, t.now
 		if t.s.mu.Lock(); hold && t.s.inMemory+t.held < maxInMemory {
-			to.held, holder, at = true, "", 0
+			to.held, query, at = true, update+where, 0
 		}
 		t.s.mu.Unlock()
 	}
-	err := t.step(r, to, `UPDATE task SET state = ?, version = version + 1, status = ?, starts = ?, max_starts = NULL, at = ?, since = ?,
-		request = NULL, result = nullif(?, -1), doc = ?`+holder+` WHERE seq = ? AND version = ? AND state = ?`,
+	err := t.step(r, to, query,
 		to.state, opt(statusOf(rec.Status)), rec.Starts, opt(at), t.now, result.kept(), doc, r.seq, r.version, r.place.state)
 	if err != nil {
 		return err
@@ -151,7 +147,7 @@ func (t *tx) settle(r *row, rec *task.Record, doc []byte, result *body, hold boo
 	switch {
 	case to.held:
 		t.held++
-		settled := &row{seq: r.seq, id: r.id, version: r.version + 1, place: to, at: t.now, request: -1, result: result.kept()}
+		settled := row{seq: r.seq, id: r.id, version: r.version + 1, place: to, at: t.now, request: -1, result: result.kept()}
 		due := &dueDelivery{row: settled, rec: rec}
 		rec.State, rec.Version = task.Delivering, uint64(settled.version)
 		if result != nil && result.size <= maxSmall {

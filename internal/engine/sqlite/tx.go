@@ -34,6 +34,7 @@ type tx struct {
 
 	changed    []string // IDs of tasks
 	afterwards []func()
+	ended      []*lease
 	counts     map[counter]int64 // changes of the counters
 	held       int               // first deliveries that will be in memory
 	unneeded   []string          // files of bodies whose rows are removed
@@ -102,6 +103,9 @@ func (t *tx) flush() {
 
 // publish applies the transaction to the state in memory. store.mu is held.
 func (t *tx) publish() {
+	for _, l := range t.ended {
+		l.end()
+	}
 	for _, f := range t.afterwards {
 		f()
 	}
