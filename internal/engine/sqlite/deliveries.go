@@ -215,8 +215,8 @@ func (d *delivery) end(ctx context.Context, state int, at time.Time, drop bool) 
 		}
 		to := d.place
 		to.state, to.held, to.size = state, false, size(doc, d.row.request, d.row.result)
-		if drop {
-			to.size -= max(0, d.row.result)
+		if drop = drop && d.row.result > 0; drop {
+			to.size -= d.row.result
 		}
 		const update, where = "UPDATE task SET version = version + 1, at = ?1, doc = ?2", " WHERE seq = ?3 AND version = ?4"
 		var err error
