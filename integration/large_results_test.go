@@ -279,7 +279,7 @@ func TestLargeResultsNameWhatIsMissing(t *testing.T) {
 		"an unknown path": {"", "@s path /a*\ntask_status @s\ncallback {\nlarge_results link\n}", "the path of task_status is not known"},
 		"results that are not kept": {"keep_results off", "task_status /a\ncallback {\nlarge_results link\n}",
 			"large_results link needs keep_results on"},
-		"a size without links": {"", "callback {\nmax_kept 1GiB\n}", "max_kept need large_results link"},
+		"a size without links": {"", "callback {\nmax_kept 1GiB\n}", "max_kept needs large_results link"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
