@@ -10,19 +10,19 @@ import (
 // point is one measurement of a curve.
 type point struct{ x, y float64 }
 
-// line is a line of a picture.
+// line is a named series of points in a picture.
 type line struct {
 	name   string // "" if the picture has only one
 	points []point
 }
 
-// curve is a picture of what grows with the load.
+// curve is a picture of a figure that depends on the load.
 type curve struct {
 	file, title, x, y string
 	at                []int
 	lines             []string
-	// open prepares the measurements of a line. measure returns the figure at n, close
-	// ends what open started.
+	// open prepares the measurements of a line. measure returns the figure at n. close
+	// stops the processes that open started.
 	open func(b *bench, line string) (measure func(n int) (float64, error), close func(), err error)
 }
 
@@ -139,13 +139,13 @@ func opened(options string, fill func(folder string) error) (*workload, func(), 
 func nothing(string) error { return nil }
 
 // besideFilled measures gateways whose store has n tasks. A million are copied from the
-// stock, if there is one.
-func besideFilled(put putter, stock string) func(*bench, string) (func(int) (float64, error), func(), error) {
+// fixture, if there is one.
+func besideFilled(put putter, fixture string) func(*bench, string) (func(int) (float64, error), func(), error) {
 	return func(b *bench, _ string) (func(int) (float64, error), func(), error) {
 		return func(n int) (float64, error) {
 			w, end, err := opened("", func(folder string) error {
-				if n == million && stock != "" {
-					return copyStock(stock, folder)
+				if n == million && fixture != "" {
+					return copyFixture(fixture, folder)
 				}
 				return fillMany(folder, b.some(n), 1, put)
 			})

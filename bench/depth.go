@@ -25,7 +25,7 @@ func depth(b *bench) ([]row, error) {
 		least float64
 	}{
 		{"beside 100,000 finished tasks, tasks/s", func(folder string) error { return fillMany(folder, b.some(100_000), 1, ended) }, 0.95},
-		{"beside 1,000,000 waiting tasks, tasks/s", func(folder string) error { return copyStock(mixed, folder) }, 0.90},
+		{"beside 1,000,000 waiting tasks, tasks/s", func(folder string) error { return copyFixture(mixed, folder) }, 0.90},
 	} {
 		rate, err := besideOthers(b, z, c.fill)
 		if err != nil {
@@ -36,7 +36,7 @@ func depth(b *bench) ([]row, error) {
 	return rows, nil
 }
 
-// besideOthers compares a gateway whose store fill fills with the empty one.
+// besideOthers compares a gateway whose store has been filled by fill with an empty one.
 func besideOthers(b *bench, empty *workload, fill func(folder string) error) (rate pairs, err error) {
 	full, err := newGateway()
 	if err != nil {
@@ -75,7 +75,7 @@ func starts(b *bench) ([]row, error) {
 		return nil, err
 	}
 	defer full.remove()
-	if err := copyStock(oneHost, full.store()); err != nil {
+	if err := copyFixture(oneHost, full.store()); err != nil {
 		return nil, err
 	}
 	plain, err := newGateway()

@@ -36,7 +36,7 @@ func latencies(b *bench) ([]row, error) {
 		{"from the endpoint's last byte to the callback, half of the saturated rate", false, half, 0.5, 0, 10 * time.Millisecond},
 		{"a queue's task, from its 202 to its start", true, low, 0.1, time.Millisecond, 5 * time.Millisecond},
 	} {
-		s, err := l.hold(c.queue, c.rate, time.Duration(c.share*float64(b.long)))
+		s, err := l.sustain(c.queue, c.rate, time.Duration(c.share*float64(b.long)))
 		if err != nil {
 			return nil, fmt.Errorf("%s, %d/s: %w: %s", c.what, c.rate, err, l.g.lastLog())
 		}
@@ -108,8 +108,8 @@ func (l *latency) saturate(b *bench) (float64, error) {
 	return median(rates), nil
 }
 
-// hold sends tasks at a rate for a duration, and returns how long they took.
-func (l *latency) hold(queue bool, rate int, d time.Duration) (*spans, error) {
+// sustain sends tasks at a rate for a duration, and returns how long they took.
+func (l *latency) sustain(queue bool, rate int, d time.Duration) (*spans, error) {
 	s := newSpans()
 	addr, request, status, seen := l.site, l.request, 200, func(string) {}
 	if queue {
@@ -141,8 +141,8 @@ type spans struct {
 
 func newSpans() *spans { return &spans{open: make(map[string]time.Time)} }
 
-// begin records the first event of a task. It may come after the second one, which then
-// took no time.
+// begin records the first event of a task. If it is recorded after the second one, the
+// task took no time.
 func (s *spans) begin(id string) { s.mark(id, false) }
 
 // end records the second event of a task.

@@ -16,7 +16,7 @@ func lists(b *bench) ([]row, error) {
 		return nil, err
 	}
 	defer g.remove()
-	if err := copyStock(mixed, g.store()); err != nil {
+	if err := copyFixture(mixed, g.store()); err != nil {
 		return nil, err
 	}
 	site, err := freeAddr()

@@ -179,7 +179,7 @@ func (s *stamps) since(from *stamps) []time.Duration {
 	return waits
 }
 
-// patience is how long the program waits for something that does not move.
+// patience is how long the program waits for a number that does not change.
 const patience = 5 * time.Minute
 
 // awaitAll waits until f returns n. It fails if the number stops growing.

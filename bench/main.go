@@ -31,11 +31,11 @@ type bench struct {
 
 // A measurement measures some rows of the table.
 type measurement struct {
-	name   string
-	what   string
-	budget time.Duration // for its rounds; see the test of their sum
-	stocks []string      // stores that it needs
-	run    func(*bench) (table, error)
+	name     string
+	what     string
+	budget   time.Duration // for its rounds; see the test of their sum
+	fixtures []string      // stores that it needs
+	run      func(*bench) (table, error)
 }
 
 var measurements = []measurement{
@@ -56,7 +56,7 @@ var measurements = []measurement{
 	{"curves", "what grows with load, drawn", 95 * time.Second, []string{mixed}, curves},
 }
 
-// latencyBudget is the budget of the ten minutes in which pauses are looked for.
+// latencyBudget covers the ten minutes in which latencies looks for pauses.
 const latencyBudget = 10*time.Minute + 15*time.Second
 
 // turns yields the rounds of a part of a measurement: first 0, the warm-up, then 1 and
@@ -64,7 +64,7 @@ const latencyBudget = 10*time.Minute + 15*time.Second
 // the rounds may use.
 func (b *bench) turns(share float64) iter.Seq[int] { return b.repeat(share, 2, b.rounds+1) }
 
-// cold is turns without a warm-up.
+// cold is like turns, without a warm-up.
 func (b *bench) cold(share float64) iter.Seq[int] { return b.repeat(share, 1, b.rounds) }
 
 func (b *bench) repeat(share float64, least, most int) iter.Seq[int] {
@@ -124,9 +124,9 @@ func (b *bench) main(names string, write bool) error {
 		return err
 	}
 	began := time.Now()
-	defer removeStocks()
+	defer removeFixtures()
 	fmt.Println(machine())
-	if err := b.fillStocks(chosen); err != nil {
+	if err := b.fillFixtures(chosen); err != nil {
 		return err
 	}
 	for _, m := range chosen {

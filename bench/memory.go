@@ -30,16 +30,16 @@ func memory(b *bench) ([]row, error) {
 	const site = "callback\nrespond ok"
 	options := func(g *gateway) string { return g.options("", "retry 1h") }
 	none := func(string) error { return nil }
-	stock := func(name string) func(string) error {
-		return func(folder string) error { return copyStock(name, folder) }
+	fixture := func(name string) func(string) error {
+		return func(folder string) error { return copyFixture(name, folder) }
 	}
-	// The first two do nothing, so they do not affect the third.
+	// The first two gateways are idle, so they do not affect the third.
 	used, err := resident(b,
-		instance{none, func(*gateway) string { return "" }, "respond ok"}, instance{none, options, site}, instance{stock(oneHost), options, site})
+		instance{none, func(*gateway) string { return "" }, "respond ok"}, instance{none, options, site}, instance{fixture(oneHost), options, site})
 	if err != nil {
 		return nil, err
 	}
-	more, err := resident(b, instance{stock(manyHosts), options, site})
+	more, err := resident(b, instance{fixture(manyHosts), options, site})
 	if err != nil {
 		return nil, err
 	}

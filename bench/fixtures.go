@@ -17,9 +17,9 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// stocks are filled stores, by what is in them. Measurements that need the same tasks
+// fixtures are filled stores, by what is in them. Measurements that need the same tasks
 // get copies.
-var stocks = make(map[string]string)
+var fixtures = make(map[string]string)
 
 // The stores with a million tasks.
 const (
@@ -31,9 +31,9 @@ const (
 // million is the number of tasks in these stores.
 const million = 1_000_000
 
-// fillStocks fills the stores that the measurements need, two at a time: each needs one
-// core.
-func (b *bench) fillStocks(chosen []measurement) error {
+// fillFixtures fills the stores that the measurements need, two at a time: each needs
+// one core.
+func (b *bench) fillFixtures(chosen []measurement) error {
 	n := max(template, b.some(million))
 	fills := []struct {
 		name  string
@@ -45,17 +45,17 @@ func (b *bench) fillStocks(chosen []measurement) error {
 	took, err := timed(func() error {
 		return parallel(2, len(fills), func(i int) error {
 			f := fills[i]
-			if !slices.ContainsFunc(chosen, func(m measurement) bool { return slices.Contains(m.stocks, f.name) }) {
+			if !slices.ContainsFunc(chosen, func(m measurement) bool { return slices.Contains(m.fixtures, f.name) }) {
 				return nil
 			}
-			dir, err := os.MkdirTemp("", "callback-bench-stock-")
+			dir, err := os.MkdirTemp("", "callback-bench-fixture-")
 			if err != nil {
 				return err
 			}
 			folder := filepath.Join(dir, "store")
-			stocksMu.Lock()
-			stocks[f.name] = folder
-			stocksMu.Unlock()
+			fixturesMu.Lock()
+			fixtures[f.name] = folder
+			fixturesMu.Unlock()
 			return fillMany(folder, n, f.hosts, f.put)
 		})
 	})
@@ -63,10 +63,10 @@ func (b *bench) fillStocks(chosen []measurement) error {
 	return err
 }
 
-var stocksMu sync.Mutex
+var fixturesMu sync.Mutex
 
-// copyStock makes folder a copy of a filled store.
-func copyStock(name, folder string) error { return os.CopyFS(folder, os.DirFS(stocks[name])) }
+// copyFixture makes folder a copy of a filled store.
+func copyFixture(name, folder string) error { return os.CopyFS(folder, os.DirFS(fixtures[name])) }
 
 // receiverInTemplate is the receiver of callbacks that are copied. Nothing listens there.
 const receiverInTemplate = "127.1.0.0:1"
@@ -97,12 +97,12 @@ func ended(ctx context.Context, e engine.Engine, _ int) error {
 	return lease.Settle(ctx, rec, bytes.NewReader(body))
 }
 
-// removeStocks removes the filled stores.
-func removeStocks() {
-	for _, folder := range stocks {
+// removeFixtures removes the filled stores.
+func removeFixtures() {
+	for _, folder := range fixtures {
 		os.RemoveAll(filepath.Dir(folder))
 	}
-	clear(stocks)
+	clear(fixtures)
 }
 
 // putter stores task i.
@@ -119,7 +119,7 @@ func fillMany(folder string, n, hosts int, put putter) error {
 	if err := fill(folder, min(n, template), put); err != nil {
 		return err
 	}
-	// The next start makes deliveries due that were in memory.
+	// Opening the store again makes deliveries due that were in memory.
 	if err := fill(folder, 0, nil); err != nil {
 		return err
 	}
