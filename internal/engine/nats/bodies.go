@@ -102,13 +102,13 @@ func (e *Engine) body(ctx context.Context, m *message) (io.ReadSeekCloser, error
 	return storedBody{io.NewSectionReader(c, 0, m.meta.Size)}, nil
 }
 
-// storedBody is a body that is read as slowly as its reader likes.
+// storedBody reads a body from the body stream, one chunk at a time.
 type storedBody struct{ *io.SectionReader }
 
 // Close implements [io.Closer].
 func (storedBody) Close() error { return nil }
 
-// chunks reads the chunks of a body. It has one in memory.
+// chunks reads the chunks of a body. It keeps one in memory.
 type chunks struct {
 	ctx    context.Context
 	engine *Engine
@@ -145,9 +145,9 @@ func (c *chunks) ReadAt(b []byte, at int64) (n int, err error) {
 	return n, nil
 }
 
-// discardUnused removes a body that was stored for a step of a task, unless the task has
-// it. err is the error of the step: the servers may have stored the step if they did
-// not answer.
+// discardUnused removes a body that was stored for a step of a task, unless the task
+// references it. err is the error of the step. If the servers did not answer, they may
+// have stored the step.
 func (e *Engine) discardUnused(ctx context.Context, name string, m *message, err error) {
 	if !errors.Is(err, engine.ErrUnavailable) && (err != nil || m.meta.Body != name) {
 		e.discard(ctx, name)
@@ -183,8 +183,8 @@ func (x *index) takeUnneeded() (names []string) {
 // to be stored after its body.
 const orphanAge = time.Hour
 
-// collectBodies removes orphaned bodies. A body becomes an orphan if its gateway ends
-// before it stores the task, or if the youngest gateway ends before it removes the
+// collectBodies removes orphaned bodies. A body becomes an orphan if its gateway stops
+// before it stores the task, or if the youngest gateway stops before it removes the
 // body.
 func (e *Engine) collectBodies(ctx context.Context) error {
 	info, err := e.bodies.Info(ctx, jetstream.WithSubjectFilter(bodySubject+"*.*.0"))

@@ -53,9 +53,9 @@ func settle(t *testing.T, l engine.Lease, rec *task.Record, result string) error
 	return l.Settle(t.Context(), rec, strings.NewReader(result))
 }
 
-// openSilent opens an engine that stores no heartbeat for an hour, like a process after
-// SIGSTOP.
-func openSilent(t *testing.T, cfg Config) *Engine {
+// openWithoutHeartbeats opens an engine that stores no heartbeat for an hour, like a
+// process after SIGSTOP.
+func openWithoutHeartbeats(t *testing.T, cfg Config) *Engine {
 	t.Helper()
 	cfg.LeaseTime = 3 * time.Hour
 	return open(t, cfg)
@@ -81,7 +81,7 @@ func take(t *testing.T, e *Engine) engine.Delivery {
 func TestPausedHolderCannotSettle(t *testing.T) {
 	t.Parallel()
 	cfg := Config{URLs: []string{startServer(t, t.TempDir(), nil).ClientURL()}}
-	rec, l := claim(t, openSilent(t, cfg))
+	rec, l := claim(t, openWithoutHeartbeats(t, cfg))
 	lost := make(chan struct{})
 	l.OnLost(func() { close(lost) })
 	d := take(t, open(t, cfg))
@@ -103,7 +103,7 @@ func TestPausedHolderCannotSettle(t *testing.T) {
 func TestPausedGatewayLosesItsDeliveries(t *testing.T) {
 	t.Parallel()
 	cfg := Config{URLs: []string{startServer(t, t.TempDir(), nil).ClientURL()}}
-	paused := openSilent(t, cfg)
+	paused := openWithoutHeartbeats(t, cfg)
 	rec, l := claim(t, paused)
 	if err := settle(t, l, rec, "result"); err != nil {
 		t.Fatal(err)

@@ -67,8 +67,8 @@ func (b *backlog) ready(now int64) (n int) {
 	return n
 }
 
-// learn records the state of a host that a dispatcher has stored.
-func (x *index) learn(s engine.HostState) {
+// setHostState updates the state of a host that a dispatcher has stored.
+func (x *index) setHostState(s engine.HostState) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	b := x.host(s.Host)
@@ -83,12 +83,12 @@ func (e *Engine) SaveHosts(ctx context.Context, hosts []engine.HostState) error 
 		if _, err := e.store(ctx, newMessage(hostSubject+token(h.Host), h, hostTTL)); err != nil {
 			return fmt.Errorf("storing the state of the host %s: %w", h.Host, err)
 		}
-		e.index.learn(h)
+		e.index.setHostState(h)
 	}
 	return nil
 }
 
-// hostTTL is how long the saved state of a host is useful.
+// hostTTL is how long the saved state of a host is kept.
 const hostTTL = 7 * 24 * time.Hour
 
 // delivery implements engine.Delivery.
@@ -101,7 +101,7 @@ type delivery struct {
 // its holder. Deliveries that another gateway takes first are left out.
 func (e *Engine) Take(ctx context.Context, host string, n int) (taken []engine.Delivery, err error) {
 	if err := e.available(); err != nil {
-		return nil, err // without storage, the same attempt would be repeated without end
+		return nil, err // attempts whose outcome cannot be stored would be repeated
 	}
 	for len(taken) < n && err == nil {
 		picked, _ := e.index.pick(e.index.host, host, n-len(taken))
@@ -193,12 +193,12 @@ func (d *delivery) Release(ctx context.Context) error {
 	return err
 }
 
-// isLate reports whether the delivery window of the callback is over.
+// isLate reports whether the delivery window of the callback has ended.
 func (e *Engine) isLate(m *message) bool {
 	return m.meta.Finished < time.Now().Add(-e.settings.Load().DeliveryWindow).UnixNano()
 }
 
-// giveUp makes a callback dead whose delivery window is over.
+// giveUp makes a callback whose delivery window has ended a dead letter.
 func (e *Engine) giveUp(ctx context.Context, m *message) error {
 	n := m.next(m.rec, task.Dead)
 	if err := e.put(ctx, n, m.seq); err != nil {

@@ -13,11 +13,11 @@
 // them. With one gateway, counts, the depth limit of a queue, and the order of jobs and
 // deliveries are exact. With several they are approximate.
 //
-// A gateway stores a heartbeat three times in each lease time. Another gateway that has
-// stored four heartbeats since then considers it dead: its tasks are settled as FAILED
-// or queued again, and other gateways take its deliveries. Leases compare no clocks.
-// Run times of retries and delayed tasks follow the clock of the gateway that takes
-// them.
+// A gateway stores three heartbeats in each lease time. A gateway that has stored four
+// heartbeats since the last one of another gateway considers that gateway dead. The tasks
+// of a dead gateway are settled as FAILED or queued again, and other gateways take its
+// deliveries. So leases do not depend on clocks. Retries and delayed tasks become due by
+// the clock of the gateway that takes them.
 package nats
 
 import (
@@ -40,7 +40,7 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/engine"
 )
 
-// Config says where the cluster is.
+// Config configures an engine.
 type Config struct {
 	// URLs name servers of the cluster, at least one.
 	URLs []string
@@ -50,8 +50,8 @@ type Config struct {
 	Replicas int
 	Settings engine.Settings
 	Logger   *zap.Logger // required
-	// LeaseTime is how long a gateway may be silent before its leases expire. Default:
-	// [DefaultLeaseTime].
+	// LeaseTime is how long a gateway can go without a heartbeat before its leases
+	// expire. Default: [DefaultLeaseTime].
 	LeaseTime time.Duration
 }
 
@@ -66,7 +66,7 @@ const maxReplicas = 5
 type Engine struct {
 	cfg     Config
 	log     *zap.Logger
-	id      string // of this gateway; IDs of younger gateways are greater
+	id      string // of this gateway; gateways that started later have greater IDs
 	nc      *nats.Conn
 	js      jetstream.JetStream
 	tasks   jetstream.Stream
@@ -189,7 +189,7 @@ func (e *Engine) dial(ctx context.Context) error {
 		select {
 		case connected <- err:
 		case <-ctx.Done():
-			nc.Close() // which may be nil
+			nc.Close() // nc may be nil, which Close permits
 		}
 	}()
 	select {
@@ -235,7 +235,7 @@ func checkServer(nc *nats.Conn) error {
 	return nil
 }
 
-// newID returns an ID that sorts by the time it was made.
+// newID returns a unique ID. IDs sort by the time at which they were made.
 func newID() string { return uuid.Must(uuid.NewV7()).String() }
 
 // Ready implements engine.Engine.
@@ -261,7 +261,7 @@ func (e *Engine) available() error {
 	case !e.nc.IsConnected():
 		return fmt.Errorf("%w: no NATS server is connected", engine.ErrUnavailable)
 	case e.isDown.Load():
-		return fmt.Errorf("%w: the NATS servers do not store", engine.ErrUnavailable)
+		return fmt.Errorf("%w: the NATS servers do not store messages", engine.ErrUnavailable)
 	}
 	return nil
 }
@@ -308,7 +308,7 @@ func (e *Engine) Close(ctx context.Context) error {
 	return nil
 }
 
-// kill ends the engine at once, like a killed process.
+// kill ends the engine at once, as if the process had been killed.
 func (e *Engine) kill() {
 	e.stop()
 	if e.nc != nil {
@@ -320,7 +320,8 @@ func (e *Engine) kill() {
 	}
 }
 
-// Reconfigure implements engine.Engine. The settings of the youngest gateway apply.
+// Reconfigure implements engine.Engine. The settings of the gateway that started last
+// apply.
 func (e *Engine) Reconfigure(_ context.Context, s engine.Settings) error {
 	e.configure(s)
 	return e.closed()

@@ -76,8 +76,9 @@ func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, 
 	return known, isNew, err
 }
 
-// wasQueued says whether an interrupted call has turned a waiting client's task into a
-// queue's, which a worker has taken since. Nobody but its lease does that.
+// wasQueued reports whether an interrupted call has already turned a waiting client's
+// task into a queue's, which a worker has taken since. No other gateway can do that,
+// because it has no lease of the task.
 func (e *Engine) wasQueued(ctx context.Context, m *message) bool {
 	now, err := e.getTask(ctx, m.meta.ID)
 	return err == nil && now.meta.Queue == m.meta.Queue

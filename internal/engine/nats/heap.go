@@ -1,6 +1,6 @@
 package nats
 
-// ranked is an item of a ranking. It knows its place there, so that it can be removed.
+// ranked is an item of a ranking. place points to its index there, by which it is removed.
 type ranked[T any] interface {
 	before(other T) bool
 	place() *int

@@ -56,7 +56,7 @@ type entry struct {
 	pos      int      // in at
 }
 
-// candidate returns the step of the task that the index knows.
+// candidate returns the step of the task that the index has.
 func (e *entry) candidate() candidate { return candidate{e.id, e.seq} }
 
 func (e *entry) place() *int { return &e.pos }
@@ -73,10 +73,10 @@ type backlog struct {
 	pending int64           // tasks that are queued or delivering
 	running int64           // of a queue
 	trusted int64           // of the pending ones
-	raced   int             // how many entries are still picked at random
+	raced   int             // how many of the next picks are random
 	wake    chan struct{}   // of a queue; signals that it may have a job
-	// isReported is true while the dispatcher knows the host, which is until a Take
-	// returns fewer deliveries than it asked for.
+	// isReported is true after DueHosts has reported the host, until a Take returns fewer
+	// deliveries than it asked for.
 	isReported bool
 	state      engine.HostState // of a queue: only Paused
 	pos        int              // in index.due
@@ -86,12 +86,12 @@ func (b *backlog) place() *int { return &b.pos }
 
 func (b *backlog) before(c *backlog) bool { return b.entries[0].before(c.entries[0]) }
 
-// holder is a gateway.
+// holder is a gateway that can have leases.
 type holder struct {
 	id     string
-	silent int // heartbeats of this gateway since its last one
+	missed int // heartbeats of this gateway since the holder's last one
 	dead   bool
-	tasks  map[*entry]struct{} // what it runs or attempts
+	tasks  map[*entry]struct{} // the tasks that it runs or attempts
 }
 
 func newIndex(me string) *index {
@@ -148,7 +148,7 @@ func (x *index) apply(id string, seq uint64, m *meta, fromStream bool) {
 				x.unneeded = append(x.unneeded, unneededBody{e.body, time.Now()})
 			}
 		}
-		// A task that moved into a queue has a new place in byAge.
+		// byAge is sorted by creation time, which can change when a task moves into a queue.
 		if e == nil || e.state == removed || m.State == removed || e.created != m.Created {
 			e = x.replace(e, id, m)
 		}

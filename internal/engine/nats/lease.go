@@ -20,7 +20,7 @@ import (
 type inFlight struct {
 	engine *Engine
 	m      *message // the step that began it
-	token  string   // of this step. The token of the step that ends it begins with it
+	token  string   // of this step, and a prefix of the token of the step that ends it
 	mu     sync.Mutex
 	over   bool
 	lost   context.Context // ends when the task has a step that f did not store
@@ -240,13 +240,13 @@ func (e *Engine) begin(ctx context.Context, c candidate, next func(*message) (*m
 		e.index.drop(c.id, nil, err)
 		return nil, err
 	}
-	m.meta.Order = cmp.Or(m.meta.Order, c.seq) // its place, if it has to wait again
+	m.meta.Order = cmp.Or(m.meta.Order, c.seq) // a released task keeps its place in the order
 	return e.start(ctx, m, c.seq)
 }
 
-// each calls do for each candidate, some of them at the same time. It leaves out the
-// tasks that other gateways have taken or removed. It returns the results, and an error
-// if there was another one.
+// each calls do for each candidate, up to maxConcurrent at the same time. It leaves out
+// the tasks that other gateways have taken or removed. It returns the results, and the
+// last of all other errors.
 func each[T any](all []candidate, do func(candidate) (T, error)) (results []T, err error) {
 	found := make([]T, len(all))
 	errs := make([]error, len(all))

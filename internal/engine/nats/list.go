@@ -22,8 +22,9 @@ const (
 	listStep = 1000
 )
 
-// place is a position in a list, as in its cursor: of tasks the time and ID, of hosts
-// the pending deliveries and name.
+// place is a position in a list, as its cursor encodes it. In a list of tasks it has the
+// creation time and ID of a task, in a list of hosts the number of pending deliveries and
+// the name of a host.
 type place struct {
 	n  int64
 	id string
@@ -47,7 +48,7 @@ func parsePlace(c engine.Cursor, start place) (place, error) {
 	return place{n, id}, nil
 }
 
-// candidate is the step of a task that the index knows, which may not be the last one.
+// candidate is the step of a task that the index has, which may not be the last one.
 type candidate struct {
 	id  string
 	seq uint64
@@ -94,8 +95,8 @@ func (e *Engine) List(ctx context.Context, f engine.Filter, after engine.Cursor,
 	return page, nil
 }
 
-// find looks for up to n tasks older than a place, newest first. next is where to go
-// on, nil if there are no older tasks.
+// find looks for up to n tasks older than a place, newest first. next is where the next
+// search continues, nil if there are no older tasks.
 func (x *index) find(f *engine.Filter, before place, n int, deadline time.Time) (found []candidate, next *place, scanned int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -20,10 +20,10 @@ const (
 	maintenanceBatch = 256
 )
 
-// maintain finds tasks whose holder died, whose delivery window is over or whose
-// retention is over, and stores their next step. The youngest gateway does this for all
-// gateways. If two believe that they are the youngest, the server refuses the steps of
-// the second one.
+// maintain finds tasks whose holder died, or whose delivery window or retention has
+// ended, and stores their next step. The youngest gateway, which started last, does this
+// for all gateways. If two gateways consider themselves the youngest, the server refuses
+// the later of two steps of a task.
 func (e *Engine) maintain() {
 	ticker := time.NewTicker(maintenanceInterval)
 	defer ticker.Stop()
@@ -72,8 +72,8 @@ func (e *Engine) expireAll(tasks []candidate) {
 	}
 }
 
-// expire ends a task that nobody runs, gives up a callback whose delivery window is
-// over, or removes a finished task.
+// expire settles or requeues a task whose holder died, makes a callback whose delivery
+// window has ended a dead letter, or removes a finished task.
 func (e *Engine) expire(ctx context.Context, c candidate) error {
 	m, err := e.getStep(ctx, c)
 	if err != nil {
@@ -137,7 +137,7 @@ func (x *index) orphans(n int, youngest bool) (found []candidate) {
 }
 
 // expired returns the next step of a task whose holder died. A job that has starts left
-// is queued again; any other task has FAILED.
+// is queued again; any other task is settled as FAILED.
 func expired(m *message) *message {
 	if m.meta.Queue != "" && m.rec.Starts < m.meta.MaxStarts {
 		m.rec.StartedAt = time.Time{}
@@ -178,7 +178,7 @@ func (b *bound) exceeds(e *entry) bool {
 	return e.finished < b.before
 }
 
-// expired returns up to n tasks whose retention or delivery window is over, and those
+// expired returns up to n tasks whose retention or delivery window has ended, and those
 // that exceed the retention count, oldest first.
 func (x *index) expired(s *engine.Settings, n int) (found []candidate) {
 	x.mu.Lock()

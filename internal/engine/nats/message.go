@@ -24,8 +24,8 @@ const (
 	ttlHeader      = "Nats-TTL"
 )
 
-// removed is the state of a deleted task. Its message has no record, tells the other
-// gateways of the removal, and expires.
+// removed is the state of a deleted task. Its message has no record. Other gateways read
+// it to remove the task from their index. It expires.
 const removed task.State = "removed"
 
 // removedTTL is how long a removal stays in the stream. A gateway that was disconnected
@@ -56,7 +56,7 @@ type meta struct {
 	// Token identifies the step that stored the message.
 	Token string `json:"k,omitempty"`
 	// Body is the name of the body in the body stream, empty if the body is inline.
-	// Size is its length in both cases.
+	// Size is the length of the body in both cases.
 	Body string `json:"b,omitempty"`
 	Size int64  `json:"z,omitempty"`
 }
@@ -123,7 +123,8 @@ func decode(msg *jetstream.RawStreamMsg) (*message, error) {
 }
 
 // next returns the message of the task's next step: a copy that may be changed, without
-// a holder. A task that becomes done or dead waits for nothing.
+// a holder. If the task becomes done or dead, the copy has no due time, and it finished
+// now.
 func (m *message) next(rec *task.Record, state task.State) *message {
 	n := &message{meta: m.meta, rec: rec, body: m.body}
 	n.meta.State, n.meta.Token = state, ""

@@ -78,7 +78,7 @@ func (e *Engine) retry(ctx context.Context, ask func(context.Context) error) err
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil { // the caller gave up, so the cluster is not to blame
+		if ctx.Err() != nil { // the caller gave up; the cluster may be available
 			return e.unavailable(ctx.Err())
 		}
 		if err = e.classify(err); !errors.Is(err, errNotYet) {
@@ -92,7 +92,7 @@ func (e *Engine) retry(ctx context.Context, ask func(context.Context) error) err
 	}
 }
 
-// electionPause is how long to wait before the new leader of a stream is asked.
+// electionPause is the wait between two calls while a leader is being elected.
 const electionPause = 100 * time.Millisecond
 
 // errNotYet means that nothing was stored, but a retry will soon succeed.
@@ -189,7 +189,7 @@ func (e *Engine) lastStep(ctx context.Context, id string) (*message, error) {
 	return decode(msg)
 }
 
-// getStep returns the step of a task that the index knows. It returns ErrLost if the
+// getStep returns the step of a task that the index has. It returns ErrLost if the
 // task has a later one.
 func (e *Engine) getStep(ctx context.Context, c candidate) (*message, error) {
 	m, err := e.getTask(ctx, c.id)

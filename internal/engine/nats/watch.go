@@ -25,9 +25,9 @@ type pauseMeta struct {
 	Paused bool
 }
 
-// beatsToDeath is how many heartbeats a gateway stores after another gateway's last one
+// maxMissed is how many heartbeats a gateway stores after another gateway's last one
 // before it considers that gateway dead. It is one more than a lease time has.
-const beatsToDeath = 4
+const maxMissed = 4
 
 // holderTTL is how long the last heartbeat of a gateway stays in the stream.
 const holderTTL = 24 * time.Hour
@@ -100,11 +100,11 @@ func (e *Engine) apply(subject string, seq uint64, header nats.Header) (err erro
 		}
 	case strings.HasPrefix(subject, holderSubject):
 		if h := (holderMeta{}); read(&h) {
-			e.index.heard(h)
+			e.index.recordHeartbeat(h)
 		}
 	case strings.HasPrefix(subject, hostSubject):
 		if h := (engine.HostState{}); read(&h) {
-			e.index.learn(h)
+			e.index.setHostState(h)
 		}
 	case strings.HasPrefix(subject, pauseSubject):
 		if p := (pauseMeta{}); read(&p) {
@@ -128,8 +128,8 @@ func (e *Engine) storeHolder(ctx context.Context, ended bool) error {
 	return err
 }
 
-// keepAlive stores heartbeats, more often while the cluster is unavailable. It notices
-// that the streams were deleted.
+// keepAlive stores heartbeats, more often while the cluster is unavailable. If the streams
+// were deleted, it creates them again and empties the index.
 func (e *Engine) keepAlive() {
 	interval := e.cfg.LeaseTime / 3
 	ticker := time.NewTicker(interval)
@@ -165,23 +165,24 @@ func (e *Engine) keepAlive() {
 	}
 }
 
-// retryInterval is how often an unavailable cluster is tried.
+// retryInterval is the longest wait between two heartbeats while the cluster is
+// unavailable.
 const retryInterval = time.Second
 
-// heard records a heartbeat. This gateway's own heartbeats are the clock by which
-// others are found dead.
-func (x *index) heard(m holderMeta) {
+// recordHeartbeat records a heartbeat of a gateway. This gateway's own heartbeats count as
+// missed by all others, so that no clocks are compared.
+func (x *index) recordHeartbeat(m holderMeta) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	h := x.holder(m.ID)
-	h.silent = 0
+	h.missed = 0
 	x.setDead(h, m.Ended)
 	if h != x.me {
 		return
 	}
 	x.endLoad()
 	for _, h := range x.holders {
-		if h.silent++; h.silent >= beatsToDeath {
+		if h.missed++; h.missed >= maxMissed {
 			x.setDead(h, true)
 		}
 		if h.dead && len(h.tasks) == 0 {
