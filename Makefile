@@ -44,7 +44,7 @@ microbench: ## run the benchmarks that stand beside the code
 faults: ## make every fault many times and print what became of the tasks; takes half an hour
 	bash .ci/faults
 
-soak: ## hold 80 % of what the machine does for an hour, and see that nothing grows: make soak SOAK=30m
+soak: ## run at 80 % of the machine's rate for an hour, and fail if anything grows: make soak SOAK=30m
 	CALLBACK_SOAK=$(or $(SOAK),1h) CALLBACK_SOAK_CSV=$(CURDIR)/soak.csv go test -count=1 -v -timeout 24h ./integration/soak
 
 golden: ## write the golden files of the Caddyfile anew; look at the diff
