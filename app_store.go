@@ -346,7 +346,7 @@ func (s *sharedStore) endLease(log *zap.Logger, id string, step func(context.Con
 	s.endLeaseWithin(recordTimeout, log, id, step)
 }
 
-// endLeaseWithin is endLease with a longer timeout of the first call.
+// endLeaseWithin is like endLease, but the first call has a longer timeout.
 func (s *sharedStore) endLeaseWithin(timeout time.Duration, log *zap.Logger, id string, step func(context.Context) error) {
 	ctx := s.timeout.Context()
 	if timeout > recordTimeout {

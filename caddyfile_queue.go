@@ -25,9 +25,8 @@ import (
 //	}
 //
 // callback has the options of the directive of that name, poll those that parsePoll
-// parses. The other directives are the
-// task: they run later, as in a `handle` block. A path matcher without `*` also matches
-// the paths below it, where tasks are looked up.
+// parses. The other directives are the task: they run later, as in a `handle` block. A
+// path matcher without `*` also matches the paths below it, where tasks are looked up.
 func parseTaskQueue(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	matchers, path, err := matchersBelow(h)
 	if err != nil {

@@ -27,8 +27,8 @@
 //     schedules that add tasks; queue_poll.go polls endpoints that answer later
 //   - status.go: the `task_status` handler, and callbacks with a link to a result that is
 //     too large to be posted; internal/taskapi answers what clients ask about tasks
-//   - web.go: the operators' API, the dashboard, and the inbox, a receiver for trying
-//     things out; internal/web has the pages
+//   - web.go: the operators' API, the dashboard, and the inbox, a receiver for tests
+//     and demonstrations; internal/web has the pages
 //   - command.go: what the command line needs of Caddy, and the task that it runs
 //     without a server; internal/cli has the commands
 //   - monitoring.go: metrics, events, and alerts to the operator

@@ -217,7 +217,7 @@ func (l *alertLimits) send(al alert.Alert) {
 	}()
 }
 
-// watchStore raises the alerts of a store that no attempt raises.
+// watchStore raises the alerts of a store that no delivery attempt raises.
 func (a *App) watchStore(s *sharedStore) {
 	s.watch.Start(s, alert.Checks{
 		NearlyFull: func(level map[string]any) {

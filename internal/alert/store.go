@@ -16,9 +16,9 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// Receiver is who gets the alerts. An alert is a task without a request: its result is the
-// alert as JSON, and it is delivered like any other callback. So it is signed, retried,
-// kept across a restart, and visible.
+// Receiver is the URL that gets the alerts. An alert is a task without a request: its
+// result is the alert as JSON, and it is delivered like any other callback. So it is
+// signed, retried, kept across a restart, and listed.
 type Receiver struct {
 	URL  string
 	Host string // and port
@@ -27,7 +27,7 @@ type Receiver struct {
 	MaxResult                int64 // in bytes
 }
 
-// path begins the path of an alert's task. It is no path of a request.
+// path is the prefix of the path of an alert's task. Only alerts have it without a method.
 const path = "alert/"
 
 // Is reports whether a task is an alert.
@@ -36,8 +36,8 @@ func Is(rec *task.Record) bool {
 }
 
 const (
-	// patience is how long an alert waits for a store that is full or does not answer.
-	patience = 10 * time.Minute
+	// claimTimeout is how long an alert waits for a store that is full or does not answer.
+	claimTimeout = 10 * time.Minute
 	// stepTimeout bounds one call of such a store, and retryWait is the wait before the next.
 	stepTimeout = 5 * time.Second
 	retryWait   = time.Second
@@ -51,7 +51,7 @@ func (r *Receiver) Store(stopping context.Context, e engine.Engine, a Alert) err
 	if err != nil {
 		return err
 	}
-	waiting, cancel := context.WithTimeout(stopping, patience)
+	waiting, cancel := context.WithTimeout(stopping, claimTimeout)
 	defer cancel()
 	var lease engine.Lease
 	if err := repeat(waiting, func(ctx context.Context) (err error) {
@@ -61,7 +61,7 @@ func (r *Receiver) Store(stopping context.Context, e engine.Engine, a Alert) err
 		return err
 	}
 	rec.Status, rec.FinishedAt = task.Complete, time.Now().UTC()
-	// The lease stays with this process, so its end does not depend on patience.
+	// Only this process can end the lease, so it tries for longer than claimTimeout.
 	err = repeat(stopping, func(ctx context.Context) error {
 		rec, result := *rec, task.Result{ContentType: "application/json", Size: int64(len(body))}
 		rec.Result = &result

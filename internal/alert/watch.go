@@ -17,7 +17,7 @@ const (
 	statsTimeout = 2 * time.Second
 )
 
-// Watch checks a store for what no attempt to deliver finds. The zero value watches
+// Watch checks a store for alerts that no delivery attempt raises. The zero value watches
 // nothing.
 type Watch struct {
 	stop context.CancelFunc

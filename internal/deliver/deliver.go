@@ -124,7 +124,7 @@ type Deliverer struct {
 	// outageLogged is the time of the last log entry about a store that does not answer,
 	// in Unix nanoseconds.
 	outageLogged atomic.Int64
-	// timeout bounds the tries to store outcomes.
+	// timeout bounds the calls that store outcomes.
 	timeout *deadline.Shared
 
 	stop  context.CancelFunc

@@ -102,8 +102,8 @@ func (hs *hostStates) learn(host string, stats dispatch.Stats, ans *send.Answer)
 	return state
 }
 
-// forget removes what is known of a host.
-func (hs *hostStates) forget(host string) {
+// remove removes the state of a host.
+func (hs *hostStates) remove(host string) {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	delete(hs.failing, host)
@@ -175,15 +175,15 @@ func (d *Deliverer) saveNow(ctx context.Context) error {
 	return err
 }
 
-// Resume resumes a host. Failures that are not saved yet are dropped: saved afterwards,
-// they would count again.
+// Resume resumes a host. It drops failures that are not saved yet, because they would
+// count again if they were saved afterwards.
 func (d *Deliverer) Resume(ctx context.Context, host string) error {
 	d.saving.Lock()
 	defer d.saving.Unlock()
 	if err := d.Engine.Pause(ctx, engine.Target{Host: host}, false); err != nil {
 		return err
 	}
-	d.hosts.forget(host)
+	d.hosts.remove(host)
 	return nil
 }
 

@@ -1,9 +1,9 @@
 // Package event emits events to the handlers of the newest generation of the
-// configuration, in order and outside of what caused them, because handlers may be slow.
+// configuration, in order and in the background, because handlers may be slow.
 //
-// What causes an event, such as a delivery, may outlive its generation, whose handlers are
-// cleaned up by then. So an event goes to the newest generation at the time it is emitted,
-// and waits while there is none.
+// A delivery can cause an event after its generation has ended and the handlers of that
+// generation are cleaned up. So an event goes to the generation that is the newest when the
+// event is emitted, and waits while there is none.
 package event
 
 import (
@@ -33,7 +33,7 @@ type Queue struct {
 	waiting  []event
 	dropped  int
 	emitting chan struct{} // closed when the emitting goroutine ends; nil if there is none
-	busy     *Handlers     // those that run, or nil
+	busy     *Handlers     // the handlers that run, or nil
 	handled  chan struct{} // closed when they return
 }
 
@@ -47,7 +47,7 @@ type event struct {
 func NewQueue(newest func() *Handlers) *Queue { return &Queue{newest: newest} }
 
 // Add queues an event. It does not wait. data is called at once, unless no handler is
-// subscribed. log is that of the cause.
+// subscribed. If events are dropped, Add says so in log.
 func (q *Queue) Add(name string, log *zap.Logger, data func() map[string]any) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -72,7 +72,7 @@ func (q *Queue) Resume() {
 }
 
 // Leave returns a channel that is closed when none of the handlers runs. Their generation
-// is no longer the newest one that runs.
+// must no longer be the newest one, or they could be called again.
 func (q *Queue) Leave(h *Handlers) (handled <-chan struct{}) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -67,8 +67,8 @@ func CheckBase(raw string) error {
 // than any host name with a port.
 const maxHost = 300
 
-// Origin returns the URL of a host without a path, or "" if the host is not valid. The
-// client chooses the host, unless Caddy's site names it.
+// Origin returns the URL of a host without a path, or "" if the host is not valid. Check
+// it: the client chooses the host, unless Caddy's site names it.
 func Origin(scheme, host string) string {
 	u, err := url.Parse(scheme + "://" + host)
 	if err != nil || host == "" || len(host) > maxHost || u.Host != host {

@@ -122,7 +122,7 @@ func New(registry *prometheus.Registry, node *web.NodeCounts) (*Metrics, error) 
 	return m, r.err
 }
 
-// TaskAccepted counts accepted tasks. A negative number uncounts released ones.
+// TaskAccepted counts accepted tasks. A negative number subtracts released ones.
 func (m *Metrics) TaskAccepted(n int64) { m.node.Add(web.Tally{Accepted: n}) }
 
 // TaskSkipped counts a request that could have been a task and is not. It does not
@@ -165,7 +165,7 @@ func (m *Metrics) Polled(queue string, o poll.Outcome) {
 	m.polls.WithLabelValues(queue, string(cmp.Or(o, poll.Failed))).Inc()
 }
 
-// TaskStarted counts the start of a queue's task. A poll is none.
+// TaskStarted counts the start of a queue's task. A poll is not a start.
 func (m *Metrics) TaskStarted(rec *task.Record) {
 	if rec.Poll != nil {
 		return
@@ -194,7 +194,7 @@ func (m *Metrics) QueueOpened(name string, workers, maxQueued int) {
 	m.queueMax.WithLabelValues(name).Set(float64(maxQueued))
 }
 
-// countEnded is TaskEnded for the dashboard.
+// countEnded counts a task that has got its verdict, for the dashboard.
 func (m *Metrics) countEnded(rec *task.Record) {
 	var tally web.Tally
 	switch rec.Status {
@@ -209,7 +209,7 @@ func (m *Metrics) countEnded(rec *task.Record) {
 	m.node.TaskTook(rec.FinishedAt.Sub(rec.CreatedAt))
 }
 
-// countAttempt is Attempted for the dashboard.
+// countAttempt counts an attempt to deliver a callback, for the dashboard.
 func (m *Metrics) countAttempt(rec *task.Record, outcome deliver.Outcome) {
 	if outcome != deliver.Delivered {
 		m.node.Add(web.Tally{AttemptsFailed: 1})

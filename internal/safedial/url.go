@@ -72,7 +72,7 @@ func (p *Policy) CheckURL(raw string) (*url.URL, error) {
 	}
 	u.RawQuery = escapeQuery(u.RawQuery)
 	u.Fragment, u.RawFragment = "", "" // never sent (RFC 9110, section 7.1)
-	// Encoding makes at most three bytes of one.
+	// Encoding makes at most three bytes of one, so the length of a short URL needs no check.
 	if 3*len(raw) > maxURL && len(u.String()) > maxURL {
 		return nil, fmt.Errorf("longer than %d bytes", maxURL)
 	}
@@ -177,8 +177,8 @@ func ParseHostPort(s string) (string, error) {
 	return HostPort(u), nil
 }
 
-// splitHost returns the host of a URL as an address or, if it is not an address, as a canonical
-// name.
+// splitHost returns the host of a URL as an address or, if it is not an address, as a
+// canonical name.
 func splitHost(u *url.URL) (netip.Addr, string) {
 	if strings.HasPrefix(u.Host, "[") {
 		addr, err := netip.ParseAddr(u.Hostname())
@@ -204,8 +204,9 @@ func schemePort(scheme string) uint16 {
 func canonicalName(host string) string { return strings.TrimSuffix(fold(host), ".") }
 
 // fold converts a host to lower case and, by IDNA, to ASCII, as net/http does before it
-// dials: "１２７。０.０.１" becomes 127.0.0.1, and "bücher.example" the name by which it
-// is resolved. A host that IDNA refuses keeps its characters; net/http would not send it.
+// dials: "１２７。０.０.１" becomes 127.0.0.1, and "bücher.example" becomes
+// "xn--bcher-kva.example". A host that IDNA refuses keeps its characters; net/http would
+// not send it.
 func fold(host string) string {
 	if !isASCII(host) {
 		if ascii, err := idna.Lookup.ToASCII(host); err == nil {
@@ -215,8 +216,7 @@ func fold(host string) string {
 	return strings.ToLower(host)
 }
 
-// nameProblem returns why a canonical name is not a valid host name, or "" if it
-// is.
+// nameProblem returns why a canonical name is not a valid host name, or "" if it is one.
 func nameProblem(name string) string {
 	// Docker and DNS-SD have underscores in names.
 	const characters = "abcdefghijklmnopqrstuvwxyz0123456789-_."

@@ -52,9 +52,9 @@ func Every(interval time.Duration) (*Schedule, error) {
 	return &Schedule{every: interval}, nil
 }
 
-// New returns the schedule that a configuration has written: a cron expression with a time
-// zone, UTC if that is empty, or "@every" and a duration, which parse reads. The errors are
-// those of [Parse] and [Every].
+// New returns the schedule that a configuration describes: a cron expression with a time
+// zone, UTC if zone is empty, or "@every" and a duration, which parse reads. It returns
+// the errors of [Parse] and [Every].
 func New(expression, zone string, parse func(string) (time.Duration, error)) (*Schedule, error) {
 	if every, ok := strings.CutPrefix(expression, "@every "); ok {
 		interval, err := parse(strings.TrimSpace(every))
@@ -66,7 +66,7 @@ func New(expression, zone string, parse func(string) (time.Duration, error)) (*S
 		}
 		return Every(interval)
 	}
-	// Gateways that share the schedule may have different local time zones.
+	// Gateways that share the schedule can have different local time zones.
 	if zone == "Local" {
 		return nil, errors.New(`the time zone "Local" differs between machines; name it, such as Europe/Paris`)
 	}

@@ -92,7 +92,7 @@ func (s *Sender) Send(ctx context.Context, c Callback, prepare Prepare) Answer {
 	if err != nil {
 		return Answer{At: at, Err: err}
 	}
-	// The time to sign a large body is not the receiver's.
+	// Signing a large body takes time, which must not count against the receiver's timeout.
 	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeout)
 	defer cancel()
 	t.Context = ctx

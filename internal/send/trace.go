@@ -20,7 +20,8 @@ import (
 
 // trace records an attempt for operators, and tells a quietConn when it is in use. Its
 // hooks can run concurrently, and after the attempt: a transport continues to connect.
-// It is the context of the request that it traces.
+// It is also the context of the attempt's request, so that the timeout can begin after
+// signing without a copy of the request.
 type trace struct {
 	context.Context // with the timeout of the attempt, once the request is signed
 

@@ -104,7 +104,7 @@ func (b *bodies) take(r io.Reader, limit int64) (*body, error) {
 	}
 	if small, ok := r.(*bytes.Reader); ok && limit < 0 && small.Len() <= maxInline { // most results
 		b := &body{bytes: make([]byte, small.Len()), size: int64(small.Len())}
-		_, _ = small.Read(b.bytes) // it has so many
+		_, _ = small.Read(b.bytes) // reads all of it, without an error
 		return b, nil
 	}
 	if limit >= 0 {
@@ -300,7 +300,7 @@ func bodyID(seq int64, part engine.Part) int64 { return seq<<1 | int64(part) }
 // putBody stores a body.
 func (t *tx) putBody(seq int64, part engine.Part, b *body) {
 	switch {
-	case b == nil || b.size == 0: // the column of the task has the size
+	case b == nil || b.size == 0: // has no row: the task has the size
 	case b.file != "":
 		t.exec("INSERT INTO body(id, file, sum, bytes) VALUES (?, ?, ?, NULL)", bodyID(seq, part), b.file, b.sum)
 	default:

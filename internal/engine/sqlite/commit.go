@@ -34,14 +34,14 @@ type batch struct {
 }
 
 // update applies a change and returns once it is stored. If apply returns an error, it has
-// changed nothing. If ctx ends before the commit has begun, the
-// change is withdrawn. A commit that has begun is waited for, so that the outcome is
-// known. The files of bodies are removed if the change is not stored.
+// changed nothing. If ctx ends before the commit has begun, update withdraws the change.
+// Once the commit has begun, update waits for it, so that the outcome is known. If the
+// change is not stored, the files of bodies are removed.
 func (s *store) update(ctx context.Context, apply func(*tx) error, files ...string) error {
 	return s.commitOp(ctx, op{apply: apply, files: files})
 }
 
-// commitOp is update for an operation.
+// commitOp is like update, for an operation.
 func (s *store) commitOp(ctx context.Context, o op) error {
 	s.batchMu.Lock()
 	if err := s.usable(ctx); err != nil {

@@ -17,8 +17,8 @@ func (s *store) queue(name string) chan struct{} {
 	return q
 }
 
-// wakeWorker wakes the worker of a queue that waits for the longest time, or the next
-// that waits. store.mu is held.
+// wakeWorker wakes the worker of a queue that has waited the longest. If none waits, it
+// wakes the next one that does. store.mu is held.
 func (s *store) wakeWorker(name string) { wake(s.queue(name)) }
 
 // wake sends a signal to a receiver, or leaves one for the next receiver.
@@ -91,7 +91,7 @@ func (j *jobSource) claim(ctx context.Context, limit, maxStarts int) (jobs []eng
 	return jobs, next, nil
 }
 
-// jobs returns queued tasks as they are once they are claimed.
+// jobs returns queued tasks with the changes that a claim makes.
 func (t *tx) jobs(rows []*row) (jobs []engine.Job, err error) {
 	for _, r := range rows {
 		r.place.state, r.place.held, r.since = running, true, t.now

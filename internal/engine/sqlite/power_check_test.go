@@ -323,7 +323,7 @@ func checkFiles(s *store) error {
 	var rows []string
 	err := s.read(context.Background(), func(c *conn) error {
 		if result := c.text("PRAGMA integrity_check"); result != "ok" {
-			return fmt.Errorf("the database is not sound: %s", result)
+			return fmt.Errorf("the database is corrupt: %s", result)
 		}
 		wrong, _ := c.number(`SELECT count(*) FROM domain d WHERE bytes <>
 			(SELECT coalesce(sum(length(doc) + coalesce(request, 0) + coalesce(result, 0)), 0) FROM task WHERE task.domain = d.name)`)
@@ -333,7 +333,7 @@ func checkFiles(s *store) error {
 		wrong, _ = c.number(`SELECT count(*) FROM tally WHERE tasks <> (SELECT count(*) FROM task
 			WHERE state = iif(tally.state = 'queued', 0, iif(tally.state = 'running', 1, iif(tally.state = 'delivering', 2, iif(tally.state = 'done', 3, 4)))))`)
 		if wrong != 0 {
-			return fmt.Errorf("the tasks are not as many as the tally says")
+			return fmt.Errorf("the tally does not match the number of tasks")
 		}
 		c.query("SELECT file FROM body WHERE file IS NOT NULL ORDER BY file", nil, func(stmt *sqlite3.Stmt) bool {
 			rows = append(rows, stmt.ColumnText(0))

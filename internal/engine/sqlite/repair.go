@@ -217,8 +217,8 @@ func (r *repair) from(seq int64) (n int64, ok bool, err error) {
 	return n, ok, r.lax.failed()
 }
 
-// read reads with checksums verified. If that fails, it reads again without, and doubtful
-// is true.
+// read reads with checksums verified. If that fails, it reads again without verifying
+// them, and doubtful is true.
 func (r *repair) read(f func(*conn)) (doubtful bool, err error) {
 	f(r.strict)
 	if r.strict.failed() == nil {

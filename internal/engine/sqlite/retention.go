@@ -83,7 +83,7 @@ func (s *store) trim(ctx context.Context, l engine.Settings) error {
 	return nil
 }
 
-// remove runs one batch of removals, and measures the room that they make.
+// remove runs one batch of removals. The size of the store is measured again afterwards.
 func (s *store) remove(ctx context.Context, batch func(*tx) (int, error)) (n int, err error) {
 	err = s.update(ctx, func(t *tx) (err error) {
 		n, err = batch(t)

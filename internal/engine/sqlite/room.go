@@ -155,7 +155,7 @@ func (t *tx) checkQuota(domain string) error {
 		return nil
 	}
 	if bytes, _ := t.number("SELECT bytes FROM domain WHERE name = ?", domain); bytes > limit/4 {
-		return fmt.Errorf("%w: callbacks to %s hold %d of %d bytes", engine.ErrQuota, domain, bytes, limit)
+		return fmt.Errorf("%w: callbacks to %s use %d of %d bytes", engine.ErrQuota, domain, bytes, limit)
 	}
 	return nil
 }

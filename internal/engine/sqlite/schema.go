@@ -52,7 +52,7 @@ func (s *store) openDatabase(ctx context.Context) (err error) {
 		func() error { return s.apply((*tx).redate) },
 		s.loadPauses, s.openBodies,
 		func() error { s.measure(); return s.recover(ctx) },
-		s.syncLog, // removes the files of what was recovered
+		s.syncLog, // then removes the files that recovery no longer needs
 	} {
 		if err := step(); err != nil {
 			return err
@@ -109,7 +109,7 @@ func (s *store) configure() error {
 		return err
 	}
 	if mode != "wal" {
-		return fmt.Errorf("SQLite keeps no write-ahead log on this system or file system (journal_mode %s)", mode)
+		return fmt.Errorf("SQLite cannot use a write-ahead log on this system or file system (journal_mode %s)", mode)
 	}
 	synchronous := "FULL"
 	if s.cfg.Sync > 0 {

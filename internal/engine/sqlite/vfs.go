@@ -58,8 +58,8 @@ func (fs *fileSystem) OpenFilename(name *vfs.Filename, flags vfs.OpenFlag) (vfs.
 }
 
 // syncLog makes the contents of the log durable. The writer may gather a commit at the
-// same time. If rewrite is set, it does so even if an fsync of another process failed, and
-// the log must not be written at the same time.
+// same time. If rewrite is set, syncLog writes the contents again first, because an fsync
+// of another process may have failed. The log must not be written at the same time then.
 func (fs *fileSystem) syncLog(rewrite bool) error {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
