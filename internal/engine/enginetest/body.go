@@ -30,7 +30,8 @@ var bodySuite = suite{"body", []testcase{
 // sizes are the sizes around which engines change how they store a body.
 var sizes = []int{0, 1, 256<<10 - 1, 256 << 10, 256<<10 + 1, 1 << 20, 9 << 20}
 
-var errBody = errors.New("the body broke off")
+// bodyErrors are errors of readers. The last is that of net/http if a client breaks off.
+var bodyErrors = []error{errors.New("the body broke off"), io.ErrUnexpectedEOF}
 
 // pattern returns n bytes whose period is not a power of two.
 func pattern(n int) []byte {
@@ -148,37 +149,44 @@ func bodiesSurvive(f *fixture) {
 	}
 }
 
-// broken returns a reader that fails after n bytes.
-func broken(n int) io.Reader {
-	return io.MultiReader(plain(pattern(n)), iotest.ErrReader(errBody))
+// broken calls f with readers that fail after the bytes of each size, and their errors.
+func broken(f func(body io.Reader, want error)) {
+	for _, n := range sizes {
+		for _, err := range bodyErrors {
+			f(io.MultiReader(plain(pattern(n)), iotest.ErrReader(err)), err)
+		}
+	}
 }
 
 func requestUnreadable(f *fixture) {
-	for _, n := range sizes {
+	broken(func(body io.Reader, want error) {
 		rec := f.queued("q")
-		_, _, err := f.e.Enqueue(f.ctx, rec, broken(n), engine.EnqueueOptions{})
-		f.is(err, errBody)
+		_, _, err := f.e.Enqueue(f.ctx, rec, body, engine.EnqueueOptions{})
+		f.is(err, want)
 		f.gone(rec.ID)
+	})
+	broken(func(body io.Reader, want error) {
+		rec := f.queued("q")
 		claimed, l := f.claim()
 		rec.ID = claimed.ID
-		_, _, err = l.Enqueue(f.ctx, rec, broken(n), engine.EnqueueOptions{})
-		f.is(err, errBody)
+		_, _, err := l.Enqueue(f.ctx, rec, body, engine.EnqueueOptions{})
+		f.is(err, want)
 		f.in(claimed.ID, task.Running)
 		f.must(l.Release(f.ctx))
-	}
+	})
 	f.noJob("q")
 }
 
 func resultUnreadable(f *fixture) {
-	for _, n := range sizes {
+	broken(func(body io.Reader, want error) {
 		rec, l := f.claim()
-		f.is(l.Settle(f.ctx, settled(rec, task.Complete, "x"), broken(n)), errBody)
+		f.is(l.Settle(f.ctx, settled(rec, task.Complete, "x"), body), want)
 		f.sameIn(f.in(rec.ID, task.Running), rec, task.Running)
 		f.noBody(rec.ID, engine.ResultBody)
 		f.noneToTake(host)
 		f.settle(rec, l)
 		f.must(f.take(host, 1)[0].Done(f.ctx))
-	}
+	})
 }
 
 func requestRemoved(f *fixture) {

@@ -129,9 +129,9 @@ func keyQueueFull(f *fixture) {
 func keyNotStored(f *fixture) {
 	k := key("h", "d")
 	rec := f.queued("q")
-	body := io.MultiReader(strings.NewReader("half"), iotest.ErrReader(errBody))
+	body := io.MultiReader(strings.NewReader("half"), iotest.ErrReader(io.ErrUnexpectedEOF))
 	_, _, err := f.e.Enqueue(f.ctx, rec, body, engine.EnqueueOptions{Key: k})
-	f.is(err, errBody)
+	f.is(err, io.ErrUnexpectedEOF)
 	f.gone(rec.ID)
 	f.first(k)
 }

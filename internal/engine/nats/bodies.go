@@ -63,24 +63,24 @@ func (e *Engine) readBody(ctx context.Context, m *message, r io.Reader, cut bool
 // removes the chunks that it stored.
 func (e *Engine) putBody(ctx context.Context, id string, r io.Reader) (name string, size int64, err error) {
 	name = token(id) + "." + newID()
-	chunk := make([]byte, chunkSize)
-	for i := 0; ; i++ {
-		n, readErr := io.ReadFull(r, chunk)
+	var chunk bytes.Buffer
+	for i, n := 0, int64(chunkSize); n == chunkSize; i++ {
+		chunk.Reset()
+		if n, err = io.Copy(&chunk, io.LimitReader(r, chunkSize)); err != nil {
+			break
+		}
 		if n > 0 {
 			msg := nats.NewMsg(bodySubject + name + "." + strconv.Itoa(i))
-			msg.Data = chunk[:n]
+			msg.Data = chunk.Bytes()
 			if _, err = e.store(ctx, msg); err != nil {
 				err = fmt.Errorf("storing a body of the task %s: %w", id, err)
 				break
 			}
-			size += int64(n)
+			size += n
 		}
-		if errors.Is(readErr, io.EOF) || errors.Is(readErr, io.ErrUnexpectedEOF) {
-			return name, size, nil
-		}
-		if err = readErr; err != nil {
-			break
-		}
+	}
+	if err == nil {
+		return name, size, nil
 	}
 	e.discard(ctx, name)
 	return "", 0, err

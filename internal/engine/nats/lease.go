@@ -65,10 +65,10 @@ func (f *inFlight) isOver() bool {
 	return f.over
 }
 
-// isCurrent reports whether the step that began f is still the task's last one.
+// isCurrent reports whether the step that began f may still be the task's last one.
 func (f *inFlight) isCurrent(ctx context.Context) bool {
 	_, err := f.engine.getStep(ctx, candidate{f.m.meta.ID, f.m.seq})
-	return err == nil
+	return !errors.Is(err, engine.ErrLost) && !errors.Is(err, engine.ErrNotFound)
 }
 
 // lease implements engine.Lease.

@@ -32,8 +32,12 @@ func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats
 	seq, err := e.store(ctx, append(with, msg)...)
 	if errors.Is(err, engine.ErrLost) {
 		// An earlier try may have stored the step without an acknowledgment.
-		if now, getErr := e.lastStep(ctx, m.meta.ID); getErr == nil && now.meta.Token == m.meta.Token {
+		now, getErr := e.lastStep(ctx, m.meta.ID)
+		switch {
+		case getErr == nil && now.meta.Token == m.meta.Token:
 			m.meta, m.body, seq, err = now.meta, now.body, now.seq, nil
+		case getErr != nil && !errors.Is(getErr, engine.ErrNotFound):
+			err = e.unavailable(getErr) // it is not known whether the step is stored
 		}
 	}
 	if err != nil {
