@@ -337,6 +337,7 @@ func TestDamageNamesTheFileAndIsRepaired(t *testing.T) {
 	} else if !errors.Is(err, engine.ErrUnavailable) || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "caddy callback repair") {
 		t.Errorf("the error is %v", err)
 	}
+	must(t, os.RemoveAll(filepath.Join(s.cfg.Folder, bodiesName))) // as in a backup of the database alone
 	var out bytes.Buffer
 	must(t, Repair(t.Context(), s.cfg.Folder, &out))
 	s = openTest(t, Config{Folder: s.cfg.Folder})

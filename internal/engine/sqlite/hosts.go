@@ -74,16 +74,15 @@ func (s *store) dueNow(h *host) {
 // dueAt records that the table has a delivery of a host that becomes due at a time.
 // store.mu is held.
 func (s *store) dueAt(name string, at int64) {
-	h := s.hosts[name]
-	if h != nil {
+	if at <= s.passed.at {
+		s.passed = passed{at: at}
+	}
+	if h := s.hosts[name]; h != nil {
 		h.stored = true
 		if at <= time.Now().UnixNano() && len(s.ready) < maxReady {
 			s.dueNow(h)
 			return
 		}
-	}
-	if at <= s.passed.at {
-		s.passed = passed{at: at}
 	}
 	if at < s.nextDue {
 		s.nextDue = at
@@ -142,43 +141,41 @@ func (s *store) popReady() *host {
 // scanBatch is how much of the index is read at once. Commits wait for the read.
 const scanBatch = 500
 
-// scanDue lists the hosts whose deliveries have become due since the last call. It stops
-// once it has found some. wait is how long to wait for more: 0 if hosts are listed.
+// scanDue lists the hosts whose deliveries have become due since the last call, from one
+// batch of the index. It is the first query of its read, and holds store.mu: what it does
+// not see is published later, and dueAt makes the next call read it. wait is how long to
+// wait for more: 0 if hosts are listed or the index has more.
 func (s *store) scanDue(c *conn, limit int) (wait time.Duration) {
-	for rows := scanBatch; c.err == nil && rows == scanBatch; {
-		rows = 0
-		s.mu.Lock()
-		now := time.Now().UnixNano()
-		s.nextDue = never
-		if len(s.ready) < limit {
-			c.query(`SELECT at, seq, host FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND (at, seq) > (?, ?)
-				ORDER BY at, seq LIMIT ?`, []any{s.passed.at, s.passed.seq, scanBatch}, func(r *sqlite3.Stmt) bool {
-				at, seq := r.ColumnInt64(0), r.ColumnInt64(1)
-				if at > now {
-					s.nextDue = at
-					return false
-				}
-				h := s.host(r.ColumnText(2))
-				if !h.ready && len(s.ready) >= limit {
-					return false
-				}
-				if s.inFlight[seq] == nil {
-					h.stored = true
-					s.dueNow(h)
-				}
-				s.passed = passed{at, seq}
-				rows++
-				return true
-			})
-		}
-		wait = time.Duration(max(0, min(s.nextDue-now, int64(time.Hour))))
-		s.dropHosts()
-		if len(s.ready) > 0 {
-			rows, wait = 0, 0
-		}
-		s.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rows, now := 0, time.Now().UnixNano()
+	s.nextDue = never
+	if len(s.ready) < limit {
+		c.query(`SELECT at, seq, host FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND (at, seq) > (?, ?)
+			ORDER BY at, seq LIMIT ?`, []any{s.passed.at, s.passed.seq, scanBatch}, func(r *sqlite3.Stmt) bool {
+			at, seq := r.ColumnInt64(0), r.ColumnInt64(1)
+			if at > now {
+				s.nextDue = at
+				return false
+			}
+			h := s.host(r.ColumnText(2))
+			if !h.ready && len(s.ready) >= limit {
+				return false
+			}
+			if s.inFlight[seq] == nil {
+				h.stored = true
+				s.dueNow(h)
+			}
+			s.passed = passed{at, seq}
+			rows++
+			return true
+		})
 	}
-	return wait
+	s.dropHosts()
+	if len(s.ready) > 0 || rows == scanBatch {
+		return 0
+	}
+	return time.Duration(max(0, min(s.nextDue-now, int64(time.Hour))))
 }
 
 // maxDue is how many deliveries of a host are counted for a report.

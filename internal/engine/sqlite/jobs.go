@@ -47,7 +47,7 @@ func (s *store) Jobs(name string) engine.JobSource {
 func (j *jobSource) Next(ctx context.Context, limit, maxStarts int) (jobs []engine.Job, err error) {
 	next := int64(0)
 	defer func() {
-		if next > 0 || ctx.Err() != nil {
+		if next > 0 || err != nil || ctx.Err() != nil {
 			wake(j.ready) // another worker claims the remaining jobs, or waits for the next one
 		}
 	}()

@@ -23,7 +23,7 @@ import (
 // writes a report of what was saved and lost to out. It returns ErrHeld if a process
 // has the store open.
 func Repair(ctx context.Context, folder string, out io.Writer) (err error) {
-	held := &store{cfg: Config{Folder: folder}}
+	held := &store{cfg: Config{Folder: folder, disk: systemDisk{}}}
 	if _, err := os.Stat(filepath.Join(folder, databaseName)); err != nil {
 		return fmt.Errorf("finding the database: %w", err)
 	}

@@ -91,7 +91,7 @@ func (s *store) Queues(ctx context.Context) (list []engine.QueueStats, err error
 	err = s.read(ctx, func(c *conn) error {
 		c.query(`SELECT name, paused, queued, running,
 			iif(queued > 0, (SELECT count(*) FROM task INDEXED BY task_ready WHERE queue = name AND state = 0 AND at > ?1), 0),
-			iif(queued > 0, (SELECT CAST(doc AS TEXT) ->> 'created_at' FROM task INDEXED BY task_ready WHERE queue = name AND state = 0 AND at <= ?1 ORDER BY at, seq LIMIT 1), NULL)
+			iif(queued > 0, (SELECT iif(json_valid(CAST(doc AS TEXT)), CAST(doc AS TEXT) ->> 'created_at', NULL) FROM task INDEXED BY task_ready WHERE queue = name AND state = 0 AND at <= ?1 ORDER BY at, seq LIMIT 1), NULL)
 			FROM queue WHERE paused = 1 OR queued > 0 OR running > 0 ORDER BY name`, []any{time.Now().UnixNano()}, func(r *sqlite3.Stmt) bool {
 			q := engine.QueueStats{Queue: r.ColumnText(0), Paused: r.ColumnBool(1), Queued: r.ColumnInt64(2), Running: r.ColumnInt64(3), Delayed: r.ColumnInt64(4)}
 			q.Oldest, _ = time.Parse(time.RFC3339Nano, r.ColumnText(5)) // zero if none is ready
