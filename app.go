@@ -106,6 +106,15 @@ const (
 	defaultDeadCount      = 10_000
 )
 
+// loadApp returns the app of a configuration that is being loaded. Every handler needs it.
+func loadApp(ctx caddy.Context) (*App, error) {
+	app, err := ctx.App("callback")
+	if err != nil {
+		return nil, fmt.Errorf("loading the callback app: %w", err)
+	}
+	return app.(*App), nil
+}
+
 // CaddyModule returns the Caddy module information.
 func (*App) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "callback", New: func() caddy.Module { return new(App) }}

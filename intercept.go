@@ -143,11 +143,11 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision applies the defaults and finds the app.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	app, err := ctx.App("callback")
-	if err != nil {
-		return fmt.Errorf("loading the callback app: %w", err)
+	var err error
+	if h.app, err = loadApp(ctx); err != nil {
+		return err
 	}
-	h.app, h.log = app.(*App), ctx.Logger()
+	h.log = ctx.Logger()
 	if h.LargeResults != "" {
 		h.app.linking = append(h.app.linking, h)
 	}

@@ -42,11 +42,10 @@ func (*TaskStatus) CaddyModule() caddy.ModuleInfo {
 
 // Provision loads the callback app.
 func (t *TaskStatus) Provision(ctx caddy.Context) error {
-	module, err := ctx.App("callback")
+	app, err := loadApp(ctx)
 	if err != nil {
-		return fmt.Errorf("loading the callback app: %w", err)
+		return err
 	}
-	app := module.(*App)
 	app.statusPaths = append(app.statusPaths, strings.TrimSuffix(t.Path, "/"))
 	t.tasks = app.tasksOf("", ctx.Logger())
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {

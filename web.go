@@ -163,11 +163,10 @@ func (*Dashboard) CaddyModule() caddy.ModuleInfo {
 
 // Provision connects the dashboard to the app's API.
 func (d *Dashboard) Provision(ctx caddy.Context) error {
-	module, err := ctx.App("callback")
+	app, err := loadApp(ctx)
 	if err != nil {
-		return fmt.Errorf("loading the callback app: %w", err)
+		return err
 	}
-	app := module.(*App)
 	d.dashboard = web.NewDashboard(app.api, web.DashboardPage())
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		// The server waits for open event streams before it cleans up its modules, so the
