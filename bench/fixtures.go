@@ -170,8 +170,8 @@ func copying(c *sqlite3.Conn, copies, hosts int) ([]string, error) {
 		selected = append(selected, name)
 	}
 	return []string{
-		// Nothing reads the database meanwhile.
-		"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -262144; PRAGMA temp_store = MEMORY",
+		// Nothing reads the database meanwhile. A connection has at most 256 MiB.
+		"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536; PRAGMA temp_store = MEMORY",
 		"CREATE TEMP TABLE old AS SELECT row_number() OVER (ORDER BY seq) - 1 AS i, * FROM task",
 		"CREATE TEMP TABLE old_body AS SELECT * FROM body",
 		"DELETE FROM body; DELETE FROM task",

@@ -32,9 +32,9 @@ func latencies(b *bench) ([]row, error) {
 		share    float64 // of the time
 		p50, p99 time.Duration
 	}{
-		{"from the endpoint's last byte to the callback at the receiver", false, low, 0.4, time.Millisecond, 5 * time.Millisecond},
-		{"from the endpoint's last byte to the callback, half of the saturated rate", false, half, 0.5, 0, 10 * time.Millisecond},
-		{"a queue's task, from its 202 to its start", true, low, 0.1, time.Millisecond, 5 * time.Millisecond},
+		{"endpoint's last byte to callback", false, low, 0.4, time.Millisecond, 5 * time.Millisecond},
+		{"the same at half of the saturated rate", false, half, 0.5, 0, 10 * time.Millisecond},
+		{"202 to start", true, low, 0.1, time.Millisecond, 5 * time.Millisecond},
 	} {
 		s, err := l.sustain(c.queue, c.rate, time.Duration(c.share*float64(b.long)))
 		if err != nil {
@@ -45,7 +45,7 @@ func latencies(b *bench) ([]row, error) {
 		what := fmt.Sprintf("%s, %s/s", c.what, number(float64(c.rate)))
 		rows = append(rows, within(what+", p50", quantile(s.took, 0.5), c.p50), within(what+", p99", quantile(s.took, 0.99), c.p99))
 	}
-	return append(rows, within(fmt.Sprintf("the longest time without a callback or a start, in %v", b.long), pause, 100*time.Millisecond)), nil
+	return append(rows, within(fmt.Sprintf("longest pause in %v", b.long), pause, 100*time.Millisecond)), nil
 }
 
 // within returns a row for a duration. A limit of zero means no target.
