@@ -163,7 +163,7 @@ func TestStalledBodyIsRefused(t *testing.T) {
 				body, client := io.Pipe()
 				go func() {
 					for range 5 { // slow, but not stalled
-						time.Sleep(StallTimeout - time.Second)
+						<-time.After(StallTimeout - time.Second)
 						_, _ = io.WriteString(client, `{"a":[`)
 					}
 				}()
@@ -188,7 +188,7 @@ func TestForwardedBodyMayStall(t *testing.T) {
 		r := newRequest(body)
 		go func() {
 			_, _ = io.WriteString(client, `[1,`)
-			time.Sleep(10 * StallTimeout)
+			<-time.After(10 * StallTimeout)
 			_, _ = io.WriteString(client, `2]`)
 			client.Close()
 		}()

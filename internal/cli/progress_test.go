@@ -14,7 +14,7 @@ func TestProgressOverwritesLineOnTerminal(t *testing.T) {
 		var out bytes.Buffer
 		p := &Progress{w: &out, terminal: true}
 		p.Begin("running")
-		time.Sleep(1500 * time.Millisecond)
+		<-time.After(1500 * time.Millisecond)
 		p.Refresh()
 		p.Refresh() // the text has not changed
 		p.Line("attempt %d failed", 1)

@@ -126,7 +126,7 @@ func TestNoAttemptWhileStoreIsUnavailable(t *testing.T) {
 		d.loops.Go(func() { d.start(ctx) })
 		d.due(engine.HostDue{HostState: engine.HostState{Host: "c.example:443"}, Due: 1}, time.Now())
 		d.wake()
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		if n := e.taken.Load(); n != 0 {
 			t.Errorf("%d deliveries are taken", n)
 		}

@@ -58,7 +58,7 @@ func TestLateStartsAreNotMadeUpForInABurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New()
 		starts(t, p, time.Second, 1)
-		time.Sleep(time.Hour) // fake: nothing to start
+		<-time.After(time.Hour) // fake: nothing to start
 		at := starts(t, p, time.Second, 3)
 		if at[1] < time.Second-Slack || at[2] < 2*time.Second-Slack {
 			t.Errorf("after an idle hour the starts are at %v", at)
@@ -73,7 +73,7 @@ func TestLateStartsWithinTheSlackCostNoRate(t *testing.T) {
 		const n = 200
 		for range n {
 			p.Acquire(t.Context(), time.Second)
-			time.Sleep(Slack / 2) // fake: each start is late
+			<-time.After(Slack / 2) // fake: each start is late
 			p.Release(time.Second, 1)
 		}
 		if took := time.Since(first); took > (n+1)*time.Second {

@@ -81,9 +81,9 @@ func TestClockStepRunsScheduleOnce(t *testing.T) {
 				s, accepted := scheduler.New(store, now), 0
 				p := &scheduler.Plan{ID: "p", Times: times, TaskHeader: "beam-task-id", Record: task.Record{Request: &task.Request{Header: make(http.Header)}}}
 				s.Start(scheduler.Config{Plans: []*scheduler.Plan{p}, Accepted: func() { accepted++ }, Log: zap.NewNop()})
-				time.Sleep(c.after)
+				<-time.After(c.after)
 				offset.Store(int64(c.change))
-				time.Sleep(c.until - c.after)
+				<-time.After(c.until - c.after)
 				synctest.Wait()
 				s.Stop()
 				if !slices.Equal(store.runs, c.want) {
