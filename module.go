@@ -23,12 +23,13 @@
 //   - execute.go: a task's handlers run, and the task gets its verdict
 //   - deliver.go: the delivery options; internal/deliver makes the attempts
 //   - queue.go: the `task_queue` handler accepts a request, or takes it over from
-//     `callback`; queue_worker.go runs it; queue_options.go has the options, and the
-//     schedules that add tasks; queue_poll.go polls endpoints that answer later
+//     `callback`; queue_worker.go runs it; queue_options.go has the options;
+//     queue_poll.go polls endpoints that answer later
+//   - schedule.go: schedules, which add tasks to a queue
 //   - status.go: the `task_status` handler, and callbacks with a link to a result that is
 //     too large to be posted; internal/taskapi answers what clients ask about tasks
-//   - web.go: the operators' API, the dashboard, and the inbox, a receiver for tests
-//     and demonstrations; internal/web has the pages
+//   - web.go: the operators' API, and the dashboard; internal/web has the pages
+//   - inbox.go: the `callback_inbox` handler, a receiver for tests and demonstrations
 //   - command.go: what the command line needs of Caddy, and the task that it runs
 //     without a server; internal/cli has the commands
 //   - monitoring.go: metrics, events, and alerts to the operator
