@@ -36,7 +36,9 @@ func (e *Encoder) inMemory(cb form.Callback) *Body {
 // Release, also while other readers are open.
 func (b *Body) Open() (io.ReadCloser, error) {
 	if b.file == nil {
-		return memory{bytes.NewReader(b.content)}, nil
+		// net/http knows this type. It would send the header of a request whose body has
+		// any other type in a packet of its own.
+		return io.NopCloser(bytes.NewReader(b.content)), nil
 	}
 	return b.file.open()
 }
@@ -64,12 +66,6 @@ func (b *Body) Release() {
 		}
 	})
 }
-
-// memory is a reader of a body in memory.
-type memory struct{ *bytes.Reader }
-
-// Close implements [io.Closer].
-func (memory) Close() error { return nil }
 
 // reader is an open file. The file is kept until the reader is closed.
 type reader struct {
