@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,11 +30,11 @@ type execution struct {
 	store    *sharedStore
 	lease    engine.Lease
 	rec      task.Record
-	response *capture.Response
+	response capture.Response
 	ctx      context.Context // of the handlers; ends with the task, not with the client
 	cancel   context.CancelCauseFunc
-	// recorded is closed when the verdict is stored, or the lease is lost.
-	recorded chan struct{}
+	// recorded is done when the verdict is stored, or the lease is lost.
+	recorded sync.WaitGroup
 	// again, if set, may requeue the task instead of recording a verdict, and change the
 	// verdict. It gets the body of the result, and reports whether it has requeued.
 	again func(body *capture.Copy) bool
@@ -51,6 +52,7 @@ type execution struct {
 	stopping context.Context
 	request  requestContext
 	deadline *time.Timer
+	taskID   [1]string // the value of the request's task header
 }
 
 // settings are the parts of a configuration that an execution needs.
@@ -64,11 +66,10 @@ type settings struct {
 // newExecution returns the execution of a task. ctx provides values for the handlers;
 // its end does not end the execution. client is nil if no client waits.
 func (a *App) newExecution(ctx context.Context, s *sharedStore, set settings, rec *task.Record, client http.ResponseWriter) *execution {
-	x := &execution{
-		settings: set, app: a, log: a.log, store: s, rec: *rec,
-		response: capture.NewResponse(client, set.kept), recorded: make(chan struct{}), stopping: s.quit,
-	}
-	x.response.OnWhole = x.settleResponse
+	x := &execution{settings: set, app: a, log: a.log, store: s, rec: *rec, stopping: s.quit}
+	x.response.Init(client, set.kept)
+	x.response.Owner = x
+	x.recorded.Add(1)
 	x.ctx, x.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return x
 }
@@ -89,14 +90,15 @@ func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 		header.DropUpgrade(r.Header)
 	}
 	header.Drop(r.Header, x.taskHeader)
-	r.Header.Set(x.taskHeader, x.rec.ID)
+	x.taskID[0] = x.rec.ID
+	r.Header[http.CanonicalHeaderKey(x.taskHeader)] = x.taskID[:]
 	x.response.NameTask(x.taskHeader, x.rec.ID)
 	defer func() {
 		cause := recover()
 		if cause != nil {
 			x.settleBroken()
 		}
-		<-x.recorded
+		x.recorded.Wait()
 		switch {
 		case x.response.Muted() && (cause == nil || cause == http.ErrAbortHandler):
 			err = x.cutOff()
@@ -111,7 +113,7 @@ func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	// The request is changed in place: Caddy's placeholders, such as
 	// {http.request.body}, read the request that Caddy prepared, not a copy.
 	*r = *r.WithContext(&x.request)
-	err = next.ServeHTTP(x.response, r)
+	err = next.ServeHTTP(&x.response, r)
 	if err == nil && !x.response.Begun() && hasSwitched(r) {
 		err = errSwitched
 	}
@@ -122,7 +124,7 @@ func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	case x.response.Short():
 		x.settleBroken()
 	default:
-		x.settleResponse()
+		x.ResponseWhole()
 	}
 	return err
 }
@@ -252,7 +254,7 @@ func (x *execution) supersede() {
 	if x.response.Close(true) {
 		x.cancel(engine.ErrLost)
 		x.response.Discard()
-		close(x.recorded)
+		x.recorded.Done()
 	}
 }
 
@@ -262,7 +264,7 @@ func (x *execution) enqueue(ctx context.Context, rec *task.Record, body io.Reade
 		return "", false, engine.ErrLost
 	}
 	x.handed = true
-	close(x.recorded)
+	x.recorded.Done()
 	id, created, err := x.lease.Enqueue(ctx, rec, body, opts)
 	if err == nil {
 		x.leave()
@@ -289,7 +291,7 @@ func (x *execution) release() {
 		if !x.response.Close(false) {
 			return // it has a verdict, so its callback is sent
 		}
-		close(x.recorded)
+		x.recorded.Done()
 	}
 	x.leave()
 	x.store.endLease(x.log, x.rec.ID, func(ctx context.Context) error {
@@ -331,8 +333,9 @@ func (x *execution) settleBroken() {
 	x.settle(verdict{status: task.Failed, message: message})
 }
 
-// settleResponse decides the verdict on a complete response, unless there is one.
-func (x *execution) settleResponse() {
+// ResponseWhole decides the verdict on a complete response, unless there is one. It
+// implements [capture.Owner].
+func (x *execution) ResponseWhole() {
 	if x.response.Status() == http.StatusSwitchingProtocols {
 		x.settle(verdict{status: task.Failed, message: noAnswer})
 		return
@@ -352,7 +355,7 @@ func (x *execution) settleResponse() {
 // record stores the verdict. Only the caller that closed the copy of the response gets
 // here.
 func (x *execution) record(status task.Verdict, message string, result *task.Result, body *capture.Copy) {
-	defer close(x.recorded)
+	defer x.recorded.Done()
 	x.rec.Status, x.rec.Error, x.rec.Result = status, message, result
 	x.rec.FinishedAt = time.Now().UTC()
 	if x.again != nil && x.again(body) {

@@ -203,7 +203,7 @@ func (q *TaskQueue) request(x *execution, body io.ReadCloser) (*http.Request, er
 		r.TLS = &tls.ConnectionState{HandshakeComplete: true, ServerName: stored.Host}
 	}
 	r = r.WithContext(x.ctx)
-	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), x.response, q.server)
+	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), &x.response, q.server)
 	x.ctx = r.Context()
 	if stored.Path != "" {
 		if r.URL, err = url.ParseRequestURI(stored.Path); err != nil {

@@ -39,6 +39,7 @@ const (
 // Close may be called while another goroutine reads.
 type Body struct {
 	rest   watched
+	part   io.LimitedReader // of rest
 	folder string
 	length int64 // as announced; -1 if unknown
 	size   int64 // bytes read from rest
@@ -134,7 +135,8 @@ func (b *Body) readTo(limit int64, field string) (named bool, err error) {
 	if b.folder != "" {
 		inMemory = min(limit, maxMemory)
 	}
-	part := &io.LimitedReader{R: &b.rest}
+	part := &b.part
+	part.R = &b.rest
 	for b.err == nil && (b.size < inMemory || b.size < limit && b.enlarge()) {
 		if b.large {
 			inMemory = min(limit, maxLarge)

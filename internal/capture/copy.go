@@ -12,10 +12,12 @@ type Copy struct {
 	bytes []byte
 	file  *os.File // nil if the copy is in memory
 	size  int64
+
+	reader bytes.Reader // of bytes
 }
 
-// Reader returns a reader of the whole copy. It may be called several times, until
-// Close.
+// Reader returns a reader of the whole copy. It may be called again, until Close; that
+// ends the previous reader.
 func (c *Copy) Reader() io.Reader {
 	switch {
 	case c == nil:
@@ -23,7 +25,8 @@ func (c *Copy) Reader() io.Reader {
 	case c.file != nil:
 		return io.NewSectionReader(c.file, 0, c.size)
 	}
-	return bytes.NewReader(c.bytes)
+	c.reader.Reset(c.bytes)
+	return &c.reader
 }
 
 // Head returns the first n bytes of the copy, or all of a shorter one. If the file cannot

@@ -35,7 +35,7 @@ func TestLargeBodiesAreKeptWhole(t *testing.T) {
 			if test.o.Folder == "" {
 				test.o.Folder = filepath.Join(t.TempDir(), "spool")
 			}
-			c := NewResponse(nil, test.o)
+			c := newResponse(nil, test.o)
 			if test.coding != "" {
 				c.Header().Set("Content-Encoding", test.coding)
 			}

@@ -22,6 +22,7 @@ type keptBody struct {
 	kept   []byte
 	inflow *inflow
 	large  wholeBody
+	taken  Copy
 }
 
 func (b *keptBody) write(p []byte) {
@@ -52,11 +53,14 @@ func (b *keptBody) take() (kept *Copy, size int64, coding string) {
 	}
 	switch whole := b.large.take(); {
 	case whole != nil:
-		return &Copy{file: whole, size: b.size}, b.size, b.coding
+		b.taken = Copy{file: whole, size: b.size}
+		return &b.taken, b.size, b.coding
 	case err == nil:
-		return &Copy{bytes: decoded, size: int64(len(decoded))}, size, ""
+		b.taken = Copy{bytes: decoded, size: int64(len(decoded))}
+		return &b.taken, size, ""
 	}
-	return &Copy{bytes: b.kept, size: int64(len(b.kept))}, b.size, b.coding
+	b.taken = Copy{bytes: b.kept, size: int64(len(b.kept))}
+	return &b.taken, b.size, b.coding
 }
 
 var errNotDecoded = errors.New("the body was not decoded")

@@ -39,24 +39,25 @@ type ResponseOptions struct {
 // Only the handler's goroutine writes. Another goroutine, such as the one for the
 // deadline, may decide the verdict and close the copy.
 type Response struct {
-	// OnWhole, if set, is called once, when the response is complete and before its last
-	// byte reaches the client. No lock is held.
-	OnWhole func()
+	// Owner is told when the response is complete. It may be nil.
+	Owner Owner
 	// OnSwitch, if set, is called before the client gets a response that switches
 	// protocols.
 	OnSwitch func()
 
 	client     http.ResponseWriter // nil if nobody waits
 	header     http.Header
-	before     []headerField // the header before the handler ran
-	own        http.Header   // the handler's fields that describe the body
-	taskHeader [2]string     // replaces the endpoint's own
+	before     []headerField  // the header before the handler ran
+	fewBefore  [4]headerField // the memory of before, if it is enough
+	own        http.Header    // the handler's fields that describe the body
+	taskHeader [2]string      // replaces the endpoint's own
 	ResponseOptions
 
 	begun    bool // the handler has set a status
-	reported bool // OnWhole has been called
+	reported bool // Owner knows that the response is complete
 	gone     bool // the client has left
 	expect   int64
+	passed   int64 // bytes that were passed on to the client
 
 	// sending is the time since which the handler waits for the client, in nanoseconds
 	// since 1970, or 0. stall fires if the wait takes too long.
@@ -71,20 +72,25 @@ type Response struct {
 	body   keptBody
 }
 
-// NewResponse returns a response that is forwarded to client. If client is nil, it is
-// only kept.
-func NewResponse(client http.ResponseWriter, o ResponseOptions) *Response {
-	c := &Response{client: client, ResponseOptions: o, expect: -1}
+// Owner is what a response belongs to.
+type Owner interface {
+	// ResponseWhole is called once, when the response is complete and before its last
+	// byte reaches the client. No lock is held.
+	ResponseWhole()
+}
+
+// Init prepares a new response that is forwarded to client. If client is nil, it is only
+// kept.
+func (c *Response) Init(client http.ResponseWriter, o ResponseOptions) {
+	c.client, c.ResponseOptions, c.expect = client, o, -1
 	if client == nil {
 		c.header = make(http.Header)
-	} else {
-		c.header = client.Header()
+		return
 	}
-	c.before = make([]headerField, 0, len(c.header))
+	c.header, c.before = client.Header(), c.fewBefore[:0]
 	for name, values := range c.header {
 		c.before = append(c.before, headerField{name, values})
 	}
-	return c
 }
 
 // headerField is a field of a header.
@@ -214,7 +220,8 @@ func (c *Response) Write(p []byte) (int, error) {
 	if c.gone || !c.hasClient() {
 		return len(p), nil
 	}
-	c.beginSend()
+	c.passed += int64(len(p))
+	c.beginSend(c.passed > unsent)
 	_, err := c.client.Write(p)
 	c.endSend(err)
 	return len(p), nil
@@ -225,19 +232,27 @@ func (c *Response) Write(p []byte) (int, error) {
 // not read could delay the callback until the deadline.
 const ClientStallTimeout = 10 * time.Second
 
-// beginSend records that the handler waits for the client.
-func (c *Response) beginSend() {
+// unsent is how many bytes of a response can be written without waiting for the client.
+// net/http buffers twice as much; the rest is for outer handlers that add to it.
+const unsent = 1 << 10
+
+// beginSend records that the handler waits for the client. stalls is false if the data
+// will only be buffered: most responses need no timer.
+func (c *Response) beginSend(stalls bool) {
 	c.sending.Store(time.Now().UnixNano())
-	if c.stall == nil {
-		c.stall = time.AfterFunc(ClientStallTimeout, func() { c.dropClient() })
-	} else {
+	switch {
+	case c.stall != nil:
 		c.stall.Reset(ClientStallTimeout)
+	case stalls:
+		c.stall = time.AfterFunc(ClientStallTimeout, func() { c.dropClient() })
 	}
 }
 
 // endSend records that the handler does not wait any more.
 func (c *Response) endSend(err error) {
-	c.stall.Stop()
+	if c.stall != nil {
+		c.stall.Stop()
+	}
 	c.sending.Store(0)
 	c.gone = err != nil
 }
@@ -260,14 +275,14 @@ func (c *Response) DropStalled() bool {
 	return since != 0 && time.Since(time.Unix(0, since)) >= stalledClient && c.dropClient()
 }
 
-// tell calls OnWhole, once.
+// tell tells the owner that the response is complete, once.
 func (c *Response) tell() {
 	if c.reported {
 		return
 	}
 	c.reported = true
-	if c.OnWhole != nil {
-		c.OnWhole()
+	if c.Owner != nil {
+		c.Owner.ResponseWhole()
 	}
 }
 
@@ -293,7 +308,7 @@ func (c *Response) FlushError() error {
 	if c.gone || !c.hasClient() {
 		return nil
 	}
-	c.beginSend()
+	c.beginSend(true)
 	err := http.NewResponseController(c.client).Flush()
 	if errors.Is(err, http.ErrNotSupported) {
 		c.endSend(nil)

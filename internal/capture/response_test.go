@@ -33,15 +33,26 @@ func (c *client) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+func newResponse(to http.ResponseWriter, o ResponseOptions) *Response {
+	c := new(Response)
+	c.Init(to, o)
+	return c
+}
+
+// onWhole is an owner that calls a function.
+type onWhole func()
+
+func (f onWhole) ResponseWhole() { f() }
+
 // capturing returns a response that adds an event when it is complete.
 func capturing(o ResponseOptions) (*Response, *client) {
 	to := &client{header: make(http.Header)}
-	c := NewResponse(to, o)
+	c := newResponse(to, o)
 	c.NameTask("beam-task-id", "the-task")
-	c.OnWhole = func() {
+	c.Owner = onWhole(func() {
 		c.Close(false)
 		to.events = append(to.events, "recorded")
-	}
+	})
 	return c, to
 }
 
@@ -131,11 +142,11 @@ func TestKeptHeaderIsBounded(t *testing.T) {
 func TestMutedResponseSendsNothing(t *testing.T) {
 	t.Parallel()
 	c, to := capturing(ResponseOptions{Limit: 100})
-	c.OnWhole = func() {
+	c.Owner = onWhole(func() {
 		if c.Close(false) {
 			t.Error("Close succeeded twice")
 		}
-	}
+	})
 	if !c.Close(true) {
 		t.Fatal("Close failed the first time")
 	}
@@ -154,7 +165,7 @@ func TestMutedResponseSendsNothing(t *testing.T) {
 func TestGatewayErrorKeepsOuterHeader(t *testing.T) {
 	t.Parallel()
 	to := &client{header: http.Header{"X-Before": {"1", "2"}, "X-Changed": {"before"}}}
-	c := NewResponse(to, ResponseOptions{Limit: 100})
+	c := newResponse(to, ResponseOptions{Limit: 100})
 	c.NameTask("beam-task-id", "the-task")
 	c.Header().Set("X-Changed", "after")
 	c.Header().Set("Content-Length", "4")
@@ -169,7 +180,7 @@ func TestGatewayErrorKeepsOuterHeader(t *testing.T) {
 func TestDeadlineStopsLastByte(t *testing.T) {
 	t.Parallel()
 	c, to := capturing(ResponseOptions{Limit: 100})
-	c.OnWhole = func() { c.Close(true) } // the deadline is reached just before
+	c.Owner = onWhole(func() { c.Close(true) }) // the deadline is reached just before
 	c.Header().Set("Content-Length", "6")
 	_, err := io.WriteString(c, "abc")
 	_, err2 := io.WriteString(c, "def")
@@ -254,6 +265,7 @@ func (c *idle) SetWriteDeadline(time.Time) error {
 
 func TestStalledClientIsDropped(t *testing.T) {
 	t.Parallel()
+	long := strings.Repeat("a", unsent+1)
 	for _, tt := range []struct {
 		name string
 		// drop is called after one second.
@@ -271,14 +283,14 @@ func TestStalledClientIsDropped(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				to := &idle{client{header: make(http.Header)}, make(chan struct{})}
-				c := NewResponse(to, ResponseOptions{Limit: 100})
+				c := newResponse(to, ResponseOptions{Limit: 2 * unsent})
 				if c.DropStalled() {
 					t.Error("the client is treated as stalled before anything was sent")
 				}
 				time.AfterFunc(time.Second, func() { tt.drop(t, c) })
 				begin := time.Now()
-				for _, text := range []string{"abc", "def"} {
-					if n, err := io.WriteString(c, text); n != 3 || err != nil {
+				for _, text := range []string{long, "def"} {
+					if n, err := io.WriteString(c, text); n != len(text) || err != nil {
 						t.Errorf("%d %v", n, err)
 					}
 				}
@@ -289,7 +301,7 @@ func TestStalledClientIsDropped(t *testing.T) {
 					t.Errorf("the handler waited %v, want %v", took, tt.after)
 				}
 				c.Close(false)
-				if _, result, body := c.Result(); string(body.bytes) != "abcdef" || result.Size != 6 {
+				if _, result, body := c.Result(); string(body.bytes) != long+"def" || result.Size != int64(len(long)+3) {
 					t.Errorf("%d bytes are kept: %q", result.Size, body.bytes)
 				}
 			})
@@ -299,7 +311,7 @@ func TestStalledClientIsDropped(t *testing.T) {
 
 func TestResponseWithoutClientIsKept(t *testing.T) {
 	t.Parallel()
-	c := NewResponse(nil, ResponseOptions{Limit: 100, KeepHeader: true})
+	c := newResponse(nil, ResponseOptions{Limit: 100, KeepHeader: true})
 	c.NameTask("beam-task-id", "the-task")
 	c.WriteHeader(http.StatusEarlyHints)
 	c.Header().Set("X-Own", "1")
@@ -322,7 +334,7 @@ func TestResponseWithoutClientIsKept(t *testing.T) {
 func TestKeptHeaderDescribesHandlersBody(t *testing.T) {
 	t.Parallel()
 	to := &encoding{client{header: make(http.Header)}}
-	c := NewResponse(to, ResponseOptions{Limit: 100, KeepHeader: true})
+	c := newResponse(to, ResponseOptions{Limit: 100, KeepHeader: true})
 	c.Header().Set("Etag", `"1"`)
 	c.Header().Set("Vary", "Origin")
 	_, _ = io.WriteString(c, "abc")
