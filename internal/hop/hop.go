@@ -54,11 +54,17 @@ func Claimed(h http.Header) int {
 
 // Key makes and checks the MACs of numbers. Its methods may be called from several
 // goroutines at once.
-type Key struct{ macs sync.Pool } // of hash.Hash; a new one costs more than a MAC
+type Key struct{ macs sync.Pool } // of *mac; a new one costs more than its use
+
+// mac computes MACs.
+type mac struct {
+	hash.Hash
+	buffer []byte
+}
 
 // NewKey returns the key of a secret that only the gateways of a store know.
 func NewKey(secret []byte) *Key {
-	return &Key{sync.Pool{New: func() any { return hmac.New(sha256.New, secret) }}}
+	return &Key{sync.Pool{New: func() any { return &mac{Hash: hmac.New(sha256.New, secret)} }}}
 }
 
 // Proven returns [Claimed] if a gateway that has the key has sent the request to this
@@ -80,13 +86,15 @@ func (k *Key) Proven(h http.Header, host, uri string) int {
 // first. Without a key, the number is not proven.
 func (k *Key) Set(h http.Header, u *url.URL) {
 	n := 1
+	values := []string{"1", ""} // the memory of both fields
 	if stored := h.Get(Header); stored != "" {
 		n, _ = strconv.Atoi(stored) // Next has written it
 	} else {
-		h.Set(Header, "1")
+		h[Header] = values[:1:1]
 	}
 	if k != nil {
-		h.Set(MACHeader, k.mac(n, u.Host, u.RequestURI()))
+		values[1] = k.mac(n, u.Host, u.RequestURI())
+		h[MACHeader] = values[1:]
 	}
 }
 
@@ -97,14 +105,15 @@ func (k *Key) mac(hops int, host, uri string) string {
 	for _, port := range []string{":80", ":443"} {
 		host = strings.TrimSuffix(host, port)
 	}
-	message := make([]byte, 0, 128)
+	sum := k.macs.Get().(*mac)
+	defer k.macs.Put(sum)
+	message := sum.buffer[:0]
 	for _, part := range []string{"callback-hop", strconv.Itoa(hops), host, uri} {
 		message = append(append(message, part...), 0)
 	}
-	sum := k.macs.Get().(hash.Hash)
-	defer k.macs.Put(sum)
 	sum.Reset()
 	sum.Write(message)
-	digest := sum.Sum(message[:0])
-	return string(base64.RawURLEncoding.AppendEncode(nil, digest))
+	sum.buffer = sum.Sum(message[:0])
+	var text [64]byte // for 32 bytes of SHA-256
+	return string(base64.RawURLEncoding.AppendEncode(text[:0], sum.buffer))
 }

@@ -153,8 +153,11 @@ func HostPort(u *url.URL) string {
 		host = addr.Unmap().String()
 	}
 	port := u.Port()
-	if port == "" {
+	switch {
+	case port == "":
 		port = fmt.Sprint(schemePort(u.Scheme))
+	case host == u.Hostname():
+		return u.Host // it has that form already
 	}
 	return net.JoinHostPort(host, port)
 }
