@@ -2,6 +2,8 @@ package task
 
 import (
 	"encoding/json"
+	"net/http"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -25,7 +27,9 @@ func appendRecord(b []byte, r *Record) ([]byte, error) {
 		o.result(r.Result)
 	}
 	o.text("callback_domain", r.CallbackDomain)
-	o.rare("request", r.Request, r.Request != nil)
+	if r.Request != nil {
+		o.request(r.Request)
+	}
 	o.rare("poll", r.Poll, r.Poll != nil)
 	o.number("starts", int64(r.Starts))
 	o.time("not_before", r.NotBefore)
@@ -80,10 +84,7 @@ func (o *object) callback(c *Callback) {
 	o.begin()
 	o.name("url")
 	o.quote(c.URL)
-	if c.Trusted {
-		o.name("trusted")
-		o.b = append(o.b, "true"...)
-	}
+	o.flag("trusted", c.Trusted)
 	o.text("format", c.Format)
 	o.text("task_header", c.TaskHeader)
 	o.text("status_header", c.StatusHeader)
@@ -107,7 +108,25 @@ func (o *object) result(r *Result) {
 	o.text("content_encoding", r.ContentEncoding)
 	o.number("size", r.Size)
 	o.number("kept", r.Kept)
-	o.rare("header", r.Header, len(r.Header) > 0)
+	o.header("header", r.Header)
+	o.end()
+}
+
+func (o *object) request(r *Request) {
+	o.name("request")
+	o.begin()
+	o.name("method")
+	o.quote(r.Method)
+	o.name("uri")
+	o.quote(r.URI)
+	o.text("path", r.Path)
+	o.text("proto", r.Proto)
+	o.text("host", r.Host)
+	o.header("header", r.Header)
+	o.text("remote_addr", r.RemoteAddr)
+	o.flag("tls", r.TLS)
+	o.number("size", r.Size)
+	o.rare("vars", r.Vars, len(r.Vars) > 0)
 	o.end()
 }
 
@@ -144,11 +163,19 @@ func (o *object) name(name string) {
 	o.b = append(append(append(o.b, '"'), name...), `":`...)
 }
 
-// text appends a member, unless it is empty. number, time and float do the same.
+// text appends a member, unless it is empty. flag, number, time, float and header do the
+// same.
 func (o *object) text(name, value string) {
 	if value != "" {
 		o.name(name)
 		o.quote(value)
+	}
+}
+
+func (o *object) flag(name string, value bool) {
+	if value {
+		o.name(name)
+		o.b = append(o.b, "true"...)
 	}
 }
 
@@ -171,6 +198,35 @@ func (o *object) float(name string, value float64) {
 		o.name(name)
 		o.b = strconv.AppendFloat(o.b, value, 'f', -1, 64)
 	}
+}
+
+// header appends the fields sorted by name.
+func (o *object) header(name string, value http.Header) {
+	if len(value) == 0 {
+		return
+	}
+	var few [32]string
+	names := few[:0]
+	for field := range value {
+		names = append(names, field)
+	}
+	slices.Sort(names)
+	o.name(name)
+	o.begin()
+	for i, field := range names {
+		if i > 0 {
+			o.b = append(o.b, ',')
+		}
+		o.quote(field)
+		o.b = append(o.b, ':')
+		values := value[field]
+		if values == nil {
+			o.b = append(o.b, "null"...)
+			continue
+		}
+		o.list(len(values), func(i int) { o.quote(values[i]) })
+	}
+	o.end()
 }
 
 // pairs appends a list of names and values, unless it is empty.
