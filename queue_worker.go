@@ -92,7 +92,6 @@ func (q *TaskQueue) releaseJob(s *sharedStore, job engine.Job) {
 // begin runs a job.
 func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 	rec := job.Record
-	log := q.log.WithLazy(zap.String("task_id", rec.ID), zap.String("queue", q.Name))
 	x := q.newExecution(s, job)
 	job.Lease.OnLost(x.supersede)
 	q.app.metrics.TaskStarted(rec)
@@ -102,7 +101,7 @@ func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 	}
 	body, err := openRequest(x.ctx, s, job)
 	if err != nil {
-		log.Error("request of a job not opened", zap.Error(err))
+		q.logOf(x).Error("request of a job not opened", zap.Error(err))
 		if errors.Is(err, engine.ErrNotFound) {
 			x.settle(verdict{status: task.Failed, message: "the task's request was lost"})
 		} else if x.response.Close(false) { // the engine is unavailable, and the job has not started
@@ -113,7 +112,12 @@ func (q *TaskQueue) begin(s *sharedStore, job engine.Job) {
 		return
 	}
 	defer body.Close()
-	q.run(x, body, log)
+	q.run(x, body)
+}
+
+// logOf returns the logger of a job. Most jobs need none.
+func (q *TaskQueue) logOf(x *execution) *zap.Logger {
+	return q.log.With(zap.String("task_id", x.rec.ID), zap.String("queue", q.Name))
 }
 
 // openRequest opens the body of a job's request.
@@ -152,17 +156,17 @@ func (q *TaskQueue) newExecution(s *sharedStore, job engine.Job) *execution {
 }
 
 // run runs the block on the task's request.
-func (q *TaskQueue) run(x *execution, body io.ReadCloser, log *zap.Logger) {
+func (q *TaskQueue) run(x *execution, body io.ReadCloser) {
 	r, err := q.request(x, body)
 	if err != nil {
-		log.Error("request of a job not restored", zap.Error(err))
+		q.logOf(x).Error("request of a job not restored", zap.Error(err))
 		x.settle(verdict{status: task.Failed, message: "the task's request could not be rebuilt"})
 		return
 	}
 	defer func() {
 		// Caddy handles panics of a client's request. This run has no other handler.
 		if cause := recover(); cause != nil && cause != http.ErrAbortHandler {
-			log.Error("task panicked", zap.Any("panic", cause))
+			q.logOf(x).Error("task panicked", zap.Any("panic", cause))
 		}
 	}()
 	setup := &q.app.tracing
@@ -171,11 +175,11 @@ func (q *TaskQueue) run(x *execution, body io.ReadCloser, log *zap.Logger) {
 	defer tracing.EndRun(span, &x.rec)
 	err = x.serve(r, q.block)
 	if x.pending {
-		log.Debug("endpoint answers later", zap.Int("upstream_status", x.rec.UpstreamStatus), zap.Error(err))
+		q.logOf(x).Debug("endpoint answers later", zap.Int("upstream_status", x.rec.UpstreamStatus), zap.Error(err))
 		return
 	}
-	if c := log.Check(zap.InfoLevel, "task run"); c != nil {
-		c.Write(zap.Int("start", x.rec.Starts), zap.String("status", string(x.rec.Status)),
+	if c := q.log.Check(zap.InfoLevel, "task run"); c != nil {
+		c.Write(zap.String("task_id", x.rec.ID), zap.String("queue", q.Name), zap.Int("start", x.rec.Starts), zap.String("status", string(x.rec.Status)),
 			zap.Int("upstream_status", x.rec.UpstreamStatus), zap.Duration("waited", x.rec.StartedAt.Sub(x.rec.WaitsSince())),
 			zap.Duration("ran", time.Since(x.rec.StartedAt)), zap.Error(err))
 	}
