@@ -11,18 +11,16 @@ import (
 
 // NextRun implements [engine.Schedules].
 func (s *store) NextRun(ctx context.Context, schedule string, first time.Time) (engine.Run, error) {
-	runs, err := s.Runs(ctx)
-	if _, known := runs[schedule]; known || err != nil {
-		return runs[schedule], err
-	}
-	err = s.update(ctx, func(t *tx) error {
+	var run engine.Run
+	err := s.update(ctx, func(t *tx) error {
 		t.exec("INSERT INTO schedule(name, last, next) VALUES (?, 0, ?) ON CONFLICT(name) DO NOTHING", schedule, nanos(first))
+		t.query("SELECT last, next FROM schedule WHERE name = ?", []any{schedule}, func(r *sqlite3.Stmt) bool {
+			run = engine.Run{Last: timeOf(r.ColumnInt64(0)), Next: timeOf(r.ColumnInt64(1))}
+			return false
+		})
 		return nil
 	})
-	if err == nil {
-		runs, err = s.Runs(ctx)
-	}
-	return runs[schedule], err
+	return run, err
 }
 
 // Advance implements [engine.Schedules].
