@@ -271,7 +271,7 @@ func newWitness() *witness {
 // the task ran, or the task's body could not be salvaged.
 var diedWith = []string{
 	"error=the+gateway+that+held+the+task+stopped+before+the+endpoint+answered",
-	"error=the+body+of+the+request+was+lost",
+	"error=the+task%27s+request+was+lost",
 }
 
 // result returns the endpoint's response for a task. Every sixth result is stored as a

@@ -78,6 +78,8 @@ func bind(stmt *sqlite3.Stmt, i int, arg any) error {
 		return stmt.BindInt64(i, v)
 	case int:
 		return stmt.BindInt64(i, int64(v))
+	case float64: // of a damaged row
+		return stmt.BindFloat(i, v)
 	case bool:
 		return stmt.BindBool(i, v)
 	case string:

@@ -1,12 +1,13 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,7 +16,6 @@ import (
 	"github.com/ncruces/go-sqlite3"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
-	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // Repair salvages the readable part of a damaged store into a new database, and
@@ -43,14 +43,15 @@ func Repair(ctx context.Context, folder string, out io.Writer) (err error) {
 			return fmt.Errorf("copying the database: %w", err)
 		}
 	}
-	rebuilt := filepath.Join(work, "new")
-	s, err := open(ctx, Config{Folder: rebuilt, MaxSize: math.MaxInt64 / 64})
+	s, err := open(ctx, Config{Folder: filepath.Join(work, "new")})
+	if err == nil {
+		err = s.Close(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("making a new database: %w", err)
 	}
-	r := &repair{to: s, bodies: filepath.Join(folder, bodiesName)}
-	err = r.run(ctx, filepath.Join(work, databaseName))
-	if err = errors.Join(err, s.Close(ctx)); err != nil {
+	r := &repair{bodies: filepath.Join(folder, bodiesName)}
+	if err := r.run(ctx, filepath.Join(work, databaseName), s.file); err != nil {
 		return fmt.Errorf("repairing: %w", err)
 	}
 	aside := filepath.Join(folder, databaseName+".damaged-"+time.Now().UTC().Format("20060102T150405"))
@@ -61,7 +62,7 @@ func Repair(ctx context.Context, folder string, out io.Writer) (err error) {
 		}
 	}
 	_ = os.Remove(filepath.Join(folder, databaseName+"-shm")) // describes the log, which was moved
-	if err := os.Rename(filepath.Join(rebuilt, databaseName), filepath.Join(folder, databaseName)); err != nil {
+	if err := os.Rename(s.file, filepath.Join(folder, databaseName)); err != nil {
 		return fmt.Errorf("putting the new database in its place: %w", err)
 	}
 	if err := syncNames(systemDisk{}, folder); err != nil {
@@ -86,237 +87,231 @@ func copyFile(to, from string) error {
 	return errors.Join(err, target.Close())
 }
 
-// repair copies the readable part of a database.
+// repair copies the rows of a damaged database that can be read to a new one.
 type repair struct {
-	to     *store
+	to     *conn
 	bodies string // the folder of body files
 
 	// Two connections to the damaged database: strict verifies checksums, lax does not.
 	strict, lax *conn
 
-	batch []func(*tx) error // store the tasks that were read
-
 	saved, doubtful, bodiless, lost int
 }
 
-func (r *repair) run(ctx context.Context, file string) (err error) {
-	files := registerFileSystem(nil)
-	defer files.unregister()
-	if err := r.open(file, files.name); err != nil {
-		return err
-	}
-	r.strict.number(countTables)
-	if r.strict.failed() != nil {
-		_ = errors.Join(r.strict.close(), r.lax.close())
-		if err := restoreSchema(ctx, file); err != nil {
-			return err
-		}
-		if err := r.open(file, files.name); err != nil {
-			return err
-		}
-	}
-	defer r.strict.close()
-	defer r.lax.close()
-	r.lax.number(countTables)
-	if err := r.lax.failed(); err != nil {
-		return fmt.Errorf("nothing of it can be read: %w", err)
-	}
-	r.copyTables(ctx)
-	last := r.highest()
-	for seq := int64(0); seq <= last; {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		next, found := r.next(seq, last)
-		if !found {
-			break
-		}
-		if err := r.save(ctx, next); err != nil {
-			return err
-		}
-		seq = next + 1
-	}
-	// The counts are in another table: they show how many tasks could not be found.
-	_, _ = r.read(func(c *conn) {
-		tasks, _ := c.number("SELECT sum(tasks) FROM tally")
-		r.lost = max(r.lost, int(tasks)-r.saved)
-	})
-	return r.flush(ctx)
-}
-
-// repairBatch is how many tasks are copied in one commit.
+// repairBatch is how many tasks are copied in one transaction.
 const repairBatch = 200
 
-// flush commits the tasks that were read.
-func (r *repair) flush(ctx context.Context) error {
-	batch := r.batch
-	r.batch = nil
-	return r.to.update(ctx, func(t *tx) error {
-		for _, insert := range batch {
-			if err := insert(t); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-const countTables = "SELECT count(*) FROM sqlite_schema"
-
-func (r *repair) open(file, vfsName string) (err error) {
+func (r *repair) run(ctx context.Context, damaged, rebuilt string) (err error) {
+	files := registerFileSystem(nil)
+	defer files.unregister()
+	if r.to, err = openConn(rebuilt, files.name, sqlite3.OPEN_READWRITE); err != nil {
+		return err
+	}
+	defer r.to.close()
+	if err := r.restoreSchema(damaged, rebuilt); err != nil {
+		return err
+	}
 	for _, c := range []**conn{&r.strict, &r.lax} {
-		if *c, err = openConn(file, vfsName, sqlite3.OPEN_READWRITE); err != nil {
+		if *c, err = openConn(damaged, files.name, sqlite3.OPEN_READWRITE); err != nil {
+			return err
+		}
+		defer (*c).close()
+	}
+	tasks, _ := r.lax.number("SELECT sum(tasks) FROM tally") // reads the header, which turns checksums on
+	_ = r.lax.failed()                                       // the number is not needed
+	if err := r.lax.Exec("PRAGMA checksum_verification = OFF"); err != nil {
+		return err
+	}
+	r.copyTables()
+	count := &tx{conn: r.to, counts: map[counter]int64{}}
+	for seq, found := r.next(0); found; seq, found = r.next(seq + 1) {
+		if err := cmp.Or(ctx.Err(), r.save(count, seq)); err != nil {
 			return err
 		}
 	}
-	// The header of the database turns checksums on, and must be read first. If either
-	// read fails, this connection is as strict as the other one.
-	r.lax.number(countTables)
-	_ = r.lax.failed()
-	_ = r.lax.Exec("PRAGMA checksum_verification = OFF")
+	r.lost = max(r.lost, int(tasks)-r.saved) // some could not be found
+	count.flush()
+	r.to.exec("COMMIT")
+	if err := r.to.failed(); err != nil {
+		return err
+	}
+	_, _, err = r.to.WALCheckpoint("main", sqlite3.CHECKPOINT_TRUNCATE)
+	return err
+}
+
+// restoreSchema copies the pages that describe the tables from the new database. These
+// pages are the same in all stores of a version, and no other page can be read without
+// them.
+func (r *repair) restoreSchema(damaged, rebuilt string) error {
+	roots := map[int64]bool{} // pages of tables and indexes
+	r.to.query("SELECT rootpage FROM sqlite_schema", nil, func(stmt *sqlite3.Stmt) bool {
+		roots[stmt.ColumnInt64(0)] = true
+		return true
+	})
+	if err := r.to.failed(); err != nil {
+		return err
+	}
+	pristine, err := os.ReadFile(rebuilt)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(damaged, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	// Only the size differs in the first page. The list of free pages is not restored.
+	binary.BigEndian.PutUint32(pristine[28:], uint32(info.Size()/pageSize))
+	checksum(pristine[:pageSize])
+	for at := int64(0); at < int64(len(pristine)); at += pageSize {
+		if roots[at/pageSize+1] {
+			continue
+		}
+		if _, err := f.WriteAt(pristine[at:at+pageSize], at); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-// maxSeq is the upper bound of the search for rows if the last one cannot be found.
+// checksum writes the checksum of a page at its end, as SQLite's cksumvfs does.
+func checksum(page []byte) {
+	end := len(page) - 8
+	a, b := sumWords(binary.LittleEndian, 0, 0, page[:end])
+	binary.LittleEndian.PutUint32(page[end:], a)
+	binary.LittleEndian.PutUint32(page[end+4:], b)
+}
+
+// copyTables begins a transaction and copies everything except tasks. If a row cannot be
+// read, it is lost or replaced by a new one: a pause, the measurements of a host, the
+// secret.
+func (r *repair) copyTables() {
+	r.to.exec("BEGIN")
+	for _, table := range []string{"meta", "key", "schedule", "queue", "host"} {
+		r.copy(table, "true")
+	}
+	r.to.exec("UPDATE queue SET queued = 0, running = 0") // tasks are counted when they are saved
+	r.to.exec("UPDATE host SET waiting = 0")
+}
+
+// copy copies the rows of a table that match a condition, up to the first one that cannot
+// be read. doubtful is set if a page has a wrong checksum.
+func (r *repair) copy(table, where string, args ...any) (doubtful bool) {
+	var rows [][]any
+	for _, c := range []*conn{r.strict, r.lax} {
+		doubtful, rows = c == r.lax, nil
+		c.query("SELECT * FROM "+table+" WHERE "+where, args, func(s *sqlite3.Stmt) bool {
+			values := make([]any, s.ColumnCount())
+			if s.Columns(values...) == nil {
+				rows = append(rows, values)
+			}
+			return true
+		})
+		if c.failed() == nil {
+			break
+		}
+	}
+	for _, values := range rows {
+		marks := strings.Repeat(", ?", len(values))[2:]
+		r.to.exec("INSERT OR REPLACE INTO "+table+" VALUES ("+marks+")", values...)
+		if errors.Is(r.to.err, sqlite3.CONSTRAINT) {
+			r.to.err = nil // a damaged row is lost
+		}
+	}
+	return doubtful
+}
+
+// maxSeq is above all positions of tasks.
 const maxSeq = 1 << 62
 
-func (r *repair) highest() int64 {
-	n, _ := r.lax.number("SELECT max(seq) FROM task")
-	if r.lax.failed() != nil {
-		return maxSeq
+// next returns the first readable task from seq on. After an unreadable range it searches
+// ahead in growing steps, and then back for the end of the range.
+func (r *repair) next(seq int64) (found int64, ok bool) {
+	found, ok, err := r.from(seq)
+	bad, at := seq, seq
+	for step := int64(1); err != nil && at < maxSeq; step *= 2 {
+		bad, at = at, at+step
+		found, ok, err = r.from(at)
 	}
-	return n
+	for err == nil && at-bad > 1 {
+		middle := bad + (at-bad)/2
+		if n, more, err := r.from(middle); err == nil {
+			at, found, ok = middle, n, more
+		} else {
+			bad = middle
+		}
+	}
+	return found, ok && err == nil
 }
 
-// next returns the first readable row from seq on. In an unreadable range it searches
-// ahead in growing steps, and then back for the first readable row.
-func (r *repair) next(seq, last int64) (int64, bool) {
-	bad, step := seq-1, int64(1)
-	for at := seq; at <= last; at, step = at+step, step*2 {
-		found, ok, err := r.from(at)
-		if err != nil {
-			bad = at
-			continue
-		}
-		for at-bad > 1 && bad >= seq {
-			middle := bad + (at-bad)/2
-			if n, ok, err := r.from(middle); err == nil && ok {
-				found, at = n, middle
-			} else {
-				bad = middle
-			}
-		}
-		return found, ok
-	}
-	return 0, false
-}
-
-// from returns the first row from seq on. It returns an error if its page cannot be read.
+// from returns the first task from seq on. It returns an error if its page cannot be read.
 func (r *repair) from(seq int64) (n int64, ok bool, err error) {
 	n, ok = r.lax.number("SELECT seq FROM task NOT INDEXED WHERE seq >= ? ORDER BY seq LIMIT 1", seq)
 	return n, ok, r.lax.failed()
 }
 
-// read reads with checksums verified. If that fails, it reads again without verifying
-// them, and doubtful is true.
-func (r *repair) read(f func(*conn)) (doubtful bool, err error) {
-	f(r.strict)
-	if r.strict.failed() == nil {
-		return false, nil
-	}
-	f(r.lax)
-	return true, r.lax.failed()
-}
-
-// save copies a task.
-func (r *repair) save(ctx context.Context, seq int64) error {
-	var rows []*row
-	doubtful, err := r.read(func(c *conn) { rows = all(c, " WHERE seq = ?", seq) })
-	if err != nil || len(rows) == 0 || rows[0].place.state < 0 || rows[0].place.state >= states {
+// save copies and counts a task.
+func (r *repair) save(count *tx, seq int64) error {
+	doubtful := r.copy("task", "seq = ?", seq)
+	rows := all(r.to, " WHERE seq = ?", seq)
+	if len(rows) == 0 || !isSound(rows[0]) {
 		r.lost++
-		return nil
+		r.to.exec("DELETE FROM task WHERE seq = ?", seq)
+		return r.to.failed()
 	}
 	found := rows[0]
-	rec, err := found.record()
-	if err != nil {
-		r.lost++
-		return nil
-	}
-	request, lostRequest := r.body(seq, engine.RequestBody, found.request)
-	result, lostResult := r.body(seq, engine.ResultBody, found.result)
-	if lostRequest || lostResult {
+	if !r.copyBody(seq, engine.RequestBody, found.request) {
 		r.bodiless++
+		found.request = -1
+		r.to.exec("UPDATE task SET request = NULL WHERE seq = ?", seq)
 	}
-	if lostRequest && rec.Queue != "" {
-		rec.State, rec.Status, rec.FinishedAt = task.Delivering, task.Failed, time.Now().UTC()
-		rec.Error = "the body of the request was lost: the store was damaged"
-		if rec.Callback == nil {
-			rec.State = task.Done
-		}
+	if !r.copyBody(seq, engine.ResultBody, found.result) {
+		r.bodiless++
+		found.result = -1
+		r.to.exec("UPDATE task SET result = NULL WHERE seq = ?", seq)
 	}
 	if doubtful {
 		r.doubtful++
-		if rec.State == task.Delivering {
-			rec.NextAttemptAt = time.Now().UTC() // the stored time may be a year away
-		}
+		// The stored time may be a year away.
+		r.to.exec("UPDATE task SET at = min(at, ?) WHERE seq = ? AND state = 2", time.Now().UnixNano(), seq)
 	}
-	r.saved++
-	doc, err := encode(rec)
-	if err != nil {
-		return err
+	found.place.size = size(found.doc, found.request, found.result)
+	count.count(found.place, 1)
+	if r.saved++; r.saved%repairBatch == 0 {
+		r.to.exec("COMMIT")
+		r.to.exec("BEGIN")
 	}
-	r.batch = append(r.batch, func(t *tx) error { return t.insertImported(rec, doc, request, result) })
-	if len(r.batch) < repairBatch {
-		return nil
-	}
-	return r.flush(ctx)
+	return r.to.failed()
 }
 
-// body returns a body of size bytes. It returns nil if size is negative. lost is set if
-// the body cannot be read.
-func (r *repair) body(seq int64, part engine.Part, size int64) (b *body, lost bool) {
-	if size < 0 {
-		return nil, false
+// isSound reports whether the values of a task are in their ranges.
+func isSound(r *row) bool {
+	if r.place.state < 0 || r.place.state >= states || r.status < 0 || r.status >= int64(len(verdicts)) {
+		return false
 	}
-	_, err := r.read(func(c *conn) { b = loadBody(c, seq, part, size) })
-	if err == nil && b.file != "" {
-		info, err := os.Stat(filepath.Join(r.bodies, filepath.Base(b.file)))
-		lost = err != nil || info.Size() != size
-	} else {
-		lost = err != nil || int64(len(b.bytes)) != size || sumOf(b.bytes) != b.sum
-	}
-	if lost {
-		return nil, true // its page or its file is damaged
-	}
-	return b, false
+	_, err := r.record()
+	return err == nil
 }
 
-// copyTables copies everything except tasks. If a row cannot be read, it is lost or
-// replaced by a new one: a pause, the measurements of a host, the secret.
-func (r *repair) copyTables(ctx context.Context) {
-	for table, columns := range map[string]string{
-		"meta":     "name, value",
-		"queue":    "name, paused", // counts are computed again
-		"key":      "hash, digest, task, expires",
-		"schedule": "name, last, next",
-		"host":     "name, " + hostColumns, // waiting is computed again
-	} {
-		var rows [][]any
-		_, _ = r.read(func(c *conn) {
-			c.query("SELECT "+columns+" FROM "+table, nil, func(s *sqlite3.Stmt) bool {
-				values := make([]any, s.ColumnCount())
-				if s.Columns(values...) == nil {
-					rows = append(rows, values)
-				}
-				return true
-			})
-		}) // rows read before the error are kept
-		marks := strings.Repeat(", ?", strings.Count(columns, ",")+1)[2:]
-		for _, values := range rows {
-			_ = r.to.update(ctx, func(t *tx) error {
-				t.exec("INSERT OR REPLACE INTO "+table+"("+columns+") VALUES ("+marks+")", values...)
-				return nil
-			})
-		}
+// copyBody copies a body of size bytes, if there is one. It reports whether the body is
+// there and undamaged.
+func (r *repair) copyBody(seq int64, part engine.Part, size int64) bool {
+	if size <= 0 {
+		return true // it has no row
 	}
+	r.copy("body", "id = ?", bodyID(seq, part))
+	b := loadBody(r.to, seq, part, size)
+	sound := int64(len(b.bytes)) == size && sumOf(b.bytes) == b.sum
+	if b.file != "" && filepath.Base(b.file) == b.file {
+		info, err := os.Stat(filepath.Join(r.bodies, b.file))
+		sound = err == nil && info.Size() == size
+	}
+	if !sound {
+		r.to.exec("DELETE FROM body WHERE id = ?", bodyID(seq, part))
+	}
+	return sound
 }
