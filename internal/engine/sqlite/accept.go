@@ -105,7 +105,7 @@ func (s *store) enqueue(ctx context.Context, l *lease, rec *task.Record, r io.Re
 		return "", false, e.room
 	}
 	var err error
-	if e.body, err = s.bodies.take(r, -1); err != nil {
+	if e.body, err = s.bodies.take(r); err != nil {
 		return "", false, err
 	}
 	if opts.Key != nil && opts.Key.Digest != nil {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/ncruces/go-sqlite3"
@@ -30,11 +31,10 @@ type bodies struct {
 	folder string
 	disk   disk
 	log    *zap.Logger
+	bytes  *atomic.Int64 // of all files
 
 	mu      sync.Mutex
-	bytes   int64    // of all files
 	dropped []string // files to be removed
-	failing bool     // a file could not be removed
 }
 
 // body is a body that is about to be stored, in memory or in a file.
@@ -68,7 +68,7 @@ func sumOf(data []byte) int64 { return int64(crc32.Checksum(data, castagnoli)) }
 // openBodies removes the files that no row refers to, and counts the others.
 func (s *store) openBodies() error {
 	b := &s.bodies
-	b.folder, b.disk, b.log = filepath.Join(s.cfg.Folder, bodiesName), s.cfg.disk, s.log
+	b.folder, b.disk, b.log, b.bytes = filepath.Join(s.cfg.Folder, bodiesName), s.cfg.disk, s.log, &s.room.bodies
 	known := map[string]bool{}
 	s.writer.query("SELECT file FROM body WHERE file IS NOT NULL", nil, func(stmt *sqlite3.Stmt) bool {
 		known[stmt.ColumnText(0)] = true
@@ -90,25 +90,22 @@ func (s *store) openBodies() error {
 		if err != nil {
 			return err
 		}
-		b.bytes += info.Size()
+		b.bytes.Add(info.Size())
 	}
 	return err
 }
 
-// take reads a body to its end, or to limit if limit is not negative. It returns an
-// error of r unchanged. If the disk refuses the body, the error wraps ErrFull or
-// ErrUnavailable, and take also returns the part of the body that it has in memory.
-func (b *bodies) take(r io.Reader, limit int64) (*body, error) {
+// take reads a body to its end. It returns an error of r unchanged. If the disk refuses
+// the body, the error wraps ErrFull or ErrUnavailable, and take also returns the part of
+// the body that it has in memory.
+func (b *bodies) take(r io.Reader) (*body, error) {
 	if r == nil {
 		return &body{bytes: []byte{}}, nil
 	}
-	if small, ok := r.(*bytes.Reader); ok && limit < 0 && small.Len() <= maxInline { // most results
+	if small, ok := r.(*bytes.Reader); ok && small.Len() <= maxInline { // most results
 		b := &body{bytes: make([]byte, small.Len()), size: int64(small.Len())}
 		_, _ = small.Read(b.bytes) // reads all of it, without an error
 		return b, nil
-	}
-	if limit >= 0 {
-		r = io.LimitReader(r, limit)
 	}
 	var head bytes.Buffer
 	n, err := io.Copy(&head, io.LimitReader(r, maxInline+1))
@@ -135,7 +132,8 @@ func (b *bodies) take(r io.Reader, limit int64) (*body, error) {
 
 // spool writes a large body to a file.
 func (b *bodies) spool(head []byte, rest io.Reader) (*body, error) {
-	f, err := b.disk.create(b.folder, "new-*")
+	name := rand.Text()
+	f, err := b.disk.create(filepath.Join(b.folder, name))
 	if err != nil {
 		return nil, err
 	}
@@ -145,21 +143,14 @@ func (b *bodies) spool(head []byte, rest io.Reader) (*body, error) {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())
-	name := rand.Text()
-	if err == nil {
-		err = b.disk.rename(f.Name(), filepath.Join(b.folder, name))
-	}
 	if err == nil {
 		err = syncNames(b.disk, b.folder)
 	}
 	if err != nil {
-		_ = b.disk.remove(f.Name()) // an orphan is removed at the next start
-		_ = b.disk.remove(filepath.Join(b.folder, name))
+		_ = b.disk.remove(filepath.Join(b.folder, name)) // an orphan is removed at the next start
 		return nil, err
 	}
-	b.mu.Lock()
-	b.bytes += n
-	b.mu.Unlock()
+	b.bytes.Add(n)
 	return &body{file: name, sum: int64(sum.Sum32()), size: n}, nil
 }
 
@@ -195,8 +186,8 @@ func (b *bodies) garbage() []string {
 	return names
 }
 
-// collect removes files. Windows does not remove a file that is being read: it is removed
-// later.
+// collect removes files. A file that cannot be removed is removed later: on Windows, it
+// may be being read.
 func (b *bodies) collect(names []string) {
 	for _, name := range names {
 		path := filepath.Join(b.folder, name)
@@ -204,20 +195,12 @@ func (b *bodies) collect(names []string) {
 		if err == nil {
 			err = b.disk.remove(path)
 		}
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+		switch {
+		case err == nil:
+			b.bytes.Add(-info.Size())
+		case !errors.Is(err, fs.ErrNotExist):
+			b.drop(name)
 		}
-		b.mu.Lock()
-		if err == nil {
-			b.bytes -= info.Size()
-		} else {
-			b.dropped = append(b.dropped, name)
-			if !b.failing {
-				b.log.Warn("removing a body failed", zap.Error(err))
-			}
-		}
-		b.failing = err != nil
-		b.mu.Unlock()
 	}
 }
 
@@ -233,12 +216,6 @@ func (s *store) syncLog() error {
 	}
 	s.bodies.collect(names)
 	return nil
-}
-
-func (b *bodies) used() int64 {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.bytes
 }
 
 // stream opens the file of a body for reading.

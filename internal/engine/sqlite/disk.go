@@ -15,9 +15,8 @@ import (
 type disk interface {
 	// makeFolder creates a folder for the owner alone; see [os.Mkdir].
 	makeFolder(name string) error
-	// create creates a file in a folder under a new name; see [os.CreateTemp].
-	create(folder, pattern string) (bodyFile, error)
-	rename(from, to string) error
+	// create creates a new file for the owner alone.
+	create(name string) (bodyFile, error)
 	remove(name string) error
 	// syncFolder makes the names in a folder durable, as fsync of the folder does.
 	syncFolder(name string) error
@@ -26,7 +25,6 @@ type disk interface {
 // bodyFile is the file of a body that is being written.
 type bodyFile interface {
 	io.WriteCloser
-	Name() string
 	Sync() error
 }
 
@@ -35,11 +33,9 @@ type systemDisk struct{}
 
 func (systemDisk) makeFolder(name string) error { return os.Mkdir(name, 0o700) }
 
-func (systemDisk) create(folder, pattern string) (bodyFile, error) {
-	return os.CreateTemp(folder, pattern)
+func (systemDisk) create(name string) (bodyFile, error) {
+	return os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 }
-
-func (systemDisk) rename(from, to string) error { return os.Rename(from, to) }
 
 func (systemDisk) remove(name string) error { return os.Remove(name) }
 

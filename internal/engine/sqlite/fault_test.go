@@ -11,8 +11,10 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ncruces/go-sqlite3/vfs"
@@ -183,7 +185,7 @@ func TestLargeBodiesAreFiles(t *testing.T) {
 	if _, err := os.Stat(orphan); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the orphan is still there: %v", err)
 	}
-	if got := s.bodies.used(); got != int64(len(large)) {
+	if got := s.room.bodies.Load(); got != int64(len(large)) {
 		t.Errorf("files of %d bytes are counted, not %d", got, len(large))
 	}
 	must(t, takeOne(t, s, "a.test:443").Dead(t.Context()))
@@ -341,6 +343,7 @@ func TestDamageNamesTheFileAndIsRepaired(t *testing.T) {
 	var out bytes.Buffer
 	must(t, Repair(t.Context(), s.cfg.Folder, &out))
 	s = openTest(t, Config{Folder: s.cfg.Folder})
+	checkCounts(t, s)
 	found := 0
 	for _, id := range ids {
 		if rec, err := s.Get(t.Context(), id); err == nil && rec.State == task.Delivering {
@@ -381,4 +384,18 @@ func TestRelaxedSyncStoresToo(t *testing.T) {
 	if _, err := s.Get(t.Context(), rec.ID); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestFullStoreIsIdle opens a store on a full disk that has nothing to evict.
+func TestFullStoreIsIdle(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var measured atomic.Int64
+		s := openTest(t, Config{free: func(string) (int64, error) { measured.Add(1); return 0, nil }})
+		time.Sleep(time.Minute)
+		if n := measured.Load(); n > 1000 {
+			t.Errorf("the disk was measured %d times in a minute", n)
+		}
+		closeTest(t, s)
+	})
 }

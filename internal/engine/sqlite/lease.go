@@ -82,16 +82,15 @@ func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) 
 
 // takeResult reads a result. It cuts a result for which there is no room.
 func (s *store) takeResult(r io.Reader) (*body, error) {
-	limit := int64(-1)
-	if s.room.check(0) != nil {
-		limit = cutResult
+	if r != nil && s.room.check(0) != nil {
+		r = io.LimitReader(r, cutResult)
 	}
-	b, err := s.bodies.take(r, limit)
+	b, err := s.bodies.take(r)
 	if err == nil || b == nil {
 		return b, err
 	}
 	// The disk accepts no file, but the database has a reserve for verdicts.
-	s.room.suspect()
+	s.room.free.Store(0) // until it is measured again
 	return b.cut(cutResult), nil
 }
 

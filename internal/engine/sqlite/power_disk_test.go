@@ -19,9 +19,9 @@ import (
 //     reordered. Sectors have 512 or 4096 bytes.
 //   - The size of a file is one of the sizes that it had since its last fsync. Gaps
 //     between the sectors that are present have zeros.
-//   - A name that was created, renamed or removed after the last fsync of its folder
-//     is in its state before or after the change. Changes of different names arrive in
-//     any order. A rename is atomic. The fsync of a file does not make its name durable.
+//   - A name that was created or removed after the last fsync of its folder is in its
+//     state before or after the change. Changes of different names arrive in any order.
+//     The fsync of a file does not make its name durable.
 //   - After a failed fsync, the data that it should have written may be lost permanently:
 //     the kernel marks it as written, reads still return it, and a later fsync that
 //     succeeds does not write it.
@@ -93,13 +93,13 @@ func (d *modelDisk) replay(changes []change, to int) {
 			for i := range f.pending {
 				f.pending[i].lost = f.pending[i].data != nil // sizes are in the journal
 			}
-		case created, renamed, removed:
+		case created, removed:
 			f := d.folder(c.folder)
 			f.pending = append(f.pending, c)
 		case folderSynced:
 			f := d.folder(c.folder)
 			for _, c := range f.pending {
-				rename(f.durable, c)
+				changeName(f.durable, c)
 			}
 			f.pending = nil
 		}
@@ -153,18 +153,12 @@ func resize(b []byte, size int64) []byte {
 	return b
 }
 
-// rename applies a change of a name.
-func rename(names map[string]int, c change) {
-	switch c.kind {
-	case created:
+// changeName applies a change of a name.
+func changeName(names map[string]int, c change) {
+	if c.kind == created {
 		names[c.name] = c.inode
-	case removed:
+	} else {
 		delete(names, c.name)
-	case renamed:
-		if inode, ok := names[c.name]; ok {
-			names[c.to] = inode
-			delete(names, c.name)
-		}
 	}
 }
 
@@ -234,7 +228,7 @@ func (f *modelFolder) after(l *luck) map[string]int {
 	cut := l.IntN(len(f.pending) + 1)
 	for i, c := range f.pending {
 		if l.torn && i < cut || !l.torn && l.Float64() < l.named {
-			rename(names, c)
+			changeName(names, c)
 		}
 	}
 	return names

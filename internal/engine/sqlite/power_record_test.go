@@ -20,7 +20,6 @@ type change struct {
 	data   []byte // of a write
 	folder string // of a name
 	name   string
-	to     string // of a rename
 }
 
 type changeKind int
@@ -31,7 +30,6 @@ const (
 	synced
 	syncFailed
 	created // folders too; their inode is 0
-	renamed
 	removed
 	folderSynced
 )
@@ -241,34 +239,17 @@ func (p *process) makeFolder(path string) error {
 }
 
 // create implements [disk].
-func (p *process) create(folder, pattern string) (bodyFile, error) {
+func (p *process) create(path string) (bodyFile, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.dead.Load() {
 		return nil, errWrite
 	}
-	f, err := os.CreateTemp(folder, pattern)
+	f, err := systemDisk{}.create(path)
 	if err != nil {
 		return nil, err
 	}
-	return &recordedBody{f: f, p: p, inode: p.find(f.Name())}, nil
-}
-
-// rename implements [disk].
-func (p *process) rename(from, to string) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.dead.Load() {
-		return errWrite
-	}
-	if err := os.Rename(from, to); err != nil {
-		return err
-	}
-	p.live[to] = p.live[from]
-	delete(p.live, from)
-	folder, name := p.split(from)
-	p.add(change{kind: renamed, folder: folder, name: name, to: filepath.Base(to)})
-	return nil
+	return &recordedBody{f: f, p: p, inode: p.find(path)}, nil
 }
 
 // remove implements [disk].
@@ -304,7 +285,7 @@ func (p *process) syncFolder(path string) error {
 
 // recordedBody is the file of a body whose writes are recorded.
 type recordedBody struct {
-	f     *os.File // not embedded: its other methods would bypass Write
+	f     bodyFile
 	p     *process
 	inode int
 	size  int64
@@ -320,9 +301,6 @@ func (f *recordedBody) Write(b []byte) (int, error) {
 	f.size += int64(len(b))
 	return f.f.Write(b)
 }
-
-// Name returns the file's name.
-func (f *recordedBody) Name() string { return f.f.Name() }
 
 // Close closes the file.
 func (f *recordedBody) Close() error { return f.f.Close() }

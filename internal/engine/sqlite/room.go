@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -22,25 +23,23 @@ const (
 	measureInterval = 20 * time.Millisecond
 )
 
-// room has the used and the available space.
+// room is the used and the available space, in bytes. The writer measures the database,
+// and any goroutine the rest.
 type room struct {
-	mu       sync.Mutex
-	database int64 // live pages
-	log      int64
-	bodies   int64
-	free     int64 // of the disk
-	spare    int64 // free pages of the database; it does not shrink
 	max      int64
+	database atomic.Int64 // live pages
+	spare    atomic.Int64 // free pages of the database; it does not shrink
+	log      atomic.Int64
+	bodies   atomic.Int64  // files of bodies
+	free     atomic.Int64  // of the disk
 	wake     chan struct{} // wakes maintenance
 	evicting sync.Mutex
 }
 
-func (r *room) used() int64 { return r.database + r.log + r.bodies }
+func (r *room) used() int64 { return r.database.Load() + r.log.Load() + r.bodies.Load() }
 
 // check returns an error that wraps ErrFull if there is no room for n more bytes.
 func (r *room) check(n int64) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if used := r.used(); used+n > r.max {
 		return fmt.Errorf("%w: it uses %d of %d bytes", engine.ErrFull, used, r.max)
 	}
@@ -53,17 +52,24 @@ func (r *room) check(n int64) error {
 // left returns how many bytes can still be written, and how many of them are the
 // reserve. Free pages within the database count: otherwise a disk that tasks have
 // filled would stay full forever. Half of the reserve must be on the disk itself, for
-// the log. r.mu is held.
+// the log.
 func (r *room) left() (left, reserve int64) {
-	reserve = max(minReserve, 2*r.log)
-	return r.free + min(r.spare, reserve/2), reserve
+	reserve = max(minReserve, 2*r.log.Load())
+	return r.free.Load() + min(r.spare.Load(), reserve/2), reserve
 }
 
-// suspect treats the disk as full until the next measurement.
-func (r *room) suspect() {
-	r.mu.Lock()
-	r.free = 0
-	r.mu.Unlock()
+// crowded reports whether results should be evicted. This is the case a little before
+// there is no room.
+func (r *room) crowded() bool {
+	left, reserve := r.left()
+	return r.used() > r.max/20*19 || left < reserve*5/4
+}
+
+// pagesHelp reports whether freeing pages makes room. On a disk that others fill, only
+// removing files does.
+func (r *room) pagesHelp() bool {
+	_, reserve := r.left()
+	return r.used() > r.max/20*19 || r.free.Load() >= reserve/2 && r.spare.Load() < reserve/2
 }
 
 // measure measures the used space. Only the writer calls it.
@@ -78,47 +84,21 @@ func (s *store) measure() {
 	if s.writer.failed() != nil {
 		return // the next commit reports it
 	}
-	s.room.mu.Lock()
-	s.room.database, s.room.spare = (pages-free)*pageSize, free*pageSize
-	s.room.mu.Unlock()
+	s.room.database.Store((pages - free) * pageSize)
+	s.room.spare.Store(free * pageSize)
 	s.measureDisk()
-	if s.room.crowded() {
-		wake(s.room.wake)
-	}
 }
 
 // measureDisk measures the space that can change without a commit.
 func (s *store) measureDisk() {
-	log := int64(0)
 	if info, err := os.Stat(s.file + "-wal"); err == nil {
-		log = info.Size()
+		s.room.log.Store(info.Size())
 	}
 	free, err := s.cfg.free(s.cfg.Folder)
 	if err != nil {
 		free = 1 << 62 // if the disk is full, a write fails
 	}
-	bodies := s.bodies.used()
-	s.room.mu.Lock()
-	s.room.log, s.room.free, s.room.bodies = log, free, bodies
-	s.room.mu.Unlock()
-}
-
-// crowded reports whether results should be evicted. This is the case a little before
-// there is no room.
-func (r *room) crowded() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	left, reserve := r.left()
-	return r.used() > r.max/20*19 || left < reserve*5/4
-}
-
-// pagesHelp reports whether freeing pages makes room. On a disk that others fill, only
-// removing files does.
-func (r *room) pagesHelp() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, reserve := r.left()
-	return r.used() > r.max/20*19 || r.free >= reserve/2 && r.spare < reserve/2
+	s.room.free.Store(free)
 }
 
 // admit returns an error if there is no room for a new task of n bytes. It first evicts
@@ -127,18 +107,15 @@ func (s *store) admit(ctx context.Context, n int64) error {
 	if err := s.usableForNew(); err != nil {
 		return err
 	}
-	err := s.room.check(n)
-	if err == nil {
+	if s.room.check(n) == nil {
 		return nil
 	}
 	s.measureDisk()
-	if err = s.room.check(n); err == nil {
-		return nil
+	err := s.room.check(n)
+	if err != nil && s.evict(ctx) == nil {
+		err = s.room.check(n)
 	}
-	if evictErr := s.evict(ctx); evictErr != nil {
-		return err
-	}
-	return s.room.check(n)
+	return err
 }
 
 // checkQuota returns an error if the store is filling up and the task's destination has
@@ -147,11 +124,8 @@ func (t *tx) checkQuota(domain string) error {
 	if domain == "" {
 		return nil
 	}
-	r := &t.s.room
-	r.mu.Lock()
-	used, limit := r.used(), r.max
-	r.mu.Unlock()
-	if used <= limit/2 {
+	limit := t.s.room.max
+	if t.s.room.used() <= limit/2 {
 		return nil
 	}
 	if bytes, _ := t.number("SELECT bytes FROM domain WHERE name = ?", domain); bytes > limit/4 {

@@ -60,11 +60,9 @@ func (s *store) Stats(ctx context.Context) (engine.Stats, error) {
 		}
 	}
 	s.mu.Unlock()
-	s.room.mu.Lock()
-	stats.Used, stats.Limit = s.room.used(), s.room.max
 	left, reserve := s.room.left()
-	stats.Limit = min(stats.Limit, stats.Used+max(0, left-reserve))
-	s.room.mu.Unlock()
+	stats.Used = s.room.used()
+	stats.Limit = min(s.room.max, stats.Used+max(0, left-reserve))
 	err := s.read(ctx, func(c *conn) error {
 		c.tally(func(state task.State, n int64) { stats.Tasks[state] = n })
 		due, _ := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_at

@@ -29,7 +29,7 @@ func (s *store) Import(ctx context.Context, rec *task.Record, request, result io
 		if r == nil {
 			continue
 		}
-		if bodies[i], err = s.bodies.take(r, -1); err != nil {
+		if bodies[i], err = s.bodies.take(r); err != nil {
 			s.bodies.drop(files...)
 			return err
 		}
