@@ -76,59 +76,78 @@ func run(addr string, clients, status int, request []byte, more func() bool) (lo
 }
 
 // steady sends requests in turn, at a constant rate for a duration, without waiting for
-// earlier responses. It opens connections as needed. It calls seen with the task ID of
-// each response.
+// earlier responses. It calls seen with the task ID of each response.
 func steady(addr string, perSecond int, d time.Duration, status int, requests [][]byte, seen func(id string)) error {
-	idle := make(chan *conn, 1024)
+	p := newPool(addr)
+	defer p.close()
+	return atRate(perSecond, d, func(i int) error {
+		id, err := p.do(requests[i%len(requests)], status)
+		if err == nil && seen != nil {
+			seen(id)
+		}
+		return err
+	})
+}
+
+// sentIn returns how many calls atRate makes.
+func sentIn(d time.Duration, perSecond int) int { return max(1, int(d.Seconds()*float64(perSecond))) }
+
+// atRate calls f at a constant rate for a duration, each time in a goroutine of its own.
+// It returns when all calls have ended.
+func atRate(perSecond int, d time.Duration, f func(i int) error) error {
+	errs := make([]error, sentIn(d, perSecond))
 	var group sync.WaitGroup
-	var mu sync.Mutex
-	var failed error
-	fail := func(err error) {
-		mu.Lock()
-		failed = errors.Join(failed, err)
-		mu.Unlock()
-	}
 	began := time.Now()
-	for i := range max(1, int(d.Seconds()*float64(perSecond))) {
-		// If the machine was busy, requests that are late are sent at once.
+	for i := range errs {
+		// If the machine was busy, calls that are late are made at once.
 		time.Sleep(time.Until(began.Add(time.Duration(i) * time.Second / time.Duration(perSecond))))
-		request := requests[i%len(requests)]
-		group.Go(func() {
-			var c *conn
-			select {
-			case c = <-idle:
-			default:
-				var err error
-				if c, err = dial(addr); err != nil {
-					fail(err)
-					return
-				}
-			}
-			got, id, err := c.do(request)
-			if err == nil && got != status {
-				err = fmt.Errorf("the answer is %d, not %d", got, status)
-			}
-			if err != nil {
-				fail(err)
-				c.Close()
-				return
-			}
-			if seen != nil {
-				seen(id)
-			}
-			select {
-			case idle <- c:
-			default:
-				c.Close()
-			}
-		})
+		group.Go(func() { errs[i] = f(i) })
 	}
 	group.Wait()
-	close(idle)
-	for c := range idle {
+	return errors.Join(errs...)
+}
+
+// pool has the idle connections to an address. It opens connections as needed.
+type pool struct {
+	addr string
+	idle chan *conn
+}
+
+func newPool(addr string) *pool { return &pool{addr, make(chan *conn, 1024)} }
+
+// do sends a request whose response must have the status. It returns the task's ID, if
+// the response has one.
+func (p *pool) do(request []byte, status int) (id string, err error) {
+	var c *conn
+	select {
+	case c = <-p.idle:
+	default:
+		if c, err = dial(p.addr); err != nil {
+			return "", err
+		}
+	}
+	got, id, err := c.do(request)
+	if err == nil && got != status {
+		err = fmt.Errorf("the answer is %d, not %d", got, status)
+	}
+	if err != nil {
+		c.Close()
+		return "", err
+	}
+	select {
+	case p.idle <- c:
+	default:
 		c.Close()
 	}
-	return failed
+	return id, nil
+}
+
+// close closes the idle connections. No request may follow.
+func (p *pool) close() {
+	close(p.idle)
+	for c := range p.idle {
+		c.Close()
+	}
 }
 
 // stamps records a time for each task.

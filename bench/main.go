@@ -56,8 +56,9 @@ var measurements = []measurement{
 	{"curves", "what grows with load, drawn", 95 * time.Second, []string{mixed}, curves},
 }
 
-// latencyBudget covers the ten minutes in which latencies looks for pauses.
-const latencyBudget = 10*time.Minute + 15*time.Second
+// latencyBudget covers the ten minutes in which latencies looks for pauses, and what is
+// measured beside them.
+const latencyBudget = 10*time.Minute + 25*time.Second
 
 // turns yields the rounds of a part of a measurement: first 0, the warm-up, then 1 and
 // up. There is at least one after the warm-up. The share is the part of the budget that
