@@ -2,6 +2,8 @@ package main
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -36,35 +38,43 @@ type result struct {
 	lost, repeated int
 }
 
-// round starts a system, sends the load, and waits for the callbacks.
-func (s *settings) round(p *peer, sys *system, l load) (result, error) {
+// round starts a system, sends the load, and waits for the callbacks. Then it ends the
+// system.
+func (s *settings) round(p *peer, sys *system, l load) (r result, err error) {
 	if err := sys.clean(); err != nil {
 		return result{}, err
 	}
+	defer func() { err = errors.Join(err, sys.kill()) }()
 	if err := sys.start(); err != nil {
 		return result{}, err
 	}
 	p.reset()
 	c := &clients{peer: p, system: sys, load: l}
 	began := time.Now()
-	killed := make(chan error, 1)
-	if l.kill {
-		time.AfterFunc(s.duration/2, func() { killed <- cmp.Or(sys.kill(), sys.start()) })
-	} else {
-		killed <- nil
-	}
-	c.send(s.clients, began.Add(s.duration))
-	if err := <-killed; err != nil {
-		return result{}, err
+	ctx, stop := context.WithCancel(context.Background())
+	var restarted error
+	go func() {
+		defer stop()
+		time.Sleep(s.duration / 2)
+		if l.kill {
+			if restarted = cmp.Or(sys.kill(), sys.start()); restarted != nil {
+				return
+			}
+		}
+		time.Sleep(s.duration / 2)
+	}()
+	c.send(ctx, s.clients)
+	if restarted != nil {
+		return result{}, restarted
 	}
 	last := p.settle(s.patience)
-	r := p.result()
+	r = p.result()
 	r.accepted = c.took
 	r.rate = float64(len(r.accepted)-r.lost) / last.Sub(began).Seconds()
 	if len(r.accepted) == 0 {
 		return r, fmt.Errorf("no task was accepted: %w", c.err)
 	}
-	return r, sys.kill()
+	return r, nil
 }
 
 // settle waits until each accepted task has its callback, or none has arrived for a
@@ -110,25 +120,27 @@ type clients struct {
 	err  error           // the last one
 }
 
-// send submits tasks until the end, one after the other by each client, or at the rate of
-// the load.
-func (c *clients) send(n int, end time.Time) {
+// send submits tasks until the context ends, one after the other by each client, or at
+// the rate of the load.
+func (c *clients) send(ctx context.Context, n int) {
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: n, MaxIdleConns: n}, Timeout: time.Minute}
 	defer client.CloseIdleConnections()
-	var turns chan struct{} // nil if the clients do not wait for their turn
+	var turns chan time.Time // nil if the clients do not wait for their turn
 	if c.load.rate > 0 {
-		turns = make(chan struct{}, n)
+		turns = make(chan time.Time, n)
 		go func() {
+			defer close(turns)
 			tick := time.NewTicker(time.Second / time.Duration(c.load.rate))
 			defer tick.Stop()
-			for now := range tick.C {
-				if now.After(end) {
-					close(turns)
-					return
-				}
+			for {
 				select {
-				case turns <- struct{}{}:
-				default: // the system is slower than the rate
+				case now := <-tick.C:
+					select {
+					case turns <- now:
+					default: // the system is slower than the rate
+					}
+				case <-ctx.Done():
+					return
 				}
 			}
 		}()
@@ -136,7 +148,7 @@ func (c *clients) send(n int, end time.Time) {
 	var group sync.WaitGroup
 	for range n {
 		group.Go(func() {
-			for time.Now().Before(end) {
+			for ctx.Err() == nil {
 				if turns != nil {
 					if _, ok := <-turns; !ok {
 						return

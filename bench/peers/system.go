@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 )
 
@@ -21,8 +22,12 @@ type system struct {
 	Headers map[string]string `json:"headers"`
 	Body    string            `json:"body"`
 	// Run are commands that run for as long as the system does. They are started before
-	// a round, and killed after it.
+	// a round, and killed after it in reverse order.
 	Run [][]string `json:"run"`
+	// Ready are addresses of the commands in Run, in the same order. Each must accept
+	// connections before the next command starts. The last command needs none, because
+	// the address of Submit must accept connections too.
+	Ready []string `json:"ready"`
 	// Clean are files and folders that are removed before a round.
 	Clean []string `json:"clean"`
 	// Crash and Restart are commands that kill and start a system that runs elsewhere,
@@ -35,18 +40,27 @@ type system struct {
 
 // start starts the system and waits until it accepts connections.
 func (s *system) start() error {
-	for _, command := range s.Run {
+	for i, command := range s.Run {
 		cmd := exec.Command(command[0], command[1:]...)
 		cmd.Stderr = os.Stderr
 		if err := cmd.Start(); err != nil {
 			return fmt.Errorf("starting: %w", err)
 		}
 		s.running = append(s.running, cmd)
+		if i < len(s.Ready) {
+			if err := await(s.Ready[i]); err != nil {
+				return err
+			}
+		}
 	}
 	if err := runAll(s.Restart); err != nil {
 		return err
 	}
-	return s.await()
+	u, err := url.Parse(s.Submit)
+	if err != nil {
+		return err
+	}
+	return await(u.Host)
 }
 
 // clean removes what an earlier round has left.
@@ -62,34 +76,33 @@ func (s *system) clean() error {
 // startTimeout bounds how long a system may take until it accepts connections.
 const startTimeout = 2 * time.Minute
 
-func (s *system) await() error {
-	u, err := url.Parse(s.Submit)
-	if err != nil {
-		return err
-	}
+// await waits until an address accepts connections.
+func await(addr string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", u.Host)
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
 		if err == nil {
 			return conn.Close()
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("%s does not accept connections: %w", u.Host, err)
+			return fmt.Errorf("%s does not accept connections: %w", addr, err)
 		}
 	}
 }
 
 // kill kills the system, as kill -9 does.
 func (s *system) kill() error {
-	for _, cmd := range s.running {
+	for _, cmd := range slices.Backward(s.running) {
 		if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			return err
 		}
+	}
+	for _, cmd := range s.running {
 		_ = cmd.Wait() // it was killed
 	}
 	s.running = nil
