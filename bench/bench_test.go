@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -122,5 +123,26 @@ func TestSpansFindTheLongestPause(t *testing.T) {
 	s.end("c")
 	if s.pause < time.Minute || s.len() != 2 {
 		t.Errorf("the longest pause is %v", s.pause)
+	}
+}
+
+func TestAlternateMeasuresTheOtherSideBetweenTheParts(t *testing.T) {
+	var calls []string
+	sample := func(name string, took time.Duration) sampler {
+		return func(rate int, d time.Duration) ([]time.Duration, error) {
+			calls = append(calls, fmt.Sprintf("%s%d %v", name, rate, d))
+			took--
+			return []time.Duration{took}, nil
+		}
+	}
+	ours, theirs, err := alternate(200, sample("ours", 10), sample("theirs", 20), 50*time.Second, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := slices.Repeat([]string{"theirs200 1s", "ours200 10s"}, 5); !slices.Equal(calls, want) {
+		t.Errorf("the calls are %q; expected %q", calls, want)
+	}
+	if !slices.Equal(ours, []time.Duration{5, 6, 7, 8, 9}) || !slices.Equal(theirs, []time.Duration{15, 16, 17, 18, 19}) {
+		t.Errorf("the latencies are %d and %d", ours, theirs)
 	}
 }

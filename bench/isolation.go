@@ -42,7 +42,7 @@ func isolation(b *bench) ([]row, error) {
 	return []row{
 		p99.atMost("result to callback beside 10,000 for that host, 200/s, p99", " ms", 1.10),
 		median,
-		floor.beside("p99, beside 10,000 tasks in a queue without workers", " ms"),
+		floor.beside("p99, compared with 10,000 tasks in a queue without workers", " ms"),
 	}, nil
 }
 

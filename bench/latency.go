@@ -38,7 +38,7 @@ func latencies(b *bench) ([]row, error) {
 	}{
 		{"endpoint's last byte to callback", low, 0.4, true, time.Millisecond / 2, 5 * time.Millisecond, l.callbacks, l.disk.syncs, "fsync"},
 		{"the same at half of the saturated rate", max(1, int(rate/2)), 0.5, false, 0, 10 * time.Millisecond, l.callbacks, l.plain, "plain"},
-		{"202 to start", low, 0.1, false, time.Millisecond, 5 * time.Millisecond, l.starts, nil, ""},
+		{"a queue's 202 to the start of its task", low, 0.1, false, time.Millisecond, 5 * time.Millisecond, l.starts, nil, ""},
 	} {
 		ours, theirs, err := alternate(c.rate, c.ours, c.theirs, time.Duration(c.share*float64(b.long)), b.long/600)
 		if err != nil {
@@ -56,7 +56,7 @@ func latencies(b *bench) ([]row, error) {
 		}
 		rows = append(rows, p50, p99)
 	}
-	return append(rows, within(fmt.Sprintf("longest pause in %v", b.long), l.pause, 100*time.Millisecond)), nil
+	return append(rows, within(fmt.Sprintf("longest time without a task in %v", b.long), l.pause, 100*time.Millisecond)), nil
 }
 
 // sampler measures latencies at a rate for a duration.

@@ -63,8 +63,11 @@ func (t table) markdown() string {
 		return ""
 	}
 	var b strings.Builder
-	for _, line := range slices.Concat([][]string{t.head, slices.Repeat([]string{"---"}, len(t.head))}, t.rows) {
+	for i, line := range slices.Concat([][]string{t.head}, t.rows) {
 		b.WriteString("| " + strings.Join(line, " | ") + " |\n")
+		if i == 0 {
+			b.WriteString(strings.Repeat("|---", len(t.head)) + "|\n")
+		}
 	}
 	return b.String()
 }

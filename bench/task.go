@@ -59,19 +59,19 @@ func tasks(b *bench) ([]row, error) {
 		limit := proxied.elapsed.Seconds() + float64(n)/posted
 		rate.add(float64(n)/ours.Seconds(), float64(n)/limit)
 	}
-	return []row{rate.atLeast("a task with a callback, 200-byte JSON, 64 clients, fsync, all delivered, tasks/s", "", 0.45)}, nil
+	return []row{rate.atLeast("200-byte JSON, 64 clients, tasks/s", "", 0.45)}, nil
 }
 
 // queueTasks compares tasks of a queue, from acceptance to delivery, with tasks of
 // waiting clients.
 func queueTasks(b *bench) ([]row, error) {
-	return sideBySide(b, "a queue's task, accepted to delivered, beside a waiting client's, tasks/s", 0.80,
+	return sideBySide(b, "from acceptance to delivery, tasks/s", 0.80,
 		side{site: queueSite, status: 202, options: "queue q {\nworkers 64\nmax_queued 10000000\n}"}, side{site: waitingSite, status: 200})
 }
 
 // syncModes compares fsync before every acknowledgement with an fsync every 10 ms.
 func syncModes(b *bench) ([]row, error) {
-	return sideBySide(b, "a waiting client's task, fsync before every acknowledgement, beside sync 10ms, tasks/s", 0.80,
+	return sideBySide(b, "a waiting client's task, tasks/s", 0.80,
 		side{site: waitingSite, status: 200}, side{site: waitingSite, status: 200, engine: "sync 10ms"})
 }
 

@@ -134,3 +134,25 @@ func TestReadSystemsReadsTheExample(t *testing.T) {
 		})
 	}
 }
+
+func TestRoundEndsTheSystemAfterAnError(t *testing.T) {
+	t.Parallel()
+	p, err := newPeer("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	addr := freeAddr(t)
+	sys := &system{
+		Name: "stand-in", Submit: "http://" + addr + "/",
+		Run:   [][]string{{os.Args[0], standIn, addr, "http://127.0.0.1:0/no-endpoint", "1"}},
+		Ready: []string{addr},
+	}
+	s := &settings{duration: time.Millisecond, clients: 1}
+	if _, err = s.round(p, sys, load{}); err == nil || !strings.Contains(err.Error(), "no task was accepted") {
+		t.Errorf("the error is %v", err)
+	}
+	if n := len(sys.running); n > 0 {
+		t.Errorf("%d processes are running", n)
+	}
+}
