@@ -16,10 +16,6 @@ import (
 	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
-// enqueueTries limits how often an enqueue is retried when others with the same key or
-// schedule come first.
-const enqueueTries = 10
-
 // Enqueue implements engine.Acceptor.
 func (e *Engine) Enqueue(ctx context.Context, rec *task.Record, body io.Reader, opts engine.EnqueueOptions) (string, bool, error) {
 	if err := e.Ready(); err != nil {
@@ -51,29 +47,22 @@ func (e *Engine) enqueue(ctx context.Context, rec *task.Record, body io.Reader, 
 			key.Digest = opts.Key.Digest()
 		}
 	}
-	var known string
-	bodyName, err := m.meta.Body, errKnown
-	for tries := 0; errors.Is(err, errKnown) && tries < enqueueTries; tries++ {
-		known, err = e.tryEnqueue(ctx, m, key, opts.MaxQueued, f)
-	}
-	if errors.Is(err, engine.ErrLost) && f != nil && e.wasQueued(ctx, m) {
+	bodyName := m.meta.Body
+	known, err := e.insert(ctx, m, key, opts.MaxQueued, f)
+	if f != nil && errors.Is(err, engine.ErrLost) && e.wasQueued(ctx, m) {
 		err = nil
 	}
-	isNew := err == nil && known == ""
 	if known != "" {
 		m.clearBody()
 	}
 	e.discardUnused(ctx, bodyName, m, err)
-	if err == nil && known != "" && f != nil {
+	if err == nil && (known == "" || known == m.meta.ID) { // an interrupted call may have stored it
+		return m.meta.ID, true, nil
+	}
+	if err == nil && f != nil {
 		err = f.end(ctx, removal(m.meta.ID), "release")
 	}
-	switch {
-	case errors.Is(err, errKnown):
-		err = e.unavailable(err)
-	case isNew:
-		known = m.meta.ID
-	}
-	return known, isNew, err
+	return known, false, err
 }
 
 // wasQueued reports whether an interrupted call has already turned a waiting client's
@@ -95,45 +84,67 @@ func queued(rec *task.Record) *message {
 	}}
 }
 
-// errKnown means that another task with the key or schedule was stored first.
-var errKnown = errors.New("another task was stored first")
+// maxBatches is how many tasks with a key or a schedule a gateway stores at once, each
+// in an atomic batch. The server allows 50 batches a stream, and a batch costs it a file.
+const maxBatches = 12
 
-// tryEnqueue stores a task, its key and the latest run of its schedule in one atomic
-// step. It returns the ID of an earlier task if there is one.
-func (e *Engine) tryEnqueue(ctx context.Context, m *message, key *engine.StoredKey, maxQueued int, f *inFlight) (known string, err error) {
-	var with []*nats.Msg
-	isOther := func(known string) bool { return known != "" && (f == nil || known != m.meta.ID) }
-	if key != nil {
-		if known, err := e.knownKey(ctx, key); isOther(known) || err != nil {
+// insertTries limits how often insert is repeated when others with the same key or
+// schedule come first.
+const insertTries = 10
+
+// insert stores a task as queued, its key and the latest run of its schedule in one
+// atomic step. It returns the ID of the earlier task if there is one.
+func (e *Engine) insert(ctx context.Context, m *message, key *engine.StoredKey, maxQueued int, f *inFlight) (known string, err error) {
+	if key != nil || m.rec.Schedule != "" {
+		// A known key is looked up here too, so that of many tasks with one key only the
+		// first few are sent in vain.
+		select {
+		case e.batches <- struct{}{}:
+			defer func() { <-e.batches }()
+		case <-ctx.Done():
+			return "", e.unavailable(ctx.Err())
+		}
+	}
+	for range insertTries {
+		with, known, err := e.conditions(ctx, m, key)
+		switch {
+		case known != "" || err != nil:
 			return known, err
+		case maxQueued > 0 && e.index.depth(m.meta.Queue) >= int64(maxQueued):
+			return "", engine.ErrQueueFull
+		case f != nil:
+			err = f.end(ctx, m, "enqueue", with...)
+		default:
+			err = e.put(ctx, m, 0, with...)
+		}
+		if errors.Is(err, engine.ErrLost) && f == nil {
+			err = fmt.Errorf("%w: a task with the ID %s exists", engine.ErrUnavailable, m.meta.ID)
+		}
+		if !errors.Is(err, errConflict) {
+			return "", err
+		}
+	}
+	return "", errConflict
+}
+
+// conditions returns the messages with which a task is stored only if it is the first
+// one with its key, and no other run of its schedule came first. It returns the ID of
+// the earlier task if there is one.
+func (e *Engine) conditions(ctx context.Context, m *message, key *engine.StoredKey) (with []*nats.Msg, known string, err error) {
+	if key != nil {
+		if known, err = e.knownKey(ctx, key); known != "" || err != nil {
+			return nil, known, err
 		}
 		with = append(with, keyMessage(key))
 	}
 	if m.rec.Schedule != "" {
-		msg, waiting, err := e.runMessage(ctx, m.rec)
-		if isOther(waiting) || err != nil {
-			return waiting, err
+		var run *nats.Msg
+		if run, known, err = e.runMessage(ctx, m.rec); known != "" || err != nil {
+			return nil, known, err
 		}
-		if msg != nil {
-			with = append(with, msg)
-		}
+		with = append(with, run)
 	}
-	if maxQueued > 0 && e.index.depth(m.meta.Queue) >= int64(maxQueued) {
-		return "", engine.ErrQueueFull
-	}
-	if f != nil {
-		if err = f.end(ctx, m, "enqueue", with...); errors.Is(err, engine.ErrLost) && !f.isOver() {
-			err = errKnown
-		}
-		return "", err
-	}
-	err = e.put(ctx, m, 0, with...)
-	if errors.Is(err, engine.ErrLost) {
-		if err = errKnown; len(with) == 0 {
-			err = fmt.Errorf("%w: a task with the ID %s exists", engine.ErrUnavailable, m.meta.ID)
-		}
-	}
-	return "", err
+	return with, "", nil
 }
 
 func (x *index) depth(queue string) int64 {

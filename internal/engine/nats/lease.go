@@ -51,7 +51,7 @@ func (f *inFlight) end(ctx context.Context, m *message, name string, with ...*na
 	}
 	m.meta.Token = f.token + "." + name
 	err := f.engine.put(ctx, m, f.m.seq, with...)
-	f.over = err == nil || errors.Is(err, engine.ErrLost) && (len(with) == 0 || !f.isCurrent(ctx))
+	f.over = err == nil || errors.Is(err, engine.ErrLost)
 	if f.over && err != nil {
 		f.engine.index.drop(f.m.meta.ID, f, err)
 		f.lose()
@@ -63,12 +63,6 @@ func (f *inFlight) isOver() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.over
-}
-
-// isCurrent reports whether the step that began f may still be the task's last one.
-func (f *inFlight) isCurrent(ctx context.Context) bool {
-	_, err := f.engine.getStep(ctx, candidate{f.m.meta.ID, f.m.seq})
-	return !errors.Is(err, engine.ErrLost) && !errors.Is(err, engine.ErrNotFound)
 }
 
 // lease implements engine.Lease.

@@ -17,13 +17,10 @@ import (
 // stepTimeout limits the wait for a step to be stored, because a client is waiting.
 const stepTimeout = 5 * time.Second
 
-// maxBatches is how many atomic batches a gateway has open at once. The server allows
-// 50 a stream.
-const maxBatches = 12
-
 // put stores the next step of a task, if its last one has the sequence last. It returns
 // ErrLost if the task has a later step. The messages in with, each with an expected
-// sequence, are stored in the same atomic step.
+// sequence, are stored in the same atomic step; if one of them was refused, the error is
+// errConflict.
 func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats.Msg) error {
 	msg, err := m.encode(last)
 	if err != nil {
@@ -31,11 +28,13 @@ func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats
 	}
 	seq, err := e.store(ctx, append(with, msg)...)
 	if errors.Is(err, engine.ErrLost) {
-		// An earlier try may have stored the step without an acknowledgment.
 		now, getErr := e.lastStep(ctx, m.meta.ID)
+		isNew := last == 0 && errors.Is(getErr, engine.ErrNotFound)
 		switch {
-		case getErr == nil && now.meta.Token == m.meta.Token:
+		case getErr == nil && now.meta.Token == m.meta.Token: // stored by an earlier try
 			m.meta, m.body, seq, err = now.meta, now.body, now.seq, nil
+		case len(with) > 0 && (isNew || getErr == nil && now.seq == last):
+			err = errConflict
 		case getErr != nil && !errors.Is(getErr, engine.ErrNotFound):
 			err = e.unavailable(getErr) // it is not known whether the step is stored
 		}
@@ -51,18 +50,14 @@ func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats
 	return nil
 }
 
+// errConflict means that another task with the idempotency key, or another run of the
+// schedule, was stored first.
+var errConflict = fmt.Errorf("%w: a task with the same key or schedule was stored first", engine.ErrUnavailable)
+
 // store publishes messages as one atomic step and returns the sequence of the last.
 func (e *Engine) store(ctx context.Context, msgs ...*nats.Msg) (seq uint64, err error) {
 	e.steps.RLock()
 	defer e.steps.RUnlock()
-	if len(msgs) > 1 {
-		select {
-		case e.batches <- struct{}{}:
-			defer func() { <-e.batches }()
-		case <-ctx.Done():
-			return 0, e.unavailable(ctx.Err())
-		}
-	}
 	err = e.retry(ctx, func(ctx context.Context) error {
 		seq, err = e.publish(ctx, msgs)
 		return err
