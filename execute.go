@@ -63,14 +63,14 @@ type settings struct {
 	kept       capture.ResponseOptions
 }
 
-// newExecution returns the execution of a task. ctx provides values for the handlers;
-// its end does not end the execution. client is nil if no client waits.
+// newExecution returns the execution of a task. ctx provides values for the handlers, and
+// never ends. client is nil if no client waits.
 func (a *App) newExecution(ctx context.Context, s *sharedStore, set settings, rec *task.Record, client http.ResponseWriter) *execution {
 	x := &execution{settings: set, app: a, log: a.log, store: s, rec: *rec, stopping: s.quit}
 	x.response.Init(client, set.kept)
 	x.response.Owner = x
 	x.recorded.Add(1)
-	x.ctx, x.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	x.ctx, x.cancel = context.WithCancelCause(ctx)
 	return x
 }
 

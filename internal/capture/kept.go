@@ -144,13 +144,20 @@ func (c *Response) endToEnd() http.Header {
 			return !needed || len(strings.Join(values, "")) > maxKeptField
 		})
 	}
-	hop := append([]string{
-		"Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Content-Length",
-	}, strings.Split(strings.Join(kept["Connection"], ","), ",")...)
-	for _, name := range append(hop, "Connection") {
-		delete(kept, http.CanonicalHeaderKey(strings.TrimSpace(name)))
+	for _, line := range kept["Connection"] {
+		for name := range strings.SplitSeq(line, ",") {
+			delete(kept, http.CanonicalHeaderKey(strings.TrimSpace(name)))
+		}
+	}
+	for _, name := range hopFields {
+		delete(kept, name)
 	}
 	return kept
+}
+
+// hopFields are the header fields that are not end-to-end, or not true of a stored body.
+var hopFields = []string{
+	"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Content-Length",
 }
 
 // maxKeptField bounds the stored content type and codings of a result, in bytes. They
