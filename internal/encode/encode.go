@@ -177,6 +177,9 @@ func read(ctx context.Context, rec *task.Record, result Result) ([]byte, error) 
 		return nil, err
 	}
 	defer r.Close()
+	if inMemory, ok := r.(interface{ Bytes() []byte }); ok {
+		return inMemory.Bytes(), nil
+	}
 	// Allocated in one piece: a growing buffer would need twice the memory.
 	content := bytes.NewBuffer(make([]byte, 0, rec.Result.Kept+bytes.MinRead))
 	if _, err := content.ReadFrom(r); err != nil {

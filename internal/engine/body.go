@@ -7,12 +7,20 @@ import (
 	"io"
 )
 
-// InMemory returns a body that is in memory.
-func InMemory(body []byte) io.ReadSeekCloser { return inMemory{bytes.NewReader(body)} }
+// InMemory returns a body that is in memory. Its method Bytes returns the whole body, so
+// that a caller that needs all of it needs no copy. The bytes must not be changed.
+func InMemory(body []byte) io.ReadSeekCloser {
+	return &inMemory{Reader: *bytes.NewReader(body), body: body}
+}
 
-type inMemory struct{ *bytes.Reader }
+type inMemory struct {
+	bytes.Reader
+	body []byte
+}
 
-func (inMemory) Close() error { return nil }
+func (b *inMemory) Bytes() []byte { return b.body }
+
+func (*inMemory) Close() error { return nil }
 
 // Position returns the position that a body of the given size has after Seek was called
 // at position at.
