@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -18,12 +19,12 @@ import (
 // request builds the request of an attempt.
 func (s *Sender) request(ctx context.Context, c Callback, prepare Prepare, at time.Time) (*http.Request, error) {
 	rec, head := c.Record, &c.Body.Head
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, rec.Callback.URL, http.NoBody)
+	u, err := url.Parse(rec.Callback.URL)
 	if err != nil {
 		return nil, errUnusable // the text of err contains the URL's query
 	}
 	h := make(http.Header, headerFields)
-	req.Header = h
+	req := (&http.Request{Method: http.MethodPost, URL: u, Host: u.Host, Header: h, Body: http.NoBody}).WithContext(ctx)
 	setHeader(h, rec, head, s.opts.UserAgent)
 	if prepare != nil {
 		prepare(req, at)
@@ -38,7 +39,7 @@ func (s *Sender) request(ctx context.Context, c Callback, prepare Prepare, at ti
 }
 
 // headerFields is about how many fields the header of a callback has.
-const headerFields = 20
+const headerFields = 14
 
 // setHeader sets the headers of a callback, except those of a profile and the
 // signatures.

@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/caddy-callback/caddy-callback/internal/deadline"
 	"github.com/caddy-callback/caddy-callback/internal/encode"
 	"github.com/caddy-callback/caddy-callback/internal/safedial"
 	"github.com/caddy-callback/caddy-callback/internal/task"
@@ -27,7 +28,7 @@ import (
 // Options are the options of a Sender.
 type Options struct {
 	// Timeout is how long an attempt may take, from connecting to the last byte of
-	// the answer.
+	// the answer. Attempts share timers, so that one can take a hundredth longer.
 	Timeout time.Duration
 	// Policy applies to URLs that a request has named, Trusted to the operator's URLs.
 	Policy, Trusted *safedial.Policy
@@ -47,12 +48,16 @@ type Options struct {
 // Sender makes attempts. Send can be called from several goroutines at once.
 type Sender struct {
 	opts            Options
+	timeout         *deadline.Shared // of opts.Timeout
 	guarded, owners *connections
 }
 
 // New returns a Sender. Close it when it makes no more attempts.
 func New(o Options) *Sender {
-	return &Sender{opts: o, guarded: newConnections(o, o.Policy), owners: newConnections(o, o.Trusted)}
+	return &Sender{
+		opts: o, timeout: deadline.New(o.Timeout),
+		guarded: newConnections(o, o.Policy), owners: newConnections(o, o.Trusted),
+	}
 }
 
 // Close closes the connections that are kept for reuse. Attempts in flight continue.
@@ -93,17 +98,15 @@ func (s *Sender) Send(ctx context.Context, c Callback, prepare Prepare) Answer {
 		return Answer{At: at, Err: err}
 	}
 	// Signing a large body takes time, which must not count against the receiver's timeout.
-	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeout)
-	defer cancel()
-	t.Context = ctx
+	t.Context = s.timeout.Below(ctx)
 	ans := Answer{At: time.Now().UTC()}
 	hidden := newMask(c.Record, req.URL, req.Header)
 	header := s.post(req, c.Record, &ans)
 	ans.Excerpt = hidden.text(ans.Excerpt)
 	ans.Trace = t.record(ans.At)
 	ans.Trace.Sent, ans.Trace.Received = hidden.headers(req.Header), hidden.headers(header)
-	// The timeout of connecting may expire a moment before ctx.
-	if timedOut := cmp.Or(ctx.Err(), ans.Err); ans.Status == 0 && errors.Is(timedOut, context.DeadlineExceeded) {
+	// The timeout of connecting may expire a moment before that of the attempt.
+	if timedOut := cmp.Or(t.Err(), ans.Err); ans.Status == 0 && errors.Is(timedOut, context.DeadlineExceeded) {
 		ans.Err = fmt.Errorf("no answer within %v", s.opts.Timeout)
 	}
 	ans.Took, ans.Connected = time.Since(ans.At), ans.Trace.RemoteAddr != ""
