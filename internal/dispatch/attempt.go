@@ -1,9 +1,6 @@
 package dispatch
 
-import (
-	"container/list"
-	"time"
-)
+import "time"
 
 // slotTime is how long an attempt keeps a slot of the fast pool.
 const slotTime = 500 * time.Millisecond
@@ -19,9 +16,9 @@ type Attempt struct {
 	host        *host
 	participant *participant // the participant whose share it uses; nil once it has ended
 	started     time.Time
-	arrived     int64         // deliveries of the host that were reported before the start
-	late        bool          // whether it has left the fast pool
-	fast        *list.Element // its element in Dispatcher.running; nil outside the fast pool
+	arrived     int64 // deliveries of the host that were reported before the start
+	fast        bool  // whether it is in the fast pool
+	late        bool  // whether it has left the fast pool for the slow one
 }
 
 // Kind says how an attempt ended.
@@ -74,9 +71,9 @@ func (d *Dispatcher) grant(who *participant, now time.Time) Grant {
 	attempts := make([]Attempt, n)
 	for i := range attempts {
 		a := &attempts[i]
-		*a = Attempt{host: h, participant: who, started: now, arrived: h.arrived}
-		if p == &d.fast {
-			a.fast = d.running.PushBack(a)
+		*a = Attempt{host: h, participant: who, started: now, arrived: h.arrived, fast: p == &d.fast}
+		if a.fast {
+			d.running = append(d.running, a)
 		}
 		g.Attempts[i] = a
 	}
@@ -93,18 +90,23 @@ func (d *Dispatcher) passOn(now time.Time) {
 		return
 	}
 	d.nextPass = now.Add(slotTime)
-	var next *list.Element
-	for e := d.running.Front(); e != nil; e = next {
-		next = e.Next()
-		a := e.Value.(*Attempt)
+	kept := d.running[:0]
+	for i, a := range d.running {
+		if !a.fast {
+			continue // it has ended
+		}
 		if at := a.started.Add(slotTime); at.After(now) {
 			d.nextPass = earlier(d.nextPass, at)
-			return
+			kept = append(kept, d.running[i:]...)
+			break
 		}
 		if d.slow.running >= d.slow.size || !d.move(a) {
 			d.nextPass = now.Add(slotTime / 4)
+			kept = append(kept, a)
 		}
 	}
+	clear(d.running[len(kept):])
+	d.running = kept
 }
 
 // move moves an attempt to the slow pool. It returns false if the participant has no
@@ -114,8 +116,7 @@ func (d *Dispatcher) move(a *Attempt) bool {
 	if d.slow.share(who) < 1 {
 		return false // this call did not create who: it has attempts in flight
 	}
-	d.running.Remove(a.fast)
-	a.fast, a.late, a.participant = nil, true, who
+	a.fast, a.late, a.participant = false, true, who
 	a.host.late++
 	d.slow.count(who, 1)
 	d.fast.count(old, -1)
@@ -131,7 +132,7 @@ func (d *Dispatcher) NextChange(now time.Time) time.Time {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	at := d.slow.nextChange(now)
-	if d.running.Len() > 0 && len(d.fast.ready) > 0 && d.nextPass.After(now) {
+	if d.fast.running > 0 && len(d.fast.ready) > 0 && d.nextPass.After(now) {
 		at = earlier(at, d.nextPass)
 	}
 	if len(d.paced) > 0 {
@@ -181,11 +182,7 @@ func (d *Dispatcher) end(a *Attempt, o Outcome, now time.Time) {
 	if who == nil {
 		return
 	}
-	a.participant = nil
-	if a.fast != nil {
-		d.running.Remove(a.fast)
-		a.fast = nil
-	}
+	a.participant, a.fast = nil, false
 	if a.late {
 		h.late--
 	}

@@ -63,7 +63,7 @@ type Dispatcher struct {
 	idle     list.List // of *host: those with nothing due or in flight, the oldest first
 	fast     pool
 	slow     pool
-	running  list.List           // of *Attempt: those in the fast pool, the oldest first
+	running  []*Attempt          // those in the fast pool and some that have ended, the oldest first
 	nextPass time.Time           // when passOn is due
 	paused   map[string]struct{} // by host
 	paced    paces
