@@ -167,7 +167,11 @@ const (
 // it cannot store.
 func (d *Deliverer) conclude(rec *task.Record, step func(context.Context) error) (stored bool) {
 	d.storing.Add(1)
-	defer d.storing.Add(-1)
+	defer func() {
+		if d.storing.Add(-1) == maxStoring-1 {
+			d.wake()
+		}
+	}()
 	for wait := firstStoreWait; ; wait = min(2*wait, maxStoreWait) {
 		last := d.Stopping.Err() != nil // the process exits
 		err := step(d.timeout.Context())
@@ -201,8 +205,8 @@ func (d *Deliverer) block(err error) {
 func (d *Deliverer) unblock() {
 	if d.blocked.CompareAndSwap(true, false) {
 		d.Log().Info("store records deliveries again")
+		d.wake()
 	}
-	d.wake()
 }
 
 // maxJitter bounds the jitter that is added to a long wait.

@@ -298,17 +298,18 @@ func (d *Deliverer) reread(ctx context.Context) {
 func (d *Deliverer) attemptGrant(ctx context.Context, grant dispatch.Grant) {
 	defer d.Unhold()
 	taken, err := d.Engine.Take(ctx, grant.Host, len(grant.Attempts))
-	now := time.Now()
-	d.dispatcher.Short(grant, len(taken), now)
+	if n := len(grant.Attempts); len(taken) == n {
+		d.again(grant.Host, n) // there may be more
+	} else {
+		d.dispatcher.Short(grant, len(taken), time.Now())
+		d.wake()
+	}
 	if err != nil {
 		// The engine does not report the host again, because it expects that Take was
 		// successful.
 		defer d.again(grant.Host, len(grant.Attempts))
 		defer d.failed(ctx, "store does not hand out callbacks that are due", err)
-	} else if len(taken) == len(grant.Attempts) {
-		d.again(grant.Host, len(taken)) // there may be more
 	}
-	d.wake()
 	if len(taken) == 0 {
 		return
 	}
