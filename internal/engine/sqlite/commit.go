@@ -21,17 +21,23 @@ import (
 
 // op is one operation.
 type op struct {
-	apply func(*tx) error
-	lease *lease   // that it ends, or nil
-	files []string // of bodies that it refers to
-	err   error
+	apply   func(*tx) error
+	patient bool     // nobody waits for it; see patience
+	lease   *lease   // that it ends, or nil
+	files   []string // of bodies that it refers to
+	err     error
 }
 
 // batch is a group of operations that are committed together.
 type batch struct {
-	ops  []op
-	done chan struct{} // closed once all operations have their err
+	ops    []op
+	urgent bool          // it has an operation that is not patient
+	done   chan struct{} // closed once all operations have their err
 }
+
+// patience is how long a patient operation waits for an urgent one to be committed with:
+// a commit of its own would delay later operations by its fsync.
+const patience = 10 * time.Millisecond
 
 // update applies a change and returns once it is stored. If apply returns an error, it has
 // changed nothing. If ctx ends before the commit has begun, update withdraws the change.
@@ -51,13 +57,16 @@ func (s *store) commitOp(ctx context.Context, o op) error {
 	}
 	if s.batch == nil {
 		s.batch = &batch{done: make(chan struct{})}
-		select {
-		case s.wake <- struct{}{}:
-		default:
-		}
 	}
 	b, i := s.batch, len(s.batch.ops)
 	b.ops = append(b.ops, o)
+	switch {
+	case !o.patient && !b.urgent:
+		b.urgent = true
+		wake(s.wake)
+	case i == 0:
+		s.patience.Reset(patience)
+	}
 	s.batchMu.Unlock()
 	select {
 	case <-b.done:
@@ -91,6 +100,7 @@ func (s *store) write() {
 		}
 		select {
 		case <-s.wake:
+		case <-s.patience.C:
 		case <-again:
 			_ = s.overwrite() // retried later
 			continue

@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // TestChangesAreWithdrawnUntilTheCommitBegins ends the contexts of a change that is being
@@ -50,5 +52,28 @@ func TestChangesAreWithdrawnUntilTheCommitBegins(t *testing.T) {
 	must(t, s.update(t.Context(), func(*tx) error { return nil }))
 	if applied {
 		t.Error("a withdrawn change was applied")
+	}
+}
+
+// TestEndOfDeliveryWaitsForUrgentChange ends a delivery while nothing else is stored, and
+// one shortly before a change that somebody waits for.
+func TestEndOfDeliveryWaitsForUrgentChange(t *testing.T) {
+	t.Parallel()
+	for name, urgentAfter := range map[string]time.Duration{"alone": time.Hour, "with an urgent change": patience / 2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := openTest(t, Config{})
+				settled(t, s, newTask("a.test:443"), "result")
+				d := takeOne(t, s, "a.test:443")
+				synctest.Wait() // for the first search for expired tasks
+				began := time.Now()
+				time.AfterFunc(urgentAfter, func() { _ = s.update(context.Background(), func(*tx) error { return nil }) })
+				must(t, d.Done(t.Context()))
+				if took, want := time.Since(began), min(patience, urgentAfter); took != want {
+					t.Errorf("it is stored after %v, not after %v", took, want)
+				}
+			})
+		})
 	}
 }

@@ -199,7 +199,8 @@ func (d *delivery) Retry(ctx context.Context, at time.Time) error {
 // Dead implements [engine.Delivery].
 func (d *delivery) Dead(ctx context.Context) error { return d.end(ctx, dead, time.Time{}, false) }
 
-// end stores the outcome of an attempt.
+// end stores the outcome of an attempt. It is patient: the attempt's slot is free, and a
+// crash at worst repeats the attempt.
 func (d *delivery) end(ctx context.Context, state int, at time.Time, drop bool) error {
 	rec := d.rec
 	rec.NextAttemptAt = at
@@ -209,7 +210,7 @@ func (d *delivery) end(ctx context.Context, state int, at time.Time, drop bool) 
 	}
 	d.ending.Lock()
 	defer d.ending.Unlock()
-	return d.s.update(ctx, func(t *tx) error {
+	return d.s.commitOp(ctx, op{patient: true, apply: func(t *tx) error {
 		if t.s.flight(d.seq) != d {
 			return engine.ErrLost
 		}
@@ -241,7 +242,7 @@ func (d *delivery) end(ctx context.Context, state int, at time.Time, drop bool) 
 			}
 		})
 		return nil
-	})
+	}})
 }
 
 // dropResult removes the result of a task, if it has one.

@@ -92,14 +92,15 @@ type store struct {
 	lock   *os.File
 	holder int64
 
-	batchMu sync.Mutex // guards batch
-	batch   *batch
-	closed  chan struct{} // closed once the files are closed
-	wake    chan struct{}
-	life    context.Context // ends with Close
-	end     context.CancelFunc
-	written chan struct{} // closed when the writer's goroutine ends
-	tasks   sync.WaitGroup
+	batchMu  sync.Mutex // guards batch
+	batch    *batch
+	closed   chan struct{} // closed once the files are closed
+	wake     chan struct{}
+	patience *time.Timer     // wakes the writer if a batch has only patient operations
+	life     context.Context // ends with Close
+	end      context.CancelFunc
+	written  chan struct{} // closed when the writer's goroutine ends
+	tasks    sync.WaitGroup
 
 	// The fields below belong to the writer.
 	writer   *conn
@@ -164,7 +165,7 @@ func open(ctx context.Context, cfg Config) (_ *store, err error) {
 	s := &store{
 		cfg: cfg, log: cfg.Logger, settings: cfg.Settings,
 		file: filepath.Join(cfg.Folder, databaseName), holder: cmp.Or(cfg.holder, processHolder),
-		closed: make(chan struct{}), wake: make(chan struct{}, 1), written: make(chan struct{}),
+		closed: make(chan struct{}), wake: make(chan struct{}, 1), patience: time.NewTimer(time.Hour), written: make(chan struct{}),
 		paused: map[engine.Target]bool{}, queues: map[string]chan struct{}{}, hosts: map[string]*host{}, dueWake: make(chan struct{}, 1),
 		inFlight: map[int64]*delivery{}, leases: map[int64]*lease{}, waiters: map[string][]chan struct{}{},
 		reading: make(chan struct{}, readers), pool: make(chan *conn, readers), hostsAt: maxHosts, nextDue: never, opened: time.Now(),
