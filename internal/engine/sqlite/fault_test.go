@@ -1,11 +1,9 @@
 package sqlite
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -313,50 +311,6 @@ func TestRoom(t *testing.T) {
 			t.Errorf("Ready returns %v", err)
 		}
 	})
-}
-
-func TestDamageNamesTheFileAndIsRepaired(t *testing.T) {
-	t.Parallel()
-	s := openTest(t, Config{})
-	var ids []string
-	for range 400 {
-		rec := newTask("a.test:443")
-		settled(t, s, rec, strings.Repeat(rec.ID, 20))
-		ids = append(ids, rec.ID)
-	}
-	secret := s.secret
-	closeTest(t, s)
-	name := filepath.Join(s.cfg.Folder, databaseName)
-	data, err := os.ReadFile(name)
-	must(t, err)
-	for range 10 {
-		data[pageSize*30+rand.IntN(len(data)-pageSize*30)] ^= 0x55
-	}
-	clear(data[10 : pageSize*3/4]) // the header and the schema
-	must(t, os.WriteFile(name, data, 0o600))
-	if s, err := open(t.Context(), Config{Folder: s.cfg.Folder}); err == nil {
-		closeTest(t, s) // the damaged pages were not read
-	} else if !errors.Is(err, engine.ErrUnavailable) || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "caddy callback repair") {
-		t.Errorf("the error is %v", err)
-	}
-	must(t, os.RemoveAll(filepath.Join(s.cfg.Folder, bodiesName))) // as in a backup of the database alone
-	var out bytes.Buffer
-	must(t, Repair(t.Context(), s.cfg.Folder, &out))
-	s = openTest(t, Config{Folder: s.cfg.Folder})
-	checkCounts(t, s)
-	found := 0
-	for _, id := range ids {
-		if rec, err := s.Get(t.Context(), id); err == nil && rec.State == task.Delivering {
-			found++
-		}
-	}
-	t.Logf("%d of %d tasks are there again, %s", found, len(ids), out.String())
-	if found < len(ids)*8/10 {
-		t.Errorf("only %d of %d tasks were saved", found, len(ids))
-	}
-	if !bytes.Equal(secret, s.secret) && !strings.Contains(out.String(), "secret") {
-		t.Error("the secret is another")
-	}
 }
 
 // TestSchemaIsDocumented checks that each column has a comment.

@@ -16,6 +16,7 @@ import (
 	"github.com/ncruces/go-sqlite3"
 
 	"github.com/caddy-callback/caddy-callback/internal/engine"
+	"github.com/caddy-callback/caddy-callback/internal/task"
 )
 
 // Repair salvages the readable part of a damaged store into a new database, and
@@ -108,17 +109,19 @@ func (r *repair) run(ctx context.Context, damaged, rebuilt string) (err error) {
 		return err
 	}
 	defer r.to.close()
-	if err := r.restoreSchema(damaged, rebuilt); err != nil {
-		return err
-	}
-	for _, c := range []**conn{&r.strict, &r.lax} {
-		if *c, err = openConn(damaged, files.name, sqlite3.OPEN_READWRITE); err != nil {
+	if r.strict, err = openDamaged(damaged, files.name); err != nil {
+		if err := r.restoreSchema(damaged, rebuilt); err != nil {
 			return err
 		}
-		defer (*c).close()
+		if r.strict, err = openDamaged(damaged, files.name); err != nil {
+			return err
+		}
 	}
-	tasks, _ := r.lax.number("SELECT sum(tasks) FROM tally") // reads the header, which turns checksums on
-	_ = r.lax.failed()                                       // the number is not needed
+	defer r.strict.close()
+	if r.lax, err = openDamaged(damaged, files.name); err != nil {
+		return err
+	}
+	defer r.lax.close()
 	if err := r.lax.Exec("PRAGMA checksum_verification = OFF"); err != nil {
 		return err
 	}
@@ -129,6 +132,11 @@ func (r *repair) run(ctx context.Context, damaged, rebuilt string) (err error) {
 			return err
 		}
 	}
+	var tasks int64
+	r.read(func(c *conn) error {
+		tasks, _ = c.number("SELECT sum(tasks) FROM tally")
+		return c.failed()
+	})
 	r.lost = max(r.lost, int(tasks)-r.saved) // some could not be found
 	count.flush()
 	r.to.exec("COMMIT")
@@ -139,9 +147,23 @@ func (r *repair) run(ctx context.Context, damaged, rebuilt string) (err error) {
 	return err
 }
 
-// restoreSchema copies the pages that describe the tables from the new database. These
-// pages are the same in all stores of a version, and no other page can be read without
-// them.
+// openDamaged opens a connection that verifies checksums, and reads the schema. It
+// returns an error if the schema cannot be read.
+func openDamaged(file, vfsName string) (*conn, error) {
+	c, err := openConn(file, vfsName, sqlite3.OPEN_READWRITE)
+	if err != nil {
+		return nil, err
+	}
+	c.number("SELECT count(*) FROM sqlite_schema") // also reads the header, which turns checksums on
+	if err := c.failed(); err != nil {
+		return nil, errors.Join(fmt.Errorf("reading the schema: %w", err), c.close())
+	}
+	return c, nil
+}
+
+// restoreSchema copies the pages that describe the tables from the new database. No other
+// page can be read without them. They are the same in all stores of a version, except in
+// one that was vacuumed: the roots of its tables are other pages.
 func (r *repair) restoreSchema(damaged, rebuilt string) error {
 	roots := map[int64]bool{} // pages of tables and indexes
 	r.to.query("SELECT rootpage FROM sqlite_schema", nil, func(stmt *sqlite3.Stmt) bool {
@@ -198,12 +220,22 @@ func (r *repair) copyTables() {
 	r.to.exec("UPDATE host SET waiting = 0")
 }
 
+// read reads with checksums verified. If that fails, it reads again without verifying
+// them, and doubtful is true.
+func (r *repair) read(f func(*conn) error) (doubtful bool) {
+	if f(r.strict) == nil {
+		return false
+	}
+	_ = f(r.lax) // what was read before the error is kept
+	return true
+}
+
 // copy copies the rows of a table that match a condition, up to the first one that cannot
 // be read. doubtful is set if a page has a wrong checksum.
 func (r *repair) copy(table, where string, args ...any) (doubtful bool) {
 	var rows [][]any
-	for _, c := range []*conn{r.strict, r.lax} {
-		doubtful, rows = c == r.lax, nil
+	doubtful = r.read(func(c *conn) error {
+		rows = nil
 		c.query("SELECT * FROM "+table+" WHERE "+where, args, func(s *sqlite3.Stmt) bool {
 			values := make([]any, s.ColumnCount())
 			if s.Columns(values...) == nil {
@@ -211,10 +243,8 @@ func (r *repair) copy(table, where string, args ...any) (doubtful bool) {
 			}
 			return true
 		})
-		if c.failed() == nil {
-			break
-		}
-	}
+		return c.failed()
+	})
 	for _, values := range rows {
 		marks := strings.Repeat(", ?", len(values))[2:]
 		r.to.exec("INSERT OR REPLACE INTO "+table+" VALUES ("+marks+")", values...)
@@ -257,27 +287,27 @@ func (r *repair) from(seq int64) (n int64, ok bool, err error) {
 // save copies and counts a task.
 func (r *repair) save(count *tx, seq int64) error {
 	doubtful := r.copy("task", "seq = ?", seq)
-	rows := all(r.to, " WHERE seq = ?", seq)
-	if len(rows) == 0 || !isSound(rows[0]) {
+	found, rec := r.decode(seq)
+	if rec == nil {
 		r.lost++
 		r.to.exec("DELETE FROM task WHERE seq = ?", seq)
 		return r.to.failed()
 	}
-	found := rows[0]
+	bodiless := false
 	if !r.copyBody(seq, engine.RequestBody, found.request) {
-		r.bodiless++
-		found.request = -1
+		bodiless, found.request = true, -1
 		r.to.exec("UPDATE task SET request = NULL WHERE seq = ?", seq)
 	}
 	if !r.copyBody(seq, engine.ResultBody, found.result) {
-		r.bodiless++
-		found.result = -1
+		bodiless, found.result = true, -1
 		r.to.exec("UPDATE task SET result = NULL WHERE seq = ?", seq)
+	}
+	if bodiless {
+		r.bodiless++
 	}
 	if doubtful {
 		r.doubtful++
-		// The stored time may be a year away.
-		r.to.exec("UPDATE task SET at = min(at, ?) WHERE seq = ? AND state = 2", time.Now().UnixNano(), seq)
+		r.correct(found, rec)
 	}
 	found.place.size = size(found.doc, found.request, found.result)
 	count.count(found.place, 1)
@@ -288,13 +318,39 @@ func (r *repair) save(count *tx, seq int64) error {
 	return r.to.failed()
 }
 
-// isSound reports whether the values of a task are in their ranges.
-func isSound(r *row) bool {
-	if r.place.state < 0 || r.place.state >= states || r.status < 0 || r.status >= int64(len(verdicts)) {
-		return false
+// decode reads a task that was copied. rec is nil if the task is not there or is damaged.
+func (r *repair) decode(seq int64) (found *row, rec *task.Record) {
+	rows := all(r.to, " WHERE seq = ?", seq)
+	if len(rows) == 0 || rows[0].place.state < 0 || rows[0].place.state >= states {
+		return nil, nil
 	}
-	_, err := r.record()
-	return err == nil
+	rec, _ = rows[0].record()
+	return rows[0], rec
+}
+
+// correct sets the columns of a doubtful task from its record. One wrong bit moves a time
+// by years: the task would start late, or its callback would be given up without an
+// attempt. In the record, most damage is noticed.
+func (r *repair) correct(found *row, rec *task.Record) {
+	now := time.Now().UnixNano()
+	var at, since int64
+	var holder any
+	switch found.place.state {
+	case queued:
+		at = cmp.Or(nanos(rec.NextAttemptAt), nanos(rec.CreatedAt), now)
+	case running:
+		at, holder = cmp.Or(nanos(rec.CreatedAt), now), 0 // the lease expires at the next start
+	case delivering:
+		at, since = now, nanos(rec.FinishedAt)
+		if n := len(rec.Redelivered); n > 0 {
+			since = max(since, nanos(rec.Redelivered[n-1]))
+		}
+	default:
+		since = max(nanos(rec.FinishedAt), nanos(rec.DeliveredAt))
+	}
+	found.place.held, found.place.host = holder != nil, hostOf(rec)
+	r.to.exec("UPDATE task SET host = ?, status = ?, holder = ?, at = ?, since = ?, schedule = ? WHERE seq = ?",
+		opt(found.place.host), opt(statusOf(rec.Status)), holder, opt(at), min(cmp.Or(since, now), now), opt(rec.Schedule), found.seq)
 }
 
 // copyBody copies a body of size bytes, if there is one. It reports whether the body is
