@@ -118,56 +118,6 @@ func TestPausedGatewayLosesItsDeliveries(t *testing.T) {
 	}
 }
 
-// A delivery is taken with the step that stores its verdict, if no other one waits for its
-// host. The others are for all gateways, and so is this one when its gateway is gone.
-func TestVerdictTakesDelivery(t *testing.T) {
-	t.Parallel()
-	cfg := Config{URLs: []string{startServer(t, t.TempDir(), nil).ClientURL()}}
-	e := open(t, cfg)
-	e.index.dueHosts(0)
-	settled := func() *task.Record {
-		rec, l := claim(t, e)
-		if err := settle(t, l, rec, "result"); err != nil {
-			t.Fatal(err)
-		}
-		stored, err := e.Get(t.Context(), rec.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return stored
-	}
-	held := settled()
-	other := open(t, cfg)
-	if got, err := other.Take(t.Context(), receiver, 1); err != nil || len(got) > 0 {
-		t.Errorf("the other gateway took %d deliveries: %v", len(got), err)
-	}
-	shared := settled()
-	if d := take(t, other); d.Record().ID != shared.ID {
-		t.Errorf("the other gateway took %s, not %s", d.Record().ID, shared.ID)
-	}
-	d := take(t, e)
-	if got := d.Record(); got.ID != held.ID || got.Version != held.Version {
-		t.Errorf("%s was taken with version %d, not %s with version %d", got.ID, got.Version, held.ID, held.Version)
-	}
-	result, err := d.Result(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer result.Close()
-	if got, err := io.ReadAll(result); err != nil || string(got) != "result" {
-		t.Errorf("the result is %q: %v", got, err)
-	}
-	if err := d.Done(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "nothing waits for the host", func() bool { return e.index.holds(receiver) })
-	held = settled()
-	e.kill()
-	if d := take(t, other); d.Record().ID != held.ID {
-		t.Errorf("the other gateway took %s, not %s", d.Record().ID, held.ID)
-	}
-}
-
 // slowAddress returns the address of a proxy that forwards at most perSecond bytes a
 // second to a server.
 func slowAddress(t *testing.T, server string, perSecond int) string {

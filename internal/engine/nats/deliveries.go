@@ -33,7 +33,6 @@ func (e *Engine) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, err
 func (x *index) dueHosts(limit int) (due []engine.HostDue, wait time.Duration) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.takes = true
 	now := time.Now().UnixNano()
 	for wait = maxSleep; len(x.due) > 0 && len(due) < limit; {
 		b := x.due[0]
@@ -98,7 +97,7 @@ type delivery struct {
 	rec *task.Record // the caller adds attempts to it
 }
 
-// Take implements engine.Deliveries. Each delivery has a step that names this gateway as
+// Take implements engine.Deliveries. Each delivery is a step that names this gateway as
 // its holder. Deliveries that another gateway takes first are left out.
 func (e *Engine) Take(ctx context.Context, host string, n int) (taken []engine.Delivery, err error) {
 	if err := e.available(); err != nil {
@@ -131,32 +130,7 @@ func (x *index) askAgain(host string) {
 	x.report(b)
 }
 
-// maxHeld limits the memory that held deliveries use.
-const maxHeld = 256
-
-// holds reports whether a delivery that becomes due now is stored as taken by this
-// gateway. It is if no other one of its host waits: then this gateway is about to take
-// it, and need not store that. What waits longer is shared with the other gateways.
-func (x *index) holds(host string) bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	b := x.host(host)
-	return x.takes && !b.state.Paused && len(b.entries) == 0 && len(x.held) < maxHeld
-}
-
-// takeHeld returns the message of a held delivery, nil if the task is not held.
-func (x *index) takeHeld(c candidate) *message {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	m := x.held[c.id]
-	delete(x.held, c.id)
-	if m != nil && m.seq != c.seq {
-		return nil
-	}
-	return m
-}
-
-// take stores that a delivery is in flight here, unless that is stored already. It returns ErrLost if another gateway
+// take stores that a delivery is in flight here. It returns ErrLost if another gateway
 // took it first, or if the delivery expired and is now dead.
 func (e *Engine) take(ctx context.Context, c candidate) (engine.Delivery, error) {
 	f, err := e.begin(ctx, c, func(m *message) (*message, error) {

@@ -13,9 +13,6 @@
 // them. With one gateway, counts, the depth limit of a queue, and the order of jobs and
 // deliveries are exact. With several they are approximate.
 //
-// A step that makes a callback due names the gateway as its holder, if that is about to
-// attempt it. Otherwise, taking the delivery is a step too, and any gateway can take it.
-//
 // A gateway stores three heartbeats in each lease time. A gateway that has stored four
 // heartbeats since the last one of another gateway considers that gateway dead. The tasks
 // of a dead gateway are settled as FAILED or queued again, and other gateways take its

@@ -31,8 +31,6 @@ type index struct {
 	holders  map[string]*holder
 	me       *holder
 	inFlight map[string]*inFlight // tasks that this gateway runs or attempts
-	held     map[string]*message  // deliveries that were stored as taken by this gateway, and wait for Take
-	takes    bool                 // this gateway takes deliveries
 	waiters  map[string][]chan struct{}
 	unneeded []unneededBody
 	loaded   chan struct{} // closed when the index has all tasks
@@ -101,7 +99,7 @@ func newIndex(me string) *index {
 		tasks: make(map[string]*entry), counts: make(map[task.State]int64),
 		hosts: make(map[string]*backlog), queues: make(map[string]*backlog),
 		earlier: make(chan struct{}, 1), holders: make(map[string]*holder),
-		inFlight: make(map[string]*inFlight), held: make(map[string]*message), waiters: make(map[string][]chan struct{}),
+		inFlight: make(map[string]*inFlight), waiters: make(map[string][]chan struct{}),
 		loaded: make(chan struct{}),
 	}
 	x.endLoad = sync.OnceFunc(func() { close(x.loaded) })
@@ -138,9 +136,8 @@ func (x *index) holder(id string) *holder {
 	return h
 }
 
-// apply updates the index with a step of a task, unless the index has a later one. own is
-// the message if this gateway has stored it, and nil if it comes from the stream.
-func (x *index) apply(id string, seq uint64, m *meta, own *message) {
+// apply updates the index with a step of a task, unless the index has a later one.
+func (x *index) apply(id string, seq uint64, m *meta, fromStream bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	e := x.tasks[id]
@@ -157,12 +154,9 @@ func (x *index) apply(id string, seq uint64, m *meta, own *message) {
 		}
 		e.seq = seq
 		x.enter(e, m)
-		if own != nil && e.at != nil && e.holder == x.me {
-			x.held[e.id] = own
-		}
 		x.notify(id)
 	}
-	if own == nil && e.state == removed && e.seq == seq {
+	if fromStream && e.state == removed && e.seq == seq {
 		delete(x.tasks, e.id) // no earlier step can arrive any more
 	}
 }
@@ -205,7 +199,6 @@ func (x *index) enter(e *entry, m *meta) {
 		e.holder = x.holder(m.Holder)
 		e.holder.tasks[e] = struct{}{}
 	}
-	delete(x.held, e.id)
 	if f := x.inFlight[e.id]; f != nil && m.Token != f.token {
 		delete(x.inFlight, e.id)
 		if !strings.HasPrefix(m.Token, f.token) {
@@ -242,9 +235,8 @@ func (x *index) count(e *entry, n int64) {
 	}
 }
 
-// backlogOf returns the backlog in which an entry waits to be taken, or nil. A delivery
-// that names this gateway but is not in flight is held, or was stored without being
-// acknowledged.
+// backlogOf returns the backlog in which an entry waits to be taken, or nil. If a delivery
+// names this gateway but is not in flight, it was stored without being acknowledged.
 func (x *index) backlogOf(e *entry) *backlog {
 	switch {
 	case e.state == task.Queued:
@@ -363,7 +355,7 @@ func (x *index) dropMissing(id string) {
 		seq = e.seq + 1
 	}
 	x.mu.Unlock()
-	x.apply(id, seq, &meta{State: removed}, nil)
+	x.apply(id, seq, &meta{State: removed}, true)
 }
 
 // raceSpread is how many entries are picked at random after a lost race, and how far
@@ -382,4 +374,23 @@ func (x *index) notify(id string) {
 	for _, w := range x.waiters[id] {
 		signal(w)
 	}
+}
+
+// clear empties the index, because the stream was created anew. Every lease is lost.
+func (x *index) clear() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, e := range x.tasks {
+		if e.state != removed {
+			x.leave(e)
+			e.state = removed
+		}
+		x.notify(e.id)
+	}
+	for _, f := range x.inFlight {
+		f.lose()
+	}
+	clear(x.tasks)
+	clear(x.inFlight)
+	x.byAge, x.gone, x.unneeded = nil, 0, nil
 }

@@ -30,21 +30,15 @@ type inFlight struct {
 // start stores the step with which this gateway begins to run a task or to attempt a
 // delivery.
 func (e *Engine) start(ctx context.Context, m *message, last uint64) (*inFlight, error) {
-	m.meta.Holder, m.meta.Token = e.id, newID()
-	f := e.register(m)
+	f := &inFlight{engine: e, m: m, token: newID()}
+	f.lost, f.lose = context.WithCancel(context.Background())
+	m.meta.Holder, m.meta.Token = e.id, f.token
+	e.index.start(f)
 	if err := e.put(ctx, m, last); err != nil {
 		e.index.drop(m.meta.ID, f, err) // if the step was stored, maintain finds the task
 		return nil, err
 	}
 	return f, nil
-}
-
-// register makes a task in flight. m is the step that begins it.
-func (e *Engine) register(m *message) *inFlight {
-	f := &inFlight{engine: e, m: m, token: m.meta.Token}
-	f.lost, f.lose = context.WithCancel(context.Background())
-	e.index.start(f)
-	return f
 }
 
 // end stores the step that ends f. name distinguishes steps, so that a repeated step
@@ -97,9 +91,6 @@ func (l lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) e
 		if err := l.engine.readBody(ctx, m, result, true); err != nil {
 			return err
 		}
-	}
-	if m.meta.State == task.Delivering && l.engine.index.holds(rec.CallbackHost) {
-		m.meta.Holder = l.engine.id
 	}
 	body := m.meta.Body
 	settle := func() error {
@@ -224,7 +215,7 @@ func (j *jobs) claim(ctx context.Context, picked []candidate, maxStarts int) ([]
 		if err != nil {
 			return engine.Job{}, err
 		}
-		return engine.Job{Record: cloneRecord(f.m.rec), Lease: lease{f}, Request: f.m.body}, nil
+		return engine.Job{Record: cloneRecord(f.m.rec), Lease: lease{f}}, nil
 	})
 	if len(claimed) > 0 {
 		return claimed, nil
@@ -232,28 +223,19 @@ func (j *jobs) claim(ctx context.Context, picked []candidate, maxStarts int) ([]
 	return nil, err
 }
 
-// begin takes a waiting task: it stores the step that next returns, unless the last step
-// names this gateway as the holder. It returns ErrLost if another gateway took the task
-// first.
+// begin takes a waiting task: it stores the step that next returns. It returns ErrLost
+// if another gateway took the task first.
 func (e *Engine) begin(ctx context.Context, c candidate, next func(*message) (*message, error)) (*inFlight, error) {
-	var err error
-	m := e.index.takeHeld(c)
-	if m == nil {
-		m, err = e.getStep(ctx, c)
-	}
-	var n *message
+	m, err := e.getStep(ctx, c)
 	if err == nil {
-		m.meta.Order = cmp.Or(m.meta.Order, c.seq) // a released task keeps its place in the order
-		n, err = next(m)
+		m, err = next(m)
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		e.index.drop(c.id, nil, err)
 		return nil, err
-	case m.meta.Holder == e.id:
-		return e.register(m), nil
 	}
-	return e.start(ctx, n, c.seq)
+	m.meta.Order = cmp.Or(m.meta.Order, c.seq) // a released task keeps its place in the order
+	return e.start(ctx, m, c.seq)
 }
 
 // each calls do for each candidate, up to maxConcurrent at the same time. It leaves out

@@ -38,7 +38,7 @@ func (e *Engine) maintain() {
 			continue
 		}
 		youngest, unneeded := e.index.isYoungest(), e.index.takeUnneeded()
-		e.expireAll(e.index.orphans(e.settings.Load(), maintenanceBatch, youngest))
+		e.expireAll(e.index.orphans(maintenanceBatch, youngest))
 		if youngest {
 			e.expireAll(e.index.expired(e.settings.Load(), maintenanceBatch))
 			for _, name := range unneeded {
@@ -119,18 +119,16 @@ func (x *index) isYoungest() bool {
 
 // orphans returns up to n running tasks without a lease: this gateway's, if the claim
 // was stored but not acknowledged, and those of dead gateways, if this gateway is the
-// youngest. It includes held deliveries whose delivery window has ended.
-func (x *index) orphans(s *engine.Settings, n int, youngest bool) (found []candidate) {
+// youngest.
+func (x *index) orphans(n int, youngest bool) (found []candidate) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	window := x.bound(task.Delivering, s.DeliveryWindow, 0)
 	for _, h := range x.holders {
 		if h != x.me && !(h.dead && youngest) {
 			continue
 		}
 		for e := range h.tasks {
-			ended := e.state == task.Running || e.state == task.Delivering && window.exceeds(e)
-			if ended && x.inFlight[e.id] == nil && len(found) < n {
+			if e.state == task.Running && x.inFlight[e.id] == nil && len(found) < n {
 				found = append(found, e.candidate())
 			}
 		}

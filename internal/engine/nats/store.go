@@ -46,7 +46,7 @@ func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats
 	if m.rec != nil {
 		m.rec.Version = seq
 	}
-	e.index.apply(m.meta.ID, seq, &m.meta, m)
+	e.index.apply(m.meta.ID, seq, &m.meta, false)
 	return nil
 }
 

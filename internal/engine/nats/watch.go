@@ -96,7 +96,7 @@ func (e *Engine) apply(subject string, seq uint64, header nats.Header) (err erro
 	switch {
 	case strings.HasPrefix(subject, taskSubject):
 		if m := (meta{ID: strings.TrimPrefix(subject, taskSubject)}); read(&m) {
-			e.index.apply(m.ID, seq, &m, nil)
+			e.index.apply(m.ID, seq, &m, true)
 		}
 	case strings.HasPrefix(subject, holderSubject):
 		if h := (holderMeta{}); read(&h) {
@@ -201,24 +201,4 @@ func (x *index) setDead(h *holder, dead bool) {
 	for e := range h.tasks {
 		x.enqueue(e)
 	}
-}
-
-// clear empties the index, because the stream was created anew. Every lease is lost.
-func (x *index) clear() {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for _, e := range x.tasks {
-		if e.state != removed {
-			x.leave(e)
-			e.state = removed
-		}
-		x.notify(e.id)
-	}
-	for _, f := range x.inFlight {
-		f.lose()
-	}
-	clear(x.tasks)
-	clear(x.inFlight)
-	clear(x.held)
-	x.byAge, x.gone, x.unneeded = nil, 0, nil
 }
