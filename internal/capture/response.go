@@ -221,7 +221,8 @@ func (c *Response) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	c.passed += int64(len(p))
-	c.beginSend(c.passed > unsent)
+	// Caddy's encode flushes each write of an incremental response.
+	c.beginSend(c.passed > unsent || c.Header()["Incremental"] != nil)
 	_, err := c.client.Write(p)
 	c.endSend(err)
 	return len(p), nil

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
@@ -23,6 +24,7 @@ func (s *Sender) request(ctx context.Context, c Callback, prepare Prepare, at ti
 	if err != nil {
 		return nil, errUnusable // the text of err contains the URL's query
 	}
+	u.Host = strings.TrimSuffix(u.Host, ":") // an empty port is not for the Host header
 	h := make(http.Header, headerFields)
 	req := (&http.Request{Method: http.MethodPost, URL: u, Host: u.Host, Header: h, Body: http.NoBody}).WithContext(ctx)
 	setHeader(h, rec, head, s.opts.UserAgent)

@@ -99,6 +99,12 @@ func (s *Sender) Send(ctx context.Context, c Callback, prepare Prepare) Answer {
 	}
 	// Signing a large body takes time, which must not count against the receiver's timeout.
 	t.Context = s.timeout.Below(ctx)
+	if c.Body.InFile() {
+		// Over HTTP/2, a receiver that has answered can leave the upload waiting.
+		var cancel context.CancelFunc
+		t.Context, cancel = context.WithCancel(t.Context)
+		defer cancel()
+	}
 	ans := Answer{At: time.Now().UTC()}
 	hidden := newMask(c.Record, req.URL, req.Header)
 	header := s.post(req, c.Record, &ans)

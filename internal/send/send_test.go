@@ -296,3 +296,16 @@ func TestTransportIsReplacedAfterManyHosts(t *testing.T) {
 		t.Errorf("the transport was not replaced; %d hosts are counted", len(s.guarded.strangers))
 	}
 }
+
+// A URL may have an empty port, which is not for the Host header.
+func TestHostHeaderHasNoEmptyPort(t *testing.T) {
+	t.Parallel()
+	rec := &task.Record{Callback: &task.Callback{URL: "http://h.test:/x"}}
+	req, err := new(Sender).request(t.Context(), Callback{Record: rec, Body: new(encode.Body)}, nil, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if req.Host != "h.test" || req.URL.Host != "h.test" {
+		t.Errorf("the host is %q, in the URL %q", req.Host, req.URL.Host)
+	}
+}

@@ -76,7 +76,7 @@ func TestKnownHostIsReportedWithoutRead(t *testing.T) {
 	s := openTest(t, Config{})
 	host := "a.test:443"
 	settled(t, s, newTask(host), "result")
-	_, err := s.DueHosts(t.Context(), 1)
+	_, err := s.DueHosts(t.Context(), 10)
 	must(t, err)
 	taken, err := s.Take(t.Context(), host, 2) // the table has no more
 	must(t, err)
@@ -85,7 +85,7 @@ func TestKnownHostIsReportedWithoutRead(t *testing.T) {
 	for range readers {
 		s.reading <- struct{}{} // any read would wait
 	}
-	hosts, err := s.DueHosts(t.Context(), 1)
+	hosts, err := s.DueHosts(t.Context(), 10)
 	for range readers {
 		<-s.reading
 	}
@@ -98,7 +98,7 @@ func TestKnownHostIsReportedWithoutRead(t *testing.T) {
 	taken, err = s.Take(t.Context(), host, 3)
 	must(t, err)
 	must(t, taken[0].Release(t.Context()))
-	if hosts, err = s.DueHosts(t.Context(), 1); err != nil || len(hosts) != 1 || hosts[0].Window != 7 {
+	if hosts, err = s.DueHosts(t.Context(), 10); err != nil || len(hosts) != 1 || hosts[0].Window != 7 {
 		t.Errorf("the hosts are %+v, %v; the state that was saved is missing", hosts, err)
 	}
 }
