@@ -33,6 +33,7 @@ type bodies struct {
 	log    *zap.Logger
 	bytes  *atomic.Int64 // of all files
 
+	failing atomic.Bool // a file could not be removed
 	mu      sync.Mutex
 	dropped []string // files to be removed
 }
@@ -187,8 +188,12 @@ func (b *bodies) garbage() []string {
 }
 
 // collect removes files. A file that cannot be removed is removed later: on Windows, it
-// may be being read.
+// may be being read. This is logged once, until all files can be removed again.
 func (b *bodies) collect(names []string) {
+	if len(names) == 0 {
+		return
+	}
+	var failed error
 	for _, name := range names {
 		path := filepath.Join(b.folder, name)
 		info, err := os.Stat(path)
@@ -200,7 +205,11 @@ func (b *bodies) collect(names []string) {
 			b.bytes.Add(-info.Size())
 		case !errors.Is(err, fs.ErrNotExist):
 			b.drop(name)
+			failed = err
 		}
+	}
+	if was := b.failing.Swap(failed != nil); failed != nil && !was {
+		b.log.Warn("removing a body failed", zap.Error(failed))
 	}
 }
 
