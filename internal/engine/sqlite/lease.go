@@ -61,7 +61,7 @@ func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) 
 	var b *body
 	if rec.Result != nil {
 		var err error
-		if b, err = l.s.takeResult(result); err != nil {
+		if b, err = l.s.takeResult(ctx, result); err != nil {
 			return err
 		}
 	}
@@ -80,9 +80,9 @@ func (l *lease) Settle(ctx context.Context, rec *task.Record, result io.Reader) 
 	}
 }
 
-// takeResult reads a result. It cuts a result for which there is no room.
-func (s *store) takeResult(r io.Reader) (*body, error) {
-	if r != nil && s.room.check(0) != nil {
+// takeResult reads a result. It cuts a result for which no room can be made.
+func (s *store) takeResult(ctx context.Context, r io.Reader) (*body, error) {
+	if r != nil && s.makeRoom(ctx, 0) != nil {
 		r = io.LimitReader(r, cutResult)
 	}
 	b, err := s.bodies.take(r)

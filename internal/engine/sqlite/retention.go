@@ -40,12 +40,13 @@ func (s *store) limits() engine.Settings {
 // maintain removes expired tasks, between the commits of others.
 func (s *store) maintain() {
 	for {
+		s.room.seen.Store(s.room.used())
 		l := s.limits()
 		if err := s.trim(s.life, l); err != nil && !s.isClosing() && !errors.Is(err, engine.ErrFull) {
 			s.log.Warn("removing expired tasks failed", zap.Error(err))
 		}
 		if s.room.crowded() {
-			if err := s.evict(s.life); err != nil && !s.isClosing() {
+			if err := s.evict(s.life, func() bool { return !s.room.crowded() }); err != nil && !s.isClosing() {
 				s.log.Warn("evicting results failed", zap.Error(err))
 			}
 		}
@@ -151,33 +152,38 @@ func (t *tx) giveUpOne(r *row) error {
 	return t.step(r, to, "UPDATE task SET state = 4, version = version + 1, holder = NULL, at = NULL, since = ? WHERE seq = ?", t.now, r.seq)
 }
 
-// evict makes room. It first removes the results of done tasks, and then the oldest
-// dead letters.
-func (s *store) evict(ctx context.Context) error {
-	s.room.evicting.Lock()
-	defer s.room.evicting.Unlock()
+// evict makes room until there is enough. It first removes the results of done tasks, and
+// then the oldest dead letters.
+func (s *store) evict(ctx context.Context, enough func() bool) error {
 	for _, state := range []int{done, dead} {
-		for s.room.crowded() {
-			least := 0
-			if !s.room.pagesHelp() {
-				least = maxInline + 1
-			}
-			n, err := s.remove(ctx, func(t *tx) (int, error) { return t.evict(state, least) })
-			if err != nil {
+		for n := evictBatch; n > 0; {
+			var err error
+			if n, err = s.evictFrom(ctx, state, enough); err != nil {
 				return err
-			}
-			if s.cfg.Sync > 0 {
-				if err := s.syncLog(); err != nil {
-					return err // the files of evicted bodies still exist
-				}
-			}
-			s.measureDisk()
-			if n == 0 {
-				break
 			}
 		}
 	}
 	return nil
+}
+
+// evictFrom evicts one batch of tasks of a state, unless there is enough room. The lock
+// is held for one batch only: a verdict must not wait until maintenance has finished.
+func (s *store) evictFrom(ctx context.Context, state int, enough func() bool) (int, error) {
+	s.room.evicting.Lock()
+	defer s.room.evicting.Unlock()
+	if enough() {
+		return 0, nil
+	}
+	least := 0
+	if !s.room.pagesHelp() {
+		least = maxInline + 1
+	}
+	n, err := s.remove(ctx, func(t *tx) (int, error) { return t.evict(state, least) })
+	if err == nil && s.cfg.Sync > 0 {
+		err = s.syncLog() // until then, the files of evicted bodies exist
+	}
+	s.measureDisk()
+	return n, err
 }
 
 // evicted is the position, by since, up to which the tasks of a state whose results

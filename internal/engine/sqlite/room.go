@@ -21,6 +21,9 @@ const (
 	minReserve = 32 << 20
 	// measureInterval is the maximum age of the measurements that admission uses.
 	measureInterval = 20 * time.Millisecond
+	// minGrowth is how much a crowded store grows, in bytes, before maintenance looks
+	// again for what can be evicted. Its own commits must not wake it.
+	minGrowth = 256 << 10
 )
 
 // room is the used and the available space, in bytes. The writer measures the database,
@@ -32,6 +35,7 @@ type room struct {
 	log      atomic.Int64
 	bodies   atomic.Int64  // files of bodies
 	free     atomic.Int64  // of the disk
+	seen     atomic.Int64  // the least used space since maintenance last began
 	wake     chan struct{} // wakes maintenance
 	evicting sync.Mutex
 }
@@ -72,7 +76,8 @@ func (r *room) pagesHelp() bool {
 	return r.used() > r.max/20*19 || r.free.Load() >= reserve/2 && r.spare.Load() < reserve/2
 }
 
-// measure measures the used space. Only the writer calls it.
+// measure measures the used space. It wakes maintenance if the store is crowded and has
+// grown. Only the writer calls it.
 func (s *store) measure() {
 	now := time.Now()
 	if now.Sub(s.measured) < measureInterval {
@@ -87,6 +92,11 @@ func (s *store) measure() {
 	s.room.database.Store((pages - free) * pageSize)
 	s.room.spare.Store(free * pageSize)
 	s.measureDisk()
+	used, seen := s.room.used(), s.room.seen.Load()
+	if s.room.crowded() && used >= seen+minGrowth {
+		wake(s.room.wake)
+	}
+	s.room.seen.Store(min(used, seen))
 }
 
 // measureDisk measures the space that can change without a commit.
@@ -107,12 +117,18 @@ func (s *store) admit(ctx context.Context, n int64) error {
 	if err := s.usableForNew(); err != nil {
 		return err
 	}
+	return s.makeRoom(ctx, n)
+}
+
+// makeRoom evicts until there is room for n more bytes. It returns an error that wraps
+// ErrFull if there is none.
+func (s *store) makeRoom(ctx context.Context, n int64) error {
 	if s.room.check(n) == nil {
 		return nil
 	}
 	s.measureDisk()
 	err := s.room.check(n)
-	if err != nil && s.evict(ctx) == nil {
+	if err != nil && s.evict(ctx, func() bool { return s.room.check(n) == nil }) == nil {
 		err = s.room.check(n)
 	}
 	return err
