@@ -148,14 +148,18 @@ func (r *repair) run(ctx context.Context, damaged, rebuilt string) (err error) {
 }
 
 // openDamaged opens a connection that verifies checksums, and reads the schema. It
-// returns an error if the schema cannot be read.
+// returns an error if the schema cannot be read or the header turns checksums off.
 func openDamaged(file, vfsName string) (*conn, error) {
 	c, err := openConn(file, vfsName, sqlite3.OPEN_READWRITE)
 	if err != nil {
 		return nil, err
 	}
 	c.number("SELECT count(*) FROM sqlite_schema") // also reads the header, which turns checksums on
-	if err := c.failed(); err != nil {
+	on, _ := c.number("PRAGMA checksum_verification")
+	if err = c.failed(); err == nil && on == 0 {
+		err = errors.New("its header is damaged")
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("reading the schema: %w", err), c.close())
 	}
 	return c, nil
