@@ -208,20 +208,21 @@ func (l *load) hold(rate float64, stop <-chan struct{}) (late int64) {
 	}
 }
 
-// holdUndeliverable sends a task every two seconds to receivers that never answer.
-// The black hole has four attempts at a time, an eighth of per_host, and its tasks
-// take half of them. With more, the test itself would build up a backlog.
+// holdUndeliverable sends tasks to receivers that never answer. A host that does not
+// answer has one attempt at a time. Here each attempt takes two seconds, and a task has
+// four. One task in eight seconds for the black hole would keep it busy all the time, and
+// with more the test itself would build up a backlog.
 func (l *load) holdUndeliverable(stop <-chan struct{}) {
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
-	tick := time.NewTicker(2 * time.Second)
+	tick := time.NewTicker(8 * time.Second) // every second one is for the black hole, on average
 	defer tick.Stop()
 	for {
+		l.sendUndeliverable(client)
 		select {
 		case <-stop:
 			return
 		case <-tick.C:
-			l.sendUndeliverable(client)
 		}
 	}
 }

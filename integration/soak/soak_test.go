@@ -80,6 +80,7 @@ func TestNothingGrowsUnderSustainedLoad(t *testing.T) {
 
 	rate := heldRate(t, l, d)
 	samples, late := soak(t, l, rate, d)
+	save(t, samples)
 	settle(t, l)
 	broken := 0
 	for _, err := range l.failures {
@@ -102,7 +103,6 @@ func TestNothingGrowsUnderSustainedLoad(t *testing.T) {
 	if code := g.Stop(); code != 0 {
 		t.Errorf("the gateway exited with %d", code)
 	}
-	save(t, samples)
 	if d > briefly {
 		judge(t, samples)
 	}
