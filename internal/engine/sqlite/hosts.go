@@ -15,8 +15,7 @@ import (
 // need not be there are dropped.
 type host struct {
 	name    string
-	trusted bool              // the table has it as trusted
-	state   *engine.HostState // in the table; nil if that is unknown
+	trusted bool // the table has it as trusted
 
 	stored   bool           // the table may have deliveries that memory does not have
 	due      []*dueDelivery // deliveries in memory, the next one first
@@ -78,8 +77,6 @@ func (s *store) dueAt(name string, at int64) {
 	if at <= s.passed.at {
 		s.passed = passed{at: at}
 	}
-	earlier := at < s.nextDue
-	s.nextDue = min(s.nextDue, at)
 	if h := s.hosts[name]; h != nil {
 		h.stored = true
 		if at <= time.Now().UnixNano() && len(s.ready) < maxReady {
@@ -87,7 +84,8 @@ func (s *store) dueAt(name string, at int64) {
 			return
 		}
 	}
-	if earlier {
+	if at < s.nextDue {
+		s.nextDue = at
 		wake(s.dueWake)
 	}
 }
@@ -97,27 +95,21 @@ func (s *store) dueAt(name string, at int64) {
 // the table become due: that index is read once from start to end as time passes.
 func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, error) {
 	for {
-		err := s.usable(ctx)
-		if err != nil {
-			return nil, err
-		}
-		reports, wait, ok := s.reportFromMemory(limit)
-		if !ok {
-			err = s.read(ctx, func(c *conn) error {
-				var saves int
-				wait, saves = s.scanDue(c, limit)
-				for len(reports) < limit && c.err == nil {
-					h := s.popReady()
-					if h == nil {
-						break
-					}
-					if d := s.report(c, h, saves); d.Due > 0 {
-						reports = append(reports, d)
-					}
+		var reports []engine.HostDue
+		wait := time.Duration(0)
+		err := s.read(ctx, func(c *conn) error {
+			wait = s.scanDue(c, limit)
+			for len(reports) < limit && c.err == nil {
+				h := s.popReady()
+				if h == nil {
+					break
 				}
-				return nil
-			})
-		}
+				if d := s.report(c, h); d.Due > 0 {
+					reports = append(reports, d)
+				}
+			}
+			return nil
+		})
 		if len(reports) > 0 {
 			return reports, nil
 		}
@@ -130,64 +122,20 @@ func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, erro
 	}
 }
 
-// reportFromMemory returns reports of hosts that memory knows all about: most first
-// deliveries go to such hosts. ok is false if the table must be read. wait is how long to
-// wait if there are no reports.
-func (s *store) reportFromMemory(limit int) (reports []engine.HostDue, wait time.Duration, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now().UnixNano()
-	if s.nextDue <= now {
-		return nil, 0, false
-	}
-	for len(reports) < limit {
-		h := s.firstReady()
-		if h == nil {
-			return reports, s.untilDue(now), true
-		}
-		if h.stored || h.state == nil {
-			break
-		}
-		s.markReported(h)
-		reports = append(reports, engine.HostDue{HostState: *h.state, Due: len(h.due), Trusted: h.trusted})
-	}
-	return reports, 0, len(reports) > 0
-}
-
-// untilDue returns how long it is until the index must be read again. store.mu is held.
-func (s *store) untilDue(now int64) time.Duration {
-	return time.Duration(max(0, min(s.nextDue-now, int64(time.Hour))))
-}
-
 // popReady returns the next host to be reported. It returns nil if there is none.
 func (s *store) popReady() *host {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h := s.firstReady()
-	if h != nil {
-		s.markReported(h)
-	}
-	return h
-}
-
-// firstReady returns the next host to be reported, which stays in the list. It returns
-// nil if there is none. store.mu is held.
-func (s *store) firstReady() *host {
 	for len(s.ready) > 0 {
 		h := s.ready[0]
-		if !s.isPaused(h) && (h.stored || len(h.due) > 0) {
-			return h
-		}
 		s.ready = s.ready[1:]
 		h.ready = false
+		if !s.isPaused(h) && (h.stored || len(h.due) > 0) {
+			h.reported = true
+			return h
+		}
 	}
 	return nil
-}
-
-// markReported takes the next host off the list. store.mu is held.
-func (s *store) markReported(h *host) {
-	s.ready = s.ready[1:]
-	h.ready, h.reported = false, true
 }
 
 // scanBatch is how much of the index is read at once. Commits wait for the read.
@@ -196,14 +144,13 @@ const scanBatch = 500
 // scanDue lists the hosts whose deliveries have become due since the last call, from one
 // batch of the index. It is the first query of its read, and holds store.mu: what it does
 // not see is published later, and dueAt makes the next call read it. wait is how long to
-// wait for more: 0 if hosts are listed or the index has more. saves is how often states of
-// hosts had been saved when the read began.
-func (s *store) scanDue(c *conn, limit int) (wait time.Duration, saves int) {
+// wait for more: 0 if hosts are listed or the index has more.
+func (s *store) scanDue(c *conn, limit int) (wait time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	rows, more, now := 0, len(s.ready) >= limit, time.Now().UnixNano()
+	rows, now := 0, time.Now().UnixNano()
 	s.nextDue = never
-	if !more {
+	if len(s.ready) < limit {
 		c.query(`SELECT at, seq, host FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND (at, seq) > (?, ?)
 			ORDER BY at, seq LIMIT ?`, []any{s.passed.at, s.passed.seq, scanBatch}, func(r *sqlite3.Stmt) bool {
 			at, seq := r.ColumnInt64(0), r.ColumnInt64(1)
@@ -212,7 +159,7 @@ func (s *store) scanDue(c *conn, limit int) (wait time.Duration, saves int) {
 				return false
 			}
 			h := s.host(r.ColumnText(2))
-			if more = !h.ready && len(s.ready) >= limit; more {
+			if !h.ready && len(s.ready) >= limit {
 				return false
 			}
 			if s.inFlight[seq] == nil {
@@ -224,34 +171,26 @@ func (s *store) scanDue(c *conn, limit int) (wait time.Duration, saves int) {
 			return true
 		})
 	}
-	if more || rows == scanBatch || c.err != nil {
-		s.nextDue = 0
-	}
 	s.dropHosts()
-	if len(s.ready) > 0 {
-		return 0, s.saves
+	if len(s.ready) > 0 || rows == scanBatch {
+		return 0
 	}
-	return s.untilDue(now), s.saves
+	return time.Duration(max(0, min(s.nextDue-now, int64(time.Hour))))
 }
 
 // maxDue is how many deliveries of a host are counted for a report.
 const maxDue = 1000
 
-// report returns what DueHosts reports about a host. Due is 0 if nothing is due. The state
-// that it reads stays in memory unless states were saved after the read had begun.
-func (s *store) report(c *conn, h *host, saves int) engine.HostDue {
-	state, trusted := engine.HostState{Host: h.name}, false
+// report returns what DueHosts reports about a host. Due is 0 if nothing is due.
+func (s *store) report(c *conn, h *host) engine.HostDue {
+	d := engine.HostDue{HostState: engine.HostState{Host: h.name}}
 	c.query(selectHosts+" WHERE name = ?", []any{h.name}, func(r *sqlite3.Stmt) bool {
-		state, trusted = scanHost(r), r.ColumnBool(9)
+		d.HostState, d.Trusted = scanHost(r), r.ColumnBool(9)
 		return false
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h.trusted = h.trusted || trusted
-	if c.err == nil && s.saves == saves {
-		h.state = &state
-	}
-	d := engine.HostDue{HostState: state, Due: len(h.due) - h.ahead, Trusted: h.trusted}
+	d.Due, d.Trusted = len(h.due)-h.ahead, d.Trusted || h.trusted
 	if h.stored {
 		n, _ := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_due
 			WHERE host = ? AND state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, h.name, time.Now().UnixNano(), maxDue)
@@ -263,14 +202,6 @@ func (s *store) report(c *conn, h *host, saves int) engine.HostDue {
 		s.dueNow(h)
 	}
 	return d
-}
-
-// stateSaved drops what memory knows about the state of a host. store.mu is held.
-func (s *store) stateSaved(name string) {
-	s.saves++
-	if h := s.hosts[name]; h != nil {
-		h.state = nil
-	}
 }
 
 // hostColumns are what the table keeps about a host, without its name and its count.
@@ -294,7 +225,6 @@ func (s *store) SaveHosts(ctx context.Context, states []engine.HostState) error 
 			if h.Host == "" {
 				continue
 			}
-			t.after(func() { t.s.stateSaved(h.Host) })
 			t.exec(`INSERT INTO host(name, window, average, answered, failures, failing_since, last_error, last_status)
 				VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(name) DO UPDATE SET window = excluded.window, average = excluded.average,
 				answered = excluded.answered, failures = excluded.failures, failing_since = excluded.failing_since,
@@ -327,7 +257,6 @@ func (s *store) Pause(ctx context.Context, target engine.Target, paused bool) er
 			}
 			h := s.host(name)
 			h.reported = false
-			s.stateSaved(name)
 			s.dueNow(h)
 		})
 		t.exec("INSERT INTO "+table+"(name, paused) VALUES (?1, ?2) ON CONFLICT(name) DO UPDATE SET paused = ?2", name, paused)

@@ -70,39 +70,6 @@ func takeOne(t *testing.T, s *store, host string) engine.Delivery {
 	return taken[0]
 }
 
-// Most callbacks go to hosts that memory knows all about.
-func TestKnownHostIsReportedWithoutRead(t *testing.T) {
-	t.Parallel()
-	s := openTest(t, Config{})
-	host := "a.test:443"
-	settled(t, s, newTask(host), "result")
-	_, err := s.DueHosts(t.Context(), 10)
-	must(t, err)
-	taken, err := s.Take(t.Context(), host, 2) // the table has no more
-	must(t, err)
-	must(t, taken[0].Done(t.Context()))
-	settled(t, s, newTask(host), "result")
-	for range readers {
-		s.reading <- struct{}{} // any read would wait
-	}
-	hosts, err := s.DueHosts(t.Context(), 10)
-	for range readers {
-		<-s.reading
-	}
-	must(t, err)
-	if len(hosts) != 1 || hosts[0].Host != host || hosts[0].Due != 1 {
-		t.Errorf("the hosts are %+v", hosts)
-	}
-	must(t, s.SaveHosts(t.Context(), []engine.HostState{{Host: host, Window: 7}}))
-	settled(t, s, newTask(host), "result")
-	taken, err = s.Take(t.Context(), host, 3)
-	must(t, err)
-	must(t, taken[0].Release(t.Context()))
-	if hosts, err = s.DueHosts(t.Context(), 10); err != nil || len(hosts) != 1 || hosts[0].Window != 7 {
-		t.Errorf("the hosts are %+v, %v; the state that was saved is missing", hosts, err)
-	}
-}
-
 // A read that began before a delivery became due again does not see it, and takes its host
 // off the list.
 func TestDueDeliveryOutlivesOlderRead(t *testing.T) {
