@@ -72,7 +72,12 @@ func TestFloodToOneHostIsFair(t *testing.T) {
 	// The flooded host responds only after other hosts got callbacks, one for each ten
 	// of its own. If the others had to wait for it, the test would hang.
 	tokens := make(chan struct{}, flood+10*others)
-	flooded := gatewaytest.NewReceiver(t, func(http.ResponseWriter, *http.Request) { <-tokens })
+	flooded := gatewaytest.NewReceiver(t, func(http.ResponseWriter, *http.Request) {
+		select {
+		case <-tokens:
+		case <-t.Context().Done(): // the test has failed
+		}
+	})
 	other := gatewaytest.NewReceiver(t, func(http.ResponseWriter, *http.Request) {
 		for range 10 {
 			tokens <- struct{}{}
