@@ -12,7 +12,7 @@ func TestRatesAndHistory(t *testing.T) {
 		n := new(NodeCounts)
 		for range 600 {
 			n.Add(Tally{Accepted: 2, Completed: 1, TimedOut: 1})
-			time.Sleep(time.Second)
+			<-time.After(time.Second)
 		}
 		r, _, history := n.read(time.Now().Add(-time.Second))
 		if r.Accepted != 2 || r.Completed != 1 || r.TimedOut != 1 || r.Failed != 0 {
@@ -26,11 +26,11 @@ func TestRatesAndHistory(t *testing.T) {
 				t.Errorf("point %d is at %v, the one before at %v", i, p.At, history[i-1].At)
 			}
 		}
-		time.Sleep(2 * time.Minute)
+		<-time.After(2 * time.Minute)
 		if r, _, history := n.read(time.Now()); r != (rates{}) || history[historyPoints-1].Accepted != 0 || history[0].Accepted != 10 {
 			t.Errorf("two minutes later the rates are %+v, the history %+v … %+v", r, history[0], history[historyPoints-1])
 		}
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		if _, _, history := n.read(time.Now()); history[0].Accepted != 0 {
 			t.Errorf("an hour later it still has %+v", history[0])
 		}
@@ -58,7 +58,7 @@ func TestQuantilePrecision(t *testing.T) {
 				t.Errorf("%v is not %v", q.got, q.want)
 			}
 		}
-		time.Sleep(2 * time.Minute)
+		<-time.After(2 * time.Minute)
 		if _, l, _ := n.read(time.Now()); l.TaskP50 != nil {
 			t.Error("two minutes later there are quantiles still")
 		}
@@ -69,12 +69,12 @@ func TestHistoryCoversADayByMinute(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := new(NodeCounts)
-		time.Sleep(time.Until(time.Now().Truncate(time.Minute).Add(time.Minute)))
+		<-time.After(time.Until(time.Now().Truncate(time.Minute).Add(time.Minute)))
 		for range 3 {
 			for range 60 {
 				n.Add(Tally{Accepted: 2, Delivered: 1})
 				n.TaskTook(100 * time.Millisecond)
-				time.Sleep(time.Second)
+				<-time.After(time.Second)
 			}
 		}
 		points := n.minutes(time.Now(), 5)
@@ -91,17 +91,17 @@ func TestHistoryCoversADayByMinute(t *testing.T) {
 		if last := points[4]; !last.At.Equal(time.Now().Add(-time.Minute)) {
 			t.Errorf("the last minute is %v", last.At)
 		}
-		time.Sleep((dayMinutes - 3) * time.Minute)
+		<-time.After((dayMinutes - 3) * time.Minute)
 		if points := n.minutes(time.Now(), dayMinutes); points[0].Accepted != 120 || points[2].TaskP95 == nil || points[3].Accepted != 0 {
 			t.Errorf("a day later it has %+v", points[:4])
 		}
 		// The entries are used again.
 		n.Add(Tally{Accepted: 1})
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		if points := n.minutes(time.Now(), dayMinutes); points[0].Accepted != 120 || points[dayMinutes-1].Accepted != 1 || points[dayMinutes-1].TaskP95 != nil {
 			t.Errorf("a minute later it has %+v … %+v", points[0], points[dayMinutes-1])
 		}
-		time.Sleep(48 * time.Hour)
+		<-time.After(48 * time.Hour)
 		if points := n.minutes(time.Now(), dayMinutes); points[0].Accepted != 0 || points[dayMinutes-1].Accepted != 0 {
 			t.Error("two days later it still has counts")
 		}

@@ -95,7 +95,7 @@ func TestUnavailableEngineIsAskedOnce(t *testing.T) {
 		if opened != 1 {
 			t.Errorf("it was asked for %d times", opened)
 		}
-		time.Sleep(summaryAge) // on the fake clock
+		<-time.After(summaryAge) // on the fake clock
 		if look(); opened != 2 {
 			t.Errorf("a moment later it was asked for %d times in all", opened)
 		}

@@ -303,7 +303,7 @@ func TestInboxShowsTimeSincePreviousAttempt(t *testing.T) {
 			{"evicted previous attempt", "beam-task-id", "b", time.Second, "-"},
 		}
 		for _, step := range steps {
-			time.Sleep(step.wait) // on the fake clock
+			<-time.After(step.wait) // on the fake clock
 			post(inbox, "/", "", step.header+"x", "", step.header, step.task)
 			got := "-"
 			if since := list(t, inbox, "/?limit=1")[0].SincePreviousMS; since != nil {

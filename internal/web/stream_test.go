@@ -238,7 +238,7 @@ func TestConnectionIsReusedAfterView(t *testing.T) {
 			"GET / HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\n\r\n",
 			"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
 		} {
-			time.Sleep(time.Minute) // on the fake clock
+			<-time.After(time.Minute) // on the fake clock
 			if _, err := io.WriteString(conn, request); err != nil {
 				t.Fatal(err)
 			}

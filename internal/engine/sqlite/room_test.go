@@ -32,14 +32,7 @@ func TestRoom(t *testing.T) {
 	t.Run("old results are evicted before a new one is cut", func(t *testing.T) {
 		t.Parallel()
 		s := openTest(t, Config{MaxSize: 2 * most})
-		var leases []engine.Lease
-		var recs []*task.Record
-		for range 120 {
-			rec := newTask("")
-			l, err := s.Claim(ctx, rec)
-			must(t, err)
-			leases, recs = append(leases, l), append(recs, rec)
-		}
+		leases, recs := claimed(t, s, 120, "")
 		for i, l := range leases {
 			rec := recs[i]
 			rec.Status, rec.Result = task.Complete, &task.Result{Size: int64(len(result))}
@@ -60,14 +53,7 @@ func TestRoom(t *testing.T) {
 	t.Run("what is owed is not, and its verdict finds room", func(t *testing.T) {
 		t.Parallel()
 		s := openTest(t, Config{MaxSize: most})
-		var leases []engine.Lease
-		var recs []*task.Record
-		for range 60 {
-			rec := newTask("a.test:443")
-			l, err := s.Claim(ctx, rec)
-			must(t, err)
-			leases, recs = append(leases, l), append(recs, rec)
-		}
+		leases, recs := claimed(t, s, 60, "a.test:443")
 		for i, l := range leases {
 			recs[i].Status, recs[i].Result = task.Complete, &task.Result{Size: int64(len(result))}
 			must(t, l.Settle(ctx, recs[i], strings.NewReader(result)))
@@ -119,13 +105,25 @@ func TestRoom(t *testing.T) {
 	})
 }
 
+// claimed claims n tasks for a host.
+func claimed(t *testing.T, s *store, n int, host string) (leases []engine.Lease, recs []*task.Record) {
+	t.Helper()
+	for range n {
+		rec := newTask(host)
+		l, err := s.Claim(t.Context(), rec)
+		must(t, err)
+		leases, recs = append(leases, l), append(recs, rec)
+	}
+	return leases, recs
+}
+
 // TestFullStoreIsIdle opens a store on a full disk that has nothing to evict.
 func TestFullStoreIsIdle(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var measured atomic.Int64
 		s := openTest(t, Config{free: func(string) (int64, error) { measured.Add(1); return 0, nil }})
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		if n := measured.Load(); n > 1000 {
 			t.Errorf("the disk was measured %d times in a minute", n)
 		}
@@ -144,7 +142,7 @@ func TestCrowdedStoreEvictsAtOnce(t *testing.T) {
 		for range 70 {
 			settled(t, s, newTask(""), strings.Repeat("x", 200<<10)) // in no time
 		}
-		time.Sleep(measureInterval)
+		<-time.After(measureInterval)
 		settled(t, s, newTask(""), "result")
 		synctest.Wait()
 		if used := s.room.used(); used < most/2 || s.room.crowded() {
