@@ -119,7 +119,18 @@ type chunks struct {
 
 func (c *chunks) get(number int64) error {
 	subject := bodySubject + c.name + "." + strconv.FormatInt(number, 10)
-	msg, err := c.engine.get(c.ctx, c.engine.bodies, subject)
+	var msg *jetstream.RawStreamMsg
+	isMissing := false
+	err := c.engine.untilCurrent(c.ctx, func() (err error) {
+		msg, err = c.engine.get(c.ctx, c.engine.bodies, subject)
+		if isMissing = errors.Is(err, engine.ErrNotFound); isMissing {
+			err = errNotYet // a server without the latest messages may have answered
+		}
+		return err
+	})
+	if isMissing {
+		err = engine.ErrNotFound
+	}
 	if err != nil {
 		return fmt.Errorf("reading the chunk %s: %w", subject, err)
 	}

@@ -135,7 +135,7 @@ func (x *index) askAgain(host string) {
 func (e *Engine) take(ctx context.Context, c candidate) (engine.Delivery, error) {
 	f, err := e.begin(ctx, c, func(m *message) (*message, error) {
 		if e.isLate(m) {
-			return nil, cmp.Or(e.giveUp(ctx, m), errWrongSequence)
+			return nil, cmp.Or(e.giveUp(ctx, m), errLaterStep)
 		}
 		return m.next(m.rec, task.Delivering), nil
 	})

@@ -53,6 +53,8 @@ type Config struct {
 	// LeaseTime is how long a gateway can go without a heartbeat before its leases
 	// expire. Default: [DefaultLeaseTime].
 	LeaseTime time.Duration
+
+	apiPrefix string // replaces that of the subjects of the JetStream API
 }
 
 // DefaultLeaseTime is long enough for a leader election and a server restart. Tests
@@ -133,7 +135,7 @@ func (e *Engine) connect(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if e.js, err = jetstream.New(e.nc, jetstream.WithDefaultTimeout(stepTimeout)); err != nil {
+	if e.js, err = jetstream.NewWithAPIPrefix(e.nc, cmp.Or(e.cfg.apiPrefix, jetstream.DefaultAPIPrefix), jetstream.WithDefaultTimeout(stepTimeout)); err != nil {
 		return fmt.Errorf("opening JetStream: %w", err)
 	}
 	if e.tasks, e.bodies, err = e.openStreams(opening); err != nil {

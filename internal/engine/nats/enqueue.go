@@ -105,7 +105,10 @@ func (e *Engine) insert(ctx context.Context, m *message, key *engine.StoredKey, 
 			return "", e.unavailable(ctx.Err())
 		}
 	}
-	for range insertTries {
+	for try := range insertTries {
+		if try > 1 { // what was read may be outdated
+			e.sleep(ctx, nil, electionPause)
+		}
 		with, known, err := e.conditions(ctx, m, key)
 		switch {
 		case known != "" || err != nil:

@@ -318,13 +318,8 @@ func (x *index) start(f *inFlight) {
 }
 
 // drop ends f, which may be nil, after an error, whether or not the step was stored. The
-// task returns to its backlog, unless another gateway took it: then its step follows in
-// the stream.
+// task returns to its backlog, unless it has a later step, which follows in the stream.
 func (x *index) drop(id string, f *inFlight, err error) {
-	if errors.Is(err, engine.ErrNotFound) {
-		x.dropMissing(id)
-		return
-	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.inFlight[id] == f {
@@ -347,15 +342,15 @@ func (x *index) drop(id string, f *inFlight, err error) {
 	}
 }
 
-// dropMissing removes a task whose message is no longer in the stream.
-func (x *index) dropMissing(id string) {
+// lastStep returns the sequence of the last step that the index has of a task, zero if
+// it has none, and whether the task exists.
+func (x *index) lastStep(id string) (seq uint64, exists bool) {
 	x.mu.Lock()
-	seq := uint64(0)
+	defer x.mu.Unlock()
 	if e := x.tasks[id]; e != nil {
-		seq = e.seq + 1
+		return e.seq, e.state != removed
 	}
-	x.mu.Unlock()
-	x.apply(id, seq, &meta{State: removed}, true)
+	return 0, false
 }
 
 // raceSpread is how many entries are picked at random after a lost race, and how far

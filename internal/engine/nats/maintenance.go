@@ -63,9 +63,7 @@ func (e *Engine) expireAll(tasks []candidate) {
 	for _, c := range tasks {
 		err := e.expire(e.closing, c)
 		switch {
-		case err == nil, errors.Is(err, engine.ErrLost), errors.Is(err, engine.ErrUnavailable):
-		case errors.Is(err, engine.ErrNotFound):
-			e.index.dropMissing(c.id)
+		case err == nil, errors.Is(err, engine.ErrLost), errors.Is(err, engine.ErrUnavailable), errors.Is(err, engine.ErrNotFound):
 		default:
 			e.log.Warn("expired task not updated", zap.String("task_id", c.id), zap.Error(err))
 		}

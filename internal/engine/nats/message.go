@@ -165,6 +165,7 @@ func getMeta(header nats.Header, meta any) error {
 }
 
 // lookUp reads the metadata of the last message of a subject, and returns the sequence.
+// The message may be outdated, so what depends on it is stored with an expected sequence.
 func (e *Engine) lookUp(ctx context.Context, subject string, meta any) (seq uint64, err error) {
 	msg, err := e.get(ctx, e.tasks, subject)
 	if err != nil {

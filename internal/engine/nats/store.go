@@ -26,19 +26,14 @@ func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats
 	if err != nil {
 		return err
 	}
-	seq, err := e.store(ctx, append(with, msg)...)
-	if errors.Is(err, engine.ErrLost) {
-		now, getErr := e.lastStep(ctx, m.meta.ID)
-		isNew := last == 0 && errors.Is(getErr, engine.ErrNotFound)
-		switch {
-		case getErr == nil && now.meta.Token == m.meta.Token: // stored by an earlier try
-			m.meta, m.body, seq, err = now.meta, now.body, now.seq, nil
-		case len(with) > 0 && (isNew || getErr == nil && now.seq == last):
-			err = errConflict
-		case getErr != nil && !errors.Is(getErr, engine.ErrNotFound):
-			err = e.unavailable(getErr) // it is not known whether the step is stored
+	var seq uint64
+	err = e.untilCurrent(ctx, func() (err error) {
+		seq, err = e.store(ctx, append(with, msg)...)
+		if errors.Is(err, engine.ErrLost) {
+			seq, err = e.refused(ctx, m, last, len(with) > 0)
 		}
-	}
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -48,6 +43,28 @@ func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats
 	}
 	e.index.apply(m.meta.ID, seq, &m.meta, false)
 	return nil
+}
+
+// refused says why a server refused a step: the task has a later one, or this one, stored
+// by an earlier try, whose sequence it returns; another message of the same atomic step
+// was refused; or the server did not have the step before it yet.
+func (e *Engine) refused(ctx context.Context, m *message, last uint64, isAtomic bool) (seq uint64, err error) {
+	now, err := e.lastStep(ctx, m.meta.ID)
+	switch {
+	case err == nil && now.meta.Token == m.meta.Token:
+		m.meta, m.body = now.meta, now.body
+		return now.seq, nil
+	case err == nil && now.seq > last:
+		return 0, errLaterStep
+	case err != nil && !errors.Is(err, engine.ErrNotFound):
+		return 0, e.unavailable(err) // it is not known whether the step is stored
+	case last > 0 && err != nil: // the task was removed
+		return 0, errLaterStep
+	case isAtomic:
+		return 0, errConflict
+	default:
+		return 0, errNotYet
+	}
 }
 
 // errConflict means that another task with the idempotency key, or another run of the
@@ -66,6 +83,17 @@ func (e *Engine) store(ctx context.Context, msgs ...*nats.Msg) (seq uint64, err 
 		e.full.Store(nil)
 	}
 	return seq, err
+}
+
+// untilCurrent repeats a call while it returns errNotYet, for about stepTimeout.
+func (e *Engine) untilCurrent(ctx context.Context, call func() error) error {
+	for began := time.Now(); ; {
+		err := call()
+		if !errors.Is(err, errNotYet) || time.Since(began) > stepTimeout {
+			return err
+		}
+		e.sleep(ctx, nil, electionPause)
+	}
 }
 
 // retry calls the cluster, and repeats the call while a leader is being elected.
@@ -91,11 +119,11 @@ func (e *Engine) retry(ctx context.Context, ask func(context.Context) error) err
 	}
 }
 
-// electionPause is the wait between two calls while a leader is being elected.
+// electionPause is the wait between two calls of retry.
 const electionPause = 100 * time.Millisecond
 
 // errNotYet means that nothing was stored, but a retry will soon succeed.
-var errNotYet = fmt.Errorf("%w: no leader", engine.ErrUnavailable)
+var errNotYet = fmt.Errorf("%w: no current leader", engine.ErrUnavailable)
 
 func (e *Engine) publish(ctx context.Context, msgs []*nats.Msg) (uint64, error) {
 	last := msgs[len(msgs)-1]
@@ -130,7 +158,7 @@ const (
 	codeTooManyBatches        = 10210
 )
 
-var errWrongSequence = fmt.Errorf("%w: the task has a later step", engine.ErrLost)
+var errLaterStep = fmt.Errorf("%w: the task has a later step", engine.ErrLost)
 
 // classify wraps an error of the server or the connection in one of package engine.
 func (e *Engine) classify(err error) error {
@@ -141,7 +169,7 @@ func (e *Engine) classify(err error) error {
 	if errors.As(err, &api) {
 		switch api.ErrorCode {
 		case jetstream.JSErrCodeStreamWrongLastSequence, jetstream.JSErrCodeStreamWrongLastSequenceConstant:
-			return errWrongSequence
+			return errLaterStep
 		case codeInsufficientResources, codeAccountResources, codeMemoryResources, codeStorageResources, codeStoreFailed:
 			full := fmt.Errorf("%w: %w", engine.ErrFull, err)
 			e.full.Store(&full)
@@ -179,13 +207,46 @@ func (e *Engine) getTask(ctx context.Context, id string) (*message, error) {
 	return m, err
 }
 
-// lastStep is like getTask, but also returns the removal of a task.
+// lastStep is like getTask, but also returns the removal of a task. It returns no step
+// that is older than the one in the index: around an election, a server that has not
+// stored the latest steps may answer.
 func (e *Engine) lastStep(ctx context.Context, id string) (*message, error) {
-	msg, err := e.get(ctx, e.tasks, taskSubject+token(id))
+	known, exists := e.index.lastStep(id)
+	var msg *jetstream.RawStreamMsg
+	err := e.untilCurrent(ctx, func() (err error) {
+		msg, err = e.get(ctx, e.tasks, taskSubject+token(id))
+		switch {
+		case err == nil && msg.Sequence < known:
+			return errNotYet
+		case exists && errors.Is(err, engine.ErrNotFound):
+			return e.confirmMissing(ctx, id)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	return decode(msg)
+}
+
+// confirmMissing returns ErrNotFound if a task of the index is no longer in the stream,
+// because somebody purged it. It stores the removal of the task, which a server refuses
+// if there is a step.
+func (e *Engine) confirmMissing(ctx context.Context, id string) error {
+	m := removal(id)
+	msg, err := m.encode(0)
+	if err != nil {
+		return err
+	}
+	seq, err := e.store(ctx, msg)
+	switch {
+	case errors.Is(err, engine.ErrLost):
+		return errNotYet
+	case err != nil:
+		return err
+	}
+	e.index.apply(id, seq, &m.meta, false)
+	return engine.ErrNotFound
 }
 
 // getStep returns the step of a task that the index has. It returns ErrLost if the
@@ -193,13 +254,13 @@ func (e *Engine) lastStep(ctx context.Context, id string) (*message, error) {
 func (e *Engine) getStep(ctx context.Context, c candidate) (*message, error) {
 	m, err := e.getTask(ctx, c.id)
 	if err == nil && m.seq != c.seq {
-		err = errWrongSequence
+		err = errLaterStep
 	}
 	return m, err
 }
 
 // get returns the last message of a subject from the leader of a stream, or
-// ErrNotFound.
+// ErrNotFound. Around an election, the answer may be outdated.
 func (e *Engine) get(ctx context.Context, stream jetstream.Stream, subject string) (msg *jetstream.RawStreamMsg, err error) {
 	err = e.retry(ctx, func(ctx context.Context) error {
 		msg, err = stream.GetLastMsgForSubject(ctx, subject)
