@@ -252,10 +252,15 @@ func (g *Gateway) Run(args ...string) {
 	}(g.Cmd, g.Done)
 }
 
-// Kill kills the process (SIGKILL).
+// Kill kills the process (SIGKILL) after it has stored the outcomes of its attempts.
 func (g *Gateway) Kill() {
+	Pause(outcomesStored)
+	g.KillAtOnce()
+}
+
+// KillAtOnce kills the process (SIGKILL).
+func (g *Gateway) KillAtOnce() {
 	if g.Cmd != nil && g.Cmd.Process != nil {
-		Pause(outcomesStored)
 		_ = g.Cmd.Process.Kill() // it may have ended already
 		<-g.Done
 	}
