@@ -27,7 +27,7 @@ func TestDerivedKeysSignOnEveryGateway(t *testing.T) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})
-	options := deliveringIn(c, "secret "+hmacSecret, "derive_keys {header.x-customer}", "retry"+strings.Repeat(" 1s", 40))
+	options := deliveringIn(c, "secret "+hmacSecret, "derive_keys {header.x-customer}", gatewaytest.ManyTimes)
 	site := gatewaytest.ExampleSite(t)
 	a := gatewaytest.Start(t, options, site)
 	id := a.Task(rcv.URL, "x-customer", "alice")

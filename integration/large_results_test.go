@@ -233,7 +233,7 @@ func TestLargeResultsSurviveKills(t *testing.T) {
 		}
 	})
 	site := "task_status /tasks\ntask_queue /q q {\ncallback {\nlarge_results link\n}\nreverse_proxy " + app + "\n}"
-	g := gatewaytest.Start(t, gatewaytest.Delivering("retry"+strings.Repeat(" 1s", 60)), site)
+	g := gatewaytest.Start(t, gatewaytest.Delivering(gatewaytest.ManyTimes), site)
 	id := accepted(t, g, "/q", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL))
 	first := postedLink(t, "form", rcv.Next(t))
 	g.Kill()

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,13 @@ func (c *crowd) enter(name string, n int) {
 		c.now[name] += n
 		c.most[name] = max(c.most[name], c.now[name])
 	}
+}
+
+// atOnce returns how many callbacks there were at once.
+func (c *crowd) atOnce() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.most[""]
 }
 
 // answer responds to a callback after a moment.
@@ -85,26 +93,37 @@ func TestLimitsHoldAcrossReloads(t *testing.T) {
 func TestReloadChangesLimits(t *testing.T) {
 	t.Parallel()
 	crowd := newCrowd()
-	rcv := gatewaytest.NewReceiver(t, crowd.answer)
+	var limit, came atomic.Int64
+	rcv := gatewaytest.NewReceiver(t, func(w http.ResponseWriter, r *http.Request) {
+		crowd.enter(r.Host, 1)
+		// With each answer, a host may get one more callback at once. After some answers,
+		// callbacks wait for others: a slow gateway would not send as many at once.
+		for n := came.Add(1); n > 20 && int64(crowd.atOnce()) < limit.Load() && r.Context().Err() == nil; {
+			gatewaytest.Pause(time.Millisecond)
+		}
+		gatewaytest.Pause(rand.N(20 * time.Millisecond))
+		crowd.enter(r.Host, -1) // before the response, because the next callback may follow at once
+		w.WriteHeader(http.StatusNoContent)
+	})
 	site := gatewaytest.ExampleSite(t)
 	g := gatewaytest.Start(t, gatewaytest.Delivering("per_host 1"), site)
-	for _, limit := range []int{1, 3, 2} {
-		g.Configure(gatewaytest.Delivering(fmt.Sprintf("per_host %d", limit)), site)
+	for _, n := range []int{1, 3, 2} {
+		g.Configure(gatewaytest.Delivering(fmt.Sprintf("per_host %d", n)), site)
 		if err := g.Reload(); err != nil {
 			t.Fatal(err)
 		}
 		crowd.mu.Lock()
 		clear(crowd.most)
 		crowd.mu.Unlock()
+		came.Store(0)
+		limit.Store(int64(n))
 		g.Tasks(100, to(rcv.URL))
 		for range 100 {
 			rcv.Next(t)
 		}
-		crowd.mu.Lock()
-		if most := crowd.most[""]; most != limit {
-			t.Errorf("%d callbacks were with the receiver at once, want %d", most, limit)
+		if most := crowd.atOnce(); most != n {
+			t.Errorf("%d callbacks were with the receiver at once, want %d", most, n)
 		}
-		crowd.mu.Unlock()
 	}
 }
 

@@ -147,7 +147,7 @@ func TestLogHasNoSecretQueryOrBody(t *testing.T) {
 		_, _ = io.WriteString(w, inAnswer)
 	})
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, inResult) })
-	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1h", "timeout 1s", "secret "+key),
+	g := gatewaytest.Start(t, gatewaytest.Delivering("retry 1h", "timeout 10s", "secret "+key),
 		"callback {\nheader X-Token "+inHeader+"\n}\nreverse_proxy "+app)
 	targets := []string{
 		gatewaytest.NewReceiver(t, nil).URL,

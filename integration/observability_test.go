@@ -227,9 +227,11 @@ func TestDocsNameLogFields(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, logs, _ := strings.Cut(string(page), "\n## Logs\n")
+	_, section, _ := strings.Cut(string(page), "\n## Logs\n")
 	g := busyGateway(t)
-	seen := make(map[string]int)
+	for _, message := range []string{"delivery attempted", "task run"} {
+		logs(g, `"msg":"`+message+`"`)
+	}
 	for line := range strings.Lines(g.Log.String()) {
 		var fields map[string]any
 		if json.Unmarshal([]byte(line), &fields) != nil {
@@ -239,16 +241,12 @@ func TestDocsNameLogFields(t *testing.T) {
 		if message != "delivery attempted" && message != "task run" {
 			continue
 		}
-		seen[message]++
-		_, described, _ := strings.Cut(logs, "`"+message+"`")
+		_, described, _ := strings.Cut(section, "`"+message+"`")
 		described, _, _ = strings.Cut(described, ". ")
 		for name := range fields {
 			if name != "msg" && name != "level" && name != "logger" && name != "ts" && !strings.Contains(described, "`"+name+"`") {
 				t.Errorf("the docs do not list %s in %s", name, message)
 			}
 		}
-	}
-	if len(seen) != 2 {
-		t.Errorf("the log has the lines %v", seen)
 	}
 }

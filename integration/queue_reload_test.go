@@ -154,14 +154,14 @@ func TestReloadKeepsWorkerLimit(t *testing.T) {
 func TestQueueRunsAsManyTasksAsWorkers(t *testing.T) {
 	t.Parallel()
 	var running, most atomic.Int32
-	full, finish := make(chan struct{}), make(chan struct{})
+	full, finish := make(chan struct{}, 100), make(chan struct{})
 	app := gatewaytest.NewApp(t, func(http.ResponseWriter, *http.Request) {
 		n := running.Add(1)
 		defer running.Add(-1)
 		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 		}
 		if n == 5 {
-			close(full)
+			full <- struct{}{}
 		}
 		<-finish
 	})

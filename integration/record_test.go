@@ -22,7 +22,7 @@ func refuseWhile(refuse *atomic.Bool) http.HandlerFunc {
 }
 
 // retrySoon retries a refused callback while a test waits.
-var retrySoon = strings.Replace(gatewaytest.ToLocal, "delivery {", "delivery {\nretry"+strings.Repeat(" 300ms", 100), 1)
+var retrySoon = strings.Replace(gatewaytest.ToLocal, "delivery {", "delivery {\nretry"+strings.Repeat(" 300ms", 1000), 1)
 
 // The result is stored before the client has its whole response, so that a crash does not
 // lose it.

@@ -210,7 +210,7 @@ func TestDerivedKeysRotateWithTheSecret(t *testing.T) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})
-	g := gatewaytest.Start(t, gatewaytest.Delivering("secret "+hmacSecret, "derive_keys {header.x-customer}", "retry"+strings.Repeat(" 1s", 40)),
+	g := gatewaytest.Start(t, gatewaytest.Delivering("secret "+hmacSecret, "derive_keys {header.x-customer}", gatewaytest.ManyTimes),
 		gatewaytest.ExampleSite(t))
 	g.Task(rcv.URL, "x-customer", "alice")
 	before := rcv.Next(t)

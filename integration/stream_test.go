@@ -287,7 +287,7 @@ func TestClientDisconnectsAfterRequest(t *testing.T) {
 
 func TestClientDisconnectsDuringRequest(t *testing.T) {
 	t.Parallel()
-	ended := make(chan error, 1)
+	ended := make(chan error, 2)
 	app := gatewaytest.NewApp(t, func(w http.ResponseWriter, r *http.Request) {
 		_, err := io.ReadAll(r.Body)
 		ended <- err

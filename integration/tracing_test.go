@@ -195,6 +195,7 @@ func TestTraceSurvivesKill(t *testing.T) {
 			has(t, traced.find(t, first.Header.Get("Traceparent")),
 				map[string]string{"callback.task_id": first.TaskID(), "callback.attempt": "1"})
 
+			attemptsStored(t, g, first.TaskID(), 1)
 			// The process that continues has not seen the request.
 			g.Kill()
 			if another {

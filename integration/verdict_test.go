@@ -252,7 +252,7 @@ func TestTaskTimeout(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			rcv := gatewaytest.NewReceiver(t, nil)
-			g := gatewaytest.Start(t, gatewaytest.ToLocal, "header X-Before yes\nhandle /fence {\ncallback\nrespond ok\n}\nhandle {\ncallback {\ntimeout 300ms\n}\n"+site+"\n}")
+			g := gatewaytest.Start(t, gatewaytest.ToLocal, "header X-Before yes\nhandle /fence {\ncallback\nrespond ok\n}\nhandle {\ncallback {\ntimeout 3s\n}\n"+site+"\n}")
 			resp, text := g.Post("/", `{"callback_url":"`+rcv.URL+`"}`)
 			id := resp.Header.Get("beam-task-id")
 			if resp.StatusCode != 504 || text != "" || id == "" || resp.Header.Get("X-Late") != "" || resp.Header.Get("X-Before") != "yes" {
@@ -262,7 +262,7 @@ func TestTaskTimeout(t *testing.T) {
 				<-canceled
 			}
 			cb := rcv.Next(t)
-			if message := errorOf(t, cb); message != "the endpoint did not finish within 300ms" {
+			if message := errorOf(t, cb); message != "the endpoint did not finish within 3s" {
 				t.Errorf("error=%s", message)
 			}
 			if cb.TaskID() != id || cb.Status() != "TIMEOUT" || cb.Header.Get("callback-upstream-status") != "" {
@@ -300,7 +300,7 @@ func TestStreamTimeout(t *testing.T) {
 				close(canceled)
 			})
 			rcv := gatewaytest.NewReceiver(t, nil)
-			g, client := startH2C(t, gatewaytest.ToLocal, "callback {\ntimeout 2s\n}\nreverse_proxy "+app)
+			g, client := startH2C(t, gatewaytest.ToLocal, "callback {\ntimeout 5s\n}\nreverse_proxy "+app)
 			if proto == "HTTP/1.1" {
 				client = http.DefaultClient
 			}
@@ -318,7 +318,7 @@ func TestStreamTimeout(t *testing.T) {
 			}
 			<-canceled
 			cb := rcv.Next(t)
-			if message := errorOf(t, cb); cb.Status() != "TIMEOUT" || message != "the endpoint did not finish within 2s" {
+			if message := errorOf(t, cb); cb.Status() != "TIMEOUT" || message != "the endpoint did not finish within 5s" {
 				t.Errorf("the callback is %s, error=%s", cb.Status(), message)
 			}
 			if got := cb.Header.Get("callback-upstream-status"); got != "200" {

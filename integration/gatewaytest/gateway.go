@@ -311,6 +311,12 @@ func (g *Gateway) Reload() error {
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("reload: %s: %s", resp.Status, body)
 	}
+	return g.AwaitReload()
+}
+
+// AwaitReload waits, after a configuration was loaded, until only the new servers listen,
+// and the store is open.
+func (g *Gateway) AwaitReload() error {
 	if err := until(g.T.Context(), g.listensOnce); err != nil {
 		return fmt.Errorf("after a reload: %w", err)
 	}
