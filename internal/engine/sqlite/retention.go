@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// trimBatch is how many tasks are removed in one commit, which delays other
-	// commits.
-	trimBatch = 200
+	// trimBatch is how many tasks are removed in one commit. Other operations wait for
+	// it: removing 200 tasks takes 10 ms.
+	trimBatch = 50
 	// maxTrimInterval is the longest interval between two searches for expired tasks.
 	maxTrimInterval = 10 * time.Second
 
