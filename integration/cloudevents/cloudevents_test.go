@@ -114,7 +114,7 @@ func TestSDKsReadCallbacks(t *testing.T) {
 		_, _ = io.WriteString(w, test.body)
 	})
 	rcv := gatewaytest.NewReceiver(t, nil)
-	g := gatewaytest.Start(t, gatewaytest.Delivering(), "callback {\nformat cloudevents\ntimeout 2s\n}\nreverse_proxy "+app)
+	g := gatewaytest.Start(t, gatewaytest.Delivering(), "callback {\nformat cloudevents\ntimeout 10s\n}\nreverse_proxy "+app)
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			g.Do(http.MethodPost, "/", fmt.Sprintf(`{"callback_url":%q}`, rcv.URL), "Content-Type", "application/json", "x-case", name)
