@@ -3,6 +3,7 @@
 package faults
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -63,8 +64,16 @@ func TestExhaustedFileDescriptorsLoseNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := limit(g, syscall.RLIMIT_NOFILE, uint64(len(open))+rand.N[uint64](100))
+		refused := func() int { return strings.Count(g.Log.String(), syscall.EMFILE.Error()) }
+		earlier := refused()
 		leave := crowd(200, g.Addr)
-		gatewaytest.Pause(3 * time.Second)
+		g.Eventually("no file can be opened", func() error {
+			if refused() == earlier {
+				return errors.New("each file was opened")
+			}
+			return nil
+		})
+		gatewaytest.Pause(time.Second) // for files of the store
 		leave()
 		limit(g, syscall.RLIMIT_NOFILE, before)
 		o := outage{g: g, l: l, body: fmt.Sprintf(`{"callback_url":%q}`, rcv.URL)}

@@ -109,7 +109,7 @@ func TestBlackHoleDelaysNoHealthyHost(t *testing.T) {
 	for i := range good {
 		good[i] = gatewaytest.NewReceiver(t, nil)
 	}
-	g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 5s", gatewaytest.ManyTimes), gatewaytest.ExampleSite(t))
+	g := gatewaytest.Start(t, gatewaytest.Delivering("timeout 20s", gatewaytest.ManyTimes), gatewaytest.ExampleSite(t))
 	before := g.Memory()
 
 	// Half of the callbacks to healthy receivers are sent among the others, half after

@@ -23,7 +23,8 @@ type load struct {
 	healthy []string // receivers' URLs
 	flaky   string   // refuses one in five first attempts
 	dead    string   // nothing listens there
-	hole    string   // never answers
+	hole    string   // never answers; its connections close when over is closed
+	over    chan struct{}
 
 	mu        sync.Mutex
 	tasks     map[string]*entry // whose callbacks are expected
@@ -42,7 +43,7 @@ type entry struct {
 
 // newLoad starts the receivers.
 func newLoad(t *testing.T) *load {
-	l := &load{tasks: make(map[string]*entry)}
+	l := &load{tasks: make(map[string]*entry), over: make(chan struct{})}
 	receive := func(refuse func(r *http.Request) bool) string {
 		srv := gatewaytest.NewServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body) // a broken body is no callback; it is repeated
@@ -60,7 +61,13 @@ func newLoad(t *testing.T) *load {
 	}
 	l.flaky = receive(func(r *http.Request) bool { return r.Header.Get("callback-attempt") == "1" && rand.N(5) == 0 })
 	l.dead = "http://" + freeaddr.New(t)
-	l.hole = gatewaytest.NewPeer(t, func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
+	l.hole = gatewaytest.NewPeer(t, func(conn net.Conn) {
+		go func() {
+			<-l.over
+			conn.Close()
+		}()
+		_, _ = io.Copy(io.Discard, conn)
+	})
 	return l
 }
 

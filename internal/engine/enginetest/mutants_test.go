@@ -1,7 +1,6 @@
 package enginetest
 
 import (
-	"context"
 	"os"
 	"os/exec"
 	"strings"
@@ -58,9 +57,7 @@ func TestMutants(t *testing.T) {
 	for _, f := range faults {
 		t.Run(f.name+" in "+f.suite, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-			defer cancel()
-			run := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestMutants$/^suite$/^"+f.suite+"$", "-test.failfast")
+			run := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestMutants$/^suite$/^"+f.suite+"$", "-test.failfast")
 			run.Env = append(os.Environ(), faultVariable+"="+f.name)
 			out, err := run.CombinedOutput()
 			if err == nil {

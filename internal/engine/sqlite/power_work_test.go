@@ -213,7 +213,7 @@ func (c *client) start(ctx context.Context) {
 	if c.some(in(task.Queued)) == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	begin := c.p.position()
 	jobs, err := c.e.Jobs(c.name).Next(ctx, 1+c.rng.IntN(2), maxStartsEver)
