@@ -3,12 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-callback/caddy-callback/integration/freeaddr"
 )
 
 // standIn is the argument that makes this program a system to compare. Its other
@@ -64,7 +65,7 @@ func TestRoundCountsLostAndRepeatedCallbacks(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer p.close()
-			addr := freeAddr(t)
+			addr := freeaddr.New(t)
 			sys := &system{
 				Name: "stand-in", Submit: "http://" + addr + "/", Body: `{"task":"{id}","data":"{data}"}`,
 				Headers: map[string]string{"Callback": "{callback}"},
@@ -97,16 +98,6 @@ func TestRoundCountsLostAndRepeatedCallbacks(t *testing.T) {
 			}
 		})
 	}
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
 }
 
 func TestReadSystemsReadsTheExample(t *testing.T) {
@@ -142,7 +133,7 @@ func TestRoundEndsTheSystemAfterAnError(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.close()
-	addr := freeAddr(t)
+	addr := freeaddr.New(t)
 	sys := &system{
 		Name: "stand-in", Submit: "http://" + addr + "/",
 		Run:   [][]string{{os.Args[0], standIn, addr, "http://127.0.0.1:0/no-endpoint", "1"}},
