@@ -166,6 +166,26 @@ func TestRefusedCommitDoesNotComeBack(t *testing.T) {
 	}
 }
 
+func TestUnchangedLogIsNotSynced(t *testing.T) {
+	t.Parallel()
+	disk := &faultyDisk{VFS: vfs.Find("os")}
+	s := openTest(t, Config{vfs: disk, Sync: time.Hour})
+	settled(t, s, newTask("a.test:443"), "result")
+	must(t, s.syncLog())
+	synced := false
+	record := func() { synced = true }
+	disk.atSync.Store(&record)
+	must(t, s.syncLog())
+	if synced {
+		t.Error("it is synced again without a change")
+	}
+	settled(t, s, newTask("a.test:443"), "result")
+	must(t, s.syncLog())
+	if !synced {
+		t.Error("it is not synced after a change")
+	}
+}
+
 func TestLargeBodiesAreFiles(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Config{Settings: engine.Settings{KeepResults: true}})

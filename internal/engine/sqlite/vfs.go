@@ -174,6 +174,9 @@ func (f *file) Truncate(size int64) error {
 	if err := f.flush(); err != nil {
 		return err
 	}
+	f.rewrites.mu.Lock()
+	defer f.rewrites.mu.Unlock()
+	f.rewrites.written(size, 1)
 	return full(f.File.Truncate(size))
 }
 
