@@ -169,13 +169,17 @@ func (t *tx) enqueue(e *entry) (err error) {
 		}
 	}
 	at := cmp.Or(nanos(e.rec.NextAttemptAt), t.now)
+	var r *row
 	if e.lease == nil {
-		_, err = t.insert(e.rec, e.doc, queued, at, t.now, e.body, nil)
+		r, err = t.insert(e.rec, e.doc, queued, at, t.now, e.body, nil)
 	} else {
-		err = t.handOver(e, at)
+		r, err = t.handOver(e, at)
 	}
 	if err != nil {
 		return err
+	}
+	if at <= t.now {
+		t.s.cache.add(r, e.rec, e.body, len(e.doc))
 	}
 	if e.opts.Key != nil {
 		t.exec(`INSERT INTO key(hash, digest, task, expires) VALUES (?, ?, ?, ?) ON CONFLICT(hash)
@@ -188,15 +192,19 @@ func (t *tx) enqueue(e *entry) (err error) {
 }
 
 // handOver turns a waiting client's task into a queue's task.
-func (t *tx) handOver(e *entry, at int64) error {
+func (t *tx) handOver(e *entry, at int64) (*row, error) {
 	r := e.lease.row
 	to := place{state: queued, queue: e.rec.Queue, host: hostOf(e.rec), domain: e.rec.CallbackDomain, size: size(e.doc, e.body.size, -1)}
 	t.putBody(r.seq, engine.RequestBody, e.body)
 	t.trust(e.rec)
 	t.after(e.lease.end)
-	return t.step(r, to, `UPDATE task SET state = 0, version = version + 1, queue = ?, host = ?, domain = ?, starts = ?,
+	err := t.step(r, to, `UPDATE task SET state = 0, version = version + 1, queue = ?, host = ?, domain = ?, starts = ?,
 		holder = NULL, at = ?, since = ?, request = ?, doc = ? WHERE seq = ?`,
 		to.queue, opt(to.host), opt(to.domain), e.rec.Starts, at, t.now, e.body.size, e.doc, r.seq)
+	return &row{
+		seq: r.seq, id: r.id, version: r.version + 1, place: to, starts: int64(e.rec.Starts), at: at, since: t.now,
+		request: e.body.size, result: -1,
+	}, err
 }
 
 // known returns the ID of the existing task with the entry's key or schedule. It

@@ -190,6 +190,7 @@ func (s *store) transact(ops []op) (_ *tx, err error) {
 }
 
 func (s *store) rollback() {
+	s.cache.reset() // it has changes that are rolled back
 	if !s.writer.GetAutocommit() {
 		if err := s.writer.Exec("ROLLBACK"); err != nil {
 			s.log.Error("rolling back failed", zap.Error(err))

@@ -54,6 +54,19 @@ func checkCounts(t *testing.T, s *store) {
 		}
 		return nil
 	}))
+	must(t, s.update(t.Context(), func(tx *tx) error {
+		size := 0
+		for seq, q := range s.cache.jobs {
+			size += q.size
+			if version, _ := tx.number("SELECT version FROM task WHERE seq = ? AND state = 0", seq); version != q.row.version {
+				t.Errorf("cached is version %d of a job, but stored is %d", q.row.version, version)
+			}
+		}
+		if size != s.cache.size {
+			t.Errorf("%d bytes are counted as cached, not %d", s.cache.size, size)
+		}
+		return nil
+	}))
 }
 
 // numbers returns the numbers of a query by their names.

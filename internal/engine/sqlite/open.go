@@ -105,6 +105,7 @@ type store struct {
 	// The fields below belong to the writer.
 	writer   *conn
 	evicted  [states]evicted
+	cache    jobCache
 	logPages int
 	stale    bool // a commit failed and was not overwritten yet
 	measured time.Time
@@ -170,6 +171,7 @@ func open(ctx context.Context, cfg Config) (_ *store, err error) {
 		inFlight: map[int64]*delivery{}, leases: map[int64]*lease{}, waiters: map[string][]chan struct{}{},
 		reading: make(chan struct{}, readers), pool: make(chan *conn, readers), hostsAt: maxHosts, nextDue: never, opened: time.Now(),
 	}
+	s.cache.reset()
 	s.room.wake, s.room.max = make(chan struct{}, 1), cfg.MaxSize
 	s.life, s.end = context.WithCancel(context.Background())
 	defer func() {

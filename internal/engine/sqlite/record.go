@@ -70,12 +70,19 @@ func find(c *conn, id string) (*row, error) {
 	return rows[0], nil
 }
 
-// record decodes the document of a row. Columns take precedence over the document.
+// record decodes the document of a row.
 func (r *row) record() (*task.Record, error) {
 	rec, err := task.Decode(r.doc)
 	if err != nil {
 		return nil, fmt.Errorf("reading task %s: %w", r.id, err)
 	}
+	r.describe(rec)
+	return rec, nil
+}
+
+// describe sets the fields of a record that the row has columns for. Columns take
+// precedence over the document.
+func (r *row) describe(rec *task.Record) {
 	rec.ID, rec.State, rec.Version = r.id, stateNames[r.place.state], uint64(r.version)
 	rec.Queue, rec.CallbackDomain = r.place.queue, r.place.domain
 	if r.place.queue != "" {
@@ -87,7 +94,6 @@ func (r *row) record() (*task.Record, error) {
 	if r.place.state == delivering && !rec.NextAttemptAt.IsZero() {
 		rec.NextAttemptAt = timeOf(r.at)
 	}
-	return rec, nil
 }
 
 // copyOf returns a copy of a record with its own lists.

@@ -71,6 +71,9 @@ func (t *tx) move(r *row, to place) {
 	t.count(r.place, -1)
 	t.count(to, 1)
 	t.changed = append(t.changed, r.id)
+	if r.place.state == queued {
+		t.s.cache.drop(r.seq)
+	}
 }
 
 func (t *tx) count(p place, n int64) {
