@@ -15,7 +15,8 @@ import (
 // need not be there are dropped.
 type host struct {
 	name    string
-	trusted bool // the table has it as trusted
+	trusted bool              // the table has it as trusted
+	state   *engine.HostState // as it was saved last; nil if it must be read
 
 	stored   bool           // the table may have deliveries that memory does not have
 	due      []*dueDelivery // deliveries in memory, the next one first
@@ -81,10 +82,9 @@ func (s *store) dueAt(name string, at int64) {
 		h.stored = true
 		if at <= time.Now().UnixNano() && len(s.ready) < maxReady {
 			s.dueNow(h)
-			return
 		}
 	}
-	if at < s.nextDue {
+	if at < s.nextDue { // always with a wake-up: a later dueAt relies on it
 		s.nextDue = at
 		wake(s.dueWake)
 	}
@@ -95,26 +95,20 @@ func (s *store) dueAt(name string, at int64) {
 // the table become due: that index is read once from start to end as time passes.
 func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, error) {
 	for {
-		var reports []engine.HostDue
-		wait := time.Duration(0)
-		err := s.read(ctx, func(c *conn) error {
-			wait = s.scanDue(c, limit)
-			for len(reports) < limit && c.err == nil {
-				h := s.popReady()
-				if h == nil {
-					break
-				}
-				if d := s.report(c, h); d.Due > 0 {
-					reports = append(reports, d)
-				}
-			}
-			return nil
-		})
+		if err := s.usable(ctx); err != nil {
+			return nil, err
+		}
+		reports, wait := s.dueInMemory(limit)
+		var err error
+		switch {
+		case len(reports) > 0:
+		case wait > 0:
+			err = s.wait(ctx, s.dueWake, wait)
+		default:
+			reports, err = s.dueInTable(ctx, limit)
+		}
 		if len(reports) > 0 {
 			return reports, nil
-		}
-		if err == nil {
-			err = s.wait(ctx, s.dueWake, wait)
 		}
 		if err != nil {
 			return nil, err
@@ -122,15 +116,62 @@ func (s *store) DueHosts(ctx context.Context, limit int) ([]engine.HostDue, erro
 	}
 }
 
-// popReady returns the next host to be reported. It returns nil if there is none.
-func (s *store) popReady() *host {
+// dueInMemory reports hosts of the list, up to the first one for which the table must be
+// read. Most first deliveries need no read. If there are no reports, wait is how long to
+// wait for more; 0 if the table must be read now.
+func (s *store) dueInMemory(limit int) (reports []engine.HostDue, wait time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := time.Now().UnixNano()
+	if s.nextDue <= now {
+		return nil, 0
+	}
+	for len(reports) < limit {
+		h := s.popReady(true)
+		if h == nil {
+			break
+		}
+		reports = append(reports, engine.HostDue{HostState: *h.state, Due: len(h.due), Trusted: h.trusted})
+	}
+	if len(s.ready) > 0 {
+		return reports, 0
+	}
+	return reports, time.Duration(min(s.nextDue-now, int64(time.Hour)))
+}
+
+// dueInTable lists hosts whose deliveries in the table have become due, and reports hosts of
+// the list.
+func (s *store) dueInTable(ctx context.Context, limit int) (reports []engine.HostDue, err error) {
+	err = s.read(ctx, func(c *conn) error {
+		s.scanDue(c, limit)
+		for len(reports) < limit && c.err == nil {
+			s.mu.Lock()
+			h := s.popReady(false)
+			s.mu.Unlock()
+			if h == nil {
+				break
+			}
+			if d := s.report(c, h); d.Due > 0 {
+				reports = append(reports, d)
+			}
+		}
+		return nil
+	})
+	return reports, err
+}
+
+// popReady returns the next host to be reported. It returns nil if there is none, or if
+// inMemory is set and the table must be read for its report. store.mu is held.
+func (s *store) popReady(inMemory bool) *host {
 	for len(s.ready) > 0 {
 		h := s.ready[0]
+		due := !s.isPaused(h) && (h.stored || len(h.due) > 0)
+		if due && inMemory && (h.stored || h.state == nil) {
+			return nil
+		}
 		s.ready = s.ready[1:]
 		h.ready = false
-		if !s.isPaused(h) && (h.stored || len(h.due) > 0) {
+		if due {
 			h.reported = true
 			return h
 		}
@@ -142,40 +183,38 @@ func (s *store) popReady() *host {
 const scanBatch = 500
 
 // scanDue lists the hosts whose deliveries have become due since the last call, from one
-// batch of the index. It is the first query of its read, and holds store.mu: what it does
-// not see is published later, and dueAt makes the next call read it. wait is how long to
-// wait for more: 0 if hosts are listed or the index has more.
-func (s *store) scanDue(c *conn, limit int) (wait time.Duration) {
+// batch of the index, if the list has room. It is the first query of its read, and holds
+// store.mu: what it does not see is published later, and dueAt makes the next call read it.
+func (s *store) scanDue(c *conn, limit int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	rows, now := 0, time.Now().UnixNano()
-	s.nextDue = never
-	if len(s.ready) < limit {
-		c.query(`SELECT at, seq, host FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND (at, seq) > (?, ?)
-			ORDER BY at, seq LIMIT ?`, []any{s.passed.at, s.passed.seq, scanBatch}, func(r *sqlite3.Stmt) bool {
-			at, seq := r.ColumnInt64(0), r.ColumnInt64(1)
-			if at > now {
-				s.nextDue = at
-				return false
-			}
-			h := s.host(r.ColumnText(2))
-			if !h.ready && len(s.ready) >= limit {
-				return false
-			}
-			if s.inFlight[seq] == nil {
-				h.stored = true
-				s.dueNow(h)
-			}
-			s.passed = passed{at, seq}
-			rows++
-			return true
-		})
+	if len(s.ready) >= limit {
+		return
+	}
+	rows, now, next := 0, time.Now().UnixNano(), int64(never)
+	c.query(`SELECT at, seq, host FROM task INDEXED BY task_at WHERE state = 2 AND holder IS NULL AND (at, seq) > (?, ?)
+		ORDER BY at, seq`, []any{s.passed.at, s.passed.seq}, func(r *sqlite3.Stmt) bool {
+		at, seq := r.ColumnInt64(0), r.ColumnInt64(1)
+		next = at
+		if at > now || rows == scanBatch {
+			return false
+		}
+		h := s.host(r.ColumnText(2))
+		if !h.ready && len(s.ready) >= limit {
+			return false
+		}
+		if s.inFlight[seq] == nil {
+			h.stored = true
+			s.dueNow(h)
+		}
+		s.passed, next = passed{at, seq}, never
+		rows++
+		return true
+	})
+	if c.err == nil {
+		s.nextDue = next
 	}
 	s.dropHosts()
-	if len(s.ready) > 0 || rows == scanBatch {
-		return 0
-	}
-	return time.Duration(max(0, min(s.nextDue-now, int64(time.Hour))))
 }
 
 // maxDue is how many deliveries of a host are counted for a report.
@@ -190,7 +229,8 @@ func (s *store) report(c *conn, h *host) engine.HostDue {
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d.Due, d.Trusted = len(h.due)-h.ahead, d.Trusted || h.trusted
+	h.trusted = h.trusted || d.Trusted
+	d.Due, d.Trusted = len(h.due)-h.ahead, h.trusted
 	if h.stored {
 		n, _ := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_due
 			WHERE host = ? AND state = 2 AND holder IS NULL AND at <= ? LIMIT ?)`, h.name, time.Now().UnixNano(), maxDue)
@@ -221,6 +261,7 @@ func scanHost(s *sqlite3.Stmt) engine.HostState {
 // SaveHosts implements [engine.Deliveries].
 func (s *store) SaveHosts(ctx context.Context, states []engine.HostState) error {
 	return s.update(ctx, func(t *tx) error {
+		t.after(func() { s.hostsSaved(states) })
 		for _, h := range states {
 			if h.Host == "" {
 				continue
@@ -233,6 +274,17 @@ func (s *store) SaveHosts(ctx context.Context, states []engine.HostState) error 
 		}
 		return nil
 	})
+}
+
+// hostsSaved keeps the states of hosts that are in memory. Nothing else may: a read may be
+// older than the last save. store.mu is held.
+func (s *store) hostsSaved(states []engine.HostState) {
+	for _, state := range states {
+		if h := s.hosts[state.Host]; h != nil {
+			state.Paused = false // a paused host is not reported
+			h.state = &state
+		}
+	}
 }
 
 // Pause implements [engine.Tasks].
@@ -256,7 +308,7 @@ func (s *store) Pause(ctx context.Context, target engine.Target, paused bool) er
 				return
 			}
 			h := s.host(name)
-			h.reported = false
+			h.reported, h.state = false, nil
 			s.dueNow(h)
 		})
 		t.exec("INSERT INTO "+table+"(name, paused) VALUES (?1, ?2) ON CONFLICT(name) DO UPDATE SET paused = ?2", name, paused)

@@ -118,7 +118,7 @@ type store struct {
 	hostsAt  int     // the number of hosts at which some are dropped
 	ready    []*host // to be reported
 	passed   passed
-	nextDue  int64 // when the index of due deliveries has more; never if that is unknown
+	nextDue  int64 // when the index of due deliveries has more
 	dueWake  chan struct{}
 	inFlight map[int64]*delivery
 	inMemory int // how many deliveries all hosts have in memory
@@ -169,7 +169,7 @@ func open(ctx context.Context, cfg Config) (_ *store, err error) {
 		closed: make(chan struct{}), wake: make(chan struct{}, 1), patience: time.NewTimer(time.Hour), written: make(chan struct{}),
 		paused: map[engine.Target]bool{}, queues: map[string]chan struct{}{}, hosts: map[string]*host{}, dueWake: make(chan struct{}, 1),
 		inFlight: map[int64]*delivery{}, leases: map[int64]*lease{}, waiters: map[string][]chan struct{}{},
-		reading: make(chan struct{}, readers), pool: make(chan *conn, readers), hostsAt: maxHosts, nextDue: never, opened: time.Now(),
+		reading: make(chan struct{}, readers), pool: make(chan *conn, readers), hostsAt: maxHosts, opened: time.Now(),
 	}
 	s.cache.reset()
 	s.room.wake, s.room.max = make(chan struct{}, 1), cfg.MaxSize

@@ -244,7 +244,7 @@ func (s *store) clockSet(step time.Duration) {
 	for _, q := range s.queues {
 		wake(q)
 	}
-	s.passed = passed{}
+	s.passed, s.nextDue = passed{}, 0
 	wake(s.dueWake)
 }
 

@@ -70,34 +70,6 @@ func takeOne(t *testing.T, s *store, host string) engine.Delivery {
 	return taken[0]
 }
 
-// A read that began before a delivery became due again does not see it, and takes its host
-// off the list.
-func TestDueDeliveryOutlivesOlderRead(t *testing.T) {
-	t.Parallel()
-	s := openTest(t, Config{})
-	settled(t, s, newTask("a.test:443"), "result")
-	_, err := s.DueHosts(t.Context(), 1)
-	must(t, err)
-	taken, err := s.Take(t.Context(), "a.test:443", 2)
-	must(t, err)
-	before := time.Now()
-	s.mu.Lock()
-	s.passed = passed{at: time.Now().UnixNano()}
-	s.mu.Unlock()
-	must(t, taken[0].Retry(t.Context(), before))
-	if h := s.popReady(); h == nil {
-		t.Fatal("the host is not listed")
-	}
-	s.mu.Lock()
-	s.host("a.test:443").reported = false // as report leaves it if it counts none
-	s.mu.Unlock()
-	hosts, err := s.DueHosts(t.Context(), 1)
-	must(t, err)
-	if len(hosts) != 1 || hosts[0].Due != 1 {
-		t.Errorf("the hosts are %+v", hosts)
-	}
-}
-
 func TestTaskIsStoredAtEachStep(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Config{})
