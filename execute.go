@@ -63,14 +63,15 @@ type settings struct {
 	kept       capture.ResponseOptions
 }
 
-// newExecution returns the execution of a task. ctx provides values for the handlers, and
-// never ends. client is nil if no client waits.
+// newExecution returns the execution of a task. The handlers get the values of ctx, but
+// not its end. client is nil if no client waits.
 func (a *App) newExecution(ctx context.Context, s *sharedStore, set settings, rec *task.Record, client http.ResponseWriter) *execution {
 	x := &execution{settings: set, app: a, log: a.log, store: s, rec: *rec, stopping: s.quit}
 	x.response.Init(client, set.kept)
 	x.response.Owner = x
 	x.recorded.Add(1)
-	x.ctx, x.cancel = context.WithCancelCause(ctx)
+	x.request.client, x.request.execution = ctx, x
+	x.ctx, x.cancel = context.WithCancelCause(context.Background())
 	return x
 }
 
@@ -78,6 +79,7 @@ func (a *App) newExecution(ctx context.Context, s *sharedStore, set settings, re
 // recorded before the response ends.
 func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	defer x.cancel(nil)
+	x.request.client = r.Context()
 	x.deadline = time.AfterFunc(x.timeout-x.elapsed, x.reachDeadline)
 	defer x.deadline.Stop()
 
@@ -108,7 +110,6 @@ func (x *execution) serve(r *http.Request, next caddyhttp.Handler) (err error) {
 	}()
 	inFlight.add(x)
 	defer inFlight.remove(x)
-	x.request.client, x.request.execution = r.Context(), x
 	defer x.request.over.Store(true)
 	// The request is changed in place: Caddy's placeholders, such as
 	// {http.request.body}, read the request that Caddy prepared, not a copy.
@@ -143,8 +144,9 @@ func hasSwitched(r *http.Request) bool {
 	return status == http.StatusSwitchingProtocols
 }
 
-// requestContext is the context of a request that is a task: the task's while the
-// handlers run, and the client's afterwards. The request is not changed a second time,
+// requestContext is the context of a request that is a task. It has the values of the
+// client's context. It ends with the task while the handlers run, and with the client's
+// context afterwards. The request is not changed a second time,
 // because a transport that still sends the body reads it.
 type requestContext struct {
 	client    context.Context
@@ -167,7 +169,10 @@ func (c *requestContext) Value(key any) any {
 	if key == (executionKey{}) {
 		return c.execution
 	}
-	return c.current().Value(key)
+	if value := c.current().Value(key); value != nil {
+		return value
+	}
+	return c.client.Value(key)
 }
 
 // executionKey is the context key of the execution of a request.
@@ -363,7 +368,7 @@ func (x *execution) record(status task.Verdict, message string, result *task.Res
 		return
 	}
 	x.rec.DropRequest()
-	tracing.RecordTask(x.ctx, &x.rec)
+	tracing.RecordTask(&x.request, &x.rec)
 	x.app.metrics.TaskEnded(&x.rec)
 	timeout := recordTimeout + time.Duration(body.Size()/slowestDisk)*time.Second
 	x.store.endLeaseWithin(timeout, x.log, x.rec.ID, func(ctx context.Context) error {

@@ -2,7 +2,6 @@ package callback
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -359,7 +358,7 @@ func (h *Handler) claim(s *sharedStore, callback *task.Callback, host string, w 
 		ToHEAD: r.Method == http.MethodHead, // from the command line only
 	}}
 	h.app.keepLarge(&set.kept, callback)
-	x := h.app.newExecution(context.WithoutCancel(r.Context()), s, set, &rec, w)
+	x := h.app.newExecution(r.Context(), s, set, &rec, w)
 	x.claimedBy = h
 	if x.lease, err = s.Claim(x.ctx, &x.rec); err != nil {
 		x.cancel(err)
