@@ -198,9 +198,5 @@ func encode(rec *task.Record, content []byte, resultURL string) form.Callback {
 			Body: content, Size: rec.Result.Size, Link: resultURL,
 		}
 	}
-	write, ok := formats[rec.Callback.Format]
-	if !ok { // the record is from a later version
-		write = writeForm
-	}
 	return write(rec, resp)
 }

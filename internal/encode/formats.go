@@ -19,14 +19,21 @@ const (
 	FormatCloudEvents = "cloudevents"
 )
 
-// formats are the encoders, by the name of the format. resp is nil if the task has no
+// write encodes a response in the format of its callback. resp is nil if the task has no
 // result.
-var formats = map[string]func(rec *task.Record, resp *form.Response) form.Callback{
-	FormatForm:        writeForm,
-	FormatJSON:        writeJSON,
-	FormatRaw:         writeRaw,
-	FormatData:        writeData,
-	FormatCloudEvents: writeCloudEvent,
+func write(rec *task.Record, resp *form.Response) form.Callback {
+	switch rec.Callback.Format {
+	case FormatJSON:
+		return writeJSON(rec, resp)
+	case FormatRaw:
+		return writeRaw(rec, resp)
+	case FormatData:
+		return form.EncodeData(rec.Error, resp, rec.Callback.MaxResult)
+	case FormatCloudEvents:
+		return form.EncodeCloudEvent(eventOf(rec), resp, rec.Callback.MaxResult)
+	default: // FormatForm, or a format of a later version
+		return writeForm(rec, resp)
+	}
 }
 
 // Formats returns the formats that a user can choose, the default first.
@@ -55,14 +62,6 @@ func writeRaw(rec *task.Record, resp *form.Response) form.Callback {
 		return form.Callback{}
 	}
 	return form.EncodeError(rec.Error)
-}
-
-func writeData(rec *task.Record, resp *form.Response) form.Callback {
-	return form.EncodeData(rec.Error, resp, rec.Callback.MaxResult)
-}
-
-func writeCloudEvent(rec *task.Record, resp *form.Response) form.Callback {
-	return form.EncodeCloudEvent(eventOf(rec), resp, rec.Callback.MaxResult)
 }
 
 // eventTypes is the prefix of the event types of verdicts.
