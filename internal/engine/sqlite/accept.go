@@ -78,8 +78,10 @@ func (s *store) Claim(ctx context.Context, rec *task.Record) (engine.Lease, erro
 		if err := t.checkQuota(rec.CallbackDomain); err != nil {
 			return err
 		}
-		if l.row, err = t.insert(rec, doc, running, 0, t.now, nil, nil); err == nil {
-			t.after(func() { s.leases[l.row.seq] = l })
+		row, err := t.insert(rec, doc, running, 0, t.now, nil, nil)
+		if err == nil {
+			l.row = row
+			t.begun = append(t.begun, l)
 		}
 		return err
 	})

@@ -144,7 +144,7 @@ func (t *tx) start(q *queuedJob, maxStarts int) (engine.Job, error) {
 	}
 	claimed.describe(q.rec)
 	l := &lease{s: t.s, row: &claimed}
-	t.after(func() { t.s.leases[claimed.seq] = l })
+	t.begun = append(t.begun, l)
 	return engine.Job{Record: q.rec, Lease: l, Request: q.body}, nil
 }
 

@@ -34,6 +34,7 @@ type tx struct {
 
 	changed    []string // IDs of tasks
 	afterwards []func()
+	begun      []*lease
 	ended      []*lease
 	counts     map[counter]int64 // changes of the counters
 	held       int               // first deliveries that will be in memory
@@ -106,6 +107,9 @@ func (t *tx) flush() {
 
 // publish applies the transaction to the state in memory. store.mu is held.
 func (t *tx) publish() {
+	for _, l := range t.begun {
+		t.s.leases[l.row.seq] = l
+	}
 	for _, l := range t.ended {
 		l.end()
 	}
