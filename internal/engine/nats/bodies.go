@@ -121,8 +121,8 @@ func (c *chunks) get(number int64) error {
 	subject := bodySubject + c.name + "." + strconv.FormatInt(number, 10)
 	var msg *jetstream.RawStreamMsg
 	isMissing := false
-	err := c.engine.untilCurrent(c.ctx, func() (err error) {
-		msg, err = c.engine.get(c.ctx, c.engine.bodies, subject)
+	err := c.engine.untilCurrent(c.ctx, func(ctx context.Context) (err error) {
+		msg, err = c.engine.get(ctx, c.engine.bodies, subject)
 		if isMissing = errors.Is(err, engine.ErrNotFound); isMissing {
 			err = errNotYet // a server without the latest messages may have answered
 		}

@@ -318,7 +318,8 @@ func (x *index) start(f *inFlight) {
 }
 
 // drop ends f, which may be nil, after an error, whether or not the step was stored. The
-// task returns to its backlog, unless it has a later step, which follows in the stream.
+// task returns to its backlog, unless it has a later step or was removed: that follows in
+// the stream.
 func (x *index) drop(id string, f *inFlight, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -329,7 +330,7 @@ func (x *index) drop(id string, f *inFlight, err error) {
 	if e == nil {
 		return
 	}
-	lost := errors.Is(err, engine.ErrLost)
+	lost := errors.Is(err, engine.ErrLost) || errors.Is(err, engine.ErrNotFound)
 	for _, b := range []*backlog{e.queue, e.host} {
 		if b != nil && lost {
 			b.raced = raceSpread

@@ -1,6 +1,7 @@
 package nats
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"strings"
@@ -187,5 +188,37 @@ func TestPurgedTaskIsForgotten(t *testing.T) {
 	}
 	if n := stats.Tasks[task.Queued]; n != 0 {
 		t.Errorf("%d tasks are queued", n)
+	}
+}
+
+// A gateway that does not know yet that another one has removed a job does not ask for it
+// again and again.
+func TestJobRemovedElsewhereIsDropped(t *testing.T) {
+	t.Parallel()
+	cfg := Config{URLs: []string{startServer(t, t.TempDir(), nil).ClientURL()}, LeaseTime: time.Hour}
+	a, b := open(t, cfg), open(t, cfg)
+	rec := newTask()
+	rec.Callback, rec.CallbackHost = nil, ""
+	enqueue(t, a, rec, "request")
+	eventually(t, "both know the job", func() bool { return b.index.depth(rec.Queue) == 1 })
+	b.stopReading()
+	jobs, err := a.Jobs(rec.Queue).Next(t.Context(), 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := settle(t, jobs[0].Lease, jobs[0].Record, "result"); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Act(t.Context(), rec.ID, engine.Action{Kind: engine.Delete}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	before := b.nc.Stats().OutMsgs
+	if jobs, err := b.Jobs(rec.Queue).Next(ctx, 1, 0); len(jobs) > 0 || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%d jobs: %v", len(jobs), err)
+	}
+	if n := b.nc.Stats().OutMsgs - before; n > 10 {
+		t.Errorf("%d messages were sent", n)
 	}
 }

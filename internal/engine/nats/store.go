@@ -27,7 +27,7 @@ func (e *Engine) put(ctx context.Context, m *message, last uint64, with ...*nats
 		return err
 	}
 	var seq uint64
-	err = e.untilCurrent(ctx, func() (err error) {
+	err = e.untilCurrent(ctx, func(ctx context.Context) (err error) {
 		seq, err = e.store(ctx, append(with, msg)...)
 		if errors.Is(err, engine.ErrLost) {
 			seq, err = e.refused(ctx, m, last, len(with) > 0)
@@ -85,10 +85,13 @@ func (e *Engine) store(ctx context.Context, msgs ...*nats.Msg) (seq uint64, err 
 	return seq, err
 }
 
-// untilCurrent repeats a call while it returns errNotYet, for about stepTimeout.
-func (e *Engine) untilCurrent(ctx context.Context, call func() error) error {
+// untilCurrent repeats a call while it returns errNotYet, for about stepTimeout. All calls
+// together may take twice as long.
+func (e *Engine) untilCurrent(ctx context.Context, call func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*stepTimeout)
+	defer cancel()
 	for began := time.Now(); ; {
-		err := call()
+		err := call(ctx)
 		if !errors.Is(err, errNotYet) || time.Since(began) > stepTimeout {
 			return err
 		}
@@ -213,7 +216,7 @@ func (e *Engine) getTask(ctx context.Context, id string) (*message, error) {
 func (e *Engine) lastStep(ctx context.Context, id string) (*message, error) {
 	known, exists := e.index.lastStep(id)
 	var msg *jetstream.RawStreamMsg
-	err := e.untilCurrent(ctx, func() (err error) {
+	err := e.untilCurrent(ctx, func(ctx context.Context) (err error) {
 		msg, err = e.get(ctx, e.tasks, taskSubject+token(id))
 		switch {
 		case err == nil && msg.Sequence < known:
