@@ -16,6 +16,7 @@ import (
 type host struct {
 	name    string
 	trusted bool              // the table has it as trusted
+	isRead  bool              // trusted is known
 	state   *engine.HostState // as it was saved last; nil if it must be read
 
 	stored   bool           // the table may have deliveries that memory does not have
@@ -229,7 +230,7 @@ func (s *store) report(c *conn, h *host) engine.HostDue {
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h.trusted = h.trusted || d.Trusted
+	h.trusted, h.isRead = h.trusted || d.Trusted, h.isRead || c.err == nil
 	d.Due, d.Trusted = len(h.due)-h.ahead, h.trusted
 	if h.stored {
 		n, _ := c.number(`SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_due
@@ -276,11 +277,11 @@ func (s *store) SaveHosts(ctx context.Context, states []engine.HostState) error 
 	})
 }
 
-// hostsSaved keeps the states of hosts that are in memory. Nothing else may: a read may be
+// hostsSaved keeps the states of hosts whose row was read. Nothing else may: a read may be
 // older than the last save. store.mu is held.
 func (s *store) hostsSaved(states []engine.HostState) {
 	for _, state := range states {
-		if h := s.hosts[state.Host]; h != nil {
+		if h := s.hosts[state.Host]; h != nil && h.isRead {
 			state.Paused = false // a paused host is not reported
 			h.state = &state
 		}

@@ -120,3 +120,31 @@ func TestDueDeliveryOutlivesOlderRead(t *testing.T) {
 		t.Errorf("the hosts are %+v", hosts)
 	}
 }
+
+// A trusted host that is no longer in memory is still trusted when its state is saved.
+func TestForgottenHostStaysTrusted(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Config{})
+	trusted := newTask("a.test:443")
+	trusted.Callback.Trusted = true
+	settled(t, s, trusted, "result")
+	report(t, s)
+	must(t, takeOne(t, s, "a.test:443").Done(t.Context()))
+	s.mu.Lock()
+	s.hostsAt = 0
+	s.dropHosts()
+	forgotten := s.hosts["a.test:443"] == nil
+	s.mu.Unlock()
+	if !forgotten {
+		t.Fatal("the host is still in memory")
+	}
+	_, err := s.Take(t.Context(), "a.test:443", 1)
+	must(t, err)
+	must(t, s.SaveHosts(t.Context(), []engine.HostState{{Host: "a.test:443", Window: 4, AnsweredAt: time.Now()}}))
+	settled(t, s, newTask("a.test:443"), "result")
+	hosts, err := s.DueHosts(t.Context(), 1)
+	must(t, err)
+	if !hosts[0].Trusted {
+		t.Error("the host is not trusted")
+	}
+}

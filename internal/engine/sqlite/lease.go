@@ -213,6 +213,7 @@ func (t *tx) remove(r *row) error {
 	}
 	t.count(r.place, -1)
 	t.changed = append(t.changed, r.id)
+	t.s.cache.drop(r.seq)
 	t.dropBody(r.seq, engine.RequestBody, r.request)
 	t.dropBody(r.seq, engine.ResultBody, r.result)
 	return nil

@@ -186,7 +186,8 @@ func TestRepairCorrectsTimes(t *testing.T) {
 				if !strings.HasPrefix(report, "1 tasks saved, 1 of them from pages with a wrong checksum") {
 					t.Errorf("the report is %q", report)
 				}
-				must(t, s.trim(t.Context(), s.limits()))
+				_, err := s.trim(t.Context(), s.limits(), trimBatch)
+				must(t, err)
 				got, err := s.Get(t.Context(), rec.ID)
 				must(t, err)
 				if got.State != tt.state {

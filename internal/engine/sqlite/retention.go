@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -17,7 +18,10 @@ const (
 	// trimBatch is how many tasks are removed in one commit. Other operations wait for
 	// it: removing 200 tasks takes 10 ms.
 	trimBatch = 50
-	// maxTrimInterval is the longest interval between two searches for expired tasks.
+	// maxTrimBatch is how many are removed at once if the removal does not keep up.
+	maxTrimBatch = 200
+	// maxTrimInterval is the longest interval between two searches for expired tasks. A
+	// search that takes longer does not keep up.
 	maxTrimInterval = 10 * time.Second
 
 	defaultDeliveryWindow = 30 * 24 * time.Hour
@@ -39,10 +43,11 @@ func (s *store) limits() engine.Settings {
 
 // maintain removes expired tasks, between the commits of others.
 func (s *store) maintain() {
-	for {
+	for size := trimBatch; ; {
 		s.room.seen.Store(s.room.used())
 		l := s.limits()
-		if err := s.trim(s.life, l); err != nil && !s.isClosing() && !errors.Is(err, engine.ErrFull) {
+		isBehind, err := s.trim(s.life, l, size)
+		if err != nil && !s.isClosing() && !errors.Is(err, engine.ErrFull) {
 			s.log.Warn("removing expired tasks failed", zap.Error(err))
 		}
 		if s.room.crowded() {
@@ -50,6 +55,11 @@ func (s *store) maintain() {
 				s.log.Warn("evicting results failed", zap.Error(err))
 			}
 		}
+		if isBehind {
+			size = maxTrimBatch
+			continue
+		}
+		size = trimBatch
 		interval := min(l.Retention, l.Dead, l.DeliveryWindow) / 10
 		if err := s.wait(s.life, s.room.wake, min(max(interval, 100*time.Millisecond), maxTrimInterval)); err != nil {
 			return
@@ -57,31 +67,37 @@ func (s *store) maintain() {
 	}
 }
 
-// trim removes expired tasks and keys, and hosts that have not answered for a day.
-func (s *store) trim(ctx context.Context, l engine.Settings) error {
+// trim removes expired tasks and keys, and hosts that have not answered for a day, up to
+// size of each at a time. It reports whether it has stopped after maxTrimInterval.
+func (s *store) trim(ctx context.Context, l engine.Settings, size int) (isBehind bool, err error) {
 	now := time.Now()
-	for _, batch := range []func(*tx) (int, error){
-		func(t *tx) (int, error) { return t.trimEnded(done, now.Add(-l.Retention), l.RetentionCount) },
-		func(t *tx) (int, error) { return t.trimEnded(dead, now.Add(-l.Dead), l.DeadCount) },
-		func(t *tx) (int, error) { return t.giveUp(now.Add(-l.DeliveryWindow), l.GaveUp) },
+	batches := []func(*tx) (int, error){
+		func(t *tx) (int, error) { return t.trimEnded(done, now.Add(-l.Retention), l.RetentionCount, size) },
+		func(t *tx) (int, error) { return t.trimEnded(dead, now.Add(-l.Dead), l.DeadCount, size) },
+		func(t *tx) (int, error) { return t.giveUp(now.Add(-l.DeliveryWindow), l.GaveUp, size) },
 		func(t *tx) (int, error) {
-			t.exec("DELETE FROM key WHERE hash IN (SELECT hash FROM key WHERE expires <= ? LIMIT ?)", now.UnixNano(), trimBatch)
+			t.exec("DELETE FROM key WHERE hash IN (SELECT hash FROM key WHERE expires <= ? LIMIT ?)", now.UnixNano(), size)
 			return int(t.Changes()), nil
 		},
 		func(t *tx) (int, error) {
 			t.exec(`DELETE FROM host WHERE name IN (SELECT name FROM host INDEXED BY host_idle WHERE waiting = 0 AND paused = 0
-				AND trusted = 0 AND failures = 0 AND answered < ? LIMIT ?)`, now.Add(-24*time.Hour).UnixNano(), trimBatch)
+				AND trusted = 0 AND failures = 0 AND answered < ? LIMIT ?)`, now.Add(-24*time.Hour).UnixNano(), size)
 			return int(t.Changes()), nil
 		},
-	} {
-		for n := trimBatch; n == trimBatch; {
-			var err error
-			if n, err = s.remove(ctx, batch); err != nil {
-				return err
-			}
-		}
 	}
-	return nil
+	for len(batches) > 0 && err == nil {
+		if time.Since(now) > maxTrimInterval {
+			return true, nil
+		}
+		batches = slices.DeleteFunc(batches, func(batch func(*tx) (int, error)) bool {
+			n := 0
+			if err == nil {
+				n, err = s.remove(ctx, batch)
+			}
+			return n < size
+		})
+	}
+	return false, err
 }
 
 // remove runs one batch of removals. The size of the store is measured again afterwards.
@@ -99,11 +115,11 @@ const bySince = " INDEXED BY task_since WHERE state = ? AND state >= 2 AND holde
 
 // trimEnded removes tasks of a state that ended before a time, and the oldest tasks if
 // there are more than most.
-func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
+func (t *tx) trimEnded(state int, before time.Time, most int64, size int) (int, error) {
 	tasks, _ := t.number("SELECT tasks FROM tally WHERE state = ?", string(stateNames[state]))
-	until, limit, over := before.UnixNano(), int64(trimBatch), tasks-most
+	until, limit, over := before.UnixNano(), int64(size), tasks-most
 	if over > 0 {
-		until, limit = never, min(over, trimBatch)
+		until, limit = never, min(over, limit)
 	}
 	rows := all(t.conn, bySince, state, until, limit)
 	for _, r := range rows {
@@ -112,14 +128,16 @@ func (t *tx) trimEnded(state int, before time.Time, most int64) (int, error) {
 		}
 	}
 	if over > 0 && len(rows) > 0 {
-		return trimBatch, nil // others may be too old
+		return size, nil // others may be too old
 	}
 	return len(rows), nil
 }
 
-// giveUp turns callbacks whose delivery window has ended into dead letters.
-func (t *tx) giveUp(before time.Time, gaveUp func(*task.Record)) (n int, err error) {
-	rows := all(t.conn, bySince, delivering, before.UnixNano(), trimBatch)
+// giveUp turns callbacks whose delivery window has ended into dead letters. It returns size
+// if there may be more.
+func (t *tx) giveUp(before time.Time, gaveUp func(*task.Record), size int) (n int, err error) {
+	rows := all(t.conn, bySince, delivering, before.UnixNano(), size)
+	isFull := len(rows) == size
 	held := all(t.conn, " INDEXED BY task_holder WHERE holder = ? AND state = 2 AND since <= ?", t.s.holder, before.UnixNano())
 	for _, r := range append(rows, held...) {
 		if t.s.flight(r.seq) != nil {
@@ -138,7 +156,10 @@ func (t *tx) giveUp(before time.Time, gaveUp func(*task.Record)) (n int, err err
 			t.after(func() { gaveUp(rec) })
 		}
 	}
-	return n, nil
+	if isFull && n > 0 {
+		return size, nil // there may be more
+	}
+	return min(n, size-1), nil
 }
 
 // giveUpOne turns a callback into a dead letter.
