@@ -16,8 +16,8 @@ import (
 
 const (
 	// trimBatch is how many tasks are removed in one commit. Other operations wait for
-	// it: removing 200 tasks takes 10 ms.
-	trimBatch = 50
+	// it: removing a task takes 50 µs.
+	trimBatch = 20
 	// maxTrimBatch is how many are removed at once if the removal does not keep up.
 	maxTrimBatch = 200
 	// maxTrimInterval is the longest interval between two searches for expired tasks. A
