@@ -146,8 +146,8 @@ func hasSwitched(r *http.Request) bool {
 
 // requestContext is the context of a request that is a task. It has the values of the
 // client's context. It ends with the task while the handlers run, and with the client's
-// context afterwards. The request is not changed a second time,
-// because a transport that still sends the body reads it.
+// context afterwards. The request is not changed a second time, because a transport that
+// still sends the body reads it.
 type requestContext struct {
 	client    context.Context
 	execution *execution
